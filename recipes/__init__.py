@@ -1,0 +1,1 @@
+"""The recipes, one file a job. They are scripts: nothing imports them."""

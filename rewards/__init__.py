@@ -1,0 +1,55 @@
+"""Rewards: what a reward is, how it is named in a config, and the built-in ones.
+
+A reward is a callable over the columns of a batch, one score a completion:
+
+    from rewards import reward
+
+    @reward("brevity")
+    def brevity(completions, *, limit=400, **columns):
+        return [max(0.0, 1 - len(c[0]["content"]) / limit) for c in completions]
+
+It is named in a config by its registered name, by a dotted path, or as `path/to/file.py:brevity`; parameters with a
+default (`limit`) can be set there, parameters without one are columns that the data must have. For each completion it
+returns one of three outcomes:
+
+1. a number: the score;
+2. `None`: not applicable, there is nothing to judge;
+3. `Failed("why")`, or an exception for the whole batch: the reward broke down. Never a 0.0: a completion is not to be
+   punished because a server was down.
+
+`build_reward` turns a spec into a `Reward` that keeps these apart, and that TRL's own GRPOTrainer takes as it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from rewards.contract import Failed, Outcome, RewardError, Scored
+from rewards.runner import Reward, build_reward, build_rewards
+from rlkd.registry import register, registry
+
+BUILT_IN = {
+    "accuracy": "rewards.accuracy.Accuracy",
+    "soft_overlong": "rewards.lengths.SoftOverlong",
+    "structure": "rewards.structure.StructureReward",
+    "tag_count": "rewards.formats.tag_count",
+    "think_format": "rewards.formats.think_format",
+}
+registry("reward").declare(BUILT_IN)
+
+
+def reward(name: str) -> Callable[[Any], Any]:
+    """Decorator that registers a reward function, or a class whose instances are rewards, under `name`."""
+    return register("reward", name)
+
+
+__all__ = [
+    "BUILT_IN",
+    "Failed",
+    "Outcome",
+    "Reward",
+    "RewardError",
+    "Scored",
+    "build_reward",
+    "build_rewards",
+    "reward",
+]

@@ -1,0 +1,126 @@
+"""Final answers: find them in a text, and compare them.
+
+    >>> extract_answer("48/2 = 24 in May, so 72 in all.\\n#### 72")
+    '72'
+    >>> is_correct("... so it is \\\\boxed{1{,}000}", "1000")
+    True
+
+Comparison is exact arithmetic where both answers are plain numbers, and `math-verify` (symbolic) otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from fractions import Fraction
+from typing import Literal
+
+# The explicit ways in which an answer is announced, in falling order of trust. `\boxed{}` needs brace matching and is
+# handled apart.
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
+_PHRASE = re.compile(r"\b(?:final )?answer is:?[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
+_PLAIN_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?")
+
+VERIFY_SECONDS = 3
+
+
+class VerificationError(RuntimeError):
+    """Two answers could not be compared (not: they differ)."""
+
+
+def extract_answer(text: str, fallback: Literal["none", "last_number"] = "none") -> str | None:
+    """Return the last explicitly announced answer of a text, or None.
+
+    Announced means, in this order: `####`, `\\boxed{...}`, `<answer>...</answer>`, "the answer is ...". What stands
+    before a closing think tag is thought, not answer, and is passed over. `fallback="last_number"` takes the last
+    number of a text without any of these; that rewards a cut-off text that happens to stop at the right number.
+    """
+    text = text.rpartition("</think>")[2]
+    if found := _HASHES.findall(text):
+        return _first_line_answer(found[-1])
+    if boxed := _last_boxed(text):
+        return boxed
+    if tagged := _TAG.findall(text):
+        inner = tagged[-1].strip()
+        return (_last_boxed(inner) or inner) or None
+    if phrased := _PHRASE.findall(text):
+        return phrased[-1].strip()
+    if fallback == "last_number" and (numbers := _NUMBER.findall(text)):
+        return numbers[-1]
+    return None
+
+
+def is_correct(text: str, gold: str, fallback: Literal["none", "last_number"] = "none") -> bool | None:
+    """Whether the answer announced in `text` equals `gold`; None where the gold answer itself cannot be read.
+
+    Raises `VerificationError` where a comparison is needed that cannot be made (see `equal`). A text without an
+    announced answer is wrong, not unreadable.
+    """
+    gold_answer = extract_answer(gold) or gold.strip()
+    if not gold_answer:
+        return None
+    answer = extract_answer(text, fallback)
+    if answer is None:
+        return False
+    return equal(answer, gold_answer)
+
+
+def equal(answer: str, gold: str) -> bool | None:
+    """Whether two answers are the same value; None where `gold` is no mathematical value that can be read.
+
+    `math-verify` limits its time by signals, which work on the main thread only. Elsewhere an answer that is no plain
+    number raises `VerificationError` instead of risking an endless evaluation.
+    """
+    left, right = number(answer), number(gold)
+    if left is not None and right is not None:
+        return left == right
+    if _normalise(answer) == _normalise(gold):
+        return True
+    if threading.current_thread() is not threading.main_thread():
+        raise VerificationError("math-verify has a time limit on the main thread only; this call came from another one")
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    targets = [LatexExtractionConfig(), ExprExtractionConfig()]
+    parsed_gold = parse(f"${gold}$", extraction_config=targets, parsing_timeout=VERIFY_SECONDS)
+    if not parsed_gold:
+        return None
+    parsed = parse(f"${answer}$", extraction_config=targets, parsing_timeout=VERIFY_SECONDS)
+    return bool(verify(parsed_gold, parsed, timeout_seconds=VERIFY_SECONDS))
+
+
+def number(text: str) -> Fraction | None:
+    """The exact value of a plain number with its usual trimmings ("$1,200.50", "24 clips", "75%"), or None.
+
+    Units and currency are ignored, as answers to word problems name them or not at will: "75%" reads as 75.
+    """
+    cleaned = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", "").replace("\\%", "%")
+    cleaned = re.sub(r"(?<=\d),(?=\d{3}\b)", "", cleaned)
+    match = re.fullmatch(rf"({_PLAIN_NUMBER.pattern})\s*%?(?:\s+[A-Za-z][A-Za-z ]*)?", cleaned.strip())
+    if not match or len(match[1]) > 100:
+        return None
+    numerator, _, denominator = match[1].partition("/")
+    if denominator and not int(denominator):
+        return None
+    return Fraction(numerator) / (int(denominator) if denominator else 1)
+
+
+def _normalise(text: str) -> str:
+    return re.sub(r"[\s$.]+", "", text).casefold()
+
+
+def _first_line_answer(text: str) -> str | None:
+    return text.strip().removesuffix("<|im_end|>").strip() or None
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for position in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : position].strip() or None
+    return None  # cut off inside the box

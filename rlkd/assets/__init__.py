@@ -1,0 +1,1 @@
+"""Data files of the embedded sample; read them through `rlkd.data`."""

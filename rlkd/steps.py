@@ -1,0 +1,169 @@
+"""The steps of a trace as plain text: cut a trace into sentences, and a sentence into (question, answer).
+
+GSM8K writes a step as a sentence with a calculator mark, `She sold 48/2 = <<48/2=24>>24 clips.`; models write the same
+step without the mark, with units, currency signs or LaTeX. Both come out alike here:
+
+    >>> split_calculation("She sold 48/2 = <<48/2=24>>24 clips.")
+    ('48/2', '24')
+    >>> split_calculation("At $2 an egg she makes 9 eggs x $2 = $18 a day.")
+    ('9 eggs x $2', '18')
+    >>> sentences("Mr. Day has 0.5 kg. He eats half of it.")
+    ['Mr. Day has 0.5 kg.', 'He eats half of it.']
+
+All functions take time linear in the length of their text.
+"""
+
+import re
+
+_MARK = re.compile(r"<<([^<>\n]*+)>>")
+_FINAL_ANSWER = re.compile(r"(?:\A|\n)[ \t]*+####[^\n]*+\Z")
+
+# Sentence ends, tried at each place after a whole calculator mark, so that none is found inside a mark.
+_MARK_OR_END = re.compile(r"""<<[^<>]*+>>|(?<![.!?])[.!?]++["'’”)\]*]*+(?=\s)""")
+_LAST_WORD = re.compile(r"[\w.]+\Z")
+_ABBREVIATION = re.compile(
+    r"(?i:mr|mrs|ms|dr|st|jr|sr|prof|vs|e\.g|i\.e|cf|ca|fig|eq)\.|(?i:a\.m|p\.m|etc|approx|no)\.(?=\s+[a-z\d])"
+)
+
+_NUMBER = r"(?:\d++ \d++/\d++|\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+|\.\d++)"
+# `x` multiplies where a number, an amount or a bracket comes next; elsewhere it is a variable.
+_OPERATOR = r"(?:[-+*/^×÷−–·]|(?<![a-zA-Z])[xX](?=\s?[\d.$€£(\\])|\\(?:times|cdot|div)\b)"
+# An equals sign (not part of <=, >=, != or ==), then a number that is the whole right side: `= $1,200.`, `= 3/4 of
+# it`, `= 24 - that is all`, `= \boxed{18}`, but not `= 150 + 90`, `= 12 + 8x`, `= 3x` or `= 4(3 + 2x)`.
+_RESULT = re.compile(
+    r"(?:(?<![<>=!:])[=≈](?!=)|\bequals\b|\\approx\b)\s*+(?:\\boxed\{\s*+)?+"
+    r"(?P<sign>[-−]?+)\s*+(?:\\?[$€£])*+\s*+(?P<inner_sign>[-−]?+)"
+    rf"(?P<number>{_NUMBER}(?:\s?/\s?{_NUMBER})?+)"
+    rf"(?!\d|\(|[a-zA-Z]\b|\s*+{_OPERATOR}\s*+(?:[\\$€£(\d.]|[a-zA-Z]\b))"
+)
+_TOKEN = re.compile(
+    rf"(?P<operator>{_OPERATOR}|\b(?:times|plus|minus|of|divided\s+by|multiplied\s+by)\b)"
+    rf"|(?P<number>(?:\\?[$€£])?+\s?{_NUMBER}(?:[a-zA-Z]\b)?\s?(?:\\?%)?)"
+    r"|(?P<bracket>[()\[\]{}]|\\[dt]?frac\b)"
+    r"|(?P<variable>\b[a-zA-Z]\b)"
+    r"|(?P<word>[^\W\d]++(?:['’-][^\W\d]++)*+)"
+    r"|(?P<other>\S)"
+)
+# An expression ends at its equals sign, so only what stands shortly before it can belong to it.
+_LONGEST_EXPRESSION = 300
+_LONGEST_UNIT = 4
+
+
+def strip_calculator_marks(text: str) -> str:
+    """The text without GSM8K's calculator marks: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
+    return _MARK.sub("", text)
+
+
+def sentences(text: str) -> list[str]:
+    """The steps of a trace at the level of sentences, in order, each stripped and none empty.
+
+    Cuts at newlines and after `.`, `!` and `?` that whitespace follows; not at decimals, abbreviations (`Mr.`,
+    `e.g.`), the number of a list item (`1. Add the two`) or inside a calculator mark. Lines without a letter or
+    digit (LaTeX brackets, rules) are left out, and so is a closing `#### 72`, which states the answer and is no step.
+    """
+    found = []
+    for line in _FINAL_ANSWER.sub("", text.rstrip()).splitlines():
+        start = 0
+        for end in _MARK_OR_END.finditer(line):
+            if end[0].startswith("<<") or _keeps_its_sentence_open(line, start, end.start() + 1):
+                continue
+            found.append(line[start : end.end()])
+            start = end.end()
+        found.append(line[start:])
+    return [sentence.strip() for sentence in found if any(character.isalnum() for character in sentence)]
+
+
+def _keeps_its_sentence_open(line: str, start: int, stop: int) -> bool:
+    """Whether the full stop before `stop` ends an abbreviation or a list number, not the sentence begun at `start`."""
+    if line[start:stop].strip(" \t*#-.").isdigit():
+        return True
+    window = max(start, stop - 20)
+    last_word = _LAST_WORD.search(line[window:stop])
+    if last_word is None:
+        return False
+    abbreviation = _ABBREVIATION.match(line, window + last_word.start())
+    return abbreviation is not None and abbreviation.end() == stop
+
+
+def split_calculation(sentence: str) -> tuple[str | None, str | None]:
+    """What a sentence computes and its result, as `(question, answer)`.
+
+    The sources, the first that applies:
+
+    1. the last calculator mark with an equals sign: `<<48/2=24>>` gives `("48/2", "24")`. A sentence with several
+       marks computes intermediate values first, so the last mark is the step's result;
+    2. the last equals sign (`=`, `≈` or the word `equals`) that a plain number follows: `12 x 2 = 24 pages` gives
+       `("12 x 2", "24")`. The answer is that number alone, without currency, unit or thousands commas. The question is
+       the arithmetic that ends at the equals sign, or all words since the previous one if they hold no arithmetic
+       (`Total = 24`);
+    3. neither: the sentence is the question and there is no answer.
+
+    A side that is empty is None; an empty sentence gives `(None, None)`. Our choice: neither paper defines this split.
+    """
+    for mark in reversed(_MARK.findall(sentence)):
+        left, equals, right = mark.rpartition("=")
+        if equals and left.strip() and right.strip():
+            return left.strip(), _plain_number(right)
+    text = strip_calculator_marks(sentence).strip()
+    last = None
+    for last in _RESULT.finditer(text):  # noqa: B007 (only the last one counts)
+        pass
+    if last is None:
+        return text or None, None
+    before = text[max(0, last.start() - _LONGEST_EXPRESSION) : last.start()]
+    left = re.split(r"[=≈]|\bequals\b|\\approx\b|\\\(|\\\[|\$\$", before)[-1]
+    negative = "-" if last["sign"] or last["inner_sign"] else ""
+    return _trailing_expression(left) or left.strip() or None, negative + _plain_number(last["number"])
+
+
+def _plain_number(number: str) -> str:
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", number).strip().lstrip("$€£")
+
+
+def _trailing_expression(text: str) -> str:
+    """The arithmetic at the end of a text, `6 - 2` in `He has 6 - 2`; empty if there is none.
+
+    Walks left from the end over numbers, operators, brackets and one-letter variables. Words are taken along as the
+    unit of a number before them (`40 years / 80 years`, `80 seconds/floor * 12 floors`), and only where an operator or
+    the end comes next: in `5 apples and 3 + 4` the words belong to the sentence.
+    """
+    tokens = list(_TOKEN.finditer(text))
+    first = len(tokens)
+    while first:
+        kind = tokens[first - 1].lastgroup
+        if kind == "word":
+            unit = _start_of_unit(tokens, first)
+            if unit is None:
+                break
+            first = unit
+        elif kind == "other":
+            break
+        elif kind == "variable" and first < len(tokens) and tokens[first].lastgroup in ("number", "variable"):
+            break  # the article in `makes a 5 + 3`
+        elif kind == "number" and first < len(tokens) and tokens[first].lastgroup == "number":
+            break
+        else:
+            first -= 1
+    while first < len(tokens) and tokens[first].lastgroup == "operator":
+        attached = first + 1 < len(tokens) and tokens[first].end() == tokens[first + 1].start()
+        if tokens[first][0] in "-−" and attached:
+            break  # a sign, as in `-3 + 5`
+        first += 1
+    while first < len(tokens) and tokens[first][0] in (")", "]", "}"):
+        first += 1
+    if not any(token.lastgroup == "operator" or "frac" in token[0] for token in tokens[first:]):
+        return ""
+    return text[tokens[first].start() :].strip()
+
+
+def _start_of_unit(tokens: list[re.Match[str]], stop: int) -> int | None:
+    """The index of the number whose unit ends at token `stop - 1`, or None if these words are no unit."""
+    if stop < len(tokens) and tokens[stop].lastgroup != "operator" and tokens[stop][0] not in (")", "]", "}"):
+        return None
+    for index in range(stop - 1, max(-1, stop - 2 - _LONGEST_UNIT), -1):
+        token = tokens[index]
+        if token.lastgroup == "number" or token[0] in (")", "]", "}"):
+            return index + 1
+        if token.lastgroup != "word" and token[0] != "/":
+            return None
+    return None

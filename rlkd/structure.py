@@ -1,0 +1,434 @@
+r"""What a decomposed reasoning trace is, and the one text form it has everywhere.
+
+Three terms of ours, defined here:
+
+- a **step** says why something is done now, what is done, and what comes out: `meta` (the sub-question), `question`
+  (what is computed) and `answer` (the result). Any of them may be missing, not all;
+- a **structure** is the ordered list of the steps of one trace;
+- a **branch** is one of several structures of the same problem, one for each correct trace of the teacher.
+
+A step as text, fields that are None left out:
+
+    <step>
+    <meta>How many clips did Natalia sell in May?</meta>
+    <question>48/2</question>
+    <answer>24</answer>
+    </step>
+
+Tags and not JSON, because mathematical text is full of backslashes, which models get wrong inside JSON strings, and
+because a small student writes tags reliably. What an engine with guided decoding yields (`JSON_SCHEMA`) is read too:
+
+    >>> steps = [Step("How many in May?", "48/2", "24")]
+    >>> parse("Sure!\n" + render(Structure(steps)) + "\n<step>\n<meta>How ma").structure == Structure(steps)
+    True
+    >>> print(parse(r'{"steps": [{"meta": "Half of it?", "question": "\frac{48}{2}", "answer": 24}]}').structure)
+    <step>
+    <meta>Half of it?</meta>
+    <question>\frac{48}{2}</question>
+    <answer>24</answer>
+    </step>
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any
+
+from rlkd.steps import split_calculation
+
+FIELDS = ("meta", "question", "answer")
+
+# What an engine with guided decoding has to produce; `parse` reads it.
+JSON_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "steps": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {field: {"type": "string"} for field in FIELDS},
+                "required": list(FIELDS),
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["steps"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a trace; a field is text without surrounding whitespace, or None.
+
+    Empty text becomes None and a number (JSON, Arrow) becomes text. Raises TypeError for a field of any other type and
+    ValueError if no field is left.
+    """
+
+    meta: str | None = None
+    question: str | None = None
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in FIELDS:
+            object.__setattr__(self, field, _field_text(field, getattr(self, field)))
+        if self.meta is None and self.question is None and self.answer is None:
+            raise ValueError("a step needs at least one of meta, question and answer; all three are empty")
+
+    def __str__(self) -> str:
+        lines = [
+            f"<{field}>{_escape(text)}</{field}>" for field in FIELDS if (text := getattr(self, field)) is not None
+        ]
+        return "\n".join(("<step>", *lines, "</step>"))
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The steps of one trace, in order; possibly none. Any iterable of steps will do. `str()` is `render()`.
+
+    Raises TypeError if an element is not a Step; `from_list` is the way in for dicts.
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    def __init__(self, steps: Iterable[Step] = ()) -> None:
+        steps = tuple(steps)
+        for index, step in enumerate(steps):
+            if not isinstance(step, Step):
+                raise TypeError(f"step {index}: expected a Step, got {step!r}; Structure.from_list reads dicts")
+        object.__setattr__(self, "steps", steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __getitem__(self, index: int) -> Step:
+        return self.steps[index]
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def to_list(self) -> list[dict[str, str | None]]:
+        """The steps as dicts with all three keys, None included: the form in datasets and JSON files."""
+        return [{field: getattr(step, field) for field in FIELDS} for step in self.steps]
+
+    @classmethod
+    def from_list(cls, items: Iterable[Mapping[str, Any] | Step]) -> "Structure":
+        """The inverse of `to_list`; a missing key is the same as None, and Steps are taken as they are.
+
+        Raises TypeError or ValueError that names the index of the step, the key and the value.
+        """
+        if isinstance(items, str | Mapping) or not isinstance(items, Iterable):
+            raise TypeError(f"a structure is read from a list of steps, got {_shown(items)}")
+        steps = []
+        for index, item in enumerate(items):
+            if isinstance(item, Step):
+                steps.append(item)
+                continue
+            if not isinstance(item, Mapping):
+                raise TypeError(f"step {index}: expected a dict with the keys {', '.join(FIELDS)}, got {_shown(item)}")
+            for key, value in item.items():
+                if key not in FIELDS:
+                    raise ValueError(
+                        f"step {index}: unknown key {key!r} with the value {_shown(value)}; known: {', '.join(FIELDS)}"
+                    )
+            try:
+                steps.append(Step(**item))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"step {index}: {error}") from None
+        return cls(steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A piece of a reply that `parse` could not use: the beginning of its text (200 characters) and why."""
+
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What `parse` found in a reply, and what it had to drop, in the order of the text."""
+
+    structure: Structure
+    dropped: tuple[Dropped, ...] = ()
+
+
+def render(structure: Structure) -> str:
+    """The structure as text, one step after another; empty for no steps. `parse` gives back an equal structure."""
+    return "\n".join(map(str, structure.steps))
+
+
+def parse(text: str) -> Parsed:
+    """Read the steps in a model's reply; never raises on a str, and takes time linear in its length.
+
+    Tags, tolerantly: prose and code fences around the steps, tags in any case and with whitespace inside, fields in
+    any order and a missing `</step>` before the next `<step>` are all right. Dropped and reported: a step that ends
+    with a field still open, the unfinished step at the end (even if some of its fields are complete), an empty step,
+    the second of two equal fields, words between the fields.
+
+    Without any `<step>` the reply is searched for flat JSON objects with at least one of the keys meta, question and
+    answer, in whatever surrounds them: `{"steps": [...]}`, a bare list, lines. A backslash that begins a LaTeX command
+    is kept as one (formally `"\\frac"` is a form feed and `rac`); `\\n` and `\\u00e9` are read as JSON.
+
+    A reply that is cut off gives a prefix of the steps of the whole reply, since text is read once, left to right.
+    The one exception is a reply with JSON steps before its first `<step>`, cut between the two.
+    """
+    steps, dropped = _read_tags(text) if _has_step_tag(text) else _read_json(text)
+    return Parsed(Structure(steps), tuple(dropped))
+
+
+def from_gsm8k_socratic(answer: str) -> Structure:
+    """The structure of a GSM8K answer in its socratic form, lines of `sub-question ** sentence`.
+
+    meta is the sub-question; question and answer come from the sentence by `split_calculation` (the last calculator
+    mark where there are several). A sentence without a calculation (`Let x be the price.`) is the question and has no
+    answer, and a line without ` ** ` has no meta. The last line, `#### 72`, is no step.
+    """
+    steps = []
+    for line in answer.splitlines():
+        if not line.strip() or line.lstrip().startswith("####"):
+            continue
+        meta, separator, sentence = line.partition(" ** ")
+        if not separator:
+            meta, sentence = "", line
+        steps.append(Step(meta, *split_calculation(sentence)))
+    return Structure(steps)
+
+
+def from_step_keyed(obj: Mapping[str, Any] | str) -> Structure:
+    """The structure of a D-RPC rationale (arXiv 2605.07139): a JSON object of step name -> text, in order.
+
+    Takes the object or its JSON text, by itself or under the key `rationale`; the released data hold that value as an
+    escaped string, which is read too. meta is the name split into words (`FindUnitPrice`: `Find Unit Price`); question
+    and answer come from the text by `split_calculation`. Raises ValueError for text that is no JSON object and
+    TypeError for a step that is not text, naming it.
+    """
+    keyed = _json_object(obj) if isinstance(obj, str) else obj
+    if "rationale" in keyed:
+        rationale = keyed["rationale"]
+        keyed = _json_object(rationale) if isinstance(rationale, str) else rationale
+    if not isinstance(keyed, Mapping):
+        raise TypeError(f"a step-keyed rationale is an object of step name -> text, got {_shown(keyed)}")
+    steps = []
+    for name, text in keyed.items():
+        words = _WORD_BOUNDARY.sub(" ", name.replace("_", " "))
+        try:
+            steps.append(Step(words, *split_calculation(_field_text("text", text) or "")))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"step {name!r}: {error}") from None
+    return Structure(steps)
+
+
+_WORD_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def _json_object(text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(_repair_backslashes(text), strict=False, parse_float=str, parse_int=str)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is none: {error}") from None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is none")
+    return value
+
+
+def _field_text(field: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | Number):
+        raise TypeError(f"{field} must be text, a number or None, got {_shown(value)}")
+    return str(value).strip() or None
+
+
+def _shown(value: object) -> str:
+    return f"{repr(value)[:200]} ({type(value).__name__})"
+
+
+def _excerpt(text: str) -> str:
+    return text[:400].strip()[:200]
+
+
+# Tags. The escape uses the reader's own pattern, so that exactly what would be read as a tag is escaped.
+
+_TAG = re.compile(r"<\s*+(/?+)\s*+(step|meta|question|answer)\s*+>", re.IGNORECASE | re.ASCII)
+_ESCAPED = re.compile(rf"&(?=amp;|lt;)|<(?={_TAG.pattern[1:]})", re.IGNORECASE | re.ASCII)
+_ENTITY = re.compile(r"&(amp|lt);")
+
+
+def _escape(text: str) -> str:
+    return _ESCAPED.sub(lambda found: "&amp;" if found[0] == "&" else "&lt;", text)
+
+
+def _unescape(text: str) -> str:
+    return _ENTITY.sub(lambda entity: "&" if entity[1] == "amp" else "<", text)
+
+
+def _has_step_tag(text: str) -> bool:
+    return any(tag[2].lower() == "step" and not tag[1] for tag in _TAG.finditer(text))
+
+
+class _OpenStep:
+    """The step that is being read: its fields so far, the field that is open, and what is wrong with it."""
+
+    def __init__(self, start: int):
+        self.start = start
+        self.fields: dict[str, str] = {}
+        self.open_field: str | None = None
+        self.fault: str | None = None
+
+
+def _read_tags(text: str) -> tuple[list[Step], list[Dropped]]:
+    """One pass over the tags; a step is decided when its `</step>` or the next `<step>` is read, and never again."""
+    steps: list[Step] = []
+    dropped: list[Dropped] = []
+    step: _OpenStep | None = None
+    since = 0  # where the previous tag ended
+    last_step_end = 0
+    for tag in _TAG.finditer(text):
+        closing, name = bool(tag[1]), tag[2].lower()
+        between, since = text[since : tag.start()], tag.end()
+        if name == "step":
+            if step is not None:
+                _finish(step, between, text[step.start : tag.start()], steps, dropped)
+            elif closing:
+                dropped.append(Dropped(_excerpt(text[last_step_end : tag.end()]), "a </step> without its <step>"))
+            step = None if closing else _OpenStep(tag.start())
+            last_step_end = tag.end()
+        elif step is None or step.fault:
+            continue
+        elif step.open_field is None:
+            _report_words(between, dropped)
+            if not closing:
+                step.open_field = name
+        elif closing and name == step.open_field:
+            _fill(step, name, between, dropped)
+        else:
+            step.fault = f"<{step.open_field}> is not closed before {_excerpt(tag[0])}"
+    if step is not None:
+        dropped.append(Dropped(_excerpt(text[step.start :]), "unfinished: the text ends before </step>"))
+    return steps, dropped
+
+
+def _fill(step: _OpenStep, name: str, content: str, dropped: list[Dropped]) -> None:
+    step.open_field = None
+    content = _unescape(content).strip()
+    if content and name in step.fields:
+        dropped.append(Dropped(_excerpt(content), f"a second <{name}> in one step; the first one counts"))
+    elif content:
+        step.fields[name] = content
+
+
+def _finish(step: _OpenStep, rest: str, whole: str, steps: list[Step], dropped: list[Dropped]) -> None:
+    if step.fault is None and step.open_field is not None:
+        step.fault = f"<{step.open_field}> is not closed before the step ends"
+    if step.fault is not None:
+        dropped.append(Dropped(_excerpt(whole), step.fault))
+        return
+    _report_words(rest, dropped)
+    if step.fields:
+        steps.append(Step(**step.fields))
+    else:
+        dropped.append(Dropped(_excerpt(whole), "an empty step"))
+
+
+def _report_words(between: str, dropped: list[Dropped]) -> None:
+    if any(map(str.isalnum, between)):
+        dropped.append(Dropped(_excerpt(between), "text outside the fields of a step"))
+
+
+# JSON. An object counts if it is flat. Linear time, although every `{"` is tried: a brace inside a string of one
+# attempt can only begin an attempt that sees strings and gaps exchanged, so that no character is read by more than two
+# attempts. A string may hold a raw newline, but not before a quote or a bracket: so a lost closing quote spoils one
+# line and not the rest.
+
+_CHARACTERS = r'(?:[^"\\\n]|\\.|\n\s*+(?!["{}\[\]]))*+'
+_OBJECT_START = re.compile(r'\{\s*+(?:"|\Z)')
+_OBJECT_BODY = re.compile(rf'\{{(?:[^{{}}\[\]"\\]|"{_CHARACTERS}")*+', re.DOTALL)
+_OPEN_STRING = re.compile(rf'"{_CHARACTERS}\\?+\Z', re.DOTALL)
+_OWN_START = re.compile(r'\{\s*+"\s*+(?:meta|question|answer)\s*+"', re.IGNORECASE)
+_BACKSLASH = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[a-zA-Z]++|.|\Z)", re.DOTALL)
+
+# The LaTeX commands that begin like one of JSON's escapes \b, \f, \n, \r and \t. `\ni` is not among them: in a reply
+# it is a line that begins with the variable i.
+_LATEX = re.compile(
+    "backslash|bar|barwedge|because|begin|beta|beth|between|bf|big|bigcap|bigcup|bigg|biggl|biggr|bigl|bigoplus|bigotimes"
+    "|bigr|bigvee|bigwedge|binom|blacksquare|bm|bmod|boldsymbol|bot|bowtie|box|boxed|boxplus|boxtimes|breve|bullet"
+    "|fbox|flat|footnotesize|forall|frac|frown"
+    "|nabla|natural|ne|nearrow|neg|neq|newline|nexists|ngeq|nleq|nmid|nonumber|not|notin|nparallel|nsubseteq|nu|nwarrow"
+    "|rangle|rbrace|rbrack|rceil|rfloor|rho|right|rightarrow|rightharpoonup|rightleftharpoons|rm|root|rtimes|rvert"
+    "|tag|tan|tanh|tau|tbinom|text|textbf|textit|textrm|textsf|textstyle|texttt|tfrac|therefore|theta|tilde|times|tiny"
+    "|to|top|triangle|triangleleft|triangleq|triangleright|tt|twoheadrightarrow"
+)
+
+
+def _read_json(text: str) -> tuple[list[Step], list[Dropped]]:
+    steps: list[Step] = []
+    dropped: list[Dropped] = []
+    position = 0
+    while start := _OBJECT_START.search(text, position):
+        end = _OBJECT_BODY.match(text, start.start()).end()  # type: ignore[union-attr]  # it matches any `{`
+        position = start.start() + 1
+        if text.startswith("}", end):
+            if _read_object(text[start.start() : end + 1], steps, dropped):
+                position = end + 1
+        elif end == len(text) or _OPEN_STRING.match(text, end):
+            dropped.append(Dropped(_excerpt(text[start.start() :]), "unfinished: the text ends inside a JSON object"))
+            break
+        elif _OWN_START.match(text, start.start()):
+            dropped.append(
+                Dropped(_excerpt(text[start.start() : end + 1]), "a JSON object that is not flat or not closed")
+            )
+    return steps, dropped
+
+
+def _read_object(source: str, steps: list[Step], dropped: list[Dropped]) -> bool:
+    """Take one flat JSON object; False if it is none of ours, and its inside is still to be searched."""
+    try:
+        # Pairs, not a dict, so that the first of two equal keys wins; numbers stay as they are written.
+        pairs = json.loads(
+            _repair_backslashes(source),
+            strict=False,
+            parse_float=str,
+            parse_int=str,
+            parse_constant=str,
+            object_pairs_hook=list,
+        )
+    except ValueError as error:
+        if _OWN_START.match(source):
+            dropped.append(Dropped(_excerpt(source), f"not valid JSON: {error}"))
+        return _OWN_START.match(source) is not None
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        name = key.strip().lower()
+        if name in fields and fields[name] not in (None, ""):
+            dropped.append(Dropped(_excerpt(str(value)), f"a second {name!r} in one step; the first one counts"))
+        elif name in FIELDS:
+            fields[name] = value
+    if not fields:
+        return False
+    try:
+        steps.append(Step(**fields))
+    except (TypeError, ValueError) as error:
+        dropped.append(Dropped(_excerpt(source), str(error)))
+    return True
+
+
+def _repair_backslashes(source: str) -> str:
+    """JSON text in which every backslash is one of JSON's escapes or escaped, LaTeX commands read as such."""
+    return _BACKSLASH.sub(_repaired_escape, source)
+
+
+def _repaired_escape(found: re.Match[str]) -> str:
+    escape = found[0][1:]
+    if escape.isalpha():
+        valid = escape[0] in "bfnrt" and not _LATEX.fullmatch(escape)
+    else:
+        valid = escape in ('"', "\\", "/") or (len(escape) == 5 and escape[0] == "u")
+    return found[0] if valid else "\\" + found[0]

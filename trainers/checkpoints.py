@@ -1,0 +1,37 @@
+"""Which checkpoint a run resumes from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from rlkd.errors import UsageError
+
+
+def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` means; None if there is none yet.
+
+    `wanted`: a folder; or true (the bare flag), `latest` for the newest complete checkpoint of `output_dir`; or
+    None/false for none. A checkpoint that a kill left incomplete is passed over: the trainer state is written last.
+    Raises `UsageError` for a named folder that is no complete checkpoint.
+    """
+    if wanted is None or str(wanted).lower() in ("false", "none", "no", ""):
+        return None
+    if str(wanted).lower() not in ("true", "latest", "yes"):
+        folder = Path(str(wanted)).expanduser()
+        if not _is_complete(folder):
+            raise UsageError(
+                f"--resume_from_checkpoint {wanted}: no complete checkpoint there (no readable trainer_state.json). "
+                f"Give a folder checkpoint-N, or the bare flag for the newest one in {output_dir}."
+            )
+        return folder
+    numbered = [(int(m[1]), p) for p in Path(output_dir).glob("checkpoint-*") if (m := re.search(r"-(\d+)$", p.name))]
+    return next((path for _, path in sorted(numbered, reverse=True) if _is_complete(path)), None)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return "global_step" in json.loads((folder / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False

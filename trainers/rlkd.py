@@ -1,0 +1,262 @@
+"""RLKD: GRPO with a structure reward (arXiv 2505.16142).
+
+The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with these differences:
+
+1. rewards are named in the config (`reward_funcs`, `reward_kwargs`, `reward_weights`), and so are gates;
+2. a missing reward is neutral (`trainers.missing`), where TRL counts it as 0;
+3. what cannot work fails before the model loads (`trainers.preflight`);
+4. every rollout goes to a file with each reward's score, outcome and cause, and metrics go to another; both go on
+   without gap or duplicate when a run resumes.
+
+With rewards that are never missing and without gates, it trains exactly as GRPOTrainer does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
+
+from rewards import Outcome, Reward, RewardError, build_reward, build_rewards
+from rewards.runner import wrap
+from rlkd.data import completion_text
+from rlkd.errors import UsageError
+from rlkd.models import resolve_model
+from trainers.logs import MetricsCallback, StepLog
+from trainers.missing import apply_gates, drop_failed, fill_missing
+from trainers.preflight import check_config, check_dataset
+
+RewardLike = str | Callable[..., Any] | PreTrainedModel
+
+
+@dataclass
+class RLKDConfig(GRPOConfig):
+    """TRL's `GRPOConfig`, and what RLKD adds to it."""
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "reward_kwargs", "reward_gates"]  # noqa: RUF012 (TRL's form)
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy", "structure"],
+        metadata={
+            "help": "Rewards: registered names (rlkd rewards list), dotted paths, or path/to/file.py:name, each with an "
+            "optional alias= in front. Weights come from reward_weights, in the same order."
+        },
+    )
+    reward_kwargs: dict[str, dict[str, Any]] | str | None = field(
+        default=None, metadata={"help": "Parameters of rewards: {name: {parameter: value}}."}
+    )
+    reward_gates: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "{gated: condition}: the gated reward is multiplied by the condition, clipped to [0, 1]. "
+            "{structure: accuracy} pays for structure only where the answer is right."
+        },
+    )
+    on_failure: str = field(
+        default="impute",
+        metadata={
+            "help": "What a failed reward does: impute (the group's mean of that reward stands in), drop (the "
+            "completion is left out), raise (the run ends).",
+            "choices": ["impute", "drop", "raise"],
+        },
+    )
+    save_rollouts: bool = field(
+        default=True, metadata={"help": "Write every rollout with its rewards to OUTPUT_DIR/rollouts."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values, and say how to mend a batch that does not divide."""
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "divisible" in str(error):
+                raise UsageError(
+                    f"{error} This run has {self.world_size} process(es), per_device_train_batch_size "
+                    f"{self.per_device_train_batch_size} and num_generations {self.num_generations}: their products "
+                    f"must divide. Make per_device_train_batch_size (per_device_eval_batch_size for evaluation) a "
+                    f"multiple of num_generations, and it works with any number of processes."
+                ) from error
+            raise
+        if self.on_failure not in ("impute", "drop", "raise"):
+            raise UsageError(f"on_failure {self.on_failure!r}: expected 'impute', 'drop' or 'raise'")
+        for name in ("reward_kwargs", "reward_gates"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    value = json.loads(value)
+                except ValueError as error:
+                    raise UsageError(f"{name}: {value!r} is no JSON object ({error})") from error
+                setattr(self, name, value)
+            if value is not None and not isinstance(value, dict):
+                raise UsageError(f"{name}: expected a mapping, found {value!r}")
+        if isinstance(self.reward_kwargs, dict):
+            for reward, parameters in self.reward_kwargs.items():
+                if not isinstance(parameters, dict):
+                    raise UsageError(f"reward_kwargs: expected parameters of {reward!r}, found {parameters!r}")
+
+    def gates(self) -> dict[str, str]:
+        """`reward_gates` as a mapping."""
+        return self.reward_gates if isinstance(self.reward_gates, dict) else {}
+
+
+class RLKDTrainer(GRPOTrainer):
+    """GRPO with rewards from the registry, neutral missing rewards, and a record of every rollout.
+
+    Takes what `GRPOTrainer` takes. `model` may be `embedded`. `reward_funcs` may hold specs, TRL reward callables and
+    reward models; where it is not given, `args.reward_funcs` names the rewards.
+
+    Raises `UsageError` before the model loads (see `trainers.preflight`), and `RewardError` during
+    training when a reward breaks the contract, or fails under `on_failure="raise"`.
+    """
+
+    _tag_names = ["trl", "grpo", "rlkd"]  # noqa: RUF012 (TRL's form)
+    _name = "RLKD"
+    _paper = {  # noqa: RUF012 (TRL's form)
+        "title": "Distilling the Implicit Multi-Branch Structure in LLMs' Reasoning via Reinforcement Learning",
+        "id": "2505.16142",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: RewardLike | Sequence[RewardLike] | None = None,
+        args: RLKDConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        **kwargs: Any,
+    ):
+        args = args or RLKDConfig("rlkd-output")
+        built = _resolve_rewards(reward_funcs, args)
+        names = [reward.__name__ if isinstance(reward, Reward) else "model" for reward in built]
+        check_config(args, names)
+        if train_dataset is not None:
+            check_dataset(args, built, train_dataset)
+        for part, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+            if dataset is not None:
+                check_dataset(args, built, dataset, f"eval_dataset {part}".strip())
+        self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
+        self._scored: tuple[list[str], list[list[Outcome | None]]] = ([], [])
+        super().__init__(
+            model=resolve_model(model) if isinstance(model, str) else model,
+            reward_funcs=built,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        self.metrics_path = Path(args.output_dir) / "metrics.jsonl"
+        self.add_callback(MetricsCallback(self.metrics_path))
+        self._rollouts = StepLog(Path(args.output_dir) / "rollouts" / f"rank{args.process_index}.jsonl")
+
+    @property
+    def rollouts_path(self) -> Path:
+        """The file of this process's rollouts."""
+        return self._rollouts.path
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `Trainer.train` does."""
+        self._rollouts_begun = False
+        return super().train(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.args.save_rollouts and self.model.training:
+            self._save_rollouts(inputs, output["advantages"])
+        return output
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        outcomes_FB = [
+            list(reward.outcomes) if isinstance(reward, Reward) else [None] * len(prompts)
+            for reward in self.reward_funcs
+        ]
+        self._scored = ([completion_text(completion) for completion in completions], outcomes_FB)
+        failed_BF = torch.tensor(
+            [[bool(o and o.status == "failed") for o in column] for column in outcomes_FB],
+            dtype=torch.bool,
+            device=rewards_NF.device,
+        ).T.contiguous()
+        failed_NF = gather(failed_BF)
+        if self.args.on_failure == "raise" and failed_NF.any():
+            raise RewardError(_describe_failures(inputs, self.reward_func_names, outcomes_FB))
+        if self.args.on_failure == "drop":
+            rewards_NF = drop_failed(rewards_NF, failed_NF)
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        dropped_N1 = torch.isnan(rewards_NF).all(dim=1, keepdim=True)
+        filled_NF = fill_missing(rewards_NF, group_size)
+        if self.args.on_failure == "drop":
+            # A dropped completion stays out altogether.
+            filled_NF = torch.where(dropped_N1 & failed_NF.any(dim=1, keepdim=True), torch.nan, filled_NF)
+        return apply_gates(filled_NF, self._gates)
+
+    def _save_rollouts(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> None:
+        if not self._rollouts_begun:
+            self._rollouts.begin(self.state.global_step)
+            self._rollouts_begun = True
+        texts, outcomes_FB = self._scored
+        records = []
+        for i, (row, text) in enumerate(zip(inputs, texts, strict=True)):
+            rewards = {}
+            for name, outcomes in zip(self.reward_func_names, outcomes_FB, strict=True):
+                if (outcome := outcomes[i]) is not None:
+                    shown = {"status": outcome.status, "value": outcome.value, "cause": outcome.cause}
+                    detail = {"detail": dict(outcome.detail)} if outcome.detail else {}
+                    rewards[name] = {key: value for key, value in shown.items() if value is not None} | detail
+            records.append(
+                {
+                    "step": self.state.global_step + 1,
+                    "id": row.get("id"),
+                    "prompt": row["prompt"],
+                    "completion": text,
+                    "answer": row.get("answer"),
+                    "rewards": rewards,
+                    "advantage": advantages[i].item(),
+                }
+            )
+        self._rollouts.append(records)
+
+
+def _resolve_rewards(
+    reward_funcs: RewardLike | Sequence[RewardLike] | None, args: RLKDConfig
+) -> list[Reward | PreTrainedModel]:
+    parameters = args.reward_kwargs if isinstance(args.reward_kwargs, dict) else {}
+    if reward_funcs is None:
+        if not args.reward_funcs:
+            raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the names there are.")
+        return list(build_rewards(args.reward_funcs, parameters))
+    given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    built: list[Reward | PreTrainedModel] = []
+    for reward in given:
+        if isinstance(reward, str):
+            built.append(build_reward(reward, parameters.get(reward)))
+        elif isinstance(reward, PreTrainedModel):
+            built.append(reward)
+        else:
+            built.append(wrap(reward))  # type: ignore[arg-type]
+    names = [reward.__name__ for reward in built if isinstance(reward, Reward)]
+    for name in names:
+        if names.count(name) > 1:
+            raise RewardError(f"two rewards are called {name!r}, so their metrics would be mixed; rename one")
+    return built
+
+
+def _describe_failures(
+    inputs: Sequence[dict[str, Any]], names: Sequence[str], outcomes_FB: Sequence[Sequence[Outcome | None]]
+) -> str:
+    for name, outcomes in zip(names, outcomes_FB, strict=True):
+        failed = [(i, o.cause) for i, o in enumerate(outcomes) if o is not None and o.status == "failed"]
+        if failed:
+            ids = ", ".join(str(inputs[i].get("id", i)) for i, _ in failed[:5])
+            return (
+                f"reward {name!r} failed on {len(failed)} of {len(outcomes)} completions (on_failure is 'raise'): "
+                f"{failed[0][1]}. Rows: {ids}"
+            )
+    return "a reward failed on another process (on_failure is 'raise'); its own message says which"
