@@ -24,6 +24,7 @@ if not any(Path(entry or ".").resolve() == _RECIPES.parent for entry in sys.path
 
 import difflib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -72,9 +73,11 @@ def make_parser() -> "TrlParser":
 
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show what came out."""
+    from transformers import ProgressCallback
     from trl import get_peft_config, get_quantization_config
 
     from trainers import RLKDTrainer
+    from trainers.logs import StepLine
 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
@@ -105,6 +108,10 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         train_dataset=to_dataset(train_rows, **prompt_style),
         peft_config=get_peft_config(model),
     )
+
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(StepLine())
 
     before = _measure(trainer, test_rows, prompt_style)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -211,6 +218,8 @@ def _say(args: "RLKDConfig", text: str) -> None:
 
 
 if __name__ == "__main__":
+    # Deprecations between TRL and transformers are theirs to settle, not the reader's.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"trl|transformers")
     try:
         main(*parse(sys.argv[1:]))
     except UsageError as error:

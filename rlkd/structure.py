@@ -349,11 +349,11 @@ def _report_words(between: str, dropped: list[Dropped]) -> None:
 # line and not the rest.
 
 _CHARACTERS = r'(?:[^"\\\n]|\\.|\n\s*+(?!["{}\[\]]))*+'
-_OBJECT_START = re.compile(r'\{\s*+(?:"|\Z)')
+_OBJECT_START = re.compile(r'\{\s*+"')
 _OBJECT_BODY = re.compile(rf'\{{(?:[^{{}}\[\]"\\]|"{_CHARACTERS}")*+', re.DOTALL)
 _OPEN_STRING = re.compile(rf'"{_CHARACTERS}\\?+\Z', re.DOTALL)
 _OWN_START = re.compile(r'\{\s*+"\s*+(?:meta|question|answer)\s*+"', re.IGNORECASE)
-_BACKSLASH = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[a-zA-Z]++|.|\Z)", re.DOTALL)
+_BACKSLASH = re.compile(r"\\(?:(?P<code>u[0-9a-fA-F]{4})|(?P<word>[a-zA-Z]++)|.|\Z)", re.DOTALL)
 
 # The LaTeX commands that begin like one of JSON's escapes \b, \f, \n, \r and \t. `\ni` is not among them: in a reply
 # it is a line that begins with the variable i.
@@ -426,9 +426,8 @@ def _repair_backslashes(source: str) -> str:
 
 
 def _repaired_escape(found: re.Match[str]) -> str:
-    escape = found[0][1:]
-    if escape.isalpha():
-        valid = escape[0] in "bfnrt" and not _LATEX.fullmatch(escape)
+    if word := found["word"]:
+        valid = word[0] in "bfnrt" and not _LATEX.fullmatch(word)
     else:
-        valid = escape in ('"', "\\", "/") or (len(escape) == 5 and escape[0] == "u")
+        valid = found["code"] is not None or found[0] in (r"\"", r"\\", r"\/")
     return found[0] if valid else "\\" + found[0]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 
 class StepLog:
@@ -72,6 +73,39 @@ class MetricsCallback(TrainerCallback):
         """Add a line; the closing summary of a run (`train_runtime` ...) is no step and is left out."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             self.log.append([{"step": state.global_step, **logs}])
+
+
+class StepLine(ProgressCallback):
+    """The progress bar, with one readable line a step in place of the whole dictionary of metrics.
+
+    A line tells each reward's mean, the share of groups in which all completions earn the same (no signal in them), the
+    shares of missing and of failed rewards, and the share of completions cut off at the length limit.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print the line; `metrics.jsonl` has everything."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "reward" in logs:
+            self.training_bar.write(step_line(state.global_step, state.max_steps, logs))
+
+
+def step_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str:
+    """The line of a step, from what TRL logs."""
+    parts = [f"step {step}/{max_steps}"]
+    for name in [key.split("/")[1] for key in logs if key.startswith("rewards/") and key.endswith("/mean")]:
+        parts.append(f"{name} {_shown(logs[f'rewards/{name}/mean'])}")
+        failed, absent = (logs.get(f"rewards/{name}/{status}", 0.0) for status in ("failed", "not_applicable"))
+        if failed or absent:
+            parts[-1] += f" (failed {failed:.0%}, not applicable {absent:.0%})"
+    if not any("(" in part for part in parts):
+        parts.append("none missing")
+    parts.append(f"flat groups {logs.get('frac_reward_zero_std', 0.0):.0%}")
+    parts.append(f"cut off {logs.get('completions/clipped_ratio', 0.0):.0%}")
+    parts.append(f"{logs.get('step_time', 0.0):.0f} s")
+    return " | ".join(parts)
+
+
+def _shown(mean: float | None) -> str:
+    return "n/a" if mean is None or not math.isfinite(mean) else f"{mean:.3f}"
 
 
 def _finite(value: Any) -> Any:

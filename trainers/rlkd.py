@@ -74,6 +74,16 @@ class RLKDConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         """Check the values, and say how to mend a batch that does not divide."""
+        for name in ("reward_kwargs", "reward_gates"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    value = json.loads(value)
+                except ValueError as error:
+                    raise UsageError(f"{name}: {value!r} is no JSON object ({error})") from error
+                setattr(self, name, value)
+            if value is not None and not isinstance(value, dict):
+                raise UsageError(f"{name}: expected a mapping, found {value!r}")
         try:
             super().__post_init__()
         except ValueError as error:
@@ -87,16 +97,6 @@ class RLKDConfig(GRPOConfig):
             raise
         if self.on_failure not in ("impute", "drop", "raise"):
             raise UsageError(f"on_failure {self.on_failure!r}: expected 'impute', 'drop' or 'raise'")
-        for name in ("reward_kwargs", "reward_gates"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                try:
-                    value = json.loads(value)
-                except ValueError as error:
-                    raise UsageError(f"{name}: {value!r} is no JSON object ({error})") from error
-                setattr(self, name, value)
-            if value is not None and not isinstance(value, dict):
-                raise UsageError(f"{name}: expected a mapping, found {value!r}")
         if isinstance(self.reward_kwargs, dict):
             for reward, parameters in self.reward_kwargs.items():
                 if not isinstance(parameters, dict):

@@ -42,7 +42,6 @@ def test_every_combination_of_verdicts_scores_as_the_slow_reference_says(length)
             assert step_scores(verdicts, missing_is_mismatch=missing) == reference_steps(verdicts, missing)
 
 
-@pytest.mark.slow
 def test_every_combination_of_four_verdicts_scores_as_the_slow_reference_says_under_all_norms():
     for verdicts in product(ALL_VERDICTS, repeat=4):
         for norm in NORMS:

@@ -1,0 +1,72 @@
+"""Engines: frozen models (teacher, decomposer, judge) behind one batched, asynchronous protocol.
+
+One spec string names any of them, and nothing is loaded or contacted before the first request:
+
+    >>> from rlkd.engines import Sampling, open_engine, run
+    >>> engine = open_engine("transformers:embedded")
+    >>> engine.name
+    'transformers:embedded'
+    >>> engine = open_engine("http://localhost:8000/v1#my-teacher", concurrency=64)
+    >>> [completion] = run(engine.generate(["2 + 2 ="], Sampling(max_new_tokens=8)))  # doctest: +SKIP
+
+The contract is in `base.py`; `transformers.py` runs a model in this process, `server.py` asks an OpenAI-compatible
+server, such as `vllm serve`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from rlkd.engines.base import (
+    Completion,
+    Engine,
+    EngineError,
+    Message,
+    Prompt,
+    Sampling,
+    Scored,
+    run,
+)
+from rlkd.engines.server import ServerEngine
+from rlkd.engines.transformers import TransformersEngine
+from rlkd.registry import SpecError, check_arguments
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineError",
+    "Message",
+    "Prompt",
+    "Sampling",
+    "Scored",
+    "ServerEngine",
+    "TransformersEngine",
+    "open_engine",
+    "run",
+]
+
+_FORMS = """
+    transformers:MODEL_OR_PATH        a model in this process, by hub id or folder
+    transformers:embedded             the embedded default model
+    http://HOST:PORT/v1#MODEL         an OpenAI-compatible server; #MODEL may be left out where it serves one model
+    https://HOST/v1#MODEL             the same"""
+
+
+def open_engine(spec: str, **options: Any) -> Engine:
+    """Return the engine that `spec` names; `options` are the keyword arguments of its class.
+
+    Cheap: imports no model library, reads no weights and sends nothing. Raises `SpecError` (a `ValueError`) where the
+    spec has none of the known forms or an option is not one of the engine's.
+    """
+    scheme, _, rest = spec.partition(":")
+    build: partial[Engine]
+    if scheme == "transformers" and rest:
+        build = partial(TransformersEngine, rest)
+    elif scheme in ("http", "https") and rest.startswith("//"):
+        url, _, model = spec.partition("#")
+        build = partial(ServerEngine, url, model or None)
+    else:
+        raise SpecError(f"{spec!r} does not name an engine. The forms are:{_FORMS}")
+    check_arguments(build, options, f"the engine {spec!r}")
+    return build(**options)

@@ -1,0 +1,244 @@
+"""The contract of an engine: a frozen model that answers batches of requests.
+
+    generate   prompts -> completions
+    score      (prompt, continuation) pairs -> log-probability of every token of the continuation
+    choose     prompts, choices -> log-probability of every choice as the continuation
+
+What every engine keeps to:
+
+1. Results are aligned with the requests. A request that failed has an `EngineError` *instance* in its place, and never
+   costs the others. The coroutines raise only for misuse (`TypeError`, `ValueError`) and for cancellation.
+2. `deadline` is the time in seconds for the whole call. What is unfinished then is an `EngineError`; what is finished
+   is returned.
+3. An engine leaves the global random state alone.
+4. An engine pickles as its constructor arguments: no weights, no connection, no key.
+
+A worked example:
+
+    >>> from rlkd.engines import EngineError, Sampling, open_engine, run
+    >>> engine = open_engine("transformers:embedded")
+    >>> chat = [{"role": "user", "content": "What is 2 + 2?"}]
+    >>> for result in run(engine.generate([chat, "2 + 2 ="], Sampling(max_new_tokens=8))):  # doctest: +SKIP
+    ...     print("failed:" if isinstance(result, EngineError) else "answer:", result)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+from collections.abc import Coroutine, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+T = TypeVar("T")
+
+Message = dict[str, str]
+Prompt = str | list[Message]
+"""Text goes in as it is; messages go through the model's chat template, with a generation prompt at the end."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate.
+
+    `temperature` 0 is greedy decoding. A completion ends before the first of the `stop` strings, which is left out.
+    `seed` makes sampling repeatable: request number i of a call draws from a stream of its own, so equal prompts in
+    one call get different completions. `json_schema` asks for text that follows the schema; an engine that cannot
+    guide its decoding ignores it, and says so by `Engine.guided`.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    json_schema: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: expected a whole number of at least 1")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature={self.temperature!r}: expected 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p!r}: expected a number above 0 and up to 1")
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"stop={self.stop!r}: expected a tuple of non-empty strings, such as ('\\n\\n',)")
+        if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
+            raise ValueError(f"seed={self.seed!r}: expected None or a whole number of at least 0")
+        if self.json_schema is not None and not isinstance(self.json_schema, dict):
+            raise ValueError(f"json_schema is a {type(self.json_schema).__name__}: expected a JSON schema as a dict")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt. `n_tokens` counts every token generated, an end token included."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The natural log-probability of each token of a given continuation, given the prompt and the tokens before it."""
+
+    logprobs: tuple[float, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens of the continuation."""
+        return len(self.logprobs)
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the whole continuation; 0 where it is empty."""
+        return math.fsum(self.logprobs)
+
+
+class EngineError(Exception):
+    """A request that an engine could not answer: which engine, what happened, and the way out."""
+
+    def __init__(self, engine: str, what: str, way_out: str = "") -> None:
+        super().__init__(engine, what, way_out)
+        self.engine = engine
+        self.what = what
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        return f"{self.engine}: {self.what}" + (f" {self.way_out}" if self.way_out else "")
+
+    @classmethod
+    def deadline_passed(cls, engine: str, deadline: float | None) -> EngineError:
+        """The error of a request that was unfinished when the deadline of its call passed."""
+        after = "the deadline" if deadline is None else f"the deadline of {deadline:g} s"
+        return cls(engine, f"{after} passed before this request was finished.", "Send fewer at once, or allow more.")
+
+
+class Engine(Protocol):
+    """A frozen model. `name` is its identity in caches and logs; `guided` tells whether it follows a JSON schema."""
+
+    @property
+    def name(self) -> str:
+        """The identity of the model; no secrets."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether `Sampling.json_schema` is followed."""
+
+    async def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
+    ) -> list[Completion | EngineError]:
+        """Complete every prompt."""
+
+    async def score(
+        self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
+    ) -> list[Scored | EngineError]:
+        """Return the log-probabilities of every continuation, given its prompt."""
+
+    async def choose(
+        self, prompts: Sequence[Prompt], choices: Sequence[str], *, deadline: float | None = None
+    ) -> list[tuple[float, ...] | EngineError]:
+        """Return the log-probability of every choice after every prompt, in the order of `choices`."""
+
+    async def close(self) -> None:
+        """Free what the engine holds. A later request takes it up again."""
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts as a list, or raise `TypeError` naming the one that is neither text nor messages."""
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts is one string ({prompts[:40]!r}...): expected a list of prompts, such as [prompt]")
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            continue
+        if (
+            isinstance(prompt, list)
+            and prompt
+            and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt)
+        ):
+            continue
+        raise TypeError(
+            f"prompt {index} is {str(prompt)[:80]!r} ({type(prompt).__name__}): expected a string or a non-empty list of "
+            f"messages, such as [{{'role': 'user', 'content': '...'}}]"
+        )
+    return list(prompts)
+
+
+def check_requests(requests: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, str]]:
+    """Return the requests of `score` as a list, or raise `TypeError` naming the one that is not a pair."""
+    for index, request in enumerate(requests):
+        if not (isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], str)):
+            raise TypeError(f"request {index} is {str(request)[:80]!r}: expected a pair (prompt, continuation text)")
+    check_prompts([prompt for prompt, _ in requests])
+    return list(requests)
+
+
+def check_choices(choices: Sequence[str]) -> list[str]:
+    """Return the choices as a list, or raise `ValueError`: they must differ in more than case and outer spaces."""
+    if isinstance(choices, str):
+        raise ValueError(f"choices is one string ({choices!r}): expected a list of strings")
+    plain = [choice.strip().casefold() for choice in choices]
+    if not plain or "" in plain or len(set(plain)) < len(plain):
+        raise ValueError(
+            f"choices={list(choices)!r}: expected non-empty strings that differ in more than case and outer spaces"
+        )
+    return list(choices)
+
+
+def distinct(items: Sequence[T]) -> tuple[list[T], list[int]]:
+    """Return the distinct items in order of appearance, and for every item its place among them.
+
+    >>> distinct(["a", "b", "a"])
+    (['a', 'b'], [0, 1, 0])
+    """
+    places: dict[Hashable, int] = {}
+    where = [places.setdefault(repr(item), len(places)) for item in items]
+    first = dict(zip(reversed(where), reversed(items), strict=True))
+    return [first[place] for place in range(len(places))], where
+
+
+class _Shared:
+    """The event loop on which `run` runs: one daemon thread a process, started when first needed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: threading.Thread | None = None
+        self.process = os.getpid()
+
+    def running_loop(self) -> asyncio.AbstractEventLoop:
+        with self.lock:
+            if self.loop is None or self.thread is None or not self.thread.is_alive():
+                self.loop = asyncio.new_event_loop()
+                self.thread = threading.Thread(target=self.loop.run_forever, name="rlkd-engines", daemon=True)
+                self.thread.start()
+            return self.loop
+
+
+_shared = _Shared()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from synchronous code, and return its result.
+
+    All callers share one event loop in a daemon thread, so that connections outlive a call. It works inside a running
+    loop of another thread too (a notebook), which waits meanwhile. An interrupt of the waiting thread cancels the
+    coroutine. Raises what the coroutine raises, and `RuntimeError` where the caller runs on the shared loop itself.
+    """
+    global _shared
+    if _shared.process != os.getpid():
+        _shared = _Shared()  # a forked child inherits the object but not the thread, and perhaps a held lock
+    loop = _shared.running_loop()
+    if threading.current_thread() is _shared.thread:
+        coroutine.close()
+        raise RuntimeError(
+            "run() was called from a coroutine that run() itself is running: await the coroutine instead"
+        )
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

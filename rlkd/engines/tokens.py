@@ -1,0 +1,38 @@
+"""How a prompt and its continuation become tokens, for the engines that hold a tokenizer.
+
+The boundary is fixed by construction: the prompt and the continuation are tokenised each on its own, and the ids are
+joined. So the tokens scored are exactly those of the continuation, also where the tokenizer would have merged the last
+letter of one with the first of the other. A continuation that begins a new word begins with its space.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlkd.engines.base import Prompt
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Return the prompt's ids: text with the tokenizer's special tokens, messages through the chat template.
+
+    Raises `ValueError` where there is no chat template, the template refuses the messages, or no token is left.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        if not tokenizer.chat_template:
+            raise ValueError("the tokenizer has no chat template: send text prompts, or name an instruct model.")
+        try:
+            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # templates raise their own errors, such as "roles must alternate"
+            raise ValueError(f"the chat template refuses these messages: {error}") from None
+        # The template writes the special tokens itself.
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError("the prompt has no tokens: there is nothing to continue. Send at least one character.")
+    return list(ids)
+
+
+def encode_continuation(tokenizer: Any, text: str) -> list[int]:
+    """Return the continuation's ids, without special tokens."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

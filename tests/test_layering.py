@@ -1,0 +1,59 @@
+"""An import may only go down: recipes -> trainers -> rewards -> rlkd; and the distribution holds what it should."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+LAYERS = ["rlkd", "rewards", "trainers", "recipes"]
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_package_imports_only_packages_below_it(root: Path, layer: str) -> None:
+    above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"recipes"}
+    files = list((root / layer).rglob("*.py"))
+    assert files
+    for path in files:
+        tops = {module.split(".")[0] for module in imported_modules(path)}
+        assert not tops & above, f"{path} imports {tops & above}"
+
+
+def test_the_methods_are_free_of_trl(root: Path) -> None:
+    for path in (root / "rlkd").rglob("*.py"):
+        assert not any(module.split(".")[0] == "trl" for module in imported_modules(path)), path
+
+
+@pytest.mark.parametrize("module", ["rlkd.cli", "rlkd.registry", "rewards", "rewards.cli", "trainers", "rlkd.structure"])
+def test_light_modules_import_no_heavy_library(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'trl', 'transformers', 'vllm') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_the_built_wheel_carries_recipes_configs_and_the_sample(root: Path, tmp_path: Path) -> None:
+    # The build environment of the tests stands in for an isolated one, which would need the network.
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "--quiet", str(root), str(source)], check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    (wheel,) = tmp_path.glob("rlkd-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in [*(root / "recipes").glob("*.yaml"), *(root / "recipes").glob("*.py"), *(root / "rlkd/assets").glob("*.*")]:
+        assert str(path.relative_to(root)) in names
+    modules = {str(path.relative_to(root)) for layer in LAYERS for path in (root / layer).rglob("*.py")}
+    assert modules <= names
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
