@@ -91,7 +91,7 @@ class DeterministicJudge:
 
 
 class ModelJudge:
-    """A model that is asked, and whose log-probability of "yes" is compared with that of "no".
+    """A model that is asked, and whose log-probability of "Yes" is compared with that of "No".
 
     Never a search for a word in generated text, and one forward pass a question. All distinct questions about meta
     parts go out in one batch, then all about the parts of those steps that are still in the chain. A verdict on a pair
@@ -170,7 +170,7 @@ class ModelJudge:
                 self._known[key] = settled
         if not new:
             return {}
-        replies = await self.engine.choose([self._prompt(*key) for key in new], ("yes", "no"), deadline=self.deadline)
+        replies = await self.engine.choose([self._prompt(*key) for key in new], ("Yes", "No"), deadline=self.deadline)
         errors = {}
         for key, reply in zip(new, replies, strict=True):
             if isinstance(reply, EngineError):
@@ -183,7 +183,7 @@ class ModelJudge:
     @staticmethod
     def _prompt(field: Field, mine: str, theirs: str) -> list[Message]:
         asked = _QUESTIONS[field]
-        return [{"role": "user", "content": f"First: {mine}\nSecond: {theirs}\n\n{asked} Answer with yes or no."}]
+        return [{"role": "user", "content": f"First: {mine}\nSecond: {theirs}\n\n{asked} Answer with Yes or No."}]
 
 
 _QUESTIONS: Mapping[Field, str] = {

@@ -1,0 +1,154 @@
+"""The recipe as a user starts it: the exact commands, from anywhere, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainers.logs import read_steps
+
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def quick(tiny_model: str, tmp_path: Path) -> list[str]:
+    """Arguments that make the default recipe small."""
+    return (
+        f"--model_name_or_path {tiny_model} --max_steps 2 --eval_rows 2 --max_completion_length 8 "
+        f"--output_dir {tmp_path / 'run'}"
+    ).split()
+
+
+def start(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("place", ["checkout", "recipes", "elsewhere"])
+def test_accelerate_launch_works_from_any_working_directory(root, tmp_path, quick, place) -> None:
+    cwd = {"checkout": root, "recipes": root / "recipes", "elsewhere": tmp_path}[place]
+    recipe = {"checkout": "recipes/rlkd.py", "recipes": "rlkd.py", "elsewhere": root / "recipes/rlkd.py"}[place]
+    done = start([BIN / "accelerate", "launch", "--num_processes", 1, recipe, *quick], cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "run"
+    assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == [1, 2]
+    assert len(read_steps(run / "rollouts" / "rank0.jsonl")) == 16
+    assert (run / "adapter_model.safetensors").stat().st_size > 0
+    for shown in ("step 2/2 | accuracy", "accuracy before: ", "accuracy after: ", "95 % interval", "advantage within"):
+        assert shown in done.stdout + done.stderr
+    for path in (run, run / "metrics.jsonl", run / "rollouts"):
+        assert str(path) in done.stdout
+
+
+def test_two_processes_share_the_work_under_torchrun(root, tmp_path, quick) -> None:
+    torchrun = [BIN / "torchrun", "--nproc_per_node", 2, "--master_port", 29613]
+    done = start([*torchrun, root / "recipes/rlkd.py", *quick, "--ddp_backend", "gloo"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "run"
+    first, second = (read_steps(run / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1))
+    assert len(first) == len(second) == 16
+    # Different questions, each in a whole group.
+    assert not {record["id"] for record in first} & {record["id"] for record in second}
+    assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_killed_run_resumes_without_gap_or_duplicate(root, tmp_path, quick) -> None:
+    command = [sys.executable, root / "recipes/rlkd.py", *quick, "--save_steps", 3, "--max_steps", 200]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        list(map(str, command)), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 240
+        while not list(run.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    saved = max(int(path.parent.name.split("-")[1]) for path in run.glob("checkpoint-*/trainer_state.json"))
+    last = str(saved + 4)
+    done = start([*command[:-1], last, "--resume_from_checkpoint"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == list(range(1, saved + 5))
+    steps = [record["step"] for record in read_steps(run / "rollouts" / "rank0.jsonl")]
+    assert steps == [step for step in range(1, saved + 5) for _ in range(8)]
+
+
+def test_resuming_before_the_first_checkpoint_says_so_and_starts_afresh(root, tmp_path, quick) -> None:
+    done = start([sys.executable, root / "recipes/rlkd.py", "--resume_from_checkpoint", *quick], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no complete checkpoint" in done.stdout
+    assert "starts afresh" in done.stdout
+    assert len(read_steps(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_a_reward_file_outside_the_repository_trains_from_a_yaml(root, tmp_path, tiny_model) -> None:
+    (tmp_path / "brevity.py").write_text(
+        "def brevity(completions, *, limit=100, **columns):\n"
+        "    return [max(0.0, 1 - len(c[0]['content']) / limit) for c in completions]\n"
+    )
+    config = (root / "recipes/rlkd.yaml").read_text()
+    config = config.replace("[accuracy, structure]", "[accuracy, structure, brevity.py:brevity]")
+    config = config.replace("[1.0, 1.0]", "[1.0, 1.0, 0.5]").replace(
+        "reward_kwargs:\n", "reward_kwargs:\n  brevity: {limit: 20}\n"
+    )
+    (tmp_path / "my.yaml").write_text(config)
+    quick = f"--model_name_or_path {tiny_model} --max_steps 1 --eval_rows 0 --max_completion_length 8".split()
+    done = start([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml", *quick], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (entry,) = read_steps(tmp_path / "runs/rlkd/metrics.jsonl")
+    assert 0 < entry["rewards/brevity/mean"] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reward_funcs", "acuracy"], "Did you mean 'accuracy'"),
+        (["--learning_rat_e", "1"], "did you mean learning_rate"),
+        (["--dataset_name", "nowhere.jsonl"], "there is no file"),
+        (["--reward_funcs", "structure", "--reward_weights", "1", "2"], "2 entries"),
+        (["--resume_from_checkpoint", "nowhere"], "no complete checkpoint there"),
+        (["--num_generations", "3"], "Make per_device_train_batch_size"),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_message(root, tmp_path, arguments, message) -> None:
+    defaults = ["--model_name_or_path", "no-such-model", "--reward_kwargs", "{}", "--reward_weights", "1"]
+    done = start([sys.executable, root / "recipes/rlkd.py", *defaults, *arguments], tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_key_in_a_config_is_named(root, tmp_path) -> None:
+    (tmp_path / "my.yaml").write_text("dataset_name: gsm8k-sample\nlerning_rate: 1.0e-5\n")
+    done = start([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml"], tmp_path)
+    assert done.returncode != 0
+    assert "did you mean learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_row_that_does_not_fit_is_named_by_file_line_and_field(root, tmp_path) -> None:
+    good = {"question": "1 + 1?", "answer": "2", "rationales": ["1 + 1 = 2"]}
+    rows = [good, good | {"rationales": 3}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--dataset_name", "rows.jsonl", "--dataset_test_split", "", "--model_name_or_path", "no-such-model"]
+    done = start([sys.executable, root / "recipes/rlkd.py", *arguments], tmp_path)
+    assert done.returncode != 0
+    assert "rows.jsonl, line 2, field 'rationales'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_installed_wheel_runs_the_recipe_from_another_folder(root, tmp_path, quick) -> None:
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    copy = tmp_path / "copy"
+    subprocess.run(["git", "clone", "--quiet", root, copy], check=True)
+    assert start([*pip, "--target", site, copy], tmp_path).returncode == 0
+    done = start([sys.executable, "-m", "rlkd.cli", "run", "rlkd", *quick], tmp_path, PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(read_steps(tmp_path / "run" / "metrics.jsonl")) == 2
