@@ -60,7 +60,7 @@ class Outcome:
         value = returned.value if isinstance(returned, Scored) else returned
         try:
             score = float(value) if not isinstance(value, str) else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a torch tensor of several numbers
             score = None
         if score is None:
             raise RewardError(

@@ -9,12 +9,20 @@ from functools import partial
 from typing import Any
 
 from rewards.contract import Outcome, RewardError
-from rlkd.registry import SpecError, check_arguments, describe, registry, settable_parameters, suggestion
+from rlkd.registry import SpecError, check_arguments, describe, registry, settable_parameters, split_alias, suggestion
 
 logger = logging.getLogger(__name__)
 
 # What TRL passes beside the data's columns.
-TRL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+TRL_ARGUMENTS = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)
 
 LENGTH_ERROR = "reward {name!r} returned {found} values for {expected} completions; it must return one each, in order"
 
@@ -134,7 +142,7 @@ def build_reward(spec: str, arguments: Mapping[str, Any] | None = None) -> Rewar
 
     `spec`: a registered name, `package.module.attribute` or `path/to/file.py:name`, with an optional `alias=` in
     front. It may name a reward function, a class whose instances are rewards, or a function that makes a reward (one
-    without a parameter `completions`). Raises `RewardError` that names the spec, the parameter and what there is.
+    that takes neither `prompts`, `completions` nor `completion_ids`). Raises `RewardError` that names the spec, the parameter and what there is.
     """
     arguments = dict(arguments or {})
     try:
@@ -172,8 +180,10 @@ def build_rewards(specs: Sequence[str], arguments: Mapping[str, Mapping[str, Any
             )
         rewards.append(reward)
     for name in arguments:
-        raise RewardError(f"reward_kwargs names {name!r}, which is no reward of this run."
-                          f"{suggestion(name, [reward.__name__ for reward in rewards])}")
+        raise RewardError(
+            f"reward_kwargs names {name!r}, which is no reward of this run."
+            f"{suggestion(name, [reward.__name__ for reward in rewards])}"
+        )
     return rewards
 
 
@@ -206,13 +216,13 @@ def _bind(function: Any, arguments: Mapping[str, Any], what: str) -> Callable[..
 
 def _is_reward(function: Callable[..., Any]) -> bool:
     parameters = inspect.signature(function).parameters
-    return "completions" in parameters or [p.kind for p in parameters.values()] == [inspect.Parameter.VAR_KEYWORD]
+    return bool({"prompts", "completions", "completion_ids"} & set(parameters)) or [
+        p.kind for p in parameters.values()
+    ] == [inspect.Parameter.VAR_KEYWORD]
 
 
 def _short_name(spec: str) -> str:
-    alias, _, rest = spec.rpartition("=")
+    alias, rest = split_alias(spec)
     if alias:
-        return alias.strip()
+        return alias
     return rest.rpartition(":")[2] if ".py:" in rest else rest.rpartition(".")[2]
-
-

@@ -78,7 +78,9 @@ class StructureReward:
 
         def engine_for(role: str, spec: str | None) -> Engine:
             if spec is None:
-                raise ValueError(f"{role} needs an engine: set `engine` to http://host:port/v1#model or transformers:path")
+                raise ValueError(
+                    f"{role} needs an engine: set `engine` to http://host:port/v1#model or transformers:path"
+                )
             if spec not in opened:
                 opened[spec] = open_engine(spec)
             return opened[spec]

@@ -20,8 +20,8 @@ from typing import Literal
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
 _PHRASE = re.compile(r"\b(?:final )?answer is:?[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
-_PLAIN_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
 
 VERIFY_SECONDS = 3
 
@@ -79,11 +79,16 @@ def equal(answer: str, gold: str) -> bool | None:
     if _normalise(answer) == _normalise(gold):
         return True
     if threading.current_thread() is not threading.main_thread():
-        raise VerificationError("math-verify has a time limit on the main thread only; this call came from another one")
+        raise VerificationError(
+            "math-verify has a time limit on the main thread only; this call came from another one"
+        )
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     targets = [LatexExtractionConfig(), ExprExtractionConfig()]
-    parsed_gold = parse(f"${gold}$", extraction_config=targets, parsing_timeout=VERIFY_SECONDS)
+    # Without "no_fallback" any text at all would count as read.
+    parsed_gold = parse(
+        f"${gold}$", extraction_config=targets, fallback_mode="no_fallback", parsing_timeout=VERIFY_SECONDS
+    )
     if not parsed_gold:
         return None
     parsed = parse(f"${answer}$", extraction_config=targets, parsing_timeout=VERIFY_SECONDS)
@@ -96,8 +101,8 @@ def number(text: str) -> Fraction | None:
     Units and currency are ignored, as answers to word problems name them or not at will: "75%" reads as 75.
     """
     cleaned = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", "").replace("\\%", "%")
-    cleaned = re.sub(r"(?<=\d),(?=\d{3}\b)", "", cleaned)
-    match = re.fullmatch(rf"({_PLAIN_NUMBER.pattern})\s*%?(?:\s+[A-Za-z][A-Za-z ]*)?", cleaned.strip())
+    cleaned = re.sub(r"(?<=\d)[,\s](?=\d{3}\b)", "", cleaned)
+    match = re.fullmatch(rf"({_PLAIN_NUMBER.pattern})(?:\s*+%)?+(?:\s++[A-Za-z][A-Za-z ]*+)?", cleaned.strip())
     if not match or len(match[1]) > 100:
         return None
     numerator, _, denominator = match[1].partition("/")
@@ -107,7 +112,8 @@ def number(text: str) -> Fraction | None:
 
 
 def _normalise(text: str) -> str:
-    return re.sub(r"[\s$.]+", "", text).casefold()
+    # A space between two digits stays: "1 1/2" is not "11/2".
+    return re.sub(r"(?<!\d)\s++|\s++(?!\d)|\$", "", text.strip()).rstrip(".").casefold()
 
 
 def _first_line_answer(text: str) -> str | None:

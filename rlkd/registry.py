@@ -21,6 +21,7 @@ entry points of installed packages (group `rlkd.rewards`, ...). Listing names im
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -66,11 +67,11 @@ class Registry:
 
     def add(self, name: str, target: Any) -> None:
         """Register `target` under `name`; a name that stands for something else already is an error."""
-        known = self._objects.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (target.__module__, target.__qualname__):
+        path = _dotted_path(target)
+        known = _dotted_path(self._objects[name]) if name in self._objects else self._declared.get(name, path)
+        if known != path:
             raise SpecError(
-                f"{self.kind} name {name!r} is registered twice: by {known.__module__}.{known.__qualname__} and by "
-                f"{target.__module__}.{target.__qualname__}. Rename one of them."
+                f"{self.kind} name {name!r} is registered twice: by {known} and by {path}. Rename one of them."
             )
         self._objects[name] = target
 
@@ -80,14 +81,14 @@ class Registry:
         for point in self._entry_points():
             listed.setdefault(point.name, f"{point.value.replace(':', '.')} ({_distribution(point)})")
         for name, target in self._objects.items():
-            listed.setdefault(name, f"{target.__module__}.{target.__qualname__}")
+            listed.setdefault(name, _dotted_path(target))
         return dict(sorted(listed.items()))
 
     def find(self, spec: str) -> Found:
         """Resolve a spec, or raise `SpecError`."""
-        alias, _, rest = spec.rpartition("=")
-        found = self._find(rest.strip())
-        return Found(alias.strip(), found.target, found.source) if alias else found
+        alias, rest = split_alias(spec)
+        found = self._find(rest)
+        return Found(alias, found.target, found.source) if alias else found
 
     def _find(self, spec: str) -> Found:
         if not spec:
@@ -149,6 +150,17 @@ def register(kind: Kind, name: str) -> Callable[[Any], Any]:
     return decorate
 
 
+def split_alias(spec: str) -> tuple[str | None, str]:
+    """`alias=rest` as (alias, rest), and any other spec as (None, spec).
+
+    An equals sign further on is part of a path: `runs/lr=3/my.py:brevity` has no alias.
+    """
+    alias, equals, rest = spec.partition("=")
+    if equals and not set(alias) & {"/", os.sep, ":"}:
+        return alias.strip() or None, rest.strip()
+    return None, spec.strip()
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error message: what was probably meant, and everything there is."""
     known = sorted(known)
@@ -208,7 +220,9 @@ def _import_module(name: str) -> ModuleType:
 
 def _load_file(path: Path, spec: str) -> ModuleType:
     """Load a file under a private module name: no search path is touched, and its objects pickle within a run."""
-    name = "rlkd_user_" + "".join(c if c.isalnum() else "_" for c in str(path))
+    # The digest tells `a/b.py` from `a_b.py`.
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    name = f"rlkd_user_{''.join(c if c.isalnum() else '_' for c in path.stem)}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
@@ -224,6 +238,11 @@ def _load_file(path: Path, spec: str) -> ModuleType:
             raise
         raise SpecError(f"{spec!r}: {path} does not load: {error!r}") from error
     return module
+
+
+def _dotted_path(target: Any) -> str:
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _distribution(point: EntryPoint) -> str:

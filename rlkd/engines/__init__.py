@@ -60,7 +60,7 @@ def open_engine(spec: str, **options: Any) -> Engine:
     spec has none of the known forms or an option is not one of the engine's.
     """
     scheme, _, rest = spec.partition(":")
-    build: partial[Engine]
+    build: partial[Any]
     if scheme == "transformers" and rest:
         build = partial(TransformersEngine, rest)
     elif scheme in ("http", "https") and rest.startswith("//"):

@@ -160,8 +160,8 @@ def check_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
         ):
             continue
         raise TypeError(
-            f"prompt {index} is {str(prompt)[:80]!r} ({type(prompt).__name__}): expected a string or a non-empty list of "
-            f"messages, such as [{{'role': 'user', 'content': '...'}}]"
+            f"prompt {index} is {str(prompt)[:80]!r} ({type(prompt).__name__}): expected a string or a non-empty "
+            f"list of messages, such as [{{'role': 'user', 'content': '...'}}]"
         )
     return list(prompts)
 

@@ -5,15 +5,15 @@
 
 What it sends: messages go to `/chat/completions` and text to `/completions`, at most `concurrency` requests at a time.
 Connection errors, time-outs and the statuses 408, 409, 429 and 5xx are tried again after an exponential pause with
-jitter, or after what `Retry-After` asks for; any other refusal is final. Equal requests of a call are sent once where the
-answer is deterministic.
+jitter, or after what `Retry-After` asks for; any other refusal is final. Equal requests of a call are sent once where
+the answer is deterministic.
 
 The key comes from the environment variable `api_key_env` when the connection is made. It is in no message, name or
 pickle; a server that echoes it in an error has it blotted out. A server without keys needs no variable.
 
-Limits. `score` needs a server that answers `echo` with log-probabilities, as vLLM does. `choose` reads the 20 likeliest
-first tokens. vLLM takes default sampling settings from the checkpoint's generation config unless it is started with
-`--generation-config vllm`.
+Limits. `score` needs a server that answers `echo` with log-probabilities, as vLLM does. `choose` reads the 20
+likeliest first tokens. vLLM takes default sampling settings from the checkpoint's generation config unless it is
+started with `--generation-config vllm`.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class ServerEngine:
     """A model behind an OpenAI-compatible server.
 
     `model` may be left out where the server offers exactly one; name it where results are cached, since the engine's
-    name is complete only when the model is known. `timeout` is in seconds for one attempt, `retries` the attempts after
-    the first. `tokenizer`, a folder or hub id, makes the tokens of `score` those of `tokens.py`; scoring messages needs
-    it. One engine may serve several event loops; each has its own connections and its own `concurrency`.
+    name is complete only when the model is known. `timeout` is in seconds for one attempt, `retries` the attempts
+    after the first. `tokenizer`, a folder or hub id, makes the tokens of `score` those of `tokens.py`; scoring
+    messages needs it. One engine may serve several event loops; each has its own connections and `concurrency`.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class ServerEngine:
             raise ValueError(f"base_url={base_url!r}: expected http://HOST:PORT/v1 or https://HOST/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
-                f"base_url of the server {parts.hostname}: a user, password, query or fragment has no place in it. Put the "
-                f"key in the environment variable {api_key_env}."
+                f"base_url of the server {parts.hostname}: a user, password, query or fragment has no place in it. "
+                f"Put the key in the environment variable {api_key_env}."
             )
         if concurrency < 1 or retries < 0 or timeout <= 0:
             raise ValueError(
-                f"concurrency={concurrency!r}, retries={retries!r}, timeout={timeout!r}: expected at least 1, at least 0 and "
-                f"more than 0"
+                f"concurrency={concurrency!r}, retries={retries!r}, timeout={timeout!r}: expected at least 1, at least 0 "
+                f"and more than 0"
             )
         self.base_url = base_url.rstrip("/")
         self.model = model
@@ -117,7 +117,7 @@ class ServerEngine:
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
     ) -> list[Completion | EngineError]:
-        """Complete every prompt. Request number i is sent with `seed + i`."""
+        """Complete every prompt. Request number i is sent with `seed + i`. A server that counts no tokens gives 0."""
         prompts = check_prompts(prompts)
         unique, where = distinct(prompts) if sampling.temperature == 0 else (prompts, list(range(len(prompts))))
         found = await self._each(len(unique), deadline, lambda place: self._generate(unique[place], place, sampling))
@@ -265,7 +265,7 @@ class ServerEngine:
 
     async def _complete_guided(self, prompt: Prompt, schema: dict[str, Any], settings: dict[str, Any]) -> Any:
         """Ask for text that follows the schema; where the server refuses guidance as such, stop asking for it."""
-        from openai import BadRequestError
+        from openai import BadRequestError, UnprocessableEntityError
 
         guide: dict[str, Any]
         if isinstance(prompt, str):
@@ -275,7 +275,7 @@ class ServerEngine:
             guide = {"response_format": {"type": "json_schema", "json_schema": form}}
         try:
             return await self._complete(prompt, **settings, **guide)
-        except BadRequestError as refusal:
+        except (BadRequestError, UnprocessableEntityError) as refusal:
             answer = await self._complete(prompt, **settings)  # raises where guidance was not the reason
             if self.guided:
                 self.guided = False
@@ -318,7 +318,7 @@ class ServerEngine:
         if len(values) != expected or any(value is None for value in values):
             raise EngineError(
                 self.name,
-                f"log-probabilities of {sum(value is not None for value in values)} tokens came back, {expected} expected.",
+                f"log-probabilities of {sum(value is not None for value in values)} tokens came back, not of {expected}.",
                 "Use a server that supports echo with logprobs, such as vLLM, and a prompt of at least one token.",
             )
         return Scored(tuple(values))
@@ -369,6 +369,8 @@ class ServerEngine:
             return EngineError(
                 self.name, f"no connection: {reason}, {attempts}.", "Is the server running at this URL?"
             )
+        if isinstance(error, UnicodeEncodeError):
+            return EngineError(self.name, f"the request is not valid text: {error}.")
         what = f"the answer does not follow the protocol ({type(error).__name__}: {self._clean(str(error))})."
         return EngineError(self.name, what, "Does the URL end in /v1, and does the server support this request?")
 

@@ -18,7 +18,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     Raises `ValueError` where there is no chat template, the template refuses the messages, or no token is left.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
+        ids = _ids(tokenizer, prompt, special=True)
     else:
         if not tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template: send text prompts, or name an instruct model.")
@@ -27,12 +27,19 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         except Exception as error:  # templates raise their own errors, such as "roles must alternate"
             raise ValueError(f"the chat template refuses these messages: {error}") from None
         # The template writes the special tokens itself.
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = _ids(tokenizer, text, special=False)
     if not ids:
         raise ValueError("the prompt has no tokens: there is nothing to continue. Send at least one character.")
-    return list(ids)
+    return ids
 
 
 def encode_continuation(tokenizer: Any, text: str) -> list[int]:
-    """Return the continuation's ids, without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Return the continuation's ids, without special tokens. Raises `ValueError` where the text is not valid."""
+    return _ids(tokenizer, text, special=False)
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    try:
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    except Exception as error:  # half a surrogate pair; each tokenizer has its own error for it
+        raise ValueError(f"the tokenizer refuses the text: {error}") from None

@@ -3,16 +3,16 @@
     TransformersEngine("embedded")
     TransformersEngine("path/or/hub-id", adapter="path/to/lora", device="cuda:1", batch_tokens=65536)
 
-Weights are read on the first request. The work runs in a worker thread, one call at a time, so that an event loop stays
-free and two callers never share the model.
+Weights are read on the first request. The work runs in a worker thread, one call at a time, so that an event loop
+stays free and two callers never share the model.
 
 Greedy text does not depend on what else is in the batch, up to rounding: in float32 on a CPU the difference is about
 1e-5 in a logit; in bfloat16 on a GPU it can turn a near-tie between two tokens.
 
 Our choices. Every setting of the checkpoint's own generation config is ignored except its end tokens, so that
-`Sampling` says all there is. A prompt must leave room for `max_new_tokens` in the model's context, as vLLM demands too:
-nothing is cut silently. Sampling draws from generators of its own, one a request, so the global random state is neither
-read nor changed, and a request's draws do not depend on its batch.
+`Sampling` says all there is. A prompt must leave room for `max_new_tokens` in the model's context, as vLLM demands
+too: nothing is cut silently. Sampling draws from generators of its own, one a request, so the global random state is
+neither read nor changed, and a request's draws do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Scoring keeps one row of logits for each token of a continuation: at most this many numbers a batch (1 GiB in float32).
+# Scoring keeps a row of logits for each token of a continuation: at most this many numbers a batch (1 GiB in float32).
 _LOGITS_PER_BATCH = 2**28
 
 
@@ -183,9 +183,8 @@ class TransformersEngine:
             try:
                 path = resolve_model(self.model)
                 tokenizer = AutoTokenizer.from_pretrained(path)
-                model, report = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=dtype, use_safetensors=True, output_loading_info=True
-                )
+                read: Any = AutoModelForCausalLM.from_pretrained  # its annotation knows no loading info
+                model, report = read(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
                 if self.adapter:
                     from peft import PeftModel
 
@@ -194,7 +193,7 @@ class TransformersEngine:
                 raise EngineError(
                     self.name,
                     f"the model does not load ({type(error).__name__}: {error}).",
-                    "Give a folder written by save_pretrained, or a hub id that is in the local cache or within reach.",
+                    "Give a folder written by save_pretrained, or a hub id in the local cache or within reach.",
                 ) from None
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
@@ -211,7 +210,7 @@ class TransformersEngine:
         configured = model.generation_config.eos_token_id
         ends |= set(configured) if isinstance(configured, list) else {configured}
         end_ids = sorted(end for end in ends if end is not None)
-        # Attention masks are explicit and a row is read only up to its end, so any padding id does, an end token's too.
+        # Attention masks are explicit and a row is read up to its end only: any padding id does, an end token's too.
         pad_id = tokenizer.pad_token_id
         if pad_id is None:
             pad_id = end_ids[0] if end_ids else 0
@@ -266,10 +265,10 @@ class TransformersEngine:
         for index, (prompt, text) in enumerate(requests):
             try:
                 start = encode_prompt(job.loaded.tokenizer, prompt)
+                continuation = encode_continuation(job.loaded.tokenizer, text)
             except ValueError as error:
                 results[index] = EngineError(self.name, str(error))
                 continue
-            continuation = encode_continuation(job.loaded.tokenizer, text)
             results[index] = self._room(job.loaded, len(start), len(continuation), "the continuation")
             if results[index] is None and not continuation:
                 results[index] = Scored(())
@@ -363,7 +362,7 @@ def _best_device() -> str:
 
 
 def _store_column_major(model: Any) -> None:
-    """Store every linear layer's matrix transposed in memory; its shape and values stay, and tied weights stay tied."""
+    """Store every linear layer's matrix transposed in memory. Shapes and values stay, and tied weights stay tied."""
     import torch
 
     for module in model.modules():
@@ -469,8 +468,8 @@ class _Watch:
 class _Draw:
     """A logits processor that turns greedy decoding into sampling: it leaves one possible token in every row.
 
-    Each row has a generator of its own and uses one uniform number a token (inverse of the cumulative distribution), so
-    its draws depend on the seed and its place in the call alone.
+    Each row has a generator of its own and uses one uniform number a token (inverse of the cumulative distribution),
+    so its draws depend on the seed and its place in the call alone.
     """
 
     def __init__(self, sampling: Sampling, rows: list[_Row]) -> None:

@@ -56,7 +56,7 @@ def reasoning_part(text: str) -> str:
     """
     before, closing, _ = text.partition("</think>")
     reasoning = before if closing else text.partition("<answer>")[0]
-    return reasoning.removeprefix("<think>").strip()
+    return reasoning.strip().removeprefix("<think>").strip()
 
 
 class RulesDecomposer:
@@ -98,7 +98,8 @@ class NativeDecomposer:
 
     async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
         """See `Decomposer`. A trace without tags has no steps."""
-        return [parse(reasoning_part(trace.text)).structure for trace in traces]
+        # Not `reasoning_part`: without think tags it ends at an answer tag, and a step holds one.
+        return [parse(trace.text.partition("</think>")[0]).structure for trace in traces]
 
 
 class PromptedDecomposer:
@@ -126,13 +127,17 @@ class PromptedDecomposer:
     async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
         """See `Decomposer`."""
         share = None if self.deadline is None else self.deadline / 2
-        found = await self._ask(traces, Sampling(max_new_tokens=self.max_new_tokens), share)
-        again = [i for i, structure in enumerate(found) if isinstance(structure, DecompositionError)]
-        if again:
-            retry = Sampling(max_new_tokens=self.max_new_tokens, temperature=0.7, seed=1)
-            second = await self._ask([traces[i] for i in again], retry, share)
-            for i, structure in zip(again, second, strict=True):
-                found[i] = structure
+        first = Sampling(max_new_tokens=self.max_new_tokens)
+        retry = Sampling(max_new_tokens=self.max_new_tokens, temperature=0.7, seed=1)
+        found: list[Structure | DecompositionError] = [Structure() for _ in traces]
+        # Asked about no reasoning at all, a model would solve the problem itself, to the student's credit.
+        asked = [i for i, trace in enumerate(traces) if reasoning_part(trace.text)]
+        for sampling in (first, retry):
+            if asked:
+                replies = await self._ask([traces[i] for i in asked], sampling, share)
+                for i, structure in zip(asked, replies, strict=True):
+                    found[i] = structure
+                asked = [i for i in asked if isinstance(found[i], DecompositionError)]
         return found
 
     async def _ask(

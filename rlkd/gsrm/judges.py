@@ -230,7 +230,7 @@ def _compare(mine: str | None, theirs: str | None, same) -> bool | None:  # type
     return bool(same(mine, theirs))
 
 
-_TOKENS = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+|[-+*/^]|\w+|\S")
+_TOKENS = re.compile(r"\d+(?:,\d+)*(?:\.\d+)?|\.\d+|[-+*/^]|\w+|\S")
 _OPERATORS = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "times": "*"}
 
 
@@ -267,4 +267,5 @@ def _stem(word: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"[\s$]+", "", text).casefold().rstrip(".?!")
+    # A space between two digits stays: "1 1/2" is not "11/2".
+    return re.sub(r"(?<!\d)\s++|\s++(?!\d)|\$", "", text.strip()).casefold().rstrip(".?!")

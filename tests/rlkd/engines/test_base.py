@@ -1,0 +1,215 @@
+import asyncio
+import doctest
+import math
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rlkd.engines
+from rlkd.engines import Completion, EngineError, Sampling, Scored, ServerEngine, TransformersEngine, open_engine, run
+from rlkd.engines.base import check_choices, check_prompts, check_requests, distinct
+from rlkd.registry import SpecError
+
+
+async def double(number):
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", 2.5),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("stop", "\n"),
+        ("stop", ("",)),
+        ("seed", -1),
+        ("json_schema", "{}"),
+    ],
+)
+def test_a_sampling_value_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        Sampling(**{field: value})
+
+
+def test_the_total_of_a_score_is_the_sum_over_its_tokens():
+    scored = Scored((-0.5, -1.25))
+    assert (scored.n_tokens, scored.total) == (2, -1.75)
+    assert (Scored(()).n_tokens, Scored(()).total) == (0, 0)
+
+
+def test_an_engine_error_names_the_engine_and_the_way_out_and_pickles():
+    error = pickle.loads(pickle.dumps(EngineError("transformers:x", "it broke.", "Mend it.")))
+    assert str(error) == "transformers:x: it broke. Mend it."
+    assert (error.engine, error.what, error.way_out) == ("transformers:x", "it broke.", "Mend it.")
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]) | st.lists(st.just({"role": "user", "content": "a"}), max_size=2)))
+def test_distinct_items_and_places_restore_the_list(items):
+    unique, where = distinct(items)
+    assert [unique[place] for place in where] == items
+    assert all(unique.index(item) == place for place, item in enumerate(unique))
+
+
+@pytest.mark.parametrize("prompts", ["one text", [3], [None], [[]], [["text"]], [[{"role": "user"}]]])
+def test_what_is_no_list_of_prompts_is_refused(prompts):
+    with pytest.raises(TypeError, match="expected a"):
+        check_prompts(prompts)
+
+
+@pytest.mark.parametrize("request_", ["text", ("a", "b", "c"), ("a", None), (3, "b")])
+def test_what_is_no_pair_of_prompt_and_continuation_is_refused(request_):
+    with pytest.raises(TypeError, match="expected a"):
+        check_requests([request_])
+
+
+@pytest.mark.parametrize("choices", ["yes", [], ["yes", " "], ["yes", " Yes"]])
+def test_choices_that_a_model_cannot_tell_apart_are_refused(choices):
+    with pytest.raises(ValueError, match="choices"):
+        check_choices(choices)
+
+
+def test_run_returns_the_result_in_synchronous_code():
+    assert run(double(4)) == 8
+
+
+def test_run_works_inside_a_running_loop_of_another_thread():
+    async def synchronous_inside():
+        return run(double(4))
+
+    assert asyncio.run(synchronous_inside()) == 8
+
+
+def test_run_raises_what_the_coroutine_raises():
+    async def fail():
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError, match="gone"):
+        run(fail())
+
+
+def test_run_called_by_a_coroutine_that_it_runs_says_so_instead_of_hanging():
+    async def nested():
+        return run(double(1))
+
+    with pytest.raises(RuntimeError, match="await the coroutine"):
+        run(nested())
+
+
+def test_callers_in_many_threads_share_one_loop():
+    loops = []
+
+    async def note():
+        loops.append(asyncio.get_running_loop())
+
+    threads = [threading.Thread(target=lambda: run(note())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loops) == 8
+    assert len(set(loops)) == 1
+
+
+INTERRUPTED = """
+import asyncio, signal, threading, os, time
+from rlkd.engines import run
+ended = threading.Event()
+async def wait():
+    try:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        await asyncio.sleep(30)
+    except asyncio.CancelledError:
+        ended.set()
+        raise
+try:
+    run(wait())
+except KeyboardInterrupt:
+    print("interrupted", ended.wait(5))
+"""
+
+
+def test_an_interrupt_of_the_caller_cancels_the_coroutine():
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "interrupted True", done.stderr
+    assert time.monotonic() - start < 15
+
+
+def _double_in_child(queue):
+    queue.put(run(double(21)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_run_works_in_a_forked_child_after_use_in_the_parent():
+    run(double(1))
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_double_in_child, args=(queue,))
+    child.start()
+    try:
+        assert queue.get(timeout=20) == 42
+    finally:
+        child.join(10)
+
+
+def test_importing_the_engines_loads_no_model_library():
+    code = (
+        "import sys, rlkd.engines; rlkd.engines.open_engine('transformers:x');"
+        "rlkd.engines.open_engine('http://h:1/v1#m', timeout=3.0);"
+        "print([name for name in ('torch', 'transformers', 'openai', 'tenacity') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_spec_names_the_model_in_this_process():
+    engine = open_engine("transformers:some/model", batch_tokens=64)
+    assert isinstance(engine, TransformersEngine)
+    assert (engine.name, engine.batch_tokens, engine.guided) == ("transformers:some/model", 64, False)
+
+
+def test_a_spec_names_a_server_and_its_model():
+    engine = open_engine("http://localhost:8000/v1#org/teacher", concurrency=3)
+    assert isinstance(engine, ServerEngine)
+    assert (engine.base_url, engine.model, engine.concurrency) == ("http://localhost:8000/v1", "org/teacher", 3)
+    assert engine.name == "http://localhost:8000/v1#org/teacher"
+    assert open_engine("https://host/v1").model is None
+
+
+@pytest.mark.parametrize("spec", ["", "transformers:", "ollama:x", "some/model", "http:host"])
+def test_a_spec_of_no_known_form_is_answered_with_the_forms(spec):
+    with pytest.raises(SpecError, match="transformers:MODEL_OR_PATH"):
+        open_engine(spec)
+
+
+def test_a_misspelt_option_is_answered_with_the_valid_ones():
+    with pytest.raises(SpecError, match=r"batch_token'.*Did you mean 'batch_tokens'.*adapter"):
+        open_engine("transformers:x", batch_token=3)
+    with pytest.raises(SpecError, match=r"device'.*concurrency"):
+        open_engine("http://host:1/v1#m", device="cpu")
+    with pytest.raises(SpecError, match="no parameter 'model'"):
+        open_engine("http://host:1/v1#m", model="other")
+
+
+@pytest.mark.parametrize("module", [rlkd.engines, rlkd.engines.base, rlkd.engines.server])
+def test_the_examples_in_the_docstrings_hold(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_results_compare_by_value():
+    assert Completion("a", "stop", 1) == Completion("a", "stop", 1)
