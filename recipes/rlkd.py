@@ -4,8 +4,8 @@
     accelerate launch recipes/rlkd.py --config recipes/rlkd_lora_1gpu.yaml
     accelerate launch recipes/rlkd.py --config my.yaml --learning_rate 2e-5 --resume_from_checkpoint
 
-Without --config the run takes recipes/rlkd.yaml: SmolLM2-135M-Instruct on a sample of GSM8K, LoRA, ten steps, without a
-GPU. Keys are those of TRL's GRPOConfig and ModelConfig and those that --help lists below them; the command line wins
+Without --config the run takes recipes/rlkd.yaml: SmolLM2-135M-Instruct on a sample of GSM8K, LoRA, ten steps, without
+a GPU. Keys are those of TRL's GRPOConfig and ModelConfig and the few that --help lists first; the command line wins
 over the file.
 
 What this recipe leaves out of the paper: training the structure model (the default finds steps by rules; name any
@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 
 # A script's own folder heads the search path, and there this very file would be found as the package `rlkd`. The
-# checkout takes its place. Done by path and not by position, as spawned workers run this again on a cleaned path.
+# checkout takes its place. Done by path and not by position, as spawned workers run this again on a cleaned path. An
+# installed recipe needs no such thing, and site-packages must not come before the standard library.
 _RECIPES = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _RECIPES]
-if not any(Path(entry or ".").resolve() == _RECIPES.parent for entry in sys.path):
+if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
 import difflib
@@ -30,8 +31,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlkd.data import SAMPLE, load_rows, to_dataset
-from rlkd.evaluate import Estimate, accuracy, evaluate
 from rlkd.errors import UsageError
+from rlkd.evaluate import Estimate, accuracy, evaluate
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
 from trainers.checkpoints import find_checkpoint
@@ -82,7 +83,9 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if checkpoint is None and args.resume_from_checkpoint:
-        _say(args, f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh.")
+        _say(
+            args, f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh."
+        )
 
     train_rows = load_rows(
         script.dataset_name,

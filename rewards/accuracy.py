@@ -27,11 +27,11 @@ class Accuracy:
 
     def __call__(
         self, completions: Sequence[Any], answer: Sequence[str | None], **columns: Any
-    ) -> list[float | None | Failed]:
+    ) -> list[float | Failed | None]:
         """Score a batch."""
         return [self._score(completion_text(c), gold) for c, gold in zip(completions, answer, strict=True)]
 
-    def _score(self, text: str, gold: str | None) -> float | None | Failed:
+    def _score(self, text: str, gold: str | None) -> float | Failed | None:
         if gold is None:
             return None
         try:

@@ -6,8 +6,8 @@ The error model of rewards, in full:
 2. `None` means not applicable.
 3. `Failed(cause)` for a sample, or an exception for the whole batch, means that the reward broke down. It is counted
    with its cause and reaches the trainer as missing.
-4. A result of the wrong length, a score that is not finite, a value of another type, or a column that the data lacks is
-   a mistake in the reward or the config. It ends the run at once as a `RewardError` that names the reward.
+4. A result of the wrong length, a score that is not finite, a value of another type, or a column that the data lacks
+   is a mistake in the reward or the config. It ends the run at once as a `RewardError` that names the reward.
 5. KeyboardInterrupt and cancellation are nobody's failure and pass through.
 """
 

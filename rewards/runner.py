@@ -142,7 +142,8 @@ def build_reward(spec: str, arguments: Mapping[str, Any] | None = None) -> Rewar
 
     `spec`: a registered name, `package.module.attribute` or `path/to/file.py:name`, with an optional `alias=` in
     front. It may name a reward function, a class whose instances are rewards, or a function that makes a reward (one
-    that takes neither `prompts`, `completions` nor `completion_ids`). Raises `RewardError` that names the spec, the parameter and what there is.
+    that takes neither `prompts`, `completions` nor `completion_ids`). Raises `RewardError` that names the spec, the
+    parameter and what there is.
     """
     arguments = dict(arguments or {})
     try:
@@ -150,7 +151,7 @@ def build_reward(spec: str, arguments: Mapping[str, Any] | None = None) -> Rewar
         what = f"reward {found.name!r}"
         if inspect.isclass(found.target) or (inspect.isfunction(found.target) and not _is_reward(found.target)):
             check_arguments(found.target, arguments, what)
-            function = found.target(**arguments)
+            function: Any = found.target(**arguments)
         else:
             function = _bind(found.target, arguments, what)
     except SpecError as error:
@@ -194,8 +195,8 @@ def wrap(function: Callable[..., Any], name: str | None = None, *, origin: Any =
     if not callable(function):
         raise RewardError(f"reward {name!r} is no callable, but {function!r}")
     inner = function.func if isinstance(function, partial) else function
-    name = name or getattr(inner, "__name__", type(inner).__name__)
-    call = getattr(type(inner), "__call__", None)
+    name = name or str(getattr(inner, "__name__", type(inner).__name__))
+    call = type(inner).__call__
     asynchronous = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call)
     return (AsyncReward if asynchronous else Reward)(function, name, origin=origin)
 
@@ -216,9 +217,9 @@ def _bind(function: Any, arguments: Mapping[str, Any], what: str) -> Callable[..
 
 def _is_reward(function: Callable[..., Any]) -> bool:
     parameters = inspect.signature(function).parameters
-    return bool({"prompts", "completions", "completion_ids"} & set(parameters)) or [
-        p.kind for p in parameters.values()
-    ] == [inspect.Parameter.VAR_KEYWORD]
+    if {"prompts", "completions", "completion_ids"} & set(parameters):
+        return True
+    return [p.kind for p in parameters.values()] == [inspect.Parameter.VAR_KEYWORD]
 
 
 def _short_name(spec: str) -> str:

@@ -2,13 +2,13 @@
 
 A row is a problem for the student with what is known about it:
 
-| field        | type                                | meaning |
-| ------------ | ----------------------------------- | ------- |
-| `id`         | str                                 | unique name, for logs; made from the position where absent |
-| `prompt`     | list of messages, or str            | what the student is shown; text goes in as it is |
-| `question`   | str                                 | instead of `prompt`: becomes a conversation, with the run's system prompt |
-| `answer`     | str or None                         | the gold answer |
-| `rationales` | list of str                         | teacher traces |
+| field        | type                     | meaning |
+| ------------ | ------------------------ | ------- |
+| `id`         | str                      | unique name, for logs; made from the position where absent |
+| `prompt`     | list of messages, or str | what the student is shown; text goes in as it is |
+| `question`   | str                      | instead of `prompt`: becomes a conversation, with the run's system prompt |
+| `answer`     | str or None              | the gold answer |
+| `rationales` | list of str              | teacher traces |
 | `structures` | list (one a rationale) of lists of `{meta, question, answer}` | their steps, where known |
 
 Any other field passes through to the rewards, which see it as a column. Rows come from the embedded sample of GSM8K

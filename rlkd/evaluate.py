@@ -72,7 +72,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a share (E. B. Wilson, 1927); sensible at 0 and n, where the plain one has width 0."""
+    """Wilson's score interval for a share (E. B. Wilson, 1927); sensible at 0 and n, where the plain one is empty."""
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

@@ -142,7 +142,7 @@ def _convert(gguf: Path, out: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 by now, but transformers still takes the model for a quantised one and refuses to
     # save it.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     # The file names one token, <|im_end|>, as end and as padding. Trainers that mask padding by id would then never
@@ -185,7 +185,8 @@ def verify_embedded_model() -> None:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != entry["sha256"]:
             raise UsageError(
-                f"{folder / name} has SHA-256 {found}, expected {entry['sha256']}. Delete {folder} to have it made again."
+                f"{folder / name} has SHA-256 {found}, expected {entry['sha256']}. "
+                f"Delete {folder} to have it made again."
             )
 
 

@@ -211,9 +211,9 @@ def _import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name.split(".")[0] or os.getcwd() in sys.path:
+        if error.name != name.split(".")[0] or str(Path.cwd()) in sys.path:
             raise
-    sys.path.append(os.getcwd())
+    sys.path.append(str(Path.cwd()))
     importlib.invalidate_caches()
     return importlib.import_module(name)
 

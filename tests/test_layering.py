@@ -36,7 +36,9 @@ def test_the_methods_are_free_of_trl(root: Path) -> None:
         assert not any(module.split(".")[0] == "trl" for module in imported_modules(path)), path
 
 
-@pytest.mark.parametrize("module", ["rlkd.cli", "rlkd.registry", "rewards", "rewards.cli", "trainers", "rlkd.structure"])
+@pytest.mark.parametrize(
+    "module", ["rlkd.cli", "rlkd.registry", "rewards", "rewards.cli", "trainers", "rlkd.structure"]
+)
 def test_light_modules_import_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'trl', 'transformers', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -48,7 +50,17 @@ def test_the_built_wheel_carries_recipes_configs_and_the_sample(root: Path, tmp_
     # The build environment of the tests stands in for an isolated one, which would need the network.
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "--quiet", str(root), str(source)], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
     subprocess.run(command, capture_output=True, text=True, check=True)
     (wheel,) = tmp_path.glob("rlkd-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

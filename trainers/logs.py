@@ -78,7 +78,7 @@ class MetricsCallback(TrainerCallback):
 class StepLine(ProgressCallback):
     """The progress bar, with one readable line a step in place of the whole dictionary of metrics.
 
-    A line tells each reward's mean, the share of groups in which all completions earn the same (no signal in them), the
+    A line tells each reward's mean, the share of groups in which all completions earn the same (no signal there), the
     shares of missing and of failed rewards, and the share of completions cut off at the length limit.
     """
 

@@ -34,13 +34,15 @@ def check_config(args: RLKDConfig, reward_names: Sequence[str]) -> None:
         raise UsageError(
             'use_vllm=True, but vllm is not installed. Run  pip install "rlkd[vllm]"  or set use_vllm: false'
         )
+    assert args.steps_per_generation is not None  # TRL has filled it in
     window = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
     if args.save_strategy == "steps" and window > 1 and args.save_steps >= 1 and args.save_steps % window:
         raise UsageError(
             f"save_steps ({args.save_steps:g}) must be a multiple of {window}, the optimizer steps that one batch of "
             f"rollouts serves (steps_per_generation {args.steps_per_generation} x num_iterations "
             f"{args.num_iterations} / gradient_accumulation_steps {args.gradient_accumulation_steps}): a run resumed "
-            f"in between would not repeat the interrupted one. Set save_steps: {window * max(1, round(args.save_steps / window))}"
+            f"in between would not repeat the interrupted one. "
+            f"Set save_steps: {window * max(1, round(args.save_steps / window))}"
         )
 
 
@@ -58,6 +60,8 @@ def check_dataset(args: RLKDConfig, rewards: Sequence[Any], dataset: Any, part: 
         if isinstance(reward, Reward):
             _check_columns(reward, dataset, columns, part)
     if part == "train_dataset" and hasattr(dataset, "__len__"):
+        assert args.generation_batch_size is not None  # TRL has filled both in
+        assert args.num_generations is not None
         prompts = args.generation_batch_size // args.num_generations
         if len(dataset) < prompts:
             raise UsageError(
@@ -71,7 +75,7 @@ def check_dataset(args: RLKDConfig, rewards: Sequence[Any], dataset: Any, part: 
 
 def _check_columns(reward: Reward, dataset: Any, columns: Sequence[str], part: str) -> None:
     reward.check_columns(columns)
-    alternatives = [(column,) for column in reward.required_columns]
+    alternatives: list[tuple[str, ...]] = [(column,) for column in reward.required_columns]
     if reward.needs_any:
         alternatives.append(reward.needs_any)
     if not hasattr(dataset, "__len__"):

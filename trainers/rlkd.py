@@ -46,8 +46,8 @@ class RLKDConfig(GRPOConfig):
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "structure"],
         metadata={
-            "help": "Rewards: registered names (rlkd rewards list), dotted paths, or path/to/file.py:name, each with an "
-            "optional alias= in front. Weights come from reward_weights, in the same order."
+            "help": "Rewards: registered names (rlkd rewards list), dotted paths, or path/to/file.py:name, each with "
+            "an optional alias= in front. Weights come from reward_weights, in the same order."
         },
     )
     reward_kwargs: dict[str, dict[str, Any]] | str | None = field(
@@ -117,6 +117,8 @@ class RLKDTrainer(GRPOTrainer):
     training when a reward breaks the contract, or fails under `on_failure="raise"`.
     """
 
+    args: RLKDConfig
+
     _tag_names = ["trl", "grpo", "rlkd"]  # noqa: RUF012 (TRL's form)
     _name = "RLKD"
     _paper = {  # noqa: RUF012 (TRL's form)
@@ -146,15 +148,17 @@ class RLKDTrainer(GRPOTrainer):
         self._scored: tuple[list[str], list[list[Outcome | None]]] = ([], [])
         super().__init__(
             model=resolve_model(model) if isinstance(model, str) else model,
-            reward_funcs=built,
+            reward_funcs=list(built),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        self.metrics_path = Path(args.output_dir) / "metrics.jsonl"
+        output = Path(args.output_dir or ".")
+        self.metrics_path = output / "metrics.jsonl"
         self.add_callback(MetricsCallback(self.metrics_path))
-        self._rollouts = StepLog(Path(args.output_dir) / "rollouts" / f"rank{args.process_index}.jsonl")
+        self._rollouts_begun = False
+        self._rollouts = StepLog(output / "rollouts" / f"rank{args.process_index}.jsonl")
 
     @property
     def rollouts_path(self) -> Path:
@@ -168,13 +172,15 @@ class RLKDTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        if self.args.save_rollouts and self.model.training:
+        if self.args.save_rollouts and self._is_training():
             self._save_rollouts(inputs, output["advantages"])
         return output
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
         rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        outcomes_FB = [
+        outcomes_FB: list[list[Outcome | None]] = [
             list(reward.outcomes) if isinstance(reward, Reward) else [None] * len(prompts)
             for reward in self.reward_funcs
         ]
@@ -189,13 +195,18 @@ class RLKDTrainer(GRPOTrainer):
             raise RewardError(_describe_failures(inputs, self.reward_func_names, outcomes_FB))
         if self.args.on_failure == "drop":
             rewards_NF = drop_failed(rewards_NF, failed_NF)
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        group_size = self.num_generations if self._is_training() else self.num_generations_eval
+        assert group_size is not None
         dropped_N1 = torch.isnan(rewards_NF).all(dim=1, keepdim=True)
         filled_NF = fill_missing(rewards_NF, group_size)
         if self.args.on_failure == "drop":
             # A dropped completion stays out altogether.
             filled_NF = torch.where(dropped_N1 & failed_NF.any(dim=1, keepdim=True), torch.nan, filled_NF)
         return apply_gates(filled_NF, self._gates)
+
+    def _is_training(self) -> bool:
+        """Whether this is a training batch: TRL's own criterion."""
+        return bool(self.model is not None and self.model.training)
 
     def _save_rollouts(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> None:
         if not self._rollouts_begun:

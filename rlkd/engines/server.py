@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 0.5  # seconds, doubled at every retry
+_FIRST_PAUSE = 0.5  # seconds; the most before the first retry, doubled at each
 _LONGEST_PAUSE = 60.0
 _TOP = 20  # the most that OpenAI's protocol allows, and vLLM's default limit
 
@@ -86,8 +86,8 @@ class ServerEngine:
             )
         if concurrency < 1 or retries < 0 or timeout <= 0:
             raise ValueError(
-                f"concurrency={concurrency!r}, retries={retries!r}, timeout={timeout!r}: expected at least 1, at least 0 "
-                f"and more than 0"
+                f"concurrency={concurrency!r}, retries={retries!r}, timeout={timeout!r}: expected at least 1, "
+                f"at least 0 and more than 0"
             )
         self.base_url = base_url.rstrip("/")
         self.model = model
@@ -249,16 +249,19 @@ class ServerEngine:
         else:
             answer = await self._complete_guided(prompt, sampling.json_schema, settings)
         choice = answer.choices[0]
-        text = choice.text if isinstance(prompt, str) else choice.message.content
+        text = choice.text if isinstance(prompt, str) else choice.message.content or ""  # None: nothing but reasoning
+        if text is None or choice.finish_reason is None:
+            raise ValueError(f"an unfinished choice: {str(choice)[:200]}")
         used = answer.usage.completion_tokens if answer.usage else 0
-        return Completion(text or "", "length" if choice.finish_reason == "length" else "stop", used)
+        return Completion(text, "length" if choice.finish_reason == "length" else "stop", used)
 
     async def _complete(self, prompt: Prompt | list[int], **settings: Any) -> Any:
         model = await self._model()
+        given: Any = prompt  # the client's own types for messages and ids are narrower
         if isinstance(prompt, str) or isinstance(prompt[0], int):
-            answer = await self._send(lambda c: c.completions.create(model=model, prompt=prompt, **settings))  # type: ignore[arg-type]
+            answer = await self._send(lambda c: c.completions.create(model=model, prompt=given, **settings))
         else:
-            answer = await self._send(lambda c: c.chat.completions.create(model=model, messages=prompt, **settings))  # type: ignore[arg-type]
+            answer = await self._send(lambda c: c.chat.completions.create(model=model, messages=given, **settings))
         if not getattr(answer, "choices", None):
             raise ValueError(f"an answer without choices: {str(answer)[:200]}")
         return answer
@@ -315,13 +318,14 @@ class ServerEngine:
                 "a continuation of chat messages cannot be scored by text alone.",
                 "Give the engine tokenizer=NAME_OR_FOLDER, so that it can apply the chat template.",
             )
-        if len(values) != expected or any(value is None for value in values):
+        known = [value for value in values if value is not None]
+        if len(known) != expected:
             raise EngineError(
                 self.name,
-                f"log-probabilities of {sum(value is not None for value in values)} tokens came back, not of {expected}.",
+                f"log-probabilities of {len(known)} tokens came back, of {expected} expected.",
                 "Use a server that supports echo with logprobs, such as vLLM, and a prompt of at least one token.",
             )
-        return Scored(tuple(values))
+        return Scored(tuple(known))
 
     async def _choose(self, prompt: Prompt, choices: list[str]) -> tuple[float, ...]:
         if isinstance(prompt, str):
@@ -407,8 +411,8 @@ def choice_logprobs(top: Sequence[tuple[str, float]], choices: Sequence[str]) ->
     A choice gets the probability of all tokens that equal it up to case and outer spaces. Where there is none, it gets
     that of the tokens it begins with, provided no other choice begins with them; else nothing, -inf.
 
-    >>> choice_logprobs([("Yes", -0.5), (" yes", -1.5), ("uns", -2.0)], ["yes", "unsure", "no"])
-    (-0.18673831248177708, -2.0, -inf)
+    >>> choice_logprobs([("Yes", -0.5), ("uns", -1.5), ("maybe", -2.0)], ["yes", "unsure", "no"])
+    (-0.5, -1.5, -inf)
     """
     tokens = [(token.strip().casefold(), logprob) for token, logprob in top if token.strip()]
     plain = [choice.strip().casefold() for choice in choices]
@@ -470,13 +474,13 @@ def _is_transient(error: BaseException) -> bool:
 def _pause(state: RetryCallState) -> float:
     """Seconds before the next attempt: what the server asks for, else exponential with jitter."""
     from openai import APIStatusError
-    from tenacity import wait_exponential_jitter
+    from tenacity import wait_random_exponential
 
     error = state.outcome.exception() if state.outcome else None
     asked = error.response.headers.get("retry-after", "") if isinstance(error, APIStatusError) else ""
     pause = _seconds(asked)
     if pause is None:
-        pause = wait_exponential_jitter(initial=_FIRST_PAUSE, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE)(state)
+        pause = wait_random_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE)(state)
     return min(pause, _LONGEST_PAUSE)
 
 

@@ -65,8 +65,8 @@ class RulesDecomposer:
     meta is the sentence, question the calculation, answer its result (`rlkd.steps.split_calculation`).
 
     Args:
-        level: `calculation` (default) keeps only sentences that have a result, so that a sentence of mere talk does not
-            push the later steps out of line with the teacher's. `sentence` keeps every sentence.
+        level: `calculation` (default) keeps only sentences that have a result, so that a sentence of mere talk does
+            not push the later steps out of line with the teacher's. `sentence` keeps every sentence.
     """
 
     costly = False
@@ -186,12 +186,12 @@ def _request(trace: Trace) -> str:
 
 
 _INSTRUCTIONS = """\
-You read a piece of reasoning about a problem and write down the steps it takes, in order. You report, you do not solve: \
-a step that is wrong in the reasoning stays wrong in your list, and a step that is not there is not added.
+You read a piece of reasoning about a problem and write down the steps it takes, in order. You report, you do not \
+solve: a step that is wrong in the reasoning stays wrong in your list, and a step that is not there is not added.
 
 Each step has three parts:
-- meta: the sub-problem that the step turns to, as a question, so that one sees why it comes now. It does not give away \
-the result.
+- meta: the sub-problem that the step turns to, as a question, so that one sees why it comes now. It does not give \
+away the result.
 - question: what exactly is worked out there, for instance the calculation, without its result.
 - answer: the result that the reasoning gets, as short as possible.
 

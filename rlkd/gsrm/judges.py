@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from rlkd.answers import number
@@ -149,9 +149,8 @@ class ModelJudge:
             for field, left, right in fields:
                 if left and right and (error := errors.get((field, left, right))):
                     return JudgeError(str(error))
-            known = self._known
-            question = _compare(mine.question, theirs.question, lambda a, b: known["question", a, b])
-            answer = _compare(mine.answer, theirs.answer, lambda a, b: known["answer", a, b])
+            question = _compare(mine.question, theirs.question, lambda a, b: self._known["question", a, b])
+            answer = _compare(mine.answer, theirs.answer, lambda a, b: self._known["answer", a, b])
             verdicts.append(Verdict(True, question, answer))
         if alive < len(aligned):
             verdicts.append(Verdict(False, None, None))
@@ -194,7 +193,7 @@ _QUESTIONS: Mapping[Field, str] = {
 
 
 def purposes(mine: Step, theirs: Step) -> tuple[str, str]:
-    """The texts by which two steps are aligned: their meta parts; a step without one stands for itself by its question.
+    """The texts by which two steps are aligned: their meta parts; for a step without one, its question.
 
     Our choice (the paper has no optional fields): a teacher's structure without meta parts is still followed in order.
     """
@@ -222,7 +221,7 @@ def _settled(field: Field, mine: str, theirs: str) -> bool | None:
     return None
 
 
-def _compare(mine: str | None, theirs: str | None, same) -> bool | None:  # type: ignore[no-untyped-def]
+def _compare(mine: str | None, theirs: str | None, same: Callable[[str, str], bool]) -> bool | None:
     if mine is None and theirs is None:
         return True
     if mine is None or theirs is None:
@@ -248,9 +247,12 @@ def _calculation(text: str) -> Counter[str] | None:
 
 
 _STOP_WORDS = frozenset(
-    "a an the of in on at to for by with and or so then is are was were be been do does did has have had he she it they "
-    "his her its their this that these those there how many much what which who total now will would if as from each "
-    "per more still left".split()
+    re.findall(
+        r"\w+",
+        "a an the of in on at to for by with and or so then is are was were be been do does did has have "
+        "had he she it they his her its their this that these those there how many much what which who "
+        "total now will would if as from each per more still left",
+    )
 )
 
 

@@ -93,7 +93,7 @@ class GSRM:
         `teachers[i]`: the structures of the correct teacher traces of problem i, at least one, each with a step.
         Raises ValueError where there is none: the reward is not applicable there, and the caller must say so.
         """
-        pairs = []
+        pairs: list[tuple[Structure, Structure]] = []
         for i, (student, branches) in enumerate(zip(students, teachers, strict=True)):
             if not branches or not all(len(branch) for branch in branches):
                 raise ValueError(f"problem {i}: no teacher branch with steps, so there is nothing to compare with")

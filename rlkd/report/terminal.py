@@ -1,4 +1,4 @@
-"""A rollout in the terminal: what was written, what each reward said of it, and why the structure reward is what it is.
+"""A rollout in the terminal: what was written, what each reward said of it, and why the structure reward said so.
 
 Takes the records of a run's `rollouts/rank0.jsonl`, so any rollout of the past can be shown as well.
 """

@@ -57,7 +57,8 @@ def test_a_step_line_tells_means_flat_groups_and_what_is_missing() -> None:
         "step_time": 40.4,
     }
     assert step_line(2, 10, logs) == (
-        "step 2/10 | accuracy 0.125 (failed 25%, not applicable 0%) | structure n/a | flat groups 50% | cut off 62% | 40 s"
+        "step 2/10 | accuracy 0.125 (failed 25%, not applicable 0%) | structure n/a | flat groups 50% | cut off 62% "
+        "| 40 s"
     )
 
 

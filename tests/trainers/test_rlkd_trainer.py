@@ -110,6 +110,62 @@ def test_a_nan_score_ends_the_run_and_names_the_reward(tiny_model, rows, tmp_pat
         trainer.train()
 
 
+class Prescribed:
+    """Returns, in turn, what a test has put in `values`; None there means failed."""
+
+    def __init__(self, name: str):
+        self.__name__ = name
+        self.values: list[float | None] = []
+
+    def __call__(self, completions, **columns):
+        return [Failed("prescribed") if value is None else value for value in self.values]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0)], ids=["prizes", "penalties"])
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_missing_rewards_are_neutral_in_what_trl_really_computes(tiny_model, rows, tmp_path, low, high, aggregation):
+    """The properties of a missing reward, on the advantages that come out of TRL, over random holes."""
+    rewards = [Prescribed(name) for name in "abc"]
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    args = config(
+        tmp_path,
+        scale_rewards="none",
+        multi_objective_aggregation=aggregation,
+        reward_weights=weights.tolist(),
+        save_rollouts=False,
+        max_completion_length=2,
+        per_device_train_batch_size=12,
+        num_generations=6,
+    )
+    trainer = RLKDTrainer(tiny_model, reward_funcs=rewards, args=args, train_dataset=rows)
+    trainer.model.train()
+    batch = [rows[i // 6] for i in range(12)]
+    generator = torch.Generator().manual_seed(0)
+
+    def advantages(scores_NF: torch.Tensor) -> torch.Tensor:
+        for column, reward in enumerate(rewards):
+            reward.values = [None if math.isnan(v) else v for v in scores_NF[:, column].tolist()]
+        return trainer._generate_and_score_completions(batch)["advantages"]
+
+    for _ in range(20):
+        scores = low + (high - low) * torch.rand(12, 3, generator=generator)
+        holes = torch.rand(12, 3, generator=generator) < 0.3
+        scores[holes] = math.nan
+        groups = scores.view(2, 6, 3)
+        deviations = (groups - groups.nanmean(dim=1, keepdim=True)).view(12, 3)
+        found = advantages(scores)
+        if aggregation == "sum_then_normalize":
+            # A centred reward is the sum over columns of (score - mean of the observed); a failed entry adds 0.
+            scorable = ~torch.isnan(scores).all(dim=1)
+            expected = (deviations * weights).nansum(dim=1)
+            assert torch.allclose(found[scorable], expected[scorable], atol=1e-5)
+        # Equal completions stay equal, whoever fails: exactly as if nobody had.
+        equal = scores[:1].nan_to_num(nan=(low + high) / 2).expand(12, 3).clone()
+        nobody_failed = advantages(equal)
+        equal[holes & ~holes.all(dim=1, keepdim=True)] = math.nan
+        assert torch.equal(advantages(equal), nobody_failed)
+
+
 def test_on_failure_drop_leaves_the_completion_out(tiny_model, rows, tmp_path) -> None:
     trainer = RLKDTrainer(
         tiny_model,
@@ -209,8 +265,10 @@ def test_a_reward_file_with_parameters_named_in_the_config_trains(tiny_model, ro
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"use_vllm": True}, r"pip install \"rlkd\[vllm\]\""),
         ({"per_device_train_batch_size": 36}, "has 8 prompts, but one generation batch takes 9"),
-        ({"gradient_accumulation_steps": 1, "steps_per_generation": 4, "save_strategy": "steps", "save_steps": 2},
-         "multiple of 4"),
+        (
+            {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "save_strategy": "steps", "save_steps": 2},
+            "multiple of 4",
+        ),
     ],
 )
 def test_what_cannot_work_fails_before_a_model_loads(rows, tmp_path, changes, message) -> None:

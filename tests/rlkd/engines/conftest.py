@@ -70,10 +70,14 @@ def model_folder(tmp_path_factory) -> Path:
             initializer_range=0.2,  # wide, so that greedy text varies and near-ties are rare
             bos_token_id=fast.bos_token_id,
             eos_token_id=fast.eos_token_id,
-            pad_token_id=fast.pad_token_id,
         )
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def context() -> int:
+    return CONTEXT
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,10 @@ class LoopbackServer:
         given = body["messages"] if chat else body["prompt"]
         loaded = _loaded(self.engine)
         with self.lock:
-            ids = given if isinstance(given, list) and not chat else encode_prompt(loaded.tokenizer, given)
+            try:
+                ids = given if isinstance(given, list) and not chat else encode_prompt(loaded.tokenizer, given)
+            except ValueError as error:
+                return 400, _error(str(error))
         if len(ids) + body["max_tokens"] > loaded.context:
             return 400, _error(f"maximum context length is {loaded.context} tokens, the prompt has {len(ids)}")
         wants_logprobs = bool(body.get("logprobs"))
@@ -152,7 +155,7 @@ def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with server.lock:
                 server.requests.append(body)
-                server.headers.append(dict(self.headers))
+                server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 server.in_flight += 1
                 server.most_in_flight = max(server.most_in_flight, server.in_flight)
             try:

@@ -1,0 +1,79 @@
+"""How long the `rlkd` command takes to answer, and whether it imports a model library to do so.
+
+    python benchmarks/startup.py            # 7 runs of each command, a few seconds
+    python benchmarks/startup.py --quick    # 3 runs
+
+Compared: `rlkd --help`, `rlkd rewards list`, and `python -c pass`, which is the part that no program can save. Each run
+is a process of its own; the runs are interleaved and the medians of their wall time are printed. Then each command runs
+once more under `python -X importtime`, which names every module it imports.
+
+Exits with 1 if a command imports torch, transformers, trl, datasets or vllm.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+HEAVY = ("torch", "transformers", "trl", "datasets", "vllm")
+COMMANDS = {"help": ["--help"], "list": ["rewards", "list"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure the start-up time of the rlkd command.")
+    parser.add_argument("--quick", action="store_true", help="3 runs of each command in place of 7")
+    runs = 3 if parser.parse_args().quick else 7
+
+    entry = rlkd_command()
+    arms = {"python": [sys.executable, "-c", "pass"]}
+    arms |= {name: [sys.executable, *entry, *arguments] for name, arguments in COMMANDS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for command in arms.values():  # reads the files from disk once, and compiles what is not compiled yet
+        timed(command)
+    for turn in range(runs):
+        names = list(arms) if turn % 2 == 0 else list(reversed(arms))
+        for name in names:
+            seconds[name].append(timed(arms[name]))
+    heavy = sorted({module for arguments in COMMANDS.values() for module in heavy_imports(entry, arguments)})
+
+    print(f"{runs} interleaved runs each, wall seconds of a whole process\n")
+    print(f"{'command':<20} {'median':>7} {'fastest':>8} {'slowest':>8}")
+    shown = {"python": "python -c pass", "help": "rlkd --help", "list": "rlkd rewards list"}
+    for name, times in seconds.items():
+        print(f"{shown[name]:<20} {median(times):>7.3f} {min(times):>8.3f} {max(times):>8.3f}")
+    print(f"\nmodel libraries imported: {', '.join(heavy) or 'none'}")
+    figures = {f"{name}_s": round(median(times), 3) for name, times in seconds.items()}
+    print(json.dumps({**figures, "runs": runs, "imports_torch": bool(heavy), "heavy_imports": heavy}))
+    return 1 if heavy else 0
+
+
+def rlkd_command() -> list[str]:
+    """The console script beside this Python, as a user starts it; the module of that entry point where there is none."""
+    script = Path(sys.executable).with_name("rlkd")
+    return [str(script)] if script.exists() else ["-m", "rlkd.cli"]
+
+
+def timed(command: list[str]) -> float:
+    """Wall seconds of a process, from its start to its end; raises `CalledProcessError` if it fails."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def heavy_imports(entry: list[str], arguments: list[str]) -> set[str]:
+    """Which of `HEAVY` a command imports, by Python's own report of its imports on stderr."""
+    command = [sys.executable, "-X", "importtime", *entry, *arguments]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    # import time:  self [us] | cumulative | imported package
+    modules = re.findall(r"^import time:.*\|\s*([\w.]+)$", report, flags=re.MULTILINE)
+    if not modules:
+        raise RuntimeError(f"-X importtime reported no imports; stderr began with {report[:200]!r}")
+    return {module.partition(".")[0] for module in modules} & set(HEAVY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
