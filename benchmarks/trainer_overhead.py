@@ -1,7 +1,7 @@
 """What RLKDTrainer costs over TRL's GRPOTrainer where both do the same work.
 
-    python benchmarks/trainer_overhead.py            # 13 rounds of 4 steps, a few minutes
-    python benchmarks/trainer_overhead.py --quick    # 3 rounds of 2 steps
+    python benchmarks/trainer_overhead.py            # 18 rounds of 4 steps, about three minutes
+    python benchmarks/trainer_overhead.py --quick    # 6 rounds of 2 steps
 
 Compared: three arms with the same model, data, seed and deterministic reward.
 
@@ -56,11 +56,13 @@ NOISE_LIMIT = 0.02
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure RLKDTrainer against GRPOTrainer.")
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 2 steps: a smoke test, its figures say little")
-    parser.add_argument("--rounds", type=int, default=13, help="rounds of all three arms (default: %(default)s)")
+    parser.add_argument(
+        "--quick", action="store_true", help="6 rounds of 2 steps: a smoke test, its figures say little"
+    )
+    parser.add_argument("--rounds", type=int, default=18, help="rounds of all arms; 6 orders (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps a round and arm (default: %(default)s)")
     given = parser.parse_args()
-    rounds, steps = (3, 2) if given.quick else (given.rounds, given.steps)
+    rounds, steps = (6, 2) if given.quick else (given.rounds, given.steps)
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -96,7 +98,9 @@ def main() -> int:
     extra_ms = [(ours - both) / steps * 1000 for ours, both in zip(seconds["ours"], stock, strict=True)]
     stock_ratio = median(b_to_a)
     counts = abs(stock_ratio - 1) <= NOISE_LIMIT
-    print(f"\nours / stock     {median(ours_to_stock):.4f}   (rounds: {min(ours_to_stock):.3f} to {max(ours_to_stock):.3f})")
+    print(
+        f"\nours / stock     {median(ours_to_stock):.4f}   (rounds: {min(ours_to_stock):.3f} to {max(ours_to_stock):.3f})"
+    )
     print(f"stock B / A      {stock_ratio:.4f}   (rounds: {min(b_to_a):.3f} to {max(b_to_a):.3f})")
     print(f"extra a step     {median(extra_ms):.1f} ms of CPU time")
     print(f"same parameters  {equal}, after {steps} steps that {'changed' if moved else 'did NOT change'} them")
@@ -153,13 +157,14 @@ def questions() -> Dataset:
     """Sixteen sums as chats, with an answer column."""
     rows = [{"a": 17 * i + 3, "b": 5 * i + 11} for i in range(16)]
     prompts = [
-        [{"role": "user", "content": f"Ann has {r['a']} shells and finds {r['b']} more. How many are there?"}] for r in rows
+        [{"role": "user", "content": f"Ann has {r['a']} shells and finds {r['b']} more. How many are there?"}]
+        for r in rows
     ]
     return Dataset.from_dict({"prompt": prompts, "answer": [str(r["a"] + r["b"]) for r in rows]})
 
 
 def save_model(folder: Path) -> str:
-    """A random Llama of 8 layers over single bytes (6 million parameters), with its tokenizer; returns the folder."""
+    """A random Llama of 4 layers over single bytes (3 million parameters), with its tokenizer; returns the folder."""
     special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(special + alphabet)}, merges=[]))
@@ -174,7 +179,7 @@ def save_model(folder: Path) -> str:
         vocab_size=len(fast),
         hidden_size=256,
         intermediate_size=688,
-        num_hidden_layers=8,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,

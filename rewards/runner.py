@@ -77,6 +77,15 @@ class Reward:
                     f"{suggestion(column, available)}"
                 )
 
+    def check_ready(self) -> None:
+        """Raise `RewardError` if something that this reward needs at run time, such as a server, is not there.
+
+        Asks the reward itself, where it has a method `check_ready`.
+        """
+        check = getattr(self.function, "check_ready", None)
+        if check is not None:
+            check()
+
     def _arguments(
         self, prompts: Any, completions: Any, completion_ids: Any, columns: Mapping[str, Any]
     ) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.contract import Failed, Scored
+from rewards.contract import Failed, RewardError, Scored
 from rlkd.data import completion_text, question_of
-from rlkd.engines import Engine, open_engine
+from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
 from rlkd.gsrm import (
     GSRM,
     Decomposer,
@@ -81,6 +81,8 @@ class StructureReward:
                 raise ValueError(
                     f"{role} needs an engine: set `engine` to http://host:port/v1#model or transformers:path"
                 )
+            if spec.startswith("http") and "#" not in spec:
+                raise ValueError(f"engine {spec!r}: name the model, {spec}#MODEL, as results are kept under its name")
             if spec not in opened:
                 opened[spec] = open_engine(spec)
             return opened[spec]
@@ -105,6 +107,20 @@ class StructureReward:
         path = Path(store).expanduser() if store else cache_folder() / "structures.sqlite" if made.costly else None
         self.gsrm = GSRM(made, judging, norm=norm, store=path)
         self.teacher = teacher or ("decompose" if decomposer == "rules" else "rows")
+        self._servers = [engine for engine in opened.values() if isinstance(engine, ServerEngine)]
+
+    def check_ready(self) -> None:
+        """Raise `RewardError` where a server that this reward needs does not answer, or does not have the model."""
+        for server in self._servers:
+            try:
+                offered = run(server.models())
+            except EngineError as error:
+                raise RewardError(f"reward {self.__name__!r}: {error}") from error
+            if server.model not in offered:
+                raise RewardError(
+                    f"reward {self.__name__!r}: {server.base_url} has no model {server.model!r}; it offers "
+                    f"{', '.join(offered) or 'none'}"
+                )
 
     async def __call__(
         self,

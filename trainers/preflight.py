@@ -73,6 +73,13 @@ def check_dataset(args: RLKDConfig, rewards: Sequence[Any], dataset: Any, part: 
             )
 
 
+def check_services(rewards: Sequence[Any]) -> None:
+    """Check that the servers which rewards need are there; raise `RewardError`."""
+    for reward in rewards:
+        if isinstance(reward, Reward):
+            reward.check_ready()
+
+
 def _check_columns(reward: Reward, dataset: Any, columns: Sequence[str], part: str) -> None:
     reward.check_columns(columns)
     alternatives: list[tuple[str, ...]] = [(column,) for column in reward.required_columns]

@@ -32,7 +32,7 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers.logs import MetricsCallback, StepLog
 from trainers.missing import apply_gates, drop_failed, fill_missing
-from trainers.preflight import check_config, check_dataset
+from trainers.preflight import check_config, check_dataset, check_services
 
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 
@@ -144,6 +144,7 @@ class RLKDTrainer(GRPOTrainer):
         for part, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
             if dataset is not None:
                 check_dataset(args, built, dataset, f"eval_dataset {part}".strip())
+        check_services(built)
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
         self._scored: tuple[list[str], list[list[Outcome | None]]] = ([], [])
         super().__init__(

@@ -204,7 +204,7 @@ class ServerEngine:
         loop = asyncio.get_running_loop()
         connection = self._connections.get(loop)
         if connection is None:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
@@ -213,6 +213,8 @@ class ServerEngine:
                 api_key=os.environ.get(self.api_key_env) or "none",  # the client refuses an empty one
                 max_retries=0,
                 timeout=None,  # `_send` times every attempt as a whole
+                # The one it makes itself closes when collected, in whichever loop runs then.
+                http_client=DefaultAsyncHttpxClient(),
             )
             connection = _Connection(client, asyncio.Semaphore(self.concurrency), asyncio.Lock())
             self._connections[loop] = connection

@@ -296,6 +296,13 @@ def test_a_reserved_column_is_named(rows, tmp_path) -> None:
         RLKDTrainer("no-model", args=config(tmp_path), train_dataset=rows.rename_column("id", "completions"))
 
 
+def test_a_server_that_does_not_answer_is_named_before_a_model_loads(rows, tmp_path) -> None:
+    structure = {"decomposer": "prompted", "engine": "http://127.0.0.1:9/v1#judge"}
+    args = config(tmp_path, reward_funcs=["structure"], reward_kwargs={"structure": structure})
+    with pytest.raises(RewardError, match=r"127.0.0.1:9/v1#judge: no connection.*Is the server running"):
+        RLKDTrainer("no-model", args=args, train_dataset=rows)
+
+
 def test_a_batch_that_does_not_divide_says_how_to_mend_it(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"1 process.*Make per_device_train_batch_size"):
         config(tmp_path, per_device_train_batch_size=6)

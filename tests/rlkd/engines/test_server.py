@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+import torch
 
 from rlkd.engines import EngineError, Sampling, Scored, ServerEngine, TransformersEngine, open_engine, run
 from rlkd.engines.server import _seconds, choice_logprobs, continuation_start
+from rlkd.engines.tokens import encode_prompt
 
 CHAT = [{"role": "user", "content": "How many eggs are left?"}]
 PROMPTS = ["She sold 48/2 =", "yes or no?", CHAT, "Höhe: 3 µm, 漢字 🙂", "e"]
@@ -105,7 +107,7 @@ def test_the_score_of_an_empty_continuation_needs_no_request(remote, server):
 def test_a_server_that_ignores_echo_is_not_believed(remote, server):
     body = (
         b'{"id": "1", "object": "text_completion", "created": 0, "model": "tiny", "choices": [{"index": 0,'
-        b'"text": "x", "finish_reason": "length", "logprobs": {"tokens": ["x"], "token_logprobs": [-0.1], "text_offset": [0]}}],'
+        b'"text": "x", "finish_reason": "length", "logprobs": {"tokens": ["x"], "token_logprobs": [-0.1]}}],'
         b'"usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}}'
     )
     server.faults.append(faulty({"body": body}))
@@ -115,20 +117,18 @@ def test_a_server_that_ignores_echo_is_not_believed(remote, server):
 
 @pytest.mark.parametrize("prompt", ["She sold", CHAT])
 def test_choices_of_one_token_are_as_likely_through_the_server_as_in_this_process(remote, engine, prompt):
-    [likely] = run(engine.generate([prompt], Sampling(max_new_tokens=1)))
-    draws = run(engine.generate([prompt] * 300, Sampling(max_new_tokens=1, temperature=1.0, seed=2)))
-    drawn = {c.text for c in draws if c.text and c.text == c.text.strip().casefold() and c.text.isprintable()}
-    [values] = run(remote.choose([prompt], sorted(drawn)))
-    # Other spellings of a choice (" yes") are added up by the server alone: compare what has one spelling.
-    spellings = [c.text.strip().casefold() for c in {c.text: c for c in [likely, *draws]}.values()]
-    plain = [
-        text for text, value in zip(sorted(drawn), values, strict=True) if value > -9 and spellings.count(text) == 1
-    ]
-    assert len(plain) >= 3
-    [there], [here] = run(remote.choose([prompt], plain)), run(engine.choose([prompt], plain))
-    order = sorted(range(len(plain)), key=lambda place: here[place])
-    assert order == sorted(range(len(plain)), key=lambda place: there[place])
-    assert there == pytest.approx(here, abs=0.05)
+    run(engine.score([("a", "b")]))
+    model, tokenizer = engine._loaded.model, engine._loaded.tokenizer
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([encode_prompt(tokenizer, prompt)])).logits[0, -1]
+    top = [tokenizer.decode([token]) for token in logits.topk(20).indices.tolist()]
+    spellings = [text.strip().casefold() for text in top]
+    # Choices with one spelling among the 20: the server alone adds " yes" and "Yes" to "yes".
+    choices = [text for text in top if text.isprintable() and text in spellings and spellings.count(text) == 1]
+    assert len(choices) >= 3
+    [there], [here] = run(remote.choose([prompt], choices)), run(engine.choose([prompt], choices))
+    assert there == pytest.approx(here, abs=1e-4)
+    assert list(there) == sorted(there, reverse=True)
 
 
 def test_choices_that_no_likely_token_begins_are_an_error(remote):
@@ -356,7 +356,7 @@ def test_a_schema_is_sent_with_chat_and_with_text(remote, server):
 def test_a_server_that_refuses_schemas_is_asked_without_and_named_once(remote, server, engine, caplog):
     server.faults.append(faulty({"status": 400, "message": "no schemas"}, only=lambda body: "response_format" in body))
     chats = [[{"role": "user", "content": f"{number} eggs"}] for number in range(6)]
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="rlkd"):
         results = run(remote.generate(chats, Sampling(max_new_tokens=12, json_schema=SCHEMA)))
     assert results == run(engine.generate(chats, GREEDY))
     assert not remote.guided

