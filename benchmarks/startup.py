@@ -3,9 +3,9 @@
     python benchmarks/startup.py            # 7 runs of each command, a few seconds
     python benchmarks/startup.py --quick    # 3 runs
 
-Compared: `rlkd --help`, `rlkd rewards list`, and `python -c pass`, which is the part that no program can save. Each run
-is a process of its own; the runs are interleaved and the medians of their wall time are printed. Then each command runs
-once more under `python -X importtime`, which names every module it imports.
+Compared: `rlkd --help`, `rlkd rewards list`, and `python -c pass`, which is the part that no program can save. Each
+run is a process of its own; the runs are interleaved and the medians of their wall time are printed. Then each command
+runs once more under `python -X importtime`, which names every module it imports.
 
 Exits with 1 if a command imports torch, transformers, trl, datasets or vllm.
 """
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def rlkd_command() -> list[str]:
-    """The console script beside this Python, as a user starts it; the module of that entry point where there is none."""
+    """The console script beside this Python, as a user starts it; the module of that entry point if there is none."""
     script = Path(sys.executable).with_name("rlkd")
     return [str(script)] if script.exists() else ["-m", "rlkd.cli"]
 

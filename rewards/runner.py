@@ -62,6 +62,8 @@ class Reward:
         arguments = self._arguments(prompts, completions, completion_ids, columns)
         try:
             returned = self.function(**arguments)
+            if inspect.isgenerator(returned):
+                returned = list(returned)  # only now does its body run, and perhaps fail
         except (RewardError, SpecError):
             raise
         except Exception as error:
@@ -69,7 +71,14 @@ class Reward:
         return self._finish(returned, len(completions), columns)
 
     def check_columns(self, available: Sequence[str]) -> None:
-        """Raise `RewardError` if the data lacks a column that this reward needs."""
+        """Raise `RewardError` if the data lacks a column that this reward needs, or has one that hides a parameter."""
+        set_in_config = self.function.keywords if isinstance(self.function, partial) else {}
+        for name in set_in_config:
+            if name in available:
+                raise RewardError(
+                    f"reward {self.__name__!r}: the parameter {name!r} is set in the config, but the data have a "
+                    f"column of that name, which the reward would get in its place. Rename the column."
+                )
         for column in self.required_columns:
             if column not in available:
                 raise RewardError(

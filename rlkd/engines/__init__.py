@@ -15,6 +15,7 @@ server, such as `vllm serve`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -60,7 +61,7 @@ def open_engine(spec: str, **options: Any) -> Engine:
     spec has none of the known forms or an option is not one of the engine's.
     """
     scheme, _, rest = spec.partition(":")
-    build: partial[Any]
+    build: Callable[..., Engine]
     if scheme == "transformers" and rest:
         build = partial(TransformersEngine, rest)
     elif scheme in ("http", "https") and rest.startswith("//"):

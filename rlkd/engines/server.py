@@ -294,16 +294,15 @@ class ServerEngine:
     async def _score(self, prompt: Prompt, continuation: str) -> Scored:
         if not continuation:
             return Scored(())
-        ask = {
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "echo": True,
-            "logprobs": 1,
-        }  # vLLM refused 0 tokens until recently
+        # One new token, whose value is dropped: not every server takes `max_tokens` 0.
+        ask = {"max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
         if self.tokenizer is not None:
             tokenizer = await self._get_tokenizer()
-            start = encode_prompt(tokenizer, prompt)
-            ids = start + encode_continuation(tokenizer, continuation)
+            try:
+                start = encode_prompt(tokenizer, prompt)
+                ids = start + encode_continuation(tokenizer, continuation)
+            except ValueError as error:
+                raise EngineError(self.name, str(error)) from None
             values = (await self._complete(ids, **ask)).choices[0].logprobs.token_logprobs
             values = values[len(start) : len(ids)]
             expected = len(ids) - len(start)
@@ -311,7 +310,14 @@ class ServerEngine:
             answer = await self._complete(prompt + continuation, **ask)
             given = answer.choices[0].logprobs
             n_prompt = answer.usage.prompt_tokens if answer.usage else len(given.tokens) - 1
-            first = continuation_start(given.tokens[:n_prompt], prompt, continuation)
+            try:
+                first = continuation_start(given.tokens[:n_prompt], prompt, continuation)
+            except ValueError as error:
+                raise EngineError(
+                    self.name,
+                    f"{error}.",
+                    "Give the engine tokenizer=NAME_OR_FOLDER: then the boundary is one of tokens.",
+                ) from None
             values = given.token_logprobs[first:n_prompt]
             expected = n_prompt - first
         else:
@@ -442,9 +448,8 @@ def continuation_start(tokens: Sequence[str], prompt: str, continuation: str) ->
     3
     """
     spelt = "".join(tokens)
-    way_out = "give the engine tokenizer=NAME_OR_FOLDER, so that the boundary is one of tokens"
     if not spelt.endswith(prompt + continuation):
-        raise ValueError(f"the {len(tokens)} echoed tokens do not spell prompt and continuation; {way_out}")
+        raise ValueError(f"the {len(tokens)} echoed tokens do not spell prompt and continuation")
     boundary = len(spelt) - len(continuation)
     offset = 0
     for place, token in enumerate(tokens):
@@ -452,10 +457,8 @@ def continuation_start(tokens: Sequence[str], prompt: str, continuation: str) ->
             return place
         offset += len(token)
         if offset > boundary:
-            raise ValueError(
-                f"the token {token!r} covers the end of the prompt and the start of the continuation; {way_out}"
-            )
-    raise ValueError(f"the echo ends before the continuation; {way_out}")
+            raise ValueError(f"the token {token!r} covers the end of the prompt and the start of the continuation")
+    raise ValueError("the echo ends before the continuation")
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:

@@ -1,4 +1,5 @@
 import asyncio
+import io
 
 import pytest
 from rich.console import Console
@@ -44,9 +45,9 @@ def record():
 
 
 def shown(record) -> str:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    show_rollout(record, console)
-    return console.export_text()
+    page = io.StringIO()
+    show_rollout(record, Console(width=160, file=page))
+    return page.getvalue()
 
 
 def test_a_rollout_shows_what_was_asked_written_and_expected(record):

@@ -1,0 +1,241 @@
+import asyncio
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlkd.data import sample_rows
+from rlkd.engines.base import EngineError
+from rlkd.gsrm import (
+    DecompositionError,
+    NativeDecomposer,
+    PromptedDecomposer,
+    RulesDecomposer,
+    Trace,
+    reasoning_part,
+)
+from rlkd.structure import JSON_SCHEMA, Step, Structure, parse, render
+
+NATALIA = Structure(
+    [
+        Step("How many clips did Natalia sell in May?", "48/2", "24"),
+        Step("How many clips did Natalia sell altogether?", "48+24", "72"),
+    ]
+)
+ROWS = sample_rows("gsrm")
+
+
+def decompose(decomposer, *texts, question="?"):
+    return asyncio.run(decomposer.decompose([Trace(question, text) for text in texts]))
+
+
+# The reasoning of a completion
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("just this", "just this"),
+        ("<think>this</think>not this", "this"),
+        ("\n<think>\nthis\n</think>\n<answer>72</answer>", "this"),
+        ("this</think>not this", "this"),
+        ("this <answer>72</answer>", "this"),
+        ("<think>this, cut o", "this, cut o"),
+        ("<think>see <answer>1</answer> so</think>72", "see <answer>1</answer> so"),
+        ("</think>not this", ""),
+        ("", ""),
+    ],
+)
+def test_reasoning_is_what_stands_before_the_closing_think_tag_or_the_answer(text, reasoning):
+    assert reasoning_part(text) == reasoning
+
+
+# Rules
+
+
+def test_rules_find_a_step_in_every_sentence_with_a_result():
+    text = "She sold 48/2 = <<48/2=24>>24 clips in May. That is nice. In all she sold 48+24 = <<48+24=72>>72 clips."
+    assert decompose(RulesDecomposer(), text) == [
+        Structure(
+            [
+                Step("She sold 48/2 = 24 clips in May.", "48/2", "24"),
+                Step("In all she sold 48+24 = 72 clips.", "48+24", "72"),
+            ]
+        )
+    ]
+
+
+def test_at_the_level_of_sentences_talk_is_a_step_too():
+    [structure] = decompose(RulesDecomposer("sentence"), "That is nice. 1 + 1 = 2.")
+    assert [step.answer for step in structure] == [None, "2"]
+
+
+def test_rules_find_the_teachers_results_in_the_solutions_of_the_sample():
+    # The exact structure has a step a line; rules must agree with it wherever the line has one calculator mark.
+    structures = decompose(RulesDecomposer("calculation"), *[row["rationales"][0] for row in ROWS])
+    checked = 0
+    for row, found in zip(ROWS, structures, strict=True):
+        lines = row["rationales"][0].splitlines()
+        if all(line.count("<<") == 1 for line in lines) and len(found) == len(lines):
+            expected = [step["answer"] for step in row["structures"][0]]
+            assert [step.answer for step in found] == expected, row["id"]
+            checked += 1
+    assert checked > len(ROWS) / 2
+
+
+def test_rules_see_nothing_in_prose_and_nothing_in_nothing():
+    assert decompose(RulesDecomposer(), "I think it is blue.", "", "<think></think> 1 + 1 = 2") == [Structure()] * 3
+
+
+def test_rules_decompose_the_thinking_and_not_the_answer():
+    [structure] = decompose(RulesDecomposer(), "<think>1 + 1 = 2</think> so 2 + 2 = 4")
+    assert [step.answer for step in structure] == ["2"]
+
+
+def test_a_solution_cut_after_a_line_gives_a_prefix_of_its_steps():
+    for row in ROWS[:40]:
+        lines = row["rationales"][0].splitlines()
+        cuts = ["\n".join(lines[:i]) for i in range(len(lines) + 1)]
+        *parts, whole = decompose(RulesDecomposer(), *cuts)
+        assert len(whole) > 0
+        assert all(part.steps == whole.steps[: len(part)] for part in parts), row["id"]
+
+
+@given(st.sampled_from(ROWS[:40]), st.floats(0, 1))
+def test_a_solution_cut_anywhere_differs_in_its_last_step_at_most(row, share):
+    text = row["rationales"][0]
+    whole, part = decompose(RulesDecomposer(), text, text[: int(share * len(text))])
+    settled = part.steps[:-1]
+    assert settled == whole.steps[: len(settled)]
+
+
+@given(st.text())
+def test_rules_never_raise(text):
+    [structure] = decompose(RulesDecomposer(), text)
+    assert isinstance(structure, Structure)
+
+
+def test_an_unknown_level_is_refused():
+    with pytest.raises(ValueError, match="level 'word': expected 'calculation' or 'sentence'"):
+        RulesDecomposer("word")
+
+
+def test_other_settings_have_another_fingerprint(scripted):
+    decomposers = [
+        RulesDecomposer(),
+        RulesDecomposer("sentence"),
+        NativeDecomposer(),
+        PromptedDecomposer(scripted(name="a")),
+        PromptedDecomposer(scripted(name="b")),
+        PromptedDecomposer(scripted(name="a"), max_new_tokens=7),
+    ]
+    assert len({decomposer.fingerprint for decomposer in decomposers}) == len(decomposers)
+
+
+# Native
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        render(NATALIA),
+        f"{render(NATALIA)}\n#### 72",
+        f"{render(NATALIA)}\n<answer>72</answer>",
+        f"<think>{render(NATALIA)}</think>\n<answer>72</answer>",
+        f"<think>{render(NATALIA)}</think>\n<step><meta>not thought</meta></step>",
+        f"Let me see.\n{render(NATALIA)}\n<step><meta>What else",
+    ],
+)
+def test_native_steps_are_read_with_and_without_think_and_answer_tags(text):
+    assert decompose(NativeDecomposer(), text) == [NATALIA]
+
+
+def test_a_student_that_writes_no_tags_has_no_steps():
+    assert decompose(NativeDecomposer(), "She sold 48/2 = 24 clips.") == [Structure()]
+
+
+# Prompted
+
+
+def test_a_model_is_asked_once_and_greedily_if_its_reply_can_be_read(scripted):
+    engine = scripted(lambda text, call: f"Sure!\n{render(NATALIA)}")
+    assert decompose(PromptedDecomposer(engine), "trace a", "trace b") == [NATALIA, NATALIA]
+    assert [len(texts) for texts in engine.generated] == [2]
+    assert engine.samplings[0].temperature == 0
+    assert engine.samplings[0].json_schema is None
+
+
+def test_the_prompt_holds_the_problem_and_the_reasoning_after_worked_examples_that_parse(scripted):
+    engine = scripted(lambda text, call: render(NATALIA))
+    decompose(PromptedDecomposer(engine), "<think>the trace</think> the answer", question="the problem")
+    [[prompt]] = engine.prompts
+    assert [message["role"] for message in prompt] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert "the problem" in prompt[-1]["content"]
+    assert "the trace" in prompt[-1]["content"]
+    assert "the answer" not in prompt[-1]["content"]
+    for shown in (prompt[2]["content"], prompt[4]["content"]):
+        parsed = parse(shown)
+        assert len(parsed.structure) >= 2
+        assert not parsed.dropped
+
+
+def test_an_engine_that_can_guide_gets_the_schema_and_examples_in_json(scripted):
+    engine = scripted(lambda text, call: json.dumps({"steps": NATALIA.to_list()}), guided=True)
+    assert decompose(PromptedDecomposer(engine), "trace") == [NATALIA]
+    assert engine.samplings[0].json_schema == JSON_SCHEMA
+    [[prompt]] = engine.prompts
+    assert set(json.loads(prompt[2]["content"])) == {"steps"}
+
+
+def test_an_unreadable_reply_is_asked_for_once_more_with_some_randomness(scripted):
+    def write(text, call):
+        return "I cannot do that." if "trace b" in text and call == 1 else render(NATALIA)
+
+    engine = scripted(write)
+    assert decompose(PromptedDecomposer(engine), "trace a", "trace b") == [NATALIA, NATALIA]
+    first, second = engine.generated
+    assert len(first) == 2
+    assert len(second) == 1
+    assert "trace b" in second[0]
+    assert engine.samplings[1].temperature > 0
+
+
+def test_a_trace_whose_reply_is_unreadable_twice_has_failed(scripted):
+    engine = scripted(lambda text, call: "I cannot." if "trace b" in text else render(NATALIA))
+    good, bad = decompose(PromptedDecomposer(engine), "trace a", "trace b")
+    assert good == NATALIA
+    assert isinstance(bad, DecompositionError)
+    assert "no complete step in the reply of scripted: 'I cannot.'" in str(bad)
+    assert len(engine.generated) == 2
+
+
+def test_an_engine_error_costs_its_own_trace_only(scripted):
+    down = EngineError("scripted", "connection refused")
+    engine = scripted(lambda text, call: down if "trace b" in text else render(NATALIA))
+    good, bad, good_too = decompose(PromptedDecomposer(engine), "trace a", "trace b", "trace c")
+    assert good == good_too == NATALIA
+    assert isinstance(bad, DecompositionError)
+    assert "connection refused" in str(bad)
+
+
+def test_a_reply_that_is_cut_off_counts_up_to_its_last_complete_step(scripted):
+    engine = scripted(lambda text, call: render(NATALIA)[:-20])
+    assert decompose(PromptedDecomposer(engine), "trace") == [Structure(NATALIA.steps[:1])]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "<think></think> 72", "<answer>72</answer>"])
+def test_a_model_is_not_asked_about_reasoning_that_is_not_there(scripted, text):
+    # It would solve the problem itself, and the student would earn the reward for it.
+    engine = scripted(lambda text, call: render(NATALIA))
+    assert decompose(PromptedDecomposer(engine), text) == [Structure()]
+    assert engine.generated == []
+
+
+def test_both_attempts_together_keep_to_the_deadline(scripted):
+    engine = scripted(lambda text, call: "no")
+    decompose(PromptedDecomposer(engine, deadline=10.0), "trace")
+    assert sum(engine.deadlines) <= 10.0
+    endless = scripted(lambda text, call: "no")
+    decompose(PromptedDecomposer(endless, deadline=None), "trace")
+    assert endless.deadlines == [None, None]

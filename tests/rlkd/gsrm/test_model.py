@@ -1,0 +1,239 @@
+import asyncio
+import json
+import pickle
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlkd.data import sample_rows
+from rlkd.gsrm import (
+    GSRM,
+    DecompositionError,
+    DeterministicJudge,
+    JudgeError,
+    RulesDecomposer,
+    StructureStore,
+    Trace,
+)
+from rlkd.structure import Step, Structure
+
+STRUCTURES = [Structure.from_list(row["structures"][0]) for row in sample_rows("gsrm")[:60]]
+
+
+def one_step(text: str) -> Structure:
+    return Structure([Step(text)])
+
+
+class CountingDecomposer:
+    """Makes one step of a trace, and fails on traces that say so."""
+
+    costly = True
+
+    def __init__(self, fingerprint="counting"):
+        self.fingerprint = fingerprint
+        self.asked: list[list[str]] = []
+
+    async def decompose(self, traces):
+        self.asked.append([trace.text for trace in traces])
+        return [DecompositionError("told to") if "fail" in t.text else one_step(t.text) for t in traces]
+
+
+class CountingJudge(DeterministicJudge):
+    """The deterministic judge, failing on steps that say so."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    async def judge(self, pairs):
+        self.asked.append(list(pairs))
+        found = await super().judge(pairs)
+        broken = [any("unjudgeable" in step.meta for step in mine) for mine, _ in pairs]
+        return [JudgeError("told to") if b else verdicts for b, verdicts in zip(broken, found, strict=True)]
+
+
+def traces(*texts):
+    return [Trace("?", text) for text in texts]
+
+
+def structure(gsrm, *texts, keep=None):
+    return asyncio.run(gsrm.structure(traces(*texts), keep))
+
+
+def reward(students, teachers, norm="teacher", judge=None):
+    return asyncio.run(GSRM(CountingDecomposer(), judge or CountingJudge(), norm=norm).reward(students, teachers))
+
+
+# Structures
+
+
+def test_each_distinct_trace_is_decomposed_once_and_results_keep_their_places():
+    decomposer = CountingDecomposer()
+    found = structure(GSRM(decomposer, CountingJudge()), "a", "b", "a", "a")
+    assert found == [one_step(text) for text in "abaa"]
+    assert decomposer.asked == [["a", "b"]]
+
+
+def test_the_same_text_about_another_problem_is_another_trace():
+    decomposer = CountingDecomposer()
+    gsrm = GSRM(decomposer, CountingJudge())
+    asyncio.run(gsrm.structure([Trace("one", "a"), Trace("two", "a")]))
+    assert decomposer.asked == [["a", "a"]]
+
+
+def test_without_traces_the_decomposer_rests():
+    decomposer = CountingDecomposer()
+    assert structure(GSRM(decomposer, CountingJudge())) == []
+    assert decomposer.asked == []
+
+
+def test_stored_structures_outlive_the_model_that_made_them(tmp_path):
+    path = tmp_path / "deep" / "structures.sqlite"
+    first, second = CountingDecomposer(), CountingDecomposer()
+    made = structure(GSRM(first, CountingJudge(), store=path), "a", "b")
+    assert structure(GSRM(second, CountingJudge(), store=path), "b", "c", "a") == [made[1], one_step("c"), made[0]]
+    assert second.asked == [["c"]]
+
+
+def test_another_decomposer_does_not_see_them(tmp_path):
+    path = tmp_path / "structures.sqlite"
+    structure(GSRM(CountingDecomposer("one"), CountingJudge(), store=path), "a")
+    other = CountingDecomposer("other")
+    structure(GSRM(other, CountingJudge(), store=path), "a")
+    assert other.asked == [["a"]]
+
+
+def test_errors_are_never_stored(tmp_path):
+    path = tmp_path / "structures.sqlite"
+    decomposer = CountingDecomposer()
+    gsrm = GSRM(decomposer, CountingJudge(), store=path)
+    for _ in range(2):
+        [found] = structure(gsrm, "fail")
+        assert isinstance(found, DecompositionError)
+    assert decomposer.asked == [["fail"], ["fail"]]
+
+
+def test_only_what_is_to_be_kept_is_stored(tmp_path):
+    path = tmp_path / "structures.sqlite"
+    structure(GSRM(CountingDecomposer(), CountingJudge(), store=path), "student", "teacher", keep=[False, True])
+    again = CountingDecomposer()
+    structure(GSRM(again, CountingJudge(), store=path), "student", "teacher")
+    assert again.asked == [["student"]]
+
+
+def test_a_store_keeps_any_structure_and_its_first_version(tmp_path):
+    store = StructureStore(tmp_path / "structures.sqlite")
+    kept = dict(zip(traces(*map(str, range(60))), STRUCTURES, strict=True)) | {Trace("?", "none"): Structure()}
+    store.put("f", kept)
+    store.put("f", {Trace("?", "none"): one_step("changed")})
+    assert store.get("f", set(kept)) == kept
+    assert store.get("f", {Trace("?", "unknown")}) == {}
+
+
+def test_a_store_is_shared_by_threads_and_pickles_as_its_path(tmp_path):
+    store = StructureStore(tmp_path / "structures.sqlite")
+    made = traces(*map(str, range(20)))
+    threads = [threading.Thread(target=store.put, args=("f", {trace: one_step(trace.text)})) for trace in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.get("f", set(made)) == {trace: one_step(trace.text) for trace in made}
+
+
+# Rewards
+
+
+def test_the_example_of_the_module_holds():
+    gsrm = GSRM(RulesDecomposer(), DeterministicJudge())
+    teacher, student = structure(
+        gsrm,
+        "In May she sold 48/2 = 24 clips. In all she sold 48+24 = 72 clips.",
+        "In May she sold 48/2 = 24 clips. So she sold 48+48 = 96 clips in all.",
+    )
+    [judgement] = asyncio.run(gsrm.reward([student], [[teacher]]))
+    assert judgement.score.value == 0.625
+    assert judgement.score.steps == (1.0, 0.25)
+
+
+@pytest.mark.parametrize("norm", ["teacher", "f1"])
+def test_a_student_that_does_what_the_teacher_does_scores_one(norm):
+    for judgement in reward(STRUCTURES, [[s] for s in STRUCTURES], norm):
+        assert judgement.score.value == 1.0
+
+
+def test_the_student_follows_whichever_branch_suits_it_best():
+    away = Structure([Step("Why is the sky blue?", "rayleigh", "air")])
+    [judgement] = reward([STRUCTURES[0]], [[away, STRUCTURES[0], away]], "f1")
+    assert (judgement.score.value, judgement.score.branch) == (1.0, 1)
+    assert judgement.teacher == STRUCTURES[0]
+
+
+def test_more_branches_never_make_the_best_one_worse_under_f1():
+    for i, student in enumerate(STRUCTURES[:20]):
+        branches = STRUCTURES[i : i + 3]
+        [alone], [together] = reward([student], [branches[:1]], "f1"), reward([student], [branches], "f1")
+        assert together.score.value >= alone.score.value
+
+
+def test_under_the_teacher_norm_a_short_branch_is_measured_by_the_longest():
+    long = Structure([Step("How many in May?", "48/2", "24"), Step("How many in all?", "48+24", "72")])
+    short = Structure(long.steps[:1])
+    [judgement] = reward([short], [[short, long]])
+    assert judgement.score.value == 0.5
+
+
+def test_equal_pairs_are_judged_once():
+    judge = CountingJudge()
+    a, b = STRUCTURES[:2]
+    reward([a, a, b], [[a, b], [a, b], [a]], judge=judge)
+    assert judge.asked == [[(a, a), (a, b), (b, a)]]
+
+
+def test_a_pair_that_the_judge_fails_on_costs_its_own_student_only():
+    a = STRUCTURES[0]
+    good, bad = reward([a, one_step("unjudgeable")], [[a], [a]])
+    assert good.score.value == 1.0
+    assert isinstance(bad, JudgeError)
+
+
+@pytest.mark.parametrize("branches", [[], [Structure()], [STRUCTURES[0], Structure()]])
+def test_a_teacher_without_steps_is_refused_and_never_scores_zero(branches):
+    with pytest.raises(ValueError, match="problem 1: no teacher branch with steps"):
+        reward([STRUCTURES[0]] * 2, [[STRUCTURES[0]], branches])
+
+
+def test_a_student_without_steps_scores_zero():
+    [judgement] = reward([Structure()], [[STRUCTURES[0]]])
+    assert judgement.score.value == 0.0
+
+
+def test_a_judgement_is_plain_values_for_a_log():
+    [judgement] = reward([STRUCTURES[0]], [[STRUCTURES[0]]])
+    logged = json.loads(json.dumps(judgement.to_dict()))
+    assert logged["student"] == logged["teacher"] == STRUCTURES[0].to_list()
+    assert logged["steps"] == [1.0] * len(STRUCTURES[0])
+    assert (logged["norm"], logged["branch"]) == ("teacher", 0)
+    assert logged["verdicts"][0] == {"meta": True, "question": True, "answer": True}
+
+
+SAMPLED = st.sampled_from(STRUCTURES)
+
+
+@given(SAMPLED, st.lists(SAMPLED, min_size=1, max_size=3), st.integers(0, 6), st.sampled_from(["teacher", "f1"]))
+def test_normalised_scores_lie_between_zero_and_one(student, branches, length, norm):
+    student = Structure((student.steps + branches[0].steps)[:length])
+    [judgement] = reward([student], [branches], norm)
+    assert 0.0 <= judgement.score.value <= 1.0
+
+
+@given(st.lists(st.tuples(SAMPLED, SAMPLED), min_size=2, max_size=5), st.randoms(use_true_random=False))
+def test_the_order_of_a_batch_changes_no_score(batch, random):
+    order = list(range(len(batch)))
+    random.shuffle(order)
+    plain = reward([s for s, _ in batch], [[t] for _, t in batch])
+    shuffled = reward([batch[i][0] for i in order], [[batch[i][1]] for i in order])
+    assert shuffled == [plain[i] for i in order]
