@@ -9,7 +9,16 @@ from functools import partial
 from typing import Any
 
 from rewards.contract import Outcome, RewardError
-from rlkd.registry import SpecError, check_arguments, describe, registry, settable_parameters, split_alias, suggestion
+from rlkd.registry import (
+    SpecError,
+    absolute,
+    check_arguments,
+    describe,
+    registry,
+    settable_parameters,
+    split_alias,
+    suggestion,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +34,9 @@ TRL_ARGUMENTS = (
 )
 
 LENGTH_ERROR = "reward {name!r} returned {found} values for {expected} completions; it must return one each, in order"
+
+
+CAUSES_TOLD = 20
 
 
 class Reward:
@@ -116,7 +128,8 @@ class Reward:
                 raise RewardError(LENGTH_ERROR.format(name=name, found=len(values), expected=expected))
             self.outcomes = [Outcome.of(value, name, position) for position, value in enumerate(values)]
         for cause in dict.fromkeys(o.cause for o in self.outcomes if o.cause is not None):
-            if cause not in self._causes_told:
+            # Causes may name their sample; a flood of them helps nobody, and the rollouts file has them all.
+            if cause not in self._causes_told and len(self._causes_told) < CAUSES_TOLD:
                 self._causes_told.add(cause)
                 logger.warning("reward %r failed: %s (counted as missing, never as 0)", name, cause)
         if (log_metric := columns.get("log_metric")) is not None and expected:
@@ -178,7 +191,7 @@ def build_reward(spec: str, arguments: Mapping[str, Any] | None = None) -> Rewar
         raise
     except (TypeError, ValueError) as error:
         raise RewardError(f"reward {spec!r} with {arguments}: {error}") from error
-    return wrap(function, found.name, origin=(spec, arguments))
+    return wrap(function, found.name, origin=(absolute(spec), arguments))
 
 
 def build_rewards(specs: Sequence[str], arguments: Mapping[str, Mapping[str, Any]] | None = None) -> list[Reward]:

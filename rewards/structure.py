@@ -43,8 +43,8 @@ class StructureReward:
             (`http://host:port/v1#model`, `transformers:path`, see `rlkd.engines`).
         judge_engine: spec of the model that judges.
         teacher: where the teacher's steps come from. `rows`: the column `structures`, and for rows without it the
-            decomposed rationale; `decompose`: always the rationale, by the same decomposer as the student's, so that
-            like is compared with like. Default: `decompose` for `rules`, else `rows`.
+            decomposed rationale; `decompose`: the rationale where there is one, by the same decomposer as the
+            student's, so that like is compared with like. Default: `decompose` for `rules`, else `rows`.
         threshold: of the deterministic judge.
         level: of the rules decomposer.
         max_new_tokens: of the prompted decomposer.
@@ -168,6 +168,6 @@ class StructureReward:
         return results
 
     def _branches(self, question: str, texts: Sequence[str], stored: Sequence[Any]) -> list[Structure | Trace]:
-        if self.teacher == "rows" and stored:
+        if stored and (self.teacher == "rows" or not texts):
             return [Structure.from_list(steps) for steps in stored]
         return [Trace(question, text) for text in texts]

@@ -13,15 +13,17 @@ from __future__ import annotations
 import re
 import threading
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-# The explicit ways in which an answer is announced, in falling order of trust. `\boxed{}` needs brace matching and is
-# handled apart.
+# The explicit ways in which an answer is announced. `\boxed{}` needs brace matching and is handled apart.
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _PHRASE = re.compile(r"\b(?:final )?answer is:?[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
+
+_SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
+_MULTIPLIERS = frozenset(["hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "quarter"])
 
 VERIFY_SECONDS = 3
 
@@ -33,20 +35,22 @@ class VerificationError(RuntimeError):
 def extract_answer(text: str, fallback: Literal["none", "last_number"] = "none") -> str | None:
     """Return the last explicitly announced answer of a text, or None.
 
-    Announced means, in this order: `####`, `\\boxed{...}`, `<answer>...</answer>`, "the answer is ...". What stands
-    before a closing think tag is thought, not answer, and is passed over. `fallback="last_number"` takes the last
-    number of a text without any of these; that rewards a cut-off text that happens to stop at the right number.
+    Announced means `#### ...`, `\\boxed{...}`, `<answer>...</answer>` or "the answer is ..."; the one that stands last
+    counts, and one that is cut off does not. What stands before a closing think tag is thought, not answer, and is
+    passed over. `fallback="last_number"` takes the last number of a text without any of these; that rewards a cut-off
+    text that happens to stop at the right number.
     """
     text = text.rpartition("</think>")[2]
-    if found := _HASHES.findall(text):
-        return _first_line_answer(found[-1])
-    if boxed := _last_boxed(text):
-        return boxed
-    if tagged := _TAG.findall(text):
-        inner = tagged[-1].strip()
-        return (_last_boxed(inner) or inner) or None
-    if phrased := _PHRASE.findall(text):
-        return phrased[-1].strip()
+    found = [(match.start(), match[1]) for form in (_HASHES, _TAG, _PHRASE) for match in form.finditer(text)]
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        found.append(boxed)
+    found = [(place, _SPECIAL_TOKEN.sub("", answer).strip()) for place, answer in found]
+    found = [(place, answer) for place, answer in found if answer]
+    if found:
+        answer = max(found)[1]
+        inner = _last_boxed(answer)
+        return inner[1].strip() if inner else answer
     if fallback == "last_number" and (numbers := _NUMBER.findall(text)):
         return numbers[-1]
     return None
@@ -59,51 +63,72 @@ def is_correct(text: str, gold: str, fallback: Literal["none", "last_number"] = 
     announced answer is wrong, not unreadable.
     """
     gold_answer = extract_answer(gold) or gold.strip()
-    if not gold_answer:
-        return None
     answer = extract_answer(text, fallback)
-    if answer is None:
-        return False
-    return equal(answer, gold_answer)
+    if answer is not None:
+        return equal(answer, gold_answer) if gold_answer else None
+    return False if is_readable(gold_answer) else None
 
 
 def equal(answer: str, gold: str) -> bool | None:
     """Whether two answers are the same value; None where `gold` is no mathematical value that can be read.
 
     `math-verify` limits its time by signals, which work on the main thread only. Elsewhere an answer that is no plain
-    number raises `VerificationError` instead of risking an endless evaluation.
+    number raises `VerificationError` instead of risking an endless evaluation; so does a comparison that takes longer
+    than `VERIFY_SECONDS`.
     """
     left, right = number(answer), number(gold)
     if left is not None and right is not None:
         return left == right
     if _normalise(answer) == _normalise(gold):
         return True
+    parsed_gold = _parse(gold)
+    if not parsed_gold:
+        return None
+    parsed = _parse(answer)
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+
+    try:
+        return bool(verify(parsed_gold, parsed, timeout_seconds=VERIFY_SECONDS, raise_on_error=True))
+    except TimeoutException as error:
+        raise VerificationError(f"comparing {answer[:80]!r} takes more than {VERIFY_SECONDS} s") from error
+    except Exception as error:
+        raise VerificationError(f"comparing {answer[:80]!r} with {gold[:80]!r}: {error!r}") from error
+
+
+def is_readable(gold: str) -> bool:
+    """Whether a gold answer is a value that answers can be compared with."""
+    return number(gold) is not None or bool(gold and _parse(gold))
+
+
+def _parse(text: str) -> list[Any]:
     if threading.current_thread() is not threading.main_thread():
         raise VerificationError(
             "math-verify has a time limit on the main thread only; this call came from another one"
         )
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
-    targets = [LatexExtractionConfig(), ExprExtractionConfig()]
     # Without "no_fallback" any text at all would count as read.
-    parsed_gold = parse(
-        f"${gold}$", extraction_config=targets, fallback_mode="no_fallback", parsing_timeout=VERIFY_SECONDS
+    return parse(
+        f"${text}$",
+        extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=VERIFY_SECONDS,
     )
-    if not parsed_gold:
-        return None
-    parsed = parse(f"${answer}$", extraction_config=targets, parsing_timeout=VERIFY_SECONDS)
-    return bool(verify(parsed_gold, parsed, timeout_seconds=VERIFY_SECONDS))
 
 
 def number(text: str) -> Fraction | None:
     """The exact value of a plain number with its usual trimmings ("$1,200.50", "24 clips", "75%"), or None.
 
-    Units and currency are ignored, as answers to word problems name them or not at will: "75%" reads as 75.
+    Units and currency are ignored, as answers to word problems name them or not at will: "75%" reads as 75. A single
+    letter is no unit but a variable, and "5 million" is not read.
     """
     cleaned = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", "").replace("\\%", "%")
     cleaned = re.sub(r"(?<=\d)[,\s](?=\d{3}\b)", "", cleaned)
-    match = re.fullmatch(rf"({_PLAIN_NUMBER.pattern})(?:\s*+%)?+(?:\s++[A-Za-z][A-Za-z ]*+)?", cleaned.strip())
-    if not match or len(match[1]) > 100:
+    match = re.fullmatch(
+        rf"({_PLAIN_NUMBER.pattern})(?:\s*+%)?+(?:\s++([A-Za-z]{{2,}}+[A-Za-z ]*+))?", cleaned.strip()
+    )
+    if not match or len(match[1]) > 100 or (match[2] and _MULTIPLIERS & set(match[2].lower().split())):
         return None
     numerator, _, denominator = match[1].partition("/")
     if denominator and not int(denominator):
@@ -116,11 +141,8 @@ def _normalise(text: str) -> str:
     return re.sub(r"(?<!\d)\s++|\s++(?!\d)|\$", "", text.strip()).rstrip(".").casefold()
 
 
-def _first_line_answer(text: str) -> str | None:
-    return text.strip().removesuffix("<|im_end|>").strip() or None
-
-
-def _last_boxed(text: str) -> str | None:
+def _last_boxed(text: str) -> tuple[int, str] | None:
+    """The place and content of the last box; None for none, an empty one, or one that is cut off."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -128,5 +150,6 @@ def _last_boxed(text: str) -> str | None:
     for position in range(start + len("\\boxed"), len(text)):
         depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
-            return text[start + len("\\boxed{") : position].strip() or None
-    return None  # cut off inside the box
+            content = text[start + len("\\boxed{") : position].strip()
+            return (start, content) if content else None
+    return None

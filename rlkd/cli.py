@@ -86,7 +86,7 @@ def _commands() -> dict[str, tuple[Callable[[Sequence[str]], int], str]]:
     }
     for point in entry_points(group="rlkd.commands"):
         # The module is imported only if its command is used.
-        commands[point.name] = (lambda rest, point=point: point.load()(rest), f"of {point.module}")  # type: ignore[misc]
+        commands[point.name] = (lambda rest, point=point: point.load()(rest), f"see rlkd {point.name} --help")  # type: ignore[misc]
     return commands
 
 

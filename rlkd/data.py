@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -245,7 +246,9 @@ def _rename(record: Mapping[str, Any], columns: Mapping[str, str], place: str) -
         traces = row.get("rationales") or []
         if not isinstance(flags, list) or len(flags) != len(traces):
             raise RowError(f"{place}, field 'correct': expected {len(traces)} flags, found {_shown(flags)}")
-        row["rationales"] = [trace for trace, flag in zip(traces, flags, strict=True) if flag]
+        for name in ("rationales", "structures"):
+            if isinstance(row.get(name), list) and len(row[name]) == len(flags):
+                row[name] = [value for value, flag in zip(row[name], flags, strict=True) if flag]
     return row
 
 
@@ -262,7 +265,8 @@ def _check(row: Row, place: str) -> Row:
         _check_prompt(prompt, place)
     checked = dict(row)
     answer = row.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float, type(None))):
+    unreal = isinstance(answer, float) and not math.isfinite(answer)
+    if unreal or isinstance(answer, bool) or not isinstance(answer, (str, int, float, type(None))):
         raise RowError(f"{place}, field 'answer': expected text or a number, found {_shown(answer)}")
     checked["answer"] = None if answer is None else str(answer)
     rationales = row.get("rationales") or []

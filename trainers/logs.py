@@ -43,7 +43,7 @@ class StepLog:
         temporary.replace(self.path)
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Add records; they are on disk when this returns."""
+        """Add records; a kill of this process no longer loses them when this returns."""
         with self.path.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(_finite(record)) + "\n" for record in records)
 

@@ -84,7 +84,10 @@ class RulesDecomposer:
     def _structure(self, text: str) -> Structure:
         steps = []
         for sentence in sentences(reasoning_part(text)):
-            question, answer = split_calculation(sentence)
+            # The plain calculation first: the student's text has no calculator marks, and like goes with like.
+            question, answer = split_calculation(strip_calculator_marks(sentence))
+            if answer is None:
+                question, answer = split_calculation(sentence)
             if answer is not None or self.level == "sentence":
                 steps.append(Step(meta=strip_calculator_marks(sentence), question=question, answer=answer))
         return Structure(tuple(steps))

@@ -524,3 +524,12 @@ def test_a_wrong_parameter_of_a_built_in_reward_is_explained(spec, parameters, m
         build_reward(spec, parameters)
     assert message in str(raised.value)
     assert spec in str(raised.value)
+
+
+def test_a_reward_of_a_relative_file_pickles_for_a_process_with_another_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def one(completions, **columns):\n    return [1.0] * len(completions)\n")
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(build_reward("always=mine.py:one"))
+    code = "import pickle, sys; r = pickle.loads(sys.stdin.buffer.read()); print(r.__name__, r(completions=['a']))"
+    done = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, cwd="/", check=True)
+    assert done.stdout.decode().strip() == "always [1.0]"

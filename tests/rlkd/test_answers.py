@@ -265,7 +265,26 @@ def test_with_the_last_number_as_fallback_an_unannounced_answer_is_right():
 
 @pytest.mark.timeout(method="thread")  # math-verify takes the alarm signal for itself
 def test_an_answer_that_never_ends_is_given_up_on_the_main_thread():
-    assert is_correct(TOWER, "5") is not True
+    with pytest.raises(VerificationError, match="takes more than 3 s"):
+        is_correct(TOWER, "5")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("#### Step 1: add\n1 + 4 = 5, so \\boxed{5}", "5"),
+        ("The answer is 3. No, wait.\n#### 4", "4"),
+        ("<answer>12</answer> and then <answer>13", "12"),
+        ("<answer>\\boxed{7}</answer>", "7"),
+    ],
+)
+def test_the_announcement_that_stands_last_counts_unless_it_is_cut_off(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("text", ["5 million", "5 x", "3 i", "2 dozen"])
+def test_what_may_change_a_value_is_no_unit(text):
+    assert number(text) is None
 
 
 def test_off_the_main_thread_plain_numbers_are_compared():
