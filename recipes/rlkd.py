@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from trainers import RLKDConfig, RLKDTrainer
 
 
+# The closing example is chosen from the rollouts of so many last steps.
+SHOWN_STEPS = 10
+
+
 @dataclass
 class RLKDScriptArguments:
     """Data and measurement; everything else is in TRL's configs."""
@@ -156,9 +160,9 @@ def _summarise(trainer: "RLKDTrainer", before: Estimate | None, after: Estimate 
     print()
     if trainer.rollouts_path.exists():
         records = read_steps(trainer.rollouts_path)
-        last = [record for record in records if record["step"] == records[-1]["step"]]
-        if shown := best_rollout(last):
-            print("Of the last step, the rollout that the structure reward liked best:")
+        recent = [record for record in records if record["step"] > records[-1]["step"] - SHOWN_STEPS]
+        if shown := best_rollout(recent):
+            print(f"Of the last {SHOWN_STEPS} steps, the rollout that the structure reward liked best:")
             show_rollout(shown)
             print()
     if before and after:
