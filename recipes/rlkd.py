@@ -6,7 +6,7 @@
 
 Without --config the run takes recipes/rlkd.yaml: SmolLM2-135M-Instruct on a sample of GSM8K, LoRA, ten steps, without
 a GPU. Keys are those of TRL's GRPOConfig and ModelConfig and the few that --help lists first; the command line wins
-over the file.
+over the file. A single process takes the first GPU (CUDA_VISIBLE_DEVICES names another).
 
 What this recipe leaves out of the paper: training the structure model (the default finds steps by rules; name any
 instruct model on a server by `reward_kwargs: {structure: {decomposer: prompted, engine: ...}}`).
@@ -24,11 +24,15 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
     sys.path.insert(0, str(_RECIPES.parent))
 
 import difflib
+import json
+import os
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from rlkd.data import SAMPLE, load_rows, to_dataset
 from rlkd.errors import UsageError
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from trainers import RLKDConfig, RLKDTrainer
 
 
+_CONFIG = re.compile(r"--config=.")
 # The closing example is chosen from the rollouts of so many last steps.
 SHOWN_STEPS = 10
 
@@ -122,8 +127,8 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
 
     before = _measure(trainer, test_rows, prompt_style)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = _measure(trainer, test_rows, prompt_style)
     trainer.save_model(args.output_dir)
+    after = _measure(trainer, test_rows, prompt_style)
     if trainer.accelerator.is_main_process:
         _summarise(trainer, before, after, resumed=checkpoint is not None)
 
@@ -155,31 +160,35 @@ def _measure(trainer: "RLKDTrainer", rows: Sequence[dict[str, Any]], prompt_styl
 
 
 def _summarise(trainer: "RLKDTrainer", before: Estimate | None, after: Estimate | None, *, resumed: bool) -> None:
-    from trainers.logs import read_steps
+    from trainers.logs import last_steps
 
     print()
-    if trainer.rollouts_path.exists():
-        records = read_steps(trainer.rollouts_path)
-        recent = [record for record in records if record["step"] > records[-1]["step"] - SHOWN_STEPS]
-        if shown := best_rollout(recent):
-            print(f"Of the last {SHOWN_STEPS} steps, the rollout that the structure reward liked best:")
-            show_rollout(shown)
-            print()
+    saved = trainer.args.save_rollouts
+    recent = last_steps(trainer.rollouts_path, SHOWN_STEPS) if saved else []
+    if shown := best_rollout(recent):
+        steps = len({record["step"] for record in recent})
+        scored = shown["rewards"].get("structure", {}).get("status") == "score"
+        print(f"From the last {steps} steps, {'the rollout with the best structure' if scored else 'a rollout'}:")
+        show_rollout(shown)
+        print()
     if before and after:
         print(f"accuracy before: {before}" + (" - of the model before any training" if resumed else ""))
         print(f"accuracy after:  {after}")
         print(
-            f"{after.n} test rows are few: only a change far beyond these intervals would mean anything "
-            f"(--eval_rows for more)."
+            f"{after.n} test rows are few: only a change far beyond these intervals would mean anything (--eval_rows "
+            f"for more). Answers are cut off at {trainer.args.max_completion_length} tokens."
         )
     print(f"model:    {Path(trainer.args.output_dir).resolve()}")
     print(f"metrics:  {trainer.metrics_path.resolve()}")
-    print(f"rollouts: {trainer.rollouts_path.parent.resolve()}")
+    if saved:
+        print(f"rollouts: {trainer.rollouts_path.parent.resolve()}")
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
     """The arguments with the default config, and a value for a bare --resume_from_checkpoint."""
-    completed = list(arguments)
+    completed = [part for given in arguments for part in (given.split("=", 1) if _CONFIG.match(given) else [given])]
+    if completed[-1:] == ["--config"]:
+        raise UsageError("--config needs a file: --config my.yaml")
     if "--config" not in completed:
         completed = ["--config", str(_RECIPES / "rlkd.yaml"), *completed]
     for i, argument in enumerate(completed):
@@ -193,7 +202,7 @@ def device_defaults() -> dict[str, Any]:
     import torch
 
     if torch.cuda.is_available():
-        return {"bf16": torch.cuda.is_bf16_supported()}
+        return {"bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
     if torch.backends.mps.is_available():
         return {"bf16": False}
     return {"use_cpu": True, "bf16": False}
@@ -206,16 +215,20 @@ def parse(arguments: Sequence[str]) -> tuple[RLKDScriptArguments, "RLKDConfig", 
     completed = command_line(arguments)
     try:
         script, args, model = parser.parse_args_and_config(completed)
+        if isinstance(script.columns, str):
+            script.columns = json.loads(script.columns)
+        if not isinstance(script.columns, dict | None):
+            raise ValueError(f"columns: expected a mapping such as {{question: problem}}, found {script.columns!r}")
+    except OSError as error:
+        raise UsageError(f"--config: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"the config is no YAML: {error}") from error
     except ValueError as error:
         known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
         unknown = re.findall(r"'-{0,2}([a-z_]+)'", str(error)) if "rguments" in str(error) else []
         close = {word: difflib.get_close_matches(word, known, n=1) for word in unknown if word not in known}
         hints = [f"{word} (did you mean {match[0]}?)" for word, match in close.items() if match]
         raise UsageError(f"{error}" + (f"\nUnknown: {', '.join(hints)}" if hints else "")) from error
-    if isinstance(script.columns, str):
-        import json
-
-        script.columns = json.loads(script.columns)
     return script, args, model
 
 
@@ -225,6 +238,9 @@ def _say(args: "RLKDConfig", text: str) -> None:
 
 
 if __name__ == "__main__":
+    if not {"LOCAL_RANK", "WORLD_SIZE"} & set(os.environ):
+        # A single process on a machine with several GPUs: TRL refuses to spread over them without a launcher.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Deprecations between TRL and transformers are theirs to settle, not the reader's.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"trl|transformers")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ class Reward:
         arguments = self._arguments(prompts, completions, completion_ids, columns)
         try:
             returned = self.function(**arguments)
-            if inspect.isgenerator(returned):
+            if isinstance(returned, Iterator):
                 returned = list(returned)  # only now does its body run, and perhaps fail
         except (RewardError, SpecError):
             raise

@@ -84,7 +84,8 @@ class StructureReward:
             if spec.startswith("http") and "#" not in spec:
                 raise ValueError(f"engine {spec!r}: name the model, {spec}#MODEL, as results are kept under its name")
             if spec not in opened:
-                opened[spec] = open_engine(spec)
+                # One attempt may take half of what a batch may take; the engine's own minute is short for long traces.
+                opened[spec] = open_engine(spec, **({"timeout": deadline / 2} if spec.startswith("http") else {}))
             return opened[spec]
 
         made: Decomposer
@@ -136,14 +137,12 @@ class StructureReward:
         known = structures or [None] * len(prompts)
         rationales = rationales or [None] * len(prompts)
         traces: list[Trace] = [Trace(q, completion_text(c)) for q, c in zip(questions, completions, strict=True)]
-        keep = [False] * len(traces)
         branches: list[list[Structure | Trace]] = []
         for asked, texts, stored in zip(questions, rationales, known, strict=True):
             own = self._branches(asked, texts or (), stored or ())
             branches.append(own)
             traces += [branch for branch in own if isinstance(branch, Trace)]
-        keep += [True] * (len(traces) - len(keep))
-        found = dict(zip(traces, await self.gsrm.structure(traces, keep), strict=True))
+        found = dict(zip(traces, await self.gsrm.structure(traces), strict=True))
 
         results: list[float | Scored | Failed | None] = [None] * len(completions)
         judged: list[tuple[int, Structure, list[Structure]]] = []
@@ -170,4 +169,4 @@ class StructureReward:
     def _branches(self, question: str, texts: Sequence[str], stored: Sequence[Any]) -> list[Structure | Trace]:
         if stored and (self.teacher == "rows" or not texts):
             return [Structure.from_list(steps) for steps in stored]
-        return [Trace(question, text) for text in texts]
+        return [Trace(question, text, teacher=True) for text in texts]

@@ -45,7 +45,8 @@ def extract_answer(text: str, fallback: Literal["none", "last_number"] = "none")
     boxed = _last_boxed(text)
     if boxed is not None:
         found.append(boxed)
-    found = [(place, _SPECIAL_TOKEN.sub("", answer).strip()) for place, answer in found]
+    # Special tokens, and Markdown's emphasis around the answer.
+    found = [(place, _SPECIAL_TOKEN.sub("", answer).strip().strip("*_`").strip()) for place, answer in found]
     found = [(place, answer) for place, answer in found if answer]
     if found:
         answer = max(found)[1]

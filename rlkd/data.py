@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -30,6 +31,8 @@ from rlkd.structure import Structure, from_gsm8k_socratic
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = "gsm8k-sample"
 FIELDS = ("id", "prompt", "question", "answer", "rationales", "structures")
@@ -123,19 +126,26 @@ def load_rows(
         split: of the sample `rl`, `gsrm` or `test` (`train` means `rl`); of a hub dataset its split; a file has none.
         config: configuration name of a hub dataset.
         columns: our field -> their column, e.g. `{question: problem, rationales: generations}`. Beside the fields
-            above, `correct` names a list of flags, one a rationale: rationales flagged false are dropped.
+            above, `correct` names a list of flags, one a rationale: rationales flagged false are
+            dropped, and so are rows that then have none.
         max_rationales: keep the first so many rationales of a row (the RLKD paper: 1).
 
     Raises `RowError` for a row that does not fit, `UsageError` for a source that does not exist or has no rows.
     """
     rows: list[Row] = []
+    without = 0
     for place, record in _records(source, split, config):
         row = _check(_rename(record, columns or {}, place), place)
+        if "correct" in (columns or {}) and not row["rationales"]:
+            without += 1
+            continue
         row.setdefault("id", f"{Path(source).stem}-{len(rows)}")
         if max_rationales is not None:
             row["rationales"] = row["rationales"][:max_rationales]
             row["structures"] = row["structures"][:max_rationales]
         rows.append(row)
+    if without:
+        logger.warning("%s: left out %d rows without a rationale that is flagged correct", source, without)
     if not rows:
         raise UsageError(f"{source} (split {split!r}) has no rows")
     _check_unique_ids(rows, source)
@@ -148,15 +158,26 @@ def to_dataset(rows: Sequence[Row], *, system_prompt: str | None = None, example
     `system_prompt` and `examples` (worked examples, as turns of the conversation) apply to rows with a `question`;
     a row's own `prompt` stays as it is. Every row gets the same keys, because TRL reads them off the first one.
     """
+    import pyarrow
     from datasets import Dataset
 
     shown = worked_examples(examples)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     made = []
+    # A column holds texts or conversations, not both.
+    form = type(rows[0].get("prompt") or []) if rows else list
     for row in rows:
+        if not isinstance(row.get("prompt") or [], form):
+            raise RowError(
+                f"row {row.get('id')!r}, field 'prompt': found {_shown(row.get('prompt'))}, but the first row has a "
+                f"{'text' if form is str else 'list of messages'}; all prompts must be of one kind"
+            )
         prompt = row.get("prompt") or build_prompt(row["question"], system_prompt, shown)
         made.append({"prompt": prompt, **{key: row.get(key) for key in keys if key != "prompt"}})
-    return Dataset.from_list(made)
+    try:
+        return Dataset.from_list(made)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise RowError(f"the rows do not fit one table, a field has values of different kinds: {error}") from error
 
 
 def build_prompt(

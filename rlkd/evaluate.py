@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkd.answers import is_correct
+from rlkd.answers import VerificationError, is_correct
 
 Metric = Callable[[Mapping[str, Any], str], float | None]
 
@@ -31,10 +31,16 @@ class Estimate:
 
 
 def accuracy(row: Mapping[str, Any], text: str) -> float | None:
-    """1 where the announced answer equals the row's, else 0."""
+    """1 where the announced answer equals the row's, else 0.
+
+    An answer that cannot be compared in time is not right.
+    """
     if row.get("answer") is None:
         return None
-    correct = is_correct(text, row["answer"])
+    try:
+        correct = is_correct(text, row["answer"])
+    except VerificationError:
+        return 0.0
     return None if correct is None else float(correct)
 
 

@@ -30,8 +30,13 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> Path |
     return next((path for _, path in sorted(numbered, reverse=True) if _is_complete(path)), None)
 
 
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps done when a checkpoint was written."""
+    return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+
+
 def _is_complete(folder: Path) -> bool:
     try:
-        return "global_step" in json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
+        return step_of(folder) >= 0
+    except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -44,6 +44,7 @@ def greedy_completions(
                     temperature=None,
                     top_p=None,
                     top_k=None,
+                    repetition_penalty=1.0,
                     pad_token_id=tokenizer.pad_token_id,
                 )
                 texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,7 +1,7 @@
 """Files that grow with a run and survive its interruption: metrics and rollouts, a JSON object a line.
 
 When a run resumes from a checkpoint, lines of later steps are taken out first, because these steps are run again. When
-a run starts afresh in a folder that holds an earlier run's file, that file is kept under a numbered name.
+a run starts afresh in a folder that holds an earlier run, all that belongs to the earlier one is set aside first.
 """
 
 from __future__ import annotations
@@ -9,33 +9,29 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
+# What a run leaves in its output folder.
+_TRACES = ("metrics.jsonl", "rollouts", "checkpoint-*", "adapter_*", "model*.safetensors*")
+
 
 class StepLog:
-    """A file of JSON lines, each with a `step`, that `begin` brings in line with the step where a run starts."""
+    """A file of JSON lines, each with a `step`."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
 
-    def begin(self, step: int) -> None:
-        """Prepare for records after `step` (0: a fresh run)."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def cut(self, step: int) -> None:
+        """Take out the records of steps after `step`, and a last line that a kill cut short."""
         if not self.path.exists():
-            return
-        if step == 0:
-            number = 1
-            while (kept := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
-                number += 1
-            self.path.rename(kept)
             return
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as sink:
-            for record in read_steps(self.path):
+            for record in iterate_steps(self.path):
                 if record["step"] <= step:
                     sink.write(json.dumps(record) + "\n")
             sink.flush()
@@ -44,18 +40,55 @@ class StepLog:
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records; a kill of this process no longer loses them when this returns."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(_finite(record)) + "\n" for record in records)
+            stream.writelines(json.dumps(_finite(record), default=str) + "\n" for record in records)
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The complete records of a file; a last line that a kill cut short is passed over."""
-    records = []
+def iterate_steps(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete records of a file, one by one; a last line that a kill cut short is passed over."""
     with path.open(encoding="utf-8", newline="\n") as stream:
         for line in stream:
             if line.endswith("\n"):
-                records.append(json.loads(line))
-    return records
+                yield json.loads(line)
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The complete records of a file, all at once."""
+    return list(iterate_steps(path))
+
+
+def last_steps(path: Path, count: int) -> list[dict[str, Any]]:
+    """The records of the last `count` steps in a file; none where the file is missing or empty."""
+    kept: dict[int, list[dict[str, Any]]] = {}
+    for record in iterate_steps(path) if path.exists() else ():
+        kept.setdefault(record["step"], []).append(record)
+        if len(kept) > count:
+            del kept[min(kept)]
+    return [record for step in sorted(kept) for record in kept[step]]
+
+
+def resume_logs(output_dir: Path, step: int) -> None:
+    """Bring the files of all processes in line with a run that goes on after `step`."""
+    for path in [output_dir / "metrics.jsonl", *(output_dir / "rollouts").glob("rank*.jsonl")]:
+        StepLog(path).cut(step)
+
+
+def set_earlier_run_aside(output_dir: Path) -> Path | None:
+    """Move what an earlier run left in its output folder into `earlier-N` there; None where there was nothing.
+
+    Otherwise its checkpoints would be taken for this run's when this one resumes, and its records for this one's.
+    """
+    found = [path for pattern in _TRACES for path in sorted(output_dir.glob(pattern))]
+    if not found:
+        return None
+    number = 1
+    while (aside := output_dir / f"earlier-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    return aside
 
 
 class MetricsCallback(TrainerCallback):
@@ -63,11 +96,6 @@ class MetricsCallback(TrainerCallback):
 
     def __init__(self, path: Path):
         self.log = StepLog(path)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Cut the file back to the step from which the run goes on."""
-        if state.is_world_process_zero:
-            self.log.begin(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Add a line; the closing summary of a run (`train_runtime` ...) is no step and is left out."""
@@ -112,6 +140,8 @@ def _finite(value: Any) -> Any:
     """JSON knows no NaN: a mean over nothing is null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
     return value

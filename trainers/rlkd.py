@@ -5,8 +5,8 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
 1. rewards are named in the config (`reward_funcs`, `reward_kwargs`, `reward_weights`), and so are gates;
 2. a missing reward is neutral (`trainers.missing`), where TRL counts it as 0;
 3. what cannot work fails before the model loads (`trainers.preflight`);
-4. every rollout goes to a file with each reward's score, outcome and cause, and metrics go to another; both go on
-   without gap or duplicate when a run resumes.
+4. every rollout goes to a file with each reward's score, outcome and cause (but for reward models, which have a score
+   in the metrics only), and metrics go to another; both go on without gap or duplicate when a run resumes.
 
 With rewards that are never missing and without gates, it trains exactly as GRPOTrainer does.
 """
@@ -14,6 +14,7 @@ With rewards that are never missing and without gates, it trains exactly as GRPO
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +26,18 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from rewards import Outcome, Reward, RewardError, build_reward, build_rewards
+from rewards import Outcome, Reward, RewardError, build_rewards
 from rewards.runner import wrap
 from rlkd.data import completion_text
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from trainers.logs import MetricsCallback, StepLog
+from trainers._compat import check_trl
+from trainers.checkpoints import find_checkpoint, step_of
+from trainers.logs import MetricsCallback, StepLog, resume_logs, set_earlier_run_aside
 from trainers.missing import apply_gates, drop_failed, fill_missing
 from trainers.preflight import check_config, check_dataset, check_services
+
+logger = logging.getLogger(__name__)
 
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 
@@ -135,6 +140,7 @@ class RLKDTrainer(GRPOTrainer):
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         **kwargs: Any,
     ):
+        check_trl()
         args = args or RLKDConfig("rlkd-output")
         built = _resolve_rewards(reward_funcs, args)
         names = [reward.__name__ if isinstance(reward, Reward) else "model" for reward in built]
@@ -158,7 +164,6 @@ class RLKDTrainer(GRPOTrainer):
         output = Path(args.output_dir or ".")
         self.metrics_path = output / "metrics.jsonl"
         self.add_callback(MetricsCallback(self.metrics_path))
-        self._rollouts_begun = False
         self._rollouts = StepLog(output / "rollouts" / f"rank{args.process_index}.jsonl")
 
     @property
@@ -166,10 +171,24 @@ class RLKDTrainer(GRPOTrainer):
         """The file of this process's rollouts."""
         return self._rollouts.path
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as `Trainer.train` does."""
-        self._rollouts_begun = False
-        return super().train(*args, **kwargs)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `Trainer.train` does.
+
+        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder; where
+        there is none yet, the run starts afresh. Files of the run are cut back to the checkpoint, and what an earlier
+        run left is set aside when this one starts afresh.
+        """
+        output = self.metrics_path.parent
+        checkpoint = find_checkpoint(resume_from_checkpoint, output)
+        # Every process has looked before one of them moves anything, and goes on when it is done.
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if checkpoint is not None:
+                resume_logs(output, step_of(checkpoint))
+            elif (aside := set_earlier_run_aside(output)) is not None:
+                logger.warning("%s held an earlier run; it was moved to %s", output, aside)
+        self.accelerator.wait_for_everyone()
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -210,9 +229,6 @@ class RLKDTrainer(GRPOTrainer):
         return bool(self.model is not None and self.model.training)
 
     def _save_rollouts(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> None:
-        if not self._rollouts_begun:
-            self._rollouts.begin(self.state.global_step)
-            self._rollouts_begun = True
         texts, outcomes_FB = self._scored
         records = []
         for i, (row, text) in enumerate(zip(inputs, texts, strict=True)):
@@ -245,10 +261,11 @@ def _resolve_rewards(
             raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the names there are.")
         return list(build_rewards(args.reward_funcs, parameters))
     given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    named = iter(build_rewards([reward for reward in given if isinstance(reward, str)], parameters))
     built: list[Reward | PreTrainedModel] = []
     for reward in given:
         if isinstance(reward, str):
-            built.append(build_reward(reward, parameters.get(reward)))
+            built.append(next(named))
         elif isinstance(reward, PreTrainedModel):
             built.append(reward)
         else:

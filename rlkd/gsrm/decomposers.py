@@ -26,10 +26,15 @@ from rlkd.structure import JSON_SCHEMA, Step, Structure, parse, render
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A reasoning trace, and the problem that it is about."""
+    """A reasoning trace, and the problem that it is about.
+
+    `teacher`: its structure is what students are measured by. So it must be whole (a teacher cut short would make
+    every student look better), and it is worth keeping, as it comes again every epoch and every run.
+    """
 
     question: str
     text: str
+    teacher: bool = False
 
 
 class DecompositionError(RuntimeError):
@@ -113,8 +118,8 @@ class PromptedDecomposer:
 
     Args:
         engine: the model.
-        max_new_tokens: room for the structure, in tokens. A reply that runs out of it counts up to its last
-            complete step.
+        max_new_tokens: room for the structure, in tokens. A student's structure that runs out of it counts up to
+            its last complete step; a teacher's is an error.
         deadline: seconds for one batch of traces, retry included half and half.
     """
 
@@ -157,9 +162,17 @@ class PromptedDecomposer:
         prompts = [self._messages(trace, guided) for trace in traces]
         replies = await self.engine.generate(prompts, sampling, deadline=deadline)
         structures: list[Structure | DecompositionError] = []
-        for reply in replies:
+        for trace, reply in zip(traces, replies, strict=True):
             if isinstance(reply, EngineError):
                 structures.append(DecompositionError(str(reply)))
+                continue
+            if trace.teacher and reply.finish_reason == "length":
+                structures.append(
+                    DecompositionError(
+                        f"{self.engine.name} ran out of max_new_tokens ({self.max_new_tokens}) in the middle of a "
+                        f"teacher's structure; raise it"
+                    )
+                )
                 continue
             structure = parse(reply.text).structure
             if len(structure):

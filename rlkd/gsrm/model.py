@@ -56,7 +56,8 @@ class GSRM:
         decomposer: see `rlkd.gsrm.decomposers`.
         judge: see `rlkd.gsrm.judges`.
         norm: see `rlkd.gsrm.alignment.structure_score`.
-        store: a file in which structures of traces are kept across runs, for decomposers that cost something.
+        store: a file in which structures of teacher traces are kept across runs, for decomposers that cost
+            something.
     """
 
     def __init__(self, decomposer: Decomposer, judge: Judge, *, norm: Norm = "teacher", store: Path | None = None):
@@ -65,15 +66,9 @@ class GSRM:
         self.norm = norm
         self.store = StructureStore(store) if store is not None else None
 
-    async def structure(
-        self, traces: Sequence[Trace], keep: Sequence[bool] | None = None
-    ) -> list[Structure | DecompositionError]:
-        """The structure of each trace; each distinct trace is decomposed once.
-
-        `keep`: which results the store should hold (default: all). Teacher traces come again every epoch and every
-        run, student traces do not.
-        """
-        kept = {trace for i, trace in enumerate(traces) if keep is None or keep[i]}
+    async def structure(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
+        """The structure of each trace; each distinct trace is decomposed once, those of teachers once for all runs."""
+        kept = {trace for trace in traces if trace.teacher}
         found: dict[Trace, Structure | DecompositionError] = {}
         if self.store is not None:
             found.update(self.store.get(self.decomposer.fingerprint, kept))

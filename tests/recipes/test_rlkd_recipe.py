@@ -47,10 +47,21 @@ def test_accelerate_launch_works_from_any_working_directory(root, tmp_path, quic
 
 
 def test_two_processes_share_the_work_under_torchrun(root, tmp_path, quick) -> None:
-    torchrun = [BIN / "torchrun", "--nproc_per_node", 2, "--master_port", 29613]
-    done = start([*torchrun, root / "recipes/rlkd.py", *quick, "--ddp_backend", "gloo"], tmp_path)
+    # A reward that fails on one process only, so that the processes must agree on what is missing.
+    (tmp_path / "half.py").write_text(
+        "import os\nfrom rewards import Failed\n"
+        "def half(completions, **columns):\n"
+        "    broken = os.environ['RANK'] == '1'\n"
+        "    return [Failed('down') if broken and i % 4 else float(i) for i in range(len(completions))]\n"
+    )
+    rewards = ["--reward_funcs", "accuracy", "half.py:half", "--reward_kwargs", "{}"]
+    torchrun = [BIN / "torchrun", "--nproc_per_node", 2, "--standalone"]
+    done = start([*torchrun, root / "recipes/rlkd.py", *quick, *rewards, "--ddp_backend", "gloo"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
+    assert done.stdout.count("accuracy before: ") == 1
+    assert (run / "adapter_model.safetensors").stat().st_size > 0
+    assert [entry["rewards/half/failed"] for entry in read_steps(run / "metrics.jsonl")] == pytest.approx([3 / 8] * 2)
     first, second = (read_steps(run / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1))
     assert len(first) == len(second) == 16
     # Different questions, each in a whole group.
@@ -66,14 +77,17 @@ def test_a_killed_run_resumes_without_gap_or_duplicate(root, tmp_path, quick) ->
         list(map(str, command)), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         deadline = time.monotonic() + 240
-        while not list(run.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        # Past the checkpoint of step 3 and into steps that will be run again.
+        while not (run / "metrics.jsonl").exists() or len(read_steps(run / "metrics.jsonl")) < 5:
             assert process.poll() is None
-            time.sleep(0.05)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     saved = max(int(path.parent.name.split("-")[1]) for path in run.glob("checkpoint-*/trainer_state.json"))
     last = str(saved + 4)
     done = start([*command[:-1], last, "--resume_from_checkpoint"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert saved >= 3
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == list(range(1, saved + 5))
     steps = [record["step"] for record in read_steps(run / "rollouts" / "rank0.jsonl")]
     assert steps == [step for step in range(1, saved + 5) for _ in range(8)]
@@ -114,6 +128,11 @@ def test_a_reward_file_outside_the_repository_trains_from_a_yaml(root, tmp_path,
         (["--reward_funcs", "structure", "--reward_weights", "1", "2"], "2 entries"),
         (["--resume_from_checkpoint", "nowhere"], "no complete checkpoint there"),
         (["--num_generations", "3"], "Make per_device_train_batch_size"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--config"], "--config needs a file"),
+        (["--columns", "{bad"], "Expecting property name"),
+        (["--columns", "[1]"], "columns: expected a mapping"),
     ],
 )
 def test_a_mistake_ends_in_one_clear_message(root, tmp_path, arguments, message) -> None:

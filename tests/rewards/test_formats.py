@@ -79,3 +79,11 @@ def test_with_answer_tags_the_rest_is_one_answer(text, value):
 )
 def test_tag_count_pays_a_quarter_for_each_tag_that_stands_once(text, value):
     assert tag_count(chat(text)) == tag_count([text]) == [value]
+
+
+def test_a_think_tag_that_the_chat_template_opens_counts_as_written():
+    text = "I reason.\n</think>\n<answer>4</answer>"
+    assert think_format([text], answer_tags=True) == [0.0]
+    assert think_format([text], answer_tags=True, prefilled=True) == [1.0]
+    assert tag_count([text]) == [0.75]
+    assert tag_count([text], prefilled=True) == [1.0]

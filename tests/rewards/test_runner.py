@@ -533,3 +533,16 @@ def test_a_reward_of_a_relative_file_pickles_for_a_process_with_another_working_
     code = "import pickle, sys; r = pickle.loads(sys.stdin.buffer.read()); print(r.__name__, r(completions=['a']))"
     done = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, cwd="/", check=True)
     assert done.stdout.decode().strip() == "always [1.0]"
+
+
+def test_a_lazy_result_whose_body_raises_has_failed():
+    class Lazy:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return 1 / 0
+
+    reward = rewards.runner.wrap(lambda completions, **columns: Lazy(), "lazy")
+    assert reward(completions=["a", "b"]) == [None, None]
+    assert [outcome.cause for outcome in reward.outcomes] == ["ZeroDivisionError: division by zero"] * 2

@@ -272,3 +272,13 @@ def test_the_question_of_a_row_is_what_the_decomposer_sees(engine):
     score(reward, ["a"], structures=[STEPS.to_list()])
     assert "The question as it is in the row?" in engine.generated[0][0]
     assert "How many clips?" in engine.generated[1][0]
+
+
+def test_an_attempt_at_a_server_may_take_half_of_what_a_batch_may_take():
+    made = StructureReward("prompted", engine="http://127.0.0.1:9/v1#m", max_new_tokens=10000, deadline=1500)
+    assert made.gsrm.decomposer.engine.timeout == 750
+
+
+def test_a_server_without_a_model_name_is_refused():
+    with pytest.raises(ValueError, match="name the model"):
+        StructureReward("prompted", engine="http://127.0.0.1:9/v1")

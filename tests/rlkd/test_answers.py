@@ -295,3 +295,8 @@ def test_off_the_main_thread_plain_numbers_are_compared():
 def test_off_the_main_thread_what_needs_math_verify_is_an_error_and_no_hang():
     error = off_the_main_thread(lambda: is_correct(TOWER, "5"))
     assert isinstance(error, VerificationError)
+
+
+@pytest.mark.parametrize("text", ["The answer is **18**.", "#### **18**", "So \\boxed{18}", "The answer is `18`."])
+def test_emphasis_around_an_answer_is_no_part_of_it(text):
+    assert is_correct(text, "18") is True

@@ -394,3 +394,18 @@ def test_the_text_of_a_completion_is_what_the_assistant_said():
     assert completion_text([{"role": "assistant", "content": "4"}]) == "4"
     called = [{"role": "assistant", "content": None}, {"role": "tool", "content": "x"}]
     assert completion_text([*called, {"role": "assistant", "content": "4"}]) == "\n4"
+
+
+def test_rows_without_a_correct_rationale_are_left_out_and_counted(tmp_path, caplog):
+    rows = [{"problem": f"{i}?", "gens": ["a", "b"], "ok": [i == 0, False]} for i in range(3)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"question": "problem", "rationales": "gens", "correct": "ok"}
+    [row] = load_rows(str(tmp_path / "r.jsonl"), columns=columns)
+    assert row["rationales"] == ["a"]
+    assert "left out 2 rows" in caplog.text
+
+
+def test_prompts_of_two_kinds_are_refused_by_the_name_of_the_row():
+    rows = [{"id": "a", "prompt": "text"}, {"id": "b", "prompt": [{"role": "user", "content": "chat"}]}]
+    with pytest.raises(RowError, match=r"row 'b', field 'prompt'.*the first row has a text"):
+        to_dataset(rows)

@@ -89,3 +89,7 @@ def test_a_metric_that_applies_to_no_row_is_an_error():
 def test_a_generator_must_give_one_text_a_row(count):
     with pytest.raises(ValueError, match=rf"generate gave {count} texts for 3 rows"):
         evaluate(ROWS, lambda rows: ["#### 1"] * count, {"accuracy": accuracy})
+
+
+def test_an_answer_that_cannot_be_compared_is_not_right_and_does_not_end_the_measurement():
+    assert accuracy({"answer": "5"}, "#### 9^{9^{9^{9}}}") == 0.0

@@ -154,11 +154,17 @@ def test_missing_rewards_are_neutral_in_what_trl_really_computes(tiny_model, row
         groups = scores.view(2, 6, 3)
         deviations = (groups - groups.nanmean(dim=1, keepdim=True)).view(12, 3)
         found = advantages(scores)
+        scorable = ~torch.isnan(scores).all(dim=1)
         if aggregation == "sum_then_normalize":
             # A centred reward is the sum over columns of (score - mean of the observed); a failed entry adds 0.
-            scorable = ~torch.isnan(scores).all(dim=1)
             expected = (deviations * weights).nansum(dim=1)
-            assert torch.allclose(found[scorable], expected[scorable], atol=1e-5)
+        else:
+            # Each column is scaled by the spread of its filled group, then added up and scaled by that of the batch.
+            filled = torch.where(holes.view(2, 6, 3), groups.nanmean(dim=1, keepdim=True), groups)
+            scaled = (deviations.view(2, 6, 3) / (filled.std(dim=1, keepdim=True) + 1e-4)).view(12, 3)
+            total = (scaled * weights).nansum(dim=1)
+            expected = (total - total.mean()) / (total.std() + 1e-4)
+        assert torch.allclose(found[scorable], expected[scorable], atol=1e-4)
         # Equal completions stay equal, whoever fails: exactly as if nobody had.
         equal = scores[:1].nan_to_num(nan=(low + high) / 2).expand(12, 3).clone()
         nobody_failed = advantages(equal)
@@ -357,3 +363,28 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_does(tiny_model, rows, tmp_
         for trainer in (whole, resumed)
     ]
     assert json.dumps(comparable[0]) == json.dumps(comparable[1])
+
+
+def test_parameters_reach_a_reward_passed_to_the_trainer_under_its_alias(tiny_model, rows, tmp_path) -> None:
+    args = config(tmp_path, reward_kwargs={"short": {"norm": "f1"}})
+    trainer = RLKDTrainer(tiny_model, reward_funcs=["short=structure", letters], args=args, train_dataset=rows)
+    assert [reward.__name__ for reward in trainer.reward_funcs] == ["short", "letters"]
+    assert trainer.reward_funcs[0].function.gsrm.norm == "f1"
+    args = config(tmp_path, reward_kwargs={"structur": {}})
+    with pytest.raises(RewardError, match="'structur', which is no reward of this run"):
+        RLKDTrainer(tiny_model, reward_funcs=["structure"], args=args, train_dataset=rows)
+
+
+def test_a_second_run_in_one_folder_resumes_from_its_own_checkpoints(tiny_model, rows, tmp_path) -> None:
+    def run(**changes):
+        args = config(tmp_path, save_strategy="steps", save_steps=2, **changes)
+        return RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
+
+    run(max_steps=6).train()
+    run(max_steps=3).train()
+    resumed = run(max_steps=5)
+    resumed.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in read_steps(resumed.metrics_path)] == [1, 2, 3, 4, 5]
+    earlier = tmp_path / "run" / "earlier-1"
+    assert [entry["step"] for entry in read_steps(earlier / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert (earlier / "checkpoint-6").is_dir()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlkd.data import sample_rows
-from rlkd.engines.base import EngineError
+from rlkd.engines.base import Completion, EngineError
 from rlkd.gsrm import (
     DecompositionError,
     NativeDecomposer,
@@ -239,3 +239,19 @@ def test_both_attempts_together_keep_to_the_deadline(scripted):
     endless = scripted(lambda text, call: "no")
     decompose(PromptedDecomposer(endless, deadline=None), "trace")
     assert endless.deadlines == [None, None]
+
+
+def test_a_structure_cut_off_by_the_limit_counts_for_a_student_and_is_an_error_for_a_teacher():
+    class CutOff:
+        name = "cut-off"
+        guided = False
+
+        async def generate(self, prompts, sampling, *, deadline=None):
+            return [Completion(render(one) + "\n<step>\n<meta>And th", "length", 9) for _ in prompts]
+
+    one = Structure((Step("How many?", "1 + 1", "2"),))
+    traces = [Trace("?", "1 + 1 = 2", teacher) for teacher in (False, True)]
+    student, teacher = asyncio.run(PromptedDecomposer(CutOff()).decompose(traces))
+    assert student == one
+    assert isinstance(teacher, DecompositionError)
+    assert "max_new_tokens" in str(teacher)

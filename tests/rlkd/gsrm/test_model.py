@@ -58,8 +58,9 @@ def traces(*texts):
     return [Trace("?", text) for text in texts]
 
 
-def structure(gsrm, *texts, keep=None):
-    return asyncio.run(gsrm.structure(traces(*texts), keep))
+def structure(gsrm, *texts, teacher=None):
+    flags = teacher or [True] * len(texts)
+    return asyncio.run(gsrm.structure([Trace("?", text, flag) for text, flag in zip(texts, flags, strict=True)]))
 
 
 def reward(students, teachers, norm="teacher", judge=None):
@@ -115,9 +116,9 @@ def test_errors_are_never_stored(tmp_path):
     assert decomposer.asked == [["fail"], ["fail"]]
 
 
-def test_only_what_is_to_be_kept_is_stored(tmp_path):
+def test_only_structures_of_teachers_are_stored(tmp_path):
     path = tmp_path / "structures.sqlite"
-    structure(GSRM(CountingDecomposer(), CountingJudge(), store=path), "student", "teacher", keep=[False, True])
+    structure(GSRM(CountingDecomposer(), CountingJudge(), store=path), "student", "teacher", teacher=[False, True])
     again = CountingDecomposer()
     structure(GSRM(again, CountingJudge(), store=path), "student", "teacher")
     assert again.asked == [["student"]]

@@ -1,0 +1,34 @@
+"""The methods of TRL that our trainers override, and a check at start-up that they are still what we know.
+
+Overridden in `trainers/rlkd.py`, with unchanged names and parameters from TRL 0.24 to 1.16; tested with 1.16.0:
+
+- `_generate_and_score_completions(inputs)`: rows of this process in, tensors out; rollouts are written after it;
+- `_calculate_rewards(inputs, prompts, completions, completion_ids_list)`: the gathered rewards of all processes come
+  out, one row a completion and NaN for a missing reward; missing entries and gates are settled on them.
+
+Read there: `num_generations`, `num_generations_eval`, `reward_funcs`, `reward_func_names`; and, in the config,
+extended: `_VALID_DICT_FIELDS`.
+"""
+
+import inspect
+
+from rlkd.errors import UsageError
+
+_HOOKS = {
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+}
+
+
+def check_trl() -> None:
+    """Raise `UsageError` if TRL has no such method, or with other parameters: overrides would be silently skipped."""
+    import trl
+
+    for name, expected in _HOOKS.items():
+        method = getattr(trl.GRPOTrainer, name, None)
+        found = list(inspect.signature(method).parameters) if method else None
+        if found != expected:
+            raise UsageError(
+                f"TRL {trl.__version__}: GRPOTrainer.{name} takes {found}, expected {expected}. "
+                f'Install a TRL that rlkd is tested with:  pip install "trl==1.16.0"'
+            )
