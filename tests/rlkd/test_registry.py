@@ -362,7 +362,7 @@ def scale(factor, *, offset=0): ...
 
 
 def test_arguments_that_fit_pass():
-    check_arguments(scale, {"factor": 2, "offset": 1}, "scale")
+    assert check_arguments(scale, {"factor": 2, "offset": 1}, "scale") is None
 
 
 def test_an_unknown_argument_is_answered_with_what_was_meant():
