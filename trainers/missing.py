@@ -33,6 +33,8 @@ def fill_missing(rewards_NF: Tensor, group_size: int) -> Tensor:
 
 def drop_failed(rewards_NF: Tensor, failed_NF: Tensor) -> Tensor:
     """Make every reward of a completion with a failed one missing, so that TRL leaves it out (advantage 0)."""
+    if not failed_NF.any():
+        return rewards_NF
     return torch.where(failed_NF.any(dim=1, keepdim=True), torch.nan, rewards_NF)
 
 

@@ -213,16 +213,13 @@ class RLKDTrainer(GRPOTrainer):
         failed_NF = gather(failed_BF)
         if self.args.on_failure == "raise" and failed_NF.any():
             raise RewardError(_describe_failures(inputs, self.reward_func_names, outcomes_FB))
-        if self.args.on_failure == "drop":
-            rewards_NF = drop_failed(rewards_NF, failed_NF)
+        if self.args.on_failure != "drop":
+            failed_NF = torch.zeros_like(failed_NF)
         group_size = self.num_generations if self._is_training() else self.num_generations_eval
         assert group_size is not None
-        dropped_N1 = torch.isnan(rewards_NF).all(dim=1, keepdim=True)
-        filled_NF = fill_missing(rewards_NF, group_size)
-        if self.args.on_failure == "drop":
-            # A dropped completion stays out altogether.
-            filled_NF = torch.where(dropped_N1 & failed_NF.any(dim=1, keepdim=True), torch.nan, filled_NF)
-        return apply_gates(filled_NF, self._gates)
+        # A dropped completion neither enters the means of its group nor is filled from them.
+        filled_NF = fill_missing(drop_failed(rewards_NF, failed_NF), group_size)
+        return apply_gates(drop_failed(filled_NF, failed_NF), self._gates)
 
     def _is_training(self) -> bool:
         """Whether this is a training batch: TRL's own criterion."""
