@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from rewards.contract import Outcome, RewardError
+from rlkd.data import TRL_ARGUMENTS
 from rlkd.registry import (
     SpecError,
     absolute,
@@ -21,17 +22,6 @@ from rlkd.registry import (
 )
 
 logger = logging.getLogger(__name__)
-
-# What TRL passes beside the data's columns.
-TRL_ARGUMENTS = (
-    "prompts",
-    "completions",
-    "completion_ids",
-    "trainer_state",
-    "log_extra",
-    "log_metric",
-    "environments",
-)
 
 LENGTH_ERROR = "reward {name!r} returned {found} values for {expected} completions; it must return one each, in order"
 

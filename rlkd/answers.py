@@ -80,7 +80,7 @@ def equal(answer: str, gold: str) -> bool | None:
     left, right = number(answer), number(gold)
     if left is not None and right is not None:
         return left == right
-    if _normalise(answer) == _normalise(gold):
+    if squeezed(answer) == squeezed(gold):
         return True
     parsed_gold = _parse(gold)
     if not parsed_gold:
@@ -137,7 +137,8 @@ def number(text: str) -> Fraction | None:
     return Fraction(numerator) / (int(denominator) if denominator else 1)
 
 
-def _normalise(text: str) -> str:
+def squeezed(text: str) -> str:
+    """A text without case, currency signs, spaces and a closing full stop, for comparing texts as such."""
     # A space between two digits stays: "1 1/2" is not "11/2".
     return re.sub(r"(?<!\d)\s++|\s++(?!\d)|\$", "", text.strip()).rstrip(".").casefold()
 

@@ -36,17 +36,18 @@ logger = logging.getLogger(__name__)
 
 SAMPLE = "gsm8k-sample"
 FIELDS = ("id", "prompt", "question", "answer", "rationales", "structures")
-# Names that TRL passes to rewards itself (a column of that name would collide), or swallows.
-RESERVED_COLUMNS = (
+# What TRL passes to a reward beside the columns of the data.
+TRL_ARGUMENTS = (
     "prompts",
     "completions",
-    "completion",
     "completion_ids",
     "trainer_state",
     "log_extra",
     "log_metric",
     "environments",
 )
+# A column of such a name would collide; TRL swallows one called "completion".
+RESERVED_COLUMNS = (*TRL_ARGUMENTS, "completion")
 # The rows that serve as worked examples in prompts: short, typical, and from the half that RL never trains on.
 WORKED_EXAMPLES = ("gsm8k-train-5487", "gsm8k-train-3269")
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from rlkd.answers import number
+from rlkd.answers import number, squeezed
 from rlkd.engines.base import Engine, EngineError, Message
 from rlkd.gsrm.alignment import Verdict
 from rlkd.structure import Step, Structure
@@ -209,16 +209,15 @@ def same_answer(mine: str, theirs: str) -> bool:
     left, right = number(mine), number(theirs)
     if left is not None and right is not None:
         return left == right
-    return _squeezed(mine) == _squeezed(theirs)
+    return squeezed(mine) == squeezed(theirs)
 
 
 def _settled(field: Field, mine: str, theirs: str) -> bool | None:
     """A verdict that needs no model: equal texts, or two numbers."""
-    if _squeezed(mine) == _squeezed(theirs):
-        return True
-    if field == "answer" and number(mine) is not None and number(theirs) is not None:
-        return same_answer(mine, theirs)
-    return None
+    if field != "answer":
+        return _squeezed(mine) == _squeezed(theirs) or None
+    numbers = None not in (number(mine), number(theirs))
+    return same_answer(mine, theirs) or (False if numbers else None)
 
 
 def _compare(mine: str | None, theirs: str | None, same: Callable[[str, str], bool]) -> bool | None:
@@ -269,5 +268,5 @@ def _stem(word: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    # A space between two digits stays: "1 1/2" is not "11/2".
-    return re.sub(r"(?<!\d)\s++|\s++(?!\d)|\$", "", text.strip()).casefold().rstrip(".?!")
+    # For words only: a sub-question may end with any mark, but the answer "5!" is not "5".
+    return squeezed(text).rstrip(".?!")

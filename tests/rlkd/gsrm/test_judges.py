@@ -250,3 +250,8 @@ def test_without_pairs_nothing_is_asked(scripted):
     assert judge(ModelJudge(engine)) == []
     assert judge(ModelJudge(engine), ([], [THEIRS])) == [[]]
     assert engine.chosen == []
+
+
+def test_a_factorial_is_not_the_number_before_its_mark():
+    assert not same_answer("5!", "5")
+    assert same_answer("Five.", "five")
