@@ -23,62 +23,30 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _R
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
-import difflib
-import json
-import os
-import re
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from rlkd.data import SAMPLE, load_rows, to_dataset
-from rlkd.errors import UsageError
+from rlkd.data import to_dataset
 from rlkd.evaluate import Estimate, accuracy, evaluate
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
+from trainers.arguments import DataArguments, say, start
 from trainers.checkpoints import find_checkpoint
 
 if TYPE_CHECKING:
-    from trl import ModelConfig, TrlParser
+    from trl import ModelConfig
 
     from trainers import RLKDConfig, RLKDTrainer
 
 
-_CONFIG = re.compile(r"--config=.")
 # The closing example is chosen from the rollouts of so many last steps.
 SHOWN_STEPS = 10
 
 
 @dataclass
-class RLKDScriptArguments:
+class RLKDScriptArguments(DataArguments):
     """Data and measurement; everything else is in TRL's configs."""
-
-    dataset_name: str = field(
-        default=SAMPLE, metadata={"help": f"{SAMPLE}, a .jsonl or .parquet file, or a dataset of the hub"}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
-    dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})
-    dataset_test_name: str | None = field(default=None, metadata={"help": "where test rows are, if elsewhere"})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "split to measure accuracy on; none: skip"})
-    columns: dict[str, str] | str | None = field(
-        default=None, metadata={"help": "our field -> column of the data, e.g. {question: problem}"}
-    )
-    max_rationales: int | None = field(default=None, metadata={"help": "teacher traces to keep a row"})
-    system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
-    worked_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
-    eval_rows: int = field(default=24, metadata={"help": "test rows for the accuracy before and after; 0: skip"})
-
-
-def make_parser() -> "TrlParser":
-    """The parser over all keys of this recipe."""
-    from trl import ModelConfig, TrlParser
-
-    from trainers import RLKDConfig
-
-    return TrlParser((RLKDScriptArguments, RLKDConfig, ModelConfig))
 
 
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
@@ -92,20 +60,10 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if checkpoint is None and args.resume_from_checkpoint:
-        _say(
-            args, f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh."
-        )
+        say(args, f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh.")
 
-    train_rows = load_rows(
-        script.dataset_name,
-        split=script.dataset_train_split,
-        config=script.dataset_config,
-        columns=script.columns,  # type: ignore[arg-type]
-        max_rationales=script.max_rationales,
-    )
-    prompt_style: dict[str, Any] = {"system_prompt": script.system_prompt, "examples": script.worked_examples}
-    test_rows = _test_rows(script)
-    _say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows to measure on.")
+    train_rows, test_rows = script.train_rows(), script.test_rows()
+    say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows to measure on.")
 
     args.model_init_kwargs = {
         "revision": model.model_revision,
@@ -117,7 +75,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     trainer = RLKDTrainer(
         model=model.model_name_or_path or EMBEDDED,
         args=args,
-        train_dataset=to_dataset(train_rows, **prompt_style),
+        train_dataset=to_dataset(train_rows, **script.prompt_style),
         peft_config=get_peft_config(model),
     )
 
@@ -125,24 +83,12 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(StepLine())
 
-    before = _measure(trainer, test_rows, prompt_style)
+    before = _measure(trainer, test_rows, script.prompt_style)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(args.output_dir)
-    after = _measure(trainer, test_rows, prompt_style)
+    after = _measure(trainer, test_rows, script.prompt_style)
     if trainer.accelerator.is_main_process:
         _summarise(trainer, before, after, resumed=checkpoint is not None)
-
-
-def _test_rows(script: RLKDScriptArguments) -> list[dict[str, Any]]:
-    if not script.dataset_test_split or not script.eval_rows:
-        return []
-    rows = load_rows(
-        script.dataset_test_name or script.dataset_name,
-        split=script.dataset_test_split,
-        config=script.dataset_config,
-        columns=script.columns,  # type: ignore[arg-type]
-    )
-    return rows[: script.eval_rows]
 
 
 def _measure(trainer: "RLKDTrainer", rows: Sequence[dict[str, Any]], prompt_style: dict[str, Any]) -> Estimate | None:
@@ -151,7 +97,7 @@ def _measure(trainer: "RLKDTrainer", rows: Sequence[dict[str, Any]], prompt_styl
     from trainers.generation import greedy_completions
 
     prompts = to_dataset(rows, **prompt_style)["prompt"]
-    _say(trainer.args, f"measuring accuracy on {len(rows)} test rows ...")
+    say(trainer.args, f"measuring accuracy on {len(rows)} test rows ...")
 
     def generate(_: Any) -> list[str]:
         return greedy_completions(trainer, prompts, max_new_tokens=trainer.args.max_completion_length)
@@ -184,67 +130,9 @@ def _summarise(trainer: "RLKDTrainer", before: Estimate | None, after: Estimate 
         print(f"rollouts: {trainer.rollouts_path.parent.resolve()}")
 
 
-def command_line(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the default config, and a value for a bare --resume_from_checkpoint."""
-    completed = [part for given in arguments for part in (given.split("=", 1) if _CONFIG.match(given) else [given])]
-    if completed[-1:] == ["--config"]:
-        raise UsageError("--config needs a file: --config my.yaml")
-    if "--config" not in completed:
-        completed = ["--config", str(_RECIPES / "rlkd.yaml"), *completed]
-    for i, argument in enumerate(completed):
-        if argument == "--resume_from_checkpoint" and (completed[i + 1 : i + 2] or ["--"])[0].startswith("--"):
-            completed.insert(i + 1, "latest")
-    return completed
-
-
-def device_defaults() -> dict[str, Any]:
-    """What TRL's configs cannot know: without an accelerator it is float32 on the CPU, with one bfloat16 if it can."""
-    import torch
-
-    if torch.cuda.is_available():
-        return {"bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
-    if torch.backends.mps.is_available():
-        return {"bf16": False}
-    return {"use_cpu": True, "bf16": False}
-
-
-def parse(arguments: Sequence[str]) -> tuple[RLKDScriptArguments, "RLKDConfig", "ModelConfig"]:
-    """Parse config file and command line; a misspelt key ends with what was probably meant."""
-    parser = make_parser()
-    parser.set_defaults(**device_defaults())
-    completed = command_line(arguments)
-    try:
-        script, args, model = parser.parse_args_and_config(completed)
-        if isinstance(script.columns, str):
-            script.columns = json.loads(script.columns)
-        if not isinstance(script.columns, dict | None):
-            raise ValueError(f"columns: expected a mapping such as {{question: problem}}, found {script.columns!r}")
-    except OSError as error:
-        raise UsageError(f"--config: {error}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"the config is no YAML: {error}") from error
-    except ValueError as error:
-        known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-        unknown = re.findall(r"'-{0,2}([a-z_]+)'", str(error)) if "rguments" in str(error) else []
-        close = {word: difflib.get_close_matches(word, known, n=1) for word in unknown if word not in known}
-        hints = [f"{word} (did you mean {match[0]}?)" for word, match in close.items() if match]
-        raise UsageError(f"{error}" + (f"\nUnknown: {', '.join(hints)}" if hints else "")) from error
-    return script, args, model
-
-
-def _say(args: "RLKDConfig", text: str) -> None:
-    if args.process_index == 0:
-        print(text, flush=True)
-
-
 if __name__ == "__main__":
-    if not {"LOCAL_RANK", "WORLD_SIZE"} & set(os.environ):
-        # A single process on a machine with several GPUs: TRL refuses to spread over them without a launcher.
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    # Deprecations between TRL and transformers are theirs to settle, not the reader's.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"trl|transformers")
-    try:
-        main(*parse(sys.argv[1:]))
-    except UsageError as error:
-        # A mistake in config, data or rewards: the message says it all, a traceback would bury it.
-        sys.exit(f"\n{type(error).__name__}: {error}")
+    from trl import ModelConfig
+
+    from trainers import RLKDConfig
+
+    start(main, (RLKDScriptArguments, RLKDConfig, ModelConfig), default_config=_RECIPES / "rlkd.yaml")
