@@ -4,6 +4,7 @@ from rlkd.gsrm.alignment import Norm, StructureScore, Verdict, best_branch, step
 from rlkd.gsrm.decomposers import (
     Decomposer,
     DecompositionError,
+    GenerativeDecomposer,
     NativeDecomposer,
     PromptedDecomposer,
     RulesDecomposer,
@@ -18,6 +19,7 @@ __all__ = [
     "Decomposer",
     "DecompositionError",
     "DeterministicJudge",
+    "GenerativeDecomposer",
     "Judge",
     "JudgeError",
     "Judgement",

@@ -1,10 +1,11 @@
 """Decomposers: from a reasoning trace to its `Structure`.
 
-| name       | how                                                        | needs |
-| ---------- | ---------------------------------------------------------- | ----- |
-| `rules`    | a step is a sentence with a calculation                     | nothing |
-| `native`   | reads the tagged steps that the student itself has written  | a student that writes them |
-| `prompted` | asks an instruct model to rewrite the trace as tagged steps | an engine |
+| name         | how                                                         | needs |
+| ------------ | ----------------------------------------------------------- | ----- |
+| `rules`      | a step is a sentence with a calculation                     | nothing |
+| `native`     | reads the tagged steps that the student itself has written  | a student that writes them |
+| `prompted`   | asks an instruct model to rewrite the trace as tagged steps | an engine |
+| `generative` | asks a model that was trained to list the steps             | an engine with such a model |
 
 A trace in which there is nothing to find gives a structure without steps: that is a fact about the trace, and its
 author earns little for it. A decomposer that breaks down gives a `DecompositionError` for that trace: that is a fact
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from rlkd.engines.base import Engine, EngineError, Message, Sampling
+from rlkd.engines.base import Completion, Engine, EngineError, Message, Sampling
+from rlkd.gsrm.lines import parse_lines
+from rlkd.gsrm.training import request
 from rlkd.steps import sentences, split_calculation, strip_calculator_marks
 from rlkd.structure import JSON_SCHEMA, Step, Structure, parse, render
 
@@ -39,6 +42,9 @@ class Trace:
 
 class DecompositionError(RuntimeError):
     """The decomposer gave nothing usable for a trace; this says nothing about the trace."""
+
+
+Check = Callable[[Trace, Structure], str | None]
 
 
 class Decomposer(Protocol):
@@ -110,27 +116,32 @@ class NativeDecomposer:
         return [parse(trace.text.partition("</think>")[0]).structure for trace in traces]
 
 
-class PromptedDecomposer:
-    """Any instruct model, asked to rewrite a trace as steps, greedily, with two worked examples of our own.
+class _EngineDecomposer:
+    """A model that writes structures, greedily: one call for all traces, one more for those it spoilt.
 
-    Where the engine can guide its decoding, the reply is JSON under a schema; else it is tagged text. A reply without
-    a complete step is asked for once more, with a little randomness, then given up as a `DecompositionError`.
-
-    Args:
-        engine: the model.
-        max_new_tokens: room for the structure, in tokens. A student's structure that runs out of it counts up to
-            its last complete step; a teacher's is an error.
-        deadline: seconds for one batch of traces, retry included half and half.
+    A reply without a complete step is asked for once more, with a little randomness, then given up as a
+    `DecompositionError`; so is one in which `check` finds a fault. A trace without any reasoning has no steps, and is
+    not asked about.
     """
 
     costly = True
 
-    def __init__(self, engine: Engine, *, max_new_tokens: int = 1024, deadline: float | None = 300.0):
+    kind: str
+
+    def __init__(self, engine: Engine, *, max_new_tokens: int, deadline: float | None, check: Check | None = None):
         self.engine = engine
         self.max_new_tokens = max_new_tokens
         self.deadline = deadline
-        prompts = hashlib.sha256(json.dumps(self._messages(Trace("", ""))).encode()).hexdigest()[:12]
-        self.fingerprint = f"prompted/{engine.name}/{max_new_tokens}/{prompts}/1"
+        self.check = check
+        asked = hashlib.sha256(json.dumps(self._messages(Trace("", ""))).encode()).hexdigest()[:12]
+        checked = f"{check.__name__}/" if check else ""
+        self.fingerprint = f"{self.kind}/{engine.name}/{max_new_tokens}/{asked}/{checked}1"
+
+    def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
+        raise NotImplementedError
+
+    def _read(self, reply: Completion) -> Structure:
+        raise NotImplementedError
 
     async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
         """See `Decomposer`."""
@@ -151,14 +162,9 @@ class PromptedDecomposer:
     async def _ask(
         self, traces: Sequence[Trace], sampling: Sampling, deadline: float | None
     ) -> list[Structure | DecompositionError]:
-        guided = self.engine.guided
+        guided = self.guided
         if guided:
-            sampling = Sampling(
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                seed=sampling.seed,
-                json_schema=JSON_SCHEMA,
-            )
+            sampling = replace(sampling, json_schema=JSON_SCHEMA)
         prompts = [self._messages(trace, guided) for trace in traces]
         replies = await self.engine.generate(prompts, sampling, deadline=deadline)
         structures: list[Structure | DecompositionError] = []
@@ -174,14 +180,47 @@ class PromptedDecomposer:
                     )
                 )
                 continue
-            structure = parse(reply.text).structure
-            if len(structure):
-                structures.append(structure)
-            else:
+            structure = self._read(reply)
+            if not len(structure):
                 structures.append(
                     DecompositionError(f"no complete step in the reply of {self.engine.name}: {reply.text[:200]!r}")
                 )
+            elif self.check and (fault := self.check(trace, structure)):
+                structures.append(DecompositionError(fault))
+            else:
+                structures.append(structure)
         return structures
+
+    @property
+    def guided(self) -> bool:
+        """Whether replies follow a JSON schema."""
+        return self.engine.guided
+
+
+class PromptedDecomposer(_EngineDecomposer):
+    """Any instruct model, asked to rewrite a trace as steps, with two worked examples of our own.
+
+    Where the engine can guide its decoding, the reply is JSON under a schema; else it is tagged text.
+
+    Args:
+        engine: the model.
+        max_new_tokens: room for the structure, in tokens. A student's structure that runs out of it counts up to
+            its last complete step; a teacher's is an error.
+        deadline: seconds for one batch of traces, retry included half and half.
+        check: what is wrong with a structure of a trace, or None; such a structure is asked for again, then an error.
+    """
+
+    kind = "prompted"
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_new_tokens: int = 1024,
+        deadline: float | None = 300.0,
+        check: Check | None = None,
+    ):
+        super().__init__(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=check)
 
     def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
         form = _as_json if guided else render
@@ -191,6 +230,35 @@ class PromptedDecomposer:
             messages.append({"role": "assistant", "content": form(structure)})
         messages.append({"role": "user", "content": _request(Trace(trace.question, reasoning_part(trace.text)))})
         return messages
+
+    def _read(self, reply: Completion) -> Structure:
+        return parse(reply.text).structure
+
+
+class GenerativeDecomposer(_EngineDecomposer):
+    """A model that was fine-tuned to list the steps of a trace, one a line (`recipes/gsrm.py`, `rlkd.gsrm.lines`).
+
+    This is the GSRM of RLKD (arXiv 2505.16142): it needs no worked examples, and so a small model will do, and a
+    quarter of the prompt. A line that comes again is left out: small models that lose the thread repeat themselves.
+
+    Args:
+        engine: the fine-tuned model, such as `transformers:embedded-gsrm`.
+        max_new_tokens: room for the structure, in tokens, as for `PromptedDecomposer`.
+        deadline: seconds for one batch of traces, retry included half and half.
+    """
+
+    kind = "generative"
+    guided = False
+
+    def __init__(self, engine: Engine, *, max_new_tokens: int = 256, deadline: float | None = 300.0):
+        super().__init__(engine, max_new_tokens=max_new_tokens, deadline=deadline)
+
+    def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
+        return request(trace.question, reasoning_part(trace.text))
+
+    def _read(self, reply: Completion) -> Structure:
+        structure = parse_lines(reply.text, complete=reply.finish_reason == "stop")
+        return Structure(dict.fromkeys(structure))
 
 
 def _as_json(structure: Structure) -> str:

@@ -9,12 +9,14 @@ from rlkd.data import sample_rows
 from rlkd.engines.base import Completion, EngineError
 from rlkd.gsrm import (
     DecompositionError,
+    GenerativeDecomposer,
     NativeDecomposer,
     PromptedDecomposer,
     RulesDecomposer,
     Trace,
     reasoning_part,
 )
+from rlkd.gsrm.training import request
 from rlkd.structure import JSON_SCHEMA, Step, Structure, parse, render
 
 NATALIA = Structure(
@@ -255,3 +257,61 @@ def test_a_structure_cut_off_by_the_limit_counts_for_a_student_and_is_an_error_f
     assert student == one
     assert isinstance(teacher, DecompositionError)
     assert "max_new_tokens" in str(teacher)
+
+
+# The generative decomposer.
+
+
+def test_a_fine_tuned_model_is_asked_as_in_its_training_and_answers_in_lines(scripted):
+    engine = scripted(write=lambda text, call: "How many? | 1+1 | 2\nHow much? | 2*3 | 6")
+    (found,) = decompose(GenerativeDecomposer(engine), "<think>1+1 = 2, 2*3 = 6</think>It is 6.", question="How?")
+    assert found == Structure([Step("How many?", "1+1", "2"), Step("How much?", "2*3", "6")])
+    assert engine.prompts == [[request("How?", "1+1 = 2, 2*3 = 6")]]
+    assert engine.samplings[0].temperature == 0.0
+
+
+def test_a_fine_tuned_model_is_not_guided_even_where_the_engine_could(scripted):
+    engine = scripted(write=lambda text, call: "How many? | 1+1 | 2", guided=True)
+    decompose(GenerativeDecomposer(engine), "1+1 = 2")
+    assert engine.samplings[0].json_schema is None
+
+
+def test_all_traces_of_a_batch_go_out_in_one_call(scripted):
+    engine = scripted(write=lambda text, call: "How many? | 1+1 | 2")
+    decompose(GenerativeDecomposer(engine), *(f"{i}+1 = {i + 1}" for i in range(40)))
+    assert [len(call) for call in engine.generated] == [40]
+
+
+def test_a_reply_without_lines_has_failed_after_one_more_attempt(scripted):
+    engine = scripted(write=lambda text, call: "I do not know.")
+    (found,) = decompose(GenerativeDecomposer(engine), "1+1 = 2")
+    assert isinstance(found, DecompositionError)
+    assert [sampling.temperature > 0 for sampling in engine.samplings] == [False, True]
+
+
+def test_a_line_that_comes_again_counts_once(scripted):
+    engine = scripted(write=lambda text, call: "\n".join(["How many? | 1+1 | 2"] * 9))
+    (found,) = decompose(GenerativeDecomposer(engine), "1+1 = 2")
+    assert len(found) == 1
+
+
+def test_lines_cut_off_by_the_limit_count_up_to_the_last_whole_one():
+    class CutOff:
+        name, guided = "cut off", False
+
+        async def generate(self, prompts, sampling, *, deadline=None):
+            return [Completion("How many? | 1+1 | 2\nHow much? | 70+2 | 7", "length", 9) for _ in prompts]
+
+    (found,) = decompose(GenerativeDecomposer(CutOff()), "1+1 = 2")
+    assert found == Structure([Step("How many?", "1+1", "2")])
+
+
+def test_a_structure_with_a_fault_is_asked_for_again_and_then_an_error(scripted):
+    def only_sevens(trace, structure):
+        return None if structure[0].answer == "7" else f"{structure[0].answer} is no 7"
+
+    tagged = "<step><meta>What?</meta><answer>{}</answer></step>"
+    engine = scripted(write=lambda text, call: tagged.format("7" if "luck" in text and call == 2 else "6"))
+    lucky, unlucky = decompose(PromptedDecomposer(engine, check=only_sevens), "luck", "none")
+    assert lucky == Structure([Step("What?", None, "7")])
+    assert str(unlucky) == "6 is no 7"

@@ -1,0 +1,146 @@
+"""Train a structure model: (question, reasoning trace) -> the steps of that trace, one a line (`rlkd.gsrm.training`).
+
+    accelerate launch recipes/gsrm.py                                    # the shipped one again, on a laptop
+    accelerate launch recipes/gsrm.py --config recipes/gsrm_lora_1gpu.yaml
+
+Rows come with their structures (the embedded sample, a file), or get them from a teacher: any instruct model that
+`label_engine` names decomposes the rationales first (`rlkd.gsrm.labelling`); what it has done is kept on disk, so that
+an interrupted labelling goes on. The loss covers the structure, not the prompt; `fine_grained: true` weighs
+sub-questions against calculations and results as the RLKD paper describes.
+
+What this recipe leaves out of the paper (arXiv 2505.16142): its 7B base model and its data, decompositions of 114k
+R1 traces by GPT-4o, which are not public. What it adds: traces in many guises, so that the model does not live off
+GSM8K's line breaks.
+"""
+
+import sys
+from pathlib import Path
+
+# See recipes/rlkd.py: a script's own folder on the search path would hide the package `rlkd`.
+_RECIPES = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _RECIPES]
+if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
+    sys.path.insert(0, str(_RECIPES.parent))
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rlkd.engines import open_engine
+from rlkd.errors import UsageError
+from rlkd.gsrm.labelling import label
+from rlkd.gsrm.training import training_pairs
+from rlkd.models import EMBEDDED, resolve_model
+from trainers.arguments import DataArguments, say, start
+from trainers.checkpoints import find_checkpoint
+
+if TYPE_CHECKING:
+    from trl import ModelConfig, SFTConfig
+
+
+@dataclass
+class GSRMScriptArguments(DataArguments):
+    """Rows and how many guises of each; everything else is in TRL's configs."""
+
+    copies: int = field(default=2, metadata={"help": "guises of each row to train on, each seen once an epoch"})
+    fine_grained: bool = field(
+        default=False, metadata={"help": "sub-questions weigh as much as calculations and results together"}
+    )
+    label_engine: str | None = field(
+        default=None,
+        metadata={
+            "help": "engine that decomposes rows without structures: http://host:port/v1#model, transformers:path"
+        },
+    )
+    label_max_new_tokens: int = field(default=2048, metadata={"help": "room for one structure of the label engine"})
+
+
+def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
+    """Make the pairs, train, save the model or its adapter."""
+    from datasets import Dataset
+    from trl import SFTTrainer, get_peft_config, get_quantization_config
+
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    rows = _labelled(script, args)
+    pairs = training_pairs(rows, copies=script.copies, seed=args.seed)
+    needed = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if len(pairs) < needed:
+        raise UsageError(
+            f"{len(pairs)} pairs ({len(rows)} rows x {script.copies} copies) are less than one step takes: {needed}. "
+            f"Give more rows, or lower per_device_train_batch_size or gradient_accumulation_steps"
+        )
+    say(args, f"{len(pairs)} pairs to train on.")
+
+    args.model_init_kwargs = {
+        key: value
+        for key, value in {
+            "revision": model.model_revision,
+            "attn_implementation": model.attn_implementation,
+            "dtype": model.dtype,
+            "quantization_config": get_quantization_config(model),
+            **(args.model_init_kwargs or {}),
+        }.items()
+        if value is not None
+    }
+    name = resolve_model(model.model_name_or_path or EMBEDDED)
+    peft_config = get_peft_config(model)
+    if script.fine_grained:
+        from transformers import AutoTokenizer
+
+        from trainers.gsrm import StructureCollator, StructureSFTTrainer, structure_tokens
+
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
+        args.remove_unused_columns = False
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        trainer: SFTTrainer = StructureSFTTrainer(
+            model=name,
+            args=args,
+            data_collator=StructureCollator(tokenizer.pad_token_id),
+            train_dataset=Dataset.from_list([structure_tokens(tokenizer, pair, args.max_length) for pair in pairs]),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+    else:
+        trainer = SFTTrainer(
+            model=name,
+            args=args,
+            train_dataset=Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs]),
+            peft_config=peft_config,
+        )
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(args.output_dir)
+    say(args, f"model: {Path(args.output_dir).resolve()}\nMeasure it:  rlkd gsrm evaluate --help")
+
+
+def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, Any]]:
+    """The rows that have structures, or got them from the label engine."""
+    rows = script.train_rows()
+    without = sum(not row.get("structures") for row in rows)
+    if without and script.label_engine is None:
+        if without == len(rows):
+            raise UsageError(
+                f"{script.dataset_name}: no row has structures. Name a model that makes them from the rationales: "
+                f"--label_engine http://127.0.0.1:8001/v1#MODEL"
+            )
+        say(args, f"{without} of {len(rows)} rows have no structures and are left out (--label_engine makes them).")
+        return [row for row in rows if row.get("structures")]
+    if not without:
+        return rows
+    # Several processes would ask the teacher the same: the first one asks, the others read what it kept.
+    with args.main_process_first(desc="labelling"):
+        labelled, left_out = label(
+            rows,
+            open_engine(script.label_engine or ""),
+            store=Path(args.output_dir) / "labels.sqlite",
+            max_new_tokens=script.label_max_new_tokens,
+        )
+    reasons = "".join(f"\n  {count:>6}  {reason}" for reason, count in left_out.most_common(10))
+    say(args, f"{len(labelled)} of {len(rows)} rows have structures; left out: {left_out.total()}{reasons}")
+    if not labelled:
+        raise UsageError(f"{script.label_engine} gave no usable structure; the reasons are listed above")
+    return labelled
+
+
+if __name__ == "__main__":
+    from trl import ModelConfig, SFTConfig
+
+    start(main, (GSRMScriptArguments, SFTConfig, ModelConfig), default_config=_RECIPES / "gsrm.yaml")

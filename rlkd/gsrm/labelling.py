@@ -1,0 +1,101 @@
+"""Structures by a teacher: any instruct model decomposes rationales, and what it writes is checked before it counts.
+
+The structure model is to report what a trace says. So a label in which a number turns up that the trace does not hold,
+or whose last result is not the trace's answer, is rejected; the teacher is asked once more, and then the row is left
+out, with the reason. RLKD (arXiv 2505.16142) uses what GPT-4o writes without a check; the checks are our choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkd.answers import extract_answer, number
+from rlkd.engines import Engine, run
+from rlkd.gsrm.decomposers import PromptedDecomposer, Trace, reasoning_part
+from rlkd.gsrm.judges import DeterministicJudge, same_answer
+from rlkd.gsrm.model import GSRM
+from rlkd.structure import Structure
+
+_NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+")
+# Traces that go to the engine together; each such batch is kept before the next one starts.
+BATCH = 32
+
+
+def label(
+    rows: Sequence[dict[str, Any]],
+    engine: Engine,
+    *,
+    store: Path,
+    max_new_tokens: int = 1024,
+    deadline: float | None = 600.0,
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Rows with `structures`, one a rationale, made by `engine`; and how many rows were left out, by reason.
+
+    A row that has structures keeps them. Of a row's rationales those stay whose structure passed `fault`. What the
+    teacher wrote is kept in `store` (SQLite) batch by batch: a labelling that was interrupted asks again only about
+    what it has not kept, and about what was rejected.
+    """
+    from rich.progress import Progress
+
+    decomposer = PromptedDecomposer(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=fault)
+    gsrm = GSRM(decomposer, DeterministicJudge(), store=store)
+    asked = [row for row in rows if not row.get("structures")]
+    traces = [Trace(row["question"], text, teacher=True) for row in asked for text in row.get("rationales") or ()]
+    found: dict[Trace, Any] = {}
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"structures by {engine.name}", total=len(traces))
+        for start in range(0, len(traces), BATCH):
+            batch = traces[start : start + BATCH]
+            found.update(zip(batch, run(gsrm.structure(batch)), strict=True))
+            progress.advance(task, len(batch))
+    labelled, left_out = [], Counter[str]()
+    for row in rows:
+        if row.get("structures"):
+            labelled.append(row)
+            continue
+        texts = list(row.get("rationales") or ())
+        results = [found[Trace(row["question"], text, teacher=True)] for text in texts]
+        good = [(text, result) for text, result in zip(texts, results, strict=True) if isinstance(result, Structure)]
+        if good:
+            structures = [structure.to_list() for _, structure in good]
+            labelled.append({**row, "rationales": [text for text, _ in good], "structures": structures})
+        else:
+            left_out[_reason(results)] += 1
+    return labelled, left_out
+
+
+def fault(trace: Trace, structure: Structure) -> str | None:
+    """What is wrong with a structure as a report of its trace; None if nothing is.
+
+    >>> from rlkd.structure import Step
+    >>> fault(Trace("?", "6 * 7 = 42"), Structure([Step("What is it?", "6*7", "43")]))
+    'the number 43 is not in the trace'
+    """
+    if not len(structure):
+        return "no steps"
+    text = reasoning_part(trace.text)
+    given = {number(found) for found in _NUMBER.findall(f"{text} {trace.question}")}
+    shown = {number(found) for found in _NUMBER.findall(text)}
+    for step in structure:
+        if not step.meta or not any(character.isalpha() for character in step.meta):
+            return "a step without a sub-question"
+        # A result must stand in the trace; a calculation may also use what stands in the problem.
+        for field, known in ((step.answer, shown), (step.question, given)):
+            for written in _NUMBER.findall(field or ""):
+                if number(written) not in known:
+                    return f"the number {written} is not in the trace"
+    final, last = extract_answer(trace.text), structure[len(structure) - 1].answer
+    if final is not None and number(final) is not None and (last is None or not same_answer(last, final)):
+        return f"the last result is {last}, the answer of the trace is {final}"
+    return None
+
+
+def _reason(results: Sequence[Any]) -> str:
+    if not results:
+        return "no rationale"
+    # Without the values, so that equal causes are counted together.
+    return re.sub(r"\d[\d.,]*|'.*'", "...", str(results[0]))

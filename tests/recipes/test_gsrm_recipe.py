@@ -1,0 +1,50 @@
+"""Training a structure model, as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def start(root: Path, tmp_path: Path, tiny_model: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, root / "recipes/gsrm.py", "--model_name_or_path", tiny_model]
+    command += ["--output_dir", tmp_path / "run", "--max_steps", 2, *arguments]
+    return subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("fine_grained", ["false", "true"])
+def test_the_recipe_trains_an_adapter_and_goes_on_from_a_checkpoint(root, tmp_path, tiny_model, fine_grained) -> None:
+    done = start(root, tmp_path, tiny_model, "--fine_grained", fine_grained, "--save_steps", 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "764 pairs to train on." in done.stdout
+    assert (tmp_path / "run" / "adapter_model.safetensors").stat().st_size > 0
+    arguments = ["--fine_grained", fine_grained, "--max_steps", 3, "--resume_from_checkpoint"]
+    done = start(root, tmp_path, tiny_model, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] or state["global_step"] == 3
+
+
+def test_rows_without_structures_need_a_teacher(root, tmp_path, tiny_model) -> None:
+    rows = [{"id": str(i), "question": f"{i}?", "rationales": [f"{i}+1 = {i + 1}"]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = start(root, tmp_path, tiny_model, "--dataset_name", "rows.jsonl")
+    assert done.returncode == 1
+    assert "no row has structures" in done.stderr
+    assert "--label_engine" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_too_few_rows_are_refused_before_a_model_loads(root, tmp_path, tiny_model) -> None:
+    steps = [[{"meta": "What?", "question": "1+1", "answer": "2"}]]
+    row = {"id": "a", "question": "1+1?", "rationales": ["1+1 = 2"], "structures": steps}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    done = start(root, tmp_path, "/nowhere", "--dataset_name", "rows.jsonl")
+    assert done.returncode == 1
+    assert "2 pairs (1 rows x 2 copies) are less than one step takes: 8" in done.stderr
