@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rewards.contract import Failed, RewardError, Scored
 from rlkd.data import completion_text, question_of
-from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
-from rlkd.gsrm import (
-    GSRM,
-    Decomposer,
-    DecompositionError,
-    DeterministicJudge,
-    Judge,
-    Judgement,
-    ModelJudge,
-    NativeDecomposer,
-    Norm,
-    PromptedDecomposer,
-    RulesDecomposer,
-    Trace,
-)
-from rlkd.gsrm.alignment import NORMS
+from rlkd.engines import EngineError, run
+from rlkd.gsrm import GSRM, DecompositionError, Judgement, Norm, Trace, UnreadableReply
+from rlkd.gsrm.build import DecomposerName, Engines, JudgeName, make_decomposer, make_judge
+from rlkd.gsrm.model import comparable
 from rlkd.models import cache_folder
 from rlkd.structure import Structure
+
+logger = logging.getLogger(__name__)
+
+GENERATIVE_ENGINE = "transformers:embedded-gsrm"
 
 
 class StructureReward:
@@ -36,19 +29,24 @@ class StructureReward:
     decomposer or the judge broke down.
 
     Args:
-        decomposer: `rules`, `native` or `prompted` (`rlkd.gsrm.decomposers`).
-        judge: `deterministic` or `model` (`rlkd.gsrm.judges`).
-        norm: `teacher` (share of the teacher's steps, in [0, 1]), `sum` (the paper) or `f1`.
+        decomposer: `rules`, `native`, `prompted` or `generative` (`rlkd.gsrm.decomposers`).
+        judge: `deterministic`, `embedding` or `model` (`rlkd.gsrm.judges`).
+        norm: `teacher` (share of the teacher's steps, in [0, 1]), `sum` (the paper), `f1`, `ordered` or `answers`
+            (`rlkd.gsrm.alignment`).
         engine: spec of the model that decomposes, and judges unless `judge_engine` names another
-            (`http://host:port/v1#model`, `transformers:path`, see `rlkd.engines`).
+            (`http://host:port/v1#model`, `transformers:path`, see `rlkd.engines`). `generative` takes the shipped
+            structure model, `transformers:embedded-gsrm`, where none is named.
         judge_engine: spec of the model that judges.
+        embedding_model: of the embedding judge, a folder or a name of the hub.
         teacher: where the teacher's steps come from. `rows`: the column `structures`, and for rows without it the
             decomposed rationale; `decompose`: the rationale where there is one, by the same decomposer as the
-            student's, so that like is compared with like. Default: `decompose` for `rules`, else `rows`.
-        threshold: of the deterministic judge.
+            student's, so that like is compared with like. Default: `decompose` for `rules` and `generative`, else
+            `rows`.
+        threshold: of the deterministic and the embedding judge, each one's own by default.
         level: of the rules decomposer.
-        max_new_tokens: of the prompted decomposer.
-        store: file that keeps decomposed teacher traces across runs. Default for `prompted`: in the cache folder.
+        max_new_tokens: of the prompted (default 1,024) and the generative decomposer (256).
+        store: folder that keeps, across runs, the teachers' structures (`structures.sqlite`) and the judge model's
+            verdicts (`verdicts.sqlite`). Default: the cache folder.
         deadline: seconds for one batch at an engine.
     """
 
@@ -57,62 +55,42 @@ class StructureReward:
 
     def __init__(
         self,
-        decomposer: Literal["rules", "native", "prompted"] = "rules",
-        judge: Literal["deterministic", "model"] = "deterministic",
+        decomposer: DecomposerName = "rules",
+        judge: JudgeName = "deterministic",
         norm: Norm = "teacher",
         *,
         engine: str | None = None,
         judge_engine: str | None = None,
+        embedding_model: str | None = None,
         teacher: Literal["rows", "decompose"] | None = None,
-        threshold: float = 0.6,
+        threshold: float | None = None,
         level: Literal["calculation", "sentence"] = "calculation",
-        max_new_tokens: int = 1024,
+        max_new_tokens: int | None = None,
         store: str | None = None,
         deadline: float = 300.0,
     ):
-        if norm not in NORMS:
-            raise ValueError(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
         if teacher not in (None, "rows", "decompose"):
             raise ValueError(f"teacher {teacher!r}: expected 'rows' or 'decompose'")
-        opened: dict[str, Engine] = {}
-
-        def engine_for(role: str, spec: str | None) -> Engine:
-            if spec is None:
-                raise ValueError(
-                    f"{role} needs an engine: set `engine` to http://host:port/v1#model or transformers:path"
-                )
-            if spec.startswith("http") and "#" not in spec:
-                raise ValueError(f"engine {spec!r}: name the model, {spec}#MODEL, as results are kept under its name")
-            if spec not in opened:
-                # One attempt may take half of what a batch may take; the engine's own minute is short for long traces.
-                opened[spec] = open_engine(spec, **({"timeout": deadline / 2} if spec.startswith("http") else {}))
-            return opened[spec]
-
-        made: Decomposer
-        if decomposer == "rules":
-            made = RulesDecomposer(level)
-        elif decomposer == "native":
-            made = NativeDecomposer()
-        elif decomposer == "prompted":
-            asked = engine_for("decomposer 'prompted'", engine)
-            made = PromptedDecomposer(asked, max_new_tokens=max_new_tokens, deadline=deadline)
-        else:
-            raise ValueError(f"decomposer {decomposer!r}: expected 'rules', 'native' or 'prompted'")
-        judging: Judge
-        if judge == "deterministic":
-            judging = DeterministicJudge(threshold)
-        elif judge == "model":
-            judging = ModelJudge(engine_for("judge 'model'", judge_engine or engine), deadline=deadline)
-        else:
-            raise ValueError(f"judge {judge!r}: expected 'deterministic' or 'model'")
-        path = Path(store).expanduser() if store else cache_folder() / "structures.sqlite" if made.costly else None
-        self.gsrm = GSRM(made, judging, norm=norm, store=path)
-        self.teacher = teacher or ("decompose" if decomposer == "rules" else "rows")
-        self._servers = [engine for engine in opened.values() if isinstance(engine, ServerEngine)]
+        kept = Path(store).expanduser() if store else cache_folder()
+        self._engines = Engines(deadline)
+        if decomposer == "generative" and engine is None:
+            engine = GENERATIVE_ENGINE
+        made = make_decomposer(decomposer, self._engines, engine, level=level, max_new_tokens=max_new_tokens)
+        judging = make_judge(
+            judge,
+            self._engines,
+            judge_engine or engine,
+            threshold=threshold,
+            embedding_model=embedding_model,
+            store=kept / "verdicts.sqlite",
+        )
+        self.gsrm = GSRM(made, judging, norm=norm, store=kept / "structures.sqlite" if made.costly else None)
+        self.teacher = teacher or ("decompose" if decomposer in ("rules", "generative") else "rows")
+        self._warned: set[Trace] = set()
 
     def check_ready(self) -> None:
         """Raise `RewardError` where a server that this reward needs does not answer, or does not have the model."""
-        for server in self._servers:
+        for server in self._engines.servers:
             try:
                 offered = run(server.models())
             except EngineError as error:
@@ -149,11 +127,14 @@ class StructureReward:
         for i, trace in enumerate(traces[: len(completions)]):
             student = found[trace]
             teachers = [found[branch] if isinstance(branch, Trace) else branch for branch in branches[i]]
-            usable = [t for t in teachers if isinstance(t, Structure) and len(t)]
-            broken = next((t for t in teachers if isinstance(t, DecompositionError)), None)
+            usable = [t for t in teachers if isinstance(t, Structure) and comparable(t, self.gsrm.norm)]
+            broken = [t for t in teachers if isinstance(t, DecompositionError)]
             if not usable:
-                # Without a teacher's steps there is nothing to follow; that is no fault of the student's.
-                results[i] = Failed(f"teacher trace: {broken}") if broken else None
+                # Without a teacher's steps there is nothing to follow; that is no fault of the student's. An engine
+                # that did not answer has failed; one that found no steps in the teacher's trace has settled the case.
+                down = next((error for error in broken if not isinstance(error, UnreadableReply)), None)
+                results[i] = Failed(f"teacher trace: {down}") if down else None
+                self._warn(branches[i], broken)
             elif isinstance(student, DecompositionError):
                 results[i] = Failed(f"student trace: {student}")
             else:
@@ -170,3 +151,14 @@ class StructureReward:
         if stored and (self.teacher == "rows" or not texts):
             return [Structure.from_list(steps) for steps in stored]
         return [Trace(question, text, teacher=True) for text in texts]
+
+    def _warn(self, branches: Sequence[Structure | Trace], errors: Sequence[DecompositionError]) -> None:
+        """Say once why a row with a teacher's trace has no structure reward."""
+        traces = [branch for branch in branches if isinstance(branch, Trace)]
+        if errors and isinstance(errors[0], UnreadableReply) and traces and traces[0] not in self._warned:
+            self._warned.add(traces[0])
+            logger.warning(
+                "No structure reward for the question %r: its teacher trace has no readable structure (%s)",
+                traces[0].question[:80],
+                errors[0],
+            )

@@ -9,16 +9,19 @@ from rlkd.gsrm.decomposers import (
     PromptedDecomposer,
     RulesDecomposer,
     Trace,
+    UnreadableReply,
     reasoning_part,
 )
-from rlkd.gsrm.judges import DeterministicJudge, Judge, JudgeError, ModelJudge
+from rlkd.gsrm.judges import DeterministicJudge, EmbeddingJudge, Judge, JudgeError, ModelJudge
 from rlkd.gsrm.model import GSRM, Judgement, StructureStore
+from rlkd.gsrm.verdicts import VerdictStore
 
 __all__ = [
     "GSRM",
     "Decomposer",
     "DecompositionError",
     "DeterministicJudge",
+    "EmbeddingJudge",
     "GenerativeDecomposer",
     "Judge",
     "JudgeError",
@@ -31,7 +34,9 @@ __all__ = [
     "StructureScore",
     "StructureStore",
     "Trace",
+    "UnreadableReply",
     "Verdict",
+    "VerdictStore",
     "best_branch",
     "reasoning_part",
     "step_scores",

@@ -1,22 +1,36 @@
 """The arithmetic of the structure reward: verdicts on pairs of steps in, a score out.
 
 A judge compares the student's i-th step with the teacher's i-th and gives a `Verdict`; this module turns the verdicts
-into numbers and knows nothing of text or models. The rule is the cascade of RLKD (arXiv 2505.16142), as in its
-released code. With n_T = 4 teacher steps and n_S = 3 student steps, the third of which pursues another sub-question:
+into numbers and knows nothing of text or models.
+
+| norm      | which steps are compared                     | divided by                    | whose     |
+| --------- | -------------------------------------------- | ----------------------------- | --------- |
+| `teacher` | the i-th with the i-th, until a meta differs | steps of the teacher          | ours, default |
+| `sum`     | the same                                     | nothing                       | the paper |
+| `f1`      | the same                                     | mean number of steps          | ours |
+| `ordered` | whichever correspond, in both sides' order   | mean number of steps          | ours |
+| `answers` | those with equal answers, in any order       | mean number of answers        | ours |
+
+The first three are the cascade of RLKD (arXiv 2505.16142), as in its released code. With n_T = 4 teacher steps and
+n_S = 3 student steps, the third of which pursues another sub-question:
 
     >>> verdicts = [Verdict(True, True, False), Verdict(True, False, True), Verdict(False, True, True)]
     >>> structure_score(verdicts, n_student=3, n_teacher=4, norm="sum")
     StructureScore(value=1.0, steps=(0.5, 0.5, 0.0), n_student=3, n_teacher=4, norm='sum', branch=0)
     >>> structure_score(verdicts, n_student=3, n_teacher=4).value
     0.25
+
+A student that takes one step more at the start has lost the cascade, whatever it does afterwards. `ordered` and
+`answers` forgive that; they tell right from wrong solutions far better (`rlkd gsrm evaluate` measures by how much).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-Norm = Literal["sum", "teacher", "f1"]
-NORMS: tuple[str, ...] = get_args(Norm)
+Norm = Literal["teacher", "sum", "f1", "ordered", "answers"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+CASCADES: tuple[Norm, ...] = ("teacher", "sum", "f1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +49,15 @@ class Verdict:
 class StructureScore:
     """How well a student's structure follows one branch of the teacher's.
 
-    `steps` holds the score of each compared pair, zeros after the break included: min(n_student, n_teacher) numbers in
-    {0, 1/4, 1/2, 1}. `branch` is the teacher's branch that it was compared with, as `best_branch` counts them.
+    `steps` holds the score of each compared pair, a number in {0, 1/4, 1/2, 1}. Of which steps, `matches` says, as
+    places (student, teacher) counted from 0; None means the i-th with the i-th. What always holds:
+
+    - value = sum(steps) / divisor; 0 where a side has nothing to compare, and `divisor` is then at least 1;
+    - cascade: `matches` is None, and `steps` has min(n_student, n_teacher) numbers, zeros after the break included;
+    - `ordered`: both sides of `matches` ascend; only pairs that earn something are in it;
+    - `answers`: no step occurs twice in `matches`, the student's side ascends, and every score is 1.
+
+    `branch` is the teacher's branch that it was compared with, as `best_branch` counts them.
     """
 
     value: float
@@ -45,6 +66,8 @@ class StructureScore:
     n_teacher: int
     norm: str
     branch: int = 0
+    divisor: float = field(default=1.0, repr=False)
+    matches: tuple[tuple[int, int], ...] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         steps = " ".join(f"{score:g}" for score in self.steps) or "none to compare"
@@ -85,7 +108,7 @@ def structure_score(
     norm: Norm = "teacher",
     n_longest: int | None = None,
 ) -> StructureScore:
-    """The score of a student's structure of `n_student` steps against one teacher branch of `n_teacher` steps.
+    """The cascade score of a student's structure of `n_student` steps against a teacher branch of `n_teacher` steps.
 
     `verdicts`: one for each pair, min(n_student, n_teacher) in all; it may end early once a meta mismatch has
     occurred, since nothing after it counts. A side without steps scores 0. The norms, with R the sum of the
@@ -99,11 +122,11 @@ def structure_score(
     - `f1`: 2R / (n_student + n_teacher), in [0, 1], a missing field is a mismatch. Our choice: surplus student steps
       cost something, which the other two ignore. A student can therefore gain by stopping early under this norm alone.
 
-    Raises ValueError for an unknown norm, negative lengths, a number of verdicts that does not fit the lengths, or
-    `n_longest` below `n_teacher`.
+    Raises ValueError for a norm that is no cascade, negative lengths, a number of verdicts that does not fit the
+    lengths, or `n_longest` below `n_teacher`.
     """
-    if norm not in NORMS:
-        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+    if norm not in CASCADES:
+        raise ValueError(f"norm {norm!r} is no cascade; choose one of {', '.join(CASCADES)}")
     if n_student < 0 or n_teacher < 0:
         raise ValueError(f"numbers of steps cannot be negative: n_student={n_student}, n_teacher={n_teacher}")
     if n_longest is not None and n_longest < n_teacher:
@@ -121,15 +144,87 @@ def structure_score(
     scores = step_scores(verdicts, missing_is_mismatch=norm != "sum")
     scores += [0.0] * (pairs - len(scores))
     total = sum(scores)
-    if not pairs:
-        value = 0.0
-    elif norm == "sum":
-        value = total
+    if norm == "sum":
+        divisor = 1.0
     elif norm == "teacher":
-        value = total / (n_teacher if n_longest is None else n_longest)
+        divisor = float(n_teacher if n_longest is None else n_longest)
     else:
-        value = 2 * total / (n_student + n_teacher)
-    return StructureScore(value, tuple(scores), n_student, n_teacher, norm)
+        divisor = (n_student + n_teacher) / 2
+    return _divided(total, divisor, tuple(scores), n_student, n_teacher, norm)
+
+
+def ordered_score(verdicts: Sequence[Sequence[Verdict]], n_student: int, n_teacher: int) -> StructureScore:
+    """The score under the norm `ordered`: the cascade's step scores, on the steps that correspond.
+
+    `verdicts[i][j]` compares the student's step i with the teacher's step j: n_student rows of n_teacher. A pair earns
+    (1/2)^[questions differ] * (1/2)^[answers differ] where the meta parts agree, else nothing; a missing field is a
+    mismatch. R is the largest sum over pairs of which no two share a step or cross (a longest common subsequence with
+    weights), and the value 2R / (n_student + n_teacher), in [0, 1].
+
+    Our choice. A surplus or a left-out step costs its share and no longer everything after it, while the order of the
+    steps still counts. Raises ValueError where the table does not fit the lengths.
+    """
+    if len(verdicts) != n_student or any(len(row) != n_teacher for row in verdicts):
+        raise ValueError(
+            f"a table of {len(verdicts)} rows of {sorted({len(row) for row in verdicts})} verdicts; expected "
+            f"n_student={n_student} rows of n_teacher={n_teacher}"
+        )
+    scores = [[step_scores([verdict], missing_is_mismatch=True)[0] for verdict in row] for row in verdicts]
+    # best[i][j]: the largest sum with the student's steps from i on and the teacher's from j on.
+    best = [[0.0] * (n_teacher + 1) for _ in range(n_student + 1)]
+    for i in reversed(range(n_student)):
+        for j in reversed(range(n_teacher)):
+            best[i][j] = max(scores[i][j] + best[i + 1][j + 1], best[i + 1][j], best[i][j + 1])
+    matches = []
+    i = j = 0
+    while i < n_student and j < n_teacher:
+        # The scores are multiples of 1/4, so the sums are exact and can be compared.
+        if scores[i][j] and best[i][j] == scores[i][j] + best[i + 1][j + 1]:
+            matches.append((i, j))
+            i, j = i + 1, j + 1
+        elif best[i][j] == best[i + 1][j]:
+            i += 1
+        else:
+            j += 1
+    steps = tuple(scores[i][j] for i, j in matches)
+    divisor = (n_student + n_teacher) / 2
+    return _divided(best[0][0], divisor, steps, n_student, n_teacher, "ordered", tuple(matches))
+
+
+def answers_score(student: Sequence[Hashable | None], teacher: Sequence[Hashable | None]) -> StructureScore:
+    """The score under the norm `answers`: F1 of the multisets of step answers, whatever their order.
+
+    `student`, `teacher`: the answer of each step as a value that equals another exactly where the answers are the
+    same; None for a step without an answer, which counts on neither side. A repeated answer counts as often as it
+    stands on both sides. Value 2 * matches / (answers of the student + answers of the teacher), in [0, 1].
+
+    Our choice: no judge, and no order. Padding costs, as under `f1`; so does a student's wrong result, by its place
+    among the answers.
+    """
+    free: dict[Hashable, list[int]] = {}
+    for place, answer in enumerate(teacher):
+        if answer is not None:
+            free.setdefault(answer, []).append(place)
+    matches = []
+    for place, answer in enumerate(student):
+        if answer is not None and free.get(answer):
+            matches.append((place, free[answer].pop(0)))
+    answers = sum(answer is not None for side in (student, teacher) for answer in side)
+    steps = (1.0,) * len(matches)
+    return _divided(float(len(matches)), answers / 2, steps, len(student), len(teacher), "answers", tuple(matches))
+
+
+def _divided(
+    total: float,
+    divisor: float,
+    steps: tuple[float, ...],
+    n_student: int,
+    n_teacher: int,
+    norm: Norm,
+    matches: tuple[tuple[int, int], ...] | None = None,
+) -> StructureScore:
+    divisor = max(1.0, divisor)  # below 1 there is nothing to divide
+    return StructureScore(total / divisor, steps, n_student, n_teacher, norm, divisor=divisor, matches=matches)
 
 
 def best_branch(scores: Sequence[StructureScore]) -> StructureScore:

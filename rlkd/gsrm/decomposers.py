@@ -44,6 +44,10 @@ class DecompositionError(RuntimeError):
     """The decomposer gave nothing usable for a trace; this says nothing about the trace."""
 
 
+class UnreadableReply(DecompositionError):
+    """The decomposer's model answered, but not with a structure that can be used."""
+
+
 Check = Callable[[Trace, Structure], str | None]
 
 
@@ -174,7 +178,7 @@ class _EngineDecomposer:
                 continue
             if trace.teacher and reply.finish_reason == "length":
                 structures.append(
-                    DecompositionError(
+                    UnreadableReply(
                         f"{self.engine.name} ran out of max_new_tokens ({self.max_new_tokens}) in the middle of a "
                         f"teacher's structure; raise it"
                     )
@@ -183,10 +187,10 @@ class _EngineDecomposer:
             structure = self._read(reply)
             if not len(structure):
                 structures.append(
-                    DecompositionError(f"no complete step in the reply of {self.engine.name}: {reply.text[:200]!r}")
+                    UnreadableReply(f"no complete step in the reply of {self.engine.name}: {reply.text[:200]!r}")
                 )
             elif self.check and (fault := self.check(trace, structure)):
-                structures.append(DecompositionError(fault))
+                structures.append(UnreadableReply(fault))
             else:
                 structures.append(structure)
         return structures

@@ -17,20 +17,34 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlkd.gsrm.alignment import Norm, StructureScore, Verdict, best_branch, structure_score
+from rlkd.answers import number, squeezed
+from rlkd.gsrm.alignment import (
+    NORMS,
+    Norm,
+    StructureScore,
+    Verdict,
+    answers_score,
+    best_branch,
+    ordered_score,
+    structure_score,
+)
 from rlkd.gsrm.decomposers import Decomposer, DecompositionError, Trace
-from rlkd.gsrm.judges import Judge, JudgeError
+from rlkd.gsrm.judges import Judge, JudgeError, Pair
 from rlkd.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A score with everything that led to it: the student's steps, the branch it was compared with, the verdicts."""
+    """A score with everything that led to it: the student's steps, the branch it was compared with, the verdicts.
+
+    `verdicts` belong to the pairs of `score.steps`, in order (a cascade's may end early, after a meta mismatch). Under
+    the norm `answers` there are none: nobody was asked, and every pair of `score.matches` has equal answers.
+    """
 
     score: StructureScore
     student: Structure
@@ -39,6 +53,7 @@ class Judgement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a JSON log."""
+        matches = self.score.matches
         return {
             "student": self.student.to_list(),
             "teacher": self.teacher.to_list(),
@@ -46,6 +61,9 @@ class Judgement:
             "steps": list(self.score.steps),
             "norm": self.score.norm,
             "branch": self.score.branch,
+            "value": self.score.value,
+            "divisor": self.score.divisor,
+            "matches": None if matches is None else [list(pair) for pair in matches],
         }
 
 
@@ -55,12 +73,15 @@ class GSRM:
     Args:
         decomposer: see `rlkd.gsrm.decomposers`.
         judge: see `rlkd.gsrm.judges`.
-        norm: see `rlkd.gsrm.alignment.structure_score`.
+        norm: see `rlkd.gsrm.alignment`. `answers` never calls the judge; `ordered` has every step of the student
+            compared with every step of the teacher, which is cheap with a judge that is.
         store: a file in which structures of teacher traces are kept across runs, for decomposers that cost
             something.
     """
 
     def __init__(self, decomposer: Decomposer, judge: Judge, *, norm: Norm = "teacher", store: Path | None = None):
+        if norm not in NORMS:
+            raise ValueError(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
         self.decomposer = decomposer
         self.judge = judge
         self.norm = norm
@@ -88,38 +109,102 @@ class GSRM:
         `teachers[i]`: the structures of the correct teacher traces of problem i, at least one, each with a step.
         Raises ValueError where there is none: the reward is not applicable there, and the caller must say so.
         """
-        pairs: list[tuple[Structure, Structure]] = []
+        return [
+            found if isinstance(found, JudgeError) else found[best_branch([j.score for j in found]).branch]
+            for found in await self.compare(students, teachers)
+        ]
+
+    async def compare(
+        self, students: Sequence[Structure], teachers: Sequence[Sequence[Structure]]
+    ) -> list[list[Judgement] | JudgeError]:
+        """The judgement of each student's structure against every branch of its teacher, in order.
+
+        Arguments and errors as for `reward`.
+        """
+        pairs: list[Pair] = []
         for i, (student, branches) in enumerate(zip(students, teachers, strict=True)):
             if not branches or not all(len(branch) for branch in branches):
                 raise ValueError(f"problem {i}: no teacher branch with steps, so there is nothing to compare with")
             pairs.extend((student, branch) for branch in branches)
-        # Equal pairs (a group often holds equal completions) are judged once.
-        distinct = list(dict.fromkeys(pairs))
-        verdicts = dict(zip(distinct, await self.judge.judge(distinct), strict=True))
+        verdicts = await self._verdicts(pairs)
         return [
-            self._best(student, branches, [verdicts[student, branch] for branch in branches])
-            for student, branches in zip(students, teachers, strict=True)
+            self._judgements(student, branches, verdicts) for student, branches in zip(students, teachers, strict=True)
         ]
 
-    def _best(
-        self, student: Structure, branches: Sequence[Structure], judged: Sequence[list[Verdict] | JudgeError]
-    ) -> Judgement | JudgeError:
+    async def _verdicts(self, pairs: Iterable[Pair]) -> dict[Pair, list[Verdict] | JudgeError]:
+        """What the judge says of the pairs that the norm needs, in one call; equal pairs are judged once.
+
+        A group often holds equal completions.
+        """
+        if self.norm == "answers":
+            return {}
+        if self.norm == "ordered":
+            # A judge walks along two structures; single steps as structures make it compare any with any.
+            pairs = (
+                (Structure([mine]), Structure([theirs]))
+                for student, branch in dict.fromkeys(pairs)
+                for mine in student
+                for theirs in branch
+            )
+        distinct = list(dict.fromkeys(pairs))
+        return dict(zip(distinct, await self.judge.judge(distinct), strict=True)) if distinct else {}
+
+    def _judgements(
+        self,
+        student: Structure,
+        branches: Sequence[Structure],
+        known: dict[Pair, list[Verdict] | JudgeError],
+    ) -> list[Judgement] | JudgeError:
         longest = max(map(len, branches))
-        scores = []
-        for branch, verdicts in zip(branches, judged, strict=True):
-            if isinstance(verdicts, JudgeError):
-                return verdicts
-            scores.append(structure_score(verdicts, len(student), len(branch), self.norm, longest))
-        best = best_branch(scores)
-        verdicts = judged[best.branch]
-        assert not isinstance(verdicts, JudgeError)
-        return Judgement(best, student, branches[best.branch], tuple(verdicts))
+        judgements = []
+        for place, branch in enumerate(branches):
+            verdicts: Sequence[Verdict] = ()
+            if self.norm == "answers":
+                score = answers_score(_answers(student), _answers(branch))
+            elif self.norm == "ordered":
+                table: list[list[Verdict]] = []
+                for mine in student:
+                    row = []
+                    for theirs in branch:
+                        said = known[Structure([mine]), Structure([theirs])]
+                        if isinstance(said, JudgeError):
+                            return said
+                        row += said
+                    table.append(row)
+                score = ordered_score(table, len(student), len(branch))
+                verdicts = [table[i][j] for i, j in score.matches or ()]
+            else:
+                said = known[student, branch]
+                if isinstance(said, JudgeError):
+                    return said
+                verdicts = said
+                score = structure_score(verdicts, len(student), len(branch), self.norm, longest)
+            judgements.append(Judgement(replace(score, branch=place), student, branch, tuple(verdicts)))
+        return judgements
+
+
+def comparable(teacher: Structure, norm: Norm) -> bool:
+    """Whether there is anything in a teacher's structure that a student can match: a step; under `answers` an answer.
+
+    Where it holds for no branch, the reward is not applicable.
+    """
+    return any(norm != "answers" or step.answer is not None for step in teacher)
+
+
+def _answers(structure: Structure) -> list[Hashable | None]:
+    """The answers in a form that is equal exactly where `rlkd.gsrm.judges.same_answer` holds."""
+    answers: list[Hashable | None] = []
+    for step in structure:
+        value = None if step.answer is None else number(step.answer)
+        answers.append(squeezed(step.answer) if value is None and step.answer is not None else value)
+    return answers
 
 
 class StructureStore:
     """Structures on disk, one SQLite file that several processes and runs may share.
 
-    Keyed by the decomposer's fingerprint and the exact problem and trace. Only results are kept, never errors.
+    Keyed by the decomposer's fingerprint, the exact problem and trace, and whether it is a teacher's: a decomposer may
+    take what is cut short from a student only. Only results are kept, never errors.
     """
 
     def __init__(self, path: Path):
@@ -158,4 +243,5 @@ class StructureStore:
 
 
 def _key(fingerprint: str, trace: Trace) -> str:
-    return hashlib.sha256(json.dumps([fingerprint, trace.question, trace.text]).encode()).hexdigest()
+    of_student = [] if trace.teacher else ["student"]
+    return hashlib.sha256(json.dumps([fingerprint, trace.question, trace.text, *of_student]).encode()).hexdigest()

@@ -3,11 +3,13 @@ import random
 
 import pytest
 
-import rewards.structure
+import rlkd.gsrm.build
 from rewards import Failed, Scored, build_reward
 from rewards.structure import StructureReward
 from rlkd.data import build_prompt, sample_rows
 from rlkd.engines.base import Completion, EngineError
+from rlkd.gsrm.lines import render_lines
+from rlkd.gsrm.training import INSTRUCTION
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import Step, Structure, render
 
@@ -18,7 +20,10 @@ STEPS = Structure([Step("How many clips did she sell in May?", "48/2", "24"), St
 
 
 class Engine:
-    """Decomposes a trace into `STEPS`, one that says so not at all, and answers every question with yes."""
+    """Decomposes a trace into `STEPS`, or not at all where it says so, and answers every question with yes.
+
+    In the form in which it is asked: tags, or the lines of a fine-tuned structure model.
+    """
 
     name = "in memory"
     guided = False
@@ -31,7 +36,12 @@ class Engine:
         texts = [prompt[-1]["content"] for prompt in prompts]
         self.generated.append(texts)
         error = EngineError(self.name, "connection refused")
-        return [error if "unreachable" in t else Completion(render(STEPS), "stop", 9) for t in texts]
+        form = render_lines if prompts[0][0]["content"] == INSTRUCTION else render
+
+        def reply(text):
+            return Completion("I cannot tell." if "unreadable" in text else form(STEPS), "stop", 9)
+
+        return [error if "unreachable" in t else reply(t) for t in texts]
 
     async def choose(self, prompts, choices, *, deadline=None):
         texts = [prompt[-1]["content"] for prompt in prompts]
@@ -44,7 +54,7 @@ class Engine:
 def engine(monkeypatch, tmp_path):
     """Stands in for whatever an engine spec names; stored structures go to a folder of the test."""
     made = Engine()
-    monkeypatch.setattr(rewards.structure, "open_engine", lambda spec, **options: made)
+    monkeypatch.setattr(rlkd.gsrm.build, "open_engine", lambda spec, **options: made)
     monkeypatch.setenv("RLKD_CACHE", str(tmp_path))
     return made
 
@@ -184,6 +194,24 @@ def test_a_teacher_trace_that_the_decomposer_fails_on_has_failed_for_the_group(e
     assert all(isinstance(result, Failed) and result.cause.startswith("teacher trace: ") for result in found)
 
 
+def test_a_teacher_trace_whose_structure_cannot_be_read_makes_the_reward_not_applicable(engine, caplog):
+    for decomposer in ("prompted", "generative"):
+        reward = StructureReward(decomposer, engine="any")
+        for _ in range(2):
+            assert score(reward, ["fine", "fine too"], rationales=["unreadable"]) == [None, None]
+    assert caplog.text.count("No structure reward for the question 'How many clips?'") == 2
+
+
+def test_a_student_trace_whose_structure_cannot_be_read_has_failed_and_nobody_else(engine):
+    for decomposer in ("prompted", "generative"):
+        good, bad = score(
+            StructureReward(decomposer, engine="any"), ["fine", "unreadable"], rationales=["the teacher"]
+        )
+        assert good.value == 1.0
+        assert isinstance(bad, Failed)
+        assert "no complete step" in bad.cause
+
+
 def test_a_teacher_that_is_left_with_one_readable_trace_is_followed_there(engine):
     reward = StructureReward("prompted", engine="any")
     assert values(score(reward, ["fine"], rationales=["unreachable", "readable"])) == [1.0]
@@ -231,6 +259,22 @@ def test_by_rules_both_sides_are_decomposed_alike():
     assert values(by_rows) == [0.0]
 
 
+def test_a_generative_model_reads_both_sides_in_one_call(engine):
+    other = [{"meta": "Something else altogether?", "question": "1+1", "answer": "2"}]
+    reward = StructureReward("generative", engine="any")
+    assert values(score(reward, ["a", "b"], structures=[other], rationales=["the teacher"])) == [1.0, 1.0]
+    assert [len(texts) for texts in engine.generated] == [3]
+    by_rows = StructureReward("generative", engine="any", teacher="rows")
+    assert values(score(by_rows, ["a"], structures=[other], rationales=["the teacher"])) == [0.0]
+
+
+def test_the_shipped_structure_model_is_the_default_of_the_generative_decomposer(monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr(rlkd.gsrm.build, "open_engine", lambda spec, **options: opened.append(spec) or Engine())
+    StructureReward("generative", store=str(tmp_path))
+    assert opened == ["transformers:embedded-gsrm"]
+
+
 def test_rows_without_steps_have_their_rationale_decomposed(engine):
     reward = StructureReward("prompted", engine="any")
     assert values(score(reward, ["fine"], structures=[], rationales=["the teacher"])) == [1.0]
@@ -259,7 +303,7 @@ def test_decomposer_and_judge_share_an_engine_of_one_name(monkeypatch, tmp_path)
         opened.append(spec)
         return Engine()
 
-    monkeypatch.setattr(rewards.structure, "open_engine", open_engine)
+    monkeypatch.setattr(rlkd.gsrm.build, "open_engine", open_engine)
     monkeypatch.setenv("RLKD_CACHE", str(tmp_path))
     StructureReward("prompted", "model", engine="one")
     StructureReward("prompted", "model", engine="one", judge_engine="two")

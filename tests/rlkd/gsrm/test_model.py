@@ -16,7 +16,11 @@ from rlkd.gsrm import (
     RulesDecomposer,
     StructureStore,
     Trace,
+    Verdict,
 )
+from rlkd.gsrm.alignment import NORMS
+from rlkd.gsrm.judges import same_answer
+from rlkd.gsrm.model import comparable
 from rlkd.structure import Step, Structure
 
 STRUCTURES = [Structure.from_list(row["structures"][0]) for row in sample_rows("gsrm")[:60]]
@@ -124,6 +128,13 @@ def test_only_structures_of_teachers_are_stored(tmp_path):
     assert again.asked == [["student"]]
 
 
+def test_what_a_student_wrote_is_not_taken_for_a_teachers(tmp_path):
+    # A decomposer may take what was cut short from a student, never from a teacher.
+    store = StructureStore(tmp_path / "structures.sqlite")
+    store.put("f", {Trace("?", "a"): one_step("cut")})
+    assert store.get("f", {Trace("?", "a", teacher=True)}) == {}
+
+
 def test_a_store_keeps_any_structure_and_its_first_version(tmp_path):
     store = StructureStore(tmp_path / "structures.sqlite")
     kept = dict(zip(traces(*map(str, range(60))), STRUCTURES, strict=True)) | {Trace("?", "none"): Structure()}
@@ -160,7 +171,7 @@ def test_the_example_of_the_module_holds():
     assert judgement.score.steps == (1.0, 0.25)
 
 
-@pytest.mark.parametrize("norm", ["teacher", "f1"])
+@pytest.mark.parametrize("norm", ["teacher", "f1", "ordered", "answers"])
 def test_a_student_that_does_what_the_teacher_does_scores_one(norm):
     for judgement in reward(STRUCTURES, [[s] for s in STRUCTURES], norm):
         assert judgement.score.value == 1.0
@@ -224,7 +235,12 @@ def test_a_judgement_is_plain_values_for_a_log():
 SAMPLED = st.sampled_from(STRUCTURES)
 
 
-@given(SAMPLED, st.lists(SAMPLED, min_size=1, max_size=3), st.integers(0, 6), st.sampled_from(["teacher", "f1"]))
+@given(
+    SAMPLED,
+    st.lists(SAMPLED, min_size=1, max_size=3),
+    st.integers(0, 6),
+    st.sampled_from(["teacher", "f1", "ordered", "answers"]),
+)
 def test_normalised_scores_lie_between_zero_and_one(student, branches, length, norm):
     student = Structure((student.steps + branches[0].steps)[:length])
     [judgement] = reward([student], [branches], norm)
@@ -238,3 +254,77 @@ def test_the_order_of_a_batch_changes_no_score(batch, random):
     plain = reward([s for s, _ in batch], [[t] for _, t in batch])
     shuffled = reward([batch[i][0] for i in order], [[batch[i][1]] for i in order])
     assert shuffled == [plain[i] for i in order]
+
+
+# Norms without the cascade
+
+
+def numbered(*answers):
+    return Structure([Step(f"What is number {i}?", None, a) for i, a in enumerate(answers)])
+
+
+def test_under_answers_nobody_is_judged_and_the_matches_say_what_matched_what():
+    judge = CountingJudge()
+    [judgement] = reward([numbered("5", "9", "$7.00")], [[numbered("7", "6", "5 clips")]], "answers", judge)
+    assert judge.asked == []
+    assert judgement.score.value == pytest.approx(2 / 3)
+    assert judgement.score.matches == ((0, 2), (2, 0))
+    assert judgement.verdicts == ()
+    assert judgement.to_dict()["matches"] == [[0, 2], [2, 0]]
+
+
+@given(
+    st.text(max_size=8) | st.integers(-99, 9999).map("{:,}".format), st.sampled_from(["{}", "${}", "{} clips", "{}."])
+)
+def test_answers_match_exactly_where_the_judges_rule_says_so(text, form):
+    left, right = text.strip(), form.format(text).strip()
+    if left and right:
+        [judgement] = reward([numbered(left)], [[numbered(right)]], "answers")
+        assert judgement.score.value == float(same_answer(left, right))
+
+
+def test_under_ordered_all_pairs_of_steps_are_judged_in_one_call_and_equal_ones_once():
+    judge = CountingJudge()
+    student, teacher = numbered("5", "7", "5"), numbered("7", "5")
+    [first, second] = reward([student, student], [[teacher], [teacher]], "ordered", judge)
+    assert first == second
+    [asked] = judge.asked
+    assert len(asked) == len(set(asked)) == 6
+    assert all(len(mine) == len(theirs) == 1 for mine, theirs in asked)
+
+
+def test_the_verdicts_of_an_ordered_judgement_belong_to_its_matches():
+    teacher = Structure([Step("How many in May?", "48/2", "24"), Step("How many in all?", "48+24", "72")])
+    student = Structure([Step("Why is the sky blue?"), teacher[0], Step("How many in all?", "48+24", "71")])
+    [judgement] = reward([student], [[teacher]], "ordered")
+    assert judgement.score.matches == ((1, 0), (2, 1))
+    assert judgement.verdicts == (Verdict(True, True, True), Verdict(True, True, False))
+    assert judgement.score.value == pytest.approx(2 * 1.5 / 5)
+
+
+@pytest.mark.parametrize("norm", ["teacher", "ordered"])
+def test_a_judge_that_fails_leaves_no_judgement_under_any_norm_that_asks_it(norm):
+    [judgement] = reward([one_step("unjudgeable")], [[STRUCTURES[0]]], norm)
+    assert isinstance(judgement, JudgeError)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_comparison_holds_every_branch_and_the_reward_is_the_best_of_them(norm):
+    gsrm = GSRM(CountingDecomposer(), CountingJudge(), norm=norm)
+    [compared] = asyncio.run(gsrm.compare([STRUCTURES[1]], [STRUCTURES[:3]]))
+    [best] = asyncio.run(gsrm.reward([STRUCTURES[1]], [STRUCTURES[:3]]))
+    assert [judgement.score.branch for judgement in compared] == [0, 1, 2]
+    assert [judgement.teacher for judgement in compared] == STRUCTURES[:3]
+    assert best == compared[1]
+    assert best.score.value == max(judgement.score.value for judgement in compared)
+
+
+def test_a_teacher_without_answers_has_nothing_to_compare_under_answers_only():
+    wordy = one_step("Let x be the price.")
+    assert {norm: comparable(wordy, norm) for norm in NORMS} == {norm: norm != "answers" for norm in NORMS}
+    assert not any(comparable(Structure(), norm) for norm in NORMS)
+
+
+def test_an_unknown_norm_is_refused_before_anything_is_scored():
+    with pytest.raises(ValueError, match="'mean': expected one of teacher, sum, f1, ordered, answers"):
+        GSRM(CountingDecomposer(), CountingJudge(), norm="mean")

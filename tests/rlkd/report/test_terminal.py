@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from rlkd.gsrm import GSRM, DeterministicJudge
-from rlkd.report.terminal import best_rollout, show_rollout
+from rlkd.gsrm.alignment import NORMS
+from rlkd.report.terminal import arithmetic, best_rollout, render_evaluation, render_judgement, show_rollout
 from rlkd.structure import Step, Structure
 
 TEACHER = Structure(
@@ -94,3 +95,87 @@ def test_a_score_below_zero_is_better_than_none():
 def test_without_the_reward_the_last_rollout_is_shown():
     assert best_rollout([rollout(1, accuracy=1.0), rollout(2, accuracy=0.0)])["step"] == 2
     assert best_rollout([]) is None
+
+
+# Judgements
+
+
+def judged(norm):
+    [judgement] = asyncio.run(GSRM(None, DeterministicJudge(), norm=norm).reward([STUDENT], [[TEACHER]]))
+    return judgement.to_dict()
+
+
+def test_the_arithmetic_of_a_cascade_goes_down_to_its_value_and_names_the_break():
+    assert arithmetic(judged("teacher")) == [
+        "step 1: g = 1, answer differs: 1 x 1/2 = 0.5",
+        "step 2: the meta parts differ, g = 0 from here on -> 0",
+        "step 3: g = 0, after the break -> 0",
+        "sum R: 0.5 + 0 + 0 = 0.5",
+        "norm teacher: 0.5 / 4 = 0.125 (steps of the longest branch)",
+        "The chain breaks at step 2: the student turns to 'Why is the sky blue?', the teacher to "
+        "'What does one apple cost?'; the judge takes these for two sub-problems.",
+        "1 later pair of steps can therefore earn nothing.",
+    ]
+
+
+def test_without_a_cascade_the_arithmetic_names_both_places_of_a_pair():
+    assert arithmetic(judged("ordered")) == [
+        "step 1 ~ 1: answer differs: 1 x 1/2 = 0.5",
+        "step 3 ~ 3: nothing halved -> 1",
+        "sum R: 0.5 + 1 = 1.5",
+        "norm ordered: 1.5 / 3.5 = 0.4286 (mean of 3 student and 4 teacher steps)",
+    ]
+    assert arithmetic(judged("answers")) == [
+        "step 3 ~ 3: the same answer -> 1",
+        "sum R: 1 = 1",
+        "norm answers: 1 / 3 = 0.3333 (mean number of answers of 2 and 4)",
+    ]
+
+
+def test_a_missing_field_is_free_under_sum_only():
+    detail = {
+        "student": [{"meta": "Why?", "question": None, "answer": "5"}],
+        "teacher": [{"meta": "Why?", "question": "2 + 3", "answer": "5"}],
+        "verdicts": [{"meta": True, "question": None, "answer": True}],
+        "branch": 0,
+    }
+    assert arithmetic(detail | {"steps": [1.0], "norm": "sum"})[0] == "step 1: g = 1, nothing halved -> 1"
+    halved = "step 1: g = 1, question missing on one side: 1 x 1/2 = 0.5"
+    assert arithmetic(detail | {"steps": [0.5], "norm": "teacher"})[0] == halved
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("mine", "theirs"), [(STUDENT, TEACHER), (TEACHER, STUDENT), (Structure(), TEACHER)])
+def test_every_step_of_both_sides_is_shown_once_under_every_norm(norm, mine, theirs):
+    [judgement] = asyncio.run(GSRM(None, DeterministicJudge(), norm=norm).reward([mine], [[theirs]]))
+    page = io.StringIO()
+    Console(width=200, file=page).print(render_judgement(judgement.to_dict()))
+    table = page.getvalue().partition("sum R")[0]
+    for step in (*mine, *theirs):
+        if step.meta not in ("How many apples are left?", "What do they cost together?"):  # on both sides
+            assert table.count(f" {step.meta} ") == 1
+
+
+def test_an_evaluation_shows_what_was_measured_and_what_failed():
+    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    nothing = {"value": None, "low": None, "high": None, "n": 0}
+    row = {"name": "structure, answers", "pooled": figure, "within": figure, "over_length": figure}
+    evaluation = {
+        "setup": {"decomposer": "rules", "norms": ["teacher", "answers"]},
+        "joined": {"parse rate": figure, "step count: equal": nothing},
+        "stability": {},
+        "faithfulness": {},
+        "at_shuffled_level": {"teacher": False},
+        "auroc": [row | {"within_over_length": nothing}],
+        "failures": {f"cause [{i}]": 9 - i for i in range(7)},
+    }
+    page = io.StringIO()
+    Console(width=150, file=page).print(render_evaluation(evaluation))
+    text = page.getvalue()
+    assert "parse rate" in text
+    assert "0.500 [0.250, 0.750]" in text
+    assert "n/a" in text
+    assert "swapped traces do NOT fall to the shuffled level" in text
+    assert "failed 9 x cause [0]" in text
+    assert "and 2 more causes of failure" in text
+    assert "another layout" not in text  # an empty section has no table
