@@ -3,26 +3,38 @@
 A judge gets aligned structures and gives the verdicts that `rlkd.gsrm.alignment` turns into a score. It may stop
 after the first step whose meta parts differ, since nothing after it counts.
 
-| name            | meta                                   | question              | answer             |
-| --------------- | -------------------------------------- | --------------------- | ------------------ |
-| `deterministic` | shared words, or the same calculation  | same calculation      | same number or text |
-| `model`         | "same sub-problem?", yes against no    | the same              | "same result?", numbers first |
+| name            | meta                                       | question              | answer              |
+| --------------- | ------------------------------------------ | --------------------- | ------------------- |
+| `deterministic` | evidence of the calculation, else words    | same calculation      | same number or text |
+| `embedding`     | evidence of the calculation, else a cosine | same calculation      | same number or text |
+| `model`         | "same sub-problem?", yes against no        | calculation, else asked | number, else asked |
+
+How often each of them errs, on labelled pairs of steps: `docs/judges.md`, `rlkd gsrm judges`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Literal, Protocol
 
 from rlkd.answers import number, squeezed
 from rlkd.engines.base import Engine, EngineError, Message
+from rlkd.engines.embeddings import SentenceEncoder
 from rlkd.gsrm.alignment import Verdict
+from rlkd.gsrm.calculations import calculation
+from rlkd.gsrm.verdicts import VerdictStore, verdict_key
+from rlkd.gsrm.words import name_different_things, same_letters, share_of_words
 from rlkd.structure import Step, Structure
 
 Pair = tuple[Structure, Structure]
 Field = Literal["meta", "question", "answer"]
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class JudgeError(RuntimeError):
@@ -37,159 +49,228 @@ class Judge(Protocol):
 
 
 class DeterministicJudge:
-    """Words and numbers. Free, exact, repeatable; takes a paraphrase for another thing.
+    """Words and numbers. Free, exact, repeatable, and in need of no model.
 
     - answer: the same number where both are numbers ("$1,200" is 1200), else the same text but for case and spaces.
-    - question: the same numbers and operators where both hold a calculation, in any order; else shared words.
-    - meta: shared words, or the same calculation with the same result: two steps that compute the same from the same
-      serve the same purpose, in whatever words.
+    - question: the same calculation, however it is written (`rlkd.gsrm.calculations`); else shared words and the same
+      numbers.
+    - meta: what the calculations say of it (`purpose_by_evidence`), else shared words.
 
     Args:
-        threshold: words are shared if their Jaccard index (content words, crude stems, without numbers) reaches it.
-            Our choice of 0.6, measured on the Socratic sub-questions of the embedded sample: two different
-            sub-questions of one problem reach it in 18 % of the pairs. No threshold separates paraphrases from
-            neighbours by words alone; that is what model judges are for.
+        threshold: words are shared if their Jaccard index (`rlkd.gsrm.words`) reaches it. Our choice of 0.8, fitted on
+            half of the labelled pairs. Words alone cannot separate paraphrases from neighbouring steps; here they
+            decide only where the calculations say nothing.
     """
 
-    def __init__(self, threshold: float = 0.6):
+    def __init__(self, threshold: float = 0.8):
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold {threshold}: expected a number above 0, at most 1")
         self.threshold = threshold
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
         """See `Judge`."""
-        return [self._verdicts(student, teacher) for student, teacher in pairs]
-
-    def _verdicts(self, student: Structure, teacher: Structure) -> list[Verdict]:
-        verdicts = []
-        for mine, theirs in zip(student.steps, teacher.steps, strict=False):
-            verdict = self.compare(mine, theirs)
-            verdicts.append(verdict)
-            if not verdict.meta:
-                break
-        return verdicts
+        return [_until_break(student, teacher, self.compare) for student, teacher in pairs]
 
     def compare(self, mine: Step, theirs: Step) -> Verdict:
         """The verdict on one pair of steps."""
+        meta = purpose_by_evidence(mine, theirs)
+        if meta is None:
+            meta = share_of_words(*purposes(mine, theirs)) >= self.threshold
         question = _compare(mine.question, theirs.question, self._same_question)
-        answer = _compare(mine.answer, theirs.answer, same_answer)
-        computed = None not in (mine.question, theirs.question, mine.answer, theirs.answer)
-        meta = (computed and bool(question) and bool(answer)) or self._shares_words(*purposes(mine, theirs))
-        return Verdict(meta, question, answer)
+        return Verdict(meta, question, _compare(mine.answer, theirs.answer, same_answer))
 
     def _same_question(self, mine: str, theirs: str) -> bool:
-        left, right = _calculation(mine), _calculation(theirs)
-        if left is not None and right is not None:
-            return left == right
-        return self._shares_words(mine, theirs)
+        same = same_calculation(mine, theirs)
+        if same is None:
+            same = share_of_words(mine, theirs) >= self.threshold and _numbers(mine) == _numbers(theirs)
+        return same
 
-    def _shares_words(self, mine: str, theirs: str) -> bool:
-        left, right = _content_words(mine), _content_words(theirs)
-        if not left and not right:
-            return _squeezed(mine) == _squeezed(theirs)
-        return len(left & right) >= self.threshold * len(left | right)
+
+class EmbeddingJudge:
+    """Sentence embeddings for the sub-questions; calculations and results exactly, since embeddings cannot count.
+
+    - meta: what the calculations say of it (`purpose_by_evidence`); else the cosine of the two texts.
+    - question and answer: as `DeterministicJudge`, with the cosine in place of shared words.
+
+    Args:
+        model: folder or hub id of a sentence encoder (`rlkd.engines.embeddings`).
+        threshold: the least cosine of texts that mean the same. It belongs to the model: fit it anew for another one
+            (`rlkd gsrm judges --judge embedding --embedding-model NAME --threshold X`).
+        device: where the model runs; by default cuda, else mps, else cpu.
+    """
+
+    def __init__(self, model: str = MINILM, threshold: float = 0.93, *, device: str | None = None):
+        if not -1 < threshold <= 1:
+            raise ValueError(f"threshold {threshold}: expected a cosine above -1, at most 1")
+        self.threshold = threshold
+        self.encoder = SentenceEncoder(model, device=device)
+
+    async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
+        """See `Judge`. The texts of a batch are embedded in one call; where it fails, the pairs that need it do."""
+        compared: dict[tuple[str, str], None] = {}
+        for student, teacher in pairs:
+            for mine, theirs in zip(student.steps, teacher.steps, strict=False):
+                meta = purpose_by_evidence(mine, theirs)
+                if meta is False:
+                    break
+                if meta is None:
+                    compared[purposes(mine, theirs)] = None
+                if mine.question and theirs.question and same_calculation(mine.question, theirs.question) is None:
+                    compared[mine.question, theirs.question] = None
+        cosines: dict[tuple[str, str], float] = {}
+        failure = ""
+        try:
+            vectors = await self.encoder.encode([text for texts in compared for text in texts])
+            cosines = dict(zip(compared, (vectors[0::2] * vectors[1::2]).sum(1).tolist(), strict=True))
+        except EngineError as error:
+            failure = str(error)
+
+        def similar(mine: str, theirs: str) -> bool:
+            if (mine, theirs) not in cosines:
+                raise JudgeError(failure)
+            return cosines[mine, theirs] >= self.threshold
+
+        def same_question(mine: str, theirs: str) -> bool:
+            same = same_calculation(mine, theirs)
+            return similar(mine, theirs) and _numbers(mine) == _numbers(theirs) if same is None else same
+
+        def compare(mine: Step, theirs: Step) -> Verdict:
+            meta = purpose_by_evidence(mine, theirs)
+            if not (similar(*purposes(mine, theirs)) if meta is None else meta):
+                return Verdict(False, None, None)
+            question = _compare(mine.question, theirs.question, same_question)
+            return Verdict(True, question, _compare(mine.answer, theirs.answer, same_answer))
+
+        return [_until_break(student, teacher, compare) for student, teacher in pairs]
 
 
 class ModelJudge:
     """A model that is asked, and whose log-probability of "Yes" is compared with that of "No".
 
-    Never a search for a word in generated text, and one forward pass a question. All distinct questions about meta
-    parts go out in one batch, then all about the parts of those steps that are still in the chain. A verdict on a pair
-    of texts is kept for the life of the judge.
+    Never a search for a word in generated text, and one forward pass a question. All distinct questions of a batch, on
+    all parts of all aligned steps, go out in one call: those about steps after a break are wasted then, but a second
+    call would make every batch wait twice. Not asked is what equal letters, equal calculations or two numbers settle,
+    and what has been answered before: answers are kept for the life of the judge, and in the `store` beyond it.
+
+    A question names its two texts in alphabetical order (our choice): "the same?" has no direction, so a verdict
+    cannot depend on who is the student or on which pair of a batch came first, and is asked once for both.
 
     Args:
         engine: the model.
         margin: how much likelier than "no" (in nats) "yes" must be. Small models say yes too easily; raise it.
         deadline: seconds for one batch of questions.
+        store: a file that keeps the answers across runs (`rlkd.gsrm.verdicts`). Failures are not kept.
     """
 
-    def __init__(self, engine: Engine, *, margin: float = 0.0, deadline: float | None = 300.0):
+    def __init__(
+        self, engine: Engine, *, margin: float = 0.0, deadline: float | None = 300.0, store: Path | None = None
+    ):
         self.engine = engine
         self.margin = margin
         self.deadline = deadline
-        self._known: dict[tuple[Field, str, str], bool] = {}
+        self.store = VerdictStore(store) if store is not None else None
+        self._log_odds: dict[_Question, float] = {}
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
         """See `Judge`. A question that the engine fails to answer costs its own pair of structures only."""
-        steps = [list(zip(student.steps, teacher.steps, strict=False)) for student, teacher in pairs]
-        metas = [[purposes(mine, theirs) for mine, theirs in aligned] for aligned in steps]
-        errors = await self._ask(("meta", *texts) for aligned in metas for texts in aligned)
-        alive = []
-        for aligned, texts in zip(steps, metas, strict=True):
-            length = next((i for i, t in enumerate(texts) if not self._known.get(("meta", *t), True)), len(aligned))
-            alive.append(aligned[:length])
-        # What the same letters or the same number settle is not asked.
-        asked: list[tuple[Field, str, str]] = []
-        for aligned in alive:
-            for mine, theirs in aligned:
-                if mine.question and theirs.question:
-                    asked.append(("question", mine.question, theirs.question))
-                if mine.answer and theirs.answer:
-                    asked.append(("answer", mine.answer, theirs.answer))
-        errors |= await self._ask(asked)
-        return [
-            self._verdicts(aligned, texts, len(live), errors)
-            for aligned, texts, live in zip(steps, metas, alive, strict=True)
+        questions = [
+            [_questions(mine, theirs) for mine, theirs in zip(student.steps, teacher.steps, strict=False)]
+            for student, teacher in pairs
         ]
+        self._recall(question for steps in questions for step in steps for question in step)
+        asked: dict[_Question, None] = {}
+        for steps in questions:
+            for step in steps:
+                if step and step[0][0] == "meta" and self._log_odds.get(step[0], math.inf) <= self.margin:
+                    break  # known to be the end of the chain before anything is asked
+                asked |= dict.fromkeys(question for question in step if question not in self._log_odds)
+        errors = await self._ask(list(asked)) if asked else {}
 
-    def _verdicts(
-        self,
-        aligned: Sequence[tuple[Step, Step]],
-        metas: Sequence[tuple[str, str]],
-        alive: int,
-        errors: Mapping[tuple[Field, str, str], EngineError],
-    ) -> list[Verdict] | JudgeError:
-        verdicts = []
-        for (mine, theirs), texts in zip(aligned[:alive], metas, strict=False):
-            fields: list[tuple[Field, str | None, str | None]] = [
-                ("meta", *texts),
-                ("question", mine.question, theirs.question),
-                ("answer", mine.answer, theirs.answer),
-            ]
-            for field, left, right in fields:
-                if left and right and (error := errors.get((field, left, right))):
-                    return JudgeError(str(error))
-            question = _compare(mine.question, theirs.question, lambda a, b: self._known["question", a, b])
-            answer = _compare(mine.answer, theirs.answer, lambda a, b: self._known["answer", a, b])
-            verdicts.append(Verdict(True, question, answer))
-        if alive < len(aligned):
-            verdicts.append(Verdict(False, None, None))
-        return verdicts
+        def same(field: Field, mine: str, theirs: str) -> bool:
+            settled = _settled(field, mine, theirs)
+            if settled is not None:
+                return settled
+            question = _question(field, mine, theirs)
+            if question in errors:
+                raise JudgeError(errors[question])
+            return self._log_odds[question] > self.margin
 
-    async def _ask(self, questions: Iterable[tuple[Field, str, str]]) -> dict[tuple[Field, str, str], EngineError]:
-        """Answer the questions whose answers are not known yet; the errors of those that could not be answered."""
-        new = []
-        for key in dict.fromkeys(questions):
-            if key in self._known:
-                continue
-            settled = _settled(*key)
-            if settled is None:
-                new.append(key)
-            else:
-                self._known[key] = settled
-        if not new:
-            return {}
-        replies = await self.engine.choose([self._prompt(*key) for key in new], ("Yes", "No"), deadline=self.deadline)
-        errors = {}
-        for key, reply in zip(new, replies, strict=True):
+        def compare(mine: Step, theirs: Step) -> Verdict:
+            if not same("meta", *purposes(mine, theirs)):
+                return Verdict(False, None, None)
+            question = _compare(mine.question, theirs.question, partial(same, "question"))
+            return Verdict(True, question, _compare(mine.answer, theirs.answer, partial(same, "answer")))
+
+        return [_until_break(student, teacher, compare) for student, teacher in pairs]
+
+    def _recall(self, questions: Iterable[_Question]) -> None:
+        """Take over what the store knows of these questions."""
+        if self.store is None:
+            return
+        keys = {verdict_key(self.engine.name, _prompt(*q)): q for q in questions if q not in self._log_odds}
+        for key, log_odds in self.store.get(list(keys)).items():
+            self._log_odds[keys[key]] = log_odds
+
+    async def _ask(self, questions: Sequence[_Question]) -> dict[_Question, str]:
+        """Have the questions answered, in one call; why those failed that did."""
+        prompts = [_prompt(*question) for question in questions]
+        replies = await self.engine.choose(prompts, ("Yes", "No"), deadline=self.deadline)
+        errors: dict[_Question, str] = {}
+        kept: dict[str, float] = {}
+        for question, prompt, reply in zip(questions, prompts, replies, strict=True):
             if isinstance(reply, EngineError):
-                errors[key] = reply
-            else:
-                yes, no = reply
-                self._known[key] = yes - no > self.margin
+                errors[question] = str(reply)
+                continue
+            yes, no = reply
+            if math.isnan(yes - no):
+                errors[question] = f"{self.engine.name}: no comparable log-probabilities of Yes ({yes}) and No ({no})"
+                continue
+            self._log_odds[question] = kept[verdict_key(self.engine.name, prompt)] = yes - no
+        if self.store is not None:
+            self.store.put(kept)
         return errors
 
-    @staticmethod
-    def _prompt(field: Field, mine: str, theirs: str) -> list[Message]:
-        asked = _QUESTIONS[field]
-        return [{"role": "user", "content": f"First: {mine}\nSecond: {theirs}\n\n{asked} Answer with Yes or No."}]
 
+_Question = tuple[Field, str, str]
 
-_QUESTIONS: Mapping[Field, str] = {
+_WORDING: Mapping[Field, str] = {
     "meta": "Are these two steps of reasoning devoted to the same sub-problem?",
     "question": "Do these two ask for the same thing to be worked out?",
     "answer": "Do these two state the same result?",
 }
+
+
+def _question(field: Field, mine: str, theirs: str) -> _Question:
+    return (field, mine, theirs) if mine <= theirs else (field, theirs, mine)
+
+
+def _questions(mine: Step, theirs: Step) -> list[_Question]:
+    """What has to be asked about two steps, meta first."""
+    parts: list[tuple[Field, str | None, str | None]] = [
+        ("meta", *purposes(mine, theirs)),
+        ("question", mine.question, theirs.question),
+        ("answer", mine.answer, theirs.answer),
+    ]
+    return [
+        _question(field, left, right)
+        for field, left, right in parts
+        if left and right and _settled(field, left, right) is None
+    ]
+
+
+def _prompt(field: Field, first: str, second: str) -> list[Message]:
+    content = f"First: {first}\nSecond: {second}\n\n{_WORDING[field]} Answer with Yes or No."
+    return [{"role": "user", "content": content}]
+
+
+def _settled(field: Field, mine: str, theirs: str) -> bool | None:
+    """A verdict that needs no model: equal texts, one calculation in two ways of writing, or two numbers."""
+    if field == "meta":
+        return same_letters(mine, theirs) or None
+    if field == "question":
+        return same_letters(mine, theirs) or same_calculation(mine, theirs) or None
+    numbers = None not in (number(mine), number(theirs))
+    return same_answer(mine, theirs) or (False if numbers else None)
 
 
 def purposes(mine: Step, theirs: Step) -> tuple[str, str]:
@@ -204,20 +285,56 @@ def _purpose(step: Step) -> str:
     return step.meta or step.question or step.answer or ""
 
 
+def purpose_by_evidence(mine: Step, theirs: Step) -> bool | None:
+    """Whether two steps pursue the same sub-problem, as far as names and calculations tell; None where they do not.
+
+    Our choice, in this order:
+
+    1. equal texts: yes;
+    2. each names something that the other does not (Monday and Tuesday, week 1 and week 2): no;
+    3. the same calculation, or the same with its two sides exchanged, whatever comes out: yes;
+    4. the result of one is an operand of the other, which is then a later step: no.
+    """
+    left_text, right_text = purposes(mine, theirs)
+    if same_letters(left_text, right_text):
+        return True
+    if name_different_things(left_text, right_text):
+        return False
+    if mine.question is None or theirs.question is None:
+        return None
+    left, right = calculation(mine.question), calculation(theirs.question)
+    if left is None or right is None:
+        return True if same_calculation(mine.question, theirs.question) else None
+    exchanged = left.operands == right.operands and (left.value == -right.value or left.value * right.value == 1)
+    if left == right or exchanged:
+        return True
+    results = [None if step.answer is None else number(step.answer) for step in (mine, theirs)]
+    if results[0] != results[1] and (
+        results[0] in right.operands - left.operands or results[1] in left.operands - right.operands
+    ):
+        return False
+    return None
+
+
+def same_calculation(mine: str, theirs: str) -> bool | None:
+    """Whether two texts work out the same; None where one of them is no calculation.
+
+    What `calculation` cannot read (variables, equations) is the same if it has the same numbers, operators and single
+    letters in any order.
+    """
+    left, right = calculation(mine), calculation(theirs)
+    if left is not None and right is not None:
+        return left == right
+    signs = _signs(mine), _signs(theirs)
+    return None if None in signs else signs[0] == signs[1]
+
+
 def same_answer(mine: str, theirs: str) -> bool:
     """The same number where both are plain numbers, else the same text but for case, spaces and currency."""
     left, right = number(mine), number(theirs)
     if left is not None and right is not None:
         return left == right
     return squeezed(mine) == squeezed(theirs)
-
-
-def _settled(field: Field, mine: str, theirs: str) -> bool | None:
-    """A verdict that needs no model: equal texts, or two numbers."""
-    if field != "answer":
-        return _squeezed(mine) == _squeezed(theirs) or None
-    numbers = None not in (number(mine), number(theirs))
-    return same_answer(mine, theirs) or (False if numbers else None)
 
 
 def _compare(mine: str | None, theirs: str | None, same: Callable[[str, str], bool]) -> bool | None:
@@ -228,16 +345,31 @@ def _compare(mine: str | None, theirs: str | None, same: Callable[[str, str], bo
     return bool(same(mine, theirs))
 
 
+def _until_break(
+    student: Structure, teacher: Structure, compare: Callable[[Step, Step], Verdict]
+) -> list[Verdict] | JudgeError:
+    """The verdicts on aligned steps up to the first meta mismatch; the error, where `compare` raises one before."""
+    verdicts = []
+    for mine, theirs in zip(student.steps, teacher.steps, strict=False):
+        try:
+            verdicts.append(compare(mine, theirs))
+        except JudgeError as error:
+            return error
+        if not verdicts[-1].meta:
+            break
+    return verdicts
+
+
 _TOKENS = re.compile(r"\d+(?:,\d+)*(?:\.\d+)?|\.\d+|[-+*/^]|\w+|\S")
 _OPERATORS = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "times": "*"}
 
 
-def _calculation(text: str) -> Counter[str] | None:
-    """The numbers and operators of a text in any order, or None for a text without a calculation."""
+def _signs(text: str) -> Counter[str] | None:
+    """The numbers, operators and variables of a text in any order, or None for a text without a calculation."""
     found: Counter[str] = Counter()
     for token in _TOKENS.findall(text):
         token = _OPERATORS.get(token, token)
-        if token in "-+*/^":
+        if token in "-+*/^" or (len(token) == 1 and token.isalpha()):
             found[token] += 1
         elif (value := number(token)) is not None:
             found[str(value)] += 1
@@ -245,28 +377,5 @@ def _calculation(text: str) -> Counter[str] | None:
     return found if has_operator and len(found) > 1 else None
 
 
-_STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the of in on at to for by with and or so then is are was were be been do does did has have "
-        "had he she it they his her its their this that these those there how many much what which who "
-        "total now will would if as from each per more still left",
-    )
-)
-
-
-def _content_words(text: str) -> frozenset[str]:
-    words = re.findall(r"[a-z]+", text.lower())
-    return frozenset(_stem(word) for word in words if word not in _STOP_WORDS and len(word) > 1)
-
-
-def _stem(word: str) -> str:
-    for ending in ("ing", "ed", "es", "s"):
-        if word.endswith(ending) and len(word) > len(ending) + 2:
-            return word.removesuffix(ending)
-    return word
-
-
-def _squeezed(text: str) -> str:
-    # For words only: a sub-question may end with any mark, but the answer "5!" is not "5".
-    return squeezed(text).rstrip(".?!")
+def _numbers(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\d+(?:\.\d+)?", text.replace(",", "")))

@@ -1,10 +1,15 @@
 import asyncio
+import math
+import os
+import pickle
+import time
 
 import pytest
+import torch
 
 from rlkd.data import sample_rows
 from rlkd.engines.base import EngineError
-from rlkd.gsrm import DeterministicJudge, JudgeError, ModelJudge, Verdict
+from rlkd.gsrm import DeterministicJudge, EmbeddingJudge, JudgeError, ModelJudge, Verdict
 from rlkd.gsrm.judges import same_answer
 from rlkd.structure import Step, Structure
 
@@ -90,10 +95,53 @@ def test_purposes_are_the_same_if_they_share_most_of_their_words(mine, theirs, s
     assert compare((mine, None, None), (theirs, None, None)).meta is same
 
 
-def test_the_same_calculation_with_the_same_result_is_the_same_purpose_in_any_words():
-    assert compare(("Halve it", "48/2", "24"), ("How many in May?", "48/2", "24")).meta is True
-    assert compare(("Halve it", "48/2", "25"), ("How many in May?", "48/2", "24")).meta is False
-    assert compare(("Halve it", None, "24"), ("How many in May?", None, "24")).meta is False
+@pytest.mark.parametrize(
+    ("mine", "theirs", "same"),
+    [
+        # The same calculation, whatever its words, its writing and its result.
+        (("Halve it", "48/2", "24"), ("How many in May?", "48/2", "24"), True),
+        (("Halve it", "0.5 × 48", "25"), ("How many in May?", "48/2", "24"), True),
+        (("Take it away", "24-48", "-24"), ("How many are left?", "48-24", "24"), True),
+        (("Take a share", "2/48", "0.04"), ("How many in May?", "48/2", "24"), True),
+        (("Solve it", "2x + 3 = 9", "3"), ("What is x?", "3 + 2x = 9", "3"), True),
+        # Another one, and other words.
+        (("Halve it", "48/3", "16"), ("How many in May?", "48/2", "24"), False),
+        # Without a calculation words decide.
+        (("Halve it", None, "24"), ("How many in May?", None, "24"), False),
+        # The result of one is what the other starts from: an earlier step, however similar the words.
+        (("How many clips in May?", "48/2", "24"), ("How many clips in all in May?", "48+24", "72"), False),
+        (("How many clips in all in May?", "48+24", "72"), ("How many clips in May?", "48/2", "24"), False),
+        # Unless it says itself that it is the same.
+        (("How many clips?", "48/2", "24"), ("How many clips?", "48+24", "72"), True),
+        # Names and numbers that exclude each other, even with one calculation.
+        (("How much on Monday?", "2*2", "4"), ("How much on Tuesday?", "2*2", "4"), False),
+        (("Clips sold in week three", "2*2", "4"), ("Clips sold in the second week", "2*2", "4"), False),
+        (("Clips sold in week two", "2*2", "4"), ("Clips sold in the second week", "2*2", "4"), True),
+        (("What did Ann sell?", "2*2", "4"), ("How many clips did she sell?", "2*2", "4"), True),
+    ],
+)
+def test_calculations_and_names_are_evidence_for_or_against_one_purpose(mine, theirs, same):
+    assert compare(mine, theirs).meta is same
+    assert compare(theirs, mine).meta is same
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "same"),
+    [
+        ("48-24", "24-48", False),
+        ("48/2", "2/48", False),
+        ("16-3-4", "16-(4+3)", True),
+        ("20%*50", "50*0.2", True),
+        ("half of 20", "20/2", True),
+        ("half of 20", "half of 30", False),
+        ("count 20 clips", "count 30 clips", False),
+        ("2x + 3", "3 + 2x", True),
+        ("2x + 3", "3 + 2y", False),
+    ],
+)
+def test_questions_are_the_same_if_they_calculate_the_same(mine, theirs, same):
+    assert compare(("Why?", mine, None), ("Why?", theirs, None)).question is same
+    assert compare(("Why?", theirs, None), ("Why?", mine, None)).question is same
 
 
 def test_a_step_without_a_purpose_stands_for_itself_by_its_calculation():
@@ -103,7 +151,7 @@ def test_a_step_without_a_purpose_stands_for_itself_by_its_calculation():
 
 
 def test_the_threshold_says_how_many_words_must_be_shared():
-    mine, theirs = ("red apples left", None, None), ("red pears left over", None, None)
+    mine, theirs = ("red apples here", None, None), ("red pears there", None, None)
     assert compare(mine, theirs, threshold=0.2).meta is True
     assert compare(mine, theirs, threshold=0.6).meta is False
 
@@ -143,7 +191,7 @@ def no(text):
     return (-3.0, -0.1)
 
 
-MINE = Step("Sold in May?", "half of 48", "two dozen")
+MINE = Step("Sold in May?", "halve the clips", "two dozen")
 THEIRS = Step("How many in May?", "48/2", "24")
 
 
@@ -155,10 +203,9 @@ def test_a_model_says_yes_or_no_by_the_likelier_of_the_two(scripted):
 def test_each_field_has_a_question_of_its_own(scripted):
     engine = scripted(prefer=lambda text: no(text) if "worked out" in text else yes(text))
     assert judge(ModelJudge(engine), ([MINE], [THEIRS])) == [[Verdict(True, False, True)]]
-    metas, fields = engine.chosen
-    assert len(metas) == 1
-    assert "First: Sold in May?\nSecond: How many in May?" in metas[0]
-    assert len(fields) == 2
+    [asked] = engine.chosen
+    assert len(asked) == 3
+    assert "First: How many in May?\nSecond: Sold in May?" in asked[0]
 
 
 @pytest.mark.parametrize(("lead", "same"), [(0.0, False), (0.5, False), (1.0, False), (1.5, True)])
@@ -191,16 +238,49 @@ def test_every_distinct_question_is_asked_once_in_the_life_of_a_judge(scripted):
     assert len(asked) == len(set(asked)) == 3
 
 
-def test_nothing_is_asked_about_fields_after_the_break(scripted):
-    other = Step("Why is the sky blue?", "rayleigh", "air")
+def test_all_questions_of_a_batch_go_out_in_one_call(scripted):
+    other = (Step("Why is the sky blue?", "rayleigh", "air"), Step("How many in July?", "48/4", "12"))
     engine = scripted(prefer=lambda text: no(text) if "sky" in text else yes(text))
-    later = Step("Sold in June?", "a third of 48", "sixteen")
-    [verdicts] = judge(
-        ModelJudge(engine),
-        ([MINE, other, later], [THEIRS, Step("How many in July?", "48/4", "12"), Step("June?", "48/3", "16")]),
-    )
-    assert verdicts == [ALL_AGREE, Verdict(False, None, None)]
-    assert not any("a third" in text or "sixteen" in text or "rayleigh" in text for text in engine.chosen[1])
+    pairs = [([MINE, other[0], MINE], [THEIRS, other[1], THEIRS]), ([other[0]], [other[1]])]
+    first, second = judge(ModelJudge(engine), *pairs)
+    assert first == [ALL_AGREE, Verdict(False, None, None)]
+    assert second == [Verdict(False, None, None)]
+    assert [len(batch) for batch in engine.chosen] == [6]
+
+
+def test_nothing_is_asked_behind_a_break_that_is_known(scripted):
+    other = (Step("Why is the sky blue?"), Step("How many in July?"))
+    engine = scripted(prefer=lambda text: no(text) if "sky" in text else yes(text))
+    model = ModelJudge(engine)
+    judge(model, ([other[0]], [other[1]]))
+    [verdicts] = judge(model, ([other[0], MINE], [other[1], THEIRS]))
+    assert verdicts == [Verdict(False, None, None)]
+    assert [len(batch) for batch in engine.chosen] == [1]
+
+
+def test_a_verdict_does_not_depend_on_who_is_the_student_or_on_the_order_of_the_batch(scripted):
+    # Says yes where the first text is the longer one: a judge with a bias for places.
+    def prefer(text):
+        first, second = (line.partition(": ")[2] for line in text.splitlines()[:2])
+        return yes(text) if len(first) > len(second) else no(text)
+
+    forth, back = ([MINE], [THEIRS]), ([THEIRS], [MINE])
+    engine = scripted(prefer=prefer)
+    assert judge(ModelJudge(engine), forth, back) == judge(ModelJudge(engine), back, forth)
+    assert judge(ModelJudge(engine), forth) == judge(ModelJudge(engine), back)
+    assert [len(batch) for batch in engine.chosen] == [3, 3, 3, 3]
+
+
+def test_log_probabilities_that_cannot_be_compared_are_a_failure(scripted):
+    [found] = judge(ModelJudge(scripted(prefer=lambda text: (-math.inf, -math.inf))), ([MINE], [THEIRS]))
+    assert isinstance(found, JudgeError)
+    assert "no comparable log-probabilities" in str(found)
+
+
+def test_one_calculation_written_in_two_ways_is_not_asked_about(scripted):
+    engine = scripted(prefer=yes)
+    judge(ModelJudge(engine), ([Step("Half?", "48*0.5", "24")], [THEIRS]))
+    assert [len(batch) for batch in engine.chosen] == [1]
 
 
 def test_fields_that_are_missing_are_not_asked_about(scripted):
@@ -255,3 +335,158 @@ def test_without_pairs_nothing_is_asked(scripted):
 def test_a_factorial_is_not_the_number_before_its_mark():
     assert not same_answer("5!", "5")
     assert same_answer("Five.", "five")
+
+
+# Kept verdicts
+
+
+def test_a_store_spares_the_questions_of_later_runs(scripted, tmp_path):
+    path = tmp_path / "deep" / "verdicts.sqlite"
+    engine = scripted(prefer=lambda text: no(text) if "worked out" in text else yes(text))
+    first = judge(ModelJudge(engine, store=path), ([MINE], [THEIRS]))
+    silent = scripted(prefer=lambda text: pytest.fail(f"asked: {text}"))
+    assert judge(ModelJudge(silent, store=path), ([MINE], [THEIRS])) == first == [[Verdict(True, False, True)]]
+    assert silent.chosen == []
+
+
+def test_another_margin_decides_anew_without_asking(scripted, tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    engine = scripted(prefer=lambda text: (-1.0, -2.0))
+    assert judge(ModelJudge(engine, margin=0.5, store=path), ([MINE], [THEIRS])) == [[ALL_AGREE]]
+    [[verdict]] = judge(ModelJudge(engine, margin=1.5, store=path), ([MINE], [THEIRS]))
+    assert verdict.meta is False
+    assert len(engine.chosen) == 1
+
+
+def test_another_model_is_asked_itself(scripted, tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    judge(ModelJudge(scripted(prefer=yes, name="one"), store=path), ([MINE], [THEIRS]))
+    other = scripted(prefer=no, name="other")
+    assert judge(ModelJudge(other, store=path), ([MINE], [THEIRS])) == [[Verdict(False, None, None)]]
+    assert len(other.chosen) == 1
+
+
+def test_failures_are_not_kept_on_disk(scripted, tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    broken = scripted(prefer=lambda text: EngineError("scripted", "timed out") if "sub-problem" in text else yes(text))
+    [found] = judge(ModelJudge(broken, store=path), ([MINE], [THEIRS]))
+    assert isinstance(found, JudgeError)
+    mended = scripted(prefer=yes)
+    assert judge(ModelJudge(mended, store=path), ([MINE], [THEIRS])) == [[ALL_AGREE]]
+    assert [len(batch) for batch in mended.chosen] == [1]
+
+
+def test_a_model_judge_with_a_store_pickles(tmp_path):
+    from rlkd.engines import open_engine
+
+    model = ModelJudge(open_engine("transformers:embedded"), margin=1.0, store=tmp_path / "verdicts.sqlite")
+    copy = pickle.loads(pickle.dumps(model))
+    assert (copy.margin, copy.engine.name, copy.store.path) == (1.0, "transformers:embedded", model.store.path)
+
+
+# Embedding
+
+
+class FakeEncoder:
+    """Texts with the same first letter mean the same; keeps what it was asked for."""
+
+    def __init__(self, error=None):
+        self.error = error
+        self.asked = []
+
+    async def encode(self, texts):
+        self.asked.append(list(texts))
+        if self.error:
+            raise self.error
+        vectors = torch.zeros(len(texts), 128)
+        for row, text in zip(vectors, texts, strict=True):
+            row[ord(text[0])] = 1.0
+        return vectors
+
+
+def embedding(error=None, **options):
+    made = EmbeddingJudge("some/model", **options)
+    made.encoder = FakeEncoder(error)
+    return made
+
+
+def test_embeddings_tell_purposes_and_numbers_tell_the_rest():
+    pairs = [
+        ([Step("Apples eaten", "48/2", "24")], [Step("All that was consumed", "48/3", "16")]),
+        ([Step("Apples eaten", "48/2", "24")], [Step("Pears", "48/3", "16")]),
+    ]
+    assert judge(embedding(), *pairs) == [[Verdict(True, False, False)], [Verdict(False, None, None)]]
+
+
+def test_what_calculations_settle_is_not_embedded():
+    made = embedding()
+    same = Step("Apples eaten", "48/2", "24")
+    later = Step("All in all", "48+24", "72")
+    assert judge(made, ([same], [Step("Pears", "0.5*48", "24")]), ([same], [later])) == [
+        [ALL_AGREE],
+        [Verdict(False, None, None)],
+    ]
+    assert made.encoder.asked == [[]]
+
+
+def test_all_texts_of_a_batch_are_embedded_in_one_call():
+    made = embedding()
+    steps = [Step("Apples eaten"), Step("Bananas peeled")]
+    judge(made, (steps, steps[::-1]), (steps, [Step("Cherries"), Step("Dates")]))
+    assert len(made.encoder.asked) == 1
+
+
+def test_an_encoder_that_fails_costs_the_pairs_that_need_it():
+    same = Step("Apples eaten", "48/2", "24")
+    good, bad, none = judge(
+        embedding(EngineError("embeddings", "no such model")),
+        ([same], [same]),
+        ([same], [Step("Pears")]),
+        ([], [same]),
+    )
+    assert good == [ALL_AGREE]
+    assert isinstance(bad, JudgeError)
+    assert "no such model" in str(bad)
+    assert none == []
+
+
+def test_words_that_are_embedded_alike_still_need_the_same_numbers():
+    mine, theirs = Step("Apples", "count 20 apples"), Step("Apples", "count 30 apples")
+    [[verdict]] = judge(embedding(), ([mine], [theirs]))
+    assert verdict == Verdict(True, False, True)
+
+
+@pytest.mark.parametrize("threshold", [-1, 1.1])
+def test_a_cosine_out_of_range_is_refused(threshold):
+    with pytest.raises(ValueError, match="expected a cosine"):
+        EmbeddingJudge(threshold=threshold)
+
+
+def test_an_embedding_judge_pickles_as_its_settings():
+    copy = pickle.loads(pickle.dumps(EmbeddingJudge("some/model", 0.9, device="cpu")))
+    assert (copy.threshold, copy.encoder.model, copy.encoder.device) == (0.9, "some/model", "cpu")
+
+
+@pytest.mark.skipif(
+    "RLKD_TEST_MINILM" not in os.environ,
+    reason="RLKD_TEST_MINILM is not set: name a folder with sentence-transformers/all-MiniLM-L6-v2 to run this test",
+)
+def test_minilm_takes_a_paraphrase_for_the_same_and_a_neighbour_for_another_step():
+    made = EmbeddingJudge(os.environ["RLKD_TEST_MINILM"], device="cpu")
+    teacher = Step("How many eggs does Janet sell?")
+    [[same], [other]] = judge(
+        made,
+        ([Step("How many eggs are sold by Janet?")], [teacher]),
+        ([Step("How many eggs does Janet eat for breakfast?")], [teacher]),
+    )
+    assert same.meta is True
+    assert other.meta is False
+
+
+def test_the_deterministic_judge_compares_thousands_of_pairs_a_second():
+    structures = [Structure.from_list(row["structures"][0]) for row in sample_rows("gsrm")]
+    pairs = [(mine, theirs) for mine in structures[:60] for theirs in structures[:60]]
+    begin = time.process_time()
+    asyncio.run(DeterministicJudge().judge(pairs))
+    # Measured: 30,000 a second.
+    assert len(pairs) / (time.process_time() - begin) > 2000
