@@ -3,6 +3,7 @@
     accelerate launch recipes/rlkd.py                                    # the embedded default, on a laptop
     accelerate launch recipes/rlkd.py --config recipes/rlkd_lora_1gpu.yaml
     accelerate launch recipes/rlkd.py --config my.yaml --learning_rate 2e-5 --resume_from_checkpoint
+    accelerate launch recipes/rlkd.py --config my.yaml --shuffle_teachers 1    # the control: foreign teachers
 
 Without --config the run takes recipes/rlkd.yaml: SmolLM2-135M-Instruct on a sample of GSM8K, LoRA, ten steps, without
 a GPU. Keys are those of TRL's GRPOConfig and ModelConfig and the few that --help lists first; the command line wins
@@ -23,16 +24,15 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _R
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from rlkd.data import to_dataset
-from rlkd.evaluate import Estimate, accuracy, evaluate
+from rlkd.data import shuffled_teachers, to_dataset
+from rlkd.evaluate import Estimate
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
 from trainers.arguments import DataArguments, say, start
-from trainers.checkpoints import find_checkpoint
+from trainers.checkpoints import find_checkpoint, step_of
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -48,6 +48,11 @@ SHOWN_STEPS = 10
 class RLKDScriptArguments(DataArguments):
     """Data and measurement; everything else is in TRL's configs."""
 
+    shuffle_teachers: int | None = field(
+        default=None,
+        metadata={"help": "a control: with this seed, every row gets the teacher traces and steps of another row"},
+    )
+
 
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show what came out."""
@@ -55,14 +60,26 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     from trl import get_peft_config, get_quantization_config
 
     from trainers import RLKDTrainer
+    from trainers.evaluation import HeldOutAccuracy
     from trainers.logs import StepLine
 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if checkpoint is None and args.resume_from_checkpoint:
         say(args, f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh.")
+    if checkpoint is not None and 0 < args.max_steps <= step_of(checkpoint):
+        # transformers would train one step more.
+        say(args, f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
+        return
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
+    if script.shuffle_teachers is not None:
+        train_rows = shuffled_teachers(train_rows, script.shuffle_teachers)
+        say(
+            args,
+            f"\n*** A CONTROL RUN: each row has ANOTHER row's teacher (--shuffle_teachers {script.shuffle_teachers}). "
+            f"What it learns of structure is not the teacher's. ***\n",
+        )
     say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows to measure on.")
 
     args.model_init_kwargs = {
@@ -83,29 +100,19 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(StepLine())
 
-    before = _measure(trainer, test_rows, script.prompt_style)
+    held_out = None
+    if test_rows:
+        prompts = to_dataset(test_rows, **script.prompt_style)["prompt"]
+        held_out = HeldOutAccuracy(trainer, test_rows, prompts, every=script.eval_every)
+        trainer.add_callback(held_out)
+
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(args.output_dir)
-    after = _measure(trainer, test_rows, script.prompt_style)
     if trainer.accelerator.is_main_process:
-        _summarise(trainer, before, after, resumed=checkpoint is not None)
+        _summarise(trainer, held_out.estimates() if held_out else [])
 
 
-def _measure(trainer: "RLKDTrainer", rows: Sequence[dict[str, Any]], prompt_style: dict[str, Any]) -> Estimate | None:
-    if not rows:
-        return None
-    from trainers.generation import greedy_completions
-
-    prompts = to_dataset(rows, **prompt_style)["prompt"]
-    say(trainer.args, f"measuring accuracy on {len(rows)} test rows ...")
-
-    def generate(_: Any) -> list[str]:
-        return greedy_completions(trainer, prompts, max_new_tokens=trainer.args.max_completion_length)
-
-    return evaluate(rows, generate, {"accuracy": accuracy})["accuracy"]
-
-
-def _summarise(trainer: "RLKDTrainer", before: Estimate | None, after: Estimate | None, *, resumed: bool) -> None:
+def _summarise(trainer: "RLKDTrainer", measured: list[tuple[int, Estimate]]) -> None:
     from trainers.logs import last_steps
 
     print()
@@ -117,15 +124,18 @@ def _summarise(trainer: "RLKDTrainer", before: Estimate | None, after: Estimate 
         print(f"From the last {steps} steps, {'the rollout with the best structure' if scored else 'a rollout'}:")
         show_rollout(shown)
         print()
-    if before and after:
-        print(f"accuracy before: {before}" + (" - of the model before any training" if resumed else ""))
-        print(f"accuracy after:  {after}")
+    for step, accuracy in measured:
+        label = "before" if step == 0 else "after" if step == trainer.state.global_step else f"at step {step}"
+        print(f"{f'accuracy {label}:':<16} {accuracy}")
+    if measured:
         print(
-            f"{after.n} test rows are few: only a change far beyond these intervals would mean anything (--eval_rows "
-            f"for more). Answers are cut off at {trainer.args.max_completion_length} tokens."
+            f"{measured[-1][1].n} test rows are few: only a change far beyond these intervals would mean anything "
+            f"(--eval_rows for more). Answers are cut off at {trainer.args.max_completion_length} tokens."
         )
     print(f"model:    {Path(trainer.args.output_dir).resolve()}")
     print(f"metrics:  {trainer.metrics_path.resolve()}")
+    if measured:
+        print(f"measured: {trainer.metrics_path.with_name('eval.jsonl').resolve()}")
     if saved:
         print(f"rollouts: {trainer.rollouts_path.parent.resolve()}")
 

@@ -11,8 +11,9 @@ A row is a problem for the student with what is known about it:
 | `rationales` | list of str              | teacher traces |
 | `structures` | list (one a rationale) of lists of `{meta, question, answer}` | their steps, where known |
 
-Any other field passes through to the rewards, which see it as a column. Rows come from the embedded sample of GSM8K
-(`gsm8k-sample`), a `.jsonl` or `.parquet` file, or a dataset of the hub.
+Any other field passes through to the rewards, which see it as a column. Rows come from an embedded sample (GSM8K:
+`gsm8k-sample`; easy word problems of MAWPS: `mawps-sample`; what the warm start is trained on: `warm-start`), a
+`.jsonl` or `.parquet` file, or a dataset of the hub.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import hashlib
 import json
 import logging
 import math
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAMPLE = "gsm8k-sample"
+EASY_SAMPLE = "mawps-sample"
+WARM_START = "warm-start"
 FIELDS = ("id", "prompt", "question", "answer", "rationales", "structures")
 # What TRL passes to a reward beside the columns of the data.
 TRL_ARGUMENTS = (
@@ -123,8 +127,10 @@ def load_rows(
     """Load and check rows.
 
     Args:
-        source: `gsm8k-sample`, a `.jsonl`/`.json`/`.parquet` file, or a dataset name on the hub.
-        split: of the sample `rl`, `gsrm` or `test` (`train` means `rl`); of a hub dataset its split; a file has none.
+        source: `gsm8k-sample`, `mawps-sample`, `warm-start`, a `.jsonl`/`.json`/`.parquet` file, or a dataset name on
+            the hub.
+        split: of `gsm8k-sample` `rl`, `gsrm` or `test` (`train` means `rl`); of `mawps-sample` `train` or `test`; of
+            `warm-start` `train`; of a hub dataset its split; a file has none.
         config: configuration name of a hub dataset.
         columns: our field -> their column, e.g. `{question: problem, rationales: generations}`. Beside the fields
             above, `correct` names a list of flags, one a rationale: rationales flagged false are
@@ -151,6 +157,47 @@ def load_rows(
         raise UsageError(f"{source} (split {split!r}) has no rows")
     _check_unique_ids(rows, source)
     return rows
+
+
+def shuffled_teachers(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows, each with the `rationales` and `structures` of another row; question and answer stay.
+
+    The control for "does the teacher's reasoning help, or would any text of that form?" (our choice). No row keeps its
+    own teacher, and no teacher is used twice. A teacher comes from a row with equally many steps, so that length is
+    no difference between the runs; where a number of steps occurs once, from a row with nearly as many. Equal seeds
+    give equal results, whatever the order of the rows.
+
+    Rows without a teacher stay as they are. Raises `UsageError` where fewer than two rows have one.
+    """
+    teaching = sorted((row for row in rows if _teacher_steps(row)), key=lambda row: row["id"])
+    if len(teaching) < 2:
+        raise UsageError(
+            f"teachers cannot be shuffled: {len(teaching)} of {len(rows)} rows have rationales or structures, and two "
+            f"are the least"
+        )
+    random.Random(seed).shuffle(teaching)
+    teaching.sort(key=_teacher_steps)
+    groups: list[list[Row]] = []
+    for row in teaching:
+        if groups and (_teacher_steps(row) == _teacher_steps(groups[-1][-1]) or len(groups[-1]) == 1):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    if len(groups[-1]) == 1:
+        last = groups.pop()
+        groups[-1] += last
+    giver = {row["id"]: group[i - 1] for group in groups for i, row in enumerate(group)}
+    return [
+        row | {name: giver[row["id"]][name] for name in ("rationales", "structures")} if row["id"] in giver else row
+        for row in rows
+    ]
+
+
+def _teacher_steps(row: Row) -> int:
+    """Steps of a row's first teacher trace: those of its structure, else its lines. 0: it has none."""
+    if row["structures"]:
+        return max(1, len(row["structures"][0]))
+    return max(1, len(list(filter(str.strip, row["rationales"][0].split("\n"))))) if row["rationales"] else 0
 
 
 def to_dataset(rows: Sequence[Row], *, system_prompt: str | None = None, examples: int = 0) -> Dataset:
@@ -211,6 +258,14 @@ def _records(source: str, split: str, config: str | None) -> Iterator[tuple[str,
         for row in sample_rows("rl" if split == "train" else split):  # type: ignore[arg-type]
             yield f"{SAMPLE}, row {row['id']}", row
         return
+    if source in (EASY_SAMPLE, WARM_START):
+        from rlkd.warm_start import mawps_rows, warm_start_rows
+
+        if source == WARM_START and split != "train":
+            raise UsageError(f"{WARM_START}, split {split!r}: expected 'train'; measure on {SAMPLE} or {EASY_SAMPLE}")
+        for row in warm_start_rows() if source == WARM_START else mawps_rows(split):  # type: ignore[arg-type]
+            yield f"{source}, row {row['id']}", row
+        return
     path = Path(source).expanduser()
     if path.suffix in (".jsonl", ".json", ".parquet"):
         if not path.is_file():
@@ -224,7 +279,7 @@ def _records(source: str, split: str, config: str | None) -> Iterator[tuple[str,
     except Exception as error:
         raise UsageError(
             f"dataset {source!r} (config {config!r}, split {split!r}) cannot be loaded: {error}. "
-            f"Give a dataset of the hub, a .jsonl or .parquet file, or {SAMPLE!r}."
+            f"Give a dataset of the hub, a .jsonl or .parquet file, {SAMPLE!r}, {EASY_SAMPLE!r} or {WARM_START!r}."
         ) from error
     for position, record in enumerate(loaded):
         yield f"{source}, split {split}, row {position}", record

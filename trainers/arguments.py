@@ -45,6 +45,9 @@ class DataArguments:
     system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
     worked_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
     eval_rows: int = field(default=24, metadata={"help": "test rows for the accuracy before and after; 0: skip"})
+    eval_every: int = field(
+        default=0, metadata={"help": "measure it also after every so many steps, where the recipe can; 0: only these"}
+    )
 
     @property
     def prompt_style(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rlkd.data import sample_rows, shuffled_teachers
 from trainers.logs import read_steps
 
 BIN = Path(sys.executable).parent
@@ -64,6 +65,7 @@ def test_two_processes_share_the_work_under_torchrun(root, tmp_path, quick) -> N
     assert [entry["rewards/half/failed"] for entry in read_steps(run / "metrics.jsonl")] == pytest.approx([3 / 8] * 2)
     first, second = (read_steps(run / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1))
     assert len(first) == len(second) == 16
+    assert [record["step"] for record in read_steps(run / "eval.jsonl")] == [0, 2]
     # Different questions, each in a whole group.
     assert not {record["id"] for record in first} & {record["id"] for record in second}
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == [1, 2]
@@ -91,6 +93,37 @@ def test_a_killed_run_resumes_without_gap_or_duplicate(root, tmp_path, quick) ->
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == list(range(1, saved + 5))
     steps = [record["step"] for record in read_steps(run / "rollouts" / "rank0.jsonl")]
     assert steps == [step for step in range(1, saved + 5) for _ in range(8)]
+    assert [record["step"] for record in read_steps(run / "eval.jsonl")] == [0, saved + 4]
+
+
+def test_a_finished_run_is_not_trained_any_further(root, tmp_path, quick) -> None:
+    # What transformers would do: one step more.
+    state = tmp_path / "run" / "checkpoint-2" / "trainer_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"global_step": 2}')
+    done = start([sys.executable, root / "recipes/rlkd.py", *quick, "--resume_from_checkpoint"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "nothing is left to train" in done.stdout
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_control_run_says_so_and_follows_foreign_teachers_to_the_same_questions(root, tmp_path, quick) -> None:
+    control = [*quick, "--shuffle_teachers", "3", "--eval_every", "1"]
+    done = start([sys.executable, root / "recipes/rlkd.py", *control], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "*** A CONTROL RUN: each row has ANOTHER row's teacher (--shuffle_teachers 3)" in done.stdout
+    assert [record["step"] for record in read_steps(tmp_path / "run" / "eval.jsonl")] == [0, 1, 2]
+    for shown in ("accuracy before: ", "accuracy at step 1: ", "accuracy after:  ", "eval.jsonl"):
+        assert shown in done.stdout
+    true = {row["id"]: row for row in sample_rows("rl")}
+    foreign = {row["id"]: row for row in shuffled_teachers(sample_rows("rl"), 3)}
+    for record in read_steps(tmp_path / "run" / "rollouts" / "rank0.jsonl"):
+        assert record["answer"] == true[record["id"]]["answer"]
+        assert record["prompt"][-1]["content"] == true[record["id"]]["question"]
+        # The rules look for steps in the rationale; its last result tells whose it is.
+        teacher = record["rewards"]["structure"]["detail"]["teacher"]
+        assert teacher[-1]["answer"] in foreign[record["id"]]["rationales"][0]
+        assert foreign[record["id"]]["rationales"] != true[record["id"]]["rationales"]
 
 
 def test_resuming_before_the_first_checkpoint_says_so_and_starts_afresh(root, tmp_path, quick) -> None:

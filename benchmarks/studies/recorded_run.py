@@ -1,0 +1,508 @@
+"""Does RLKD learn the teacher's structure, or would any teacher do? One recorded run against its control.
+
+    python benchmarks/studies/recorded_run.py --out runs/recorded --parallel            # about an hour on two cores
+    python benchmarks/studies/recorded_run.py --out runs/recorded --parallel --resume   # goes on after a kill
+    python benchmarks/studies/recorded_run.py --out runs/recorded --analyse             # only reads what is there
+    python benchmarks/studies/recorded_run.py --out /tmp/smoke --smoke                  # does the script work?
+
+Two arms of `recipes/rlkd.py` with `recipes/rlkd_recorded.yaml`, one after the other, or at once with a thread each:
+
+    true        every question with its own teacher
+    shuffled    every question with the teacher of another one that has as many steps (`--shuffle_teachers`)
+
+Both see the same questions in the same order. The shuffled arm is paid for agreement with a foreign teacher, so the
+logged rewards of the two arms do not compare. Therefore all rollouts are scored again afterwards, those of both arms
+against both teachers; what counts is the agreement with the TRUE teacher. The steps of a rollout are those which the
+arm's structure model found in training, so no model is needed; a second scorer, `rules`, starts from the text.
+
+Fixed before any result was seen: the config, the seeds below, and the primary figures (`PRIMARY`); the rest is
+secondary and says so. Statistics: `rlkd.report.curves`. Results: `results.json`, `table.md` and `recorded_run.png` in
+the output folder. The last line printed is a JSON object with the primary figures.
+
+Arguments after `--` go to the recipe of both arms, e.g. `-- --max_steps 20`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkd.data import question_of, shuffled_teachers
+from rlkd.engines import run
+from rlkd.errors import UsageError
+from rlkd.evaluate import Estimate
+from rlkd.report.curves import Curve, Interval, Panel, block_length, draw, fitted_line, mean, trend
+from rlkd.structure import Structure
+from trainers.arguments import DataArguments
+
+ROOT = Path(__file__).resolve().parents[2]
+# Chosen before the first run; the seed of training (order of questions, sampling) stands in the config.
+SHUFFLE_SEED = 11
+BOOTSTRAP_SEED = 13
+CONFIG = ROOT / "recipes/rlkd_recorded.yaml"
+ARMS: dict[str, list[str]] = {"true": [], "shuffled": ["--shuffle_teachers", str(SHUFFLE_SEED)]}
+# Where nothing was scored, nothing is known.
+UNKNOWN = Interval(math.nan, -math.inf, math.inf)
+PRIMARY = {
+    "structure_trend": "trend of the structure column in the arm `true`, per 100 steps",
+    "agreement_trend_difference": "trend of agreement with the true teacher, `true` minus `shuffled`, per 100 steps",
+    "agreement_level_difference": "that agreement over the last third of the steps, `true` minus `shuffled`",
+}
+# Three steps of four short completions with the rules, so that nothing but a model is needed.
+SMOKE = [
+    *"--model_name_or_path embedded --max_steps 3 --eval_rows 2 --eval_every 2 --save_steps 2".split(),  # noqa: SIM905
+    *"--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_completion_length 8".split(),  # noqa: SIM905
+    *("--reward_kwargs", '{"structure": {"decomposer": "rules"}}'),
+]
+
+
+def main() -> int:
+    arguments, extra = _split(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="RLKD against shuffled teachers, recorded.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="config of both arms (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted study stopped")
+    parser.add_argument("--parallel", action="store_true", help="both arms at once, one thread each")
+    parser.add_argument("--analyse", action="store_true", help="train nothing, read what is there")
+    parser.add_argument("--smoke", action="store_true", help="a few tiny steps; the figures mean nothing")
+    given = parser.parse_args(arguments)
+    # What a kill interrupts must end its children: they would go on writing into the folders of the arms.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    overrides = [*(SMOKE if given.smoke else []), *extra]
+    try:
+        settings = effective_settings(given.config, overrides)
+        if not given.analyse:
+            train(given, overrides, settings["max_steps"])
+        results = analyse(given.out, settings) | {"smoke": given.smoke, "overrides": overrides}
+    except UsageError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    (given.out / "results.json").write_text(json.dumps(_plain(results), indent=1) + "\n")
+    (given.out / "table.md").write_text(table(results))
+    try:
+        draw(results["panels"], given.out / "recorded_run.png", _title(results))
+    except UsageError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+    print(table(results))
+    print(json.dumps({"steps": results["steps"], "smoke": given.smoke} | _plain(results["primary"])))
+    return 0
+
+
+def effective_settings(config: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config with what the command line changes of it (`--key value ...`)."""
+    try:
+        settings = dict(yaml.safe_load(config.read_text()))
+    except OSError as error:
+        raise UsageError(f"--config: {error}") from error
+    key = ""
+    for word in overrides:
+        if word.startswith("--"):
+            key, _, value = word[2:].partition("=")
+            settings[key] = yaml.safe_load(value) if value else True
+        else:
+            settings[key] = yaml.safe_load(word)
+    return settings
+
+
+def train(given: argparse.Namespace, overrides: Sequence[str], max_steps: int) -> None:
+    """Run the arms that are not complete; raise `UsageError` where one of them fails or is running already."""
+    waiting = [arm for arm in ARMS if not (given.resume and is_complete(given.out / arm, max_steps))]
+    if given.parallel:
+        _run_arms(waiting, given, overrides)
+    else:
+        for arm in waiting:
+            _run_arms([arm], given, overrides)
+
+
+def is_complete(folder: Path, max_steps: int) -> bool:
+    """Whether an arm has trained and measured its last step."""
+    from trainers.logs import last_steps
+
+    files = (folder / "metrics.jsonl", folder / "eval.jsonl")
+    return all({record["step"] for record in last_steps(path, 1)} == {max_steps} for path in files)
+
+
+def _run_arms(arms: Sequence[str], given: argparse.Namespace, overrides: Sequence[str]) -> None:
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": "1"} if given.parallel else {})
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    with contextlib.ExitStack() as stack:
+        stack.callback(_stop, started)
+        for arm in arms:
+            folder = given.out / arm
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, str(ROOT / "recipes/rlkd.py"), "--config", str(given.config)]
+            command += ["--output_dir", str(folder), *ARMS[arm], *overrides]
+            command += ["--resume_from_checkpoint"] if given.resume else []
+            log = stack.enter_context((given.out / f"{arm}.log").open("ab"))
+            lock = _lock(given.out / f"{arm}.lock", arm)
+            started[arm] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock]
+            )
+            os.close(lock)
+            print(f"{arm}: started as process {started[arm].pid}; its output goes to {log.name}", flush=True)
+        failed = [arm for arm, process in started.items() if process.wait() != 0]
+    if failed:
+        tail = (given.out / f"{failed[0]}.log").read_bytes().decode(errors="replace")[-2000:]
+        raise UsageError(f"arm {failed[0]!r} ended with an error; --resume goes on from its last checkpoint.\n{tail}")
+
+
+def _stop(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
+    """End what is still running, and wait until it has ended."""
+    for process in processes.values():
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _lock(path: Path, arm: str) -> int:
+    """A lock that lives as long as the arm's process, which inherits it, even where this one is killed."""
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(
+            f"arm {arm!r} is still running ({path} is locked); wait for it, or end that process"
+        ) from error
+    return handle
+
+
+def analyse(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures of the study, from the files of both arms; steps that one of them lacks are left out."""
+    data = DataArguments(**{f.name: settings[f.name] for f in dataclasses.fields(DataArguments) if f.name in settings})
+    rows = data.train_rows()
+    teachers = {
+        "true": {row["id"]: row for row in rows},
+        "shuffled": {row["id"]: row for row in shuffled_teachers(rows, SHUFFLE_SEED)},
+    }
+    test_rows = {row["id"]: row for row in data.test_rows()}
+    parameters = settings["reward_kwargs"]["structure"]
+    rollouts = {arm: read_rollouts(out / arm, teachers[arm]) for arm in ARMS}
+    branches = {arm: teacher_steps(teachers[arm], rollouts[arm], parameters) for arm in ARMS}
+    arms = {arm: read_arm(out / arm, rollouts[arm], teachers, branches, test_rows, parameters) for arm in ARMS}
+    steps = sorted(set(arms["true"]["metrics"]) & set(arms["shuffled"]["metrics"]))
+    if len(steps) < 2:
+        raise UsageError(f"{out}: the arms have {len(steps)} steps in common; nothing to analyse")
+    block, third = block_length(len(steps)), max(1, len(steps) // 3)
+
+    def series(arm: str, name: str) -> dict[int, float]:
+        found = arms[arm]["series"][name]
+        return {step: found[step] for step in steps if step in found and math.isfinite(found[step])}
+
+    def rate(values: Mapping[int, float]) -> Interval:
+        if len(values) < 2:
+            return UNKNOWN
+        return trend(list(values.values()), list(values), block=block, seed=BOOTSTRAP_SEED)
+
+    def level(values: Mapping[int, float]) -> Interval:
+        late = [value for step, value in values.items() if step in steps[-third:]]
+        return mean(late, block=block, seed=BOOTSTRAP_SEED) if late else UNKNOWN
+
+    def difference(name: str) -> dict[int, float]:
+        true, shuffled = series("true", name), series("shuffled", name)
+        return {step: true[step] - shuffled[step] for step in true if step in shuffled}
+
+    names = list(arms["true"]["series"])
+    results: dict[str, Any] = {
+        "steps": len(steps),
+        "block": block,
+        "seeds": {"training": settings.get("seed"), "shuffle": SHUFFLE_SEED, "bootstrap": BOOTSTRAP_SEED},
+        "settings": dict(settings),
+        "trends": {name: {arm: rate(series(arm, name)) for arm in ARMS} for name in names},
+        "levels": {name: {arm: level(series(arm, name)) for arm in ARMS} for name in names},
+        "held_out": {arm: arms[arm]["held_out"] for arm in ARMS},
+        "rescoring_gap": {arm: arms[arm]["gap"] for arm in ARMS},
+    }
+    for name in names:
+        results["trends"][name]["difference"] = rate(difference(name))
+        results["levels"][name]["difference"] = level(difference(name))
+    results["held_out"]["difference"] = _held_out_differences(arms)
+    results["primary"] = {
+        "structure_trend": results["trends"]["structure, logged"]["true"],
+        "agreement_trend_difference": results["trends"]["agreement with the true teacher"]["difference"],
+        "agreement_level_difference": results["levels"]["agreement with the true teacher"]["difference"],
+    }
+    results["panels"] = _panels(results, series)
+    return results
+
+
+def read_rollouts(folder: Path, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rollouts of an arm; raises `UsageError` where files are missing or a row is not in the data."""
+    from trainers.logs import iterate_steps
+
+    for name in ("metrics.jsonl", "eval.jsonl", "rollouts/rank0.jsonl"):
+        if not (folder / name).is_file():
+            raise UsageError(f"there is no {folder / name}; run the study first, without --analyse")
+    rollouts = [record for path in (folder / "rollouts").glob("rank*.jsonl") for record in iterate_steps(path)]
+    lost = next((record["id"] for record in rollouts if record["id"] not in rows), None)
+    if lost is not None:
+        raise UsageError(f"{folder}: row {lost!r} of a rollout is not in the data of the config")
+    return rollouts
+
+
+def teacher_steps(
+    rows: Mapping[str, Mapping[str, Any]], rollouts: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+) -> dict[str, list[Structure]]:
+    """The teacher's branches of each row, as an arm was trained on them.
+
+    Where the reward takes them from the data, so does this. Where it decomposes the rationales, they are those which
+    stand in the rollouts: no model has to be run again.
+    """
+    decomposed = parameters.get("decomposer", "rules") in ("rules", "generative")
+    if parameters.get("teacher") == "rows" or ("teacher" not in parameters and not decomposed):
+        return {name: [Structure.from_list(steps) for steps in row["structures"]] for name, row in rows.items()}
+    found: dict[str, dict[Structure, None]] = defaultdict(dict)
+    for record in rollouts:
+        if steps := _detail(record).get("teacher"):
+            found[record["id"]][Structure.from_list(steps)] = None
+    return {name: list(branches) for name, branches in found.items()}
+
+
+def read_arm(
+    folder: Path,
+    rollouts: Sequence[Mapping[str, Any]],
+    teachers: Mapping[str, Mapping[str, Any]],
+    branches: Mapping[str, Mapping[str, Sequence[Structure]]],
+    test_rows: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What an arm did: `metrics` by step, `series` (name -> step -> mean), `held_out` measurements, and `gap`.
+
+    `gap`: the largest difference between a logged structure reward and the same scored again against the arm's own
+    teacher; it must be 0 where the reward is deterministic, else the arms were not what they are said to be.
+    """
+    from rewards.structure import StructureReward
+    from trainers.logs import iterate_steps, read_steps
+
+    metrics = {record["step"]: record for record in iterate_steps(folder / "metrics.jsonl")}
+    by_rules = StructureReward(decomposer="rules", **{key: parameters[key] for key in ("norm",) if key in parameters})
+    kept = ("judge", "judge_engine", "engine", "embedding_model", "norm", "threshold", "store")
+    again = StructureReward(decomposer="rules", **{key: parameters[key] for key in kept if key in parameters})
+
+    scores = {}
+    for teacher, rows in teachers.items():
+        own = [rows[record["id"]] for record in rollouts]
+        scores[f"agreement with the {teacher} teacher, by rules"] = score_texts(by_rules, rollouts, own)
+        scores[f"agreement with the {teacher} teacher"] = score_steps(again, rollouts, branches[teacher])
+    logged = [record["rewards"].get("structure", {}).get("value") for record in rollouts]
+    mine = scores[f"agreement with the {folder.name} teacher"]
+    gaps = [abs(a - b) for a, b in zip(logged, mine, strict=True) if a is not None and b is not None]
+
+    series: dict[str, dict[int, Any]] = {
+        "structure, logged": {step: record.get("rewards/structure/mean") for step, record in metrics.items()}
+    }
+    series |= {name: _means(rollouts, values) for name, values in scores.items()}
+    for name, key in (
+        ("accuracy in training", "rewards/accuracy/mean"),
+        ("tokens a completion", "completions/mean_length"),
+        ("completions cut off", "completions/clipped_ratio"),
+    ):
+        series[name] = {step: record.get(key) for step, record in metrics.items()}
+    held_out = []
+    for record in read_steps(folder / "eval.jsonl"):
+        texts = [{"completion": row["completion"], "prompt": ""} for row in record["rows"]]
+        found = score_texts(by_rules, texts, [test_rows[row["id"]] for row in record["rows"]])
+        each = {
+            row["id"]: {"accuracy": row["correct"], "structure by rules": value}
+            for row, value in zip(record["rows"], found, strict=True)
+        }
+        accuracy = Estimate(**record["accuracy"])
+        held_out.append(
+            {
+                "step": record["step"],
+                "accuracy": Interval(accuracy.mean, accuracy.low, accuracy.high),
+                "structure by rules": _rows_mean([value for value in found if value is not None]),
+                "ended": record["ended"]["mean"],
+                "tokens": record["tokens"],
+                "rows": each,
+            }
+        )
+    return {
+        "metrics": metrics,
+        "series": {name: {s: v for s, v in values.items() if v is not None} for name, values in series.items()},
+        "held_out": held_out,
+        "gap": max(gaps, default=None),
+    }
+
+
+def score_texts(reward: Any, records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The structure reward of completions against the teachers of `rows`; None where it has no score."""
+    pairs = list(zip(records, rows, strict=True))
+    results = run(
+        reward(
+            prompts=[record["prompt"] for record in records],
+            completions=[record["completion"] for record in records],
+            rationales=[row["rationales"] for row in rows],
+            structures=[row["structures"] for row in rows],
+            # The student's own question; a foreign teacher changes nothing about it.
+            question=[row.get("question") or question_of(record["prompt"]) for record, row in pairs],
+        )
+    )
+    return [getattr(result, "value", result if isinstance(result, float) else None) for result in results]
+
+
+def score_steps(
+    reward: Any, records: Sequence[Mapping[str, Any]], branches: Mapping[str, Sequence[Structure]]
+) -> list[float | None]:
+    """The structure reward of the steps that were found in training, against other teachers."""
+    from rlkd.gsrm.model import comparable
+
+    places, students, teachers = [], [], []
+    for place, record in enumerate(records):
+        steps = _detail(record).get("student")
+        usable = [branch for branch in branches.get(record["id"], ()) if comparable(branch, reward.gsrm.norm)]
+        if steps is not None and usable:
+            places.append(place)
+            students.append(Structure.from_list(steps))
+            teachers.append(usable)
+    scores: list[float | None] = [None] * len(records)
+    for place, judgement in zip(places, run(reward.gsrm.reward(students, teachers)), strict=True):
+        score = getattr(judgement, "score", None)
+        scores[place] = None if score is None else score.value
+    return scores
+
+
+def _detail(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return record["rewards"].get("structure", {}).get("detail") or {}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [f"{results['steps']} steps, blocks of {results['block']}, seeds {results['seeds']}.", ""]
+    lines += ["Primary, fixed beforehand:", "", "| figure | value |", "| --- | --- |"]
+    lines += [f"| {PRIMARY[key]} | {_signed(value)} |" for key, value in results["primary"].items()]
+    for key, title in (("trends", "Trend per 100 steps"), ("levels", "Mean of the last third")):
+        lines += ["", f"| {title} | true | shuffled | difference |", "| --- | --- | --- | --- |"]
+        for name, found in results[key].items():
+            show = _signed if key == "trends" else _shown
+            cells = [*(show(found[arm]) for arm in ARMS), _signed(found["difference"])]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "| held out | step | accuracy | structure by rules | ended | tokens |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for arm in ARMS:
+        for m in results["held_out"][arm]:
+            lines.append(
+                f"| {arm} | {m['step']} | {_shown(m['accuracy'])} | {_shown(m['structure by rules'])} "
+                f"| {m['ended']:.0%} | {m['tokens']:.0f} |"
+            )
+    lines += ["", "| held out, row by row | accuracy | structure by rules |", "| --- | --- | --- |"]
+    for name, found in results["held_out"]["difference"].items():
+        lines.append(f"| {name} | {_signed(found['accuracy'])} | {_signed(found['structure by rules'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _means(records: Sequence[Mapping[str, Any]], values: Sequence[float | None]) -> dict[int, float]:
+    found = defaultdict(list)
+    for record, value in zip(records, values, strict=True):
+        if value is not None:
+            found[record["step"]].append(value)
+    return {step: sum(values) / len(values) for step, values in sorted(found.items())}
+
+
+def _rows_mean(values: Sequence[float]) -> Interval:
+    """The mean over rows, which are independent of each other."""
+    return mean(values, block=1, seed=BOOTSTRAP_SEED) if values else UNKNOWN
+
+
+def _held_out_differences(arms: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
+    """Paired by row: what each arm gained from its first to its last measurement, and the arms at the end."""
+    ends = {arm: (arms[arm]["held_out"][0]["rows"], arms[arm]["held_out"][-1]["rows"]) for arm in ARMS}
+    pairs = {f"{arm}: last minus first": (last, first) for arm, (first, last) in ends.items()}
+    pairs["true minus shuffled, last"] = (ends["true"][1], ends["shuffled"][1])
+
+    def paired(mine: Any, other: Any, key: str) -> Interval:
+        values = [
+            mine[row][key] - other[row][key]
+            for row in mine
+            if row in other and mine[row][key] is not None and other[row][key] is not None
+        ]
+        return _rows_mean(values)
+
+    return {
+        name: {key: paired(mine, other, key) for key in ("accuracy", "structure by rules")}
+        for name, (mine, other) in pairs.items()
+    }
+
+
+def _panels(results: Mapping[str, Any], series: Any) -> list[Panel]:
+    def scattered(title: str, name: str) -> Panel:
+        curves, notes = [], {}
+        for arm in ARMS:
+            values = series(arm, name)
+            steps, heights = list(values), list(values.values())
+            line = fitted_line(heights, steps) if len(steps) > 1 else None
+            curves.append(Curve(arm, steps, heights, line=line))
+            found = results["trends"][name][arm]
+            notes[arm] = f", per 100 steps: {_signed(found)}"
+        return Panel(title, curves, notes)
+
+    def measured(title: str, key: str) -> Panel:
+        curves = []
+        for arm in ARMS:
+            found = results["held_out"][arm]
+            centres = [m[key].value for m in found]
+            low = [m[key].low if math.isfinite(m[key].low) else m[key].value for m in found]
+            high = [m[key].high if math.isfinite(m[key].high) else m[key].value for m in found]
+            curves.append(Curve(arm, [m["step"] for m in found], centres, low, high))
+        return Panel(title, curves)
+
+    return [
+        scattered("Structure reward as logged, each arm against its own teacher", "structure, logged"),
+        scattered("The same rollouts against the TRUE teacher", "agreement with the true teacher"),
+        measured("Accuracy on held-out rows, greedy (Wilson 95 %)", "accuracy"),
+        measured("Structure on held-out rows, by rules, true teacher (95 %)", "structure by rules"),
+        scattered("Tokens a completion", "tokens a completion"),
+        scattered("Share of completions cut off", "completions cut off"),
+    ]
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    smoke = "SMOKE TEST, NO RESULT - " if results["smoke"] else ""
+    return f"{smoke}RLKD with true and with shuffled teachers, {results['steps']} steps"
+
+
+def _shown(interval: Interval, sign: str = "") -> str:
+    if math.isnan(interval.value):
+        return "not measured"
+    if not math.isfinite(interval.high - interval.low):
+        return f"{interval.value:{sign}.3f} (no interval)"
+    return f"{interval.value:{sign}.3f} ({interval.low:{sign}.3f} to {interval.high:{sign}.3f})"
+
+
+def _signed(interval: Interval) -> str:
+    return _shown(interval, "+")
+
+
+def _plain(value: Any) -> Any:
+    """Plain values for JSON: panels and single rows left out, infinite bounds as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items() if key not in ("panels", "rows")}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    place = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:place]), list(arguments[place + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
