@@ -37,7 +37,8 @@ class HeldOutAccuracy(TrainerCallback):
 
     Neither the random state of the run nor its weights are touched, so a run trains the same with and without it. A
     resumed run keeps the measurements up to its checkpoint and makes the later ones anew; what an earlier run left is
-    moved to its `earlier-N`. With several processes all share the generating, and the first one writes.
+    moved to its `earlier-N` (`trainers.logs` does both). With several processes all share the generating, and the first
+    one writes.
 
     Args:
         trainer: the trainer that this callback is added to.
@@ -62,12 +63,7 @@ class HeldOutAccuracy(TrainerCallback):
         self._measured: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Bring the file in line with the step at which the run starts, and measure the model before training."""
-        if state.is_world_process_zero:
-            if state.global_step:
-                self._log.cut(state.global_step)
-            else:
-                _set_aside(self.path)
+        """Measure the model before training."""
         if state.global_step == 0:
             self._measure(args, state, control)
 
@@ -131,15 +127,3 @@ def _record(rows: Sequence[Mapping[str, Any]], texts: Sequence[str], tokenizer: 
             for row, right, count, text in zip(rows, correct, tokens, texts, strict=True)
         ],
     }
-
-
-def _set_aside(path: Path) -> None:
-    """Move an earlier run's file to where the trainer has just moved the rest of that run."""
-    if not path.exists():
-        return
-    newest = max((int(folder.name.rpartition("-")[2]) for folder in path.parent.glob("earlier-*")), default=0)
-    target = path.parent / f"earlier-{newest}"
-    if not newest or (target / path.name).exists():
-        target = path.parent / f"earlier-{newest + 1}"
-    target.mkdir(exist_ok=True)
-    path.rename(target / path.name)
