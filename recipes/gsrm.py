@@ -1,6 +1,7 @@
 """Train a structure model: (question, reasoning trace) -> the steps of that trace, one a line (`rlkd.gsrm.training`).
 
     accelerate launch recipes/gsrm.py                                    # the shipped one again, on a laptop
+    accelerate launch recipes/gsrm.py --bf16 true                        # the same, where the CPU knows bfloat16
     accelerate launch recipes/gsrm.py --config recipes/gsrm_lora_1gpu.yaml
 
 Rows come with their structures (the embedded sample, a file), or get them from a teacher: any instruct model that
@@ -45,6 +46,7 @@ class GSRMScriptArguments(DataArguments):
     fine_grained: bool = field(
         default=False, metadata={"help": "sub-questions weigh as much as calculations and results together"}
     )
+    round_adapter: bool = field(default=False, metadata={"help": "save the adapter in bfloat16: half the size"})
     label_engine: str | None = field(
         default=None,
         metadata={
@@ -58,6 +60,8 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     """Make the pairs, train, save the model or its adapter."""
     from datasets import Dataset
     from trl import SFTTrainer, get_peft_config, get_quantization_config
+
+    from trainers.adapters import RoundingCallback, name_base_model, save
 
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     rows = _labelled(script, args)
@@ -106,8 +110,12 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
             train_dataset=Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs]),
             peft_config=peft_config,
         )
+    if peft_config is not None:
+        name_base_model(trainer, model.model_name_or_path or EMBEDDED)
+    if rounded := script.round_adapter and peft_config is not None:
+        trainer.add_callback(RoundingCallback(trainer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(args.output_dir)
+    save(trainer, Path(args.output_dir or "."), rounded=rounded)
     say(args, f"model: {Path(args.output_dir).resolve()}\nMeasure it:  rlkd gsrm evaluate --help")
 
 

@@ -37,8 +37,8 @@ class HeldOutAccuracy(TrainerCallback):
 
     Neither the random state of the run nor its weights are touched, so a run trains the same with and without it. A
     resumed run keeps the measurements up to its checkpoint and makes the later ones anew; what an earlier run left is
-    moved to its `earlier-N` (`trainers.logs` does both). With several processes all share the generating, and the first
-    one writes.
+    moved to its `earlier-N` (`trainers.logs` does both). With several processes all share the generating, and the
+    first one writes.
 
     Args:
         trainer: the trainer that this callback is added to.

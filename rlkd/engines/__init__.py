@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl
 
 from rlkd.engines.base import (
     Completion,
@@ -31,7 +32,7 @@ from rlkd.engines.base import (
 )
 from rlkd.engines.server import ServerEngine
 from rlkd.engines.transformers import TransformersEngine
-from rlkd.registry import SpecError, check_arguments
+from rlkd.registry import SpecError, check_arguments, suggestion
 
 __all__ = [
     "Completion",
@@ -50,6 +51,7 @@ __all__ = [
 _FORMS = """
     transformers:MODEL_OR_PATH        a model in this process, by hub id or folder
     transformers:embedded             the embedded default model
+    transformers:NAME?dtype=bfloat16  the same with options: dtype, device, adapter; joined by &
     http://HOST:PORT/v1#MODEL         an OpenAI-compatible server; #MODEL may be left out where it serves one model
     https://HOST/v1#MODEL             the same"""
 
@@ -63,7 +65,9 @@ def open_engine(spec: str, **options: Any) -> Engine:
     scheme, _, rest = spec.partition(":")
     build: Callable[..., Engine]
     if scheme == "transformers" and rest:
-        build = partial(TransformersEngine, rest)
+        model, _, query = rest.partition("?")
+        options = _read_options(spec, query) | options
+        build = partial(TransformersEngine, model)
     elif scheme in ("http", "https") and rest.startswith("//"):
         url, _, model = spec.partition("#")
         build = partial(ServerEngine, url, model or None)
@@ -71,3 +75,12 @@ def open_engine(spec: str, **options: Any) -> Engine:
         raise SpecError(f"{spec!r} does not name an engine. The forms are:{_FORMS}")
     check_arguments(build, options, f"the engine {spec!r}")
     return build(**options)
+
+
+def _read_options(spec: str, query: str) -> dict[str, str]:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    known = ("dtype", "device", "adapter")
+    for name in options:
+        if name not in known:
+            raise SpecError(f"{spec!r}: no option {name!r}.{suggestion(name, known)} There are {', '.join(known)}.")
+    return options

@@ -81,7 +81,9 @@ class TransformersEngine:
         self.batch_tokens = batch_tokens
         self.adapter = None if adapter is None else str(adapter)
         self.column_major = column_major
+        # What is kept under this name depends on the weights and, in rounding, on their type.
         self.name = f"transformers:{self.model}" + (f"+{self.adapter}" if self.adapter else "")
+        self.name += f"@{dtype}" if dtype != "auto" else ""
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 def start(root: Path, tmp_path: Path, tiny_model: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, root / "recipes/gsrm.py", "--model_name_or_path", tiny_model]
-    command += ["--output_dir", tmp_path / "run", "--max_steps", 2, *arguments]
+    command += ["--output_dir", tmp_path / "run", "--max_steps", 2, "--copies", 2, *arguments]
     return subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -48,3 +48,14 @@ def test_too_few_rows_are_refused_before_a_model_loads(root, tmp_path, tiny_mode
     done = start(root, tmp_path, "/nowhere", "--dataset_name", "rows.jsonl")
     assert done.returncode == 1
     assert "2 pairs (1 rows x 2 copies) are less than one step takes: 8" in done.stderr
+
+
+def test_a_rounded_adapter_is_saved_in_bfloat16_and_names_its_model(root, tmp_path, tiny_model) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    done = start(root, tmp_path, tiny_model, "--round_adapter", "true", "--save_strategy", "no")
+    assert done.returncode == 0, done.stderr[-3000:]
+    tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_model

@@ -181,6 +181,16 @@ def test_a_spec_names_the_model_in_this_process():
     assert (engine.name, engine.batch_tokens, engine.guided) == ("transformers:some/model", 64, False)
 
 
+def test_a_spec_may_carry_options_of_the_engine():
+    engine = open_engine("transformers:some/model?dtype=bfloat16&adapter=runs/gsrm")
+    assert (engine.model, engine.dtype, engine.adapter) == ("some/model", "bfloat16", "runs/gsrm")
+    assert engine.name == "transformers:some/model+runs/gsrm@bfloat16"
+    with pytest.raises(ValueError, match=r"no option 'dtyp'. Did you mean 'dtype'\?"):
+        open_engine("transformers:some/model?dtyp=bfloat16")
+    with pytest.raises(ValueError, match="expected 'auto', 'float32'"):
+        open_engine("transformers:some/model?dtype=float8")
+
+
 def test_a_spec_names_a_server_and_its_model():
     engine = open_engine("http://localhost:8000/v1#org/teacher", concurrency=3)
     assert isinstance(engine, ServerEngine)
