@@ -44,6 +44,8 @@ _TOKEN = re.compile(
     r"|(?P<word>[^\W\d]++(?:['’-][^\W\d]++)*+)"
     r"|(?P<other>\S)"
 )
+# What an expression on the left of an equals sign cannot reach across.
+_EQUALS = re.compile(r"[=≈]|\bequals\b|\\approx\b|\\\(|\\\[|\$\$")
 # An expression ends at its equals sign, so only what stands shortly before it can belong to it.
 _LONGEST_EXPRESSION = 300
 _LONGEST_UNIT = 4
@@ -111,9 +113,28 @@ def split_calculation(sentence: str) -> tuple[str | None, str | None]:
     if last is None:
         return text or None, None
     before = text[max(0, last.start() - _LONGEST_EXPRESSION) : last.start()]
-    left = re.split(r"[=≈]|\bequals\b|\\approx\b|\\\(|\\\[|\$\$", before)[-1]
+    left = _EQUALS.split(before)[-1]
     negative = "-" if last["sign"] or last["inner_sign"] else ""
     return _trailing_expression(left) or left.strip() or None, negative + _plain_number(last["number"])
+
+
+def calculations(text: str) -> list[tuple[str, str]]:
+    """All calculations of a text that have a result, as (question, answer), in order; calculator marks are ignored.
+
+    Left out is what has no arithmetic on its left (`x = 5`, `Total = 24`) or no plain number on its right.
+
+    >>> calculations("He has 2 * 3 = 6 apples and 6 + 1 = 7 pears, so n = 13.")
+    [('2 * 3', '6'), ('6 + 1', '7')]
+    """
+    found = []
+    for line in strip_calculator_marks(text).splitlines():
+        for result in _RESULT.finditer(line):
+            before = line[max(0, result.start() - _LONGEST_EXPRESSION) : result.start()]
+            question = _trailing_expression(_EQUALS.split(before)[-1])
+            if question:
+                negative = "-" if result["sign"] or result["inner_sign"] else ""
+                found.append((question, negative + _plain_number(result["number"])))
+    return found
 
 
 def _plain_number(number: str) -> str:

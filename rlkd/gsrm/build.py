@@ -83,11 +83,13 @@ def make_decomposer(
     *,
     level: Literal["calculation", "sentence"] = "calculation",
     max_new_tokens: int | None = None,
+    ground: bool = True,
 ) -> Decomposer:
     """The decomposer that `name` names.
 
     `engine`: spec of its model, where it has one. `level`: of `rules`. `max_new_tokens`: of `prompted` and
-    `generative`, None for each one's own default. Raises ValueError for an unknown name or a missing engine.
+    `generative`, None for each one's own default. `ground`: of `generative`. Raises ValueError for an unknown name or
+    a missing engine.
     """
     if name == "rules":
         return RulesDecomposer(level)
@@ -97,7 +99,8 @@ def make_decomposer(
     if name == "prompted":
         return PromptedDecomposer(engines.open(f"decomposer {name!r}", engine), deadline=engines.deadline, **room)
     if name == "generative":
-        return GenerativeDecomposer(engines.open(f"decomposer {name!r}", engine), deadline=engines.deadline, **room)
+        asked = engines.open(f"decomposer {name!r}", engine)
+        return GenerativeDecomposer(asked, deadline=engines.deadline, ground=ground, **room)
     raise ValueError(f"decomposer {name!r}: expected {_choice(DECOMPOSERS)}")
 
 

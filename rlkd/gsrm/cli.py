@@ -134,6 +134,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decomposer", choices=DECOMPOSERS, default="rules", help="how traces become steps (rules)")
     parser.add_argument("--engine", metavar="SPEC", help="model that decomposes: transformers:NAME, http://...#NAME")
     parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="room for a structure")
+    parser.add_argument("--as-written", action="store_true", help="generative: leave the reply as the model wrote it")
     parser.add_argument("--judge", choices=JUDGES, default="deterministic", help="how steps are compared")
     parser.add_argument("--judge-engine", metavar="SPEC", help="model of --judge model (default: --engine)")
     parser.add_argument("--threshold", type=float, help="of the judges deterministic and embedding")
@@ -152,7 +153,11 @@ def _models(options: argparse.Namespace) -> tuple[Decomposer, Judge]:
     engines = Engines(options.deadline)
     try:
         decomposer = make_decomposer(
-            options.decomposer, engines, options.engine, max_new_tokens=options.max_new_tokens
+            options.decomposer,
+            engines,
+            options.engine,
+            max_new_tokens=options.max_new_tokens,
+            ground=not options.as_written,
         )
         judge = make_judge(
             options.judge,

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from rlkd.engines.base import Completion, Engine, EngineError, Message, Sampling
+from rlkd.gsrm.grounding import grounded
 from rlkd.gsrm.lines import parse_lines
 from rlkd.gsrm.training import request
 from rlkd.steps import sentences, split_calculation, strip_calculator_marks
@@ -144,7 +145,7 @@ class _EngineDecomposer:
     def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
         raise NotImplementedError
 
-    def _read(self, reply: Completion) -> Structure:
+    def _read(self, trace: Trace, reply: Completion) -> Structure:
         raise NotImplementedError
 
     async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
@@ -184,7 +185,7 @@ class _EngineDecomposer:
                     )
                 )
                 continue
-            structure = self._read(reply)
+            structure = self._read(trace, reply)
             if not len(structure):
                 structures.append(
                     UnreadableReply(f"no complete step in the reply of {self.engine.name}: {reply.text[:200]!r}")
@@ -235,7 +236,7 @@ class PromptedDecomposer(_EngineDecomposer):
         messages.append({"role": "user", "content": _request(Trace(trace.question, reasoning_part(trace.text)))})
         return messages
 
-    def _read(self, reply: Completion) -> Structure:
+    def _read(self, trace: Trace, reply: Completion) -> Structure:
         return parse(reply.text).structure
 
 
@@ -249,20 +250,31 @@ class GenerativeDecomposer(_EngineDecomposer):
         engine: the fine-tuned model, such as `transformers:embedded-gsrm`.
         max_new_tokens: room for the structure, in tokens, as for `PromptedDecomposer`.
         deadline: seconds for one batch of traces, retry included half and half.
+        ground: hold the calculations and results of the reply against the trace (`rlkd.gsrm.grounding`).
     """
 
     kind = "generative"
     guided = False
 
-    def __init__(self, engine: Engine, *, max_new_tokens: int = 256, deadline: float | None = 300.0):
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_new_tokens: int = 256,
+        deadline: float | None = 300.0,
+        ground: bool = True,
+    ):
         super().__init__(engine, max_new_tokens=max_new_tokens, deadline=deadline)
+        self.ground = ground
+        self.fingerprint += "/grounded-1" if ground else ""
 
     def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
         return request(trace.question, reasoning_part(trace.text))
 
-    def _read(self, reply: Completion) -> Structure:
-        structure = parse_lines(reply.text, complete=reply.finish_reason == "stop")
-        return Structure(dict.fromkeys(structure))
+    def _read(self, trace: Trace, reply: Completion) -> Structure:
+        structure = Structure(dict.fromkeys(parse_lines(reply.text, complete=reply.finish_reason == "stop")))
+        # What cannot be read stays so: a structure of calculations alone would hide that the model has failed.
+        return grounded(structure, reasoning_part(trace.text)) if self.ground and len(structure) else structure
 
 
 def _as_json(structure: Structure) -> str:

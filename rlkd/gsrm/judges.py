@@ -290,13 +290,16 @@ def purpose_by_evidence(mine: Step, theirs: Step) -> bool | None:
 
     Our choice, in this order:
 
-    1. equal texts: yes;
+    1. equal texts, or the same calculation with the same result: yes;
     2. each names something that the other does not (Monday and Tuesday, week 1 and week 2): no;
     3. the same calculation, or the same with its two sides exchanged, whatever comes out: yes;
     4. the result of one is an operand of the other, which is then a later step: no.
+
+    That the first rule stands before the second costs the few pairs in which one calculation serves two things, and
+    saves the many in which a structure model words a sub-question badly (`docs/judges.md` has both figures).
     """
     left_text, right_text = purposes(mine, theirs)
-    if same_letters(left_text, right_text):
+    if same_letters(left_text, right_text) or _does_the_same(mine, theirs):
         return True
     if name_different_things(left_text, right_text):
         return False
@@ -314,6 +317,14 @@ def purpose_by_evidence(mine: Step, theirs: Step) -> bool | None:
     ):
         return False
     return None
+
+
+def _does_the_same(mine: Step, theirs: Step) -> bool:
+    fields = (mine.question, theirs.question, mine.answer, theirs.answer)
+    if any(field is None for field in fields):
+        return False
+    question, other, answer, other_answer = map(str, fields)
+    return bool(same_calculation(question, other)) and same_answer(answer, other_answer)
 
 
 def same_calculation(mine: str, theirs: str) -> bool | None:

@@ -49,6 +49,7 @@ LAYOUTS = {
 _NUMBER = r"(?<![\d.,]){}(?![\d]|[.,]\d)"
 # A letter of its own or behind a number (6x), but not an `x` that multiplies what follows.
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])(?!a\b|[xX]\s*[\d($.])[A-Za-z](?![A-Za-z'’])")
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
 _TALK = (
     "Let's solve this step by step.",
@@ -158,6 +159,7 @@ def canonical_calculation(text: str | None) -> str | None:
     """
     if text is None:
         return None
+    text = _FRACTION.sub(r"\1/\2", text)
     if _VARIABLE.search(text):
         return text.strip()
     plain = text.translate(_OPERATORS).replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
@@ -168,6 +170,11 @@ def canonical_calculation(text: str | None) -> str | None:
     if re.search(r"[\d).]\s+[\d(.]", plain):
         return text.strip()
     plain = re.sub(r"\s", "", plain)
+    # A bracket of the sentence around it.
+    while plain.count("(") > plain.count(")") and plain.startswith("("):
+        plain = plain[1:]
+    while plain.count(")") > plain.count("(") and plain.endswith(")"):
+        plain = plain[:-1]
     is_arithmetic = re.fullmatch(r"[-+]?[(\d.][-+*/^().%\d]*", plain) and re.search(r"\d.*[-+*/^].*\d", plain)
     return plain if is_arithmetic else text.strip()
 
