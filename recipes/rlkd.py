@@ -9,8 +9,8 @@ Without --config the run takes recipes/rlkd.yaml: SmolLM2-135M-Instruct on a sam
 a GPU. Keys are those of TRL's GRPOConfig and ModelConfig and the few that --help lists first; the command line wins
 over the file. A single process takes the first GPU (CUDA_VISIBLE_DEVICES names another).
 
-What this recipe leaves out of the paper: training the structure model (the default finds steps by rules; name any
-instruct model on a server by `reward_kwargs: {structure: {decomposer: prompted, engine: ...}}`).
+What this recipe leaves out of the paper: its 7B models and its data of R1 traces (recipes/rlkd_paper.yaml comes as
+close as it can). The structure model of the default is a small one of our own, trained by recipes/gsrm.py.
 """
 
 import sys

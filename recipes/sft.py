@@ -33,13 +33,12 @@ from typing import TYPE_CHECKING, Any
 from rlkd.answers import extract_answer
 from rlkd.data import WARM_START, to_dataset
 from rlkd.errors import UsageError
-from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID, resolve_model
+from rlkd.models import EMBEDDED, resolve_model
 from rlkd.steps import strip_calculator_marks
 from trainers.arguments import DataArguments, say, start
 from trainers.checkpoints import find_checkpoint, step_of
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
     from trl import ModelConfig, SFTConfig
 
     from trainers.evaluation import HeldOutAccuracy
@@ -68,6 +67,7 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     from transformers import AutoTokenizer
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
+    from trainers.adapters import RoundingCallback, name_base_model, save
     from trainers.evaluation import HeldOutAccuracy
     from trainers.logs import MetricsCallback, resume_logs, set_earlier_run_aside
 
@@ -111,12 +111,11 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         peft_config=peft_config,
     )
     if peft_config is not None:
-        # The adapter's config names a model that others know, not a folder of this machine.
-        trainer.model.peft_config["default"].base_model_name_or_path = EMBEDDED_HUB_ID if name == EMBEDDED else name
+        name_base_model(trainer, name)
     check_examples(trainer, len(examples))
     trainer.add_callback(MetricsCallback(output / "metrics.jsonl"))
     if rounded := script.round_adapter and peft_config is not None:
-        trainer.add_callback(rounding(trainer))  # before what measures
+        trainer.add_callback(RoundingCallback(trainer))  # before what measures
     held_out = None
     if test_rows:
         prompts = to_dataset(test_rows, **script.prompt_style)["prompt"]
@@ -206,38 +205,6 @@ def check_examples(trainer: Any, given: int) -> None:
             f"{tokenizer.convert_ids_to_tokens(sorted(known))} is in what the loss is taken on. The chat template "
             f"closes a turn with another token; name it: --eos_token TOKEN (or raise --max_length)."
         )
-
-
-def rounding(trainer: Any) -> "TrainerCallback":
-    """A callback that rounds what was trained to bfloat16 after the last step.
-
-    So what is measured and what lies in the last checkpoint is what `save` writes.
-    """
-    import torch
-    from transformers import TrainerCallback
-
-    class Rounding(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == state.max_steps:
-                with torch.no_grad():
-                    for parameter in trainer.model.parameters():
-                        if parameter.requires_grad:
-                            parameter.copy_(parameter.to(torch.bfloat16))
-
-    return Rounding()
-
-
-def save(trainer: Any, output: Path, *, rounded: bool) -> None:
-    """Save the model or its adapter as safetensors; `rounded`: the adapter, whose values are bfloat16's by now."""
-    trainer.save_model(str(output))
-    if rounded and trainer.accelerator.is_main_process:
-        import torch
-        from safetensors.torch import load_file, save_file
-
-        path = output / "adapter_model.safetensors"
-        tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(path).items()}
-        save_file(tensors, path, metadata={"format": "pt"})
-    trainer.accelerator.wait_for_everyone()
 
 
 def _summarise(trainer: Any, output: Path, held_out: "HeldOutAccuracy | None") -> None:

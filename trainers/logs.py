@@ -70,7 +70,11 @@ def last_steps(path: Path, count: int) -> list[dict[str, Any]]:
 
 def resume_logs(output_dir: Path, step: int) -> None:
     """Bring the files of all processes in line with a run that goes on after `step`."""
-    for path in [output_dir / "metrics.jsonl", output_dir / "eval.jsonl", *(output_dir / "rollouts").glob("rank*.jsonl")]:
+    for path in [
+        output_dir / "metrics.jsonl",
+        output_dir / "eval.jsonl",
+        *(output_dir / "rollouts").glob("rank*.jsonl"),
+    ]:
         StepLog(path).cut(step)
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.steps import sentences, split_calculation, strip_calculator_marks
+from rlkd.steps import calculations, sentences, split_calculation, strip_calculator_marks
 
 
 @pytest.mark.parametrize(
@@ -154,3 +154,18 @@ def test_long_inputs_are_read_in_linear_time(unit):
     text = unit * (200_000 // len(unit))
     assert split_calculation(text)[0] is None or split_calculation(text)[0] in text
     assert "".join("".join(sentences(text)).split()) in "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("He has 2 * 3 = 6 apples and 6 + 1 = 7 pears.", [("2 * 3", "6"), ("6 + 1", "7")]),
+        ("That is 48/2 = <<48/2=24>>24.\nThen $24 + $48 = $72.", [("48/2", "24"), ("$24 + $48", "72")]),
+        ("x = 5, Total = 24, 3 + 4 is 7", []),
+        ("\\[ 16 - 3 - 4 = 9 \\text{ eggs} \\]", [("16 - 3 - 4", "9")]),
+        ("1 + 2\n= 3", []),
+        ("", []),
+    ],
+)
+def test_all_calculations_with_a_result_are_found(text, found):
+    assert calculations(text) == found

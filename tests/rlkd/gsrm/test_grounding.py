@@ -1,0 +1,70 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlkd.data import sample_rows
+from rlkd.gsrm.grounding import grounded
+from rlkd.gsrm.training import canonical_calculation
+from rlkd.steps import calculations, strip_calculator_marks
+from rlkd.structure import Step, Structure
+
+TEXT = "4 apples cost 1.5 * 4 = 6 dollars. With (10 - 6) / 2 = 2 dollars for each of two pears nothing is left."
+APPLES = Step("How much do the apples cost?", "1.5*4", "6")
+PEARS = Step("How much does a pear cost?", "(10-6)/2", "2")
+
+
+def test_what_is_copied_well_stays_as_it_is():
+    assert grounded(Structure([APPLES, PEARS]), TEXT) == Structure([APPLES, PEARS])
+
+
+def test_numbers_that_are_copied_badly_are_taken_from_the_trace():
+    badly = Structure([Step(APPLES.meta, "15*4", "6"), Step(PEARS.meta, "10-6/2", "2")])
+    assert grounded(badly, TEXT) == Structure([APPLES, PEARS])
+
+
+def test_a_calculation_that_the_model_left_out_is_a_step_without_a_sub_question():
+    bare = Step(None, "1.5*4", "6")
+    assert grounded(Structure([PEARS]), TEXT) == Structure([bare, PEARS])
+    assert grounded(Structure([APPLES]), TEXT) == Structure([APPLES, Step(None, "(10-6)/2", "2")])
+    assert len(grounded(Structure(), TEXT)) == 2
+
+
+def test_a_step_that_is_made_up_or_no_calculation_or_comes_twice_goes():
+    for surplus in (
+        Step("How many apples are there?", "4", "4"),
+        Step("What is left over in the end?", "77-50", "27"),
+        Step("How much is it once more?", "3*2", "6"),
+    ):
+        assert grounded(Structure([APPLES, surplus, PEARS]), TEXT) == Structure([APPLES, PEARS])
+
+
+def test_a_calculation_in_words_stays_if_its_result_is_there():
+    text = "Half of the 48 clips are 24. Then 24 + 48 = 72."
+    steps = Structure([Step("How many in May?", "48/2", "24"), Step("How many in all?", "24+48", "72")])
+    assert grounded(steps, text) == steps
+
+
+def test_a_trace_without_calculations_keeps_what_it_shows():
+    steps = Structure([Step("Who is older?", "compare Ann and Bob", "Ann"), Step("By how much?", None, "3")])
+    assert grounded(steps, "Ann is older than Bob, by 3 years.") == steps
+    assert grounded(steps, "Ann is older than Bob.") == Structure(steps.steps[:1])
+
+
+def test_a_wrong_calculation_stays_wrong():
+    text = "In May she sold 48/2 = 25 clips, so 48+25 = 72 in all."
+    model = Structure([Step("May?", "48/2", "24"), Step("All?", "48+24", "72")])
+    assert [(step.question, step.answer) for step in grounded(model, text)] == [("48/2", "25"), ("48+25", "72")]
+
+
+def test_the_order_of_the_trace_is_kept_and_each_calculation_stands_once():
+    for row in sample_rows("gsrm")[:60]:
+        text = strip_calculator_marks(row["rationales"][0])
+        found = list(dict.fromkeys((canonical_calculation(q), a) for q, a in calculations(text)))
+        steps = grounded(Structure.from_list(row["structures"][0]), text)
+        kept = [(step.question, step.answer) for step in steps if (step.question, step.answer) in found]
+        assert kept == found
+
+
+@settings(max_examples=60)
+@given(st.text(max_size=60), st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=4))
+def test_grounding_never_raises(text, fields):
+    grounded(Structure(Step("Why?", *pair) for pair in fields), text)
