@@ -12,6 +12,7 @@ from rlkd.data import completion_text, question_of
 from rlkd.engines import EngineError, run
 from rlkd.gsrm import GSRM, DecompositionError, Judgement, Norm, Trace, UnreadableReply
 from rlkd.gsrm.build import DecomposerName, Engines, JudgeName, make_decomposer, make_judge
+from rlkd.gsrm.decomposers import Level
 from rlkd.gsrm.model import comparable
 from rlkd.models import cache_folder
 from rlkd.structure import Structure
@@ -64,7 +65,7 @@ class StructureReward:
         embedding_model: str | None = None,
         teacher: Literal["rows", "decompose"] | None = None,
         threshold: float | None = None,
-        level: Literal["calculation", "sentence"] = "calculation",
+        level: Level = "calculation",
         max_new_tokens: int | None = None,
         store: str | None = None,
         deadline: float = 300.0,

@@ -21,6 +21,7 @@ from rlkd.errors import UsageError
 from rlkd.gsrm.decomposers import (
     Decomposer,
     GenerativeDecomposer,
+    Level,
     NativeDecomposer,
     PromptedDecomposer,
     RulesDecomposer,
@@ -81,7 +82,7 @@ def make_decomposer(
     engines: Engines,
     engine: str | None = None,
     *,
-    level: Literal["calculation", "sentence"] = "calculation",
+    level: Level = "calculation",
     max_new_tokens: int | None = None,
     ground: bool = True,
 ) -> Decomposer:

@@ -13,12 +13,12 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rlkd.errors import UsageError
 from rlkd.gsrm.alignment import NORMS, Norm, best_branch
 from rlkd.gsrm.build import DECOMPOSERS, JUDGES, Engines, make_decomposer, make_judge
-from rlkd.gsrm.decomposers import Decomposer, DecompositionError, Trace
+from rlkd.gsrm.decomposers import Decomposer, DecompositionError, Level, Trace
 from rlkd.gsrm.judges import Judge, JudgeError
 from rlkd.gsrm.model import GSRM, Judgement, comparable
 from rlkd.structure import Structure
@@ -134,6 +134,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decomposer", choices=DECOMPOSERS, default="rules", help="how traces become steps (rules)")
     parser.add_argument("--engine", metavar="SPEC", help="model that decomposes: transformers:NAME, http://...#NAME")
     parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="room for a structure")
+    parser.add_argument("--level", choices=get_args(Level), default="calculation", help="of rules")
     parser.add_argument("--as-written", action="store_true", help="generative: leave the reply as the model wrote it")
     parser.add_argument("--judge", choices=JUDGES, default="deterministic", help="how steps are compared")
     parser.add_argument("--judge-engine", metavar="SPEC", help="model of --judge model (default: --engine)")

@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from rlkd.engines.base import Completion, Engine, EngineError, Message, Sampling
 from rlkd.gsrm.grounding import grounded
@@ -49,6 +49,7 @@ class UnreadableReply(DecompositionError):
     """The decomposer's model answered, but not with a structure that can be used."""
 
 
+Level = Literal["calculation", "sentence", "equation"]
 Check = Callable[[Trace, Structure], str | None]
 
 
@@ -82,14 +83,15 @@ class RulesDecomposer:
 
     Args:
         level: `calculation` (default) keeps only sentences that have a result, so that a sentence of mere talk does
-            not push the later steps out of line with the teacher's. `sentence` keeps every sentence.
+            not push the later steps out of line with the teacher's. `sentence` keeps every sentence. `equation` takes
+            every calculation that has a result, two in one sentence as well, and no sentence: steps without meta.
     """
 
     costly = False
 
-    def __init__(self, level: Literal["calculation", "sentence"] = "calculation"):
-        if level not in ("calculation", "sentence"):
-            raise ValueError(f"level {level!r}: expected 'calculation' or 'sentence'")
+    def __init__(self, level: Level = "calculation"):
+        if level not in get_args(Level):
+            raise ValueError(f"level {level!r}: expected 'calculation', 'sentence' or 'equation'")
         self.level = level
         self.fingerprint = f"rules/{level}/1"
 
@@ -98,6 +100,8 @@ class RulesDecomposer:
         return [self._structure(trace.text) for trace in traces]
 
     def _structure(self, text: str) -> Structure:
+        if self.level == "equation":
+            return grounded(Structure(), reasoning_part(text))
         steps = []
         for sentence in sentences(reasoning_part(text)):
             # The plain calculation first: the student's text has no calculator marks, and like goes with like.
@@ -145,8 +149,12 @@ class _EngineDecomposer:
     def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
         raise NotImplementedError
 
-    def _read(self, trace: Trace, reply: Completion) -> Structure:
+    def _read(self, reply: Completion) -> Structure:
         raise NotImplementedError
+
+    def _finished(self, trace: Trace, structure: Structure) -> Structure:
+        """What becomes of a structure that could be read."""
+        return structure
 
     async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
         """See `Decomposer`."""
@@ -185,7 +193,7 @@ class _EngineDecomposer:
                     )
                 )
                 continue
-            structure = self._read(trace, reply)
+            structure = self._read(reply)
             if not len(structure):
                 structures.append(
                     UnreadableReply(f"no complete step in the reply of {self.engine.name}: {reply.text[:200]!r}")
@@ -193,7 +201,7 @@ class _EngineDecomposer:
             elif self.check and (fault := self.check(trace, structure)):
                 structures.append(UnreadableReply(fault))
             else:
-                structures.append(structure)
+                structures.append(self._finished(trace, structure))
         return structures
 
     @property
@@ -236,7 +244,7 @@ class PromptedDecomposer(_EngineDecomposer):
         messages.append({"role": "user", "content": _request(Trace(trace.question, reasoning_part(trace.text)))})
         return messages
 
-    def _read(self, trace: Trace, reply: Completion) -> Structure:
+    def _read(self, reply: Completion) -> Structure:
         return parse(reply.text).structure
 
 
@@ -271,10 +279,12 @@ class GenerativeDecomposer(_EngineDecomposer):
     def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
         return request(trace.question, reasoning_part(trace.text))
 
-    def _read(self, trace: Trace, reply: Completion) -> Structure:
-        structure = Structure(dict.fromkeys(parse_lines(reply.text, complete=reply.finish_reason == "stop")))
-        # What cannot be read stays so: a structure of calculations alone would hide that the model has failed.
-        return grounded(structure, reasoning_part(trace.text)) if self.ground and len(structure) else structure
+    def _read(self, reply: Completion) -> Structure:
+        return Structure(dict.fromkeys(parse_lines(reply.text, complete=reply.finish_reason == "stop")))
+
+    def _finished(self, trace: Trace, structure: Structure) -> Structure:
+        # A trace to which the model made up all steps has none; a reply without steps is another matter.
+        return grounded(structure, reasoning_part(trace.text)) if self.ground else structure
 
 
 def _as_json(structure: Structure) -> str:

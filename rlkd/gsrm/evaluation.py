@@ -378,6 +378,8 @@ class Evaluation:
     at_shuffled_level: dict[str, bool] = field(default_factory=dict)
     """For each norm whether the score of swapped traces lies at or below the shuffled level: intervals overlap."""
     auroc: list[AurocRow] = field(default_factory=list)
+    over_rules: dict[str, Figure] = field(default_factory=dict)
+    """What the AUROC of the structure score gains over that by rules and deterministic judge, norm by norm, paired."""
     failures: dict[str, int] = field(default_factory=dict)
     """How many traces the decomposer gave nothing for, or pairs the judge, by cause."""
 
@@ -665,6 +667,12 @@ def _measure_auroc(
     if not (isinstance(work.decomposer, RulesDecomposer) and isinstance(work.judge.judge_behind, DeterministicJudge)):
         for norm in norms:
             scores[f"rules + deterministic, {norm}"] = rules.scores(rules_C, norm, f"by rules, {norm}")
+    # What a structure model adds to reading the calculations off: its `grounded` steps have these, too.
+    equations = _Work(RulesDecomposer("equation"), DeterministicJudge(), None, work.progress)
+    read = equations.structures([*traces, *teaching], "equations")
+    read_C = [(read[c], read[len(traces) + q]) for c, (q, _) in enumerate(place_C)]
+    for norm in norms:
+        scores[f"equations alone, {norm}"] = equations.scores(read_C, norm, f"equations, {norm}")
     scores["crude cascade (rules, token overlap)"] = rules.scores_by(
         TokenOverlapJudge(), rules_C, "teacher", "crude cascade"
     )
@@ -682,6 +690,15 @@ def _measure_auroc(
     question_C = np.array([q for q, _ in place_C])
     result.setup |= {"candidates": len(place_C), "candidates_right": int(right_C.sum())}
     result.auroc = auroc_table(scores, right_C, question_C, counts_DQ, length=LENGTH, either_sign=lengths)
+    for norm in norms:
+        ours, theirs = f"structure, {norm}", f"rules + deterministic, {norm}"
+        if theirs in scores:
+            pair = {name: scores[name] for name in (ours, theirs)}
+            # On the candidates that both have a score for.
+            pair[ours] = np.where(np.isnan(pair[theirs]), math.nan, pair[ours])
+            row = auroc_table(pair, right_C, question_C, counts_DQ, length=theirs)[0]
+            result.over_rules |= {f"{norm}, all together": row.over_length}
+            result.over_rules |= {f"{norm}, within questions": row.within_over_length}
 
 
 def _without_last(found: Found) -> Found:

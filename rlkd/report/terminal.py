@@ -154,6 +154,13 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
             table.add_row(row["name"], *map(_figure, figures))
         parts.append(table)
         parts.append(Text("A length counts in whichever sign tells better; ties count one half."))
+    if evaluation["over_rules"]:
+        table = Table(title="AUROC gained over rules + deterministic, paired", title_justify="left")
+        table.add_column("norm", overflow="fold")
+        table.add_column("gain [95 % interval]", no_wrap=True)
+        for name, figure in evaluation["over_rules"].items():
+            table.add_row(name, _figure(figure))
+        parts.append(table)
     for cause, count in list(evaluation["failures"].items())[:_CAUSES]:
         parts.append(Text(f"failed {count} x {cause}"))
     if (hidden := len(evaluation["failures"]) - _CAUSES) > 0:

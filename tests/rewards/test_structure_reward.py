@@ -204,9 +204,8 @@ def test_a_teacher_trace_whose_structure_cannot_be_read_makes_the_reward_not_app
 
 def test_a_student_trace_whose_structure_cannot_be_read_has_failed_and_nobody_else(engine):
     for decomposer in ("prompted", "generative"):
-        good, bad = score(
-            StructureReward(decomposer, engine="any"), ["fine", "unreadable"], rationales=["the teacher"]
-        )
+        reward = StructureReward(decomposer, engine="any")
+        good, bad = score(reward, [TEACHER, "unreadable"], rationales=[TEACHER])
         assert good.value == 1.0
         assert isinstance(bad, Failed)
         assert "no complete step" in bad.cause
@@ -261,11 +260,18 @@ def test_by_rules_both_sides_are_decomposed_alike():
 
 def test_a_generative_model_reads_both_sides_in_one_call(engine):
     other = [{"meta": "Something else altogether?", "question": "1+1", "answer": "2"}]
+    student = "In May 48/2 = 24, in all 48+24 = 72."
     reward = StructureReward("generative", engine="any")
-    assert values(score(reward, ["a", "b"], structures=[other], rationales=["the teacher"])) == [1.0, 1.0]
+    assert values(score(reward, [student, "It is 24 and 72."], structures=[other], rationales=[TEACHER])) == [1.0, 1.0]
     assert [len(texts) for texts in engine.generated] == [3]
     by_rows = StructureReward("generative", engine="any", teacher="rows")
-    assert values(score(by_rows, ["a"], structures=[other], rationales=["the teacher"])) == [0.0]
+    assert values(score(by_rows, [student], structures=[other], rationales=[TEACHER])) == [0.0]
+
+
+def test_what_a_generative_model_makes_up_earns_nothing(engine):
+    assert values(score(StructureReward("generative", engine="any"), ["I do not know."], rationales=[TEACHER])) == [
+        0.0
+    ]
 
 
 def test_the_shipped_structure_model_is_the_default_of_the_generative_decomposer(monkeypatch, tmp_path):

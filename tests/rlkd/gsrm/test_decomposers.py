@@ -118,8 +118,14 @@ def test_rules_never_raise(text):
     assert isinstance(structure, Structure)
 
 
+def test_at_the_level_of_equations_every_calculation_is_a_step_without_a_sentence():
+    text = "He has 2 * 3 = 6 apples and 6 + 1 = 7 pears. Nothing else."
+    (found,) = decompose(RulesDecomposer("equation"), text)
+    assert found == Structure([Step(None, "2*3", "6"), Step(None, "6+1", "7")])
+
+
 def test_an_unknown_level_is_refused():
-    with pytest.raises(ValueError, match="level 'word': expected 'calculation' or 'sentence'"):
+    with pytest.raises(ValueError, match="level 'word': expected 'calculation', 'sentence' or 'equation'"):
         RulesDecomposer("word")
 
 

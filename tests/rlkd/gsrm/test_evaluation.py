@@ -300,6 +300,9 @@ def test_another_decomposer_is_shown_beside_the_rules():
     found = evaluated(rules_of_the_trace, rows=(), rated=rated_rows(6), norms=["answers"])
     rows = {row.name: row for row in found.auroc}
     assert rows["rules + deterministic, answers"].pooled == rows["structure, answers"].pooled
+    assert set(found.over_rules) == {"answers, all together", "answers, within questions"}
+    assert all((figure.value, figure.low, figure.high) == (0.0, 0.0, 0.0) for figure in found.over_rules.values())
+    assert rows["equations alone, answers"].within.value == 1.0
 
 
 def test_the_last_step_alone_shows_nothing_once_it_is_removed():

@@ -167,6 +167,7 @@ def test_an_evaluation_shows_what_was_measured_and_what_failed():
         "faithfulness": {},
         "at_shuffled_level": {"teacher": False},
         "auroc": [row | {"within_over_length": nothing}],
+        "over_rules": {"teacher, all together": {"value": 0.1, "low": 0.05, "high": 0.15, "n": 3}},
         "failures": {f"cause [{i}]": 9 - i for i in range(7)},
     }
     page = io.StringIO()
