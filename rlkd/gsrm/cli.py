@@ -159,6 +159,7 @@ def _models(options: argparse.Namespace) -> tuple[Decomposer, Judge]:
             options.engine,
             max_new_tokens=options.max_new_tokens,
             ground=not options.as_written,
+            level=options.level,
         )
         judge = make_judge(
             options.judge,
