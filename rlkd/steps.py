@@ -44,6 +44,8 @@ _TOKEN = re.compile(
     r"|(?P<word>[^\W\d]++(?:['’-][^\W\d]++)*+)"
     r"|(?P<other>\S)"
 )
+# A result that is set off: `= **7**`, `= `7``, `= _7_`.
+_EMPHASIS = re.compile(r"(=[ \t]*)(\*\*|`|__?)([^*`_\n]{1,40})\2")
 # What an expression on the left of an equals sign cannot reach across.
 _EQUALS = re.compile(r"[=≈]|\bequals\b|\\approx\b|\\\(|\\\[|\$\$")
 # An expression ends at its equals sign, so only what stands shortly before it can belong to it.
@@ -118,22 +120,31 @@ def split_calculation(sentence: str) -> tuple[str | None, str | None]:
     return _trailing_expression(left) or left.strip() or None, negative + _plain_number(last["number"])
 
 
-def calculations(text: str) -> list[tuple[str, str]]:
-    """All calculations of a text that have a result, as (question, answer), in order; calculator marks are ignored.
+def undecorated(text: str) -> str:
+    """The text without calculator marks, without Markdown emphasis of results, and with `=` for `==`."""
+    return _EMPHASIS.sub(r"\1\3", strip_calculator_marks(text)).replace("==", "=")
 
-    Left out is what has no arithmetic on its left (`x = 5`, `Total = 24`) or no plain number on its right.
 
-    >>> calculations("He has 2 * 3 = 6 apples and 6 + 1 = 7 pears, so n = 13.")
-    [('2 * 3', '6'), ('6 + 1', '7')]
+def calculations(text: str) -> list[tuple[int, str, str]]:
+    """All calculations of a text that have a result, as (position, question, answer), in order.
+
+    `position`: of the equals sign in `undecorated(text)`. Left out is what has no arithmetic on its left (`x = 5`,
+    `Total = 24`), no plain number on its right (of `3*4 = 12*2 = 24` only the last part has one), or its equals sign
+    on another line.
+
+    >>> calculations("He has 2 * 3 = **6** apples and 6 + 1 = 7 pears, so n = 13.")
+    [(13, '2 * 3', '6'), (34, '6 + 1', '7')]
     """
     found = []
-    for line in strip_calculator_marks(text).splitlines():
+    start = 0
+    for line in undecorated(text).split("\n"):
         for result in _RESULT.finditer(line):
             before = line[max(0, result.start() - _LONGEST_EXPRESSION) : result.start()]
             question = _trailing_expression(_EQUALS.split(before)[-1])
             if question:
                 negative = "-" if result["sign"] or result["inner_sign"] else ""
-                found.append((question, negative + _plain_number(result["number"])))
+                found.append((start + result.start(), question, negative + _plain_number(result["number"])))
+        start += len(line) + 1
     return found
 
 

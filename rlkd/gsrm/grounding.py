@@ -1,13 +1,16 @@
 """Holding a structure against its trace: calculations and results stand as the trace has them, or not at all.
 
 A small structure model finds the steps and says what each is for, but it copies badly: `1.5*4` becomes `15*4`,
-brackets go, and now and then a step is left out. What a trace calculates can be read off it exactly
-(`rlkd.steps.calculations`), so the model's steps are aligned with these calculations, in order:
+brackets go, and now and then a step is left out. What a trace calculates can be read off it
+(`rlkd.steps.calculations`, which says what it misses), so the model's steps are aligned with these calculations, in
+order:
 
 - a step that resembles a calculation gets its numbers from there;
-- a calculation that no step resembles becomes a step of its own, without a sub-question;
-- a step that resembles none goes if the trace does not have its result (the model has made it up), and, where the
-  trace calculates at all, if it is no calculation (a fact of the problem, stated again) or one that has been had.
+- a calculation that no step resembles becomes a step of its own, without a sub-question, the first time that it stands
+  in the trace;
+- a step that resembles none stays if it is a calculation of its own whose result the trace states by itself (`half of
+  the 48 are 24`); else it is a fact of the problem, or made up. So steps without arithmetic survive only in traces
+  without any, where they stay if the trace has their result.
 
 All of this is our choice. It corrects the report, never the reasoning: a calculation that is wrong in the trace stays
 wrong.
@@ -22,58 +25,73 @@ wrong.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
-from fractions import Fraction
 
 from rlkd.answers import number
+from rlkd.gsrm.calculations import calculation
 from rlkd.gsrm.training import canonical_calculation
-from rlkd.steps import calculations
+from rlkd.steps import calculations, undecorated
 from rlkd.structure import Step, Structure
 
 # From this likeness on (difflib's ratio of `calculation=result`) a step means a calculation.
 ALIKE = 0.7
+# So many calculations and steps are looked at; more is no solution but a loop.
+LONGEST = 200
 _ARITHMETIC = re.compile(r"\d[^\d]*[-+*/^][^\d]*\d")
+# A number on its own: no operand, and no result of a calculation.
+_ALONE = r"(?<![\d.,+*/^×=≈$-])(?<![=≈+*/^×-] )\$?{}(?!\d|[.,]\d|\s*[-+*/^=])"
 _NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+")
 
 
 def grounded(structure: Structure, text: str) -> Structure:
     """The structure with its calculations and results as `text`, the trace, has them."""
-    found = []
-    for question, answer in calculations(text):
-        known = (canonical_calculation(question) or question, answer)
-        if known not in found:
-            found.append(known)
+    text = undecorated(text)
+    found = [(place, canonical_calculation(q) or q, a) for place, q, a in calculations(text)][:LONGEST]
+    model = structure.steps[:LONGEST]
     shown = {number(written) for written in _NUMBER.findall(text)}
-    steps: list[Step] = []
-    partners = _aligned(structure.steps, found)
-    position = 0
-    for step, partner in zip(structure, partners, strict=True):
+    partners = _aligned(model, [(question, answer) for _, question, answer in found])
+    placed: list[tuple[int, Step]] = []
+    had = set()
+    place = 0
+    for step, partner in zip(model, partners, strict=True):
         if partner is not None:
-            steps += [Step(None, question, answer) for question, answer in found[position:partner]]
-            position = partner + 1
-            question, answer = found[partner]
-            steps.append(replace(step, question=question, answer=answer))
-        elif _stays(step, found, shown):
-            steps.append(step)
-    steps += [Step(None, question, answer) for question, answer in found[position:]]
-    return Structure(steps)
+            place, question, answer = found[partner]
+            had.add((question, answer))
+            placed.append((place, replace(step, question=question, answer=answer)))
+        elif not found:
+            if step.answer is not None and all(number(written) in shown for written in _NUMBER.findall(step.answer)):
+                placed.append((place, step))
+        elif _is_new(step, found) and (result := _alone(step.answer).search(text, place)):
+            # Worked out in words: it stands where its result does.
+            place = result.start()
+            placed.append((place, step))
+    for there, question, answer in found:
+        if (question, answer) not in had:
+            had.add((question, answer))
+            placed.append((there, Step(None, question, answer)))
+    return Structure(step for _, step in sorted(placed, key=lambda pair: pair[0]))
 
 
-def _stays(step: Step, found: Sequence[tuple[str, str]], shown: Container[Fraction | None]) -> bool:
-    """Whether a step that means none of the calculations `found` is one in its own right; `shown`: the numbers."""
-    if step.answer is None or not all(number(written) in shown for written in _NUMBER.findall(step.answer)):
+def _alone(answer: str | None) -> re.Pattern[str]:
+    return re.compile(_ALONE.format(re.escape(answer)) if answer else r"(?!)")
+
+
+def _is_new(step: Step, found: Sequence[tuple[int, str, str]]) -> bool:
+    """Whether a step is a calculation, and none of those that were found."""
+    mine = canonical_calculation(step.question) or ""
+    if _ARITHMETIC.search(mine) is None:
         return False
-    if not found:
-        return True
-    question = canonical_calculation(step.question) or ""
-    return _ARITHMETIC.search(question) is not None and all(answer != step.answer for _, answer in found)
+    read = calculation(mine)
+    return not any(
+        mine == question or (read is not None and read == calculation(question)) for _, question, _ in found
+    )
 
 
 def _aligned(steps: Sequence[Step], found: Sequence[tuple[str, str]]) -> list[int | None]:
     """Which calculation each step means: the alignment in order with the greatest likeness in all."""
-    likeness = [[_likeness(step, calculation) for calculation in found] for step in steps]
+    likeness = [_likenesses(step, found) for step in steps]
     best = [[0.0] * (len(found) + 1) for _ in range(len(steps) + 1)]
     for i in reversed(range(len(steps))):
         for j in reversed(range(len(found))):
@@ -89,12 +107,17 @@ def _aligned(steps: Sequence[Step], found: Sequence[tuple[str, str]]) -> list[in
     return partners
 
 
-def _likeness(step: Step, calculation: tuple[str, str]) -> float:
+def _likenesses(step: Step, found: Sequence[tuple[str, str]]) -> list[float]:
     if step.question is None or step.answer is None:
-        return 0.0
-    question, answer = calculation
-    mine = f"{canonical_calculation(step.question)}={step.answer}"
-    ratio = SequenceMatcher(None, mine, f"{question}={answer}", autojunk=False).ratio()
-    # The same result is worth something where the calculation is written in another way.
-    same = number(step.answer) is not None and number(step.answer) == number(answer)
-    return ratio if ratio >= ALIKE or (same and ratio >= ALIKE - 0.25) else 0.0
+        return [0.0] * len(found)
+    result = number(step.answer)
+    matcher = SequenceMatcher(None, autojunk=False)
+    matcher.set_seq2(f"{canonical_calculation(step.question)}={step.answer}")
+    likenesses = []
+    for question, answer in found:
+        # The same result is worth something where the calculation is written in another way.
+        enough = ALIKE - 0.25 if result is not None and result == number(answer) else ALIKE
+        matcher.set_seq1(f"{question}={answer}")
+        near = matcher.real_quick_ratio() >= enough and matcher.quick_ratio() >= enough
+        likenesses.append(ratio if near and (ratio := matcher.ratio()) >= enough else 0.0)
+    return likenesses

@@ -49,6 +49,8 @@ LAYOUTS = {
 _NUMBER = r"(?<![\d.,]){}(?![\d]|[.,]\d)"
 # A letter of its own or behind a number (6x), but not an `x` that multiplies what follows.
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])(?!a\b|[xX]\s*[\d($.])[A-Za-z](?![A-Za-z'’])")
+# An operator that has lost what it stood between.
+_DANGLING = re.compile(r"[-+*/^][+*/^]|[-+*/^]$|^[*/^]|\([*/^]|[-+*/^]\)|--")
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
 _TALK = (
@@ -92,8 +94,9 @@ def training_pairs(rows: Sequence[dict[str, Any]], *, copies: int, seed: int) ->
     for copy in range(copies):
         for i, row in enumerate(rows):
             rng = random.Random(f"{seed}/{copy}/{row['id']}")
-            other = rng.randrange(len(rows))
             swapped = rng.random() < SWAPPED and len(rows) > 1
+            # Drawn from a stream of its own, as it depends on how many rows there are.
+            other = (i + random.Random(f"other/{seed}/{copy}/{row['id']}").randrange(1, max(2, len(rows)))) % len(rows)
             chosen = solutions[other if swapped else i]
             if isinstance(chosen, str):
                 trace, structure, guise = (
@@ -165,6 +168,7 @@ def canonical_calculation(text: str | None) -> str | None:
     plain = text.translate(_OPERATORS).replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
     plain = re.sub(r"(?<![A-Za-z])(?:[xX](?=\s*[\d($.])|of\b|times\b)", "*", plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
+    plain = re.sub(r"(?<=\d)-(?=[A-Za-z])", " ", plain)  # 8-hour
     # A unit goes together with a slash inside it ("pieces/house"), but not with the slash of a division.
     plain = re.sub(r"[A-Za-z][\w'’-]*(?:\s*/\s*[A-Za-z][\w'’-]*)*|/[A-Za-z][\w'’-]*|[$€£\\]", " ", plain)
     if re.search(r"[\d).]\s+[\d(.]", plain):
@@ -175,6 +179,8 @@ def canonical_calculation(text: str | None) -> str | None:
         plain = plain[1:]
     while plain.count(")") > plain.count("(") and plain.endswith(")"):
         plain = plain[:-1]
+    if _DANGLING.search(plain):
+        return text.strip()
     is_arithmetic = re.fullmatch(r"[-+]?[(\d.][-+*/^().%\d]*", plain) and re.search(r"\d.*[-+*/^].*\d", plain)
     return plain if is_arithmetic else text.strip()
 

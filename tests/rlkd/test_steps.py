@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.steps import calculations, sentences, split_calculation, strip_calculator_marks
+from rlkd.steps import calculations, sentences, split_calculation, strip_calculator_marks, undecorated
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,7 @@ def test_long_inputs_are_read_in_linear_time(unit):
     [
         ("He has 2 * 3 = 6 apples and 6 + 1 = 7 pears.", [("2 * 3", "6"), ("6 + 1", "7")]),
         ("That is 48/2 = <<48/2=24>>24.\nThen $24 + $48 = $72.", [("48/2", "24"), ("$24 + $48", "72")]),
+        ("3 + 4 = **7**, 3 + 4 = `7`, 3 + 4 = _7_, 3 + 4 == 7", [("3 + 4", "7")] * 4),
         ("x = 5, Total = 24, 3 + 4 is 7", []),
         ("\\[ 16 - 3 - 4 = 9 \\text{ eggs} \\]", [("16 - 3 - 4", "9")]),
         ("1 + 2\n= 3", []),
@@ -168,4 +169,6 @@ def test_long_inputs_are_read_in_linear_time(unit):
     ],
 )
 def test_all_calculations_with_a_result_are_found(text, found):
-    assert calculations(text) == found
+    assert [(question, answer) for _, question, answer in calculations(text)] == found
+    for position, _, _ in calculations(text):
+        assert undecorated(text)[position] == "="

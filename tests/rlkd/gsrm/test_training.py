@@ -50,6 +50,10 @@ def structure_of(pair):
         ("6x+25", "6x+25"),
         ("x + 5", "x + 5"),
         ("the larger of 3 and 4", "the larger of 3 and 4"),
+        ("8-hour shifts * 5", "8*5"),
+        ("4 - -3", "4 - -3"),
+        ("\\frac{24}{2}", "24/2"),
+        ("(5+3", "5+3"),
         (None, None),
     ],
 )
