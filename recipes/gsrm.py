@@ -23,23 +23,25 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _R
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rlkd.engines import open_engine
+from rlkd.engines import EngineError
 from rlkd.errors import UsageError
+from rlkd.gsrm.build import Engines
 from rlkd.gsrm.labelling import label
-from rlkd.gsrm.training import training_pairs
+from rlkd.gsrm.training import has_structure, training_pairs
 from rlkd.models import EMBEDDED, resolve_model
-from trainers.arguments import DataArguments, say, start
-from trainers.checkpoints import find_checkpoint
+from trainers.arguments import RowArguments, say, start
+from trainers.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
 
 @dataclass
-class GSRMScriptArguments(DataArguments):
+class GSRMScriptArguments(RowArguments):
     """Rows and how many guises of each; everything else is in TRL's configs."""
 
     copies: int = field(default=2, metadata={"help": "guises of each row to train on, each seen once an epoch"})
@@ -54,6 +56,8 @@ class GSRMScriptArguments(DataArguments):
         },
     )
     label_max_new_tokens: int = field(default=2048, metadata={"help": "room for one structure of the label engine"})
+    label_deadline: float = field(default=1800.0, metadata={"help": "seconds for a batch of 32 traces to label"})
+    label_only: bool = field(default=False, metadata={"help": "label the rows, and stop; for runs on several GPUs"})
 
 
 def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
@@ -62,9 +66,17 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
     from trainers.adapters import RoundingCallback, name_base_model, save
+    from trainers.logs import MetricsCallback, prepare_folder
 
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    output = Path(args.output_dir or ".")
+    # An interrupted run goes on; whether it can is settled before anything is loaded.
+    checkpoint, finished = resume_point(args)
+    if finished:
+        return
+
     rows = _labelled(script, args)
+    if script.label_only:
+        return
     pairs = training_pairs(rows, copies=script.copies, seed=args.seed)
     needed = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if len(pairs) < needed:
@@ -93,12 +105,13 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
         from trainers.gsrm import StructureCollator, StructureSFTTrainer, structure_tokens
 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
+        pad = tokenizer.pad_token_id
         args.remove_unused_columns = False
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         trainer: SFTTrainer = StructureSFTTrainer(
             model=name,
             args=args,
-            data_collator=StructureCollator(tokenizer.pad_token_id),
+            data_collator=StructureCollator(pad if pad is not None else tokenizer.eos_token_id),
             train_dataset=Dataset.from_list([structure_tokens(tokenizer, pair, args.max_length) for pair in pairs]),
             processing_class=tokenizer,
             peft_config=peft_config,
@@ -114,37 +127,60 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
         name_base_model(trainer, model.model_name_or_path or EMBEDDED)
     if rounded := script.round_adapter and peft_config is not None:
         trainer.add_callback(RoundingCallback(trainer))
+    trainer.add_callback(MetricsCallback(output / "metrics.jsonl"))
+    aside = prepare_folder(trainer.accelerator, output, None if checkpoint is None else step_of(checkpoint))
+    if aside is not None:
+        say(args, f"{output} held an earlier run; it was moved to {aside}.")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save(trainer, Path(args.output_dir or "."), rounded=rounded)
-    say(args, f"model: {Path(args.output_dir).resolve()}\nMeasure it:  rlkd gsrm evaluate --help")
+    save(trainer, output, rounded=rounded)
+    say(args, f"model: {output.resolve()}\nMeasure it:  rlkd gsrm evaluate --help")
 
 
 def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, Any]]:
-    """The rows that have structures, or got them from the label engine."""
+    """The rows that have structures, or got them from the label engine, which are kept in `labelled.jsonl`."""
+    kept = Path(args.output_dir or ".") / "labelled.jsonl"
+    if kept.exists() and script.label_engine:
+        say(args, f"{kept}: rows that were labelled before (delete it to label anew).")
+        return [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
     rows = script.train_rows()
-    without = sum(not row.get("structures") for row in rows)
-    if without and script.label_engine is None:
-        if without == len(rows):
-            raise UsageError(
-                f"{script.dataset_name}: no row has structures. Name a model that makes them from the rationales: "
-                f"--label_engine http://127.0.0.1:8001/v1#MODEL"
-            )
-        say(args, f"{without} of {len(rows)} rows have no structures and are left out (--label_engine makes them).")
-        return [row for row in rows if row.get("structures")]
-    if not without:
+    usable = [row for row in rows if has_structure(row)]
+    if len(usable) == len(rows):
         return rows
-    # Several processes would ask the teacher the same: the first one asks, the others read what it kept.
-    with args.main_process_first(desc="labelling"):
-        labelled, left_out = label(
-            rows,
-            open_engine(script.label_engine or ""),
-            store=Path(args.output_dir) / "labels.sqlite",
-            max_new_tokens=script.label_max_new_tokens,
+    if script.label_engine is None:
+        if not usable:
+            raise UsageError(
+                f"{script.dataset_name}: no row has a rationale with its structure. Name a model that makes "
+                f"structures of the rationales: --label_engine http://127.0.0.1:8001/v1#MODEL"
+            )
+        left_out = len(rows) - len(usable)
+        say(args, f"{left_out} of {len(rows)} rows lack a structure and are left out (--label_engine makes them).")
+        return usable
+    if args.world_size > 1:
+        raise UsageError(
+            f"{kept} is not there yet. Label the rows first, by one process: "
+            f"python recipes/gsrm.py --config ... --label_only true"
         )
-    reasons = "".join(f"\n  {count:>6}  {reason}" for reason, count in left_out.most_common(10))
-    say(args, f"{len(labelled)} of {len(rows)} rows have structures; left out: {left_out.total()}{reasons}")
+    engines = Engines(script.label_deadline)
+    try:
+        engine = engines.open("label_engine", script.label_engine)
+        engines.check_ready()
+    except (ValueError, EngineError) as error:
+        raise UsageError(f"label_engine: {error}") from error
+    labelled, reasons = label(
+        rows,
+        engine,
+        store=kept.with_name("labels.sqlite"),
+        max_new_tokens=script.label_max_new_tokens,
+        deadline=script.label_deadline,
+    )
+    causes = "".join(f"\n  {count:>6}  {reason}" for reason, count in reasons.most_common(10))
+    say(args, f"{len(labelled)} of {len(rows)} rows have structures; left out: {reasons.total()}{causes}")
     if not labelled:
         raise UsageError(f"{script.label_engine} gave no usable structure; the reasons are listed above")
+    # What a later start trains on, whatever the teacher would say then.
+    partial = kept.with_suffix(".tmp")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in labelled), encoding="utf-8")
+    partial.replace(kept)
     return labelled
 
 

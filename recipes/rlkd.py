@@ -32,7 +32,7 @@ from rlkd.evaluate import Estimate
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
 from trainers.arguments import DataArguments, say, start
-from trainers.checkpoints import find_checkpoint, step_of
+from trainers.checkpoints import resume_point
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -64,12 +64,8 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     from trainers.logs import StepLine
 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    if checkpoint is None and args.resume_from_checkpoint:
-        say(args, f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh.")
-    if checkpoint is not None and 0 < args.max_steps <= step_of(checkpoint):
-        # transformers would train one step more.
-        say(args, f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
+    checkpoint, finished = resume_point(args)
+    if finished:
         return
 
     train_rows, test_rows = script.train_rows(), script.test_rows()

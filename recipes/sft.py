@@ -36,7 +36,7 @@ from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, resolve_model
 from rlkd.steps import strip_calculator_marks
 from trainers.arguments import DataArguments, say, start
-from trainers.checkpoints import find_checkpoint, step_of
+from trainers.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -69,16 +69,12 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
 
     from trainers.adapters import RoundingCallback, name_base_model, save
     from trainers.evaluation import HeldOutAccuracy
-    from trainers.logs import MetricsCallback, resume_logs, set_earlier_run_aside
+    from trainers.logs import MetricsCallback, prepare_folder
 
     output = Path(args.output_dir or ".")
     # An interrupted run goes on; whether it can is settled before anything is loaded.
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output)
-    if checkpoint is None and args.resume_from_checkpoint:
-        say(args, f"--resume_from_checkpoint: no complete checkpoint in {output} yet, so this starts afresh.")
-    if checkpoint is not None and 0 < args.max_steps <= step_of(checkpoint):
-        # transformers would train one step more.
-        say(args, f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
+    checkpoint, finished = resume_point(args)
+    if finished:
         return
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
@@ -124,13 +120,9 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         held_out = HeldOutAccuracy(trainer, test_rows, prompts, every=script.eval_every)
         trainer.add_callback(held_out)
 
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
-        if checkpoint is not None:
-            resume_logs(output, step_of(checkpoint))
-        elif (aside := set_earlier_run_aside(output)) is not None:
-            say(args, f"{output} held an earlier run; it was moved to {aside}.")
-    trainer.accelerator.wait_for_everyone()
+    aside = prepare_folder(trainer.accelerator, output, None if checkpoint is None else step_of(checkpoint))
+    if aside is not None:
+        say(args, f"{output} held an earlier run; it was moved to {aside}.")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step:
         save(trainer, output, rounded=rounded)

@@ -47,7 +47,9 @@ class StructureReward:
         level: of the rules decomposer.
         max_new_tokens: of the prompted (default 1,024) and the generative decomposer (256).
         store: folder that keeps, across runs, the teachers' structures (`structures.sqlite`) and the judge model's
-            verdicts (`verdicts.sqlite`). Default: the cache folder.
+            verdicts (`verdicts.sqlite`). Default: the cache folder. They are kept under the model's weights, but for
+            a server under its address and the model's name: serve a model that was trained again under a new name,
+            or name another folder.
         deadline: seconds for one batch at an engine.
     """
 
@@ -76,6 +78,8 @@ class StructureReward:
         self._engines = Engines(deadline)
         if decomposer == "generative" and engine is None:
             engine = GENERATIVE_ENGINE
+        if decomposer == "generative" and judge == "model" and judge_engine is None:
+            raise ValueError("judge 'model' needs a judge_engine: a model that was trained to list steps is no judge")
         made = make_decomposer(decomposer, self._engines, engine, level=level, max_new_tokens=max_new_tokens)
         judging = make_judge(
             judge,

@@ -16,7 +16,7 @@ are LoRA adapters in `rlkd/assets/adapters`, merged into it in float32.
 Each is made once as an ordinary checkpoint in the cache folder (`$RLKD_CACHE`, else `~/.cache/rlkd`), about 540 MB.
 The folder appears under its final name only when it is complete, with a manifest of checksums; a folder whose sizes do
 not fit its manifest is made again. The name of a merged folder holds the checksum of its adapter: another adapter
-makes another folder, and takes the place of the older one.
+makes another folder, and the older one stays, as adapters trained on it need it.
 """
 
 from __future__ import annotations
@@ -116,13 +116,12 @@ def weights_identity(name: str) -> str:
     trained again in place is another model), empty for a name of the hub.
     """
     if name in ADAPTED:
-        known = _adapters() / name
-        parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(known.glob("*.safetensors"))]
+        files = [_adapters() / name / part for part in _ADAPTER_FILES]
+        parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
     else:
-        parts = [
-            f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-            for path in sorted(Path(name).expanduser().glob("*.safetensors"))
-        ]
+        folder = Path(name).expanduser()
+        files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*config.json"))]
+        parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8] if parts else ""
 
 
@@ -149,9 +148,8 @@ def adapted_model(name: str) -> Path:
             merged = Path(scratch) / "merged"
             _merge(base, adapter, merged)
             _write_manifest(merged, about)
-            for older in folder.parent.glob(f"{name}-*"):  # half a gigabyte each
-                if older.is_dir():
-                    shutil.rmtree(older)
+            if folder.exists():  # damaged
+                shutil.rmtree(folder)
             merged.rename(folder)
     return folder
 

@@ -28,20 +28,36 @@ from rlkd.errors import UsageError
 
 
 @dataclass
-class DataArguments:
-    """Where rows come from, how they become prompts, and what is measured on."""
+class RowArguments:
+    """Where rows come from."""
 
     dataset_name: str = field(
         default=SAMPLE, metadata={"help": f"{SAMPLE}, a .jsonl or .parquet file, or a dataset of the hub"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
     dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})
-    dataset_test_name: str | None = field(default=None, metadata={"help": "where test rows are, if elsewhere"})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "split to measure accuracy on; none: skip"})
     columns: dict[str, str] | str | None = field(
         default=None, metadata={"help": "our field -> column of the data, e.g. {question: problem}"}
     )
     max_rationales: int | None = field(default=None, metadata={"help": "teacher traces to keep a row"})
+
+    def train_rows(self) -> list[dict[str, Any]]:
+        """The rows to train on."""
+        return load_rows(
+            self.dataset_name,
+            split=self.dataset_train_split,
+            config=self.dataset_config,
+            columns=self.columns,  # type: ignore[arg-type]
+            max_rationales=self.max_rationales,
+        )
+
+
+@dataclass
+class DataArguments(RowArguments):
+    """Where rows come from, how they become prompts, and what is measured on."""
+
+    dataset_test_name: str | None = field(default=None, metadata={"help": "where test rows are, if elsewhere"})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "split to measure accuracy on; none: skip"})
     system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
     worked_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
     eval_rows: int = field(default=24, metadata={"help": "test rows for the accuracy before and after; 0: skip"})
@@ -53,16 +69,6 @@ class DataArguments:
     def prompt_style(self) -> dict[str, Any]:
         """How a question becomes a prompt: arguments of `rlkd.data.to_dataset`."""
         return {"system_prompt": self.system_prompt, "examples": self.worked_examples}
-
-    def train_rows(self) -> list[dict[str, Any]]:
-        """The rows to train on."""
-        return load_rows(
-            self.dataset_name,
-            split=self.dataset_train_split,
-            config=self.dataset_config,
-            columns=self.columns,  # type: ignore[arg-type]
-            max_rationales=self.max_rationales,
-        )
 
     def test_rows(self) -> list[dict[str, Any]]:
         """The first `eval_rows` rows of the test split; none where there is no such split."""
@@ -103,7 +109,7 @@ def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Pat
     try:
         parsed = parser.parse_args_and_config(command_line(arguments, default_config))
         for part in parsed:
-            if isinstance(part, DataArguments):
+            if isinstance(part, RowArguments):
                 _read_columns(part)
     except OSError as error:
         raise UsageError(f"--config: {error}") from error
@@ -149,7 +155,7 @@ def say(args: Any, text: str) -> None:
         print(text, flush=True)
 
 
-def _read_columns(script: DataArguments) -> None:
+def _read_columns(script: RowArguments) -> None:
     if isinstance(script.columns, str):
         script.columns = json.loads(script.columns)
     if not isinstance(script.columns, dict | None):

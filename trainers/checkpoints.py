@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from rlkd.errors import UsageError
 
@@ -28,6 +29,27 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> Path |
         return folder
     numbered = [(int(m[1]), p) for p in Path(output_dir).glob("checkpoint-*") if (m := re.search(r"-(\d+)$", p.name))]
     return next((path for _, path in sorted(numbered, reverse=True) if _is_complete(path)), None)
+
+
+def resume_point(args: Any) -> tuple[Path | None, bool]:
+    """The checkpoint that a run with these training arguments goes on from, and whether nothing is left to train.
+
+    Says what an early resume or a finished run comes to. To be asked before anything is loaded.
+    """
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    first = args.process_index == 0
+    if checkpoint is None and args.resume_from_checkpoint and first:
+        print(f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh.")
+    # transformers would train one step more.
+    finished = checkpoint is not None and 0 < _last_step(checkpoint, args.max_steps) <= step_of(checkpoint)
+    if finished and first:
+        print(f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
+    return checkpoint, finished
+
+
+def _last_step(checkpoint: Path, max_steps: int) -> int:
+    """The step at which the run ends: as it is set now, or, for a run by epochs, as its checkpoint has it."""
+    return max_steps if max_steps > 0 else json.loads((checkpoint / "trainer_state.json").read_text())["max_steps"]
 
 
 def step_of(checkpoint: Path) -> int:

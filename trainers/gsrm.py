@@ -7,7 +7,8 @@ other tokens of the completion S (bars, line ends and the end token included):
 
     L = 1/2 * mean of CE over M + 1/2 * mean of CE over S
 
-and the mean over sequences, which is the same in one batch, in accumulated ones and over several processes.
+and the mean over sequences. Accumulated batches and several processes give the same as one batch where their
+micro-batches have equally many sequences (all do but the last of an epoch).
 """
 
 from __future__ import annotations

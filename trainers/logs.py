@@ -78,6 +78,23 @@ def resume_logs(output_dir: Path, step: int) -> None:
         StepLog(path).cut(step)
 
 
+def prepare_folder(accelerator: Any, output_dir: Path, step: int | None) -> Path | None:
+    """Bring the logs in line with a run that goes on after `step`, or set aside what an earlier run left (None).
+
+    To be called on every process; the first one moves, when all have looked, and the others wait. Returns where an
+    earlier run went, on the first process.
+    """
+    aside = None
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if step is not None:
+            resume_logs(output_dir, step)
+        else:
+            aside = set_earlier_run_aside(output_dir)
+    accelerator.wait_for_everyone()
+    return aside
+
+
 def set_earlier_run_aside(output_dir: Path) -> Path | None:
     """Move what an earlier run left in its output folder into `earlier-N` there; None where there was nothing.
 

@@ -33,7 +33,7 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers._compat import check_trl
 from trainers.checkpoints import find_checkpoint, step_of
-from trainers.logs import MetricsCallback, StepLog, resume_logs, set_earlier_run_aside
+from trainers.logs import MetricsCallback, StepLog, prepare_folder
 from trainers.missing import apply_gates, drop_failed, fill_missing
 from trainers.preflight import check_config, check_dataset, check_services
 
@@ -180,14 +180,9 @@ class RLKDTrainer(GRPOTrainer):
         """
         output = self.metrics_path.parent
         checkpoint = find_checkpoint(resume_from_checkpoint, output)
-        # Every process has looked before one of them moves anything, and goes on when it is done.
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            if checkpoint is not None:
-                resume_logs(output, step_of(checkpoint))
-            elif (aside := set_earlier_run_aside(output)) is not None:
-                logger.warning("%s held an earlier run; it was moved to %s", output, aside)
-        self.accelerator.wait_for_everyone()
+        aside = prepare_folder(self.accelerator, output, None if checkpoint is None else step_of(checkpoint))
+        if aside is not None:
+            logger.warning("%s held an earlier run; it was moved to %s", output, aside)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ about the decomposer, and nobody is to be punished for it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -128,9 +129,9 @@ class NativeDecomposer:
 class _EngineDecomposer:
     """A model that writes structures, greedily: one call for all traces, one more for those it spoilt.
 
-    A reply without a complete step is asked for once more, with a little randomness, then given up as a
-    `DecompositionError`; so is one in which `check` finds a fault. A trace without any reasoning has no steps, and is
-    not asked about.
+    A reply without a complete step is asked for once more, with a little randomness, then given up as an
+    `UnreadableReply`; so is one in which `check` finds a fault. A request that the engine failed is repeated once. A
+    trace without any reasoning has no steps, and is not asked about.
     """
 
     costly = True
@@ -159,17 +160,24 @@ class _EngineDecomposer:
     async def decompose(self, traces: Sequence[Trace]) -> list[Structure | DecompositionError]:
         """See `Decomposer`."""
         share = None if self.deadline is None else self.deadline / 2
-        first = Sampling(max_new_tokens=self.max_new_tokens)
-        retry = Sampling(max_new_tokens=self.max_new_tokens, temperature=0.7, seed=1)
+        greedy = Sampling(max_new_tokens=self.max_new_tokens)
+        random = Sampling(max_new_tokens=self.max_new_tokens, temperature=0.7, seed=1)
         found: list[Structure | DecompositionError] = [Structure() for _ in traces]
         # Asked about no reasoning at all, a model would solve the problem itself, to the student's credit.
         asked = [i for i, trace in enumerate(traces) if reasoning_part(trace.text)]
-        for sampling in (first, retry):
-            if asked:
-                replies = await self._ask([traces[i] for i in asked], sampling, share)
-                for i, structure in zip(asked, replies, strict=True):
-                    found[i] = structure
-                asked = [i for i in asked if isinstance(found[i], DecompositionError)]
+
+        async def ask(places: Sequence[int], sampling: Sampling) -> None:
+            replies = await self._ask([traces[i] for i in places], sampling, share)
+            for i, structure in zip(places, replies, strict=True):
+                found[i] = structure
+
+        if asked:
+            await ask(asked, greedy)
+        # A spoilt reply would be spoilt again without some randomness; a request that got none is simply repeated.
+        spoilt = [i for i in asked if isinstance(found[i], UnreadableReply)]
+        unanswered = [i for i in asked if isinstance(found[i], DecompositionError) and i not in set(spoilt)]
+        again = [(spoilt, random), (unanswered, greedy)]
+        await asyncio.gather(*(ask(places, sampling) for places, sampling in again if places))
         return found
 
     async def _ask(

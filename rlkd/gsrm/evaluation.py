@@ -376,7 +376,7 @@ class Evaluation:
     stability: dict[str, Figure] = field(default_factory=dict)
     faithfulness: dict[str, Figure] = field(default_factory=dict)
     at_shuffled_level: dict[str, bool] = field(default_factory=dict)
-    """For each norm whether the score of swapped traces lies at or below the shuffled level: intervals overlap."""
+    """For each norm whether the paired difference of swapped traces to the shuffled level may be zero or negative."""
     auroc: list[AurocRow] = field(default_factory=list)
     over_rules: dict[str, Figure] = field(default_factory=dict)
     """What the AUROC of the structure score gains over that by rules and deterministic judge, norm by norm, paired."""
@@ -559,8 +559,8 @@ def _measure_structures(
         mine, shuffled = figure(own), figure(level)
         result.faithfulness[f"structure score, {norm}: swapped trace"] = mine
         result.faithfulness[f"structure score, {norm}: shuffled level"] = shuffled
-        result.at_shuffled_level[norm] = mine.low <= shuffled.high
         result.faithfulness[f"structure score, {norm}: difference"] = figure(own - level)
+        result.at_shuffled_level[norm] = result.faithfulness[f"structure score, {norm}: difference"].low <= 0
 
 
 def _agreement_figures(

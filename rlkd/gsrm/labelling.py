@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.answers import extract_answer, number
+from rlkd.data import question_of
 from rlkd.engines import Engine, run
 from rlkd.gsrm.decomposers import PromptedDecomposer, Trace, reasoning_part
 from rlkd.gsrm.judges import DeterministicJudge, same_answer
@@ -44,7 +45,7 @@ def label(
     decomposer = PromptedDecomposer(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=fault)
     gsrm = GSRM(decomposer, DeterministicJudge(), store=store)
     asked = [row for row in rows if not row.get("structures")]
-    traces = [Trace(row["question"], text, teacher=True) for row in asked for text in row.get("rationales") or ()]
+    traces = [Trace(_question(row), text, teacher=True) for row in asked for text in row.get("rationales") or ()]
     found: dict[Trace, Any] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task(f"structures by {engine.name}", total=len(traces))
@@ -58,7 +59,7 @@ def label(
             labelled.append(row)
             continue
         texts = list(row.get("rationales") or ())
-        results = [found[Trace(row["question"], text, teacher=True)] for text in texts]
+        results = [found[Trace(_question(row), text, teacher=True)] for text in texts]
         good = [(text, result) for text, result in zip(texts, results, strict=True) if isinstance(result, Structure)]
         if good:
             structures = [structure.to_list() for _, structure in good]
@@ -92,6 +93,10 @@ def fault(trace: Trace, structure: Structure) -> str | None:
     if final is not None and number(final) is not None and (last is None or not same_answer(last, final)):
         return f"the last result is {last}, the answer of the trace is {final}"
     return None
+
+
+def _question(row: dict[str, Any]) -> str:
+    return row.get("question") or question_of(row["prompt"])
 
 
 def _reason(results: Sequence[Any]) -> str:

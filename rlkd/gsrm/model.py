@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Hashable, Iterable, Sequence
@@ -230,12 +231,13 @@ class StructureStore:
             connection.executemany("INSERT OR IGNORE INTO structures VALUES (?, ?)", rows)
 
     def _connection(self) -> sqlite3.Connection:
-        if not hasattr(self._local, "connection"):
+        # One for each thread, and none of the parent's in a forked process: SQLite allows neither to be shared.
+        if getattr(self._local, "process", None) != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=60.0)
             with connection:
                 connection.execute("CREATE TABLE IF NOT EXISTS structures (key TEXT PRIMARY KEY, steps TEXT NOT NULL)")
-            self._local.connection = connection
+            self._local.connection, self._local.process = connection, os.getpid()
         return self._local.connection
 
     def __reduce__(self) -> tuple[type[StructureStore], tuple[Path]]:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlkd.data import question_of
 from rlkd.gsrm.lines import render_lines
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import Step, Structure
@@ -82,12 +83,19 @@ def request(question: str, trace: str) -> list[dict[str, str]]:
     ]
 
 
+def has_structure(row: dict[str, Any]) -> bool:
+    """Whether a row can be learnt from: a rationale, and a structure of it with a step."""
+    rationales, structures = row.get("rationales") or (), row.get("structures") or ()
+    return bool(rationales and rationales[0].strip() and structures and structures[0])
+
+
 def training_pairs(rows: Sequence[dict[str, Any]], *, copies: int, seed: int) -> list[dict[str, Any]]:
     """`copies` pairs of each row: `prompt` (messages), `completion` (one message), `id` and `guise`, shuffled.
 
-    Rows have `question`, `rationales` and `structures`, where line i of a rationale is step i of its structure; for a
-    row that is not so (a structure made by a teacher), the trace stays as it is but for its layout. Deterministic by
-    seed; every pair draws from a stream of its own, so that more rows or copies leave the others as they are.
+    Rows have `question` or `prompt`, `rationales` and `structures` (`has_structure`), where line i of a rationale is
+    step i of its structure; for a row that is not so (a structure made by a teacher), the trace stays as it is.
+    Deterministic by seed; every pair draws from a stream of its own, so that more rows or copies leave the others as
+    they are, but for whose trace a swapped one gets.
     """
     solutions = [_sentences(row) for row in rows]
     pairs = []
@@ -106,12 +114,12 @@ def training_pairs(rows: Sequence[dict[str, Any]], *, copies: int, seed: int) ->
                 )
             else:
                 answer = rows[other if swapped else i].get("answer")
-                trace, structure, guise = disguise(chosen, row["question"], answer, rng)
+                trace, structure, guise = disguise(chosen, _question(row), answer, rng)
             pairs.append(
                 {
                     "id": f"{row['id']}/{copy}",
                     "guise": f"swapped {guise}" if swapped else guise,
-                    "prompt": request(row["question"], trace),
+                    "prompt": request(_question(row), trace),
                     "completion": [{"role": "assistant", "content": render_lines(structure)}],
                 }
             )
@@ -183,6 +191,10 @@ def canonical_calculation(text: str | None) -> str | None:
         return text.strip()
     is_arithmetic = re.fullmatch(r"[-+]?[(\d.][-+*/^().%\d]*", plain) and re.search(r"\d.*[-+*/^].*\d", plain)
     return plain if is_arithmetic else text.strip()
+
+
+def _question(row: dict[str, Any]) -> str:
+    return row.get("question") or question_of(row["prompt"])
 
 
 def _sentences(row: dict[str, Any]) -> list[Sentence] | str:

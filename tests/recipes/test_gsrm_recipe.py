@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from trainers.logs import read_steps
+
 pytestmark = pytest.mark.slow
 
 
@@ -20,15 +22,20 @@ def start(root: Path, tmp_path: Path, tiny_model: str, *arguments: object) -> su
 
 @pytest.mark.parametrize("fine_grained", ["false", "true"])
 def test_the_recipe_trains_an_adapter_and_goes_on_from_a_checkpoint(root, tmp_path, tiny_model, fine_grained) -> None:
-    done = start(root, tmp_path, tiny_model, "--fine_grained", fine_grained, "--save_steps", 1)
+    done = start(root, tmp_path, tiny_model, "--fine_grained", fine_grained, "--save_steps", 1, "--logging_steps", 1)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "764 pairs to train on." in done.stdout
     assert (tmp_path / "run" / "adapter_model.safetensors").stat().st_size > 0
-    arguments = ["--fine_grained", fine_grained, "--max_steps", 3, "--resume_from_checkpoint"]
+    before = read_steps(tmp_path / "run" / "metrics.jsonl")
+    arguments = ["--fine_grained", fine_grained, "--max_steps", 3, "--logging_steps", 1, "--resume_from_checkpoint"]
     done = start(root, tmp_path, tiny_model, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
-    state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] or state["global_step"] == 3
+    steps = read_steps(tmp_path / "run" / "metrics.jsonl")
+    assert [entry["step"] for entry in steps] == [1, 2, 3]
+    # The first two are those of the first run: it was resumed, and not begun again.
+    assert steps[:2] == before
+    done = start(root, tmp_path, tiny_model, *arguments)
+    assert "nothing is left to train" in done.stdout
 
 
 def test_rows_without_structures_need_a_teacher(root, tmp_path, tiny_model) -> None:
@@ -36,7 +43,7 @@ def test_rows_without_structures_need_a_teacher(root, tmp_path, tiny_model) -> N
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     done = start(root, tmp_path, tiny_model, "--dataset_name", "rows.jsonl")
     assert done.returncode == 1
-    assert "no row has structures" in done.stderr
+    assert "no row has a rationale with its structure" in done.stderr
     assert "--label_engine" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -59,3 +66,21 @@ def test_a_rounded_adapter_is_saved_in_bfloat16_and_names_its_model(root, tmp_pa
     tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_model
+
+
+def test_several_processes_want_labels_that_are_there(root, tmp_path, tiny_model, monkeypatch) -> None:
+    rows = [{"id": str(i), "question": f"{i}?", "rationales": [f"{i}+1 = {i + 1}"]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["--dataset_name", "rows.jsonl", "--label_engine", "http://127.0.0.1:9/v1#none"]
+    done = start(root, tmp_path, tiny_model, *arguments)
+    assert done.returncode == 1
+    assert "label_engine: " in done.stderr
+    assert "http://127.0.0.1:9/v1" in done.stderr
+    # What was labelled before is what a run trains on, and no teacher is asked.
+    steps = [[{"meta": "What?", "question": "1+1", "answer": "2"}]]
+    labelled = [{"id": str(i), "question": "1+1?", "rationales": ["1+1 = 2"], "structures": steps} for i in range(20)]
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    done = start(root, tmp_path, tiny_model, *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "40 pairs to train on." in done.stdout

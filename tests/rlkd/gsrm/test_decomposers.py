@@ -14,6 +14,7 @@ from rlkd.gsrm import (
     PromptedDecomposer,
     RulesDecomposer,
     Trace,
+    UnreadableReply,
     reasoning_part,
 )
 from rlkd.gsrm.training import request
@@ -216,6 +217,23 @@ def test_a_trace_whose_reply_is_unreadable_twice_has_failed(scripted):
     assert isinstance(bad, DecompositionError)
     assert "no complete step in the reply of scripted: 'I cannot.'" in str(bad)
     assert len(engine.generated) == 2
+
+
+def test_a_request_that_the_engine_failed_is_repeated_as_it_was(scripted):
+    down = EngineError("scripted", "it is down.")
+
+    def write(text, call):
+        return down if "luckless" in text and call == 1 else "what?" if "spoilt" in text else render(NATALIA)
+
+    engine = scripted(write=write)
+    luckless, spoilt = decompose(PromptedDecomposer(engine), "luckless", "spoilt")
+    assert luckless == NATALIA
+    assert isinstance(spoilt, UnreadableReply)
+    repeated = {
+        texts[0].split("Reasoning:\n")[1].split("\n")[0]: s.temperature
+        for texts, s in zip(engine.generated[1:], engine.samplings[1:], strict=True)
+    }
+    assert repeated == {"spoilt": 0.7, "luckless": 0.0}
 
 
 def test_an_engine_error_costs_its_own_trace_only(scripted):
