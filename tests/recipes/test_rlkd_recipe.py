@@ -14,16 +14,18 @@ from rlkd.data import sample_rows, shuffled_teachers
 from trainers.logs import read_steps
 
 BIN = Path(sys.executable).parent
+BY_RULES = '{"structure": {"decomposer": "rules"}}'
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def quick(tiny_model: str, tmp_path: Path) -> list[str]:
-    """Arguments that make the default recipe small."""
-    return (
+    """Arguments that make the default recipe small: a tiny model, and no structure model to read what it writes."""
+    small = (
         f"--model_name_or_path {tiny_model} --max_steps 2 --eval_rows 2 --max_completion_length 8 "
         f"--output_dir {tmp_path / 'run'}"
     ).split()
+    return [*small, "--reward_kwargs", BY_RULES]
 
 
 def start(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -144,6 +146,10 @@ def test_a_reward_file_outside_the_repository_trains_from_a_yaml(root, tmp_path,
     config = config.replace("[1.0, 1.0]", "[1.0, 1.0, 0.5]").replace(
         "reward_kwargs:\n", "reward_kwargs:\n  brevity: {limit: 20}\n"
     )
+    config = config.replace(
+        "    decomposer: generative\n    engine: transformers:embedded-gsrm\n", "    decomposer: rules\n"
+    )
+    assert "decomposer: rules" in config
     (tmp_path / "my.yaml").write_text(config)
     quick = f"--model_name_or_path {tiny_model} --max_steps 1 --eval_rows 0 --max_completion_length 8".split()
     done = start([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml", *quick], tmp_path)
