@@ -510,7 +510,7 @@ def test_every_built_in_reward_can_be_built_by_its_name():
         ("accuracy", {"fallbak": "none"}, "Did you mean 'fallback'"),
         ("soft_overlong", {"max_completion_len": 10}, "needs the parameter 'soft_punish_cache'"),
         ("soft_overlong", {"max_completion_len": 10, "soft_punish_cache": 11}, "must lie between 1 and"),
-        ("structure", {"norm": "max"}, "norm 'max': expected one of sum, teacher, f1"),
+        ("structure", {"norm": "max"}, "norm 'max': expected one of teacher, sum, f1"),
         ("structure", {"decomposer": "rule"}, "decomposer 'rule': expected 'rules', 'native' or 'prompted'"),
         ("structure", {"judge": "human"}, "judge 'human': expected 'deterministic' or 'model'"),
         ("structure", {"decomposer": "prompted"}, "needs an engine"),

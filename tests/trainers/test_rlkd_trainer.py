@@ -263,7 +263,7 @@ def test_a_reward_file_with_parameters_named_in_the_config_trains(tiny_model, ro
     [
         ({"reward_funcs": ["acuracy"]}, "Did you mean 'accuracy'"),
         ({"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"nrom": "f1"}}}, "Did you mean 'norm'"),
-        ({"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"norm": "f2"}}}, "sum, teacher, f1"),
+        ({"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"norm": "f2"}}}, "teacher, sum, f1"),
         ({"reward_funcs": ["accuracy"], "reward_kwargs": {"structure": {}}}, "'structure', which is no reward"),
         ({"reward_funcs": ["accuracy", "accuracy"]}, "give one of them an alias"),
         ({"reward_funcs": ["accuracy"], "reward_weights": [1.0, 2.0]}, "2 entries .* for 1 rewards"),
