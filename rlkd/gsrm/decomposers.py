@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
@@ -126,7 +127,7 @@ class NativeDecomposer:
         return [parse(trace.text.partition("</think>")[0]).structure for trace in traces]
 
 
-class _EngineDecomposer:
+class _EngineDecomposer(ABC):
     """A model that writes structures, greedily: one call for all traces, one more for those it spoilt.
 
     A reply without a complete step is asked for once more, with a little randomness, then given up as an
@@ -147,11 +148,13 @@ class _EngineDecomposer:
         checked = f"{check.__name__}/" if check else ""
         self.fingerprint = f"{self.kind}/{engine.name}/{max_new_tokens}/{asked}/{checked}1"
 
+    @abstractmethod
     def _messages(self, trace: Trace, guided: bool = False) -> list[Message]:
-        raise NotImplementedError
+        """The request about one trace."""
 
+    @abstractmethod
     def _read(self, reply: Completion) -> Structure:
-        raise NotImplementedError
+        """The complete steps of a reply; none where it cannot be read."""
 
     def _finished(self, trace: Trace, structure: Structure) -> Structure:
         """What becomes of a structure that could be read."""

@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,8 +94,10 @@ def test_hostile_text_is_refused_or_read_at_once(text):
 
 
 @given(st.text(alphabet="0123456789+-*/^()%.,x$ =\\{}", max_size=60))
-def test_any_text_is_read_or_refused(text):
-    calculation(text)
+def test_any_text_is_read_or_refused_and_the_space_around_it_changes_nothing(text):
+    found = calculation(text)
+    assert found is None or (isinstance(found.value, Fraction) and found.operands)
+    assert calculation(f"  {text} ") == found
 
 
 @given(st.lists(st.integers(2, 99), min_size=2, max_size=6), st.sampled_from("+*"), st.randoms())
