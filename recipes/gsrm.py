@@ -33,7 +33,7 @@ from rlkd.gsrm.build import Engines
 from rlkd.gsrm.labelling import label
 from rlkd.gsrm.training import has_structure, training_pairs
 from rlkd.models import EMBEDDED, resolve_model
-from trainers.arguments import RowArguments, say, start
+from trainers.arguments import RowArguments, apply_model_config, say, start
 from trainers.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class GSRMScriptArguments(RowArguments):
 def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Make the pairs, train, save the model or its adapter."""
     from datasets import Dataset
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
+    from trl import SFTTrainer, get_peft_config
 
     from trainers.adapters import RoundingCallback, name_base_model, save
     from trainers.logs import MetricsCallback, prepare_folder
@@ -86,17 +86,7 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
         )
     say(args, f"{len(pairs)} pairs to train on.")
 
-    args.model_init_kwargs = {
-        key: value
-        for key, value in {
-            "revision": model.model_revision,
-            "attn_implementation": model.attn_implementation,
-            "dtype": model.dtype,
-            "quantization_config": get_quantization_config(model),
-            **(args.model_init_kwargs or {}),
-        }.items()
-        if value is not None
-    }
+    apply_model_config(args, model)
     name = resolve_model(model.model_name_or_path or EMBEDDED)
     peft_config = get_peft_config(model)
     if script.fine_grained:

@@ -31,7 +31,7 @@ from rlkd.data import shuffled_teachers, to_dataset
 from rlkd.evaluate import Estimate
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
-from trainers.arguments import DataArguments, say, start
+from trainers.arguments import DataArguments, apply_model_config, say, start
 from trainers.checkpoints import resume_point
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class RLKDScriptArguments(DataArguments):
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show what came out."""
     from transformers import ProgressCallback
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_peft_config
 
     from trainers import RLKDTrainer
     from trainers.evaluation import HeldOutAccuracy
@@ -78,13 +78,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         )
     say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows to measure on.")
 
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        "quantization_config": get_quantization_config(model),
-    } | (args.model_init_kwargs or {})
-    args.model_init_kwargs = {key: value for key, value in args.model_init_kwargs.items() if value is not None}
+    apply_model_config(args, model)
     trainer = RLKDTrainer(
         model=model.model_name_or_path or EMBEDDED,
         args=args,

@@ -35,7 +35,7 @@ from rlkd.data import WARM_START, to_dataset
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, resolve_model
 from rlkd.steps import strip_calculator_marks
-from trainers.arguments import DataArguments, say, start
+from trainers.arguments import DataArguments, apply_model_config, say, start
 from trainers.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SFTScriptArguments(DataArguments):
 def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and measure what came out."""
     from transformers import AutoTokenizer
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
+    from trl import SFTTrainer, get_peft_config
 
     from trainers.adapters import RoundingCallback, name_base_model, save
     from trainers.evaluation import HeldOutAccuracy
@@ -89,14 +89,7 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         examples = by_length(examples, args.per_device_train_batch_size, args.seed)
         args.train_sampling_strategy = "sequential"
 
-    init: dict[str, Any] = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        "quantization_config": get_quantization_config(model),
-        **dict(args.model_init_kwargs or {}),  # type: ignore[arg-type]
-    }
-    args.model_init_kwargs = {key: value for key, value in init.items() if value is not None}
+    apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
     peft_config = get_peft_config(model)
     trainer: Any = SFTTrainer(

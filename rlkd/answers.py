@@ -20,6 +20,7 @@ _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _PHRASE = re.compile(r"\b(?:final )?answer is:?[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
+_ANY_NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
 
 _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
@@ -135,6 +136,15 @@ def number(text: str) -> Fraction | None:
     if denominator and not int(denominator):
         return None
     return Fraction(numerator) / (int(denominator) if denominator else 1)
+
+
+def numbers(text: str) -> list[Fraction]:
+    """Every number of a text, in order, without sign; thousands commas belong to it.
+
+    >>> [str(value) for value in numbers("1,200 clips at $.50: 600, then 3.")]
+    ['1200', '1/2', '600', '3']
+    """
+    return [Fraction(found.replace(",", "")) for found in _ANY_NUMBER.findall(text)]
 
 
 def squeezed(text: str) -> str:

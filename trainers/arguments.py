@@ -149,6 +149,20 @@ def device_defaults() -> dict[str, Any]:
     return {"use_cpu": True, "bf16": False}
 
 
+def apply_model_config(args: Any, model: Any) -> None:
+    """Put what TRL's `ModelConfig` says about loading into the training arguments' `model_init_kwargs`, which win."""
+    from trl import get_quantization_config
+
+    settings = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        "quantization_config": get_quantization_config(model),
+        **(args.model_init_kwargs or {}),
+    }
+    args.model_init_kwargs = {key: value for key, value in settings.items() if value is not None}
+
+
 def say(args: Any, text: str) -> None:
     """Print once, whatever the number of processes. `args`: the training arguments."""
     if args.process_index == 0:

@@ -24,13 +24,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from rlkd.answers import number
+from rlkd.answers import numbers
 from rlkd.data import Row, RowError
 from rlkd.engines import run
 from rlkd.errors import UsageError
@@ -196,14 +195,6 @@ def solution_lines(solution: str) -> list[str]:
     """The lines of a solution without calculator marks, empty lines and a closing `#### 72`."""
     lines = [strip_calculator_marks(line).strip() for line in solution.splitlines()]
     return [line for line in lines if line and not line.startswith("####")]
-
-
-_NUMBERS = re.compile(r"(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+)")
-
-
-def numbers(text: str) -> list[Fraction]:
-    """The numbers that stand in a text as digits, without their signs: "$1,200 - 3 = 1197" has 1200, 3 and 1197."""
-    return [value for token in _NUMBERS.findall(text) if (value := number(token)) is not None]
 
 
 def multiset_f1(mine: Sequence[Any], theirs: Sequence[Any]) -> float:

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
-from rlkd.answers import number
+from rlkd.answers import number, numbers
 from rlkd.gsrm.calculations import calculation
 from rlkd.gsrm.training import canonical_calculation
 from rlkd.steps import calculations, undecorated
@@ -42,7 +42,6 @@ LONGEST = 200
 _ARITHMETIC = re.compile(r"\d[^\d]*[-+*/^][^\d]*\d")
 # A number on its own: no operand, and no result of a calculation.
 _ALONE = r"(?<![\d.,+*/^×=≈$-])(?<![=≈+*/^×-] )\$?{}(?!\d|[.,]\d|\s*[-+*/^=])"
-_NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+")
 
 
 def grounded(structure: Structure, text: str) -> Structure:
@@ -50,7 +49,7 @@ def grounded(structure: Structure, text: str) -> Structure:
     text = undecorated(text)
     found = [(place, canonical_calculation(q) or q, a) for place, q, a in calculations(text)][:LONGEST]
     model = structure.steps[:LONGEST]
-    shown = {number(written) for written in _NUMBER.findall(text)}
+    shown = set(numbers(text))
     partners = _aligned(model, [(question, answer) for _, question, answer in found])
     placed: list[tuple[int, Step]] = []
     had = set()
@@ -61,7 +60,7 @@ def grounded(structure: Structure, text: str) -> Structure:
             had.add((question, answer))
             placed.append((place, replace(step, question=question, answer=answer)))
         elif not found:
-            if step.answer is not None and all(number(written) in shown for written in _NUMBER.findall(step.answer)):
+            if step.answer is not None and shown.issuperset(numbers(step.answer)):
                 placed.append((place, step))
         elif _is_new(step, found) and (result := _alone(step.answer).search(text, place)):
             # Worked out in words: it stands where its result does.

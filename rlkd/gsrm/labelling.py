@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkd.answers import extract_answer, number
-from rlkd.data import question_of
+from rlkd.answers import extract_answer, number, numbers
 from rlkd.engines import Engine, run
 from rlkd.gsrm.decomposers import PromptedDecomposer, Trace, reasoning_part
 from rlkd.gsrm.judges import DeterministicJudge, same_answer
 from rlkd.gsrm.model import GSRM
+from rlkd.gsrm.training import question_in
 from rlkd.structure import Structure
 
-_NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+")
 # Traces that go to the engine together; each such batch is kept before the next one starts.
 BATCH = 32
 
@@ -45,7 +44,7 @@ def label(
     decomposer = PromptedDecomposer(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=fault)
     gsrm = GSRM(decomposer, DeterministicJudge(), store=store)
     asked = [row for row in rows if not row.get("structures")]
-    traces = [Trace(_question(row), text, teacher=True) for row in asked for text in row.get("rationales") or ()]
+    traces = [Trace(question_in(row), text, teacher=True) for row in asked for text in row.get("rationales") or ()]
     found: dict[Trace, Any] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task(f"structures by {engine.name}", total=len(traces))
@@ -59,7 +58,7 @@ def label(
             labelled.append(row)
             continue
         texts = list(row.get("rationales") or ())
-        results = [found[Trace(_question(row), text, teacher=True)] for text in texts]
+        results = [found[Trace(question_in(row), text, teacher=True)] for text in texts]
         good = [(text, result) for text, result in zip(texts, results, strict=True) if isinstance(result, Structure)]
         if good:
             structures = [structure.to_list() for _, structure in good]
@@ -79,24 +78,20 @@ def fault(trace: Trace, structure: Structure) -> str | None:
     if not len(structure):
         return "no steps"
     text = reasoning_part(trace.text)
-    given = {number(found) for found in _NUMBER.findall(f"{text} {trace.question}")}
-    shown = {number(found) for found in _NUMBER.findall(text)}
+    shown = set(numbers(text))
+    given = shown | set(numbers(trace.question))
     for step in structure:
         if not step.meta or not any(character.isalpha() for character in step.meta):
             return "a step without a sub-question"
         # A result must stand in the trace; a calculation may also use what stands in the problem.
         for field, known in ((step.answer, shown), (step.question, given)):
-            for written in _NUMBER.findall(field or ""):
-                if number(written) not in known:
-                    return f"the number {written} is not in the trace"
+            for value in numbers(field or ""):
+                if value not in known:
+                    return f"the number {float(value):g} is not in the trace"
     final, last = extract_answer(trace.text), structure[len(structure) - 1].answer
     if final is not None and number(final) is not None and (last is None or not same_answer(last, final)):
         return f"the last result is {last}, the answer of the trace is {final}"
     return None
-
-
-def _question(row: dict[str, Any]) -> str:
-    return row.get("question") or question_of(row["prompt"])
 
 
 def _reason(results: Sequence[Any]) -> str:

@@ -114,12 +114,12 @@ def training_pairs(rows: Sequence[dict[str, Any]], *, copies: int, seed: int) ->
                 )
             else:
                 answer = rows[other if swapped else i].get("answer")
-                trace, structure, guise = disguise(chosen, _question(row), answer, rng)
+                trace, structure, guise = disguise(chosen, question_in(row), answer, rng)
             pairs.append(
                 {
                     "id": f"{row['id']}/{copy}",
                     "guise": f"swapped {guise}" if swapped else guise,
-                    "prompt": request(_question(row), trace),
+                    "prompt": request(question_in(row), trace),
                     "completion": [{"role": "assistant", "content": render_lines(structure)}],
                 }
             )
@@ -193,7 +193,8 @@ def canonical_calculation(text: str | None) -> str | None:
     return plain if is_arithmetic else text.strip()
 
 
-def _question(row: dict[str, Any]) -> str:
+def question_in(row: dict[str, Any]) -> str:
+    """The problem of a row that has it as `question`, or in its `prompt`."""
     return row.get("question") or question_of(row["prompt"])
 
 
