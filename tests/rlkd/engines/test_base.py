@@ -125,6 +125,8 @@ def test_callers_in_many_threads_share_one_loop():
 
 INTERRUPTED = """
 import asyncio, signal, threading, os, time
+# Where the tests run in the background of a shell, it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rlkd.engines import run
 ended = threading.Event()
 async def wait():
