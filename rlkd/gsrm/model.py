@@ -13,17 +13,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import sqlite3
-import threading
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlkd.answers import number, squeezed
+from rlkd.cache import Cache, cache_key
 from rlkd.gsrm.alignment import (
     NORMS,
     Norm,
@@ -202,48 +198,24 @@ def _answers(structure: Structure) -> list[Hashable | None]:
 
 
 class StructureStore:
-    """Structures on disk, one SQLite file that several processes and runs may share.
+    """Structures in a file that threads, processes and runs share (`rlkd.cache`).
 
     Keyed by the decomposer's fingerprint, the exact problem and trace, and whether it is a teacher's: a decomposer may
     take what is cut short from a student only. Only results are kept, never errors.
     """
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self._local = threading.local()
+        self.cache = Cache(path)
 
     def get(self, fingerprint: str, traces: set[Trace]) -> dict[Trace, Structure]:
-        """The known structures among those of `traces`."""
-        found = {}
-        for trace in traces:
-            query = "SELECT steps FROM structures WHERE key = ?"
-            row = self._connection().execute(query, (_key(fingerprint, trace),)).fetchone()
-            if row is not None:
-                found[trace] = Structure.from_list(json.loads(row[0]))
-        return found
+        """The known structures among those of `traces`, by one query."""
+        keys = {_key(fingerprint, trace): trace for trace in traces}
+        return {keys[key]: Structure.from_list(steps) for key, steps in self.cache.get(list(keys)).items()}
 
     def put(self, fingerprint: str, structures: dict[Trace, Structure]) -> None:
-        """Keep structures; one that is there already stays as it is."""
-        if not structures:
-            return
-        rows = [(_key(fingerprint, trace), json.dumps(s.to_list())) for trace, s in structures.items()]
-        with self._connection() as connection:
-            connection.executemany("INSERT OR IGNORE INTO structures VALUES (?, ?)", rows)
-
-    def _connection(self) -> sqlite3.Connection:
-        # One for each thread, and none of the parent's in a forked process: SQLite allows neither to be shared.
-        if getattr(self._local, "process", None) != os.getpid():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=60.0)
-            with connection:
-                connection.execute("CREATE TABLE IF NOT EXISTS structures (key TEXT PRIMARY KEY, steps TEXT NOT NULL)")
-            self._local.connection, self._local.process = connection, os.getpid()
-        return self._local.connection
-
-    def __reduce__(self) -> tuple[type[StructureStore], tuple[Path]]:
-        return StructureStore, (self.path,)
+        """Keep structures, in one transaction; one that is there already stays as it is."""
+        self.cache.put({_key(fingerprint, trace): made.to_list() for trace, made in structures.items()})
 
 
 def _key(fingerprint: str, trace: Trace) -> str:
-    of_student = [] if trace.teacher else ["student"]
-    return hashlib.sha256(json.dumps([fingerprint, trace.question, trace.text, *of_student]).encode()).hexdigest()
+    return cache_key("structure", fingerprint, trace.question, trace.text, "teacher" if trace.teacher else "student")

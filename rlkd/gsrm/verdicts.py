@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import sqlite3
-import threading
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rlkd.cache import Cache, cache_key
 from rlkd.engines.base import Message
 
 
@@ -18,44 +15,24 @@ def verdict_key(engine: str, question: Sequence[Message]) -> str:
 
     So a question that is worded anew in a later version is a new question.
     """
-    return hashlib.sha256(json.dumps([engine, list(question)]).encode()).hexdigest()
+    return cache_key("verdict", engine, list(question))
 
 
 class VerdictStore:
-    """Log-odds of yes against no, one SQLite file that several threads, processes and runs may share.
+    """Log-odds of yes against no in a file that threads, processes and runs share (`rlkd.cache`).
 
     Log-odds and no verdicts: another margin decides anew and asks nothing. Only answers are kept, never failures.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._local = threading.local()
+        self.cache = Cache(self.path)
 
     def get(self, keys: Sequence[str]) -> dict[str, float]:
         """The log-odds that are known among those of `keys`, by one query."""
-        if not keys:
-            return {}
-        query = "SELECT key, log_odds FROM verdicts WHERE key IN (SELECT value FROM json_each(?))"
-        return dict(self._connection().execute(query, (json.dumps(list(keys)),)))
+        return {key: float(kept) for key, kept in self.cache.get(keys).items()}
 
     def put(self, log_odds: Mapping[str, float]) -> None:
-        """Keep log-odds, in one transaction; what is there already stays as it is."""
-        if not log_odds:
-            return
-        with self._connection() as connection:
-            connection.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", log_odds.items())
-
-    def _connection(self) -> sqlite3.Connection:
-        # One for each thread, and none of the parent's in a forked process: SQLite allows neither to be shared.
-        if getattr(self._local, "process", None) != os.getpid():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=60.0)
-            with connection:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, log_odds REAL NOT NULL)"
-                )
-            self._local.connection, self._local.process = connection, os.getpid()
-        return self._local.connection
-
-    def __reduce__(self) -> tuple[type[VerdictStore], tuple[Path]]:
-        return VerdictStore, (self.path,)
+        """Keep log-odds, in one transaction; what is there already stays as it is. Raises ValueError for nan."""
+        # Infinite where a model rules out one of the answers; JSON has no such number, so it is kept as text.
+        self.cache.put({key: str(odds) if math.isinf(odds) else odds for key, odds in log_odds.items()})

@@ -1,11 +1,13 @@
 import multiprocessing
 import pickle
+import sqlite3
 import threading
 
 import pytest
 
-from rlkd.gsrm import VerdictStore
+from rlkd.gsrm import StructureStore, Trace, VerdictStore
 from rlkd.gsrm.verdicts import verdict_key
+from rlkd.structure import Step, Structure
 
 QUESTION = [{"role": "user", "content": "Are these the same?"}]
 
@@ -38,13 +40,30 @@ def test_the_first_answer_stays(store):
     assert store.get(["a", "b"]) == {"a": 1.0, "b": 3.0}
 
 
-def test_many_keys_are_one_query(store):
-    kept = {f"key {place}": float(place) for place in range(5000)}
-    store.put(kept)
-    statements = []
-    store._connection().set_trace_callback(statements.append)
-    assert store.get(list(kept)) == kept
-    assert len(statements) == 1
+def test_log_odds_that_are_no_number_are_refused(store):
+    with pytest.raises(ValueError, match="nan"):
+        store.put({"a": float("nan")})
+
+
+def test_a_file_of_an_earlier_version_is_taken_over_and_keeps_what_it_had(store):
+    store.path.parent.mkdir()
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, log_odds REAL NOT NULL)")
+        connection.execute("INSERT INTO verdicts VALUES ('old', 0.5)")
+    store.put({"new": 1.0})
+    assert store.get(["old", "new"]) == {"new": 1.0}
+    with sqlite3.connect(store.path) as connection:
+        assert connection.execute("SELECT * FROM verdicts").fetchall() == [("old", 0.5)]
+
+
+def test_structures_and_verdicts_may_share_a_file(store):
+    trace, structure = Trace("?", "a", teacher=True), Structure([Step("one")])
+    structures = StructureStore(store.path)
+    structures.put("model", {trace: structure})
+    key = verdict_key("model", QUESTION)
+    store.put({key: -1.0})
+    assert structures.get("model", {trace}) == {trace: structure}
+    assert store.get([key]) == {key: -1.0}
 
 
 def test_a_store_outlives_its_object_and_pickles_as_its_path(store):
