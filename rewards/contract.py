@@ -4,10 +4,11 @@ The error model of rewards, in full:
 
 1. A number is a score. Booleans and NumPy or torch scalars count as numbers.
 2. `None` means not applicable.
-3. `Failed(cause)` for a sample, or an exception for the whole batch, means that the reward broke down. It is counted
-   with its cause and reaches the trainer as missing.
-4. A result of the wrong length, a score that is not finite, a value of another type, or a column that the data lacks
-   is a mistake in the reward or the config. It ends the run at once as a `RewardError` that names the reward.
+3. `Failed(cause)` for a sample, or an exception for the whole batch, means that the reward broke down; so does a score
+   that is not finite, a call that takes longer than its limit, and a worker process that dies. It is counted with its
+   cause and reaches the trainer as missing.
+4. A result of the wrong length, a value of another type, or a column that the data lacks is a mistake in the reward or
+   the config. It ends the run at once as a `RewardError` that names the reward.
 5. KeyboardInterrupt and cancellation are nobody's failure and pass through.
 """
 
@@ -41,13 +42,53 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardOptions:
+    """How the runner treats a reward: declared by the reward, overridden in the config (`reward_options`).
+
+    Args:
+        per_sample: a sample's score rests on that sample alone, and is the same every time. Then equal samples are
+            scored once, scores are kept, samples are spread over worker processes, and each has the limit to itself.
+            A reward that compares the completions of a batch, or draws random numbers, is none of these.
+        isolate: whether it runs in worker processes, where a hang can be killed. None: yes for a reward that is named
+            by a spec, no for a function that is handed over as an object (it may hold what no other process can).
+            Asynchronous rewards always run in this process.
+        timeout: seconds for one call, which is one sample for `per_sample` rewards and a batch for others. None for no
+            limit. A synchronous reward that is not isolated cannot be stopped; it is told of in the log.
+        workers: processes for a `per_sample` reward; others have one. Default: `rlkd.isolation.default_workers()`.
+        cache: keep the scores of a `per_sample` reward across steps and runs.
+        version: part of the key that scores are kept under, for changes that neither the reward's source nor its
+            parameters show.
+    """
+
+    per_sample: bool = False
+    isolate: bool | None = None
+    timeout: float | None = 300.0
+    workers: int | None = None
+    cache: bool = True
+    version: str = "1"
+
+    def __post_init__(self) -> None:
+        """Check the values; raises ValueError."""
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout {self.timeout!r}: expected seconds above 0, or null for no limit")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers {self.workers!r}: expected at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a reward said of one sample. `value` is set for a score, `cause` for a failure."""
+    """What a reward said of one sample. `value` is set for a score, `cause` for a failure.
+
+    `seconds`: how long the call took that this sample was part of. `reused`: where the outcome is that of an equal
+    sample, in the same `batch` or from the `cache`.
+    """
 
     status: Literal["score", "not_applicable", "failed"]
     value: float | None = None
     cause: str | None = None
     detail: Mapping[str, Any] | None = None
+    seconds: float | None = None
+    reused: Literal["batch", "cache"] | None = None
 
     @classmethod
     def of(cls, returned: Any, reward: str, position: int) -> Outcome:
@@ -68,8 +109,5 @@ class Outcome:
                 f"expected a number, None (not applicable) or Failed('why')"
             )
         if not math.isfinite(score):
-            raise RewardError(
-                f"reward {reward!r} returned {score} for sample {position}; a score must be finite. "
-                f"Return None where there is nothing to judge, Failed('why') where judging broke down."
-            )
+            return cls("failed", cause=f"returned {score}, which is no score")
         return cls("score", value=score, detail=detail)

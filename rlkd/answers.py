@@ -10,10 +10,14 @@ Comparison is exact arithmetic where both answers are plain numbers, and `math-v
 
 from __future__ import annotations
 
+import logging
 import re
-import threading
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal
+
+from rlkd.isolation import Fault, WorkerPool, inside_worker
 
 # The explicit ways in which an answer is announced. `\boxed{}` needs brace matching and is handled apart.
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
@@ -26,7 +30,7 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
 _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 _MULTIPLIERS = frozenset(["hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "quarter"])
 
-VERIFY_SECONDS = 3
+VERIFY_SECONDS = 5.0
 
 
 class VerificationError(RuntimeError):
@@ -58,64 +62,110 @@ def extract_answer(text: str, fallback: Literal["none", "last_number"] = "none")
     return None
 
 
-def is_correct(text: str, gold: str, fallback: Literal["none", "last_number"] = "none") -> bool | None:
+def is_correct(
+    text: str,
+    gold: str,
+    fallback: Literal["none", "last_number"] = "none",
+    *,
+    seconds: float = VERIFY_SECONDS,
+) -> bool | None:
     """Whether the answer announced in `text` equals `gold`; None where the gold answer itself cannot be read.
 
     Raises `VerificationError` where a comparison is needed that cannot be made (see `equal`). A text without an
     announced answer is wrong, not unreadable.
     """
-    gold_answer = extract_answer(gold) or gold.strip()
-    answer = extract_answer(text, fallback)
-    if answer is not None:
-        return equal(answer, gold_answer) if gold_answer else None
-    return False if is_readable(gold_answer) else None
+    return equal(extract_answer(text, fallback) or "", extract_answer(gold) or gold.strip(), seconds=seconds)
 
 
-def equal(answer: str, gold: str) -> bool | None:
+def are_correct(
+    texts: Sequence[str],
+    golds: Sequence[str],
+    fallback: Literal["none", "last_number"] = "none",
+    *,
+    seconds: float = VERIFY_SECONDS,
+) -> list[bool | None | VerificationError]:
+    """`is_correct` for many texts, with the error in the place of a result; comparisons run side by side."""
+    answers = [extract_answer(text, fallback) for text in texts]
+    pairs = [(answer or "", extract_answer(gold) or gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
+    return equal_pairs(pairs, seconds=seconds)
+
+
+def equal(answer: str, gold: str, *, seconds: float = VERIFY_SECONDS) -> bool | None:
     """Whether two answers are the same value; None where `gold` is no mathematical value that can be read.
 
-    `math-verify` limits its time by signals, which work on the main thread only. Elsewhere an answer that is no plain
-    number raises `VerificationError` instead of risking an endless evaluation; so does a comparison that takes longer
-    than `VERIFY_SECONDS`.
+    What is no plain number is compared by `math-verify`, in a worker process that is killed after `seconds`, on
+    whichever thread this is called. Raises `VerificationError` then, and where the comparison breaks down.
     """
-    left, right = number(answer), number(gold)
-    if left is not None and right is not None:
-        return left == right
-    if squeezed(answer) == squeezed(gold):
-        return True
+    result = equal_pairs([(answer, gold)], seconds=seconds)[0]
+    if isinstance(result, VerificationError):
+        raise result
+    return result
+
+
+def equal_pairs(
+    pairs: Sequence[tuple[str, str]], *, seconds: float = VERIFY_SECONDS
+) -> list[bool | None | VerificationError]:
+    """`equal` for many pairs of answer and gold, with the error in the place of a result.
+
+    Each distinct pair is compared once, several at a time. An empty answer equals nothing.
+    """
+    known: dict[tuple[str, str], bool | None | VerificationError] = {}
+    hard: list[tuple[str, str]] = []
+    for pair in dict.fromkeys(pairs):
+        answer, gold = pair
+        left, right = number(answer), number(gold)
+        if right is not None and (left is not None or not answer.strip()):
+            known[pair] = left == right
+        elif not gold.strip():
+            known[pair] = None
+        elif squeezed(answer) == squeezed(gold):
+            known[pair] = True
+        else:
+            hard.append(pair)
+    for pair, result in zip(hard, _in_workers(hard, seconds), strict=True):
+        if isinstance(result, Fault):
+            result = VerificationError(f"comparing {pair[0][:80]!r} with {pair[1][:80]!r}: {result.message}")
+        known[pair] = result
+    return [known[pair] for pair in pairs]
+
+
+def _in_workers(pairs: list[tuple[str, str]], seconds: float) -> list[Any]:
+    if not pairs:
+        return []
+    if inside_worker():  # which is under a limit already
+        return [_compared(*pair) for pair in pairs]
+    return _pool().map(pairs, limit=seconds)
+
+
+@cache
+def _pool() -> WorkerPool:
+    # Loaded before workers are forked, so that a replacement starts in milliseconds. Some comparisons do not hang,
+    # they eat memory.
+    return WorkerPool(_compared, preload=["math_verify", "latex2sympy2_extended", "sympy"], memory=4 * 2**30)
+
+
+def _compared(answer: str, gold: str) -> bool | None:
+    """What math-verify says of two texts; None for a gold answer that it cannot read."""
+    from math_verify import verify
+
     parsed_gold = _parse(gold)
     if not parsed_gold:
         return None
-    parsed = _parse(answer)
-    from math_verify import verify
-    from math_verify.errors import TimeoutException
-
-    try:
-        return bool(verify(parsed_gold, parsed, timeout_seconds=VERIFY_SECONDS, raise_on_error=True))
-    except TimeoutException as error:
-        raise VerificationError(f"comparing {answer[:80]!r} takes more than {VERIFY_SECONDS} s") from error
-    except Exception as error:
-        raise VerificationError(f"comparing {answer[:80]!r} with {gold[:80]!r}: {error!r}") from error
-
-
-def is_readable(gold: str) -> bool:
-    """Whether a gold answer is a value that answers can be compared with."""
-    return number(gold) is not None or bool(gold and _parse(gold))
+    return bool(verify(parsed_gold, _parse(answer), timeout_seconds=None, raise_on_error=True))
 
 
 def _parse(text: str) -> list[Any]:
-    if threading.current_thread() is not threading.main_thread():
-        raise VerificationError(
-            "math-verify has a time limit on the main thread only; this call came from another one"
-        )
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
+    # It warns that its own limit is off: that one works by signals, on the main thread only. Ours is the worker's.
+    for module in ("parser", "grader"):
+        logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
     # Without "no_fallback" any text at all would count as read.
     return parse(
         f"${text}$",
         extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()],
         fallback_mode="no_fallback",
-        parsing_timeout=VERIFY_SECONDS,
+        parsing_timeout=None,  # type: ignore[arg-type]
     )
 
 

@@ -6,6 +6,9 @@ Overridden in `trainers/rlkd.py`, with unchanged names and parameters from TRL 0
 - `_calculate_rewards(inputs, prompts, completions, completion_ids_list)`: the gathered rewards of all processes come
   out, one row a completion and NaN for a missing reward; missing entries and gates are settled on them.
 
+Called there: `_log_metric(name, value)`, which TRL gives to rewards as `log_metric`; values are
+averaged over processes.
+
 Read there: `num_generations`, `num_generations_eval`, `reward_funcs`, `reward_func_names`; and, in the config,
 extended: `_VALID_DICT_FIELDS`.
 """
@@ -17,6 +20,7 @@ from rlkd.errors import UsageError
 _HOOKS = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_log_metric": ["self", "name", "value"],
 }
 
 

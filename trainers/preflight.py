@@ -34,8 +34,7 @@ def check_config(args: RLKDConfig, reward_names: Sequence[str]) -> None:
         raise UsageError(
             'use_vllm=True, but vllm is not installed. Run  pip install "rlkd[vllm]"  or set use_vllm: false'
         )
-    assert args.steps_per_generation is not None  # TRL has filled it in
-    window = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+    window = rollout_window(args)
     if args.save_strategy == "steps" and window > 1 and args.save_steps >= 1 and args.save_steps % window:
         raise UsageError(
             f"save_steps ({args.save_steps:g}) must be a multiple of {window}, the optimizer steps that one batch of "
@@ -44,6 +43,12 @@ def check_config(args: RLKDConfig, reward_names: Sequence[str]) -> None:
             f"in between would not repeat the interrupted one. "
             f"Set save_steps: {window * max(1, round(args.save_steps / window))}"
         )
+
+
+def rollout_window(args: RLKDConfig) -> int:
+    """The optimizer steps that one batch of rollouts serves, at least 1."""
+    assert args.steps_per_generation is not None  # TRL has filled it in
+    return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
 
 
 def check_dataset(args: RLKDConfig, rewards: Sequence[Any], dataset: Any, part: str = "train_dataset") -> None:

@@ -4,7 +4,8 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
 
 1. rewards are named in the config (`reward_funcs`, `reward_kwargs`, `reward_weights`), and so are gates;
 2. a missing reward is neutral (`trainers.missing`), where TRL counts it as 0;
-3. what cannot work fails before the model loads (`trainers.preflight`);
+3. what cannot work fails before the model loads (`trainers.preflight`), and a reward that fails too often ends the run
+   after a checkpoint (`trainers.failures`);
 4. every rollout goes to a file with each reward's score, outcome and cause (but for reward models, which have a score
    in the metrics only), and metrics go to another; both go on without gap or duplicate when a run resumes.
 
@@ -15,15 +16,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Outcome, Reward, RewardError, build_rewards
@@ -33,9 +35,17 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers._compat import check_trl
 from trainers.checkpoints import find_checkpoint, step_of
+from trainers.failures import (
+    Failure,
+    FailureWatch,
+    TooManyFailures,
+    correlations,
+    describe_failures,
+    zero_spread,
+)
 from trainers.logs import MetricsCallback, StepLog, prepare_folder
 from trainers.missing import apply_gates, drop_failed, fill_missing
-from trainers.preflight import check_config, check_dataset, check_services
+from trainers.preflight import check_config, check_dataset, check_services, rollout_window
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +56,7 @@ RewardLike = str | Callable[..., Any] | PreTrainedModel
 class RLKDConfig(GRPOConfig):
     """TRL's `GRPOConfig`, and what RLKD adds to it."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "reward_kwargs", "reward_gates"]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "reward_kwargs", "reward_options", "reward_gates"]  # noqa: RUF012 (TRL's form)
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "structure"],
@@ -57,6 +67,20 @@ class RLKDConfig(GRPOConfig):
     )
     reward_kwargs: dict[str, dict[str, Any]] | str | None = field(
         default=None, metadata={"help": "Parameters of rewards: {name: {parameter: value}}."}
+    )
+    reward_options: dict[str, dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "How rewards are run: {name: {option: value}}, with the options timeout (seconds a call), isolate "
+            "(in worker processes), workers, per_sample, cache, version; see rewards.RewardOptions."
+        },
+    )
+    reward_cache: str = field(
+        default="on",
+        metadata={
+            "help": "Keep scores across steps and runs, for rewards that allow it: on (rewards.sqlite in the cache "
+            "folder), off, or a file."
+        },
     )
     reward_gates: dict[str, str] | str | None = field(
         default=None,
@@ -73,13 +97,23 @@ class RLKDConfig(GRPOConfig):
             "choices": ["impute", "drop", "raise"],
         },
     )
+    max_failure_rate: float | None = field(
+        default=0.5,
+        metadata={
+            "help": "End the run, after a checkpoint, when a reward failed on more than this share of the completions "
+            "in the last failure_window generation batches; null for no limit."
+        },
+    )
+    failure_window: int = field(
+        default=4, metadata={"help": "Generation batches over which max_failure_rate looks at failures."}
+    )
     save_rollouts: bool = field(
         default=True, metadata={"help": "Write every rollout with its rewards to OUTPUT_DIR/rollouts."}
     )
 
     def __post_init__(self) -> None:
         """Check the values, and say how to mend a batch that does not divide."""
-        for name in ("reward_kwargs", "reward_gates"):
+        for name in ("reward_kwargs", "reward_options", "reward_gates"):
             value = getattr(self, name)
             if isinstance(value, str):
                 try:
@@ -102,14 +136,23 @@ class RLKDConfig(GRPOConfig):
             raise
         if self.on_failure not in ("impute", "drop", "raise"):
             raise UsageError(f"on_failure {self.on_failure!r}: expected 'impute', 'drop' or 'raise'")
-        if isinstance(self.reward_kwargs, dict):
-            for reward, parameters in self.reward_kwargs.items():
+        for name in ("reward_kwargs", "reward_options"):
+            for reward, parameters in (getattr(self, name) or {}).items():
                 if not isinstance(parameters, dict):
-                    raise UsageError(f"reward_kwargs: expected parameters of {reward!r}, found {parameters!r}")
+                    raise UsageError(f"{name}: expected a mapping for {reward!r}, found {parameters!r}")
+        if self.max_failure_rate is not None and not 0 <= self.max_failure_rate <= 1:
+            raise UsageError(f"max_failure_rate {self.max_failure_rate}: expected a share from 0 to 1, or null")
+        if self.failure_window < 1:
+            raise UsageError(f"failure_window {self.failure_window}: expected at least 1 generation batch")
 
     def gates(self) -> dict[str, str]:
         """`reward_gates` as a mapping."""
         return self.reward_gates if isinstance(self.reward_gates, dict) else {}
+
+    def cache(self) -> Path | bool:
+        """`reward_cache` as `rewards.build_reward` takes it. YAML reads a bare on or off as true or false."""
+        known = {"on": True, "true": True, "off": False, "false": False, "none": False}
+        return known.get(str(self.reward_cache).lower(), Path(str(self.reward_cache)).expanduser())
 
 
 class RLKDTrainer(GRPOTrainer):
@@ -151,6 +194,8 @@ class RLKDTrainer(GRPOTrainer):
             if dataset is not None:
                 check_dataset(args, built, dataset, f"eval_dataset {part}".strip())
         check_services(built)
+        self._watch = FailureWatch(names, args.max_failure_rate, args.failure_window)
+        self._failures: tuple[tuple[str, int, int], list[Failure]] | None = None
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
         self._scored: tuple[list[str], list[list[Outcome | None]]] = ([], [])
         super().__init__(
@@ -164,6 +209,7 @@ class RLKDTrainer(GRPOTrainer):
         output = Path(args.output_dir or ".")
         self.metrics_path = output / "metrics.jsonl"
         self.add_callback(MetricsCallback(self.metrics_path))
+        self.add_callback(_EndOnFailures(self))
         self._rollouts = StepLog(output / "rollouts" / f"rank{args.process_index}.jsonl")
 
     @property
@@ -183,7 +229,18 @@ class RLKDTrainer(GRPOTrainer):
         aside = prepare_folder(self.accelerator, output, None if checkpoint is None else step_of(checkpoint))
         if aside is not None:
             logger.warning("%s held an earlier run; it was moved to %s", output, aside)
-        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        self._failures = None
+        result = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        if self._failures is not None:
+            (name, failed, total), recent = self._failures
+            assert self.args.max_failure_rate is not None
+            written = str(output / f"checkpoint-{self.state.global_step}")
+            raise TooManyFailures(
+                describe_failures(
+                    name, failed, total, self.args.max_failure_rate, self.args.failure_window, recent, written
+                )
+            )
+        return result
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -206,15 +263,28 @@ class RLKDTrainer(GRPOTrainer):
             device=rewards_NF.device,
         ).T.contiguous()
         failed_NF = gather(failed_BF)
+        group_size = self.num_generations if self._is_training() else self.num_generations_eval
+        assert group_size is not None
+        self._log_spread(rewards_NF, group_size)
+        if self._is_training() and self._failures is None and (worst := self._watch.add(failed_NF)) is not None:
+            # All processes have seen the same and come here together.
+            self._failures = worst, gather_object(_failures(inputs, self.reward_func_names, outcomes_FB))
         if self.args.on_failure == "raise" and failed_NF.any():
             raise RewardError(_describe_failures(inputs, self.reward_func_names, outcomes_FB))
         if self.args.on_failure != "drop":
             failed_NF = torch.zeros_like(failed_NF)
-        group_size = self.num_generations if self._is_training() else self.num_generations_eval
-        assert group_size is not None
         # A dropped completion neither enters the means of its group nor is filled from them.
         filled_NF = fill_missing(drop_failed(rewards_NF, failed_NF), group_size)
         return apply_gates(drop_failed(filled_NF, failed_NF), self._gates)
+
+    def _log_spread(self, rewards_NF: torch.Tensor, group_size: int) -> None:
+        """Log where a reward tells completions apart, and which rewards say the same; equal on all processes."""
+        names = self.reward_func_names
+        for name, share in zip(names, zero_spread(rewards_NF, group_size), strict=True):
+            if math.isfinite(share):
+                self._log_metric(f"rewards/{name}/zero_spread", share)
+        for (first, second), value in correlations(rewards_NF).items():
+            self._log_metric(f"rewards/correlation/{names[first]}~{names[second]}", value)
 
     def _is_training(self) -> bool:
         """Whether this is a training batch: TRL's own criterion."""
@@ -227,7 +297,14 @@ class RLKDTrainer(GRPOTrainer):
             rewards = {}
             for name, outcomes in zip(self.reward_func_names, outcomes_FB, strict=True):
                 if (outcome := outcomes[i]) is not None:
-                    shown = {"status": outcome.status, "value": outcome.value, "cause": outcome.cause}
+                    # When a server does not answer, it is of interest how long that took.
+                    shown = {
+                        "status": outcome.status,
+                        "value": outcome.value,
+                        "cause": outcome.cause,
+                        "seconds": outcome.seconds,
+                        "reused": outcome.reused,
+                    }
                     detail = {"detail": dict(outcome.detail)} if outcome.detail else {}
                     rewards[name] = {key: value for key, value in shown.items() if value is not None} | detail
             records.append(
@@ -248,12 +325,14 @@ def _resolve_rewards(
     reward_funcs: RewardLike | Sequence[RewardLike] | None, args: RLKDConfig
 ) -> list[Reward | PreTrainedModel]:
     parameters = args.reward_kwargs if isinstance(args.reward_kwargs, dict) else {}
+    options = args.reward_options if isinstance(args.reward_options, dict) else {}
     if reward_funcs is None:
         if not args.reward_funcs:
             raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the names there are.")
-        return list(build_rewards(args.reward_funcs, parameters))
+        return list(build_rewards(args.reward_funcs, parameters, options, cache=args.cache()))
     given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    named = iter(build_rewards([reward for reward in given if isinstance(reward, str)], parameters))
+    specs = [reward for reward in given if isinstance(reward, str)]
+    named = iter(build_rewards(specs, parameters, options, cache=args.cache()))
     built: list[Reward | PreTrainedModel] = []
     for reward in given:
         if isinstance(reward, str):
@@ -261,7 +340,7 @@ def _resolve_rewards(
         elif isinstance(reward, PreTrainedModel):
             built.append(reward)
         else:
-            built.append(wrap(reward))  # type: ignore[arg-type]
+            built.append(wrap(reward, cache=args.cache()))  # type: ignore[arg-type]
     names = [reward.__name__ for reward in built if isinstance(reward, Reward)]
     for name in names:
         if names.count(name) > 1:
@@ -269,15 +348,39 @@ def _resolve_rewards(
     return built
 
 
+class _EndOnFailures(TrainerCallback):
+    """Ends the run after a checkpoint, once a reward has failed too often."""
+
+    def __init__(self, trainer: RLKDTrainer):
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """A checkpoint in the middle of what one batch of rollouts serves could not be resumed exactly."""
+        if self._trainer._failures is not None and state.global_step % rollout_window(args) == 0:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+def _failures(
+    inputs: Sequence[dict[str, Any]], names: Sequence[str], outcomes_FB: Sequence[Sequence[Outcome | None]]
+) -> list[Failure]:
+    return [
+        Failure(name, outcome.cause or "", str(inputs[i].get("id", i)))
+        for name, outcomes in zip(names, outcomes_FB, strict=True)
+        for i, outcome in enumerate(outcomes)
+        if outcome is not None and outcome.status == "failed"
+    ]
+
+
 def _describe_failures(
     inputs: Sequence[dict[str, Any]], names: Sequence[str], outcomes_FB: Sequence[Sequence[Outcome | None]]
 ) -> str:
     for name, outcomes in zip(names, outcomes_FB, strict=True):
-        failed = [(i, o.cause) for i, o in enumerate(outcomes) if o is not None and o.status == "failed"]
+        failed = _failures(inputs, [name], [outcomes])
         if failed:
-            ids = ", ".join(str(inputs[i].get("id", i)) for i, _ in failed[:5])
             return (
                 f"reward {name!r} failed on {len(failed)} of {len(outcomes)} completions (on_failure is 'raise'): "
-                f"{failed[0][1]}. Rows: {ids}"
+                f"{failed[0].cause}. Rows: {', '.join(failure.row for failure in failed[:5])}"
             )
     return "a reward failed on another process (on_failure is 'raise'); its own message says which"

@@ -104,10 +104,12 @@ def test_a_raising_reward_is_counted_as_failed_and_the_run_goes_on(tiny_model, r
     assert outcome == {"status": "failed", "cause": "ConnectionError: judge is down"}
 
 
-def test_a_nan_score_ends_the_run_and_names_the_reward(tiny_model, rows, tmp_path) -> None:
-    trainer = RLKDTrainer(tiny_model, reward_funcs=is_nan, args=config(tmp_path), train_dataset=rows)
-    with pytest.raises(RewardError, match=r"'is_nan' returned nan for sample 0"):
-        trainer.train()
+def test_a_nan_score_is_a_failure_with_its_cause(tiny_model, rows, tmp_path) -> None:
+    trainer = RLKDTrainer(tiny_model, reward_funcs=[letters, is_nan], args=config(tmp_path), train_dataset=rows)
+    trainer.train()
+    outcome = read_steps(trainer.rollouts_path)[0]["rewards"]["is_nan"]
+    assert outcome["status"] == "failed"
+    assert outcome["cause"] == "returned nan, which is no score"
 
 
 class Prescribed:

@@ -19,6 +19,7 @@ from structure_server import MODEL, TEACHER, UNREADABLE
 from rewards import Failed, Scored, build_reward
 from rlkd.data import to_dataset
 from trainers import RLKDConfig, RLKDTrainer
+from trainers.failures import TooManyFailures
 from trainers.logs import read_steps
 
 ROWS = [{"id": f"row-{i}", "question": f"Problem {i}?", "rationales": [f"{TEACHER} {i}."]} for i in range(4)]
@@ -226,6 +227,30 @@ def test_a_server_that_stays_away_costs_the_scores_of_those_steps_only(tiny_mode
     assert [outcome["status"] for outcome in found[4]] == ["score"] * 4
     # Without a score there is nothing to learn from: the advantages are 0, and not what a reward of 0 would make them.
     assert {r["advantage"] for r in read_steps(trainer.rollouts_path) if r["step"] == 2} == {0.0}
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_come_back_ends_the_run_after_a_checkpoint_that_resumes(
+    tiny_model, tmp_path, start_server
+) -> None:
+    server = start_server(delay=0.1)
+    changes = {"max_steps": 5, "failure_window": 1}
+    trainer = trainer_on(tiny_model, server.engine, tmp_path / "run", ROWS, **changes)
+    killer = threading.Thread(
+        target=kill_in_the_middle_of_a_request, args=(server, trainer.metrics_path, 2), daemon=True
+    )
+    killer.start()
+    with pytest.raises(TooManyFailures, match=r"reward 'structure' failed on 4 of 4 .* no connection"):
+        trainer.train()
+    killer.join()
+    stopped = trainer.state.global_step
+    assert stopped == 3
+    server.start()
+    resumed = trainer_on(tiny_model, server.engine, tmp_path / "run", ROWS, **changes)
+    resumed.train(resume_from_checkpoint=True)
+    metrics = read_steps(resumed.metrics_path)
+    assert [entry["step"] for entry in metrics] == [1, 2, 3, 4, 5]
+    assert [entry["rewards/structure/failed"] for entry in metrics] == [0.0, 0.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.slow

@@ -1,0 +1,145 @@
+"""One reward out of several, for trainers without weights and gates."""
+
+import asyncio
+import math
+import multiprocessing
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trl.trainer.utils import nanstd
+
+from rewards import CompositeReward, Failed, Outcome, RewardError, build_rewards
+from rewards.runner import wrap
+from trainers.missing import apply_gates, drop_failed, fill_missing
+
+
+def one(completions, **columns):
+    return [1.0] * len(completions)
+
+
+def two(completions, **columns):
+    return [2.0] * len(completions)
+
+
+async def later(completions, **columns):
+    return [float(len(c)) for c in completions]
+
+
+def fails_on_b(completions, **columns):
+    return [Failed("it is b") if "b" in c else 3.0 for c in completions]
+
+
+def composite(*functions, **settings) -> CompositeReward:
+    return CompositeReward([wrap(function, cache=False) for function in functions], **settings)
+
+
+def scores(reward: CompositeReward, *texts: str, **columns):
+    return asyncio.run(reward(completions=list(texts), **columns))
+
+
+# None: not applicable, "failed": failed
+entry = st.one_of(st.none(), st.just("failed"), st.floats(-3, 3).map(lambda value: round(value, 2)))
+columns_of = st.integers(2, 6).flatmap(
+    lambda size: st.lists(st.lists(entry, min_size=size, max_size=size), min_size=3, max_size=3)
+)
+
+
+def outcome(value) -> Outcome:
+    if value == "failed":
+        return Outcome("failed", cause="down")
+    return Outcome("not_applicable") if value is None else Outcome("score", value)
+
+
+@given(columns_of, st.sampled_from(["sum_then_normalize", "normalize_then_sum"]), st.sampled_from(["impute", "drop"]))
+def test_the_arithmetic_is_that_of_the_trainer_and_of_trl(columns, aggregation, on_failure) -> None:
+    weights = [1.0, 0.5, -2.0]
+    reward = composite(
+        one, two, later, weights=weights, gates={"two": "one"}, aggregation=aggregation, on_failure=on_failure
+    )
+    found = reward.combine([[outcome(value) for value in column] for column in columns])
+    # As RLKDTrainer settles it, and then TRL: shapes (completions, rewards).
+    raw = torch.tensor(
+        [[value if isinstance(value, float) else math.nan for value in column] for column in columns],
+        dtype=torch.float64,
+    ).T
+    failed = torch.tensor([[value == "failed" for value in column] for column in columns]).T
+    failed = failed if on_failure == "drop" else torch.zeros_like(failed)
+    filled = fill_missing(drop_failed(raw, failed), len(raw))
+    ready = apply_gates(drop_failed(filled, failed), {1: 0})
+    unscorable = ready.isnan().all(dim=1)
+    if aggregation == "normalize_then_sum":
+        ready = (ready - ready.nanmean(dim=0, keepdim=True)) / (nanstd(ready, dim=0, keepdim=True) + 1e-4)
+    expected = (ready * torch.tensor(weights, dtype=torch.float64)).nansum(dim=1)
+    for i, value in enumerate(found):
+        assert (value is None) == bool(unscorable[i])
+        if value is not None:
+            assert value == pytest.approx(expected[i].item(), abs=1e-6)
+
+
+def test_groups_are_settled_one_by_one() -> None:
+    reward = composite(later, fails_on_b, group_size=2)
+    # In "a b" the failed one gets its neighbour's 3; in "b b" nobody has the reward, and only the length counts.
+    assert scores(reward, "a", "b", "bb", "b") == [4.0, 4.0, 2.0, 1.0]
+
+
+def test_completions_that_are_no_whole_groups_are_refused() -> None:
+    with pytest.raises(RewardError, match="3 completions are no groups of 2"):
+        scores(composite(one, group_size=2), "a", "b", "c")
+
+
+def test_failures_are_logged_for_each_reward() -> None:
+    logged: dict[str, float] = {}
+    scores(composite(one, fails_on_b), "a", "b", log_metric=logged.__setitem__)
+    assert logged["rewards/fails_on_b/failed"] == 0.5
+    assert logged["rewards/one/failed"] == 0.0
+
+
+def test_raise_names_the_reward_and_the_cause() -> None:
+    with pytest.raises(RewardError, match=r"reward 'fails_on_b' failed .* it is b"):
+        scores(composite(one, fails_on_b, on_failure="raise"), "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": [1.0]}, "1 weights"),
+        ({"gates": {"two": "on"}}, "'on' is no reward here. Did you mean 'one'"),
+        ({"aggregation": "mean"}, "aggregation 'mean'"),
+        ({"on_failure": "ignore"}, "on_failure 'ignore'"),
+    ],
+)
+def test_bad_settings_are_named(settings, message) -> None:
+    with pytest.raises(RewardError) as error:
+        composite(one, two, **settings)
+    assert message in str(error.value)
+
+
+def test_two_rewards_of_one_name_are_refused() -> None:
+    with pytest.raises(RewardError, match="unique"):
+        composite(one, one)
+
+
+def score_in_child(pickled: bytes, results) -> None:
+    reward = pickle.loads(pickled)
+    texts = ["<think>a</think> #### 12", "#### 12", "#### x^2 + 1"]
+    chat = [[{"role": "assistant", "content": text}] for text in texts]
+    results.put(asyncio.run(reward(completions=chat, answer=["12", "12", "$1+x^2$"])))
+
+
+@pytest.mark.slow
+def test_it_works_in_a_spawned_daemon_as_trls_rollout_worker_is_one(tmp_path) -> None:
+    # Daemons may have no children of multiprocessing; the comparison of the last answer needs a worker all the same.
+    path = tmp_path / "mine.py"
+    path.write_text("def length(completions, **columns):\n    return [len(c[0]['content']) for c in completions]\n")
+    specs = ["accuracy", "tag_count", f"{path}:length"]
+    reward = CompositeReward(build_rewards(specs, cache=tmp_path / "cache.sqlite"), weights=[1.0, 1.0, 0.01])
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    child = context.Process(target=score_in_child, args=(pickle.dumps(reward), results), daemon=True)
+    child.start()
+    found = results.get(timeout=120)
+    child.join(60)
+    assert found == pytest.approx([1 + 0.5 + 0.24, 1 + 0 + 0.07, 1 + 0 + 0.12])
