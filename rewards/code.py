@@ -1,0 +1,287 @@
+"""Does the program pass its tests? Runs the program of a completion in the sandbox (`rlkd.sandbox`)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.contract import Failed, RewardError, RewardOptions, Scored
+from rlkd.data import completion_text
+from rlkd.sandbox import Limits, Result, SandboxError, SandboxUnavailable, call_function, check, run_program
+
+logger = logging.getLogger(__name__)
+
+MIB = 1 << 20
+BLOCK = re.compile(r"```python[ \t]*\r?\n(.*?)```", re.DOTALL)
+TOLERANCE = 1e-9  # relative, of floats: our choice, for sums taken in another order
+TEST_FORMS = (
+    '{"input": text, "output": text} or {"function": name, "arguments": list, "expected": value}; '
+    'in verification_info {"type": "stdin_stdout" or "function_call", "input", "output", "fn_name"}'
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: standard input and output, or (with `function`) arguments and the value expected."""
+
+    given: Any
+    expected: Any
+    function: str | None = None
+
+
+class Code:
+    """The share of its tests that the program of a completion passes, in [0, 1]; run in a sandbox.
+
+    The program is the last ```` ```python ```` block of the completion (open-r1's rule); 0 without one. Columns, of
+    which a row needs one:
+
+    - `tests`: a list of `{"input": text, "output": text}` (standard input and output) or `{"function": name,
+      "arguments": list, "expected": value}`. With `arguments` as a JSON text, `expected` is one, too.
+    - `verification_info` (open-r1): `{"language": "python", "test_cases": [{"type": "stdin_stdout", "input": text,
+      "output": text}, {"type": "function_call", "fn_name": name, "input": ..., "output": ...}]}`. Of a call, `input`
+      is the list of arguments or a text with one JSON value a line, `output` the value or its JSON text.
+
+    Either may be a JSON text as a whole. Outputs are compared without trailing blanks of lines and trailing newlines,
+    values as JSON (tuples are lists, keys are strings; floats to a relative 1e-9), both outside the sandbox.
+
+    Not applicable where a row has no tests, or for another language. Failed where the sandbox broke down or the tests
+    cannot be read. A program that crashes, hangs or uses up a limit has not passed that test, and no more.
+
+    Args:
+        all_or_nothing: 1 for a program that passes every test, else 0; stops at the first that fails.
+        max_timeouts: after so many tests that ran out of time the rest count as not passed, so that an endless loop
+            costs this many times the limit and not once a test.
+        wall: seconds for one test.
+        cpu: seconds of processor time for one test.
+        memory: MiB for one test.
+        output: KiB that a test may print.
+        file_size: MiB that a test may write to its temporary folder.
+        processes: processes and threads at once, in one test.
+        children: whether programs may start processes (then `memory` and `cpu` are for each).
+        workers: programs at once. Default: the number of processors.
+    """
+
+    __name__ = "code"
+    needs_any = ("verification_info", "tests")
+    # Each program is a process already, with limits of its own. Scores are not kept: a program that ran out of time on
+    # a busy machine may pass on another day.
+    reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
+
+    def __init__(
+        self,
+        *,
+        all_or_nothing: bool = False,
+        max_timeouts: int = 3,
+        wall: float = 10.0,
+        cpu: float = 5.0,
+        memory: int = 512,
+        output: int = 1024,
+        file_size: int = 16,
+        processes: int = 32,
+        children: bool = False,
+        workers: int | None = None,
+    ):
+        least = {"max_timeouts": 1, "memory": 64, "output": 1, "file_size": 1, "workers": 1}
+        given = {
+            "max_timeouts": max_timeouts,
+            "memory": memory,
+            "output": output,
+            "file_size": file_size,
+            "workers": workers,
+        }
+        for name, value in given.items():
+            if value is None and name == "workers":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least[name]:
+                raise ValueError(f"{name} {value!r}: expected an integer of at least {least[name]}")
+        for name, flag in (("all_or_nothing", all_or_nothing), ("children", children)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} {flag!r}: expected true or false")
+        self.limits = Limits(
+            wall=wall,
+            cpu=cpu,
+            memory=memory * MIB,
+            processes=processes,
+            children=children,
+            output=output * 1024,
+            file_size=file_size * MIB,
+        )
+        self.all_or_nothing = all_or_nothing
+        self.max_timeouts = max_timeouts
+        self.workers = workers or os.cpu_count() or 1
+        self._languages_told: set[str] = set()
+
+    def check_ready(self) -> None:
+        """Raise `RewardError` where programs cannot be run in the sandbox on this machine."""
+        try:
+            check()
+        except (SandboxUnavailable, SandboxError) as error:
+            raise RewardError(f"reward {self.__name__!r}: {error}") from error
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        verification_info: Sequence[Any] | None = None,
+        tests: Sequence[Any] | None = None,
+        **columns: Any,
+    ) -> list[Scored | Failed | None]:
+        """Score a batch, `workers` programs at a time."""
+        rows = zip(
+            completions,
+            verification_info or [None] * len(completions),
+            tests or [None] * len(completions),
+            strict=True,
+        )
+        stop = threading.Event()
+        with ThreadPoolExecutor(max(1, min(self.workers, len(completions))), "code") as threads:
+            futures = [threads.submit(self._score, completion_text(c), info, t, stop) for c, info, t in rows]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:  # Ctrl-C, above all: the programs that run are killed, the others never start
+                stop.set()
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _score(self, text: str, info: Any, plain: Any, stop: threading.Event) -> Scored | Failed | None:
+        try:
+            tests = self._tests(info, plain)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return Failed(f"tests of the row: {type(error).__name__}: {error}; expected {TEST_FORMS}")
+        if not tests:
+            return None
+        program = last_program(text)
+        if program is None:
+            return Scored(0.0, {"passed": 0, "tests": len(tests), "results": [], "reason": "no ```python block"})
+        results: list[dict[str, Any]] = []
+        timeouts = 0
+        for test in tests:
+            if timeouts >= self.max_timeouts or (self.all_or_nothing and results and not results[-1]["passed"]):
+                break
+            try:
+                result = self._run(program, test, stop)
+            except (SandboxError, SandboxUnavailable) as error:
+                return Failed(f"sandbox: {error}")
+            timeouts += result.status == "timeout"
+            results.append(judge(result, test))
+        passed = sum(result["passed"] for result in results)
+        value = float(passed == len(tests)) if self.all_or_nothing else passed / len(tests)
+        return Scored(value, {"passed": passed, "tests": len(tests), "results": results})
+
+    def _run(self, program: str, test: Case, stop: threading.Event) -> Result:
+        if test.function is None:
+            return run_program(program, stdin=test.given, limits=self.limits, stop=stop)
+        return call_function(program, test.function, test.given, limits=self.limits, stop=stop)
+
+    def _tests(self, info: Any, plain: Any) -> list[Case]:
+        """The tests of a row, from whichever column has them; ValueError, TypeError or KeyError for what is none."""
+        plain = _loaded(plain)
+        if plain:
+            return [plain_test(test) for test in plain]
+        info = _loaded(info)
+        if not info:
+            return []
+        language = info.get("language") or "python"
+        if str(language).lower() not in ("python", "python3"):
+            if language not in self._languages_told:
+                self._languages_told.add(language)
+                logger.warning("reward %r judges Python only; rows in %r are not applicable", self.__name__, language)
+            return []
+        return [open_r1_test(test) for test in _loaded(info.get("test_cases")) or []]
+
+
+def last_program(text: str) -> str | None:
+    """The content of the last ```` ```python ```` block, None where there is none."""
+    blocks = BLOCK.findall(text)
+    return blocks[-1] if blocks else None
+
+
+def plain_test(test: Mapping[str, Any]) -> Case:
+    """A test of the column `tests`. Keys that are None count as absent: tables fill them in."""
+    if test.get("function") is not None:
+        arguments, expected = test["arguments"], test["expected"]
+        if isinstance(arguments, str):
+            arguments, expected = json.loads(arguments), json.loads(expected)
+        if not isinstance(arguments, list):
+            raise ValueError(f"'arguments' of {test['function']!r} is {arguments!r}, no list")
+        return Case(arguments, expected, _text(test["function"], "function"))
+    return Case(_text(test.get("input") or "", "input"), _text(test["output"], "output"))
+
+
+def open_r1_test(test: Mapping[str, Any]) -> Case:
+    """A test of open-r1's column `verification_info`."""
+    kind = test.get("type") or "stdin_stdout"
+    if kind == "stdin_stdout":
+        return Case(_text(test.get("input") or "", "input"), _text(test["output"], "output"))
+    if kind != "function_call":
+        raise ValueError(f"type {kind!r}")
+    arguments, expected = test["input"], test["output"]
+    if isinstance(arguments, str):
+        arguments = [json.loads(line) for line in arguments.splitlines() if line.strip()]
+    if isinstance(expected, str):
+        expected = json.loads(expected)
+    return Case(list(arguments), expected, _text(test["fn_name"], "fn_name"))
+
+
+def judge(result: Result, test: Case) -> dict[str, Any]:
+    """Whether a test is passed, the outcome in a word, and a short reason where it is not."""
+    if result.status != "ok":
+        last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
+        reason = last[0] if result.status in ("error", "memory") else f"after {result.seconds:.1f} s"
+        return {"passed": False, "outcome": result.status, "reason": reason[:200]}
+    if test.function is None:
+        found, right = result.stdout, _lines(result.stdout) == _lines(test.expected)
+    else:
+        found = result.value
+        try:
+            right = same_value(found, test.expected)
+        except (OverflowError, RecursionError):
+            # A number or a nesting beyond all bounds. It must not raise: no program may pick its own outcome.
+            return {"passed": False, "outcome": "wrong", "reason": "returned a value that is too large to compare"}
+    if right:
+        return {"passed": True, "outcome": "passed"}
+    try:
+        shown = f"{'returned' if test.function else 'printed'} {found!r}"[:200]
+    except RecursionError:
+        shown = "returned a value nested too deeply to show"
+    return {"passed": False, "outcome": "wrong", "reason": shown}
+
+
+def same_value(found: Any, expected: Any) -> bool:
+    """Whether two JSON values are equal; floats to a relative 1e-9, and `1`, `1.0` and `true` as in Python."""
+    if isinstance(found, list) and isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(same_value, found, expected))
+    if isinstance(found, dict) and isinstance(expected, dict):
+        expected = {str(key): value for key, value in expected.items()}
+        return found.keys() == expected.keys() and all(same_value(found[key], expected[key]) for key in found)
+    if isinstance(found, float) and isinstance(expected, float | int):
+        return math.isclose(found, expected, rel_tol=TOLERANCE)
+    if isinstance(expected, float) and isinstance(found, int):
+        return math.isclose(found, expected, rel_tol=TOLERANCE)
+    return bool(found == expected)
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _loaded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.strip() else None
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r} is {value!r}, no text")
+    return value

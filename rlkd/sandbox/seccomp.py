@@ -1,0 +1,166 @@
+"""The system calls that a sandboxed program may not make, as a seccomp filter (classic BPF).
+
+A list of what is denied, with one catch-all: calls newer than `NEWEST` do not exist (ENOSYS), so that a call which a
+future kernel adds is closed until somebody has looked at it. The x32 calls of x86-64 have higher numbers and fall
+under the same rule; another architecture (32-bit code) ends the process.
+
+A denied call fails with EPERM and does not kill: a program that merely tries one, as libraries do at import, gets the
+ordinary Python error and its test a real verdict.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+# linux/audit.h
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# Of the calls up to here, each was looked at; 452 is fchmodat2 (Linux 6.6), which new C libraries use.
+NEWEST = 452
+
+# name: (number on x86-64, number on aarch64); None where the call does not exist. From asm/unistd_64.h and
+# asm-generic/unistd.h.
+DENIED: dict[str, tuple[int | None, int | None]] = {
+    # The network. socketpair and sendto have rules of their own below: asyncio needs a pair.
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
+    "recvmsg": (47, 212),
+    "recvmmsg": (299, 243),
+    # Other processes.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "move_pages": (279, 239),
+    "migrate_pages": (256, 238),
+    # Namespaces and the file tree.
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "open_by_handle_at": (304, 265),
+    "name_to_handle_at": (303, 264),
+    "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "ustat": (136, None),
+    "sysfs": (139, None),
+    # Memory that no limit of the process counts.
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semctl": (66, 191),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    # Large and often broken parts of the kernel.
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "io_setup": (206, 0),
+    "io_submit": (209, 2),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "seccomp": (317, 277),
+    "vmsplice": (278, 75),
+    "mbind": (237, 235),
+    "set_mempolicy": (238, 237),
+    "set_mempolicy_home_node": (450, 450),
+    "lookup_dcookie": (212, 18),
+    "nfsservctl": (180, 42),
+    "uselib": (134, None),
+    "modify_ldt": (154, None),
+    "personality": (135, 92),
+    # The machine as a whole.
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+    "acct": (163, 89),
+    "syslog": (103, 116),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "vhangup": (153, 58),
+}
+FORKS: dict[str, tuple[int | None, int | None]] = {"fork": (57, None), "vfork": (58, None)}
+CLONE, CLONE3, SOCKETPAIR, SENDTO = (56, 220), (435, 435), (53, 199), (44, 206)
+
+NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
+CLONE_THREAD = 0x10000
+AF_UNIX = 1
+
+LOAD, EQUAL, GREATER, ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+NUMBER, ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
+ALLOW, KILL = 0x7FFF0000, 0x80000000
+REFUSE, ABSENT = 0x00050000 | errno.EPERM, 0x00050000 | 38  # 38 is ENOSYS on Linux, whatever the building machine
+
+
+def build_filter(machine: str, *, children: bool) -> bytes:
+    """The filter for `prctl(PR_SET_SECCOMP)`, as an array of `struct sock_filter`.
+
+    `machine`: `x86_64` or `aarch64`. `children`: the program may start processes; without, it may start threads only.
+    """
+    column = list(ARCHITECTURES).index(machine)
+    code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, ARCHITECTURES[machine]), (RETURN, 0, 0, KILL)]
+    code += [(LOAD, 0, 0, NUMBER), (GREATER, 0, 1, NEWEST), (RETURN, 0, 0, ABSENT)]
+    # Its flags stand in memory, out of the filter's sight. The C library falls back to clone.
+    code += [(EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, ABSENT)]
+    for numbers in [*DENIED.values(), *([] if children else FORKS.values())]:
+        number = numbers[column]
+        if number is not None:
+            code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE)]
+    clone = [(LOAD, 0, 0, _argument(0)), (ANY_BIT, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
+    if not children:
+        clone += [(ANY_BIT, 1, 0, CLONE_THREAD), (RETURN, 0, 0, REFUSE)]
+    pair = [(LOAD, 0, 0, _argument(0)), (EQUAL, 1, 0, AF_UNIX), (RETURN, 0, 0, REFUSE)]
+    # Sending to the other end of a pair is fine; naming an address is not.
+    send = [(LOAD, 0, 0, _argument(4)), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
+    send += [(LOAD, 0, 0, _argument(4) + 4), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
+    for numbers, body in ((CLONE, clone), (SOCKETPAIR, pair), (SENDTO, send)):
+        body.append((RETURN, 0, 0, ALLOW))
+        code += [(EQUAL, 0, len(body), numbers[column]), *body]
+    code.append((RETURN, 0, 0, ALLOW))
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+def _argument(index: int) -> int:
+    """Offset of the low half of a call's argument."""
+    return 16 + 8 * index
