@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.contract import Failed, RewardError, Scored
+from rewards.contract import Failed, RewardError, RewardOptions, Scored
 from rlkd.data import completion_text, question_of
 from rlkd.engines import EngineError, run
 from rlkd.gsrm import GSRM, DecompositionError, Judgement, Norm, Trace, UnreadableReply
@@ -55,6 +55,7 @@ class StructureReward:
 
     __name__ = "structure"
     needs_any = ("rationales", "structures")
+    reward_options = RewardOptions(timeout=None)  # each batch at an engine has its `deadline`
 
     def __init__(
         self,
