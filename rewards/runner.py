@@ -86,6 +86,8 @@ class Reward:
         )
         # Columns of which at least one must be there and hold something.
         self.needs_any: tuple[str, ...] = getattr(function, "needs_any", ())
+        # What was asked before the trainer's own call (`trainers.prefetch`), with `answers`, `result` and `discard`.
+        self.ahead: Any = None
         self._causes_told: set[str] = set()
         self._cache_path = cache
         # A function that is handed over may hold what no other process can have: a model, a connection, a counter.
@@ -100,7 +102,9 @@ class Reward:
         **columns: Any,
     ) -> list[float | None]:
         """Score a batch; see the class."""
-        self.outcomes = self.judge(prompts, completions, completion_ids, **columns)
+        arguments = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+        ahead = self._take_ahead(arguments)
+        self.outcomes = self.judge(**arguments) if ahead is None else ahead.result(arguments)
         self._report(columns.get("log_metric"))
         return [outcome.value for outcome in self.outcomes]
 
@@ -116,6 +120,14 @@ class Reward:
         if plan.positions:
             self._score_in_workers(plan) if self.is_isolated else self._score_here(plan)
         return self._finish(plan)
+
+    def _take_ahead(self, arguments: dict[str, Any]) -> Any:
+        """What was asked ahead, if it is what is asked now; it answers once."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and not ahead.answers(arguments):
+            ahead.discard()
+            return None
+        return ahead
 
     def check_columns(self, available: Sequence[str]) -> None:
         """Raise `RewardError` if the data lacks a column that this reward needs, or has one that hides a parameter."""
@@ -351,7 +363,12 @@ class AsyncReward(Reward):
         **columns: Any,
     ) -> list[float | None]:
         """Score a batch; see `Reward`."""
-        self.outcomes = await self.judge(prompts, completions, completion_ids, **columns)
+        arguments = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+        ahead = self._take_ahead(arguments)
+        if ahead is None:
+            self.outcomes = await self.judge(**arguments)
+        else:
+            self.outcomes = await asyncio.to_thread(ahead.result, arguments)
         self._report(columns.get("log_metric"))
         return [outcome.value for outcome in self.outcomes]
 
@@ -389,7 +406,8 @@ class AsyncReward(Reward):
             raise
         except Exception as error:
             return Fault("error", f"{type(error).__name__}: {error}", error)
-        scored.outcomes = [replace(o, seconds=time.perf_counter() - started) for o in outcomes]
+        seconds = time.perf_counter() - started
+        scored.outcomes = [replace(outcome, seconds=seconds) for outcome in outcomes]
         return scored
 
 

@@ -24,6 +24,12 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(autouse=True)
+def reward_scores_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds the scores of another one, or leaves any in the user's cache."""
+    monkeypatch.setattr("rewards.runner.default_cache", lambda: tmp_path_factory.mktemp("scores") / "rewards.sqlite")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random Llama of two layers over single characters, saved as a folder; it never ends a text by itself."""

@@ -13,7 +13,10 @@ Read there: `num_generations`, `num_generations_eval`, `reward_funcs`, `reward_f
 extended: `_VALID_DICT_FIELDS`.
 """
 
+import ast
 import inspect
+from textwrap import dedent
+from typing import Any
 
 from rlkd.errors import UsageError
 
@@ -36,3 +39,33 @@ def check_trl() -> None:
                 f"TRL {trl.__version__}: GRPOTrainer.{name} takes {found}, expected {expected}. "
                 f'Install a TRL that rlkd is tested with:  pip install "trl==1.16.0"'
             )
+
+
+def check_generate() -> None:
+    """Raise `UsageError` if TRL's `_generate` is not the one that `completions_of` reads (TRL 1.15 and 1.16).
+
+    It has changed its results from version to version, so only `reward_prefetch` touches it.
+    """
+    import trl
+
+    method = trl.GRPOTrainer._generate
+    parameters = list(inspect.signature(method).parameters)
+    ends = [node for node in ast.walk(ast.parse(dedent(inspect.getsource(method)))) if isinstance(node, ast.Return)]
+    returned = [ast.unparse(item) for item in getattr(ends[-1].value, "elts", [])] if ends else []
+    if parameters[:2] != ["self", "prompts"] or returned[1:4:2] != ["completion_ids", "completions"]:
+        raise UsageError(
+            f"reward_prefetch: TRL {trl.__version__}'s GRPOTrainer._generate takes {parameters} and returns "
+            f'{returned}, which rlkd does not know. Set reward_prefetch: false, or  pip install "trl==1.16.0"'
+        )
+
+
+def completions_of(generated: Any, count: int) -> tuple[list[Any], list[Any]]:
+    """The completion ids and the completions in what `_generate` returned, one each for `count` prompts."""
+    if isinstance(generated, tuple) and len(generated) > 3:
+        completion_ids, completions = generated[1], generated[3]
+        if isinstance(completions, list) and len(completion_ids) == len(completions) == count:
+            return completion_ids, completions
+    raise UsageError(
+        "reward_prefetch: TRL's GRPOTrainer._generate returned something that rlkd does not know; "
+        "set reward_prefetch: false"
+    )

@@ -33,7 +33,7 @@ from rewards.runner import wrap
 from rlkd.data import completion_text
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from trainers._compat import check_trl
+from trainers._compat import check_generate, check_trl, completions_of
 from trainers.checkpoints import find_checkpoint, step_of
 from trainers.failures import (
     Failure,
@@ -45,6 +45,7 @@ from trainers.failures import (
 )
 from trainers.logs import MetricsCallback, StepLog, prepare_folder
 from trainers.missing import apply_gates, drop_failed, fill_missing
+from trainers.prefetch import Prefetch
 from trainers.preflight import check_config, check_dataset, check_services, rollout_window
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,13 @@ class RLKDConfig(GRPOConfig):
     )
     failure_window: int = field(
         default=4, metadata={"help": "Generation batches over which max_failure_rate looks at failures."}
+    )
+    reward_prefetch: bool = field(
+        default=False,
+        metadata={
+            "help": "Ask rewards as soon as the completions are there, while the model computes log-probabilities "
+            "(beta > 0, or several steps a generation). The rewards are the same either way."
+        },
     )
     save_rollouts: bool = field(
         default=True, metadata={"help": "Write every rollout with its rewards to OUTPUT_DIR/rollouts."}
@@ -184,6 +192,8 @@ class RLKDTrainer(GRPOTrainer):
         **kwargs: Any,
     ):
         check_trl()
+        if args is not None and args.reward_prefetch:
+            check_generate()
         args = args or RLKDConfig("rlkd-output")
         built = _resolve_rewards(reward_funcs, args)
         names = [reward.__name__ if isinstance(reward, Reward) else "model" for reward in built]
@@ -194,6 +204,8 @@ class RLKDTrainer(GRPOTrainer):
             if dataset is not None:
                 check_dataset(args, built, dataset, f"eval_dataset {part}".strip())
         check_services(built)
+        self._prefetch = Prefetch(built) if args.reward_prefetch else None
+        self._rows: list[dict[str, Any]] = []
         self._watch = FailureWatch(names, args.max_failure_rate, args.failure_window)
         self._failures: tuple[tuple[str, int, int], list[Failure]] | None = None
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
@@ -243,10 +255,19 @@ class RLKDTrainer(GRPOTrainer):
         return result
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
         if self.args.save_rollouts and self._is_training():
             self._save_rollouts(inputs, output["advantages"])
         return output
+
+    def _generate(self, prompts: list[Any], *args: Any, **kwargs: Any) -> Any:
+        generated = super()._generate(prompts, *args, **kwargs)
+        # With tools and environments, rows change and rewards may look at what is still at work.
+        if self._prefetch is not None and not self.tools and self.environments is None:
+            completion_ids, completions = completions_of(generated, len(prompts))
+            self._prefetch.start(self._rows, completions, completion_ids, self.state)
+        return generated
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
