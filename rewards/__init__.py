@@ -23,16 +23,34 @@ returns one of three outcomes:
 from collections.abc import Callable
 from typing import Any
 
-from rewards.contract import Failed, Outcome, RewardError, Scored
+from rewards.composite import CompositeReward
+from rewards.contract import Failed, Outcome, RewardError, RewardOptions, Scored
 from rewards.runner import Reward, build_reward, build_rewards
 from rlkd.registry import register, registry
 
 BUILT_IN = {
     "accuracy": "rewards.accuracy.Accuracy",
+    "accuracy_reward": "rewards.verified.AccuracyReward",
+    "boolean": "rewards.choices.Boolean",
+    "code": "rewards.code.Code",
+    "code_format": "rewards.formats.CodeFormat",
+    "cosine": "rewards.verified.cosine",
+    "format": "rewards.formats.format_of_lines",
+    "get_cosine_scaled_reward": "rewards.verified.CosineScaledReward",
+    "get_repetition_penalty_reward": "rewards.repetition.TokenRepetition",
+    "get_soft_overlong_punishment": "rewards.lengths.SoftOverlong",
+    "length": "rewards.lengths.RelativeLength",
+    "multiple_choice": "rewards.choices.MultipleChoice",
+    "numeric": "rewards.choices.Numeric",
+    "reasoning_accuracy_reward": "rewards.verified.ReasoningAccuracyReward",
+    "reasoning_steps": "rewards.formats.reasoning_steps",
+    "repetition_penalty": "rewards.repetition.WordRepetition",
     "soft_overlong": "rewards.lengths.SoftOverlong",
+    "soft_overlong_punishment": "rewards.lengths.SoftOverlong",
     "structure": "rewards.structure.StructureReward",
     "tag_count": "rewards.formats.tag_count",
     "think_format": "rewards.formats.think_format",
+    "think_format_reward": "rewards.formats.think_format_reward",
 }
 registry("reward").declare(BUILT_IN)
 
@@ -44,10 +62,12 @@ def reward(name: str) -> Callable[[Any], Any]:
 
 __all__ = [
     "BUILT_IN",
+    "CompositeReward",
     "Failed",
     "Outcome",
     "Reward",
     "RewardError",
+    "RewardOptions",
     "Scored",
     "build_reward",
     "build_rewards",

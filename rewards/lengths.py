@@ -1,7 +1,13 @@
 """Is the completion too long?"""
 
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
+
+from rewards.contract import Failed, RewardError, RewardOptions
+from rewards.verified import SECONDS, Rules, Verdict, checked_rules, checked_seconds, golds, verdicts
+from rlkd.data import completion_text
 
 
 class SoftOverlong:
@@ -9,21 +15,96 @@ class SoftOverlong:
 
     Args:
         max_completion_len: L_max in tokens.
-        soft_punish_cache: the last so many tokens before L_max, over which the punishment grows.
+        soft_punish_cache: the last so many tokens before L_max, over which the punishment grows; 0 for none.
     """
 
     __name__ = "soft_overlong"
+    reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
 
     def __init__(self, max_completion_len: int, soft_punish_cache: int):
-        if not 0 < soft_punish_cache <= max_completion_len:
+        if not 0 <= soft_punish_cache <= max_completion_len or not max_completion_len > 0:
             raise ValueError(
-                f"soft_punish_cache ({soft_punish_cache}) must lie between 1 and max_completion_len "
-                f"({max_completion_len})"
+                f"soft_punish_cache ({soft_punish_cache}) must lie between 0 and max_completion_len "
+                f"({max_completion_len}), which must be above 0"
             )
         self.max_completion_len = max_completion_len
         self.soft_punish_cache = soft_punish_cache
 
     def __call__(self, completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
         """Score a batch; lengths are in tokens, an end token included."""
+        return [self._punishment(len(ids)) for ids in completion_ids]
+
+    def keys(self, completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[int]:
+        """What a score rests on: the length."""
+        return [len(ids) for ids in completion_ids]
+
+    def _punishment(self, length: int) -> float:
         start = self.max_completion_len - self.soft_punish_cache
-        return [-min(max((len(ids) - start) / self.soft_punish_cache, 0.0), 1.0) for ids in completion_ids]
+        if length <= start:
+            return 0.0
+        return -1.0 if length > self.max_completion_len else (start - length) / self.soft_punish_cache
+
+
+class RelativeLength:
+    """Longer than the others? From 0.5 for the shortest to -0.5 for the longest, and at most 0 for a wrong answer.
+
+    Registered as `length`: open-r1's length reward, after Kimi k1.5 (arXiv 2501.12599, section 2.3.3): with
+    l = 0.5 - (length - shortest) / (longest - shortest), a right answer earns l and a wrong one min(0, l); all earn 0
+    where all are of one length. Lengths are in characters. Not applicable where the solution cannot be read; the
+    length of such a completion counts all the same.
+
+    Args:
+        by_group: compare with the completions of the same prompt, as the paper has it; else with the whole batch that
+            the trainer hands over, as open-r1 does, where a short answer to a hard question is long beside others.
+        rules, timeout: as in `rewards.verified.AccuracyReward`.
+    """
+
+    __name__ = "length"
+    needs_any = ("solution", "answer")
+    reward_options = RewardOptions(per_sample=False, isolate=False, timeout=None)
+
+    def __init__(self, by_group: bool = False, rules: Rules = "open_r1", timeout: float = SECONDS):
+        self.by_group = by_group
+        self.rules = checked_rules(rules)
+        self.timeout = checked_seconds(timeout)
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        prompts: Sequence[Any] | None = None,
+        solution: Sequence[Any] | None = None,
+        answer: Sequence[Any] | None = None,
+        **columns: Any,
+    ) -> list[Verdict]:
+        """Score a batch."""
+        texts = [completion_text(completion) for completion in completions]
+        right = verdicts(texts, golds(self.__name__, solution, answer), rules=self.rules, timeout=self.timeout)
+        lengths = [len(text) for text in texts]
+        scores: list[Verdict] = [None] * len(texts)
+        for members in self._groups(prompts, len(texts)):
+            shortest = min(lengths[i] for i in members)
+            longest = max(lengths[i] for i in members)
+            for i in members:
+                score = right[i]
+                if score is not None and not isinstance(score, Failed):
+                    score = relative_length(lengths[i], shortest, longest, correct=bool(score))
+                scores[i] = score
+        return scores
+
+    def _groups(self, prompts: Sequence[Any] | None, count: int) -> list[list[int]]:
+        if not self.by_group:
+            return [list(range(count))] if count else []
+        if prompts is None:
+            raise RewardError(f"reward {self.__name__!r} with by_group needs the prompts, and there are none")
+        groups: dict[str, list[int]] = defaultdict(list)
+        for position, prompt in enumerate(prompts):
+            groups[json.dumps(prompt, sort_keys=True, default=repr)].append(position)
+        return list(groups.values())
+
+
+def relative_length(length: int, shortest: int, longest: int, *, correct: bool) -> float:
+    """The formula of `RelativeLength`."""
+    if longest == shortest:
+        return 0.0
+    place = 0.5 - (length - shortest) / (longest - shortest)
+    return place if correct else min(0.0, place)

@@ -205,10 +205,15 @@ class Reward:
         keys: list[str | None] = []
         for value in inputs:
             try:
-                keys.append(cache_key(self._identity or self.__name__, value))
+                keys.append(cache_key(self._basis, value))
             except (TypeError, ValueError):
                 keys.append(None)
         return keys
+
+    @cached_property
+    def _basis(self) -> str:
+        """`_identity` in short, as it goes into every key."""
+        return cache_key(self._identity or self.__name__)
 
     @cached_property
     def _identity(self) -> list[Any] | None:

@@ -22,6 +22,7 @@ from rlkd.isolation import Fault, WorkerPool, inside_worker
 # The explicit ways in which an answer is announced. `\boxed{}` needs brace matching and is handled apart.
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_END_TAG = re.compile(r"</answer>", re.IGNORECASE)
 _PHRASE = re.compile(r"\b(?:final )?answer is:?[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
 _ANY_NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+")
@@ -46,7 +47,10 @@ def extract_answer(text: str, fallback: Literal["none", "last_number"] = "none")
     text that happens to stop at the right number.
     """
     text = text.rpartition("</think>")[2]
-    found = [(match.start(), match[1]) for form in (_HASHES, _TAG, _PHRASE) for match in form.finditer(text)]
+    found = [(match.start(), match[1]) for form in (_HASHES, _PHRASE) for match in form.finditer(text)]
+    # Behind the last closing tag, every opening one would be searched to the end of the text.
+    end = max((match.end() for match in _END_TAG.finditer(text)), default=0)
+    found += [(match.start(), match[1]) for match in _TAG.finditer(text, 0, end)]
     boxed = _last_boxed(text)
     if boxed is not None:
         found.append(boxed)
@@ -83,7 +87,7 @@ def are_correct(
     fallback: Literal["none", "last_number"] = "none",
     *,
     seconds: float = VERIFY_SECONDS,
-) -> list[bool | None | VerificationError]:
+) -> list[bool | VerificationError | None]:
     """`is_correct` for many texts, with the error in the place of a result; comparisons run side by side."""
     answers = [extract_answer(text, fallback) for text in texts]
     pairs = [(answer or "", extract_answer(gold) or gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
@@ -104,12 +108,12 @@ def equal(answer: str, gold: str, *, seconds: float = VERIFY_SECONDS) -> bool | 
 
 def equal_pairs(
     pairs: Sequence[tuple[str, str]], *, seconds: float = VERIFY_SECONDS
-) -> list[bool | None | VerificationError]:
+) -> list[bool | VerificationError | None]:
     """`equal` for many pairs of answer and gold, with the error in the place of a result.
 
     Each distinct pair is compared once, several at a time. An empty answer equals nothing.
     """
-    known: dict[tuple[str, str], bool | None | VerificationError] = {}
+    known: dict[tuple[str, str], bool | VerificationError | None] = {}
     hard: list[tuple[str, str]] = []
     for pair in dict.fromkeys(pairs):
         answer, gold = pair
@@ -160,13 +164,19 @@ def _parse(text: str) -> list[Any]:
     # It warns that its own limit is off: that one works by signals, on the main thread only. Ours is the worker's.
     for module in ("parser", "grader"):
         logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
-    # Without "no_fallback" any text at all would count as read.
-    return parse(
-        f"${text}$",
-        extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,  # type: ignore[arg-type]
-    )
+    try:
+        # Without "no_fallback" any text at all would count as read.
+        return parse(
+            f"${text}$",
+            extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()],
+            fallback_mode="no_fallback",
+            parsing_timeout=None,
+            raise_on_error=True,
+        )
+    except MemoryError:  # math-verify would call this unreadable
+        raise
+    except Exception:
+        return []
 
 
 def number(text: str) -> Fraction | None:

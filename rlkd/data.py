@@ -247,10 +247,13 @@ def question_of(prompt: str | list[dict[str, str]]) -> str:
 
 
 def completion_text(completion: str | list[dict[str, str]]) -> str:
-    """The text of a completion in either of TRL's forms (text, or a list of messages)."""
+    """The text of a completion in either of TRL's forms (text, or a list of messages).
+
+    What tools said is not the completion's; a message without a role, as in TRL's examples, is.
+    """
     if isinstance(completion, str):
         return completion
-    return "\n".join(str(m.get("content") or "") for m in completion if m.get("role") == "assistant")
+    return "\n".join(str(m.get("content") or "") for m in completion if m.get("role", "assistant") == "assistant")
 
 
 def _records(source: str, split: str, config: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:

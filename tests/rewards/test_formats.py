@@ -1,7 +1,12 @@
-import pytest
-from trl.rewards import think_format_reward
+import random
+import re
+import threading
 
-from rewards.formats import tag_count, think_format
+import pytest
+from trl import rewards as trls
+
+from rewards import BUILT_IN, build_reward
+from rewards.formats import CodeFormat, format_of_lines, reasoning_steps, tag_count, think_format, think_format_reward
 
 
 def chat(text):
@@ -26,11 +31,11 @@ def chat(text):
     ],
 )
 def test_think_format_agrees_with_trls(text, value):
-    assert think_format(chat(text)) == think_format_reward(chat(text)) == [value]
+    assert think_format(chat(text)) == trls.think_format_reward(chat(text)) == [value]
 
 
 @pytest.mark.parametrize(
-    ("text", "ours", "trls"),
+    ("text", "ours", "theirs"),
     [
         # Leading spaces do no harm: some chat templates write them.
         ("\n<think>a</think>b", 1.0, 0.0),
@@ -40,9 +45,9 @@ def test_think_format_agrees_with_trls(text, value):
         ("<think>a</think>b</think>c", 0.0, 1.0),
     ],
 )
-def test_think_format_differs_from_trls_where_its_docstring_says_so(text, ours, trls):
+def test_think_format_differs_from_trls_where_its_docstring_says_so(text, ours, theirs):
     assert think_format(chat(text)) == [ours]
-    assert think_format_reward(chat(text)) == [trls]
+    assert trls.think_format_reward(chat(text)) == [theirs]
 
 
 @pytest.mark.parametrize(
@@ -87,3 +92,150 @@ def test_a_think_tag_that_the_chat_template_opens_counts_as_written():
     assert think_format([text], answer_tags=True, prefilled=True) == [1.0]
     assert tag_count([text]) == [0.75]
     assert tag_count([text], prefilled=True) == [1.0]
+
+
+PIECES = [
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "\n",
+    "\n",
+    "a",
+    " ",
+    "```",
+    "```python\n",
+    "```rust",
+    "é",
+    "猫",
+]
+
+
+def generated(count, starts):
+    rng = random.Random(0)
+    return [rng.choice(starts) + "".join(rng.choices(PIECES, k=rng.randint(0, 9))) for _ in range(count)]
+
+
+def test_think_format_reward_agrees_with_trls():
+    texts = generated(2000, ["", "<think>", "<think>\n", " <think>"])
+    scores = think_format_reward([chat(text)[0] for text in texts])
+    assert scores == trls.think_format_reward([chat(text)[0] for text in texts])
+    assert min(scores.count(0.0), scores.count(1.0)) > 100
+
+
+LAID_OUT = "<think>\na\n</think>\n<answer>\nb\n</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (LAID_OUT, 1.0),
+        (LAID_OUT + "\nand more", 1.0),
+        ("<think>\n\n</think>\n<answer>\n\n</answer>", 1.0),
+        (LAID_OUT + " ", 0.0),
+        ("\n" + LAID_OUT, 0.0),
+        (LAID_OUT.replace("\na\n", "a"), 0.0),
+        (LAID_OUT.replace("</think>\n", "</think>"), 0.0),
+        (LAID_OUT.replace("b\n", "b"), 0.0),
+        ("", 0.0),
+    ],
+)
+def test_format_asks_for_each_tag_on_its_line(text, value):
+    assert format_of_lines(chat(text)) == format_of_lines([text]) == [value]
+
+
+@pytest.mark.parametrize("language", [None, "python"])
+def test_format_and_code_format_are_the_documented_expressions(language):
+    # `code_format` asks for a fence in between; both are open-r1's, read by the slow but obvious means.
+    fence = "" if language is None else f"```{language}.*?```.*?"
+    expression = re.compile(
+        r"^<think>\n.*?\n</think>\n<answer>\n.*?" + fence + r"\n</answer>$", re.DOTALL | re.MULTILINE
+    )
+    reward = format_of_lines if language is None else CodeFormat(language)
+    starts = ["", "<think>\na\n</think>\n<answer>\n", "<think>\n\n</think>\n<answer>\n```python\n", "<think>\n"]
+    texts = [text + end for text in generated(2000, starts) for end in ("", "```\n</answer>", "\n</answer>")]
+    scores = reward(completions=texts)
+    assert scores == [float(expression.match(text) is not None) for text in texts]
+    assert min(scores.count(0.0), scores.count(1.0)) > 100
+
+
+def test_the_language_of_the_code_may_differ_from_row_to_row():
+    texts = [LAID_OUT.replace("b", f"```{name}\n1\n```") for name in ("python", "rust", "c++")]
+    assert CodeFormat()(completions=texts) == [1.0, 0.0, 0.0]
+    assert CodeFormat("c++")(completions=texts) == [0.0, 0.0, 1.0]
+    assert CodeFormat()(completions=texts, language=[None, "rust", "python"]) == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (LAID_OUT, 1.0),
+        # Without line breaks around it: none of "<think>\\n", "\\n</think>\\n", "\\n<answer>\\n" and "\\n</answer>".
+        ("<think>a</think><answer>b</answer>", 0.0),
+        # "\\n</think>\\n" takes the line break that "\\n<answer>\\n" needs: it is counted all the same, apart.
+        ("<think>\na\n</think>\n<answer>\nb</answer>", 0.75),
+        ("<think>\na\n</think>\n", 0.5),
+        ("<think>\n", 0.25),
+        ("<think>\n<think>\na\n</think>\n<answer>\nb\n</answer>", 0.75),
+    ],
+)
+def test_tag_count_on_lines_is_open_r1s(text, value):
+    assert tag_count(chat(text), on_lines=True) == [value]
+
+
+def test_a_think_tag_and_line_break_that_the_template_opens_count_as_written():
+    assert tag_count([LAID_OUT.removeprefix("<think>\n")], on_lines=True, prefilled=True) == [1.0]
+    assert format_of_lines([LAID_OUT.removeprefix("<think>\n")], prefilled=True) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "signs"),
+    [
+        ("", 0),
+        ("Just the answer.", 0),
+        ("Step 1: add.", 1),
+        ("Step 1: add.\nStep 22: halve.", 2),
+        ("1. add\n2. halve\n3. done", 3),
+        ("Steps:\n- add\n* halve", 2),
+        ("- not after a line break", 0),
+        ("First, add. Next, halve. Finally, done.", 3),
+        ("First, 1. is no start of a line", 1),
+        ("Step one: no. first, no. 1) no", 0),
+        ("Second, a\n- b\n- c\n- d\n- e", 5),
+    ],
+)
+def test_each_sign_of_a_step_pays_a_third_up_to_three(text, signs):
+    # min(1, signs / 3): 0, .333, .667, 1 and 1 again.
+    assert reasoning_steps(chat(text)) == [pytest.approx(min(1.0, signs / 3))]
+
+
+ADVERSARIAL = [
+    "<think>", "</think>", "<think>\n", "\n</think>\n<answer>\n", "<answer>", "\n</answer>x", "```python", "```", " ",
+    "\n", "Step 1", "1", "Step ", "\n-", "</answer>",
+]  # fmt: skip
+FORMATS = ["code_format", "format", "reasoning_steps", "tag_count", "think_format", "think_format_reward"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_text_makes_a_format_reward_hang(name):
+    assert name in BUILT_IN
+    reward = build_reward(name)
+    assert not reward.is_isolated
+    texts = []
+    for piece in ADVERSARIAL:
+        run = piece * (200_000 // len(piece))
+        texts += [
+            run,
+            "<think>" + run,
+            LAID_OUT[:-9] + run,
+            "<think>\n" + run + "x</answer>",
+            "<think></think><answer></answer>" + run,
+        ]
+    done = threading.Event()
+
+    def score():
+        reward(completions=texts)
+        done.set()
+
+    threading.Thread(target=score, daemon=True).start()
+    assert done.wait(60), "hangs"

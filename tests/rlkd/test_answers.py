@@ -300,3 +300,9 @@ def test_off_the_main_thread_what_needs_math_verify_is_an_error_and_no_hang():
 @pytest.mark.parametrize("text", ["The answer is **18**.", "#### **18**", "So \\boxed{18}", "The answer is `18`."])
 def test_emphasis_around_an_answer_is_no_part_of_it(text):
     assert is_correct(text, "18") is True
+
+
+def test_many_unclosed_answer_tags_are_read_in_one_pass():
+    # Quadratic, this would take minutes: a hang guard, no measurement.
+    assert extract_answer("<answer>1</ANSWER>" + "<answer>" * 200_000) == "1"
+    assert extract_answer("<answer>" * 200_000) is None
