@@ -169,6 +169,8 @@ class Code:
                 result = self._run(program, test, stop)
             except (SandboxError, SandboxUnavailable) as error:
                 return Failed(f"sandbox: {error}")
+            except ValueError as error:  # arguments that are no JSON, never the program's doing
+                return Failed(f"tests of the row: {error}; expected {TEST_FORMS}")
             timeouts += result.status == "timeout"
             results.append(judge(result, test))
         passed = sum(result["passed"] for result in results)
@@ -235,7 +237,9 @@ def judge(result: Result, test: Case) -> dict[str, Any]:
     if result.status != "ok":
         last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
         reason = last[0] if result.status in ("error", "memory") else f"after {result.seconds:.1f} s"
-        return {"passed": False, "outcome": result.status, "reason": reason[:200]}
+        # The program's own words: no control sequences for the terminal or the log that shows them.
+        reason = "".join(c if c.isprintable() else "\ufffd" for c in reason[:200])
+        return {"passed": False, "outcome": result.status, "reason": reason}
     if test.function is None:
         found, right = result.stdout, _lines(result.stdout) == _lines(test.expected)
     else:
@@ -255,15 +259,18 @@ def judge(result: Result, test: Case) -> dict[str, Any]:
 
 
 def same_value(found: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal; floats to a relative 1e-9, and `1`, `1.0` and `true` as in Python."""
+    """Whether two JSON values are equal; floats to a relative 1e-9, and `1`, `1.0` and `true` as in Python.
+
+    A float passes for an integer that is expected only where that is the nearest: 1e10 is not 10000000001.
+    """
     if isinstance(found, list) and isinstance(expected, list | tuple):
         return len(found) == len(expected) and all(map(same_value, found, expected))
     if isinstance(found, dict) and isinstance(expected, dict):
         expected = {str(key): value for key, value in expected.items()}
         return found.keys() == expected.keys() and all(same_value(found[key], expected[key]) for key in found)
-    if isinstance(found, float) and isinstance(expected, float | int):
-        return math.isclose(found, expected, rel_tol=TOLERANCE)
-    if isinstance(expected, float) and isinstance(found, int):
+    if isinstance(found, float) and isinstance(expected, int):
+        return math.isclose(found, expected, rel_tol=TOLERANCE) and round(found) == expected
+    if isinstance(expected, float) and isinstance(found, float | int):
         return math.isclose(found, expected, rel_tol=TOLERANCE)
     return bool(found == expected)
 

@@ -9,8 +9,8 @@
 Covered (`tests/rlkd/test_sandbox.py` attacks each line):
 
 - the network: no socket can be opened, of whatever family; no name is resolved; the network namespace is empty
-- files outside: nothing of the caller's is there to be read (home, project, caches, keys, /etc, /proc, /sys, installed
-  packages), by absolute path, by symlink or by an inherited descriptor
+- files outside: nothing of the caller's is there to be read (home, project, caches, keys, /etc, /proc, /sys, the
+  packages installed for this Python), by absolute path, by symlink or by an inherited descriptor
 - writing: everything is read-only but /tmp, which is memory of limited size and vanishes with the sandbox
 - the caller's environment: the program gets six variables that say nothing about the caller
 - other processes: none outside can be seen, signalled, traced or read
@@ -29,7 +29,10 @@ Not covered:
 - side channels: time, load of the machine, the kernel's version and the processor's model can be seen
 - contention: several programs at once slow each other and the caller down, up to their limits
 - with `Limits.children`, memory and CPU time are limited per process: `processes` times as much in total
-- the installation of Python, the system's libraries and the paths of both can be read
+- the installation of Python and the system's library folders, with all that other software keeps in them (programs,
+  packages of its own), can be read, as can the paths of both
+- memory that the kernel itself needs for the program (buffers of pipes and socket pairs, file locks) comes on top of
+  `Limits.memory`: some ten MiB
 - reading the arguments or the input of a test and answering that one test from a table, as any program can
 
 Means: Linux 5.14 or newer on x86-64 or ARM64; user, mount, process, network, IPC and host name namespaces; a file tree
@@ -80,7 +83,8 @@ STAGES = (
 )
 # Read-only in the sandbox, beside the Python installation. Folders, or symlinks as they are.
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Not /dev/zero: mapped and unmapped in part, it holds memory that no limit counts.
+DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
 ENVIRONMENT = {
     "HOME": "/tmp",
     "LANG": "C.UTF-8",

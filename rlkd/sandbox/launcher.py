@@ -26,7 +26,7 @@ import sys
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_SET_DUMPABLE, PR_GET_SECCOMP, PR_SET_SECCOMP = 1, 2, 4, 21, 22
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 23, 24, 28, 38, 39
-PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 47, 4, 41, 42
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x4000, 0x40000, 2
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE, OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_EMPTY_PATH = (
@@ -270,7 +270,8 @@ def build_root(job, status):
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     # As the calling user, whose folders these may be; from then on as the user of the sandbox.
     trees = [(path, *clone_tree(path, device)) for path, device in job["binds"]]
-    libc.sethostname(b"sandbox", 7)
+    call("sethostname", b"sandbox", 7)
+    call("setdomainname", b"", 0)
     if read("/proc/self/setgroups") == "allow":
         os.setgroups([])
     os.setresgid(INSIDE, INSIDE, INSIDE)
@@ -355,6 +356,8 @@ def program(job, status, tell):
         for name, value in job["limits"].items():
             limit_resource(name, value)
         check_process_limit(job)
+        # Of a huge page that is unmapped in part the whole stays, and no limit counts it.
+        prctl(PR_SET_THP_DISABLE, 1)
         status.stage("seccomp filter")
         install(job["filter"])
         status.stage("checks")
@@ -408,6 +411,7 @@ def check_inside(job, passed, tell):
     demand(prctl(PR_CAPBSET_READ, 21) == 0, "the bounding set still has CAP_SYS_ADMIN")
     demand(prctl(PR_GET_NO_NEW_PRIVS) == 1, "no_new_privs is not set")
     demand(prctl(PR_GET_SECCOMP) == 2, "no seccomp filter is active")
+    demand(prctl(PR_GET_THP_DISABLE) == 1, "huge pages are not switched off")
     demand(os.getpid() != 1 and os.getppid() == 1, "the process namespace is not the new one")
     denied = {
         "socket AF_INET": ("socket", 2, 1, 0),

@@ -32,6 +32,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "sendmmsg": (307, 269),
     "recvmsg": (47, 212),
     "recvmmsg": (299, 243),
+    "setsockopt": (54, 208),  # how much a socket may hold, too: memory that no limit of the process counts
     # Other processes.
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -58,6 +59,9 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "mount_setattr": (442, 442),
     "open_by_handle_at": (304, 265),
     "name_to_handle_at": (303, 264),
+    # Says which libraries others open, and takes from a small number that all of a user's processes share.
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
     "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
     "quotactl": (179, 60),
@@ -77,6 +81,9 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "msgctl": (71, 187),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
     # Large and often broken parts of the kernel.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -123,12 +130,31 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 FORKS: dict[str, tuple[int | None, int | None]] = {"fork": (57, None), "vfork": (58, None)}
 CLONE, CLONE3, SOCKETPAIR, SENDTO = (56, 220), (435, 435), (53, 199), (44, 206)
 
+LOAD, EQUAL, GREATER, ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+
+# Denied for some arguments: name, numbers, and what must hold together (test, argument, constant). An argument is
+# counted in halves of 32 bits, the lower one first.
+CONDITIONS: list[tuple[str, tuple[int, int], list[tuple[int, int, int]]]] = [
+    # MAP_ANONYMOUS with MAP_SHARED: what is unmapped of it in part no longer counts as address space, but stays.
+    ("mmap", (9, 222), [(ANY_BIT, 6, 0x20), (ANY_BIT, 6, 1)]),
+    # CLOSE_RANGE_UNSHARE: a table of descriptors for each thread, so that there is no limit on their number.
+    ("close_range", (436, 436), [(ANY_BIT, 4, 2)]),
+    # F_SETPIPE_SZ: memory that no limit of the process counts.
+    ("fcntl", (72, 25), [(EQUAL, 2, 1031)]),
+    # PR_SET_SECCOMP, and PR_SET_THP_DISABLE: of a huge page unmapped in part, the whole stays.
+    ("prctl", (157, 167), [(EQUAL, 0, 22)]),
+    ("prctl", (157, 167), [(EQUAL, 0, 41)]),
+    # RLIMIT_CORE: at 1 the kernel starts no crash handler outside; at 0 it does.
+    ("setrlimit", (160, 164), [(EQUAL, 0, 4)]),
+    ("prlimit64", (302, 261), [(EQUAL, 2, 4), (GREATER, 4, 0)]),
+    ("prlimit64", (302, 261), [(EQUAL, 2, 4), (GREATER, 5, 0)]),
+]
+
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
-CLONE_THREAD = 0x10000
+CLONE_THREAD, CLONE_FILES = 0x10000, 0x400
 AF_UNIX = 1
 
-LOAD, EQUAL, GREATER, ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
-NUMBER, ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
+NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 REFUSE, ABSENT = 0x00050000 | errno.EPERM, 0x00050000 | 38  # 38 is ENOSYS on Linux, whatever the building machine
 
@@ -147,9 +173,18 @@ def build_filter(machine: str, *, children: bool) -> bytes:
         number = numbers[column]
         if number is not None:
             code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE)]
+    for _, numbers, conditions in CONDITIONS:
+        checks: list[tuple[int, int, int, int]] = []
+        for left, (test, half, value) in zip(range(len(conditions), 0, -1), conditions, strict=True):
+            checks += [(LOAD, 0, 0, ARGUMENTS + 4 * half), (test, 0, 2 * left - 1, value)]
+        checks.append((RETURN, 0, 0, REFUSE))
+        code += [(LOAD, 0, 0, NUMBER), (EQUAL, 0, len(checks), numbers[column]), *checks]
+    code.append((LOAD, 0, 0, NUMBER))
     clone = [(LOAD, 0, 0, _argument(0)), (ANY_BIT, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
     if not children:
-        clone += [(ANY_BIT, 1, 0, CLONE_THREAD), (RETURN, 0, 0, REFUSE)]
+        # With a table of descriptors of its own, each thread would have the whole limit on their number.
+        for flag in (CLONE_THREAD, CLONE_FILES):
+            clone += [(ANY_BIT, 1, 0, flag), (RETURN, 0, 0, REFUSE)]
     pair = [(LOAD, 0, 0, _argument(0)), (EQUAL, 1, 0, AF_UNIX), (RETURN, 0, 0, REFUSE)]
     # Sending to the other end of a pair is fine; naming an address is not.
     send = [(LOAD, 0, 0, _argument(4)), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
@@ -163,4 +198,4 @@ def build_filter(machine: str, *, children: bool) -> bytes:
 
 def _argument(index: int) -> int:
     """Offset of the low half of a call's argument."""
-    return 16 + 8 * index
+    return ARGUMENTS + 8 * index

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import threading
 import time
@@ -8,7 +9,7 @@ import pytest
 
 from rewards import Failed, RewardError, Scored, build_reward
 from rewards.code import Code, last_program, same_value
-from rlkd.sandbox import SandboxError, SandboxUnavailable
+from rlkd.sandbox import SandboxError, SandboxUnavailable, check
 
 DOUBLE = "```python\nprint(2 * int(input()))\n```"
 DOUBLES = [{"input": "1\n", "output": "2\n"}, {"input": "-3", "output": "-6"}]
@@ -17,6 +18,37 @@ SQUARES = [
     {"function": "square", "arguments": [3], "expected": 9},
     {"function": "square", "arguments": [-1], "expected": 1},
 ]
+
+
+# Run everywhere; the others are skipped where the sandbox cannot be had.
+NEED_NO_SANDBOX = {
+    "test_the_program_is_the_last_python_block",
+    "test_without_a_program_the_score_is_zero",
+    "test_values_are_compared_as_json_with_floats_to_a_billionth",
+    "test_without_tests_the_reward_does_not_apply",
+    "test_another_language_does_not_apply_and_is_told_once",
+    "test_tests_that_cannot_be_read_are_a_failure_and_no_zero",
+    "test_open_r1_s_tests_that_cannot_be_read_are_a_failure",
+    "test_a_parameter_out_of_range_is_named_with_its_value",
+    "test_a_sandbox_that_breaks_down_has_failed_and_is_no_zero",
+}
+
+
+@pytest.fixture(scope="module")
+def missing():
+    """What this machine lacks for the sandbox, in words; with CI set, nothing may be missing."""
+    if "CI" not in os.environ:
+        try:
+            check()
+        except SandboxUnavailable as error:
+            return str(error)
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def skipped_without_the_sandbox(request, missing):
+    if missing and request.node.originalname not in NEED_NO_SANDBOX:
+        pytest.skip(missing)
 
 
 def fenced(program):
@@ -114,6 +146,8 @@ def test_output_is_compared_without_trailing_blanks(printed, expected, right):
         (None, 0, False),
         ([], None, False),
         (float("nan"), 1.0, False),
+        (2.9999999999999996, 3, True),
+        (1e10, 10**10 + 1, False),
     ],
 )
 def test_values_are_compared_as_json_with_floats_to_a_billionth(found, expected, right):
@@ -163,6 +197,11 @@ def test_another_language_does_not_apply_and_is_told_once(caplog):
     assert caplog.text.count("'cpp'") == 1
 
 
+def test_the_reason_is_free_of_control_sequences():
+    [result] = score(fenced("import sys\nsys.exit('a\\x1b[31mb')"), DOUBLES[:1]).detail["results"]
+    assert (result["outcome"], result["reason"]) == ("error", "a\ufffd[31mb")
+
+
 @pytest.mark.parametrize(
     "tests",
     [
@@ -170,6 +209,7 @@ def test_another_language_does_not_apply_and_is_told_once(caplog):
         [{"input": 1, "output": "1"}],
         [{"function": "f", "arguments": 3, "expected": 3}],
         [{"function": "f", "arguments": [3]}],
+        [{"function": "f", "arguments": [{3}], "expected": 3}],
         "[1, 2",
         ["1"],
         7,
