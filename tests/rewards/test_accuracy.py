@@ -55,8 +55,10 @@ def test_a_comparison_that_cannot_be_made_has_failed_for_its_sample_only():
 
 def test_failed_is_told_apart_from_wrong():
     returned = []
-    thread = threading.Thread(target=lambda: returned.append(score("#### x + 1", "y")), daemon=True)
+    hard = ("#### 9^{9^{9^{9}}}", "5")
+    thread = threading.Thread(target=lambda: returned.append(score(*hard, seconds=1.0)), daemon=True)
     thread.start()
     thread.join(60)
     assert isinstance(returned[0], Failed)
+    assert "took more than 1 s" in returned[0].cause
     assert score("#### x + 1", "y") == 0.0

@@ -1,6 +1,7 @@
 """One reward out of several, for trainers without weights and gates."""
 
 import asyncio
+import json
 import math
 import multiprocessing
 import pickle
@@ -143,3 +144,41 @@ def test_it_works_in_a_spawned_daemon_as_trls_rollout_worker_is_one(tmp_path) ->
     found = results.get(timeout=120)
     child.join(60)
     assert found == pytest.approx([1 + 0.5 + 0.24, 1 + 0 + 0.07, 1 + 0 + 0.12])
+
+
+def test_the_log_has_every_completion_with_each_outcome(tmp_path) -> None:
+    path = tmp_path / "rollouts" / "async.jsonl"
+    reward = composite(one, fails_on_b, log=path, group_size=2)
+    scores(reward, "a", "b", "a", "a", id=["x", "x", "y", "y"], answer=["1", "1", "2", "2"], prompts=["q"] * 4)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(r["group"], r["id"], r["completion"], r["score"]) for r in records] == [
+        (0, "x", "a", 4.0),
+        (0, "x", "b", 4.0),
+        (1, "y", "a", 4.0),
+        (1, "y", "a", 4.0),
+    ]
+    assert records[0]["prompt"] == "q"
+    assert records[0]["answer"] == "1"
+    failed = records[1]["rewards"]["fails_on_b"]
+    assert (failed["status"], failed["cause"]) == ("failed", "it is b")
+    assert records[1]["rewards"]["one"]["value"] == 1.0
+
+
+def test_the_log_goes_on_where_a_killed_process_left_it(tmp_path) -> None:
+    path = tmp_path / "async.jsonl"
+    scores(composite(one, log=path), "a", "b")
+    with path.open("a") as stream:
+        stream.write('{"group": 1, "id')
+    # As TRL hands the reward to its rollout process.
+    scores(pickle.loads(pickle.dumps(composite(one, log=path))), "c")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(record["group"], record["completion"]) for record in records] == [(0, "a"), (0, "b"), (1, "c")]
+
+
+def test_what_ended_the_run_is_in_the_log(tmp_path) -> None:
+    path = tmp_path / "async.jsonl"
+    with pytest.raises(RewardError):
+        scores(composite(one, fails_on_b, on_failure="raise", log=path), "a", "b")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["score"] for record in records] == [None, None]
+    assert records[1]["rewards"]["fails_on_b"]["cause"] == "it is b"

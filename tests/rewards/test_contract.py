@@ -1,4 +1,5 @@
 import math
+import re
 from decimal import Decimal
 from fractions import Fraction
 
@@ -56,9 +57,10 @@ def test_a_score_keeps_the_facts_that_it_rests_on():
         Scored(math.nan, {}),
     ],
 )
-def test_a_score_that_is_not_finite_is_an_error_that_names_reward_and_sample(returned):
-    with pytest.raises(RewardError, match=r"reward 'mine' returned -?(nan|inf) for sample 3; a score must be finite"):
-        Outcome.of(returned, "mine", 3)
+def test_a_score_that_is_not_finite_has_failed_and_the_cause_shows_it(returned):
+    outcome = Outcome.of(returned, "mine", 3)
+    assert (outcome.status, outcome.value) == ("failed", None)
+    assert re.fullmatch(r"returned -?(nan|inf), which is no score", outcome.cause or "")
 
 
 @pytest.mark.parametrize(
