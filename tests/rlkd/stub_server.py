@@ -1,0 +1,97 @@
+"""Stands in for `vllm serve` in tests: answers /health and /v1/models, and misbehaves as it is told.
+
+    stub_server.py MODEL --host H --port P --served-model-name N [--stub WHAT ...] [anything else]
+
+What: `grandchildren`: two processes below it that ignore SIGTERM, one of them in a session of its own and with no
+parent; `deaf`: ignores SIGTERM itself; `die-on-request`: ends with exit code 7 at GET /die; `crash`: ends at once;
+`crash-later`: when it has been asked for its health and models; `crash-second`: at once, but not when it is started
+for the first time; `never-healthy`: /health says 503; `other-name`: serves another name; `hang-on-request`: after GET
+/hang it answers nothing any more; `chatty`: writes a progress bar, and a byte that is no text.
+"""
+
+import argparse
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+IGNORES = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGINT)]; "
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--served-model-name", dest="name")
+    parser.add_argument("--lora-modules", nargs="*", default=[])
+    parser.add_argument("--stub", nargs="*", default=[])
+    options, _ = parser.parse_known_args()
+    what = set(options.stub)
+    print(f"stub for {options.model} starts", flush=True)
+    if "crash-second" in what:
+        seen = Path(os.environ["STUB_FOLDER"]) / "seen"
+        if seen.exists():
+            print("the second start fails", flush=True)
+            sys.exit(3)
+        seen.touch()
+    if "crash" in what:
+        print("ValueError: no such model", *["the way there"] * 30, sep="\n", file=sys.stderr, flush=True)
+        sys.exit(2)
+    if "grandchildren" in what:
+        subprocess.Popen([sys.executable, "-c", f"{IGNORES}time.sleep(1e6)"])
+        # A daemon: its parent ends, and it leads a session of its own.
+        daemon = f"{IGNORES}import os; os.fork() and os._exit(0); os.setsid(); time.sleep(1e6)"
+        subprocess.Popen([sys.executable, "-c", daemon]).wait()
+    if "deaf" in what:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "chatty" in what:
+        sys.stdout.buffer.write(b"a bar: 10%\ra bar: 100%\nbyte \xff\n")
+        sys.stdout.flush()
+    served = [options.name, *(module.partition("=")[0] for module in options.lora_modules)]
+    hung = threading.Event()
+    healthy = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if hung.is_set():
+                time.sleep(1e6)
+            if self.path == "/health":
+                self.answer(503 if "never-healthy" in what else 200, b"")
+                healthy.set()
+            elif self.path == "/v1/models":
+                names = ["another"] if "other-name" in what else served
+                self.answer(200, json.dumps({"data": [{"id": name} for name in names]}).encode())
+                if "crash-later" in what and healthy.is_set():
+                    print("a fault in the engine", flush=True)
+                    os._exit(9)
+            elif self.path == "/die" and "die-on-request" in what:
+                os._exit(7)
+            elif self.path == "/hang" and "hang-on-request" in what:
+                hung.set()
+                self.answer(200, b"")
+            elif self.path == "/pid":
+                self.answer(200, str(os.getpid()).encode())
+            else:
+                self.answer(404, b"")
+
+        def answer(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            self.wfile.flush()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http.server.ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
