@@ -9,8 +9,8 @@ One spec string names any of them, and nothing is loaded or contacted before the
     >>> engine = open_engine("http://localhost:8000/v1#my-teacher", concurrency=64)
     >>> [completion] = run(engine.generate(["2 + 2 ="], Sampling(max_new_tokens=8)))  # doctest: +SKIP
 
-The contract is in `base.py`; `transformers.py` runs a model in this process, `server.py` asks an OpenAI-compatible
-server, such as `vllm serve`.
+The contract is in `base.py`. `server.py` asks one or more OpenAI-compatible servers, such as `vllm serve`; `vllm.py`
+and `transformers.py` run a model in this process. What differs between them stands in `docs/engines.md`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rlkd.engines.base import (
 )
 from rlkd.engines.server import ServerEngine
 from rlkd.engines.transformers import TransformersEngine
+from rlkd.engines.vllm import VLLMEngine
 from rlkd.registry import SpecError, check_arguments, suggestion
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Scored",
     "ServerEngine",
     "TransformersEngine",
+    "VLLMEngine",
     "open_engine",
     "run",
 ]
@@ -52,8 +54,23 @@ _FORMS = """
     transformers:MODEL_OR_PATH        a model in this process, by hub id or folder
     transformers:embedded             the embedded default model
     transformers:NAME?dtype=bfloat16  the same with options: dtype, device, adapter; joined by &
+    vllm:NAME?dtype=float32           a model in this process under vLLM; options: dtype, adapter, max_model_len,
+                                      gpu_memory_utilization, tensor_parallel_size
     http://HOST:PORT/v1#MODEL         an OpenAI-compatible server; #MODEL may be left out where it serves one model
-    https://HOST/v1#MODEL             the same"""
+    https://HOST/v1#MODEL             the same
+    http://A:1/v1,http://B:1/v1#MODEL several servers with the same model"""
+
+# The options that a spec may carry, with what reads each.
+_OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "transformers": {"dtype": str, "device": str, "adapter": str},
+    "vllm": {
+        "dtype": str,
+        "adapter": str,
+        "max_model_len": int,
+        "gpu_memory_utilization": float,
+        "tensor_parallel_size": int,
+    },
+}
 
 
 def open_engine(spec: str, **options: Any) -> Engine:
@@ -64,10 +81,10 @@ def open_engine(spec: str, **options: Any) -> Engine:
     """
     scheme, _, rest = spec.partition(":")
     build: Callable[..., Engine]
-    if scheme == "transformers" and rest:
+    if scheme in _OPTIONS and rest:
         model, _, query = rest.partition("?")
-        options = _read_options(spec, query) | options
-        build = partial(TransformersEngine, model)
+        options = _read_options(spec, query, _OPTIONS[scheme]) | options
+        build = partial(TransformersEngine if scheme == "transformers" else VLLMEngine, model)
     elif scheme in ("http", "https") and rest.startswith("//"):
         url, _, model = spec.partition("#")
         build = partial(ServerEngine, url, model or None)
@@ -77,10 +94,13 @@ def open_engine(spec: str, **options: Any) -> Engine:
     return build(**options)
 
 
-def _read_options(spec: str, query: str) -> dict[str, str]:
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    known = ("dtype", "device", "adapter")
-    for name in options:
+def _read_options(spec: str, query: str, known: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in known:
             raise SpecError(f"{spec!r}: no option {name!r}.{suggestion(name, known)} There are {', '.join(known)}.")
+        try:
+            options[name] = known[name](text)
+        except ValueError:
+            raise SpecError(f"{spec!r}: {name}={text!r}, expected a number") from None
     return options

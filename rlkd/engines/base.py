@@ -32,6 +32,8 @@ from collections.abc import Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+from rlkd.models import weights_identity
+
 T = TypeVar("T")
 
 Message = dict[str, str]
@@ -197,6 +199,12 @@ def distinct(items: Sequence[T]) -> tuple[list[T], list[int]]:
     where = [places.setdefault(repr(item), len(places)) for item in items]
     first = dict(zip(reversed(where), reversed(items), strict=True))
     return [first[place] for place in range(len(places))], where
+
+
+def identified(name: str) -> str:
+    """Return a model's name with what tells its weights apart, where they are files: `runs/gsrm#1a2b3c4d`."""
+    identity = weights_identity(name)
+    return f"{name}#{identity}" if identity else name
 
 
 class _Shared:

@@ -11,6 +11,8 @@ from typing import Any
 
 from rlkd.engines.base import Prompt
 
+NO_TOKENS = "the prompt has no tokens: there is nothing to continue. Send at least one character."
+
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Return the prompt's ids: text with the tokenizer's special tokens, messages through the chat template.
@@ -29,13 +31,25 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         # The template writes the special tokens itself.
         ids = _ids(tokenizer, text, special=False)
     if not ids:
-        raise ValueError("the prompt has no tokens: there is nothing to continue. Send at least one character.")
+        raise ValueError(NO_TOKENS)
     return ids
 
 
 def encode_continuation(tokenizer: Any, text: str) -> list[int]:
     """Return the continuation's ids, without special tokens. Raises `ValueError` where the text is not valid."""
     return _ids(tokenizer, text, special=False)
+
+
+def check_room(context: int | None, prompt: int, more: int, what: str) -> None:
+    """Raise `ValueError` where the prompt's tokens and `more` do not fit the context. Nothing is cut silently.
+
+    `what` says where the others come from: "max_new_tokens asks for", "the continuation has".
+    """
+    if context is not None and prompt + more > context:
+        raise ValueError(
+            f"the prompt has {prompt} tokens and {what} {more}, together {prompt + more}; the model's context is "
+            f"{context}. Shorten the request by {prompt + more - context} tokens."
+        )
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:

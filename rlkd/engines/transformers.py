@@ -37,9 +37,10 @@ from rlkd.engines.base import (
     check_prompts,
     check_requests,
     distinct,
+    identified,
 )
-from rlkd.engines.tokens import encode_continuation, encode_prompt
-from rlkd.models import resolve_model, weights_identity
+from rlkd.engines.tokens import check_room, encode_continuation, encode_prompt
+from rlkd.models import resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +84,8 @@ class TransformersEngine:
         self.adapter = None if adapter is None else str(adapter)
         self.column_major = column_major
         # What is kept under this name depends on the weights and, in rounding, on their type.
-        self.name = f"transformers:{_identified(self.model)}"
-        self.name += f"+{_identified(self.adapter)}" if self.adapter else ""
+        self.name = f"transformers:{identified(self.model)}"
+        self.name += f"+{identified(self.adapter)}" if self.adapter else ""
         self.name += f"@{dtype}" if dtype != "auto" else ""
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
@@ -231,29 +232,17 @@ class TransformersEngine:
             takes_logits_to_keep="logits_to_keep" in accepted,
         )
 
-    def _room(self, loaded: _Loaded, prompt: int, more: int, what: str) -> EngineError | None:
-        """The error of a request that does not fit the model's context, or None."""
-        if loaded.context is None or prompt + more <= loaded.context:
-            return None
-        return EngineError(
-            self.name,
-            f"the prompt has {prompt} tokens and {what} {more}, together {prompt + more}; the model's context is"
-            f" {loaded.context}.",
-            f"Shorten the request by {prompt + more - loaded.context} tokens.",
-        )
-
     def _generate(self, job: _Job, prompts: list[Prompt], sampling: Sampling) -> list[Completion | EngineError | None]:
         results: list[Completion | EngineError | None] = [None] * len(prompts)
         rows = []
         for index, prompt in enumerate(prompts):
             try:
                 ids = encode_prompt(job.loaded.tokenizer, prompt)
+                check_room(job.loaded.context, len(ids), sampling.max_new_tokens, "max_new_tokens asks for")
             except ValueError as error:
                 results[index] = EngineError(self.name, str(error))
                 continue
-            results[index] = self._room(job.loaded, len(ids), sampling.max_new_tokens, "max_new_tokens asks for")
-            if results[index] is None:
-                rows.append(_Row(index, ids, len(ids)))
+            rows.append(_Row(index, ids, len(ids)))
 
         def fits(batch: list[_Row]) -> bool:
             return len(batch) * (max(len(row.ids) for row in batch) + sampling.max_new_tokens) <= self.batch_tokens
@@ -268,14 +257,14 @@ class TransformersEngine:
             try:
                 start = encode_prompt(job.loaded.tokenizer, prompt)
                 continuation = encode_continuation(job.loaded.tokenizer, text)
+                check_room(job.loaded.context, len(start), len(continuation), "the continuation has")
             except ValueError as error:
                 results[index] = EngineError(self.name, str(error))
                 continue
-            results[index] = self._room(job.loaded, len(start), len(continuation), "the continuation")
-            if results[index] is None and not continuation:
-                results[index] = Scored(())
-            if results[index] is None:
+            if continuation:
                 rows.append(_Row(index, start + continuation, len(start)))
+            else:
+                results[index] = Scored(())
 
         def fits(batch: list[_Row]) -> bool:
             tokens = len(batch) * max(len(row.ids) for row in batch)
@@ -361,11 +350,6 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _identified(name: str) -> str:
-    identity = weights_identity(name)
-    return f"{name}#{identity}" if identity else name
 
 
 def _store_column_major(model: Any) -> None:

@@ -74,8 +74,12 @@ def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         server.kill()
 
 
-def structure_arguments(engine: str) -> dict[str, str]:
-    return {"decomposer": "prompted", "judge": "model", "engine": engine}
+def structure_arguments(engine: str, **more: Any) -> dict[str, Any]:
+    return {"decomposer": "prompted", "judge": "model", "engine": engine, **more}
+
+
+# What a step waits at most for a server that is away.
+IMPATIENT = {"deadline": 8.0}
 
 
 def trainer_on(model: str, engine: str, output: Path, rows: list[dict[str, Any]], **changes: Any) -> RLKDTrainer:
@@ -207,7 +211,8 @@ def test_a_server_killed_and_restarted_in_mid_run_costs_retries_and_nothing_else
 @pytest.mark.slow
 def test_a_server_that_stays_away_costs_the_scores_of_those_steps_only(tiny_model, tmp_path, start_server) -> None:
     server = start_server(delay=0.3)
-    trainer = trainer_on(tiny_model, server.engine, tmp_path / "run", ROWS, max_steps=4)
+    impatient = {"reward_kwargs": {"structure": structure_arguments(server.engine, **IMPATIENT)}}
+    trainer = trainer_on(tiny_model, server.engine, tmp_path / "run", ROWS, max_steps=4, **impatient)
 
     def outage() -> None:
         kill_in_the_middle_of_a_request(server, trainer.metrics_path, after_step=1)
@@ -234,7 +239,8 @@ def test_a_server_that_does_not_come_back_ends_the_run_after_a_checkpoint_that_r
     tiny_model, tmp_path, start_server
 ) -> None:
     server = start_server(delay=0.1)
-    changes = {"max_steps": 5, "failure_window": 1}
+    impatient = {"structure": structure_arguments(server.engine, **IMPATIENT)}
+    changes = {"max_steps": 5, "failure_window": 1, "reward_kwargs": impatient}
     trainer = trainer_on(tiny_model, server.engine, tmp_path / "run", ROWS, **changes)
     killer = threading.Thread(
         target=kill_in_the_middle_of_a_request, args=(server, trainer.metrics_path, 2), daemon=True

@@ -1,7 +1,9 @@
 """A small server with OpenAI's protocol on a free local port, answering with a real model, that misbehaves on demand.
 
 `server.faults` holds functions from the request's body to a fault or None; the first fault found is acted out. A fault
-is a dict: `status` (with `message` and `headers`), `body` (sent as it is, with status 200), `hang` or `drop`.
+is a dict: `status` (with `message` and `headers`), `body` (sent as it is, with status 200), `hang` or `drop`. With
+`server.vllm` it is one of vLLM's: it says so in its list of models, counts tokens, and knows `prompt_logprobs` and
+`logprob_token_ids`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class LoopbackServer:
         self.released = threading.Event()
         self.faults: list[Callable[[dict[str, Any]], dict[str, Any] | None]] = []
         self.models = ["tiny"]
+        self.vllm = False
+        self.names_tokens = True  # whether its version knows `logprob_token_ids`
         self.delay = 0.0
         self.in_flight = self.most_in_flight = 0
         self.requests: list[dict[str, Any]] = []  # the bodies, in order of arrival
@@ -53,9 +57,11 @@ class LoopbackServer:
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if body["model"] not in self.models:
             return 404, _error(f"The model `{body['model']}` does not exist")
+        loaded = _loaded(self.engine)
+        if path == "/tokenize" and self.vllm:
+            return self._tokenize(body, loaded.tokenizer)
         chat = path.endswith("/chat/completions")
         given = body["messages"] if chat else body["prompt"]
-        loaded = _loaded(self.engine)
         with self.lock:
             try:
                 ids = given if isinstance(given, list) and not chat else encode_prompt(loaded.tokenizer, given)
@@ -63,6 +69,8 @@ class LoopbackServer:
                 return 400, _error(str(error))
         if len(ids) + body["max_tokens"] > loaded.context:
             return 400, _error(f"maximum context length is {loaded.context} tokens, the prompt has {len(ids)}")
+        if self.vllm and "prompt_logprobs" in body:
+            return 200, self._prompt_logprobs(ids, body["model"])
         wants_logprobs = bool(body.get("logprobs"))
         if wants_logprobs:
             content = self._logprobs(ids, body, chat)
@@ -93,6 +101,23 @@ class LoopbackServer:
             },
         }
 
+    def _tokenize(self, body: dict[str, Any], tokenizer: Any) -> tuple[int, dict[str, Any]]:
+        with self.lock:
+            if "messages" in body:
+                return 200, {"tokens": encode_prompt(tokenizer, body["messages"])}
+            return 200, {
+                "tokens": tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]
+            }
+
+    def _prompt_logprobs(self, ids: list[int], model: str) -> dict[str, Any]:
+        """The layout of vLLM: nothing for the first token, then a map from each token's id."""
+        with self.lock, torch.inference_mode():
+            table = _loaded(self.engine).model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        known = [{str(token): {"logprob": float(table[place, token])}} for place, token in enumerate(ids[1:])]
+        choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": [None, *known]}
+        answer = {"id": "1", "created": 0, "model": model, "object": "text_completion", "choices": [choice]}
+        return {**answer, "usage": {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}}
+
     def _logprobs(self, ids: list[int], body: dict[str, Any], chat: bool) -> dict[str, Any]:
         """One new token, with log-probabilities in the layout of vLLM: echoed tokens, then the new one."""
         assert body["max_tokens"] == 1
@@ -107,6 +132,8 @@ class LoopbackServer:
             entry = {"token": text([new]), "logprob": best[0][1], "bytes": None}
             entry["top_logprobs"] = [{"token": token, "logprob": p, "bytes": None} for token, p in best]
             return {"text": text([new]), "finish_reason": "length", "n": 1, "logprobs": {"content": [entry]}}
+        if self.vllm and self.names_tokens and "logprob_token_ids" in body:
+            best = [(f"token_id:{token}", float(table[-1, token])) for token in body["logprob_token_ids"]]
         shown = [*ids, new] if body.get("echo") else [new]
         values = [None, *(float(table[place, token]) for place, token in enumerate([*ids, new][1:]))]
         tokens = [text([token]) for token in shown]
@@ -148,7 +175,8 @@ def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
         def do_GET(self) -> None:
-            models = [{"id": name, "object": "model", "created": 0, "owned_by": "tests"} for name in server.models]
+            owner = "vllm" if server.vllm else "tests"
+            models = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name in server.models]
             self.reply(200, json.dumps({"object": "list", "data": models}).encode())
 
         def do_POST(self) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import doctest
+import importlib.util
 import math
 import multiprocessing
 import pickle
@@ -13,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rlkd.engines
-from rlkd.engines import Completion, EngineError, Sampling, Scored, ServerEngine, TransformersEngine, open_engine, run
+from rlkd.engines import (
+    Completion,
+    EngineError,
+    Sampling,
+    Scored,
+    ServerEngine,
+    TransformersEngine,
+    VLLMEngine,
+    open_engine,
+    run,
+)
 from rlkd.engines.base import check_choices, check_prompts, check_requests, distinct
 from rlkd.registry import SpecError
 
@@ -172,7 +183,9 @@ def test_importing_the_engines_loads_no_model_library():
     code = (
         "import sys, rlkd.engines; rlkd.engines.open_engine('transformers:x');"
         "rlkd.engines.open_engine('http://h:1/v1#m', timeout=3.0);"
-        "print([name for name in ('torch', 'transformers', 'openai', 'tenacity') if name in sys.modules])"
+        "rlkd.engines.open_engine('vllm:x');"
+        "names = ('torch', 'transformers', 'openai', 'tenacity', 'vllm');"
+        "print([name for name in names if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
@@ -191,6 +204,35 @@ def test_a_spec_may_carry_options_of_the_engine():
         open_engine("transformers:some/model?dtyp=bfloat16")
     with pytest.raises(ValueError, match="expected 'auto', 'float32'"):
         open_engine("transformers:some/model?dtype=float8")
+
+
+def test_a_spec_names_a_model_under_vllm_with_its_options():
+    engine = open_engine("vllm:some/model?dtype=float32&max_model_len=512&gpu_memory_utilization=0.4", adapter="a/b")
+    assert isinstance(engine, VLLMEngine)
+    assert (engine.model, engine.dtype, engine.max_model_len) == ("some/model", "float32", 512)
+    assert (engine.gpu_memory_utilization, engine.adapter, engine.guided) == (0.4, "a/b", True)
+    assert engine.name == "vllm:some/model+a/b@float32"
+    again = pickle.loads(pickle.dumps(engine))
+    assert (again.name, again.max_model_len) == (engine.name, 512)
+    with pytest.raises(SpecError, match="max_model_len='long', expected a number"):
+        open_engine("vllm:some/model?max_model_len=long")
+    with pytest.raises(SpecError, match="no option 'device'"):
+        open_engine("vllm:some/model?device=cpu")
+    with pytest.raises(ValueError, match="gpu_memory_utilization"):
+        open_engine("vllm:some/model?gpu_memory_utilization=40")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_an_engine_under_vllm_says_what_to_install_where_vllm_is_missing():
+    engine = open_engine("vllm:some/model")
+    for results in (
+        run(engine.generate(["a", "b"], Sampling())),
+        run(engine.score([("a", "b")])),
+        run(engine.choose(["a"], ["x", "y"], deadline=60)),
+    ):
+        assert all("cannot be imported" in str(item) and "rlkd[vllm]" in str(item) for item in results)
+    assert run(engine.generate([], Sampling())) == []
+    run(engine.close())
 
 
 def test_a_spec_names_a_server_and_its_model():

@@ -133,6 +133,57 @@ def test_choices_of_one_token_are_as_likely_through_the_server_as_in_this_proces
     assert list(there) == sorted(there, reverse=True)
 
 
+@pytest.fixture
+def vllm_server(server):
+    server.vllm = True
+    return server
+
+
+def test_a_vllm_server_scores_by_token_ids_messages_and_cut_words_too(remote, vllm_server, engine):
+    requests = [("She sold", " 24 clips"), (CHAT, "yes"), ("The answer is sup", "ported"), ("Höhe", ": 3 µm 🙂")]
+    for left, right in zip(run(remote.score(requests)), run(engine.score(requests)), strict=True):
+        assert left.logprobs == pytest.approx(right.logprobs, abs=1e-4)
+    [empty] = run(remote.score([("", "yes")]))
+    assert "the prompt has no tokens" in str(empty)
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_vllm_server_answers_choices_as_a_whole(vllm_server, engine, model_folder, with_tokenizer):
+    tokenizer = str(model_folder) if with_tokenizer else None
+    remote = ServerEngine(vllm_server.url, "tiny", tokenizer=tokenizer)
+    choices = ["supported by eggs", "@@@@ and no likely token"]
+    for left, right in zip(
+        run(remote.choose(["Well?", CHAT], choices)), run(engine.choose(["Well?", CHAT], choices)), strict=True
+    ):
+        assert left == pytest.approx(right, abs=1e-3)
+
+
+@pytest.mark.parametrize("names_tokens", [True, False])
+def test_choices_of_one_token_cost_one_request_where_the_version_can_name_tokens(vllm_server, engine, names_tokens):
+    vllm_server.names_tokens = names_tokens
+    remote = ServerEngine(vllm_server.url, "tiny")
+    for _ in range(2):
+        [found] = run(remote.choose(["Well?"], ["e", "a"]))
+        assert found == pytest.approx(run(engine.choose(["Well?"], ["e", "a"]))[0], abs=1e-4)
+    sent = [body for body in vllm_server.requests if "max_tokens" in body]
+    assert ["prompt_logprobs" in body for body in sent] == ([False] * 2 if names_tokens else [False] + [True] * 4)
+
+
+def test_a_vllm_server_takes_no_defaults_from_the_checkpoint(remote, vllm_server):
+    run(remote.generate(["a", CHAT], Sampling(max_new_tokens=2)))
+    for body in vllm_server.requests:
+        off = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert {name: body.get(name) for name in off} == off
+
+
+def test_another_server_is_sent_nothing_of_vllms_own(remote, server):
+    run(remote.generate(["a", CHAT], Sampling(max_new_tokens=2, temperature=0.5)))
+    run(remote.choose(["a"], ["e", "b"]))
+    assert not any(
+        {"top_k", "min_p", "prompt_logprobs", "logprob_token_ids"} & body.keys() for body in server.requests
+    )
+
+
 def test_choices_that_no_likely_token_begins_are_an_error(remote):
     [refused] = run(remote.choose(["She sold"], ["@@@@", "^^^^"]))
     assert isinstance(refused, EngineError)

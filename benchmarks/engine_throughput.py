@@ -1,0 +1,203 @@
+"""How fast a vLLM server is through our engine: against vLLM in this process, and against one request after another.
+
+    python benchmarks/engine_throughput.py            # 64 prompts x 32 tokens, three rounds
+    python benchmarks/engine_throughput.py --quick    # 16 prompts x 8 tokens, one round
+
+Needs an environment with vLLM; on a machine without a GPU that is the CPU build. Starts `vllm serve` on a free port,
+loads the same model in this process through vLLM's own `LLM.generate` (offline), and times the same prompts, greedy,
+three ways:
+
+- **server**: `ServerEngine.generate` with all prompts at once;
+- **offline**: `LLM.generate` with all prompts at once, nothing of ours around it;
+- **sequential**: `ServerEngine.generate` with one prompt at a time, as a loop over requests does it. A few prompts are
+  enough for its rate.
+
+The rounds interleave the three, so that whatever else the machine does falls on all of them; both copies of the model
+are in memory all the time, only one computes. Each round has prompts of its own, so that no prefix cache helps; the
+rates are medians over the rounds. The texts of server and offline must be the same.
+
+The last line is JSON: `server_over_offline` (at least 0.75 expected) and `server_over_sequential`. Exits with 1 where
+the first falls short or a text differs.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+# Of the server and of vLLM in this process; what the environment says comes first.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+
+from rlkd.engines import Completion, Sampling, ServerEngine, run
+from rlkd.models import resolve_model
+
+CONTEXT = 512
+SEQUENTIAL = 8  # prompts that the one-by-one rate is measured on
+EXPECTED = 0.75
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compare a vLLM server with vLLM in this process.")
+    parser.add_argument("--model", default="embedded", help="folder, hub id, or a name of rlkd.models")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="16 prompts x 8 tokens, one round, 2 prompts one by one")
+    args = parser.parse_args()
+    alone = SEQUENTIAL
+    if args.quick:
+        args.prompts, args.tokens, args.rounds, alone = 16, 8, 1, 2
+    model = resolve_model(args.model)
+
+    with server(model) as url:
+        offline, settings = load(model, args.tokens)
+        engine = ServerEngine(url, model, concurrency=args.prompts, timeout=600)
+        one_by_one = [made_prompt(-1, number) for number in range(2)]
+        by_server(engine, one_by_one, args.tokens)  # both are warm before anything is timed
+        by_llm(offline, settings, one_by_one)
+
+        rates: dict[str, list[float]] = {"server": [], "offline": [], "sequential": []}
+        same = True
+        for number in range(args.rounds):
+            prompts = [made_prompt(number, place) for place in range(args.prompts)]
+            others = [made_prompt(number, args.prompts + place) for place in range(alone)]
+            served, rate = timed(partial(by_server, engine, prompts, args.tokens))
+            rates["server"].append(rate)
+            made, rate = timed(partial(by_llm, offline, settings, prompts))
+            rates["offline"].append(rate)
+            _, rate = timed(partial(one_after_another, engine, others, args.tokens))
+            rates["sequential"].append(rate)
+            same = same and served == made
+            print(f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items()))
+
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    figures = {
+        "prompts": args.prompts,
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+        "server_tokens_per_second": round(medians["server"], 1),
+        "offline_tokens_per_second": round(medians["offline"], 1),
+        "sequential_tokens_per_second": round(medians["sequential"], 1),
+        "server_over_offline": round(medians["server"] / medians["offline"], 3),
+        "server_over_sequential": round(medians["server"] / medians["sequential"], 2),
+        "texts_equal": same,
+    }
+    print(json.dumps(figures))
+    return 0 if same and figures["server_over_offline"] >= EXPECTED else 1
+
+
+def made_prompt(number: int, place: int) -> str:
+    """A prompt of some thirty tokens that no other shares a beginning with."""
+    return f"{number * 1000 + place} boxes hold {place % 7 + 2} eggs each. " + "A cook needs some of them today, so"
+
+
+Written = list[tuple[str, int]]
+"""Texts, each with its number of tokens."""
+
+
+def timed(write: Callable[[], Written]) -> tuple[Written, float]:
+    """Return what was written, and the tokens a second."""
+    start = time.perf_counter()
+    written = write()
+    return written, sum(tokens for _, tokens in written) / (time.perf_counter() - start)
+
+
+def by_server(engine: ServerEngine, prompts: list[str], tokens: int) -> Written:
+    written = []
+    for result in run(engine.generate(prompts, Sampling(max_new_tokens=tokens))):
+        if not isinstance(result, Completion):
+            raise SystemExit(f"the server failed: {result}")
+        written.append((result.text, result.n_tokens))
+    return written
+
+
+def one_after_another(engine: ServerEngine, prompts: list[str], tokens: int) -> Written:
+    return [by_server(engine, [prompt], tokens)[0] for prompt in prompts]
+
+
+def by_llm(llm: Any, settings: Any, prompts: list[str]) -> Written:
+    outputs = [output.outputs[0] for output in llm.generate(prompts, settings, use_tqdm=False)]
+    return [(output.text, len(output.token_ids)) for output in outputs]
+
+
+def arguments_for(model: str) -> tuple[list[str], dict[str, Any]]:
+    """What the server and the offline engine are started with: the same."""
+    from vllm.platforms import current_platform
+
+    words = ["--max-model-len", str(CONTEXT), "--generation-config", "vllm"]
+    named: dict[str, Any] = {"max_model_len": CONTEXT, "generation_config": "vllm", "disable_log_stats": True}
+    if current_platform.is_cpu():
+        words += ["--dtype", "float32", "--enforce-eager"]
+        named |= {"dtype": "float32", "enforce_eager": True}
+    else:  # both fit one GPU
+        words += ["--gpu-memory-utilization", "0.4"]
+        named |= {"gpu_memory_utilization": 0.4}
+    return words, named
+
+
+def load(model: str, tokens: int) -> tuple[Any, Any]:
+    from vllm import LLM, SamplingParams
+
+    _, named = arguments_for(model)
+    return LLM(model=model, **named), SamplingParams(temperature=0.0, max_tokens=tokens)
+
+
+@contextmanager
+def server(model: str) -> Iterator[str]:
+    """Start `vllm serve`, wait until it is healthy, and end it with all its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words, _ = arguments_for(model)
+    # The module behind `vllm serve`: the command itself fails where vLLM comes from another distribution.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--host", "127.0.0.1", "--port", str(port), *words]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        try:
+            until = time.monotonic() + 600
+            while not healthy(f"http://127.0.0.1:{port}/health"):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise SystemExit(f"vllm serve did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(process.pid, sign)
+                    process.wait(20)
+                except ProcessLookupError:
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
