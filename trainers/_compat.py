@@ -11,10 +11,15 @@ averaged over processes.
 
 Read there: `num_generations`, `num_generations_eval`, `reward_funcs`, `reward_func_names`; and, in the config,
 extended: `_VALID_DICT_FIELDS`.
+
+Replaced for the time a trainer is built, and only where vLLM runs on a CPU or takes weights without NCCL: the names
+`LLM` and `VLLMClient` in `trl.generation.vllm_generation` (`build_vllm_with`); see `trainers/weight_sync.py`.
 """
 
 import ast
+import contextlib
 import inspect
+from collections.abc import Iterator
 from textwrap import dedent
 from typing import Any
 
@@ -69,3 +74,53 @@ def completions_of(generated: Any, count: int) -> tuple[list[Any], list[Any]]:
         "reward_prefetch: TRL's GRPOTrainer._generate returned something that rlkd does not know; "
         "set reward_prefetch: false"
     )
+
+
+@contextlib.contextmanager
+def build_vllm_with(**replacements: Any) -> Iterator[None]:
+    """While TRL's trainer is built, let it find these in place of its own `VLLMClient` or `LLM`.
+
+    TRL makes both by name in one method and offers no other way in. Checked on TRL 1.16.0.
+    """
+    from trl.generation import vllm_generation
+
+    check_vllm_generation()
+    missing = object()
+    saved = {name: getattr(vllm_generation, name, missing) for name in replacements}
+    vars(vllm_generation).update(replacements)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is missing:
+                delattr(vllm_generation, name)
+            else:
+                setattr(vllm_generation, name, value)
+
+
+def check_vllm_generation() -> None:
+    """Raise `UsageError` if TRL's vLLM side is not the one that `build_vllm_with` and `trainers.weight_sync` know."""
+    import trl
+    from trl.generation.vllm_client import VLLMClient
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    known = {
+        "init_communicator": ["self", "device"],
+        "update_named_params": ["self", "metadata", "named_params"],
+        "close_communicator": ["self"],
+        "_start_weight_update": ["self"],
+        "_finish_weight_update": ["self"],
+        "get_world_size": ["self"],
+    }
+    wrong = [
+        f"VLLMClient.{name} takes {found}, expected {expected}"
+        for name, expected in known.items()
+        if (found := list(inspect.signature(getattr(VLLMClient, name, lambda: 0)).parameters)) != expected
+    ]
+    made = set(VLLMGeneration._init_vllm.__code__.co_names) if hasattr(VLLMGeneration, "_init_vllm") else set()
+    wrong += [f"VLLMGeneration makes no {name}" for name in ("LLM", "VLLMClient") if name not in made]
+    if wrong:
+        raise UsageError(
+            f"TRL {trl.__version__}: {'; '.join(wrong)}. With this version, rlkd can use vLLM only on a GPU with "
+            f'vllm_weight_transfer: nccl. Install  pip install "trl==1.16.0"'
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from rewards import Reward, RewardError
 from rlkd.data import RESERVED_COLUMNS
 from rlkd.errors import UsageError
 from rlkd.registry import suggestion
+from trainers.rollouts import check_installed
 
 if TYPE_CHECKING:
     from trainers.rlkd import RLKDConfig
@@ -30,10 +30,8 @@ def check_config(args: RLKDConfig, reward_names: Sequence[str]) -> None:
             raise UsageError(f"reward_gates: {gated!r} cannot be its own condition")
     if args.remove_unused_columns:
         raise UsageError("remove_unused_columns=True takes away the columns that rewards need; leave it at False")
-    if args.use_vllm and importlib.util.find_spec("vllm") is None:
-        raise UsageError(
-            'use_vllm=True, but vllm is not installed. Run  pip install "rlkd[vllm]"  or set use_vllm: false'
-        )
+    if args.use_vllm:
+        check_installed()
     window = rollout_window(args)
     if args.save_strategy == "steps" and window > 1 and args.save_steps >= 1 and args.save_steps % window:
         raise UsageError(

@@ -47,6 +47,7 @@ from trainers.logs import MetricsCallback, StepLog, prepare_folder
 from trainers.missing import apply_gates, drop_failed, fill_missing
 from trainers.prefetch import Prefetch
 from trainers.preflight import check_config, check_dataset, check_services, rollout_window
+from trainers.rollouts import WEIGHT_TRANSFERS, prepare_rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,14 @@ class RLKDConfig(GRPOConfig):
             "(beta > 0, or several steps a generation). The rewards are the same either way."
         },
     )
+    vllm_weight_transfer: str = field(
+        default="nccl",
+        metadata={
+            "help": "How the weights get to the rollout server (vllm_mode: server): nccl (GPUs, TRL's own way), gloo "
+            "(a TCP connection) or disk (files that both can read); the server must be started with the same backend.",
+            "choices": list(WEIGHT_TRANSFERS),
+        },
+    )
     save_rollouts: bool = field(
         default=True, metadata={"help": "Write every rollout with its rewards to OUTPUT_DIR/rollouts."}
     )
@@ -142,6 +151,10 @@ class RLKDConfig(GRPOConfig):
                     f"multiple of num_generations, and it works with any number of processes."
                 ) from error
             raise
+        if self.vllm_weight_transfer not in WEIGHT_TRANSFERS:
+            raise UsageError(
+                f"vllm_weight_transfer {self.vllm_weight_transfer!r}: expected {' or '.join(WEIGHT_TRANSFERS)}"
+            )
         if self.on_failure not in ("impute", "drop", "raise"):
             raise UsageError(f"on_failure {self.on_failure!r}: expected 'impute', 'drop' or 'raise'")
         for name in ("reward_kwargs", "reward_options"):
@@ -210,14 +223,16 @@ class RLKDTrainer(GRPOTrainer):
         self._failures: tuple[tuple[str, int, int], list[Failure]] | None = None
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
         self._scored: tuple[list[str], list[list[Outcome | None]]] = ([], [])
-        super().__init__(
-            model=resolve_model(model) if isinstance(model, str) else model,
-            reward_funcs=list(built),
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            **kwargs,
-        )
+        student = resolve_model(model) if isinstance(model, str) else model
+        with prepare_rollouts(args, student, train_dataset, kwargs.get("processing_class")):
+            super().__init__(
+                model=student,
+                reward_funcs=list(built),
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                **kwargs,
+            )
         output = Path(args.output_dir or ".")
         self.metrics_path = output / "metrics.jsonl"
         self.add_callback(MetricsCallback(self.metrics_path))

@@ -4,7 +4,7 @@ import pytest
 import trl
 
 from rlkd.errors import UsageError
-from trainers._compat import check_trl
+from trainers._compat import build_vllm_with, check_trl, check_vllm_generation
 
 
 def test_the_installed_trl_has_the_methods_that_we_override() -> None:
@@ -21,3 +21,27 @@ def test_a_method_that_is_gone_is_named(monkeypatch) -> None:
     monkeypatch.delattr(trl.GRPOTrainer, "_generate_and_score_completions")
     with pytest.raises(UsageError, match="_generate_and_score_completions takes None"):
         check_trl()
+
+
+def test_the_installed_trl_makes_its_vllm_side_by_the_names_that_we_replace() -> None:
+    assert check_vllm_generation() is None
+
+
+def test_vllm_is_built_with_our_client_and_later_with_trls_own_again() -> None:
+    from trl.generation import vllm_generation
+
+    before = vars(vllm_generation).copy()
+    with build_vllm_with(VLLMClient="ours", LLM="ours, too"):
+        assert vllm_generation.VLLMClient == "ours"
+        assert vllm_generation.LLM == "ours, too"
+    assert {name: vars(vllm_generation).get(name) for name in ("VLLMClient", "LLM")} == {
+        name: before.get(name) for name in ("VLLMClient", "LLM")
+    }
+
+
+def test_a_client_with_other_methods_is_refused(monkeypatch) -> None:
+    from trl.generation.vllm_client import VLLMClient
+
+    monkeypatch.setattr(VLLMClient, "update_named_params", lambda self, tensors: tensors)
+    with pytest.raises(UsageError, match=r"VLLMClient.update_named_params takes \['self', 'tensors'\]"):
+        check_vllm_generation()
