@@ -14,12 +14,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rewards.contract import Outcome, RewardError
 from rewards.runner import AsyncReward, Reward
+from rlkd.data import completion_text
 from rlkd.registry import suggestion
 
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
@@ -46,6 +49,9 @@ class CompositeReward:
         on_failure: `impute`, `drop`, or `raise` (a `RewardError` that names the reward and its cause).
         group_size: completions a group, where a call has several groups.
         name: of the metric.
+        log: a file that every completion goes to, a JSON object a line: `group` (a running number, which goes on when
+            the file is there already), `id` and `answer` of the row, `prompt`, `completion`, each reward's outcome as
+            in the rollouts of `RLKDTrainer`, and the combined `score`. For one writing process.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class CompositeReward:
         on_failure: Literal["impute", "drop", "raise"] = "impute",
         group_size: int | None = None,
         name: str = "composite",
+        log: str | Path | None = None,
     ):
         self.rewards = list(rewards)
         names = [reward.__name__ for reward in self.rewards]
@@ -78,6 +85,8 @@ class CompositeReward:
         self.aggregation = aggregation
         self.on_failure = on_failure
         self.group_size = group_size
+        self.log = None if log is None else Path(log)
+        self._group: int | None = None  # the number of the next group in the log, once it is known
         self.__name__ = name
 
     async def __call__(
@@ -101,7 +110,19 @@ class CompositeReward:
                     log_metric(f"rewards/{reward.__name__}/{status}", share)
         scores: list[float | None] = []
         for start in range(0, len(completions), size or 1):
-            scores += self.combine([outcomes[start : start + size] for outcomes in outcomes_FB])
+            outcomes_FG = [outcomes[start : start + size] for outcomes in outcomes_FB]
+            of_group: list[float | None] = [None] * size
+            try:
+                of_group = self.combine(outcomes_FG)
+            finally:  # what ended the run (`on_failure="raise"`) is in the log, too
+                if self.log is not None:
+                    rows = [
+                        {name: _at(columns.get(name), start + i) for name in ("id", "answer")} for i in range(size)
+                    ]
+                    texts = [completion_text(completion) for completion in completions[start : start + size]]
+                    asked = [_at(prompts, start + i) for i in range(size)]
+                    self._write(rows, asked, texts, outcomes_FG, of_group)
+            scores += of_group
         return scores
 
     def check_columns(self, available: Sequence[str]) -> None:
@@ -149,12 +170,76 @@ class CompositeReward:
             scores.append(sum(present) if present else None)
         return scores
 
+    def _write(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Any],
+        texts: Sequence[str],
+        outcomes_FG: Sequence[Sequence[Outcome]],
+        scores: Sequence[float | None],
+    ) -> None:
+        """Add a group to the log."""
+        assert self.log is not None
+        if self._group is None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._group = _next_group(self.log)
+        lines = [
+            json.dumps(
+                {
+                    "group": self._group,
+                    "id": row["id"],
+                    "prompt": prompt,
+                    "completion": text,
+                    "answer": row["answer"],
+                    "rewards": {
+                        reward.__name__: _shown(outcomes[i])
+                        for reward, outcomes in zip(self.rewards, outcomes_FG, strict=True)
+                    },
+                    "score": score,
+                },
+                default=str,
+            )
+            for i, (row, prompt, text, score) in enumerate(zip(rows, prompts, texts, scores, strict=True))
+        ]
+        with self.log.open("a", encoding="utf-8") as stream:
+            stream.write("".join(line + "\n" for line in lines))
+        self._group += 1
+
     async def _judged(
         self, reward: Reward, prompts: Any, completions: Any, completion_ids: Any, columns: Mapping[str, Any]
     ) -> list[Outcome]:
         if isinstance(reward, AsyncReward):
             return await reward.judge(prompts, completions, completion_ids, **columns)
         return await asyncio.to_thread(reward.judge, prompts, completions, completion_ids, **columns)
+
+
+def _at(column: Sequence[Any] | None, index: int) -> Any:
+    return None if column is None else column[index]
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    shown = {
+        "status": outcome.status,
+        "value": outcome.value,
+        "cause": outcome.cause,
+        "detail": dict(outcome.detail) if outcome.detail else None,
+        "seconds": outcome.seconds,
+        "reused": outcome.reused,
+    }
+    return {key: value for key, value in shown.items() if value is not None}
+
+
+def _next_group(log: Path) -> int:
+    """The number of the next group in a log; takes out a last line that a kill cut short."""
+    if not log.exists():
+        return 0
+    whole, last = 0, b""
+    with log.open("rb+") as stream:
+        for line in stream:
+            if line.endswith(b"\n"):
+                whole, last = whole + len(line), line
+        stream.truncate(whole)
+    return int(json.loads(last)["group"]) + 1 if last else 0
 
 
 def _value(outcome: Outcome) -> float:

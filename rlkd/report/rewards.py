@@ -91,9 +91,10 @@ def read_report(run: Path) -> RewardReport:
 
     Raises `UsageError` where there are none, or a line is no rollout.
     """
-    files = sorted((run / "rollouts").glob("rank*.jsonl"))
+    folder = run / "rollouts"
+    files = sorted([*folder.glob("rank*.jsonl"), *folder.glob("async.jsonl")])
     if not files:
-        raise UsageError(f"{run} has no rollouts/rank*.jsonl; give the output_dir of a run of `rlkd run rlkd`")
+        raise UsageError(f"{run} has no rollouts/rank*.jsonl or async.jsonl; give the output_dir of a run of `rlkd run rlkd`")
     tallies: dict[str, _Tally] = {}
     pairs: dict[tuple[str, str], _Pair] = {}
     rollouts, steps = 0, set()
@@ -137,6 +138,8 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 raise UsageError(f"{place}: not JSON ({error})") from error
             if not isinstance(record, dict):
                 raise UsageError(f"{place}: no rollout of a run, but {line[:60]!r}")
+            if "group" in record:  # an asynchronous run counts groups; it does not know which step took one
+                record["step"] = record["group"]
             yield place, record
 
 

@@ -25,16 +25,19 @@ def test_every_key_of_a_config_is_an_option_of_its_recipe(path: Path) -> None:
     from trl import ModelConfig, SFTConfig
 
     from trainers import RLKDConfig
+    from trainers.async_grpo import RLKDAsyncConfig
 
     recipe = recipe_of(path)
     scope = runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="recipe")
     (script,) = [value for name, value in scope.items() if name.endswith("ScriptArguments")]
-    training = RLKDConfig if recipe == "rlkd" else SFTConfig
-    known = {field.name for kind in (script, training, ModelConfig) for field in dataclasses.fields(kind)}
+    # The asynchronous one names its student itself: ModelConfig and AsyncGRPOConfig both have `dtype`.
+    training = {"rlkd": (RLKDConfig, ModelConfig), "rlkd_async": (RLKDAsyncConfig,)}
+    kinds = (script, *training.get(recipe, (SFTConfig, ModelConfig)))
+    known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert set(yaml.safe_load(path.read_text())) <= known
 
 
-@pytest.mark.parametrize("path", [c for c in CONFIGS if recipe_of(c) == "rlkd"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [c for c in CONFIGS if recipe_of(c).startswith("rlkd")], ids=lambda path: path.stem)
 def test_the_rewards_of_a_config_can_be_built(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
     rewards = build_rewards(config["reward_funcs"], config["reward_kwargs"])
