@@ -94,7 +94,7 @@ def read_report(run: Path) -> RewardReport:
     folder = run / "rollouts"
     files = sorted([*folder.glob("rank*.jsonl"), *folder.glob("async.jsonl")])
     if not files:
-        raise UsageError(f"{run} has no rollouts/rank*.jsonl or async.jsonl; give the output_dir of a run of `rlkd run rlkd`")
+        raise UsageError(f"{run} has no rollouts/rank*.jsonl or async.jsonl; give the output_dir of a run")
     tallies: dict[str, _Tally] = {}
     pairs: dict[tuple[str, str], _Pair] = {}
     rollouts, steps = 0, set()
