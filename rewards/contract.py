@@ -48,13 +48,15 @@ class RewardOptions:
     Args:
         per_sample: a sample's score rests on that sample alone, and is the same every time. Then equal samples are
             scored once, scores are kept, samples are spread over worker processes, and each has the limit to itself.
-            A reward that compares the completions of a batch, or draws random numbers, is none of these.
+            A reward that compares the completions of a batch, or draws random numbers, is none of these. It gets
+            `completion_ids` only if it names them: they would tell samples of equal text apart.
         isolate: whether it runs in worker processes, where a hang can be killed. None: yes for a reward that is named
             by a spec, no for a function that is handed over as an object (it may hold what no other process can).
             Asynchronous rewards always run in this process.
         timeout: seconds for one call, which is one sample for `per_sample` rewards and a batch for others. None for no
             limit. A synchronous reward that is not isolated cannot be stopped; it is told of in the log.
-        workers: processes for a `per_sample` reward; others have one. Default: `rlkd.isolation.default_workers()`.
+        workers: processes for a `per_sample` reward, and calls at a time for an asynchronous one; others have one.
+            Default: `rlkd.isolation.default_workers()`, and 64 asynchronous calls.
         cache: keep the scores of a `per_sample` reward across steps and runs.
         version: part of the key that scores are kept under, for changes that neither the reward's source nor its
             parameters show.
@@ -69,9 +71,13 @@ class RewardOptions:
 
     def __post_init__(self) -> None:
         """Check the values; raises ValueError."""
-        if self.timeout is not None and not self.timeout > 0:
+        for option in ("per_sample", "isolate", "cache"):
+            value = getattr(self, option)
+            if not isinstance(value, bool) and not (option == "isolate" and value is None):
+                raise ValueError(f"{option} {value!r}: expected true or false")
+        if self.timeout is not None and not (isinstance(self.timeout, (int, float)) and self.timeout > 0):
             raise ValueError(f"timeout {self.timeout!r}: expected seconds above 0, or null for no limit")
-        if self.workers is not None and self.workers < 1:
+        if self.workers is not None and not (isinstance(self.workers, int) and self.workers >= 1):
             raise ValueError(f"workers {self.workers!r}: expected at least 1")
 
 

@@ -10,14 +10,17 @@ What a call goes through, as far as the reward's `RewardOptions` allow it:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import importlib
 import inspect
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +28,9 @@ from typing import Any
 from rewards.contract import Outcome, RewardError, RewardOptions
 from rlkd.cache import Cache, cache_key
 from rlkd.data import TRL_ARGUMENTS
-from rlkd.isolation import Fault, IsolationError, WorkerPool
+from rlkd.isolation import Fault, IsolationError, WorkerPool, inside_worker
 from rlkd.models import cache_folder
+from rlkd.nursery import described
 from rlkd.registry import (
     SpecError,
     absolute,
@@ -43,6 +47,8 @@ logger = logging.getLogger(__name__)
 LENGTH_ERROR = "reward {name!r} returned {found} values for {expected} completions; it must return one each, in order"
 CAUSES_TOLD = 20
 CACHE_BYTES = 2 * 2**30
+# Calls of an asynchronous `per_sample` reward at a time, where its options do not say: what a judge's server takes.
+ASYNC_CALLS = 64
 # What TRL hands over that is not a column: one for the batch, not one a sample.
 _EXTRAS = ("trainer_state", "log_extra", "log_metric")
 
@@ -79,6 +85,9 @@ class Reward:
         parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._accepted = frozenset(settable_parameters(function))
+        # The ids say again what the text says, and would tell equal samples apart. So a reward whose score rests on
+        # the sample alone has them only if it names them.
+        self._withheld = {"completion_ids"} - self._accepted if self.options.per_sample else set()
         self.required_columns = tuple(
             column
             for column, parameter in settable_parameters(function).items()
@@ -169,11 +178,18 @@ class Reward:
     def _plan(self, prompts: Any, completions: Any, completion_ids: Any, columns: Mapping[str, Any]) -> _Plan:
         self.check_columns([name for name in columns if name not in TRL_ARGUMENTS])
         given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-        arguments = given if self._takes_all else {k: v for k, v in given.items() if k in self._accepted}
+        taken = set(given) - self._withheld if self._takes_all else self._accepted
+        arguments = {name: value for name, value in given.items() if name in taken}
         plan = _Plan(arguments, len(completions))
         if not self.options.per_sample:
             plan.positions = list(range(plan.size))
             return plan
+        for name, values in arguments.items():
+            if name not in _EXTRAS and values is not None and len(values) != plan.size:
+                raise RewardError(
+                    f"reward {self.__name__!r}: the column {name!r} has {len(values)} values for {plan.size} "
+                    f"completions; expected one each, in order"
+                )
         plan.keys = self._keys(arguments, plan.size)
         first: dict[str, int] = {}
         for position, key in enumerate(plan.keys):
@@ -191,17 +207,23 @@ class Reward:
 
     def _keys(self, arguments: Mapping[str, Any], size: int) -> list[str | None]:
         """What each sample's score rests on, as a key; None for a sample that holds what no text says."""
+        told = {name: values for name, values in arguments.items() if name not in _EXTRAS}
         named = getattr(self.function, "keys", None)
         if named is not None:
-            inputs: list[Any] = list(named(**{k: v for k, v in arguments.items() if k not in _EXTRAS}))
+            try:
+                inputs: list[Any] = list(named(**told))
+            except (RewardError, SpecError):
+                raise
+            except Exception as error:
+                # What is wrong with the samples, scoring them will tell, for each by itself.
+                self._tell("reward %r: nothing is reused, its `keys` failed: %s", described(error))
+                return [None] * size
+            if len(inputs) != size:
+                raise RewardError(
+                    f"reward {self.__name__!r}: its `keys` returned {len(inputs)} values for {size} completions"
+                )
         else:
-            # Unless the reward names it, the ids do not count: they say again what the text says.
-            seen = {
-                name: values
-                for name, values in arguments.items()
-                if name not in _EXTRAS and (name in self._accepted or name not in ("prompts", "completion_ids"))
-            }
-            inputs = [{n: None if v is None else v[i] for n, v in seen.items()} for i in range(size)]
+            inputs = [{n: None if v is None else v[i] for n, v in told.items()} for i in range(size)]
         keys: list[str | None] = []
         for value in inputs:
             try:
@@ -219,20 +241,28 @@ class Reward:
     def _identity(self) -> list[Any] | None:
         """What scores are kept under besides the inputs; None where that cannot be told, and nothing is kept."""
         function: Any = self.function
-        parameters = self.origin[1] if self.origin else {}
+        parameters: list[Any] = [self.origin[1] if self.origin else {}]
         if isinstance(function, partial):
-            function, parameters = function.func, dict(function.keywords)
+            parameters += [list(function.args), function.keywords]
+            function = function.func
         target: Any = function if inspect.isfunction(function) else type(function)
-        if self.origin is None and (target is not function or function.__closure__):
-            return None  # an object's parameters, or what a closure holds, are not known
         try:
-            source = Path(inspect.getsourcefile(target) or "").read_bytes()
-            cache_key(parameters)
-        except (TypeError, ValueError, OSError):
+            if self.origin is None:
+                # An object's parameters, or what a closure holds, are not known; a name may be another function's.
+                if not _is_importable(function) or function.__closure__:
+                    return None
+                name, sources = "", _sources(function)
+            else:
+                name = split_alias(self.origin[0])[1]
+                name = name.rpartition(":")[2] if ".py:" in name else name
+                sources = _sources(function) | _sources_of_spec(self.origin[0])
+            basis = getattr(function, "fingerprint", "")
+            identity = [name, target.__module__, target.__qualname__, self.options.version, parameters]
+            identity += [sorted(sources), basis]
+            cache_key(identity)
+        except (TypeError, ValueError, OSError):  # SpecError is a ValueError
             return None
-        basis = getattr(function, "fingerprint", "")
-        digest = hashlib.sha256(source).hexdigest()
-        return [target.__module__, target.__qualname__, self.options.version, parameters, digest, basis]
+        return identity
 
     # Kept scores
 
@@ -258,8 +288,8 @@ class Reward:
             key, outcome = plan.keys[position], plan.outcomes[position]
             if key is None or outcome is None or outcome.status == "failed":
                 continue
-            value = [outcome.status, outcome.value, None if outcome.detail is None else dict(outcome.detail)]
             try:
+                value = [outcome.status, outcome.value, None if outcome.detail is None else dict(outcome.detail)]
                 cache_key(value)  # only what JSON brings back as it was
             except (TypeError, ValueError):
                 continue
@@ -278,7 +308,8 @@ class Reward:
 
     def _score_in_workers(self, plan: _Plan) -> None:
         parts = [[position] for position in plan.positions] if self.options.per_sample else [plan.positions]
-        calls = [(_portable(plan.select(part)), len(part)) for part in parts]
+        portable = _portable(plan.arguments)
+        calls = [(plan.select(part, portable), len(part)) for part in parts]
         try:
             results = self._pool.map(calls, limit=self.options.timeout)
         except IsolationError as error:
@@ -329,11 +360,14 @@ class Reward:
         outcomes = [outcome for outcome in plan.outcomes if outcome is not None]
         assert len(outcomes) == plan.size
         for cause in dict.fromkeys(o.cause for o in outcomes if o.cause is not None):
-            # Causes may name their sample; a flood of them helps nobody, and the rollouts file has them all.
-            if cause not in self._causes_told and len(self._causes_told) < CAUSES_TOLD:
-                self._causes_told.add(cause)
-                logger.warning("reward %r failed: %s (counted as missing, never as 0)", self.__name__, cause)
+            self._tell("reward %r failed: %s (counted as missing, never as 0)", cause)
         return outcomes
+
+    def _tell(self, message: str, cause: str) -> None:
+        # Causes may name their sample; a flood of them helps nobody, and the rollouts file has them all.
+        if cause not in self._causes_told and len(self._causes_told) < CAUSES_TOLD:
+            self._causes_told.add(cause)
+            logger.warning(message, self.__name__, cause)
 
     def _report(self, log_metric: Callable[[str, float], None] | None) -> None:
         if log_metric is None or not self.outcomes:
@@ -347,7 +381,7 @@ class Reward:
         seconds = sorted(o.seconds for o in self.outcomes if o.seconds is not None and o.reused is None)
         if seconds:
             for share in (50, 95):
-                log_metric(f"rewards/{name}/seconds_p{share}", seconds[(len(seconds) - 1) * share // 100])
+                log_metric(f"rewards/{name}/seconds_p{share}", seconds[-(-len(seconds) * share // 100) - 1])
 
     def __reduce__(self) -> tuple[Any, ...]:
         function = None if self.origin else self.function
@@ -387,30 +421,46 @@ class AsyncReward(Reward):
         """The outcome of each completion."""
         plan = self._plan(prompts, completions, completion_ids, columns)
         if plan.positions:
-            result = await self._call(plan.select(plan.positions), len(plan.positions))
-            plan.enter(plan.positions, self._settled(result, plan.positions))
+            parts = [[position] for position in plan.positions] if self.options.per_sample else [plan.positions]
+            gate = asyncio.Semaphore(self.options.workers or ASYNC_CALLS)
+
+            async def call(part: list[int]) -> _Scored:
+                async with gate:
+                    return self._settled(await self._call(plan.select(part), len(part)), part)
+
+            calls = [asyncio.ensure_future(call(part)) for part in parts]
+            try:
+                results = await asyncio.gather(*calls)
+            except BaseException:  # one that ends the run, or cancelled from outside
+                for started in calls:
+                    started.cancel()
+                raise
+            for part, scored in zip(parts, results, strict=True):
+                plan.enter(part, scored)
         return self._finish(plan)
 
     async def _call(self, arguments: dict[str, Any], expected: int) -> _Scored | Fault:
         scored = _Scored([])
         started = time.perf_counter()
-        task = asyncio.ensure_future(self.function(**_recording(arguments, scored)))
         try:
-            done, _ = await asyncio.wait({task}, timeout=self.options.timeout)
-        except BaseException:  # cancelled from outside
-            task.cancel()
-            raise
-        if not done:
-            task.cancel()
-            # It may clean up, but not for ever: one that swallows its cancellation is left to itself.
-            await asyncio.wait({task}, timeout=1.0)
-            return Fault("timeout", f"took more than {self.options.timeout:g} s")
-        try:
+            task = asyncio.ensure_future(self.function(**_recording(arguments, scored)))
+            # Looked at, also where nobody waits for it any more: or asyncio would complain.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            try:
+                done, _ = await asyncio.wait({task}, timeout=self.options.timeout)
+            except BaseException:  # cancelled from outside
+                task.cancel()
+                raise
+            if not done:
+                task.cancel()
+                # It may clean up, but not for ever: one that swallows its cancellation is left to itself.
+                await asyncio.wait({task}, timeout=1.0)
+                return Fault("timeout", f"took more than {self.options.timeout:g} s")
             outcomes = _outcomes(task.result(), self.__name__, expected)
         except (RewardError, SpecError):
             raise
         except Exception as error:
-            return Fault("error", f"{type(error).__name__}: {error}", error)
+            return Fault("error", described(error), error)
         seconds = time.perf_counter() - started
         scored.outcomes = [replace(outcome, seconds=seconds) for outcome in outcomes]
         return scored
@@ -438,13 +488,14 @@ class _Plan:
         self._metrics: list[tuple[str, float]] = []
         self._extras: dict[str, list[Any]] = {}
 
-    def select(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The arguments for some of the samples."""
+    def select(self, positions: Sequence[int], arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The arguments, or what is given in their place, for some of the samples."""
+        arguments = self.arguments if arguments is None else arguments
         if len(positions) == self.size:
-            return self.arguments
+            return arguments
         return {
             name: value if name in _EXTRAS or value is None else [value[position] for position in positions]
-            for name, value in self.arguments.items()
+            for name, value in arguments.items()
         }
 
     def enter(self, positions: Sequence[int], scored: _Scored) -> None:
@@ -473,20 +524,28 @@ class _Scorer:
     def __init__(self, function: Callable[..., Any], name: str, origin: tuple[str, dict[str, Any]] | None):
         self.function = function
         self.name = name
+        self.__name__ = f"reward {name!r}"
         self.origin = origin
 
     def __call__(self, arguments: dict[str, Any], expected: int) -> _Scored:
         scored = _Scored([])
         started = time.perf_counter()
-        outcomes = _outcomes(self.function(**_recording(arguments, scored)), self.name, expected)
+        try:
+            outcomes = _outcomes(self.function(**_recording(arguments, scored)), self.name, expected)
+        except (RewardError, SpecError) as error:
+            if inside_worker():  # one of a kind that does not pickle would come back as a failure
+                raise RewardError(str(error)) from None
+            raise
         seconds = time.perf_counter() - started
         scored.outcomes = [replace(outcome, seconds=seconds) for outcome in outcomes]
         return scored
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.origin is not None:
-            return _scorer_of, (*self.origin, self.name)
-        return _Scorer, (self.function, self.name, None)
+        inner = self.function.func if isinstance(self.function, partial) else self.function
+        module = getattr(inner, "__module__", None)
+        if self.origin is None or module == "__main__":  # which a worker does not execute
+            return _Scorer, (self.function, self.name, None)
+        return _scorer_of, (*self.origin, self.name, module)
 
 
 def _recording(arguments: dict[str, Any], scored: _Scored) -> dict[str, Any]:
@@ -498,7 +557,10 @@ def _recording(arguments: dict[str, Any], scored: _Scored) -> dict[str, Any]:
     return {**arguments, **{k: recorder for k, recorder in recorders.items() if arguments.get(k) is not None}}
 
 
-def _scorer_of(spec: str, arguments: dict[str, Any], name: str) -> _Scorer:
+def _scorer_of(spec: str, arguments: dict[str, Any], name: str, module: str | None) -> _Scorer:
+    if module is not None:
+        with contextlib.suppress(ModuleNotFoundError):  # a file that a spec names has a module name of ours
+            importlib.import_module(module)  # which may be what registers the name
     return _Scorer(_make(spec, arguments)[1], name, (spec, arguments))
 
 
@@ -508,7 +570,7 @@ def _attempt(scorer: _Scorer, arguments: dict[str, Any], expected: int) -> _Scor
     except (RewardError, SpecError):
         raise
     except Exception as error:
-        return Fault("error", f"{type(error).__name__}: {error}", error)
+        return Fault("error", described(error), error)
 
 
 def _outcomes(returned: Any, name: str, expected: int) -> list[Outcome]:
@@ -528,7 +590,11 @@ def _portable(arguments: Mapping[str, Any]) -> dict[str, Any]:
     portable = {name: value for name, value in arguments.items() if name not in _EXTRAS}
     portable |= {name: True for name in ("log_extra", "log_metric") if arguments.get(name) is not None}
     if (state := arguments.get("trainer_state")) is not None:
-        plain = {n: v for n, v in vars(state).items() if v is None or isinstance(v, (bool, int, float, str))}
+        plain = {
+            n: v
+            for n, v in getattr(state, "__dict__", {}).items()
+            if v is None or isinstance(v, (bool, int, float, str))
+        }
         portable["trainer_state"] = SimpleNamespace(**plain)
     return portable
 
@@ -566,6 +632,43 @@ def declared_options(function: Any) -> RewardOptions:
     if declared is not None and not isinstance(declared, RewardOptions):
         raise RewardError(f"{inner!r}: reward_options is {declared!r}; expected rewards.RewardOptions(...)")
     return declared or RewardOptions()
+
+
+def _is_importable(function: Any) -> bool:
+    """Whether a function is what its module and name say, as lambdas and inner functions are not."""
+    if not inspect.isfunction(function):
+        return False
+    try:
+        return reduce(getattr, function.__qualname__.split("."), sys.modules[function.__module__]) is function
+    except (KeyError, AttributeError):
+        return False
+
+
+def _sources(function: Any) -> set[str]:
+    """Digests of the files that say what a reward does: its own, what it is wrapped in, what it is derived from.
+
+    Raises TypeError or OSError where there is no file.
+    """
+    if not inspect.isfunction(function) and not inspect.isclass(function):
+        function = type(function)
+    if inspect.isclass(function):
+        places = [kind for kind in function.__mro__ if kind.__module__ != "builtins"]
+    else:
+        places = [function, inspect.unwrap(function)]
+    files = {inspect.getsourcefile(place) or "" for place in places}
+    return {hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
+
+
+def _sources_of_spec(spec: str) -> set[str]:
+    """The same for what a spec names, which may make a reward whose own source is elsewhere."""
+    found = registry("reward").find(spec)
+    if inspect.isfunction(found.target) or inspect.isclass(found.target):
+        return _sources(found.target)
+    file = found.source  # an object, with parameters that stand where it is made
+    if not file.endswith(".py"):
+        module = sys.modules.get(file.replace(":", ".").rpartition(".")[0])
+        file = getattr(module, "__file__", None) or ""
+    return {hashlib.sha256(Path(file).read_bytes()).hexdigest()}
 
 
 def default_cache() -> Path:

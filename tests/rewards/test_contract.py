@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from rewards import Failed, Outcome, RewardError, Scored
+from rewards import Failed, Outcome, RewardError, RewardOptions, Scored
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,12 @@ def test_a_score_that_is_not_finite_has_failed_and_the_cause_shows_it(returned):
 def test_anything_else_is_an_error_that_shows_it(returned):
     with pytest.raises(RewardError, match=r"reward 'mine' returned .* for sample 3; expected a number, None"):
         Outcome.of(returned, "mine", 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("isolate", "false"), ("per_sample", 1), ("cache", None), ("timeout", "soon"), ("timeout", 0), ("workers", 0.5)],
+)
+def test_an_option_of_another_type_is_named(option, value):
+    with pytest.raises(ValueError, match=f"{option} {value!r}: expected"):
+        RewardOptions(**{option: value})
