@@ -953,7 +953,7 @@ def test_a_pool_may_be_collected_in_the_middle_of_a_conversation(pools):
     assert rlkd.isolation._current is nursery
 
 
-@pytest.mark.parametrize("what", ["sleep", "die", "return"])
+@pytest.mark.parametrize("what", [pytest.param("sleep", marks=pytest.mark.slow), "die", "return"])
 def test_what_a_worker_started_ends_with_it(pools, what, tmp_path):
     pool = pools(act, workers=1)
     pool.map([("children", what, tmp_path)], limit=None if what != "sleep" else 10.0)
@@ -1117,6 +1117,7 @@ def test_ctrl_c_passes_kills_what_was_running_and_leaves_a_pool_that_works(pools
     assert pool.map([("square", i) for i in range(10)], limit=60) == [i * i for i in range(10)]
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_line_passes_and_leaves_a_pool_that_works(pools):
     """Raised by a trace function, at one line further into a call of `map` each time."""
     pool = pools(brief(), workers=2)
