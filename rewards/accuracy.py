@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
-from importlib.metadata import version
 from typing import Any, Literal
 
 from rewards.contract import Failed, RewardOptions
+from rewards.verified import libraries
 from rlkd import answers
 from rlkd.answers import VERIFY_SECONDS, VerificationError, are_correct, extract_answer
 from rlkd.data import completion_text
@@ -41,7 +41,7 @@ class Accuracy:
     ) -> list[float | Failed | None]:
         """Score a batch."""
         judged = [i for i, gold in enumerate(answer) if gold is not None]
-        texts, golds = [completion_text(completions[i]) for i in judged], [answer[i] or "" for i in judged]
+        texts, golds = [completion_text(completions[i]) for i in judged], [str(answer[i]) for i in judged]
         scores: list[float | Failed | None] = [None] * len(completions)
         for i, correct in zip(judged, are_correct(texts, golds, self.fallback, seconds=self.seconds), strict=True):
             if isinstance(correct, VerificationError):
@@ -53,11 +53,11 @@ class Accuracy:
     def keys(self, completions: Sequence[Any], answer: Sequence[str | None], **columns: Any) -> list[Any]:
         """What a score rests on: the announced answer and the gold one."""
         return [
-            [extract_answer(completion_text(completion), self.fallback), gold]
+            [extract_answer(completion_text(completion), self.fallback), None if gold is None else str(gold)]
             for completion, gold in zip(completions, answer, strict=True)
         ]
 
     @cached_property
     def fingerprint(self) -> str:
         """What scores rest on besides: how answers are read and compared."""
-        return f"{sha256(inspect.getsource(answers).encode()).hexdigest()} math-verify {version('math-verify')}"
+        return f"{sha256(inspect.getsource(answers).encode()).hexdigest()} {libraries()}"

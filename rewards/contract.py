@@ -102,8 +102,10 @@ class Outcome:
         if returned is None:
             return cls("not_applicable")
         if isinstance(returned, Failed):
-            return cls("failed", cause=returned.cause)
+            return cls("failed", cause=str(returned.cause))
         detail = returned.detail if isinstance(returned, Scored) else None
+        if detail is not None:
+            detail = {str(k): v for k, v in detail.items()} if isinstance(detail, Mapping) else {"detail": detail}
         value = returned.value if isinstance(returned, Scored) else returned
         try:
             score = float(value) if not isinstance(value, str) else None

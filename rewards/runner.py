@@ -49,6 +49,8 @@ CAUSES_TOLD = 20
 CACHE_BYTES = 2 * 2**30
 # Calls of an asynchronous `per_sample` reward at a time, where its options do not say: what a judge's server takes.
 ASYNC_CALLS = 64
+# How long after its limit an asynchronous call that was not cancelled must have blocked the event loop.
+BLOCKED_SECONDS = 5.0
 # What TRL hands over that is not a column: one for the batch, not one a sample.
 _EXTRAS = ("trainer_state", "log_extra", "log_metric")
 
@@ -95,13 +97,17 @@ class Reward:
         )
         # Columns of which at least one must be there and hold something.
         self.needs_any: tuple[str, ...] = getattr(function, "needs_any", ())
-        # What was asked before the trainer's own call (`trainers.prefetch`), with `answers`, `result` and `discard`.
+        # What was asked before the trainer's own call (`trainers.prefetch`), with `answers` and `result`.
         self.ahead: Any = None
         self._causes_told: set[str] = set()
         self._cache_path = cache
         # A function that is handed over may hold what no other process can have: a model, a connection, a counter.
         isolate = self.options.isolate if self.options.isolate is not None else origin is not None
         self.is_isolated = isolate and not isinstance(self, AsyncReward)
+        self._has_worked_isolated = False
+        self._has_told_change = False
+        # Now, and not at the first batch: until then the file may be another one than what was loaded.
+        self._identity = self._identify()
 
     def __call__(
         self,
@@ -133,10 +139,7 @@ class Reward:
     def _take_ahead(self, arguments: dict[str, Any]) -> Any:
         """What was asked ahead, if it is what is asked now; it answers once."""
         ahead, self.ahead = self.ahead, None
-        if ahead is not None and not ahead.answers(arguments):
-            ahead.discard()
-            return None
-        return ahead
+        return ahead if ahead is not None and ahead.answers(arguments) else None
 
     def check_columns(self, available: Sequence[str]) -> None:
         """Raise `RewardError` if the data lacks a column that this reward needs, or has one that hides a parameter."""
@@ -207,6 +210,8 @@ class Reward:
 
     def _keys(self, arguments: Mapping[str, Any], size: int) -> list[str | None]:
         """What each sample's score rests on, as a key; None for a sample that holds what no text says."""
+        if "trainer_state" in self._accepted:  # the same sample may be worth something else at another step
+            return [None] * size
         told = {name: values for name, values in arguments.items() if name not in _EXTRAS}
         named = getattr(self.function, "keys", None)
         if named is not None:
@@ -237,8 +242,7 @@ class Reward:
         """`_identity` in short, as it goes into every key."""
         return cache_key(self._identity or self.__name__)
 
-    @cached_property
-    def _identity(self) -> list[Any] | None:
+    def _identify(self) -> list[Any] | None:
         """What scores are kept under besides the inputs; None where that cannot be told, and nothing is kept."""
         function: Any = self.function
         parameters: list[Any] = [self.origin[1] if self.origin else {}]
@@ -275,13 +279,24 @@ class Reward:
     def _recall(self, keys: Sequence[str]) -> dict[str, Outcome]:
         if self._cache is None or not keys:
             return {}
-        return {
-            key: Outcome(status, value, detail=detail, reused="cache")
-            for key, (status, value, detail) in self._cache.get(keys).items()
-        }
+        found = {}
+        for key, entry in self._cache.get(keys).items():
+            if isinstance(entry, list) and len(entry) == 3 and entry[0] in ("score", "not_applicable"):
+                found[key] = Outcome(entry[0], entry[1], detail=entry[2], reused="cache")
+        return found
 
     def _keep(self, plan: _Plan) -> None:
         if self._cache is None:
+            return
+        if self._identify() != self._identity:
+            # A worker that was replaced has loaded the new one: whose score is whose is not known.
+            if not self._has_told_change:
+                self._has_told_change = True
+                logger.warning(
+                    "reward %r: its source was changed during the run. Workers that start from now on use the new "
+                    "one; scores are not kept any more.",
+                    self.__name__,
+                )
             return
         kept = {}
         for position in plan.positions:
@@ -313,14 +328,22 @@ class Reward:
         try:
             results = self._pool.map(calls, limit=self.options.timeout)
         except IsolationError as error:
+            if self._has_worked_isolated:
+                # What went before could run there, so this is no reason to do without a limit.
+                fault = Fault("crash", str(error))
+                plan.enter(plan.positions, self._settled(fault, plan.positions))
+                return
             self._give_up_isolation(error)
             self._score_here(plan)
             return
+        self._has_worked_isolated = True
         for part, result in zip(parts, results, strict=True):
             plan.enter(part, self._settled(result, part))
 
     def _score_here(self, plan: _Plan) -> None:
-        with _Watch(self.__name__, self.options.timeout):
+        where = "Set" if self.origin else "Name it by a spec, or set"
+        advice = f"It cannot be stopped. {where} reward_options: {{{self.__name__}: {{isolate: true}}}}"
+        with _Watch(self.__name__, self.options.timeout, advice):
             result = _attempt(self._scorer, plan.select(plan.positions), len(plan.positions))
             if isinstance(result, Fault) and self.options.per_sample and len(plan.positions) > 1:
                 # One sample that raises must not take the others along.
@@ -381,7 +404,7 @@ class Reward:
         seconds = sorted(o.seconds for o in self.outcomes if o.seconds is not None and o.reused is None)
         if seconds:
             for share in (50, 95):
-                log_metric(f"rewards/{name}/seconds_p{share}", seconds[-(-len(seconds) * share // 100) - 1])
+                log_metric(f"rewards/{name}/seconds_p{share}", percentile(seconds, share))
 
     def __reduce__(self) -> tuple[Any, ...]:
         function = None if self.origin else self.function
@@ -446,8 +469,12 @@ class AsyncReward(Reward):
             task = asyncio.ensure_future(self.function(**_recording(arguments, scored)))
             # Looked at, also where nobody waits for it any more: or asyncio would complain.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            # One that blocks the event loop cannot be cancelled, and nor can any other meanwhile.
+            late = None if self.options.timeout is None else self.options.timeout + BLOCKED_SECONDS
+            advice = "It blocks the event loop, so it cannot be cancelled: await, or make it a plain function."
             try:
-                done, _ = await asyncio.wait({task}, timeout=self.options.timeout)
+                with _Watch(self.__name__, late, advice):
+                    done, _ = await asyncio.wait({task}, timeout=self.options.timeout)
             except BaseException:  # cancelled from outside
                 task.cancel()
                 raise
@@ -456,6 +483,8 @@ class AsyncReward(Reward):
                 # It may clean up, but not for ever: one that swallows its cancellation is left to itself.
                 await asyncio.wait({task}, timeout=1.0)
                 return Fault("timeout", f"took more than {self.options.timeout:g} s")
+            if task.cancelled():  # not by us: a future that it shares with others was
+                return Fault("error", "it was cancelled from within")
             outcomes = _outcomes(task.result(), self.__name__, expected)
         except (RewardError, SpecError):
             raise
@@ -569,7 +598,7 @@ def _attempt(scorer: _Scorer, arguments: dict[str, Any], expected: int) -> _Scor
         return scorer(arguments, expected)
     except (RewardError, SpecError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that calls sys.exit does not end the run
         return Fault("error", described(error), error)
 
 
@@ -600,10 +629,10 @@ def _portable(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Watch:
-    """Says in the log that a call in this process takes longer than its limit: nothing else can be done about it."""
+    """Says in the log that a call in this process goes beyond its limit, where nothing else can be done about it."""
 
-    def __init__(self, name: str, timeout: float | None):
-        self._timer = None if timeout is None else threading.Timer(timeout, self._tell, (name, timeout))
+    def __init__(self, name: str, seconds: float | None, advice: str):
+        self._timer = None if seconds is None else threading.Timer(seconds, self._tell, (name, seconds, advice))
 
     def __enter__(self) -> None:
         if self._timer is not None:
@@ -615,14 +644,19 @@ class _Watch:
             self._timer.cancel()
 
     @staticmethod
-    def _tell(name: str, timeout: float) -> None:
-        logger.warning(
-            "reward %r has been at one batch for %g s, in this process, where it cannot be stopped. Name it by a "
-            "spec, or set reward_options: {%s: {isolate: true}}, and it runs where it can.",
-            name,
-            timeout,
-            name,
-        )
+    def _tell(name: str, seconds: float, advice: str) -> None:
+        logger.warning("reward %r has been at one call for %g s, in this process. %s", name, seconds, advice)
+
+
+def percentile(ordered: Sequence[float], share: int) -> float:
+    """The least of the values, which are in order, that `share` per cent of them do not exceed (the nearest rank)."""
+    return ordered[-(-len(ordered) * share // 100) - 1]
+
+
+def name_of(function: Any) -> str:
+    """What a reward function goes by in metrics and in the config, where no alias is given."""
+    inner = function.func if isinstance(function, partial) else function
+    return str(getattr(inner, "__name__", type(inner).__name__))
 
 
 def declared_options(function: Any) -> RewardOptions:
@@ -759,7 +793,7 @@ def wrap(
     if not callable(function):
         raise RewardError(f"reward {name!r} is no callable, but {function!r}")
     inner = function.func if isinstance(function, partial) else function
-    name = name or str(getattr(inner, "__name__", type(inner).__name__))
+    name = name or name_of(function)
     call = type(inner).__call__
     asynchronous = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call)
     kind = AsyncReward if asynchronous else Reward

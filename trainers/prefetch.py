@@ -12,8 +12,9 @@ Sent ahead are rewards that run elsewhere or side by side anyway: asynchronous o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from rewards import Outcome, Reward
@@ -24,16 +25,23 @@ from rlkd.engines import run
 class Ahead:
     """What a reward was asked before TRL asks it."""
 
-    def __init__(self, arguments: dict[str, Any], judge: Callable[..., list[Outcome]], threads: ThreadPoolExecutor):
+    def __init__(self, arguments: dict[str, Any], judge: Callable[..., list[Outcome]]):
         self._arguments = arguments
         self._logged: list[tuple[str, Any, Any]] = []
         # What it logs is handed on when TRL asks: before that, TRL may still be at the batch before.
-        self._future: Future[list[Outcome]] = threads.submit(
-            judge,
-            **arguments,
-            log_metric=lambda name, value: self._logged.append(("log_metric", name, value)),
-            log_extra=lambda column, values: self._logged.append(("log_extra", column, values)),
-        )
+        recorders: dict[str, Any] = {
+            "log_metric": lambda name, value: self._logged.append(("log_metric", name, value)),
+            "log_extra": lambda column, values: self._logged.append(("log_extra", column, values)),
+        }
+        self._future: Future[list[Outcome]] = Future()
+        # A daemon, and no pool of threads: the end of the process does not wait for a judge.
+        threading.Thread(target=self._ask, args=(judge, {**arguments, **recorders}), daemon=True).start()
+
+    def _ask(self, judge: Callable[..., list[Outcome]], arguments: dict[str, Any]) -> None:
+        try:
+            self._future.set_result(judge(**arguments))
+        except BaseException as error:
+            self._future.set_exception(error)
 
     def answers(self, arguments: dict[str, Any]) -> bool:
         """Whether `arguments`, as TRL gives them, are those that were sent ahead."""
@@ -51,17 +59,12 @@ class Ahead:
                 arguments[callback](name, value)
         return outcomes
 
-    def discard(self) -> None:
-        """Nobody is going to ask."""
-        self._future.cancel()
-
 
 class Prefetch:
     """Sends the completions of a generation batch to rewards ahead of TRL's own call."""
 
     def __init__(self, rewards: Sequence[Any]):
         self._rewards = [reward for reward in rewards if isinstance(reward, Reward) and _may_run_ahead(reward)]
-        self._threads = ThreadPoolExecutor(max(1, len(self._rewards)), thread_name_prefix="reward")
 
     @property
     def names(self) -> list[str]:
@@ -81,13 +84,7 @@ class Prefetch:
             "trainer_state": state,
         }
         for reward in self._rewards:
-            if reward.ahead is not None:
-                reward.ahead.discard()
-            reward.ahead = Ahead(arguments, _judge(reward), self._threads)
-
-    def close(self) -> None:
-        """Forget what nobody asked for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            reward.ahead = Ahead(arguments, _judge(reward))
 
 
 def _may_run_ahead(reward: Reward) -> bool:

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Outcome, Reward, RewardError, build_rewards
-from rewards.runner import wrap
+from rewards.runner import name_of, wrap
 from rlkd.data import completion_text
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
@@ -361,13 +361,19 @@ def _resolve_rewards(
     reward_funcs: RewardLike | Sequence[RewardLike] | None, args: RLKDConfig
 ) -> list[Reward | PreTrainedModel]:
     parameters = args.reward_kwargs if isinstance(args.reward_kwargs, dict) else {}
-    options = args.reward_options if isinstance(args.reward_options, dict) else {}
+    options = dict(args.reward_options) if isinstance(args.reward_options, dict) else {}
     if reward_funcs is None:
         if not args.reward_funcs:
             raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the names there are.")
         return list(build_rewards(args.reward_funcs, parameters, options, cache=args.cache()))
     given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     specs = [reward for reward in given if isinstance(reward, str)]
+    # Those of functions and objects; what is left must belong to the specs.
+    of_objects = {
+        id(reward): options.pop(name_of(reward), None)
+        for reward in given
+        if not isinstance(reward, (str, PreTrainedModel, Reward))
+    }
     named = iter(build_rewards(specs, parameters, options, cache=args.cache()))
     built: list[Reward | PreTrainedModel] = []
     for reward in given:
@@ -376,7 +382,7 @@ def _resolve_rewards(
         elif isinstance(reward, PreTrainedModel):
             built.append(reward)
         else:
-            built.append(wrap(reward, cache=args.cache()))  # type: ignore[arg-type]
+            built.append(wrap(reward, options=of_objects.get(id(reward)), cache=args.cache()))  # type: ignore[arg-type]
     names = [reward.__name__ for reward in built if isinstance(reward, Reward)]
     for name in names:
         if names.count(name) > 1:
@@ -392,7 +398,8 @@ class _EndOnFailures(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """A checkpoint in the middle of what one batch of rollouts serves could not be resumed exactly."""
-        if self._trainer._failures is not None and state.global_step % rollout_window(args) == 0:
+        at_an_end = state.global_step % rollout_window(args) == 0 or state.global_step >= state.max_steps
+        if self._trainer._failures is not None and at_an_end:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -236,8 +236,8 @@ class _Tally:
 
 
 def _percentile(ordered: list[float], share: int) -> float | None:
-    """The value below or at which `share` per cent lie: one that occurs (the metrics of a run take the same)."""
-    return ordered[(len(ordered) - 1) * share // 100] if ordered else None
+    """The least value that `share` per cent do not exceed (the nearest rank, as in the metrics of a run)."""
+    return ordered[-(-len(ordered) * share // 100) - 1] if ordered else None
 
 
 def render_report(report: RewardReport) -> RenderableType:

@@ -71,6 +71,12 @@ def test_anything_else_is_an_error_that_shows_it(returned):
         Outcome.of(returned, "mine", 3)
 
 
+def test_causes_and_details_of_other_types_are_shown_and_end_nothing():
+    assert Outcome.of(Failed({"code": 500}), "mine", 0).cause == "{'code': 500}"
+    assert Outcome.of(Scored(0.5, "why"), "mine", 0).detail == {"detail": "why"}
+    assert Outcome.of(Scored(0.5, {(1, 2): "x"}), "mine", 0).detail == {"(1, 2)": "x"}
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("isolate", "false"), ("per_sample", 1), ("cache", None), ("timeout", "soon"), ("timeout", 0), ("workers", 0.5)],

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from rewards import Failed, RewardError, RewardOptions, Scored, build_reward, build_rewards
 from rewards.runner import ASYNC_CALLS, AsyncReward, wrap
+from rlkd.isolation import IsolationError, WorkerPool
 
 pytestmark = pytest.mark.timeout(300)  # against hangs; no test asserts how long anything takes
 
@@ -436,7 +437,7 @@ def test_a_call_in_this_process_that_takes_too_long_is_told_of_and_scored():
         assert wrap(slow, options={"timeout": 0.05})(completions=["a"]) == [1.0]
     finally:
         logging.getLogger("rewards.runner").removeHandler(handler)
-    assert "reward 'slow' has been at one batch for 0.05 s, in this process" in told[0]
+    assert "reward 'slow' has been at one call for 0.05 s, in this process" in told[0]
 
 
 def test_of_samples_scored_alone_in_this_process_one_that_raises_takes_no_other_along():
@@ -1065,3 +1066,65 @@ def test_outcomes_of_a_reward_in_this_process_may_hold_anything():
     reward = wrap(lambda completions, **columns: [Scored(0.5, {"lock": lock}), Failed("x")], "mine")
     assert reward(completions=["a", "b"]) == [0.5, None]
     assert reward.outcomes[0].detail["lock"] is lock
+
+
+def test_a_file_that_changes_during_the_run_has_no_more_scores_kept(tmp_path, caplog):
+    path, cache = tmp_path / "mine.py", tmp_path / "scores.sqlite"
+    source = """
+from rewards import RewardOptions
+
+def mine(completions, **columns):
+    return [{value} for _ in completions]
+
+mine.reward_options = RewardOptions(per_sample=True, workers=1)
+"""
+    path.write_text(source.format(value=1.0))
+    first = build_reward(f"{path}:mine", cache=cache)
+    assert first(completions=["a"]) == [1.0]
+    path.write_text(source.format(value=2.0))
+    first.close()  # as where a worker is killed: the next one loads the new file
+    assert first(completions=["a", "b"])[0] == 1.0
+    assert "its source was changed during the run" in caplog.text
+    path.write_text(source.format(value=1.0))
+    again = build_reward(f"{path}:mine", cache=cache)
+    again(completions=["a", "b"])
+    assert [outcome.reused for outcome in again.outcomes] == ["cache", None]
+    assert [outcome.value for outcome in again.outcomes] == [1.0, 1.0]
+
+
+def test_what_is_cancelled_from_within_has_failed():
+    shared = {}
+
+    async def judge(completions, **columns):
+        future = shared.setdefault("future", asyncio.get_running_loop().create_future())
+        future.cancel()
+        await future
+        return [1.0]
+
+    reward = wrap(judge, cache=False)
+    assert asyncio.run(reward(completions=["a"])) == [None]
+    assert reward.outcomes[0].cause == "it was cancelled from within"
+
+
+def test_a_reward_that_calls_exit_has_failed():
+    def leaves(completions, **columns):
+        raise SystemExit(3)
+
+    reward = wrap(leaves, cache=False)
+    assert reward(completions=["a"]) == [None]
+    assert "SystemExit" in reward.outcomes[0].cause
+
+
+def test_once_isolated_a_reward_never_comes_back_to_this_process(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    path.write_text("def mine(completions, **columns):\n    return [1.0] * len(completions)\n")
+    reward = build_reward(f"{path}:mine", cache=False)
+    assert reward(completions=["a"]) == [1.0]
+
+    def no_worker(*arguments, **settings):
+        raise IsolationError("no process can be started")
+
+    monkeypatch.setattr(WorkerPool, "map", no_worker)
+    assert reward(completions=["a"]) == [None]
+    assert reward.outcomes[0].cause == "no process can be started"
+    assert reward.is_isolated

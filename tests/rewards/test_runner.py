@@ -357,7 +357,7 @@ def test_outcomes_are_those_of_the_last_call():
     assert statuses(reward) == ["not_applicable"]
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, asyncio.CancelledError])
 def test_an_interrupt_is_nobodys_failure(stop):
     def function(completions, **columns):
         raise stop

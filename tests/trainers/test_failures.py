@@ -239,6 +239,17 @@ def test_an_option_that_does_not_exist_is_named_before_the_model_loads(rows, tmp
         RLKDTrainer("/there/is/no/model", args=args, train_dataset=rows)
 
 
+def test_options_reach_a_function_that_is_handed_over(tiny_model, rows, tmp_path) -> None:
+    def mine(completions, **columns):
+        return [0.0] * len(completions)
+
+    args = config(tmp_path, reward_options={"mine": {"isolate": True, "timeout": 7.0}})
+    trainer = RLKDTrainer(tiny_model, reward_funcs=[mine], args=args, train_dataset=rows)
+    (reward,) = trainer.reward_funcs
+    assert reward.is_isolated
+    assert reward.options.timeout == 7.0
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("on", True), (True, True), ("off", False), (False, False), ("x/y.sqlite", Path("x/y.sqlite"))],

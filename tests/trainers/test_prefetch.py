@@ -160,7 +160,6 @@ def test_what_was_sent_ahead_answers_only_the_same_question() -> None:
     assert asyncio.run(reward(completions=["abc"], answer=["1"], **common)) == [3.0]
     assert asyncio.run(reward(completions=["abc"], answer=["1"], **common)) == [3.0]
     assert sorted(map(str, asked)) == ["['abc']", "['abc']", "['abc']", "['abcd']"]
-    prefetch.close()
 
 
 def test_only_rewards_that_run_elsewhere_are_sent_ahead(tmp_path) -> None:
