@@ -1,12 +1,17 @@
 """An import may only go down: recipes -> trainers -> rewards -> rlkd; and the distribution holds what it should."""
 
 import ast
+import contextlib
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 LAYERS = ["rlkd", "rewards", "trainers", "recipes"]
 
@@ -29,6 +34,27 @@ def test_a_package_imports_only_packages_below_it(root: Path, layer: str) -> Non
     for path in files:
         tops = {module.split(".")[0] for module in imported_modules(path)}
         assert not tops & above, f"{path} imports {tops & above}"
+
+
+def test_what_is_imported_is_required(root: Path) -> None:
+    """By this distribution or by what it requires: not by what else happens to be installed."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    required: set[str] = set()
+    while wanted:
+        need = Requirement(wanted.pop())
+        name = canonicalize_name(need.name)
+        if name not in required and (need.marker is None or need.marker.evaluate({"extra": ""})):
+            required.add(name)
+            with contextlib.suppress(metadata.PackageNotFoundError):  # of an extra, or for another platform
+                wanted += metadata.requires(name) or []
+    owners = metadata.packages_distributions()
+    optional = {"vllm", "jieba", "matplotlib", "PIL", "pytest"}
+    for path in (path for layer in LAYERS for path in (root / layer).rglob("*.py")):
+        tops = {module.split(".")[0] for module in imported_modules(path)}
+        for top in tops - set(sys.stdlib_module_names) - set(LAYERS) - optional:
+            names = {canonicalize_name(owner) for owner in owners.get(top, [])}
+            assert names & required or (path.parent / f"{top}.py").exists(), f"{path} imports {top}"
 
 
 def test_the_methods_are_free_of_trl(root: Path) -> None:

@@ -74,8 +74,9 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "finish_reason": "stop", "text": answer_to(prompt), "logprobs": None}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         answer = {"id": "1", "object": "text_completion", "created": 0, "model": settings.model}
-        self.reply(json.dumps({**answer, "choices": [choice], "usage": usage}).encode())
+        # Noted before it is sent: a process killed between the two must not have answered without a note of it.
         self.server.note("answered", prompt)
+        self.reply(json.dumps({**answer, "choices": [choice], "usage": usage}).encode())
 
 
 def main() -> None:

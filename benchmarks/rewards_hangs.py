@@ -1,0 +1,309 @@
+r"""What completions that hang math-verify do to a batch: to the other scores, to the time, and to the machine.
+
+    python benchmarks/rewards_hangs.py                     # 8,192 completions, 1 % hang, limit 5 s: 12 minutes
+    python benchmarks/rewards_hangs.py --quick             # 256 completions, 6 hang, limit 1.5 s
+    python benchmarks/rewards_hangs.py --reward accuracy   # this project's own way of reading answers
+    python benchmarks/rewards_hangs.py --check-kinds       # does each kind hang math-verify for 20 s? 4 minutes
+
+In groups of 8 (`rewards_throughput.py` says how they are made), one completion in a hundred announces an answer like
+`9^{9^{9^{9}}}`, `100000000!` or `\binom{10^9}{5\cdot 10^8}`; `HANGS` lists the kinds. Each takes math-verify over 20
+seconds, or all memory, and none is like another, since equal questions are asked once. The batch is scored three
+times, each in a new Python process: from the main thread, from a thread, and through `asyncio.to_thread`; and once
+without the completions that hang. Nothing is cached.
+
+- `false_zeros`: hanging completions with a score at all; each must have the outcome "failed".
+- `others_equal`: the other completions have the scores of the run without hangs.
+- `added_over_budget`: the wall clock that the hangs add / (hangs x limit / workers).
+- `left_computing`: processes that use the processor a second after the batch is done.
+- `orphans`: processes alive after the scoring process has ended, of those that descended from it or carry a mark that
+  it has in its environment.
+- `trl`: whether TRL's `accuracy_reward` returns from one such completion, within `trl_waited_s`.
+
+Exits with 1 if one of these is not as it should be: 0, true, at most 1.2, 0, 0.
+"""
+
+import os
+
+# One thread, and no hub: before torch and huggingface_hub are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from rewards_throughput import GROUP, PLAIN, descendants, group_batch, load_problems, processes
+
+from rewards import Outcome, build_reward, verified
+from rlkd.isolation import Fault, WorkerPool, default_workers
+
+Caller = Literal["main thread", "thread", "asyncio.to_thread"]
+CALLERS: tuple[Caller, ...] = ("main thread", "thread", "asyncio.to_thread")
+MARK = "RLKD_BENCHMARK_MARK"
+BOUND = 1.2
+REWARDS = {"accuracy_reward": "timeout", "accuracy": "seconds"}  # and the parameter that is the limit
+
+# Each kind, with a place for a number that makes it another question.
+HANGS: dict[str, Callable[[int], str]] = {
+    "tower of powers": lambda i: f"9^{{9^{{9^{{{9 + i}}}}}}}",
+    "factorial": lambda i: f"{100_000_000 + i}!",
+    "binomial": lambda i: f"\\binom{{10^9+{i}}}{{5\\cdot 10^8}}",
+    "factorial of a factorial": lambda i: f"((20!)!)!+{i}",
+    "huge exponent": lambda i: f"7^{{{10**10 + i}}}",
+    "power of a fraction": lambda i: f"(\\frac{{{7 + 3 * i}}}{{3}})^{{10^9}}",
+    "long sum": lambda i: f"\\sum_{{k=1}}^{{10^9}} \\frac{{1}}{{k^2+{7 + i}}}",
+    "long product": lambda i: f"\\prod_{{k=1}}^{{10^8}} (k+{1 + i})",
+    "integral without closed form": lambda i: f"\\int_0^1 \\frac{{\\sin(x^3) e^{{x^2}}}}{{\\ln(x+{2 + i})}} \\, dx",
+    "deep nesting": lambda i: "(" * (3000 + i) + "1" + ")" * (3000 + i),
+    "power of a polynomial": lambda i: f"(x+1)^{{{100_000 + i}}}",
+    "remainder": lambda i: f"7^{{10^{{12}}+{i}}} \\mod 13",
+    "logarithm": lambda i: f"\\log_2(3^{{{10**9 + i}}})",
+    "sine": lambda i: f"\\sin({10 + i}^{{10^{{10}}}})",
+    "many decimals": lambda i: f"0.{'3' * 100_000}{10 + i}",
+    "root": lambda i: f"\\sqrt{{10^{{10^8}}+{1 + i}}}",
+    "floor": lambda i: f"\\lfloor \\pi \\cdot 10^{{10^8}}+{i} \\rfloor",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Put completions that hang into a batch.")
+    parser.add_argument("--quick", action="store_true", help="256 completions, 6 hang, limit 1.5 s: a smoke test")
+    parser.add_argument("--reward", choices=list(REWARDS), default="accuracy_reward", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, help="JSONL file of problems (default: GSM8K as shipped)")
+    parser.add_argument("--check-kinds", action="store_true", help="only see how long each kind takes")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.inside:
+        return work(given.inside)
+    if given.check_kinds:
+        return check_kinds()
+    size, n_hangs, limit, patience = (256, 6, 1.5, 3.0) if given.quick else (8192, 82, 5.0, 60.0)
+
+    task = make_task(given.data, size, n_hangs) | {"reward": given.reward, "limit": limit}
+    hanging = task["hanging"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(hanging.values()).items())
+    print(f"{size} completions, {n_hangs} of which hang: {kinds}")
+    trl = start_trl()
+    others = [i for i in range(size) if i not in hanging]
+    alone = task | {"completions": [task["completions"][i] for i in others], "caller": "main thread"}
+    alone["solutions"] = [task["solutions"][i] for i in others]
+    answers = trl_answers(trl, patience)  # before anything is timed
+    reference = in_a_process(alone)
+    print(f"without them: {reference['wall']:.1f} s")
+
+    workers = default_workers()
+    budget = n_hangs * limit / workers
+    arms: dict[str, dict[str, Any]] = {}
+    for caller in CALLERS:
+        result = in_a_process(task | {"caller": caller})
+        statuses = [result["statuses"][i] for i in hanging]
+        arms[caller] = {
+            "false_zeros": sum(status != "failed" for status in statuses),
+            "others_equal": [result["scores"][i] for i in others] == reference["scores"]
+            and [result["statuses"][i] for i in others] == reference["statuses"],
+            "added_over_budget": round((result["wall"] - reference["wall"]) / budget, 3),
+            "left_computing": result["left_computing"],
+            "orphans": result["orphans"],
+            "added_s": round(result["wall"] - reference["wall"], 1),
+            "causes": dict(Counter(result["causes"].values())),
+        }
+        print(f"from the {caller}: {json.dumps(arms[caller])}", flush=True)
+    for thread, returned in answers.items():
+        print(f"TRL's reward, one hang, {thread}: {returned}")
+    figures = {
+        "reward": given.reward,
+        "completions": size,
+        "hangs": n_hangs,
+        "kinds": len(set(hanging.values())),
+        "limit_s": limit,
+        "workers": workers,
+        "budget_s": budget,
+        "without_s": round(reference["wall"], 2),
+        "false_zeros": sum(arm["false_zeros"] for arm in arms.values()),
+        "others_equal": all(arm["others_equal"] for arm in arms.values()),
+        "added_over_budget": max(arm["added_over_budget"] for arm in arms.values()),
+        "left_computing": sum(arm["left_computing"] for arm in arms.values()),
+        "orphans": sum(arm["orphans"] for arm in arms.values()) + reference["orphans"],
+        "callers": arms,
+        "trl": answers,
+        "trl_waited_s": patience,
+    }
+    print(json.dumps(figures))
+    good = figures["false_zeros"] == figures["left_computing"] == figures["orphans"] == 0 and figures["others_equal"]
+    return 0 if good and (given.quick or figures["added_over_budget"] <= BOUND) else 1
+
+
+def make_task(data: Path | None, size: int, n_hangs: int) -> dict[str, Any]:
+    """A batch with hangs at random places; `hanging` says where, and of which kind."""
+    batch = group_batch(load_problems(data), size - size % GROUP)
+    completions = list(batch.completions)
+    places = sorted(random.Random(1).sample(range(len(completions)), n_hangs))
+    hanging = {}
+    for count, place in enumerate(places):
+        turn, which = divmod(count, len(HANGS))
+        kind = list(HANGS)[which]
+        completions[place] = f"Let me see.\n{PLAIN % HANGS[kind](turn)}"
+        hanging[place] = kind
+    questions = {verified.question(completions[i], batch.solutions[i]) for i in places}
+    assert len(questions) == n_hangs, "two hangs are one question"
+    return {"completions": completions, "solutions": batch.solutions, "hanging": hanging}
+
+
+# The process that scores, and what is left of it.
+
+
+def in_a_process(task: dict[str, Any]) -> dict[str, Any]:
+    """Score in a new Python process, and count what is alive after its end."""
+    mark = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(prefix="rlkd-hangs-") as folder:
+        path, result = Path(folder) / "task.json", Path(folder) / "result.json"
+        path.write_text(json.dumps(task | {"result": str(result)}))
+        subprocess.run([sys.executable, __file__, "--inside", path], check=True, env={**os.environ, MARK: mark})
+        found = json.loads(result.read_text())
+    time.sleep(1.0)
+    # A process id is used again; together with its start time it is not.
+    alive = {(pid, entry[1]) for pid, entry in processes().items() if entry[2] != "Z"}
+    children = {tuple(child) for child in found["descendants"]}
+    found["orphans"] = len({pid for pid, _ in alive & children} | marked(mark))
+    return found
+
+
+def marked(mark: str) -> set[int]:
+    """The processes that have the mark in their environment."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                found.add(int(path.parent.name))
+    return found
+
+
+def work(path: Path) -> int:
+    """The life of that process."""
+    logging.getLogger("rewards.runner").setLevel(logging.ERROR)  # it would tell the causes, which are counted below
+    task = json.loads(path.read_text())
+    name, limit = task["reward"], task["limit"]
+    reward = build_reward(name, {REWARDS[name]: limit}, cache=False)
+    column = "solution" if name == "accuracy_reward" else "answer"
+
+    def judge(completions: list[str], solutions: list[str]) -> list[Outcome]:
+        chats = [[{"role": "assistant", "content": text}] for text in completions]
+        outcomes: list[Outcome] = reward.judge(completions=chats, **{column: solutions})
+        return outcomes
+
+    judge(["\\boxed{x+1}"], ["$x+2$"])  # loads the libraries and starts the first worker
+    descended = {(pid, entry[1]) for pid, entry in descendants(os.getpid()).items()}
+    started = time.perf_counter()
+    outcomes = call_from(task["caller"], lambda: judge(task["completions"], task["solutions"]))
+    wall = time.perf_counter() - started
+    time.sleep(1.0)
+    before = descendants(os.getpid())
+    time.sleep(1.0)
+    after = descendants(os.getpid())
+    descended |= {(pid, entry[1]) for pid, entry in (before | after).items()}
+    computing = [pid for pid, entry in after.items() if pid not in before or entry[3] - before[pid][3] > 0.2]
+    result = {
+        "wall": wall,
+        "scores": [outcome.value for outcome in outcomes],
+        "statuses": [outcome.status for outcome in outcomes],
+        "causes": {i: (o.cause or "").rpartition(": ")[2] for i, o in enumerate(outcomes) if o.status == "failed"},
+        "descendants": sorted(descended),
+        "left_computing": len(computing),
+    }
+    Path(task["result"]).write_text(json.dumps(result))
+    return 0
+
+
+def call_from(caller: Caller, function: Callable[[], Any]) -> Any:
+    """The result of a call made from there."""
+    if caller == "main thread":
+        return function()
+    if caller == "asyncio.to_thread":
+        return asyncio.run(asyncio.to_thread(function))
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+# TRL's own reward, in processes that are killed.
+
+ASK_TRL = """
+import sys, threading
+from trl.rewards import accuracy_reward
+def ask(answer):
+    scores = accuracy_reward([[{"role": "assistant", "content": answer}]], ["$18$"])
+    print(scores, flush=True)
+def hang():
+    print("ready", flush=True)
+    ask(sys.argv[2])
+ask("\\\\boxed{18}")
+if sys.argv[1] == "main thread":
+    hang()
+else:
+    thread = threading.Thread(target=hang)
+    thread.start()
+    thread.join()
+"""
+
+
+def start_trl() -> dict[str, subprocess.Popen[str]]:
+    """A process for each thread to ask from, at work."""
+    answer = PLAIN % HANGS["tower of powers"](0)
+    return {
+        thread: subprocess.Popen(
+            [sys.executable, "-c", ASK_TRL, thread, answer],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for thread in ("main thread", "another thread")
+    }
+
+
+def trl_answers(asked: dict[str, subprocess.Popen[str]], patience: float) -> dict[str, str]:
+    """What each said within `patience` seconds after it was loaded; then it is killed."""
+    answers = {}
+    for process in asked.values():
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "ready":
+                break
+    end = time.monotonic() + patience
+    for thread, process in asked.items():
+        try:
+            said, _ = process.communicate(timeout=max(0.1, end - time.monotonic()))
+            answers[thread] = said.strip()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            answers[thread] = "does not return"
+    return answers
+
+
+def check_kinds(seconds: float = 20.0) -> int:
+    """Print what becomes of each kind in a worker with 4 GiB and so many seconds; 1 if one comes to a verdict."""
+    pool = WorkerPool(verified.verdict, preload=["math_verify", "rewards.verified"], memory=4 * 2**30)
+    calls = [(PLAIN % make(0), "$18$", "trl") for make in HANGS.values()]
+    results = pool.map(calls, limit=seconds)
+    for kind, result in zip(HANGS, results, strict=True):
+        print(f"{kind:<30} {result.message if isinstance(result, Fault) else f'verdict {result}'}")
+    return 0 if all(isinstance(result, Fault) and result.kind in ("timeout", "memory") for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def figures_of(root, folder, script):
+    """The last line of a quick run. The exit status may rest on times, which a busy machine spoils."""
+    command = [sys.executable, str(root / "benchmarks" / script), "--quick"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert "Traceback" not in done.stderr, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_accuracy_reward_gives_trls_verdicts_and_asks_each_question_once(root, tmp_path) -> None:
+    figures = figures_of(root, tmp_path, "rewards_throughput.py")
+    for name in ("group", "distinct"):
+        batch = figures[name]
+        assert batch["verdicts_equal"] is True
+        assert sum(batch["verdicts"].values()) == figures["completions"]
+        assert batch["verdicts"]["1.0"] > 0 < batch["verdicts"]["0.0"]
+        # All that a cold run reuses is what is asked for the second time, and a warm one is asked nothing.
+        assert batch["cold_from_batch"] == figures["completions"] - batch["distinct_questions"] > 0
+        assert batch["warm_from_cache"] == figures["completions"]
+    assert figures["group"]["distinct_questions"] < figures["distinct"]["distinct_questions"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_completions_that_hang_fail_and_change_no_other_score_and_leave_no_process(root, tmp_path) -> None:
+    figures = figures_of(root, tmp_path, "rewards_hangs.py")
+    assert figures["hangs"] == figures["kinds"] == 6
+    assert list(figures["callers"]) == ["main thread", "thread", "asyncio.to_thread"]
+    for caller in figures["callers"].values():
+        assert caller["false_zeros"] == 0
+        assert caller["others_equal"] is True
+        assert caller["left_computing"] == 0
+        assert caller["orphans"] == 0
+        assert sum(caller["causes"].values()) == 6
+    assert figures["orphans"] == 0
+    # The kinds hang indeed: TRL's reward does not come back from one either.
+    assert figures["trl"]["another thread"] == "does not return"
