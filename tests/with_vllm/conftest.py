@@ -16,11 +16,11 @@ _spec = importlib.util.find_spec("vllm")
 HAS_VLLM = _spec is not None and _spec.origin is not None
 collect_ignore_glob = [] if HAS_VLLM else ["test_*.py"]
 
-# Of vLLM in this process, and of the servers that are started from here.
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("DO_NOT_TRACK", "1")
+if HAS_VLLM:  # of vLLM in this process, and of the servers that are started from here
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
