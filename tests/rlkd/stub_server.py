@@ -62,8 +62,8 @@ def main() -> None:
             if hung.is_set():
                 time.sleep(1e6)
             if self.path == "/health":
+                healthy.set()  # before the answer: the next question may come at once
                 self.answer(503 if "never-healthy" in what else 200, b"")
-                healthy.set()
             elif self.path == "/v1/models":
                 names = ["another"] if "other-name" in what else served
                 self.answer(200, json.dumps({"data": [{"id": name} for name in names]}).encode())
