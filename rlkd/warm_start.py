@@ -1,4 +1,4 @@
-"""The warm start: rows that teach a small student how an answer looks and where it ends.
+"""The warm start and the expert: rows that teach a small model how an answer looks, and rows that make it good at it.
 
 SmolLM2-135M-Instruct answers a GSM8K question in prose, rambles past any limit and is nearly never right, so that
 reinforcement learning finds nothing to reward. The mix here (our choice) is easy enough for it to learn from:
@@ -12,22 +12,55 @@ reinforcement learning finds nothing to reward. The mix here (our choice) is eas
 
 No question of the half that reinforcement learning trains on is among them (`rlkd.data.split_half`), and no test
 question. Where the rows come from: `assets/PROVENANCE.md`.
+
+The expert (`expert_rows`) goes on from there, as a teacher in the same form of answer that is worth learning from. Its
+rows (our choice) are easy in the same way, but there is no end to them, so that it learns to calculate and does not
+learn them by heart:
+
+* `mawps` of the half "gsrm", as they are and again with other numbers (`with_other_numbers`);
+* `chains`: short arithmetic chains in words, made by a seeded generator (`chain_rows`);
+* the shortest of `short`.
+
+What is distilled from the expert should be other questions: the MAWPS rows and chains of the half "rl".
+
+    >>> chain_rows("test")[0]["question"]
+    'TODO'
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
+import random
+import re
 from fractions import Fraction
 from importlib.resources import files
 from typing import Any, Literal
 
-from rlkd.data import Row, sample_rows
+from rlkd.data import Row, sample_rows, split_half
 from rlkd.errors import UsageError
 from rlkd.steps import strip_calculator_marks
 
 # The longest solution taken from the embedded sample, in characters: about 96 tokens of the embedded model.
 LONGEST_SOLUTION = 290
+
+# The expert's rows: how often a MAWPS row comes again with other numbers, how many chains, and how many GSM8K rows.
+NUMBER_VARIANTS = 3
+EXPERT_CHAINS = 1200
+EXPERT_GSM8K = 250
+
+CHAIN_SPLITS = ("gsrm", "rl", "test")
+# No number of a chain is larger: two-digit sums and the small multiplication table are what a small model can learn.
+_LARGEST = 200
+_CHAIN_WORDS = {
+    "+": ("Add {}.", "Put {} more to it."),
+    "-": ("Take away {}.", "Subtract {}."),
+    "*": ("Multiply by {}.", "Take it {} times."),
+    "/": ("Divide by {}.", "Share it into {} equal parts and keep one."),
+}
+_CHAIN_QUESTIONS = ("What number do you get?", "What is the result?")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 # A result with more decimals is not written out in full, and a line that rounds would be wrong.
@@ -47,18 +80,7 @@ def mawps_rows(split: Literal["train", "test"]) -> list[Row]:
     """
     if split not in ("train", "test"):
         raise UsageError(f"MAWPS split {split!r}: expected 'train' or 'test'")
-    rows = []
-    for record in _records(f"mawps_{split}.jsonl"):
-        lines, answer = work_out(record["equation"], record["numbers"])
-        rows.append(
-            {
-                "id": record["id"],
-                "question": record["question"],
-                "answer": answer,
-                "rationales": ["\n".join(lines)],
-            }
-        )
-    return rows
+    return [_worked_out(record) for record in _records(f"mawps_{split}.jsonl")]
 
 
 def short_rows() -> list[Row]:
@@ -113,6 +135,133 @@ def work_out(equation: str, numbers: str) -> tuple[list[str], str]:
     if end != len(tokens):
         raise ValueError(f"equation {equation!r}: {' '.join(tokens[end:])!r} is left over")
     return lines, _decimal(result)
+
+
+def expert_rows() -> list[Row]:
+    """All rows that the expert is trained on, in the form of `warm_start_rows`; all of the half "gsrm", always the same.
+
+    A MAWPS row with other numbers has the id of its source and `-vN` behind it.
+    """
+    mawps = [record for record in _records("mawps_train.jsonl") if split_half(record["question"]) == "gsrm"]
+    variants = []
+    for record in mawps:
+        for number in range(1, NUMBER_VARIANTS + 1):
+            if changed := with_other_numbers(record, f"{record['id']}-v{number}"):
+                variants.append(changed)
+    short = sorted(short_rows(), key=lambda row: (len(row["question"]) + len(row["rationales"][0]), row["id"]))
+    return [
+        *map(_worked_out, mawps),
+        *map(_worked_out, variants),
+        *chain_rows("gsrm", EXPERT_CHAINS),
+        *short[:EXPERT_GSM8K],
+    ]
+
+
+def chain_rows(split: Literal["gsrm", "rl", "test"], count: int = 150) -> list[Row]:
+    """The first `count` arithmetic chains of a split: `Start with 7. Add 5. ...`, two to four operations, solved.
+
+    A generator with a fixed seed makes them, and a hash of the question says which split a chain belongs to: an eighth
+    is for tests, the rest is divided by `rlkd.data.split_half`. So no chain is in two splits. All values are whole
+    numbers from 0 to 200. Raises `UsageError` for another split.
+    """
+    if split not in CHAIN_SPLITS:
+        raise UsageError(f"split {split!r} of the arithmetic chains: expected one of {', '.join(CHAIN_SPLITS)}")
+    draw = random.Random(f"arithmetic chains {split}")  # a text as seed gives the same numbers in all versions
+    rows: dict[str, Row] = {}
+    while len(rows) < count:
+        question, lines, answer = _chain(draw)
+        if _chain_split(question) == split and question not in rows:
+            rows[question] = {
+                "id": f"chain-{split}-{len(rows)}",
+                "question": question,
+                "answer": answer,
+                "rationales": ["\n".join(lines)],
+            }
+    return list(rows.values())
+
+
+def with_other_numbers(record: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """A MAWPS record (`id`, `question`, `equation`, `numbers`) with other numbers and the id `name`, or None.
+
+    Each number of the question becomes one of half to twice its size (small ones up to 9) with as many decimals; equal
+    numbers stay equal, different ones different, and 1 stays 1 (it is mostly part of a phrase). All values worked out
+    stay positive and have no more decimals than before: a problem about whole apples stays one. `name` is the seed.
+    None where the numbers of the text are not those of the record, or no such numbers are found.
+    """
+    written, before = _NUMBER.findall(record["question"]), record["numbers"].split()
+    if [Fraction(text) for text in written] != [Fraction(text) for text in before]:
+        return None
+    lines, _ = work_out(record["equation"], record["numbers"])
+    finest = max(map(_decimals, [*before, *_NUMBER.findall(" ".join(lines))]))
+    draw = random.Random(name)
+    for _ in range(400):
+        other = {Fraction(text): _other(text, draw) for text in written}
+        if len(set(other.values())) < len(other) or all(Fraction(new) == value for value, new in other.items()):
+            continue
+        numbers = " ".join(other[Fraction(text)] for text in before)
+        try:
+            lines, _ = work_out(record["equation"], numbers)
+        except ValueError:
+            continue
+        # A line's values; a minus directly before one is its sign.
+        values = [text for line in lines for text in line.split() if text[-1].isdigit()]
+        if all(Fraction(text) > 0 and _decimals(text) <= finest for text in values):
+            new_texts = iter([other[Fraction(text)] for text in written])
+            question = _NUMBER.sub(lambda _: next(new_texts), record["question"])
+            return {**record, "id": name, "question": question, "numbers": numbers}
+    return None
+
+
+def _other(text: str, draw: random.Random) -> str:
+    """A number of half to twice the size of the one that `text` is, with as many decimals; 1 stays 1."""
+    if Fraction(text) <= 1 and not _decimals(text):
+        return text
+    unit = 10 ** _decimals(text)
+    size = int(Fraction(text) * unit)
+    return _decimal(Fraction(draw.randint(max(2, size // 2), max(9, 2 * size)), unit))
+
+
+def _decimals(text: str) -> int:
+    """The decimals that a number is written with, zeros at their end not counted."""
+    return len(text.partition(".")[2].rstrip("0"))
+
+
+def _chain(draw: random.Random) -> tuple[str, list[str], str]:
+    """A chain: its question, the lines of its solution, and the result."""
+    value = draw.randint(2, 60)
+    sentences, lines = [draw.choice(("Start with {}.", "Take the number {}.")).format(value)], []
+    for _ in range(draw.randint(2, 4)):
+        choices = {  # what keeps the value whole and in bounds
+            "+": range(2, min(60, _LARGEST - value) + 1),
+            "-": range(2, min(60, value) + 1),
+            "*": [n for n in range(2, 10) if 0 < value * n <= _LARGEST],
+            "/": [n for n in range(2, 10) if value and value % n == 0],
+        }
+        sign = draw.choice([sign for sign, numbers in choices.items() if numbers])
+        number = draw.choice(list(choices[sign]))
+        result = int(_OPERATIONS[sign](Fraction(value), number))
+        sentences.append(draw.choice(_CHAIN_WORDS[sign]).format(number))
+        lines.append(f"{value} {sign} {number} = {result}")
+        value = result
+    return " ".join([*sentences, draw.choice(_CHAIN_QUESTIONS)]), lines, str(value)
+
+
+def _chain_split(question: str) -> str:
+    """The split that a chain belongs to."""
+    if hashlib.sha256(f"test {question}".encode()).digest()[0] < 32:
+        return "test"
+    return split_half(question)
+
+
+def _worked_out(record: dict[str, Any]) -> Row:
+    """A MAWPS record as a row with its solution."""
+    lines, answer = work_out(record["equation"], record["numbers"])
+    return {
+        "id": record["id"],
+        "question": record["question"],
+        "answer": answer,
+        "rationales": ["\n".join(lines)],
+    }
 
 
 def _decimal(value: Fraction) -> str:
