@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlkd.serve.checks import VLLM, find_command, find_python, visible_devices
 from rlkd.serve.config import ServeConfig, Worker
@@ -15,6 +16,8 @@ from rlkd.serve.processes import MARK
 
 # Ranks that vLLM takes; an adapter's is rounded up.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Of a block, as Llama, Qwen and Mistral call them.
+LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Without a GPU: a KV cache of so many GiB (else a share of all memory), and threads that the system places (else vLLM
 # pins a server to one core and keeps the others free).
 CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -134,6 +137,10 @@ def _arguments(config: ServeConfig, worker: Worker, vllm: VLLM | None, port: int
         arguments += ["--max-model-len", str(worker.max_model_len)]
     if worker.lora or worker.max_lora_rank is not None:
         arguments += ["--enable-lora", "--max-lora-rank", str(_rank(worker))]
+        if worker.on_cpu and "--lora-target-modules" not in worker.extra:
+            # Left to itself vLLM prepares the output layer, too, and its CPU build (0.30) then ends at two requests in
+            # one batch, one of them with `prompt_logprobs`.
+            arguments += ["--lora-target-modules", *_lora_layers(worker)]
     if worker.lora:
         paths = {name: str(Path(path).expanduser().absolute()) for name, path in worker.lora.items()}
         arguments += ["--lora-modules", *(f"{name}={path}" for name, path in paths.items())]
@@ -149,13 +156,30 @@ def _arguments(config: ServeConfig, worker: Worker, vllm: VLLM | None, port: int
 
 
 def _rank(worker: Worker) -> int:
-    ranks = [worker.max_lora_rank or 1]
+    # 16 where there is none (noted elsewhere), or of another kind, which vLLM will say.
+    ranks = [worker.max_lora_rank or 1, *(int(config.get("r", 16)) for config in _lora_configs(worker))]
+    return next((rank for rank in LORA_RANKS if rank >= max(ranks)), max(ranks))
+
+
+def _lora_layers(worker: Worker) -> list[str]:
+    """The layers that the adapters change; those of Llama's and Qwen's blocks, where an adapter does not list them."""
+    layers = set() if worker.lora else set(LORA_LAYERS)
+    for config in _lora_configs(worker):
+        named = config.get("target_modules")
+        layers |= set(named) if isinstance(named, list) else set(LORA_LAYERS)
+    return sorted(layers)
+
+
+def _lora_configs(worker: Worker) -> list[dict[str, Any]]:
+    """`adapter_config.json` of each adapter; empty for one that cannot be read."""
+    configs: list[dict[str, Any]] = []
     for path in worker.lora.values():
         try:
-            ranks.append(int(json.loads((Path(path).expanduser() / "adapter_config.json").read_text())["r"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            ranks.append(16)  # not there (noted elsewhere), or of another kind, which vLLM will say
-    return next((rank for rank in LORA_RANKS if rank >= max(ranks)), max(ranks))
+            content = json.loads((Path(path).expanduser() / "adapter_config.json").read_text())
+        except (OSError, ValueError):
+            content = {}
+        configs.append(content if isinstance(content, dict) else {})
+    return configs
 
 
 def _environment(worker: Worker, devices: list[str]) -> dict[str, str]:
