@@ -31,6 +31,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rewards import Outcome, Reward, RewardError, build_rewards
 from rewards.runner import name_of, wrap
 from rlkd.data import completion_text
+from rlkd.engines import from_environment
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers._compat import check_generate, check_trl, completions_of
@@ -140,6 +141,9 @@ class RLKDConfig(GRPOConfig):
                 setattr(self, name, value)
             if value is not None and not isinstance(value, dict):
                 raise UsageError(f"{name}: expected a mapping, found {value!r}")
+        if self.vllm_server_base_url is not None:
+            url = from_environment(self.vllm_server_base_url, "the server's address")
+            self.vllm_server_base_url = url
         try:
             super().__post_init__()
         except ValueError as error:
@@ -306,6 +310,8 @@ class RLKDTrainer(GRPOTrainer):
             # All processes have seen the same and come here together.
             self._failures = worst, gather_object(_failures(inputs, self.reward_func_names, outcomes_FB))
         if self.args.on_failure == "raise" and failed_NF.any():
+            if self.args.save_rollouts and self._is_training():
+                self._save_rollouts(inputs, None)  # what they are about; no advantages were computed
             raise RewardError(_describe_failures(inputs, self.reward_func_names, outcomes_FB))
         if self.args.on_failure != "drop":
             failed_NF = torch.zeros_like(failed_NF)
@@ -326,7 +332,7 @@ class RLKDTrainer(GRPOTrainer):
         """Whether this is a training batch: TRL's own criterion."""
         return bool(self.model is not None and self.model.training)
 
-    def _save_rollouts(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> None:
+    def _save_rollouts(self, inputs: list[dict[str, Any]], advantages: torch.Tensor | None) -> None:
         texts, outcomes_FB = self._scored
         records = []
         for i, (row, text) in enumerate(zip(inputs, texts, strict=True)):
@@ -351,7 +357,7 @@ class RLKDTrainer(GRPOTrainer):
                     "completion": text,
                     "answer": row.get("answer"),
                     "rewards": rewards,
-                    "advantage": advantages[i].item(),
+                    "advantage": None if advantages is None else advantages[i].item(),
                 }
             )
         self._rollouts.append(records)

@@ -15,6 +15,7 @@ and `transformers.py` run a model in this process. What differs between them sta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,6 +47,7 @@ __all__ = [
     "ServerEngine",
     "TransformersEngine",
     "VLLMEngine",
+    "from_environment",
     "open_engine",
     "run",
 ]
@@ -58,7 +60,8 @@ _FORMS = """
                                       gpu_memory_utilization, tensor_parallel_size
     http://HOST:PORT/v1#MODEL         an OpenAI-compatible server; #MODEL may be left out where it serves one model
     https://HOST/v1#MODEL             the same
-    http://A:1/v1,http://B:1/v1#MODEL several servers with the same model"""
+    http://A:1/v1,http://B:1/v1#MODEL several servers with the same model
+    env:VARIABLE                      one of the above from the environment: env:RLKD_GSRM_SPEC below `rlkd serve`"""
 
 # The options that a spec may carry, with what reads each.
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
@@ -79,6 +82,7 @@ def open_engine(spec: str, **options: Any) -> Engine:
     Cheap: imports no model library, reads no weights and sends nothing. Raises `SpecError` (a `ValueError`) where the
     spec has none of the known forms or an option is not one of the engine's.
     """
+    spec = from_environment(spec, "an engine's spec")
     scheme, _, rest = spec.partition(":")
     build: Callable[..., Engine]
     if scheme in _OPTIONS and rest:
@@ -92,6 +96,22 @@ def open_engine(spec: str, **options: Any) -> Engine:
         raise SpecError(f"{spec!r} does not name an engine. The forms are:{_FORMS}")
     check_arguments(build, options, f"the engine {spec!r}")
     return build(**options)
+
+
+def from_environment(text: str, what: str) -> str:
+    """`text`, or for `env:VARIABLE` what the variable holds; raises `SpecError` where it is not set.
+
+    What `rlkd serve` starts finds the addresses of its servers there. `what`: what the text is, for the error.
+    """
+    scheme, _, name = text.partition(":")
+    if scheme != "env":
+        return text
+    if not os.environ.get(name):
+        raise SpecError(
+            f"{text!r}: expected {what} in the environment variable {name!r}, which is not set. `rlkd serve` sets "
+            "RLKD_<ROLE>_SPEC and RLKD_<ROLE>_URL for the command behind its `--`."
+        )
+    return os.environ[name]
 
 
 def _read_options(spec: str, query: str, known: dict[str, Callable[[str], Any]]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def render_rollout(record: Mapping[str, Any]) -> RenderableType:
         detail = outcome.get("detail") or {}
         if "verdicts" in detail:
             parts.append(_alignment(detail))
-    parts.append(Text(f"advantage within its group: {record['advantage']:+.3f}"))
+    if record["advantage"] is not None:  # a failed reward may have ended the run before there was one
+        parts.append(Text(f"advantage within its group: {record['advantage']:+.3f}"))
     return Group(*parts)
 
 

@@ -192,6 +192,10 @@ def test_on_failure_raise_names_reward_cause_and_rows(tiny_model, rows, tmp_path
     )
     with pytest.raises(RewardError, match=r"'fails_on_even' failed on 2 of 4 completions.*even.*gsm8k-train-"):
         trainer.train()
+    # The batch that it is about is there to be read.
+    records = read_steps(trainer.rollouts_path)
+    assert [record["rewards"]["fails_on_even"]["status"] for record in records] == ["failed", "score"] * 2
+    assert [record["advantage"] for record in records] == [None] * 4
 
 
 def test_a_gate_lets_a_reward_count_only_under_its_condition(tiny_model, rows, tmp_path) -> None:

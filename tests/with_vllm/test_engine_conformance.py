@@ -249,11 +249,8 @@ def test_an_adapter_is_asked_for_by_its_name(engine_server: VLLMServer, smollm: 
     plain = open_engine(f"{engine_server.url}/v1#{engine_server.model}")
     merged = TransformersEngine(smollm, dtype="float32", device="cpu", adapter=WARM)
     assert run(adapted.generate([CHAT], GREEDY)) == run(merged.generate([CHAT], GREEDY))
-
-    async def both() -> tuple:
-        return await asyncio.gather(adapted.score(SCORED), plain.score(SCORED))
-
-    scored, unadapted = run(both())
+    # One after the other: in one batch, the CPU build (0.30) gives requests without an adapter the other ones'.
+    scored, unadapted = run(adapted.score(SCORED)), run(plain.score(SCORED))
     for found, expected, other in zip(scored, run(merged.score(SCORED)), unadapted, strict=True):
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
         assert abs(found.total - other.total) > 1e-2
@@ -272,14 +269,14 @@ def test_an_adapter_in_this_process_gives_the_scores_of_the_merged_weights(smoll
 
 @pytest.mark.slow
 def test_a_server_killed_and_started_again_in_mid_batch_costs_nothing_within_the_deadline(
-    tiny_model: str, tmp_path: Path
+    smollm: str, tmp_path: Path
 ) -> None:
-    server = start_server(tiny_model, tmp_path / "first.log", "--max-model-len", "128", backend=None)
+    server = start_server(smollm, tmp_path / "first.log", "--max-model-len", "128", backend=None)
     engine = open_engine(f"{server.url}/v1#{server.model}", concurrency=4, retries=0)
     assert isinstance(engine, ServerEngine)
-    prompts = [f"{number} eggs" for number in range(60)]
+    prompts = [f"{number} eggs" for number in range(20)]
     expected = run(engine.generate(prompts, GREEDY))
-    assert not any(isinstance(item, EngineError) for item in expected)
+    assert [item for item in expected if isinstance(item, EngineError)] == []
     again: list[VLLMServer] = []
 
     def restart() -> None:
@@ -287,14 +284,16 @@ def test_a_server_killed_and_started_again_in_mid_batch_costs_nothing_within_the
         os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait()
         port = server.url.rpartition(":")[2]
-        again.append(start_server(tiny_model, tmp_path / "again.log", "--port", port, backend=None))
+        again.append(
+            start_server(smollm, tmp_path / "again.log", "--max-model-len", "128", "--port", port, backend=None)
+        )
 
     restarter = threading.Thread(target=restart)
     restarter.start()
     try:
-        results = run(engine.generate(prompts * 4, Sampling(max_new_tokens=12), deadline=GUARD))
+        results = run(engine.generate(prompts * 2, Sampling(max_new_tokens=12), deadline=GUARD))
     finally:
         restarter.join()
         for started in again:
             stop_server(started)
-    assert results == expected * 4
+    assert results == expected * 2

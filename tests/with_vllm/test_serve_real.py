@@ -1,4 +1,4 @@
-"""`rlkd serve` with real vLLM servers: they answer, and all of them are gone in the end."""
+"""`rlkd serve` with real vLLM servers: they answer, a recipe trains against them, and all are gone in the end."""
 
 import contextlib
 import json
@@ -13,6 +13,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+from test_recipe_with_vllm import REWARD
+from test_weight_sync import EXACT
 
 from rlkd.engines import Sampling, open_engine, run
 
@@ -42,10 +44,7 @@ def until_gone(secret: str, end: float) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_structure_and_rollout_servers_come_up_answer_and_are_gone_after_a_signal(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_structure_and_rollout_servers_come_up_answer_and_are_gone_after_a_kill(tmp_path: Path) -> None:
     ports = {"gsrm": free_port(), "rollout": free_port()}
     config = tmp_path / "serve.yaml"
     config.write_text(
@@ -90,10 +89,80 @@ workers:
         assert json.load(world)["world_size"] == 1  # an endpoint of the dev mode, which weight_transfer needs
         # Supervisor; for each server a warden, vLLM's front, its engine, and a worker or a tracker of resources.
         assert len(carriers(secret)) >= 7
-        process.send_signal(number)
-        assert process.wait(HANG_GUARD) == (143 if number == signal.SIGTERM else -9)
+        process.kill()
+        process.wait(HANG_GUARD)
         until_gone(secret, end)
     finally:
         for pid in carriers(secret):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+RUN = """
+dataset_name: gsm8k-sample
+system_prompt: Solve the problem in short lines, one calculation a line.
+model_name_or_path: embedded-warm
+use_peft: true
+lora_target_modules: all-linear
+gradient_checkpointing: false
+reward_funcs: [structure, {reward}:variety]
+reward_weights: [1.0, 1.0]
+reward_kwargs:
+  structure: {{decomposer: generative, engine: "env:RLKD_GSRM_SPEC", judge: deterministic, store: {folder}/structures}}
+use_vllm: true
+vllm_mode: server
+vllm_server_base_url: env:RLKD_ROLLOUT_URL
+vllm_group_port: {port}
+vllm_weight_transfer: gloo
+max_steps: 3
+per_device_train_batch_size: 4
+gradient_accumulation_steps: 1
+num_generations: 4
+max_completion_length: 48
+learning_rate: 1.0e-3
+lora_r: 8
+save_strategy: "no"
+eval_rows: 0
+output_dir: {folder}/run
+"""
+
+
+def test_the_recipe_trains_against_the_structure_and_the_rollout_server(root: Path, tmp_path: Path) -> None:
+    serve, recipe, reward = tmp_path / "serve.yaml", tmp_path / "run.yaml", tmp_path / "variety.py"
+    reward.write_text(REWARD)
+    recipe.write_text(RUN.format(reward=reward, folder=tmp_path, port=free_port()))
+    serve.write_text(
+        f"""
+output_dir: {tmp_path}/out
+workers:
+  gsrm: {{model: embedded-gsrm, gpus: cpu, port: {free_port()}, max_model_len: 1024}}
+  rollout: {{model: embedded-warm, gpus: cpu, port: {free_port()}, max_model_len: 1024, weight_transfer: gloo}}
+"""
+    )
+    name, value = "SERVE_TEST", uuid.uuid4().hex
+    trainer = [sys.executable, str(root / "recipes" / "rlkd.py"), "--config", str(recipe)]
+    output = tmp_path / "output"
+    with output.open("wb") as handle:
+        done = subprocess.run(
+            [sys.executable, "-m", "rlkd.cli", "serve", "--config", str(serve), "--", *trainer],
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+            env=os.environ | {name: value, "HF_HUB_OFFLINE": "1"},
+            timeout=1500,
+        )
+    shown = output.read_text(errors="replace")
+    assert done.returncode == 0, shown[-8000:]
+    until_gone(f"{name}={value}", time.monotonic() + 60)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics] == [1, 2, 3]
+    # After each sync the server's log-probabilities are the trainer's, though the weights change at every step.
+    gaps = [record["sampling/sampling_logp_difference/max"] for record in metrics]
+    print(f"recipe, behind rlkd serve: gaps {gaps}, structure {[m['rewards/structure/mean'] for m in metrics]}")
+    assert max(gaps) < EXACT, gaps
+    assert all(record["grad_norm"] > 0 for record in metrics)
+    assert all(record["rewards/structure/failed"] == 0 for record in metrics)
+    rollouts = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 12
+    # The structure model was asked over the network, and answered.
+    assert '"POST /v1/' in (tmp_path / "out" / "logs" / "gsrm.log").read_text(errors="replace")

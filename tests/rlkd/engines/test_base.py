@@ -249,6 +249,14 @@ def test_a_spec_of_no_known_form_is_answered_with_the_forms(spec):
         open_engine(spec)
 
 
+def test_a_spec_may_stand_in_the_environment(monkeypatch):
+    monkeypatch.setenv("RLKD_JUDGE_SPEC", "http://host:1/v1#judge")
+    assert open_engine("env:RLKD_JUDGE_SPEC").name == "http://host:1/v1#judge"
+    monkeypatch.delenv("RLKD_JUDGE_SPEC")
+    with pytest.raises(SpecError, match=r"env:RLKD_JUDGE_SPEC.*is not set.*rlkd serve"):
+        open_engine("env:RLKD_JUDGE_SPEC")
+
+
 def test_a_misspelt_option_is_answered_with_the_valid_ones():
     with pytest.raises(SpecError, match=r"batch_token'.*Did you mean 'batch_tokens'.*adapter"):
         open_engine("transformers:x", batch_token=3)
