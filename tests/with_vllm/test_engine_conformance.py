@@ -283,10 +283,8 @@ def test_a_server_killed_and_started_again_in_mid_batch_costs_nothing_within_the
         time.sleep(0.3)
         os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait()
-        port = server.url.rpartition(":")[2]
-        again.append(
-            start_server(smollm, tmp_path / "again.log", "--max-model-len", "128", "--port", port, backend=None)
-        )
+        port = int(server.url.rpartition(":")[2])
+        again.append(start_server(smollm, tmp_path / "again.log", "--max-model-len", "128", backend=None, port=port))
 
     restarter = threading.Thread(target=restart)
     restarter.start()

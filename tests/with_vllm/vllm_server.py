@@ -56,9 +56,11 @@ class VLLMServer:
         return [entry[str(token)]["logprob"] for entry, token in zip(positions, token_ids[1:], strict=True)]
 
 
-def start_server(model: str, log: Path, *arguments: str, backend: str | None = "gloo") -> VLLMServer:
+def start_server(
+    model: str, log: Path, *arguments: str, backend: str | None = "gloo", port: int | None = None
+) -> VLLMServer:
     """Start `vllm serve` and wait until it is healthy; raises `RuntimeError` with the end of its log."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "1024", "--max-num-seqs", "16"]
