@@ -63,7 +63,7 @@ def test_the_methods_are_free_of_trl(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rlkd.cli", "rlkd.registry", "rewards", "rewards.cli", "trainers", "rlkd.structure"]
+    "module", ["rlkd.cli", "rlkd.registry", "rewards", "rewards.cli", "trainers", "rlkd.structure", "rlkd.validity"]
 )
 def test_light_modules_import_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'trl', 'transformers', 'vllm') if m in sys.modules])"

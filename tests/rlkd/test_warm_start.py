@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from fractions import Fraction
@@ -9,7 +10,17 @@ from rlkd.answers import extract_answer, is_correct
 from rlkd.data import load_rows, sample_rows, split_half
 from rlkd.errors import UsageError
 from rlkd.models import ModelUnavailable, embedded_model, shipped_adapters
-from rlkd.warm_start import LONGEST_SOLUTION, mawps_rows, short_rows, warm_start_rows, work_out
+from rlkd.warm_start import (
+    CHAIN_SPLITS,
+    LONGEST_SOLUTION,
+    chain_rows,
+    expert_rows,
+    mawps_rows,
+    short_rows,
+    warm_start_rows,
+    with_other_numbers,
+    work_out,
+)
 
 
 def words(question: str) -> str:
@@ -23,6 +34,12 @@ def without_numbers(question: str) -> str:
 @pytest.fixture(scope="module")
 def mix():
     return warm_start_rows()
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    """What the expert is trained on."""
+    return expert_rows()
 
 
 # Equations
@@ -72,8 +89,9 @@ def test_the_mix_has_the_rows_that_its_provenance_file_names(mix) -> None:
     assert len({row["id"] for row in mix}) == len({words(row["question"]) for row in mix}) == len(mix)
 
 
-def test_every_line_of_easy_rows_is_true_and_the_last_one_gives_the_answer() -> None:
-    for row in [*mawps_rows("train"), *mawps_rows("test")]:
+def test_every_line_of_easy_rows_is_true_and_the_last_one_gives_the_answer(lessons) -> None:
+    made = [row for row in lessons if not row["id"].startswith("gsm8k")]
+    for row in [*mawps_rows("train"), *mawps_rows("test"), *chain_rows("test"), *made]:
         for line in row["rationales"][0].split("\n"):
             left, sign, right, equals, result = line.split(" ")
             found = {
@@ -128,12 +146,142 @@ def test_a_split_that_is_not_there_is_refused(name, split, message) -> None:
         load_rows(name, split=split)
 
 
-# The adapter that was trained on them
+# The expert's rows
+
+
+def test_the_expert_learns_from_as_many_rows_as_its_card_says_and_nothing_twice(lessons) -> None:
+    kinds = ["variant" if "-v" in row["id"] else row["id"].split("-")[0] for row in lessons]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "mawps": 596,
+        "variant": 1188,
+        "chain": 900,
+        "gsm8k": 150,
+    }
+    assert len({row["id"] for row in lessons}) == len(lessons)
+
+
+def test_what_is_kept_for_distillation_and_for_tests_is_not_among_the_experts_rows(lessons) -> None:
+    asked = {words(row["question"]) for row in lessons}
+    kept = [row for row in mawps_rows("train") if split_half(row["question"]) == "rl"]
+    kept += [*sample_rows("rl"), *chain_rows("rl", 600)]
+    tests = [*sample_rows("test"), *mawps_rows("test"), *chain_rows("test")]
+    assert not asked & {words(row["question"]) for row in [*kept, *tests]}
+    # A problem with other numbers is no new problem, so for tests its wording counts.
+    wordings = {without_numbers(row["question"]) for row in mawps_rows("test")}
+    assert not wordings & {without_numbers(row["question"]) for row in lessons}
+
+
+def test_rows_with_other_numbers_come_from_the_experts_half(lessons) -> None:
+    halves = {row["id"]: split_half(row["question"]) for row in mawps_rows("train")}
+    sources = {row["id"].partition("-v")[0] for row in lessons if row["id"].startswith("mawps")}
+    assert {halves[source] for source in sources} == {"gsrm"}
+
+
+def test_the_experts_rows_are_the_same_in_every_process(lessons) -> None:
+    assert expert_rows() == lessons
+    digest = hashlib.sha256(json.dumps(lessons).encode()).hexdigest()
+    # Those which the shipped adapter was trained on. If this changes, the adapter has to be trained again.
+    assert digest == "63fe2824aa90379c00351539de328376533520f493979a16d71b7c3d8905500f"
+
+
+# Other numbers
+
+APPLES = {
+    "id": "a",
+    "question": "Ann has 12 apples and 1 pear. She eats 5 of the 12 apples. How many apples are left?",
+    "equation": "- number0 number2",
+    "numbers": "12 1 5 12",
+}
+
+
+def test_other_numbers_stand_in_question_and_record_alike_and_equal_ones_stay_equal() -> None:
+    for i in range(50):
+        changed = with_other_numbers(APPLES, f"a-v{i}")
+        before, one, eaten, again = changed["numbers"].split()
+        assert before == again != eaten
+        assert one == "1"
+        assert (before, eaten) != ("12", "5")
+        assert re.findall(r"\d+", changed["question"]) == changed["numbers"].split()
+        assert without_numbers(changed["question"]) == without_numbers(APPLES["question"])
+        assert (changed["id"], changed["equation"]) == (f"a-v{i}", APPLES["equation"])
+        assert int(before) > int(eaten)
+
+
+def test_the_name_is_the_seed_of_other_numbers() -> None:
+    assert with_other_numbers(APPLES, "x") == with_other_numbers(APPLES, "x")
+    assert len({with_other_numbers(APPLES, f"x{i}")["numbers"] for i in range(20)}) > 10
+
+
+@pytest.mark.parametrize(
+    ("equation", "numbers", "whole"),
+    [
+        ("/ number0 number1", "24 6", True),
+        ("/ - number0 number1 number2", "30 6 8", True),
+        ("* number0 number1", "2.5 3", False),
+    ],
+)
+def test_other_numbers_keep_the_kind_of_all_values(equation, numbers, whole) -> None:
+    question = " and ".join(numbers.split()) + "?"
+    for i in range(30):
+        changed = with_other_numbers(
+            {"id": "a", "question": question, "equation": equation, "numbers": numbers}, f"kind {i}"
+        )
+        lines, _ = work_out(equation, changed["numbers"])
+        values = [Fraction(text) for line in lines for text in line.split() if text[-1].isdigit()]
+        assert all(value > 0 and (value * (1 if whole else 10)).denominator == 1 for value in values), lines
+
+
+@pytest.mark.parametrize(
+    ("question", "numbers"), [("He has 3 apples and 4 pears.", "3 5"), ("Of 1 pie 1 is left.", "1 1")]
+)
+def test_a_problem_whose_numbers_cannot_be_changed_gives_none(question, numbers) -> None:
+    record = {"id": "a", "question": question, "equation": "+ number0 number1", "numbers": numbers}
+    assert with_other_numbers(record, "a-v1") is None
+
+
+# Chains
+
+
+@pytest.mark.parametrize("split", CHAIN_SPLITS)
+def test_a_chain_says_in_words_what_its_lines_calculate(split) -> None:
+    signs = {"Add": "+", "Put": "+", "Take away": "-", "Subtract": "-", "Multiply": "*", "Take it": "*", "Divide": "/"}
+    for row in chain_rows(split):
+        first, *sentences, _ = row["question"].split(". ")
+        value = first.rpartition(" ")[2]
+        lines = row["rationales"][0].split("\n")
+        assert 2 <= len(lines) == len(sentences) <= 4
+        for sentence, line in zip(sentences, lines, strict=True):
+            sign = next((sign for word, sign in signs.items() if sentence.startswith(word)), "/")
+            number = re.search(r"\d+", sentence)[0]
+            assert line.startswith(f"{value} {sign} {number} = ")
+            value = line.rpartition(" ")[2]
+            assert 0 <= int(value) <= 200
+
+
+def test_no_chain_is_in_two_splits_and_more_rows_begin_with_the_same() -> None:
+    questions = {split: [row["question"] for row in chain_rows(split, 400)] for split in CHAIN_SPLITS}
+    assert len({question for asked in questions.values() for question in asked}) == 3 * 400
+    assert all([row["question"] for row in chain_rows(split, 20)] == asked[:20] for split, asked in questions.items())
+    assert {split_half(question) for question in questions["rl"]} == {"rl"}
+    assert {split_half(question) for question in questions["gsrm"]} == {"gsrm"}
+
+
+def test_a_split_of_chains_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="'train' of the arithmetic chains: expected one of gsrm, rl, test"):
+        chain_rows("train")
+
+
+# The adapters that were trained on these rows
 
 
 def test_the_card_of_the_shipped_adapter_lists_these_rows(mix) -> None:
     listed = json.loads(files("rlkd.assets").joinpath("adapters/embedded-warm/rows.json").read_text())
     assert [f"{source}-{number}" for source in listed for number in listed[source]] == [row["id"] for row in mix]
+
+
+def test_the_card_of_the_expert_lists_its_rows(lessons) -> None:
+    listed = json.loads(files("rlkd.assets").joinpath("adapters/embedded-expert/rows.json").read_text())
+    assert [f"{source}-{number}" for source in listed for number in listed[source]] == [row["id"] for row in lessons]
 
 
 @pytest.mark.slow
@@ -154,3 +302,24 @@ def test_the_shipped_student_answers_an_easy_question_in_lines_and_ends() -> Non
     (answer,) = run(open_engine("transformers:embedded-warm").generate([prompt], Sampling(max_new_tokens=48)))
     assert answer.finish_reason == "stop"
     assert answer.text.endswith("\n#### 17")
+
+
+@pytest.mark.slow
+def test_the_shipped_expert_works_out_a_chain_that_nothing_was_trained_on() -> None:
+    from rlkd.data import build_prompt
+    from rlkd.engines import Sampling, open_engine, run
+
+    try:
+        embedded_model()
+    except ModelUnavailable as error:
+        pytest.skip(f"the embedded model cannot be fetched here: {error}")
+    rows = chain_rows("test", 8)
+    system = 'Solve the problem in short lines, one calculation a line. The last line is "####" and the number.'
+    prompts = [build_prompt(row["question"], system) for row in rows]
+    answers = run(open_engine("transformers:embedded-expert").generate(prompts, Sampling(max_new_tokens=64)))
+    assert all(answer.finish_reason == "stop" for answer in answers)
+    right = [
+        answer.text == f"{row['rationales'][0]}\n#### {row['answer']}"
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    assert sum(right) >= 4

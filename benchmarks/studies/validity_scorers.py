@@ -1,0 +1,350 @@
+"""Which validity scorer tells a right step from a wrong one? AUROC of each on steps that people have labelled.
+
+    python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity            # cheap ones
+    python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity --resume \\
+        --scorers judge rollout --rows 40                                  # goes on, with scorers that generate
+    python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity --analyse
+    python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out /tmp/smoke --smoke
+
+Data: JSON lines as in MR-GSM8K (github.com/dvlab-research/MR-GSM8K, MIT): `question`, `model_output_steps` ("Step 1:
+..."), `model_output_solution_first_error_step` (from 1, by people), `ground_truth_solution`, `question_type`, `uuid`
+and `gsm8k_test_index`. Steps before the first error are valid, the first error is invalid, what follows is left out.
+GSM8K's human solutions of the same problems add valid steps; those of `reversed` questions do not, since a model wrote
+them and some are wrong. Programs (`POT`) are left out. `rollout` needs a numeric `ground_truth_answer`.
+
+Four populations, that is, which pairs of a valid and an invalid step count:
+
+    all             every pair. Source and position get in the way here: people write otherwise than models, and a
+                    first error never stands before a valid step of its trace
+    same source     both steps are by models
+    same position   both have the same place in their trace
+    same both       the fairest, and the smallest
+
+A scorer that does not beat `position` and `length` measures these; the difference to length is paired, on the steps
+that the scorer has scored. Scores are appended to `scores.jsonl` trace by
+trace, so a killed run goes on (`--resume`). Intervals: bootstrap over problems, seed below. The order of the traces is
+drawn with a seed, so that `--rows` is a random subsample and a larger one contains a smaller one.
+
+`likelihood` and `expected` come from one forward pass a trace. The expected margin is that of an on-policy trace: the
+tokens' surprisal minus the model's entropy; its sign is turned, so that more is better, as for all others.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from rlkd.answers import number
+from rlkd.data import build_prompt, worked_examples
+from rlkd.engines import run
+from rlkd.errors import UsageError
+from rlkd.models import resolve_model
+from rlkd.steps import strip_calculator_marks
+from rlkd.validity import REDUCTIONS, StepQuestion, expected_margins, load_scorer
+from rlkd.validity.likelihood import Likelihood
+
+BOOTSTRAP_SEED, ORDER_SEED, DRAWS = 13, 5, 2000
+CHEAP, GENERATING = ("likelihood", "expected"), ("judge", "rollout")
+# Name -> (steps by models only, pairs of one position only).
+POPULATIONS = {
+    "all": (False, False),
+    "same source": (True, False),
+    "same position": (False, True),
+    "same both": (True, True),
+}
+
+
+@dataclass(frozen=True)
+class LabelledTrace:
+    """A solution as labelled steps; `problem` is what the bootstrap draws."""
+
+    key: str
+    problem: int
+    source: str
+    question: str
+    answer: str | None
+    steps: list[str]
+    valid: list[bool]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="JSON lines with first-error labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder of scores, results and table")
+    parser.add_argument("--model", default="embedded", help="embedded, embedded-warm, a folder or a hub id")
+    parser.add_argument("--scorers", nargs="+", default=list(CHEAP), choices=[*CHEAP, *GENERATING])
+    parser.add_argument("--rows", type=int, help="traces to score, drawn at random; all by default")
+    parser.add_argument("--examples", type=int, default=0, help="worked examples before each question")
+    parser.add_argument("--samples", type=int, default=4, help="of `rollout`")
+    parser.add_argument("--max-new-tokens", type=int, default=160, help="of a completion of `rollout`")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument("--analyse", action="store_true", help="score nothing, read what is there")
+    parser.add_argument("--smoke", action="store_true", help="four traces; the figures mean nothing")
+    given = parser.parse_args()
+    if given.smoke:
+        given.rows, given.samples, given.max_new_tokens = 4, 2, 8
+    try:
+        traces = read_traces(given.data)
+        given.out.mkdir(parents=True, exist_ok=True)
+        if not given.analyse:
+            score(traces[: given.rows], given)
+        results = analyse(traces, read_scores(given.out / "scores.jsonl"))
+    except UsageError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    settings = json.loads((given.out / "settings.json").read_text())
+    report = settings | {"smoke": given.smoke, "rows": results}
+    (given.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    (given.out / "table.md").write_text(table(results))
+    print(table(results))
+    fairest = {row["scorer"]: row["auroc"] for row in results if row["population"] == "same both"}
+    print(json.dumps(settings | {"smoke": given.smoke, "same both": fairest}))
+    return 0
+
+
+def read_traces(path: Path) -> list[LabelledTrace]:
+    """Labelled traces, in a random order that is always the same; raises `UsageError` naming the line."""
+    made: dict[str, LabelledTrace] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UsageError(f"--data: {error}") from error
+    for place, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if row["question_type"] == "POT":
+                continue
+            first = int(row["model_output_solution_first_error_step"])
+            steps = [plain_step(step) for step in row["model_output_steps"][:first]]
+            if not 1 <= first <= len(row["model_output_steps"]) or not all(steps):
+                raise ValueError(f"the first error is step {first} of {len(row['model_output_steps'])}")
+            problem = int(row["gsm8k_test_index"])
+            answer = str(row["ground_truth_answer"])
+            answer = None if number(answer) is None else answer
+            common = (problem, "model", row["question"], answer, steps, [True] * (first - 1) + [False])
+            made[row["uuid"]] = LabelledTrace(row["uuid"], *common)
+            written = row["ground_truth_solution"] if row["question_type"] == "original" else ""
+            human = [plain_step(step) for step in str(written or "").splitlines()]
+            human = [step for step in human if step and not step.startswith("####")]
+            if human:
+                key = f"human-{problem}"
+                made[key] = LabelledTrace(key, problem, "human", row["question"], answer, human, [True] * len(human))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path}:{place}: not a row with first-error labels: {error!r}") from error
+    if not made:
+        raise UsageError(f"{path}: no row with a solution in words")
+    # By hash and not shuffled: the order of two traces does not depend on what else is in the file.
+    return sorted(made.values(), key=lambda trace: hashlib.sha256(f"{ORDER_SEED}/{trace.key}".encode()).digest())
+
+
+def plain_step(step: str) -> str:
+    """A step as a student would write it: without its number, on one line, without calculator marks."""
+    return " ".join(strip_calculator_marks(re.sub(r"\AStep \d+:", "", step)).split())
+
+
+def score(traces: Sequence[LabelledTrace], given: argparse.Namespace) -> None:
+    """Append the scores that are missing. Raises `UsageError` for a folder with other settings, or no --resume."""
+    settings = {"model": given.model, "examples": given.examples, "data": given.data.name}
+    settings_file, file = given.out / "settings.json", given.out / "scores.jsonl"
+    if file.exists() and not given.resume:
+        raise UsageError(f"{file} is there already: --resume goes on with it, --analyse only reads it")
+    if settings_file.exists() and (kept := json.loads(settings_file.read_text())) != settings:
+        raise UsageError(f"{given.out} has scores with {kept}, asked for {settings}: choose another --out")
+    settings_file.write_text(json.dumps(settings))
+    done = {(entry["trace"], entry["scorer"]) for entry in read_scores(file)} if file.exists() else set()
+    with file.open("a") as out:
+        for names, scorer in scorers(given):
+            for count, trace in enumerate(traces, start=1):
+                if any((trace.key, name) not in done for name in names):
+                    for name, values in scorer(trace).items():
+                        out.write(json.dumps({"trace": trace.key, "scorer": name, "values": values}) + "\n")
+                    out.flush()
+                if count % 25 == 0 or count == len(traces):
+                    print(f"{names[0]} ...: {count} of {len(traces)} traces", flush=True)
+
+
+def scorers(given: argparse.Namespace) -> Iterator[tuple[list[str], Any]]:
+    """Groups of scores that come from one computation, with the function from a trace to them."""
+    cheap = [f"{kind} {reduction}" for kind in CHEAP if kind in given.scorers for reduction in REDUCTIONS]
+    if cheap:
+        forward = Forward(given.model, given.examples)
+        yield cheap, lambda trace: {name: v for name, v in forward(trace).items() if name in cheap}
+        del forward
+    engine = f"transformers:{given.model}"
+    if "judge" in given.scorers:
+        judge = load_scorer("judge", {"engine": engine, "deadline": None})
+        yield ["judge"], lambda trace: {"judge": ask(judge, trace, given.examples)}
+    if "rollout" in given.scorers:
+        parameters = {"engine": engine, "samples": given.samples, "max_new_tokens": given.max_new_tokens}
+        rollout = load_scorer("rollout", {**parameters, "fallback": "last_number", "deadline": None})
+        yield ["rollout"], lambda trace: {"rollout": counted(rollout, trace, given.examples)}
+
+
+def prompt_of(trace: LabelledTrace, examples: int) -> list[dict[str, str]]:
+    return build_prompt(trace.question, examples=worked_examples(examples) if examples else ())
+
+
+def questions_of(trace: LabelledTrace, examples: int) -> list[StepQuestion]:
+    """Every step as a question. Prefixes end with the line end before the step."""
+    prompt = prompt_of(trace, examples)
+    prefixes = ["".join(f"{step}\n" for step in trace.steps[:place]) for place in range(len(trace.steps))]
+    return [StepQuestion(prompt, *pair, trace.answer) for pair in zip(prefixes, trace.steps, strict=True)]
+
+
+def ask(scorer: Any, trace: LabelledTrace, examples: int) -> list[float | None]:
+    """A scorer's validity of every step."""
+    return list(run(scorer(questions_of(trace, examples))))
+
+
+def counted(rollout: Any, trace: LabelledTrace, examples: int) -> list[float | None]:
+    """(k + 1) / (N + 2) of every step, also where k is 0: here no second proposal has the same prefix."""
+    found = run(rollout.count(questions_of(trace, examples)))
+    return [None if counts is None else (counts[0] + 1) / (counts[1] + 2) for counts in found]
+
+
+class Forward:
+    """Log-probability and entropy of every token of a trace under one model, in one pass."""
+
+    def __init__(self, name: str, examples: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = resolve_model(name)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self.examples = examples
+
+    def __call__(self, trace: LabelledTrace) -> dict[str, list[float | None]]:
+        """All of `CHEAP` in all reductions, for every step."""
+        import torch
+
+        from rlkd.engines.tokens import encode_continuation, encode_prompt
+
+        ids = encode_prompt(self.tokenizer, prompt_of(trace, self.examples))
+        start, spans = len(ids), []
+        for step in trace.steps:
+            begin = len(ids) - start
+            ids += encode_continuation(self.tokenizer, step)
+            spans.append((begin, len(ids) - start))
+            ids += encode_continuation(self.tokenizer, "\n")
+        count = len(ids) - start
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([ids]), logits_to_keep=count + 1).logits[0, :-1].float()
+        logprobs = logits.log_softmax(-1)  # (N, V)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        taken = logprobs.gather(-1, torch.tensor(ids[start:])[:, None])[:, 0]
+        statistics: Any = SimpleNamespace(teacher_logprob=taken, teacher_entropy=entropy, cross_entropy=None)
+        found: dict[str, list[float | None]] = {}
+        listed = taken.tolist()
+        for reduction in REDUCTIONS:
+            likelihood = Likelihood(reduction=reduction)
+            found[f"likelihood {reduction}"] = likelihood.of_logprobs([listed[a:b] for a, b in spans])
+            margins = expected_margins(statistics, spans, on_policy=True, reduction=reduction).margins
+            found[f"expected {reduction}"] = [None if margin is None else -margin for margin in margins]
+        return found
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """The scores so far; a last line that a kill cut off is passed over (and cut off, so that more can be added)."""
+    if not path.exists():
+        raise UsageError(f"there is no {path}; run the study first, without --analyse")
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def analyse(traces: Sequence[LabelledTrace], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """AUROC of every scorer and control in every population, with intervals. Unscored steps are left out."""
+    by_key = {trace.key: trace for trace in traces}
+    scored: dict[str, dict[str, list[float | None]]] = {}
+    for entry in entries:
+        if entry["trace"] not in by_key or len(entry["values"]) != len(by_key[entry["trace"]].steps):
+            raise UsageError(
+                f"the scores of {entry['trace']!r} do not fit the data: were they made from another file?"
+            )
+        scored.setdefault(entry["scorer"], {})[entry["trace"]] = entry["values"]
+    widest = max(scored.values(), key=len) if scored else {}
+    # The controls know the trace as it stands, on the steps that the scorers saw.
+    scored["control: position"] = {key: [-float(p) for p in range(len(by_key[key].steps))] for key in widest}
+    scored["control: length"] = {key: [-float(len(step)) for step in by_key[key].steps] for key in widest}
+    rows = []
+    for name, values in scored.items():
+        steps = [
+            (trace.problem, trace.source, place, trace.valid[place], value, key)
+            for key, listed in values.items()
+            for trace in [by_key[key]]
+            for place, value in enumerate(listed)
+        ]
+        known = [step for step in steps if step[4] is not None]
+        for population, (by_models, by_position) in POPULATIONS.items():
+            chosen = [step for step in known if step[1] == "model" or not by_models]
+            own_D = stratified_auroc(chosen, by_position=by_position)
+            lengths = [(*step[:4], -len(by_key[step[5]].steps[step[2]])) for step in chosen]
+            over_D = own_D - stratified_auroc(lengths, by_position=by_position)
+            figure = interval(own_D, "auroc") | interval(over_D, "over_length")
+            figure |= {"valid": sum(s[3] for s in chosen), "invalid": sum(not s[3] for s in chosen)}
+            rows.append({"scorer": name, "population": population, "missing": len(steps) - len(known), **figure})
+    return rows
+
+
+def stratified_auroc(steps: Sequence[Sequence[Any]], *, by_position: bool) -> np.ndarray:
+    """The share of (valid, invalid) pairs in which the valid step scores higher, ties one half.
+
+    (1 + DRAWS,): first the figure, then that of each bootstrap draw of problems; the draws of two scores of the same
+    steps are pairs. `steps`: (problem, source, place, whether valid, score). `by_position`: only pairs of steps with
+    the same place in their trace. NaN without such a pair.
+    """
+    problems = sorted({step[0] for step in steps})
+    index = {problem: place for place, problem in enumerate(problems)}
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    counts_DQ = np.ones((1, len(problems)))
+    if problems:
+        drawn = generator.multinomial(len(problems), np.full(len(problems), 1 / len(problems)), size=DRAWS)
+        counts_DQ = np.concatenate([counts_DQ, drawn.astype(float)])
+    wins_D, pairs_D = np.zeros(len(counts_DQ)), np.zeros(len(counts_DQ))
+    for stratum in {step[2] if by_position else 0 for step in steps}:
+        inside = [step for step in steps if not by_position or step[2] == stratum]
+        levels_K, level_C = np.unique([float(step[4]) for step in inside], return_inverse=True)
+        tally = np.zeros((2, len(levels_K), len(problems)))
+        np.add.at(tally, ([int(s[3]) for s in inside], level_C, [index[s[0]] for s in inside]), 1.0)
+        invalid_KD, valid_KD = tally[0] @ counts_DQ.T, tally[1] @ counts_DQ.T
+        wins_D += (valid_KD * (invalid_KD.cumsum(axis=0) - invalid_KD / 2)).sum(axis=0)
+        pairs_D += valid_KD.sum(axis=0) * invalid_KD.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return wins_D / pairs_D
+
+
+def interval(values_D: np.ndarray, name: str) -> dict[str, Any]:
+    """A figure with its 95 % interval, under `name`, `name_low` and `name_high`."""
+    rest = values_D[1:][~np.isnan(values_D[1:])]
+    low, high = np.percentile(rest, [2.5, 97.5]) if len(rest) else (np.nan, np.nan)
+    return {name: float(values_D[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results as a Markdown table, a line a scorer."""
+    head = [*POPULATIONS, "same both, minus length on the same steps", "valid / invalid", "unscored"]
+    lines = ["| scorer | " + " | ".join(head) + " |", "| --- " * (1 + len(head)) + "|"]
+    for name in dict.fromkeys(row["scorer"] for row in rows):
+        own = {row["population"]: row for row in rows if row["scorer"] == name}
+        cells = [f"{row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f})" for row in own.values()]
+        fairest, everything = own["same both"], own["all"]
+        low, high = fairest["over_length_low"], fairest["over_length_high"]
+        cells.append(f"{fairest['over_length']:+.3f} ({low:+.3f} to {high:+.3f})")
+        cells += [f"{everything['valid']} / {everything['invalid']}", str(everything["missing"])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

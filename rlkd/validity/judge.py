@@ -1,0 +1,119 @@
+"""Validity by a judge: a prompted model's grade of one step, 0 to 10, divided by 10."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rlkd.data import question_of
+from rlkd.engines.base import EngineError, Message, Sampling
+from rlkd.validity.asking import Asking
+from rlkd.validity.contract import Scale, StepQuestion, report_failures
+from rlkd.validity.templates import compiled, render
+
+TEMPLATE = """\
+You grade one step of a solution, and nothing but that step.
+
+Problem:
+{{ problem }}
+
+Solution so far:
+{{ prefix or "(nothing yet)" }}
+
+Next step:
+{{ step }}
+
+Does this step follow from the problem and the solution so far, is what it states true, and does it bring the solution
+nearer to the answer? Wording, length and style do not count. If the solution so far holds an error, grade the step by
+what it builds on it.
+
+10: correct and useful. 5: correct, but leads nowhere. 0: wrong.
+Reply with a JSON object that holds the grade as a whole number and nothing else, such as {"grade": 7}."""
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"grade": {"type": "integer", "enum": list(range(11))}},
+    "required": ["grade"],
+    "additionalProperties": False,
+}
+
+_BARE = re.compile(r"\s*(\d{1,2})\s*(?:/\s*10)?\s*\.?\s*")
+_OBJECT = re.compile(r"\{[^{}]*\}")
+
+
+class Judge:
+    """A model that grades one candidate a call: teacher's and student's step never stand side by side.
+
+    Greedy, and guided by a JSON schema where the engine can (`Engine.guided`). A reply that holds no grade is a
+    failure on that step, not a 0.
+
+    Args:
+        engine: spec of the model. A small one grades at random: measure it first
+            (`benchmarks/studies/validity_scorers.py`).
+        template: jinja2 text of the user message, with `problem`, `prefix`, `step`, `answer` and `columns`. It must
+            ask for {"grade": 0 to 10}. By default `TEMPLATE`.
+        max_new_tokens: of the reply.
+        deadline: seconds for one call.
+
+    Raises ValueError for a template that does not render.
+    """
+
+    __name__ = "judge"
+    scale: Scale = "probability"
+
+    def __init__(
+        self,
+        engine: str,
+        *,
+        template: str | None = None,
+        max_new_tokens: int = 32,
+        deadline: float | None = 300.0,
+    ) -> None:
+        self.template = TEMPLATE if template is None else template
+        compiled(self.template)
+        self.sampling = Sampling(max_new_tokens, json_schema=SCHEMA)
+        self.asking = Asking("validity scorer 'judge'", engine, deadline)
+
+    def check_ready(self) -> None:
+        """Raise `UsageError` where the engine is a server that does not answer or lacks the model."""
+        self.asking.check_ready()
+
+    async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
+        """See `rlkd.validity.contract`."""
+        prompts: list[Any] = [self.prompt(question) for question in questions]
+        replies = await self.asking.engine.generate(prompts, self.sampling, deadline=self.asking.deadline)
+        values: list[float | None] = []
+        causes = []
+        for reply in replies:
+            value = None if isinstance(reply, EngineError) else grade(reply.text)
+            if value is None:
+                causes.append(str(reply) if isinstance(reply, EngineError) else f"no grade in {reply.text[:80]!r}")
+            values.append(None if value is None else value / 10)
+        report_failures(self.__name__, causes, len(questions))
+        return values
+
+    def prompt(self, question: StepQuestion) -> list[Message]:
+        """The conversation that asks for the grade of a step."""
+        return [{"role": "user", "content": render(self.template, question, question_of(question.prompt))}]
+
+
+def grade(reply: str) -> int | None:
+    """The grade of a reply: that of its first JSON object with one, or the number that is all of it; else None.
+
+    >>> grade('{"grade": 7}'), grade("8/10"), grade("I would say 7 or 8."), grade('{"grade": 12}')
+    (7, 8, None, None)
+    """
+    bare = _BARE.fullmatch(reply)
+    found: Any = int(bare[1]) if bare else None
+    if found is None:
+        for text in _OBJECT.findall(reply):
+            try:
+                found = json.loads(text).get("grade")
+            except ValueError:
+                continue
+            break
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= 10:
+        return None
+    return found

@@ -1,0 +1,126 @@
+"""Validities of steps from what the models' distributions say at each token: no step is generated for them.
+
+`expected_margins` compares the step that stands there with what the other model would write there *on average*. All
+validities are log-probabilities under the teacher, in nats a token, at the sampling temperature (our choice: in
+probability space a margin is bounded by exp(-H), and an uncertain teacher would read as an invalid one).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from rlkd.divergence import TokenStatistics
+
+Reduction = Literal["mean", "max", "quantile"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StepValidities:
+    """V_T and V_S of each step, on the scale `log`; None for a step without tokens or with a value not finite."""
+
+    teacher: list[float | None]
+    student: list[float | None]
+
+    @property
+    def margins(self) -> list[float | None]:
+        """V_T - V_S of each step, in nats a token."""
+        pairs = zip(self.teacher, self.student, strict=True)
+        return [None if t is None or s is None else t - s for t, s in pairs]
+
+
+def expected_margins(
+    statistics: TokenStatistics,
+    spans: Sequence[Span],
+    *,
+    on_policy: bool,
+    reduction: Reduction = "mean",
+    quantile: float = 0.9,
+) -> StepValidities:
+    """The validities of each step, one of the two proposals being an expectation over a model's distribution.
+
+    On-policy the student's step stands there, and the margin of a token is its surprisal under the teacher minus the
+    teacher's entropy: V_S = log p_T(token), V_T = -H_T. Over the student's samples it is KL(S||T) + H_S - H_T on
+    average. Off-policy the teacher's step stands there: V_T = log p_T(token), V_S = -cross entropy(S, T), what the
+    teacher would think of the student's token on average.
+
+    `reduction` makes the margin of a step from those of its tokens. V_T is always the mean over the step, since the
+    map's floor asks for the teacher's step as a whole; V_S is V_T minus the margin.
+
+    Args:
+        statistics: of N tokens, each field [N] in nats (`rlkd.divergence.token_statistics`). Off-policy with
+            `cross_entropy`.
+        spans: the tokens of each step, [start, stop) in 0..N.
+        on_policy: whose trace this is: the student's (True) or the teacher's.
+        reduction, quantile: as in `reduce_tokens`.
+
+    Raises ValueError for a span outside the tokens, an unknown reduction, and off-policy without `cross_entropy`.
+    """
+    check_reduction(reduction, quantile)
+    taken = _listed(statistics.teacher_logprob)
+    if on_policy:
+        expected = [-value for value in _listed(statistics.teacher_entropy)]
+        teacher, student = expected, taken
+    else:
+        if statistics.cross_entropy is None:
+            raise ValueError("statistics without cross_entropy: off-policy they need the student's distribution too")
+        expected = [-value for value in _listed(statistics.cross_entropy)]
+        teacher, student = taken, expected
+    margins = [t - s for t, s in zip(teacher, student, strict=True)]
+    v_teacher = step_means(teacher, spans)
+    reduced = [reduce_tokens(margins[start:stop], reduction, quantile) for start, stop in spans]
+    v_student = [None if t is None or m is None else t - m for t, m in zip(v_teacher, reduced, strict=True)]
+    return StepValidities(v_teacher, v_student)
+
+
+def step_means(values: Any, spans: Sequence[Span]) -> list[float | None]:
+    """The mean over the tokens of each step; None for a step without tokens or with a value that is not finite.
+
+    `values`: a tensor [N] or a list. Raises ValueError for a span outside of it.
+    """
+    listed = _listed(values)
+    for start, stop in spans:
+        if not 0 <= start <= stop <= len(listed):
+            raise ValueError(f"a step has the tokens {start} to {stop}, but there are {len(listed)} tokens")
+    return [reduce_tokens(listed[start:stop], "mean") for start, stop in spans]
+
+
+def reduce_tokens(values: Sequence[float], reduction: Reduction = "mean", quantile: float = 0.9) -> float | None:
+    """One number for the tokens of a step: their mean, their maximum, or a quantile of them.
+
+    A wrong digit is one token among many and hardly moves the mean; `max` sees nothing but the worst token, and every
+    rare name with it; `quantile` lies between (linear interpolation between neighbours). None for no tokens, and where
+    a value is not finite. Raises ValueError for an unknown reduction, and a quantile outside 0 to 1.
+    """
+    check_reduction(reduction, quantile)
+    if not values or not all(map(math.isfinite, values)):
+        return None
+    if reduction == "mean":
+        return math.fsum(values) / len(values)
+    ordered = sorted(values)
+    if reduction == "max":
+        return ordered[-1]
+    place = quantile * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def check_reduction(reduction: str, quantile: float) -> None:
+    """Raise ValueError for an unknown reduction, and a quantile outside 0 to 1."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r}: expected {', '.join(map(repr, REDUCTIONS))}")
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile={quantile}: expected 0 to 1, such as 0.9 for the ninth of ten tokens")
+
+
+def _listed(values: Any) -> list[float]:
+    """A tensor's values in one transfer, or those of any other sequence."""
+    listed: Iterable[float] = values.tolist() if hasattr(values, "tolist") else values
+    return [float(value) for value in listed]

@@ -1,0 +1,272 @@
+"""Validity by a process reward model: the probability that a model trained on labelled steps gives to "good".
+
+A model of transformers with a classification head, read at the end of the step, or an engine's model that is asked
+for one of two labels. Code from a checkpoint is never executed, so models that bring their own (`trust_remote_code`)
+do not load here; serve them and use `engine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlkd.data import question_of
+from rlkd.engines.base import EngineError
+from rlkd.models import resolve_model
+from rlkd.validity.asking import Asking
+from rlkd.validity.contract import Scale, StepQuestion, ValidityError, report_failures
+from rlkd.validity.templates import compiled, render
+
+# As TRL's PRMTrainer writes a row: problem and steps with a line end after each, the label on the step's last token.
+TEXT = "{{ problem }}\n{{ prefix }}{{ step }}\n"
+ASK = """\
+Problem:
+{{ problem }}
+
+Solution so far:
+{{ prefix or "(nothing yet)" }}
+
+Next step:
+{{ step }}
+
+Is the next step correct?"""
+
+_HEADS = ("ForTokenClassification", "ForSequenceClassification")
+
+
+class ProcessRewardModel:
+    """The probability of the good class for a step after its prefix.
+
+    Args:
+        model: folder or hub id of a model for token classification (read at the last token) or sequence
+            classification; or:
+        engine: spec of a model that is asked in a chat, by the log-probabilities of two `labels`.
+        good: of `model`: the class that means a good step, by name or number. By default the second of two; a model
+            with one output is read as a logit.
+        labels: of `engine`: the good label and the bad one.
+        template: jinja2 text of the model's input, with `problem`, `prefix`, `step`, `answer` and `columns`; by
+            default `TEXT` for `model` and `ASK` for `engine`.
+        device: of `model`; by default cuda, else mps, else cpu.
+        batch_tokens: of `model`: rows x longest row of a batch.
+        deadline: seconds for one call.
+
+    Raises ValueError for both or neither of `model` and `engine`, and for a template that does not render.
+    """
+
+    __name__ = "prm"
+    scale: Scale = "probability"
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        engine: str | None = None,
+        good: str | int | None = None,
+        labels: Sequence[str] = ("Yes", "No"),
+        template: str | None = None,
+        device: str | None = None,
+        batch_tokens: int = 8192,
+        deadline: float | None = 300.0,
+    ) -> None:
+        if (model is None) == (engine is None):
+            raise ValueError("expected either `model` (a classification head) or `engine` (asked for a label)")
+        if len(labels) != 2 or (engine is None and tuple(labels) != ("Yes", "No")):
+            raise ValueError(f"labels={list(labels)!r}: expected two, the good one first, beside `engine`")
+        if engine is not None and good is not None:
+            raise ValueError(f"good={good!r} is a class of `model`; with `engine` set `labels`")
+        self.model = model
+        self.good = good
+        self.labels = tuple(labels)
+        self.template = (TEXT if engine is None else ASK) if template is None else template
+        compiled(self.template)
+        self.device = device
+        self.batch_tokens = batch_tokens
+        self.deadline = deadline
+        self.asking = None if engine is None else Asking("validity scorer 'prm'", engine, deadline)
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings without weights."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_loaded")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock(), _loaded=None)
+
+    def check_ready(self) -> None:
+        """Raise `UsageError` where the server does not answer, or the model does not load."""
+        if self.asking is not None:
+            self.asking.check_ready()
+        else:
+            with self._lock:
+                self._load()
+
+    async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
+        """See `rlkd.validity.contract`. Raises `ValidityError` where the model does not load or lacks the class."""
+        texts = [render(self.template, question, question_of(question.prompt)) for question in questions]
+        values, causes = await (asyncio.to_thread(self._classify, texts) if self.asking is None else self._ask(texts))
+        report_failures(self.__name__, causes, len(questions))
+        return values
+
+    async def _ask(self, texts: list[str]) -> tuple[list[float | None], list[str]]:
+        assert self.asking is not None
+        prompts: list[Any] = [[{"role": "user", "content": text}] for text in texts]
+        replies = await self.asking.engine.choose(prompts, self.labels, deadline=self.asking.deadline)
+        values: list[float | None] = []
+        causes = []
+        for reply in replies:
+            if isinstance(reply, EngineError):
+                causes.append(str(reply))
+                values.append(None)
+                continue
+            good, bad = reply
+            if math.isnan(good - bad):  # neither is among what the server tells
+                causes.append(
+                    f"no comparable log-probabilities of {self.labels[0]} ({good}) and {self.labels[1]} ({bad})"
+                )
+                values.append(None)
+            else:
+                values.append((1 + math.tanh((good - bad) / 2)) / 2)
+        return values, causes
+
+    def _classify(self, texts: list[str]) -> tuple[list[float | None], list[str]]:
+        end = math.inf if self.deadline is None else time.monotonic() + self.deadline
+        values: list[float | None] = [None] * len(texts)
+        causes = []
+        with self._lock:
+            loaded = self._load()
+            rows = {}
+            for place, text in enumerate(texts):
+                ids = loaded.tokenizer(text)["input_ids"]
+                if 0 < len(ids) <= loaded.context:
+                    rows[place] = ids
+                else:
+                    causes.append(f"{len(ids)} tokens do not fit the model's context of {loaded.context}")
+            for batch in self._batches(rows, padded=loaded.pad_id is not None):
+                if time.monotonic() >= end:
+                    causes += [f"the deadline of {self.deadline} s passed"] * len(batch)
+                    continue
+                try:
+                    found = _good_shares(loaded, [rows[place] for place in batch])
+                except Exception as error:
+                    causes += [f"the model failed ({type(error).__name__}: {error})"] * len(batch)
+                    continue
+                for place, value in zip(batch, found, strict=True):
+                    values[place] = value
+                    if not math.isfinite(value):
+                        causes.append(f"the model gave {value}")
+        return values, causes
+
+    def _batches(self, rows: dict[int, list[int]], *, padded: bool) -> Iterator[list[int]]:
+        """The places of the rows, shortest first, in batches that fit; one a batch where nothing can be padded."""
+        batch: list[int] = []
+        for place in sorted(rows, key=lambda place: len(rows[place])):
+            if batch and not (padded and (len(batch) + 1) * len(rows[place]) <= self.batch_tokens):
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
+
+    def _load(self) -> _Loaded:
+        if self._loaded is not None:
+            return self._loaded
+        import torch
+        from transformers import (
+            AutoConfig,
+            AutoModelForSequenceClassification,
+            AutoModelForTokenClassification,
+            AutoTokenizer,
+        )
+
+        name = str(self.model)
+        way_out = "Give a checkpoint with a classification head, written by save_pretrained."
+        try:
+            path = resolve_model(name)
+            config = AutoConfig.from_pretrained(path)
+            architecture = str((config.architectures or ["model without architecture"])[0])
+            if not architecture.endswith(_HEADS):
+                raise ValidityError(
+                    f"prm: {name} is a {architecture}; expected one that ends in {' or '.join(_HEADS)}. {way_out}"
+                )
+            per_token = architecture.endswith(_HEADS[0])
+            good = self._good_class(config)
+            kind: Any = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            device = torch.device(self.device or _best_device())
+            dtype = torch.float32 if device.type == "cpu" else "auto"
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                model, report = kind.from_pretrained(
+                    path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+                )
+        except ValidityError:
+            raise
+        except Exception as error:
+            raise ValidityError(f"prm: {name} does not load ({type(error).__name__}: {error}). {way_out}") from error
+        if report["missing_keys"]:
+            raise ValidityError(
+                f"prm: {name} lacks the weights {sorted(report['missing_keys'])[:3]}, which would be random. {way_out}"
+            )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        self._loaded = _Loaded(
+            model=model.to(device).eval().requires_grad_(False),
+            tokenizer=tokenizer,
+            per_token=per_token,
+            good=good,
+            pad_id=model.config.pad_token_id,
+            context=getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf,
+        )
+        return self._loaded
+
+    def _good_class(self, config: Any) -> int:
+        names = {int(index): str(label) for index, label in (config.id2label or {}).items()}
+        good = self.good
+        if good is None:
+            if config.num_labels > 2:
+                raise ValidityError(
+                    f"prm: {self.model} has the classes {names}: set `good` to the one that means good"
+                )
+            return config.num_labels - 1
+        found = [index for index, label in names.items() if good in (index, label)]
+        if not found or (config.num_labels == 1 and found != [0]):
+            raise ValidityError(f"prm: {self.model} has no class {good!r}; it has {names}")
+        return found[0]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: Any
+    tokenizer: Any
+    per_token: bool
+    good: int
+    pad_id: int | None
+    context: float
+
+
+def _good_shares(loaded: _Loaded, rows: list[list[int]]) -> list[float]:
+    """The probability of the good class at the end of each row."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [loaded.pad_id or 0] * (width - len(row)) for row in rows], device=loaded.model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=loaded.model.device)
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=ids, attention_mask=mask).logits.float()
+    if loaded.per_token:  # (rows, width, classes): the last token of each row
+        logits = logits[torch.arange(len(rows)), mask.sum(1) - 1]
+    good = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, loaded.good]
+    return list(map(float, good.tolist()))
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,177 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlkd.validity import (
+    CONTROLS,
+    AdaptiveTau,
+    PositionProfile,
+    StepEvidence,
+    Weigher,
+    WeightMap,
+    shuffled,
+    teacher_only,
+)
+
+EVIDENCE = StepEvidence(
+    positions=[0.0, 0.5, 1.0, 0.0, 1.0],
+    teacher=[-0.2, -0.4, -3.0, None, -0.1],
+    student=[-0.9, -0.3, -1.0, -0.5, -2.0],
+    teacher_entropy=[0.2, 0.4, 3.0, 0.3, 0.1],
+    student_entropy=[0.8, 0.2, 1.0, 0.3, 0.9],
+    kl=[0.1, 0.0, 0.5, 2.0, 1.5],
+)
+LOG = WeightMap(scale="log")
+
+weight_lists = st.lists(st.tuples(st.floats(0, 2), st.booleans()), max_size=30)
+
+
+def weigh(control, evidence=EVIDENCE, step=0, **settings):
+    return Weigher(LOG, control=control, **settings)(evidence, step)
+
+
+@given(weight_lists, st.integers(0, 5), st.integers(0, 5))
+def test_shuffling_keeps_the_weights_of_valid_steps_and_touches_no_other(cases, seed, step):
+    weights, valid = [w for w, _ in cases], [v for _, v in cases]
+    dealt = shuffled(weights, valid, seed=seed, step=step)
+    assert sorted(w for w, v in zip(dealt, valid, strict=True) if v) == sorted(w for w, v in cases if v)
+    assert all(a == b for a, b, v in zip(dealt, weights, valid, strict=True) if not v)
+    assert dealt == shuffled(weights, valid, seed=seed, step=step)
+
+
+def test_shuffling_differs_from_step_to_step_and_from_seed_to_seed():
+    weights, valid = [float(i) for i in range(50)], [True] * 50
+    dealt = {tuple(shuffled(weights, valid, seed=seed, step=step)) for seed in range(3) for step in range(3)}
+    assert len(dealt | {tuple(weights)}) == 10
+
+
+def test_teacher_only_does_not_see_the_student_and_favours_valid_teacher_steps():
+    weigher = Weigher(LOG, control="teacher_only")
+    assert weigher.needs == {"teacher"}
+    found = weigher(StepEvidence(positions=[0.0] * 3, teacher=[-0.1, -0.5, -0.9]), 0)
+    assert found.weights == sorted(found.weights, reverse=True)
+    assert found.weights[1] == 1.0
+
+
+def test_teacher_only_passes_over_failed_steps():
+    assert teacher_only([None, -1.0, -3.0]) == ([None, -1.0, -3.0], [None, -2.0, -2.0])
+    assert teacher_only([None]) == ([None], [None])
+
+
+def test_entropy_and_divergence_ask_no_scorer():
+    for control in ("entropy", "divergence"):
+        assert not Weigher(WeightMap(), control=control).needs & {"teacher", "student"}
+        bare = StepEvidence(
+            EVIDENCE.positions,
+            teacher_entropy=EVIDENCE.teacher_entropy,
+            student_entropy=EVIDENCE.student_entropy,
+            kl=EVIDENCE.kl,
+        )
+        assert weigh(control, bare) == weigh(control)
+
+
+def test_the_margins_of_entropy_and_divergence_are_the_entropy_gap_and_the_divergence():
+    assert weigh("entropy").margins == pytest.approx([0.6, -0.2, -2.0, 0.0, 0.8])
+    assert weigh("divergence").margins == pytest.approx(EVIDENCE.kl)
+
+
+def test_entropy_uses_nats_whatever_the_scale_of_the_map():
+    probability = Weigher(WeightMap(scale="probability"), control="entropy")(EVIDENCE, 0)
+    assert probability == weigh("entropy")
+
+
+def test_divergence_differs_from_the_expected_margin_by_the_entropies_alone():
+    entropy_gap = weigh("entropy").margins
+    expected = [kl + gap for kl, gap in zip(EVIDENCE.kl, entropy_gap, strict=True)]
+    teacher = [-h for h in EVIDENCE.teacher_entropy]
+    method = weigh(
+        None, StepEvidence(EVIDENCE.positions, teacher, [t - m for t, m in zip(teacher, expected, strict=True)])
+    )
+    gaps = [m - d for m, d in zip(method.margins, weigh("divergence").margins, strict=True)]
+    assert gaps == pytest.approx(entropy_gap)
+
+
+def test_uniform_is_plain_distillation_and_needs_nothing():
+    weigher = Weigher(LOG, control="uniform", adaptive=AdaptiveTau())
+    assert weigher.needs == frozenset()
+    assert weigher(StepEvidence(positions=[0.0, 1.0]), 3).weights == [1.0, 1.0]
+
+
+def test_position_gives_the_mean_weight_of_the_place():
+    profile = PositionProfile(bins=2)
+    assert profile([1.0, 2.0, 0.0], [0.0, 1.0, 0.4], [True, True, True]) == [0.5, 2.0, 0.5]
+    assert profile([0.5, 9.0], [0.1, 0.9], [True, False]) == [0.5, 9.0]
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 1)), min_size=1, max_size=40))
+def test_position_keeps_the_mean_weight_of_a_batch(cases):
+    weights, places = [w for w, _ in cases], [p for _, p in cases]
+    found = PositionProfile()(weights, places, [True] * len(cases))
+    assert sum(found) == pytest.approx(sum(weights), abs=1e-9)
+
+
+def test_a_step_that_failed_has_weight_1_under_every_arm_that_asks_a_scorer_and_is_counted():
+    for control in (None, "shuffled", "teacher_only", "position"):
+        found = weigh(control)
+        assert found.weights[3] == 1.0
+        assert found.margins[3] is None
+        assert found.failed == 1
+
+
+def test_steps_whose_teacher_is_below_the_floor_are_counted():
+    found = weigh(None)
+    assert found.floored == 1
+    assert found.weights[2] < 0.2
+
+
+def test_the_weigher_gives_what_the_map_gives():
+    assert weigh(None).weights == LOG(EVIDENCE.teacher, EVIDENCE.student)
+
+
+def test_shuffled_and_position_have_the_methods_weights_in_other_places():
+    method = weigh(None)
+    assert sorted(weigh("shuffled").weights) == sorted(method.weights)
+    assert sum(weigh("position").weights) == pytest.approx(sum(method.weights))
+    assert weigh("shuffled", step=1).weights != method.weights
+
+
+@pytest.mark.parametrize("control", [None, *CONTROLS])
+def test_a_resumed_weigher_goes_on_as_the_uninterrupted_one(control):
+    through, resumed = (Weigher(LOG, control=control, adaptive=AdaptiveTau(), seed=4) for _ in range(2))
+    through(EVIDENCE, 0)
+    resumed.load_state_dict(json.loads(json.dumps(through.state_dict())))
+    assert through(EVIDENCE, 1) == resumed(EVIDENCE, 1)
+
+
+def test_processes_that_exchange_their_margins_have_one_tau():
+    halves = [
+        StepEvidence([0.0] * 2, [-0.1, -0.2], [-1.0, -4.0]),
+        StepEvidence([0.0] * 2, [-0.3, -0.1], [-0.9, -0.2]),
+    ]
+    weighers = [Weigher(LOG, adaptive=AdaptiveTau()) for _ in halves]
+    everywhere = [m for w, e in zip(weighers, halves, strict=True) for m in w.margins(e)]
+    found = [w(e, 0, margins=everywhere) for w, e in zip(weighers, halves, strict=True)]
+    whole = StepEvidence([0.0] * 4, [-0.1, -0.2, -0.3, -0.1], [-1.0, -4.0, -0.9, -0.2])
+    alone = Weigher(LOG, adaptive=AdaptiveTau())(whole, 0)
+    assert found[0].tau == found[1].tau == alone.tau
+    assert found[0].weights + found[1].weights == alone.weights
+
+
+def test_asking_for_the_margins_changes_nothing():
+    weigher, other = Weigher(LOG, adaptive=AdaptiveTau()), Weigher(LOG, adaptive=AdaptiveTau())
+    weigher.margins(EVIDENCE)
+    assert weigher.state_dict() == other.state_dict()
+
+
+def test_missing_evidence_is_named():
+    with pytest.raises(ValueError, match="'divergence' needs kl of all 1 steps; found none"):
+        weigh("divergence", StepEvidence([0.0], teacher_entropy=[1.0]))
+    with pytest.raises(ValueError, match="'none' needs student of all 2 steps; found 1"):
+        weigh(None, StepEvidence([0.0, 1.0], [-1.0, -1.0], [-1.0]))
+
+
+def test_an_unknown_control_is_refused_with_what_there_is():
+    with pytest.raises(ValueError, match=r"control='random': expected 'uniform', 'shuffled'"):
+        Weigher(LOG, control="random")
