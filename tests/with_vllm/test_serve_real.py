@@ -104,6 +104,7 @@ system_prompt: Solve the problem in short lines, one calculation a line.
 model_name_or_path: embedded-warm
 use_peft: true
 lora_target_modules: all-linear
+lora_dropout: 0.0
 gradient_checkpointing: false
 reward_funcs: [structure, {reward}:variety]
 reward_weights: [1.0, 1.0]
@@ -122,6 +123,7 @@ max_completion_length: 48
 learning_rate: 1.0e-3
 lora_r: 8
 save_strategy: "no"
+logging_steps: 1
 eval_rows: 0
 output_dir: {folder}/run
 """
@@ -162,7 +164,5 @@ workers:
     assert max(gaps) < EXACT, gaps
     assert all(record["grad_norm"] > 0 for record in metrics)
     assert all(record["rewards/structure/failed"] == 0 for record in metrics)
-    rollouts = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
-    assert len(rollouts) == 12
     # The structure model was asked over the network, and answered.
     assert '"POST /v1/' in (tmp_path / "out" / "logs" / "gsrm.log").read_text(errors="replace")
