@@ -44,7 +44,7 @@ from trainers.async_rollouts import check_async_trl, on_this_device, whole_text
 from trainers.checkpoints import find_checkpoint, step_of
 from trainers.logs import MetricsCallback, iterate_steps, prepare_folder
 from trainers.reward_settings import MAPPINGS, RewardSettings
-from trainers.rollouts import _get, _rounded, _same_model, _wait_for, installed_vllm, longest_prompt
+from trainers.rollouts import get_json, installed_vllm, longest_prompt, rounded_length, same_model, wait_for_server
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,7 +167,7 @@ class RLKDAsyncTrainer(AsyncGRPOTrainer):
     def _own_adapters(self) -> list[str]:
         """The adapters of this run that the server still holds."""
         try:
-            _, listed = _get(f"{server_url(self.args)}/v1/models")
+            _, listed = get_json(f"{server_url(self.args)}/v1/models")
         except OSError:  # the server is gone, and they with it
             return []
         return [name for name, path in _adapters(listed) if _within(path, self.metrics_path.parent)]
@@ -226,7 +226,7 @@ def check_async(
         raise UsageError(
             f"token_budget {args.token_budget} is less than the longest prompt ({prompt_tokens} tokens) and "
             f"max_completion_length ({args.max_completion_length}) together, and TRL would drop what does not fit. "
-            f"Set token_budget: {_rounded(needed)}, or lower max_completion_length"
+            f"Set token_budget: {rounded_length(needed)}, or lower max_completion_length"
         )
     if args.process_index == 0:
         _check_server(args, model, peft_config, needed)
@@ -252,7 +252,14 @@ def serve_command(args: RLKDAsyncConfig, model: str, rank: int, tokens: int) -> 
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     words = ["vllm", "serve", model, "--host", url.hostname or "0.0.0.0", "--port", str(url.port or 8000)]
     words += ["--enable-lora", "--max-lora-rank", str(round_lora_rank(rank)), "--max-loras", str(_slots(args))]
-    words += ["--logprobs-mode", "processed_logprobs", "--max-model-len", str(_rounded(tokens)), "--dtype", dtype]
+    words += [
+        "--logprobs-mode",
+        "processed_logprobs",
+        "--max-model-len",
+        str(rounded_length(tokens)),
+        "--dtype",
+        dtype,
+    ]
     environment = ["VLLM_SERVER_DEV_MODE=1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"]
     if args.device.type == "cpu":
         words += ["--enforce-eager"]
@@ -279,17 +286,17 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
     rank = max([peft_config.r, *(peft_config.rank_pattern or {}).values()])
     advice = "Start it so:\n  " + serve_command(args, model, rank, needed)
     try:
-        _get(f"{url}/health")
+        get_json(f"{url}/health")
     except OSError:
         print(f"No rollout server answers at {url} yet. {advice}", flush=True)
-    _wait_for(url, args.vllm_server_timeout, advice)
+    wait_for_server(url, args.vllm_server_timeout, advice)
 
-    status, listed = _get(f"{url}/v1/models")
+    status, listed = get_json(f"{url}/v1/models")
     served = next((card for card in listed.get("data") or [] if not card.get("parent")), None)
     if status != 200 or served is None:
         raise UsageError(f"{url} is no vLLM server: /v1/models answers HTTP {status}. {advice}")
     known_as = [str(served[key]) for key in ("id", "root") if served.get(key)]
-    if not any(_same_model(name, model) for name in known_as):
+    if not any(same_model(name, model) for name in known_as):
         raise UsageError(f"{url} serves {known_as[-1]}, and the student is {model}. {advice}")
     length = served.get("max_model_len")
     if length is not None and length < needed:
@@ -298,7 +305,7 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
             f"({args.max_completion_length}) are {needed} together. Lower max_completion_length. Or: {advice}"
         )
 
-    status, information = _get(f"{url}/server_info?config_format=json")
+    status, information = get_json(f"{url}/server_info?config_format=json")
     config = information.get("vllm_config")
     if status == 404:
         raise UsageError(f"{url} was started without VLLM_SERVER_DEV_MODE=1, and cannot be paused. {advice}")
@@ -307,7 +314,7 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
     for complaint in _complaints(config, args, rank):
         raise UsageError(f"{url} {complaint}. {advice}")
     # Where there is such an address, GET is the wrong method: 405.
-    if _get(f"{url}/v1/load_lora_adapter")[0] == 404:
+    if get_json(f"{url}/v1/load_lora_adapter")[0] == 404:
         raise UsageError(
             f"{url} was started without VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and takes no adapter. {advice}"
         )
@@ -364,7 +371,7 @@ def _clear(url: str, adapters: list[str]) -> None:
     A run that was killed while it sent an adapter leaves the server paused: it takes requests and never answers.
     """
     try:
-        if _get(f"{url}/is_paused")[1].get("is_paused"):
+        if get_json(f"{url}/is_paused")[1].get("is_paused"):
             _post(f"{url}/resume")
         for name in adapters:
             _post(f"{url}/v1/unload_lora_adapter", {"lora_name": name})

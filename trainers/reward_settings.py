@@ -1,4 +1,4 @@
-"""The keys that name the rewards of a run, for configs of trainers that have none of their own."""
+"""The keys that name the rewards of a run, and say how they are run and become one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAPPINGS = ("reward_kwargs", "reward_options", "reward_gates")
 
 @dataclass
 class RewardSettings:
-    """Rewards by name, and how they become one. The keys and their meaning are those of `RLKDConfig`."""
+    """Rewards by name, and how they become one: what the configs of all trainers with rewards share."""
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "structure"],
@@ -89,6 +89,12 @@ class RewardSettings:
             for reward, parameters in (getattr(self, name) or {}).items():
                 if not isinstance(parameters, dict):
                     raise UsageError(f"{name}: expected a mapping for {reward!r}, found {parameters!r}")
+        if self.on_failure not in ("impute", "drop", "raise"):
+            raise UsageError(f"on_failure {self.on_failure!r}: expected 'impute', 'drop' or 'raise'")
+
+    def gates(self) -> dict[str, str]:
+        """`reward_gates` as a mapping."""
+        return self.reward_gates if isinstance(self.reward_gates, dict) else {}
 
     def composite(self, log: Path | None = None) -> CompositeReward:
         """The rewards as one, which scores one group a call and writes to `log`; raises `UsageError`."""
@@ -98,7 +104,7 @@ class RewardSettings:
             raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the names there are.")
         kwargs = self.reward_kwargs if isinstance(self.reward_kwargs, dict) else {}
         options = self.reward_options if isinstance(self.reward_options, dict) else {}
-        gates = self.reward_gates if isinstance(self.reward_gates, dict) else {}
+        gates = self.gates()
         rewards = build_rewards(self.reward_funcs, kwargs, options, cache=self.cache())
         self._check(gates, [reward.__name__ for reward in rewards])
         return CompositeReward(

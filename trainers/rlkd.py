@@ -14,7 +14,6 @@ With rewards that are never missing and without gates, it trains exactly as GRPO
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -48,6 +47,7 @@ from trainers.logs import MetricsCallback, StepLog, prepare_folder
 from trainers.missing import apply_gates, drop_failed, fill_missing
 from trainers.prefetch import Prefetch
 from trainers.preflight import check_config, check_dataset, check_services, rollout_window
+from trainers.reward_settings import MAPPINGS, RewardSettings
 from trainers.rollouts import WEIGHT_TRANSFERS, prepare_rollouts
 
 logger = logging.getLogger(__name__)
@@ -56,50 +56,11 @@ RewardLike = str | Callable[..., Any] | PreTrainedModel
 
 
 @dataclass
-class RLKDConfig(GRPOConfig):
+class RLKDConfig(RewardSettings, GRPOConfig):
     """TRL's `GRPOConfig`, and what RLKD adds to it."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "reward_kwargs", "reward_options", "reward_gates"]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS]  # noqa: RUF012 (TRL's form)
 
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["accuracy", "structure"],
-        metadata={
-            "help": "Rewards: registered names (rlkd rewards list), dotted paths, or path/to/file.py:name, each with "
-            "an optional alias= in front. Weights come from reward_weights, in the same order."
-        },
-    )
-    reward_kwargs: dict[str, dict[str, Any]] | str | None = field(
-        default=None, metadata={"help": "Parameters of rewards: {name: {parameter: value}}."}
-    )
-    reward_options: dict[str, dict[str, Any]] | str | None = field(
-        default=None,
-        metadata={
-            "help": "How rewards are run: {name: {option: value}}, with the options timeout (seconds a call), isolate "
-            "(in worker processes), workers, per_sample, cache, version; see rewards.RewardOptions."
-        },
-    )
-    reward_cache: str = field(
-        default="on",
-        metadata={
-            "help": "Keep scores across steps and runs, for rewards that allow it: on (rewards.sqlite in the cache "
-            "folder), off, or a file."
-        },
-    )
-    reward_gates: dict[str, str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "{gated: condition}: the gated reward is multiplied by the condition, clipped to [0, 1]. "
-            "{structure: accuracy} pays for structure only where the answer is right."
-        },
-    )
-    on_failure: str = field(
-        default="impute",
-        metadata={
-            "help": "What a failed reward does: impute (the group's mean of that reward stands in), drop (the "
-            "completion is left out), raise (the run ends).",
-            "choices": ["impute", "drop", "raise"],
-        },
-    )
     max_failure_rate: float | None = field(
         default=0.5,
         metadata={
@@ -125,22 +86,10 @@ class RLKDConfig(GRPOConfig):
             "choices": list(WEIGHT_TRANSFERS),
         },
     )
-    save_rollouts: bool = field(
-        default=True, metadata={"help": "Write every rollout with its rewards to OUTPUT_DIR/rollouts."}
-    )
 
     def __post_init__(self) -> None:
         """Check the values, and say how to mend a batch that does not divide."""
-        for name in ("reward_kwargs", "reward_options", "reward_gates"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                try:
-                    value = json.loads(value)
-                except ValueError as error:
-                    raise UsageError(f"{name}: {value!r} is no JSON object ({error})") from error
-                setattr(self, name, value)
-            if value is not None and not isinstance(value, dict):
-                raise UsageError(f"{name}: expected a mapping, found {value!r}")
+        self.read_reward_settings()
         if self.vllm_server_base_url is not None:
             url = from_environment(self.vllm_server_base_url, "the server's address")
             self.vllm_server_base_url = url
@@ -159,25 +108,10 @@ class RLKDConfig(GRPOConfig):
             raise UsageError(
                 f"vllm_weight_transfer {self.vllm_weight_transfer!r}: expected {' or '.join(WEIGHT_TRANSFERS)}"
             )
-        if self.on_failure not in ("impute", "drop", "raise"):
-            raise UsageError(f"on_failure {self.on_failure!r}: expected 'impute', 'drop' or 'raise'")
-        for name in ("reward_kwargs", "reward_options"):
-            for reward, parameters in (getattr(self, name) or {}).items():
-                if not isinstance(parameters, dict):
-                    raise UsageError(f"{name}: expected a mapping for {reward!r}, found {parameters!r}")
         if self.max_failure_rate is not None and not 0 <= self.max_failure_rate <= 1:
             raise UsageError(f"max_failure_rate {self.max_failure_rate}: expected a share from 0 to 1, or null")
         if self.failure_window < 1:
             raise UsageError(f"failure_window {self.failure_window}: expected at least 1 generation batch")
-
-    def gates(self) -> dict[str, str]:
-        """`reward_gates` as a mapping."""
-        return self.reward_gates if isinstance(self.reward_gates, dict) else {}
-
-    def cache(self) -> Path | bool:
-        """`reward_cache` as `rewards.build_reward` takes it. YAML reads a bare on or off as true or false."""
-        known = {"on": True, "true": True, "off": False, "false": False, "none": False}
-        return known.get(str(self.reward_cache).lower(), Path(str(self.reward_cache)).expanduser())
 
 
 class RLKDTrainer(GRPOTrainer):

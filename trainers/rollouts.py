@@ -86,7 +86,7 @@ def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Se
     if args.vllm_max_model_length is not None and args.vllm_max_model_length < needed:
         raise UsageError(
             f"vllm_max_model_length {args.vllm_max_model_length} is less than the longest prompt ({prompt_tokens} "
-            f"tokens) and max_completion_length ({args.max_completion_length}): set it to {_rounded(needed)}"
+            f"tokens) and max_completion_length ({args.max_completion_length}): set it to {rounded_length(needed)}"
         )
     if on_cpu and args.vllm_enable_sleep_mode:
         logger.warning("vllm_enable_sleep_mode has no effect on a CPU")
@@ -174,14 +174,14 @@ def _check_port(args: RLKDConfig) -> None:
 def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
     url = _url(args)
     advice = "Start it so:\n" + _advice(args, model, needed)
-    _wait_for(url, args.vllm_server_timeout, advice)
+    wait_for_server(url, args.vllm_server_timeout, advice)
 
-    status, listed = _get(f"{url}/v1/models")
+    status, listed = get_json(f"{url}/v1/models")
     served = (listed.get("data") or [{}])[0] if status == 200 else {}
     if not served:
         raise UsageError(f"{url} is no vLLM server: /v1/models answers HTTP {status}. {advice}")
     known_as = [str(served[key]) for key in ("id", "root") if served.get(key)]
-    if not any(_same_model(name, model) for name in known_as):
+    if not any(same_model(name, model) for name in known_as):
         raise UsageError(f"{url} serves {known_as[-1]}, and the student is {model}. {advice}")
     length = served.get("max_model_len")
     if length is not None and length < needed:
@@ -190,7 +190,7 @@ def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
             f"({args.max_completion_length}) are {needed} together. Lower max_completion_length. Or: {advice}"
         )
 
-    status, information = _get(f"{url}/server_info?config_format=json")
+    status, information = get_json(f"{url}/server_info?config_format=json")
     if status == 404:
         raise UsageError(f"{url} was started without VLLM_SERVER_DEV_MODE=1, and takes no weights. {advice}")
     config = information.get("vllm_config")
@@ -221,7 +221,7 @@ def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
 
 
 def _check_version(url: str) -> None:
-    status, answer = _get(f"{url}/version")
+    status, answer = get_json(f"{url}/version")
     version = answer.get("version") if status == 200 else None
     if version and not _supported(version):
         logger.warning("%s is vLLM %s; TRL supports %s to %s", url, version, *SUPPORTED_VLLM)
@@ -240,12 +240,13 @@ def _check_memory(args: RLKDConfig, engines: Sequence[str], on_cpu: bool) -> Non
         )
 
 
-def _wait_for(url: str, seconds: float, advice: str) -> None:
+def wait_for_server(url: str, seconds: float, advice: str) -> None:
+    """Return when a server is healthy; raises `UsageError`, which ends with `advice`, after `seconds` without one."""
     deadline = time.monotonic() + seconds
     told = False
     while True:
         try:
-            status, _ = _get(f"{url}/health")
+            status, _ = get_json(f"{url}/health")
             if status == 200:
                 return
             reason = f"/health answers HTTP {status}"
@@ -261,7 +262,7 @@ def _wait_for(url: str, seconds: float, advice: str) -> None:
         time.sleep(min(2.0, max(0.05, deadline - time.monotonic())))
 
 
-def _get(url: str) -> tuple[int, dict[str, Any]]:
+def get_json(url: str) -> tuple[int, dict[str, Any]]:
     """Status and JSON object of an answer; raises `OSError` where there is none."""
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
@@ -288,15 +289,16 @@ def _host_and_port(args: RLKDConfig) -> tuple[str, int]:
 
 
 def _advice(args: RLKDConfig, model: str, needed: int) -> str:
-    return "  " + serve_command(args, model, _rounded(needed))
+    return "  " + serve_command(args, model, rounded_length(needed))
 
 
-def _rounded(tokens: int) -> int:
+def rounded_length(tokens: int) -> int:
     """Up to the next multiple of 256, with some room for prompts that were not counted."""
     return -(-(tokens + 64) // 256) * 256
 
 
-def _same_model(one: str, other: str) -> bool:
+def same_model(one: str, other: str) -> bool:
+    """Whether two names or folders are one model, as far as can be told without reading weights."""
     if one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve():
         return True
     # On another machine, the same folder may lie elsewhere.
