@@ -16,7 +16,8 @@ and round is left out. Arms take turns, in an order that changes from round to r
 
     hidden_share = 1 - (time of the arm - time without a judge) / the judge's delay    (medians over all steps)
 
-Printed: both shares, and whether all arms end with the same parameters, bit for bit. Exits with 1 if they do not.
+Printed: both shares, and whether all arms end with the same parameters, bit for bit. Exits with 1 if they do not; in the
+full form also if less than 0.9 is hidden with the flag, or more than 0.1 without.
 """
 
 import os
@@ -86,7 +87,8 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="1 round of 4 steps: a smoke test, its figures say little"
     )
-    rounds, steps = (1, 4) if parser.parse_args().quick else (6, 6)
+    quick = parser.parse_args().quick
+    rounds, steps = (1, 4) if quick else (6, 6)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers_logging.set_verbosity_error()
@@ -123,7 +125,8 @@ def main() -> int:
         "steps": steps,
     }
     print(json.dumps(figures))
-    return 0 if equal else 1
+    in_bounds = quick or (hidden["on"] >= 0.9 and abs(hidden["off"]) <= 0.1)
+    return 0 if equal and in_bounds else 1
 
 
 def train(

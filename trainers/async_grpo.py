@@ -38,13 +38,14 @@ from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 
 from rewards import RewardError
 from rlkd.data import RESERVED_COLUMNS
+from rlkd.engines import from_environment
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers.async_rollouts import check_async_trl, on_this_device, whole_text
 from trainers.checkpoints import find_checkpoint, step_of
 from trainers.logs import MetricsCallback, iterate_steps, prepare_folder
 from trainers.reward_settings import MAPPINGS, RewardSettings
-from trainers.rollouts import get_json, installed_vllm, longest_prompt, rounded_length, same_model, wait_for_server
+from trainers.rollouts import ask_server, get_json, installed_vllm, longest_prompt, rounded_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,6 +66,7 @@ class RLKDAsyncConfig(RewardSettings, AsyncGRPOConfig):
     def __post_init__(self) -> None:
         """Read the mappings; raises `UsageError`."""
         self.read_reward_settings()
+        self.vllm_server_base_url = from_environment(self.vllm_server_base_url, "the server's address")
         super().__post_init__()
 
 
@@ -289,28 +291,7 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
         get_json(f"{url}/health")
     except OSError:
         print(f"No rollout server answers at {url} yet. {advice}", flush=True)
-    wait_for_server(url, args.vllm_server_timeout, advice)
-
-    status, listed = get_json(f"{url}/v1/models")
-    served = next((card for card in listed.get("data") or [] if not card.get("parent")), None)
-    if status != 200 or served is None:
-        raise UsageError(f"{url} is no vLLM server: /v1/models answers HTTP {status}. {advice}")
-    known_as = [str(served[key]) for key in ("id", "root") if served.get(key)]
-    if not any(same_model(name, model) for name in known_as):
-        raise UsageError(f"{url} serves {known_as[-1]}, and the student is {model}. {advice}")
-    length = served.get("max_model_len")
-    if length is not None and length < needed:
-        raise UsageError(
-            f"{url} takes {length} tokens, and the longest prompt and max_completion_length "
-            f"({args.max_completion_length}) are {needed} together. Lower max_completion_length. Or: {advice}"
-        )
-
-    status, information = get_json(f"{url}/server_info?config_format=json")
-    config = information.get("vllm_config")
-    if status == 404:
-        raise UsageError(f"{url} was started without VLLM_SERVER_DEV_MODE=1, and cannot be paused. {advice}")
-    if status != 200 or not isinstance(config, dict):
-        raise UsageError(f"{url} does not tell its configuration: /server_info answers HTTP {status}. {advice}")
+    listed, config = ask_server(url, args, model, needed, advice)
     for complaint in _complaints(config, args, rank):
         raise UsageError(f"{url} {complaint}. {advice}")
     # Where there is such an address, GET is the wrong method: 405.
@@ -373,12 +354,14 @@ def _clear(url: str, adapters: list[str]) -> None:
     try:
         if get_json(f"{url}/is_paused")[1].get("is_paused"):
             _post(f"{url}/resume")
-        for name in adapters:
-            _post(f"{url}/v1/unload_lora_adapter", {"lora_name": name})
-        if adapters:
-            logger.info("unloaded %s from %s", ", ".join(adapters), url)
     except OSError as error:
-        logger.warning("%s could not be cleared of the adapters %s: %s", url, adapters, error)
+        logger.warning("%s could not be asked to go on: %s", url, error)
+    for name in adapters:
+        try:
+            _post(f"{url}/v1/unload_lora_adapter", {"lora_name": name})
+            logger.info("unloaded %s from %s", name, url)
+        except OSError as error:
+            logger.warning("%s could not be cleared of the adapter %s: %s", url, name, error)
 
 
 def _adapters(listed: Mapping[str, Any]) -> list[tuple[str, str]]:

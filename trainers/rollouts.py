@@ -6,6 +6,7 @@ fits the run.
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import importlib.util
 import json
@@ -174,28 +175,7 @@ def _check_port(args: RLKDConfig) -> None:
 def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
     url = _url(args)
     advice = "Start it so:\n" + _advice(args, model, needed)
-    wait_for_server(url, args.vllm_server_timeout, advice)
-
-    status, listed = get_json(f"{url}/v1/models")
-    served = (listed.get("data") or [{}])[0] if status == 200 else {}
-    if not served:
-        raise UsageError(f"{url} is no vLLM server: /v1/models answers HTTP {status}. {advice}")
-    known_as = [str(served[key]) for key in ("id", "root") if served.get(key)]
-    if not any(same_model(name, model) for name in known_as):
-        raise UsageError(f"{url} serves {known_as[-1]}, and the student is {model}. {advice}")
-    length = served.get("max_model_len")
-    if length is not None and length < needed:
-        raise UsageError(
-            f"{url} takes {length} tokens, and the longest prompt and max_completion_length "
-            f"({args.max_completion_length}) are {needed} together. Lower max_completion_length. Or: {advice}"
-        )
-
-    status, information = get_json(f"{url}/server_info?config_format=json")
-    if status == 404:
-        raise UsageError(f"{url} was started without VLLM_SERVER_DEV_MODE=1, and takes no weights. {advice}")
-    config = information.get("vllm_config")
-    if status != 200 or not isinstance(config, dict):
-        raise UsageError(f"{url} does not tell its configuration: /server_info answers HTTP {status}. {advice}")
+    _, config = ask_server(url, args, model, needed, advice)
     transfer = (config.get("weight_transfer_config") or {}).get("backend")
     if transfer != args.vllm_weight_transfer:
         raise UsageError(
@@ -240,8 +220,43 @@ def _check_memory(args: RLKDConfig, engines: Sequence[str], on_cpu: bool) -> Non
         )
 
 
+def ask_server(url: str, args: Any, model: str, needed: int, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Wait for a rollout server; what it lists as models, and its configuration in vLLM's own words.
+
+    `args`: a config with `vllm_server_timeout` and `max_completion_length`; `needed`: tokens of a prompt and its
+    completion. Raises `UsageError`, which ends with `advice`, where it does not come, is no vLLM in its development
+    mode, has another model than the student, or takes fewer tokens.
+    """
+    wait_for_server(url, args.vllm_server_timeout, advice)
+    status, listed = get_json(f"{url}/v1/models")
+    # Adapters that are loaded have a parent.
+    served = next((card for card in listed.get("data") or [] if not card.get("parent")), None)
+    if status != 200 or served is None:
+        raise UsageError(f"{url} is no vLLM server: /v1/models answers HTTP {status}. {advice}")
+    known_as = [str(served[key]) for key in ("id", "root") if served.get(key)]
+    if not any(same_model(name, model) for name in known_as):
+        raise UsageError(f"{url} serves {(known_as or ['no model'])[-1]}, and the student is {model}. {advice}")
+    length = served.get("max_model_len")
+    if length is not None and length < needed:
+        raise UsageError(
+            f"{url} takes {length} tokens, and the longest prompt and max_completion_length "
+            f"({args.max_completion_length}) are {needed} together. Lower max_completion_length. Or: {advice}"
+        )
+    status, information = get_json(f"{url}/server_info?config_format=json")
+    if status == 404:
+        raise UsageError(
+            f"{url} was started without VLLM_SERVER_DEV_MODE=1: it takes no weights and cannot be paused. {advice}"
+        )
+    config = information.get("vllm_config")
+    if status != 200 or not isinstance(config, dict):
+        raise UsageError(f"{url} does not tell its configuration: /server_info answers HTTP {status}. {advice}")
+    return listed, config
+
+
 def wait_for_server(url: str, seconds: float, advice: str) -> None:
     """Return when a server is healthy; raises `UsageError`, which ends with `advice`, after `seconds` without one."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"vllm_server_base_url {url!r}: expected http://HOST:PORT. {advice}")
     deadline = time.monotonic() + seconds
     told = False
     while True:
@@ -269,6 +284,8 @@ def get_json(url: str) -> tuple[int, dict[str, Any]]:
             status, body = response.status, response.read()
     except urllib.error.HTTPError as error:
         status, body = error.code, error.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"what answers at {url} does not speak HTTP ({error!r})") from error
     try:
         content = json.loads(body)
     except ValueError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -40,6 +41,8 @@ Metadata = list[tuple[str, str, list[int]]]
 
 # The weights of a large model are written in files of this size, so that host memory holds only one of them.
 SHARD_BYTES = 2**31
+# A transfer that is slower than so many bytes a second counts as hung (10 MiB: a tenth of Gigabit Ethernet).
+SLOWEST = 10 * 2**20
 # Of what a server says in an error.
 SHOWN_CHARACTERS = 600
 
@@ -52,6 +55,7 @@ class _HostClient(VLLMClient):
     """TRL's client with weights through host memory; subclasses say how they travel."""
 
     backend = ""
+    _sent = 0  # bytes since the last update was finished
 
     def __init__(self, base_url: str, group_port: int = 51216, connection_timeout: float = 240.0):
         self.seconds = max(connection_timeout, 10.0)
@@ -89,19 +93,29 @@ class _HostClient(VLLMClient):
             if "already active" not in str(error):
                 raise
             logger.warning("%s: a trainer left a weight update unfinished; starting afresh", self.base_url)
-            self._call("finish_weight_update")
+            try:
+                self._call("finish_weight_update")
+            except SyncFailed:
+                # What that trainer had sent cannot be read any more. It has been dropped; the next one is empty.
+                self._call("finish_weight_update")
             self._call("start_weight_update")
 
     def _finish_weight_update(self) -> None:
-        self._call("finish_weight_update")
+        self._call("finish_weight_update", size=self._sent)
+        self._sent = 0
 
-    def _call(self, endpoint: str, **content: Any) -> None:
-        """Post once, with a time limit; raises `SyncFailed` with the server's own words."""
+    def _call(self, endpoint: str, size: int = 0, **content: Any) -> None:
+        """Post once, with a time limit that grows with the `size` in bytes of what the server has to take meanwhile.
+
+        Raises `SyncFailed` with the server's own words.
+        """
+        limit = self.seconds + size / SLOWEST
         try:
             # Its own request, and not TRL's session: that repeats what has failed.
-            response = requests.post(f"{self.base_url}/{endpoint}", json=content, timeout=(10, self.seconds))
+            response = requests.post(f"{self.base_url}/{endpoint}", json=content, timeout=(10, limit))
         except requests.RequestException as error:
-            raise self._failed(f"does not answer {endpoint} (limit {self.seconds:g} s)", error) from error
+            told = f"does not answer {endpoint} within {limit:.0f} s (vllm_server_timeout is {self.seconds:g} s)"
+            raise self._failed(told, error) from error
         if response.status_code != 200:
             raise self._failed(f"refuses {endpoint} (HTTP {response.status_code})", _said(response))
 
@@ -147,7 +161,8 @@ class GlooClient(_HostClient):
                     raise ValueError(f"weights to send: announced {name} {expected}, found {sent} {found}")
                 group.send(tensor, watch)
 
-        self._beside(functools.partial(self._call, "update_weights", update_info=update), broadcast)
+        size = sum(math.prod(shape) * getattr(torch, dtype).itemsize for _, dtype, shape in metadata)
+        self._beside(functools.partial(self._call, "update_weights", size=size, update_info=update), broadcast)
 
     def _beside(self, call: Callable[[], None], work: Callable[[Callable[[], None]], Any]) -> Any:
         """Do `work` while the server is busy with `call`; what the server says goes before what happens here."""
@@ -195,6 +210,7 @@ class DiskClient(_HostClient):
 
     def _send(self, metadata: Metadata, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
         paths = [str(path) for path in _write(self._folder, named_params, self._shard_bytes)]
+        self._sent += sum(Path(path).stat().st_size for path in paths)
         self._call("update_weights", update_info={"paths": paths})
 
     def _finish_weight_update(self) -> None:

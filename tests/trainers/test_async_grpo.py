@@ -18,7 +18,15 @@ from trl.experimental.async_grpo import async_rollout_worker
 from rewards import RewardError
 from rlkd.errors import UsageError
 from trainers import async_grpo
-from trainers.async_grpo import RLKDAsyncConfig, RLKDAsyncTrainer, check_async, reward_error, serve_command
+from trainers.async_grpo import (
+    RLKDAsyncConfig,
+    RLKDAsyncTrainer,
+    _clear,
+    check_async,
+    reward_error,
+    serve_command,
+    server_url,
+)
 
 
 class Rollouts(ThreadingHTTPServer):
@@ -280,3 +288,23 @@ def test_the_mistake_of_a_reward_is_told_as_trl_passes_it_on() -> None:
 def test_bad_reward_settings_are_named(tmp_path, settings, message) -> None:
     with pytest.raises((UsageError, RewardError), match=message):
         config(tmp_path, **settings).composite()
+
+
+def test_the_servers_address_may_stand_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLKD_ROLLOUT_URL", "http://127.0.0.1:8161")
+    args = config(tmp_path, vllm_server_base_url="env:RLKD_ROLLOUT_URL")
+    assert server_url(args) == "http://127.0.0.1:8161"
+
+
+def test_an_adapter_that_is_gone_already_leaves_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    unloaded = []
+
+    def post(url: str, content: dict[str, str] | None = None) -> None:
+        if content == {"lora_name": "trl-policy-v1"}:
+            raise OSError("HTTP 404")
+        unloaded.append(content)
+
+    monkeypatch.setattr("trainers.async_grpo._post", post)
+    monkeypatch.setattr("trainers.async_grpo.get_json", lambda url: (200, {"is_paused": False}))
+    _clear("http://127.0.0.1:1", ["trl-policy-v1", "trl-policy-v2"])
+    assert unloaded == [{"lora_name": "trl-policy-v2"}]

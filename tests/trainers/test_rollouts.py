@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from rlkd.errors import UsageError
 from trainers import RLKDConfig, rollouts
-from trainers.rollouts import check_rollouts, longest_prompt, prepare_rollouts, serve_command
+from trainers.rollouts import check_rollouts, longest_prompt, prepare_rollouts, serve_command, wait_for_server
 
 
 class PretendedServer:
@@ -172,6 +172,24 @@ def test_raw_logprobs_are_accepted_where_nothing_is_corrected_with_them(
 def test_a_server_that_is_not_there_is_named_after_the_time_it_was_given(tiny_model: str, tmp_path: Any) -> None:
     with pytest.raises(UsageError, match=r"no rollout server at http://127.0.0.1:9 after 0\.2 seconds"):
         check_rollouts(config(tmp_path), tiny_model, 50)
+
+
+def test_an_address_without_its_scheme_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match=r"'127.0.0.1:8000': expected http://HOST:PORT"):
+        wait_for_server("127.0.0.1:8000", 600, "advice")
+
+
+def test_what_does_not_speak_http_is_no_server() -> None:
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(4096)
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        with pytest.raises(UsageError, match=r"no rollout server.*does not speak HTTP"):
+            wait_for_server(f"http://127.0.0.1:{listener.getsockname()[1]}", 0, "advice")
 
 
 def test_a_server_that_is_still_starting_is_waited_for(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
 from safetensors.torch import load_file
 
@@ -100,6 +101,38 @@ def test_an_update_that_a_dead_trainer_left_open_is_closed_first(recorder: Recor
     client_for(recorder.url, tmp_path / "weights").update_named_params(metadata, iter(tensors.items()))
     posted = [path for path, _ in recorder.posted]
     assert posted[:3] == ["start_weight_update", "finish_weight_update", "start_weight_update"]
+
+
+def test_an_open_update_whose_files_are_gone_does_not_stop_the_next_trainer(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    recorder.answers["start_weight_update"] = [(500, '{"error": "a weight update is already active"}')]
+    recorder.answers["finish_weight_update"] = [(500, '{"error": "No such file: 00000.safetensors"}')]
+    metadata, tensors = weights()
+    client_for(recorder.url, tmp_path / "weights").update_named_params(metadata, iter(tensors.items()))
+    begin, end = "start_weight_update", "finish_weight_update"
+    assert [path for path, _ in recorder.posted] == [begin, end, end, begin, "update_weights", end]
+
+
+def test_a_server_may_take_longer_for_more_weights(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.weight_sync.SLOWEST", 100)  # bytes a second
+    limits = []
+    post = requests.post
+
+    def note(url: str, timeout: tuple[float, float], **content: Any) -> Any:
+        limits.append((url.rpartition("/")[2], timeout[1]))
+        return post(url, timeout=timeout, **content)
+
+    monkeypatch.setattr(requests, "post", note)
+    client = client_for(recorder.url, tmp_path / "weights")
+    client.update_named_params([("a", "float32", [1000])], iter([("a", torch.ones(1000))]))
+    client.update_named_params([("a", "float32", [1])], iter([("a", torch.ones(1))]))
+    finished = [limit for endpoint, limit in limits if endpoint == "finish_weight_update"]
+    # 5 s, and a second for each 100 bytes of this update; files have a header of less than 200 bytes.
+    assert 5 + 40 < finished[0] < 5 + 42
+    assert finished[1] < 5 + 2 + 0.1
 
 
 def test_a_server_that_is_gone_is_named(tmp_path: Path) -> None:
