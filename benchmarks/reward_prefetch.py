@@ -16,8 +16,8 @@ and round is left out. Arms take turns, in an order that changes from round to r
 
     hidden_share = 1 - (time of the arm - time without a judge) / the judge's delay    (medians over all steps)
 
-Printed: both shares, and whether all arms end with the same parameters, bit for bit. Exits with 1 if they do not; in the
-full form also if less than 0.9 is hidden with the flag, or more than 0.1 without.
+Printed: both shares, and whether all arms end with the same parameters, bit for bit. Exits with 1 if they do not; in
+the full form also if less than 0.9 is hidden with the flag, or more than 0.1 without.
 """
 
 import os

@@ -31,7 +31,7 @@ from rlkd.engines.base import (
     Scored,
     run,
 )
-from rlkd.engines.server import ServerEngine
+from rlkd.engines.server import ServerEngine, without_secrets
 from rlkd.engines.transformers import TransformersEngine
 from rlkd.engines.vllm import VLLMEngine
 from rlkd.registry import SpecError, check_arguments, suggestion
@@ -84,6 +84,7 @@ def open_engine(spec: str, **options: Any) -> Engine:
     """
     spec = from_environment(spec, "an engine's spec")
     scheme, _, rest = spec.partition(":")
+    shown = spec if scheme in _OPTIONS else without_secrets(spec)
     build: Callable[..., Engine]
     if scheme in _OPTIONS and rest:
         model, _, query = rest.partition("?")
@@ -93,8 +94,8 @@ def open_engine(spec: str, **options: Any) -> Engine:
         url, _, model = spec.partition("#")
         build = partial(ServerEngine, url, model or None)
     else:
-        raise SpecError(f"{spec!r} does not name an engine. The forms are:{_FORMS}")
-    check_arguments(build, options, f"the engine {spec!r}")
+        raise SpecError(f"{shown!r} does not name an engine. The forms are:{_FORMS}")
+    check_arguments(build, options, f"the engine {shown!r}")
     return build(**options)
 
 

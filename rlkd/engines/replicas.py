@@ -9,6 +9,9 @@ A request goes to the replica with the fewest requests in flight; among equals, 
 - Where there are several, each one with requests in flight is asked `GET /models` every five seconds. One that is
   silent twice in a row (hung, or cut off without a word) is away, and its requests go to another at once.
 
+Should the watch itself fail, that is logged: the servers that answer go on, and a request that only one that is away
+could take ends with an `EngineError`. The next call begins another watch.
+
 With a single server nothing rests, since there is nowhere else to go: each request makes its own pause.
 
 What to do about a request is decided in `server.py`; this module only knows the servers. One `Replicas` belongs to one
@@ -25,6 +28,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rlkd.engines.base import EngineError
+
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
@@ -37,7 +42,7 @@ _LONGEST_REST = 30.0
 
 
 class ReplicaLost(ConnectionError):
-    """The replica stopped answering health checks while it had this request."""
+    """The replica stopped answering health checks while it had this request, or gave the request up itself."""
 
 
 @dataclass(eq=False)
@@ -96,11 +101,12 @@ class Replicas:
     async def watched(self) -> AsyncIterator[None]:
         """Look after the replicas meanwhile: ask for those that are away, and for those that may have hung."""
         self._calls += 1
-        if self._watcher is None:
+        if self._watcher is None or self._watcher.done():
             now = _now()
             for replica in self.all:  # a new call gives one that was given up another chance
-                replica.probes, replica.next_probe, replica.checked = 0, now, now
+                replica.probes, replica.next_probe, replica.checked, replica.silent = 0, now, now, 0
             self._watcher = asyncio.create_task(self._watch(), name="rlkd-replicas")
+            self._watcher.add_done_callback(self._watch_ended)
         try:
             yield
         finally:
@@ -112,8 +118,8 @@ class Replicas:
     async def take(self, without: Collection[str], patient: bool) -> Replica:
         """Wait for the replica to send a request to, and count the request as its own; `free` ends that.
 
-        `without`: the URLs not to be considered. Raises what made the replicas away, once that is final, and
-        LookupError where none is left to consider.
+        `without`: the URLs not to be considered. Raises what made the replicas away, once that is final,
+        LookupError where none is left to consider, and `EngineError` where nobody asks any more for those away.
         """
         considered = [replica for replica in self.all if replica.url not in without]
         if not considered:
@@ -127,9 +133,13 @@ class Replicas:
                 replica = min(ready, key=lambda replica: (replica.in_flight, replica.sent))
                 replica.in_flight += 1
                 replica.sent += 1
+                if replica.in_flight == 1:  # from now on it is asked whether it is there
+                    self._notify()
                 return replica
             if not reachable and all(self._given_up(replica, patient) for replica in considered):
                 raise considered[0].away or LookupError("no replica is left")
+            if not reachable:
+                self._check_watch()
             if reachable and not rested:
                 wait = min(replica.rests_until for replica in reachable) - now
             with suppress(TimeoutError):
@@ -191,6 +201,20 @@ class Replicas:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _watch_ended(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            log.error("the watch over %s failed", ", ".join(replica.url for replica in self.all), exc_info=error)
+            self._notify()
+
+    def _check_watch(self) -> None:
+        watcher = self._watcher
+        if watcher is not None and watcher.done() and not watcher.cancelled():
+            raise EngineError(
+                ",".join(replica.url for replica in self.all),
+                f"the watch over the servers failed ({watcher.exception()!r}) while none of them could be reached.",
+                "The next call begins another.",
+            )
+
     async def _watch(self) -> None:
         while True:
             now = _now()
@@ -237,7 +261,8 @@ class Replicas:
             if replica.silent >= _SILENT:
                 self.lost(replica, ReplicaLost(f"no answer to {_SILENT} health checks in a row"))
                 for attempt in list(replica.attempts):  # each ends with a TimeoutError
-                    attempt.reschedule(_now())
+                    with suppress(RuntimeError):  # its own time-out has just passed
+                        attempt.reschedule(_now())
         else:
             replica.silent = 0
 

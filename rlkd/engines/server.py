@@ -14,7 +14,8 @@ answer is final at a single server; of several, each is tried before the request
 servers at a time: it is withdrawn from the first. `retries` is the number of attempts after the first, and each
 further replica adds one. Where the caller set a deadline there is patience beyond them: an outage (no connection, 429,
 502, 503, 504) is waited out until the deadline, at most `patience` seconds, as a restart of vLLM takes a minute or
-more.
+more. A completion that the server itself broke off (finish reason "abort", as vLLM's on its way down, or "error") is
+no answer: it counts as a lost connection.
 
 The key comes from the environment variable `api_key_env` when the connection is made. It is in no message, name or
 pickle; a server that echoes it in an error has it blotted out. A server without keys needs no variable.
@@ -38,9 +39,11 @@ again has only the former.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -119,7 +122,8 @@ class ServerEngine:
         self.patience = patience
         self.api_key_env = api_key_env
         self.tokenizer = None if tokenizer is None else str(tokenizer)
-        self.guided = True
+        self._refused_schemas: set[str] = set()
+        self._has_taken_a_schema = False
         self._asked_model: str | None = None
         self._is_vllm: bool | None = None
         self._names_tokens = True
@@ -132,6 +136,11 @@ class ServerEngine:
         """The addresses and the model's name, as in a spec."""
         model = self.model or self._asked_model
         return f"{self.base_url}#{model}" if model else self.base_url
+
+    @property
+    def guided(self) -> bool:
+        """Whether the server follows JSON schemas: not where it has refused one and taken none."""
+        return self._has_taken_a_schema or not self._refused_schemas
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = ("concurrency", "timeout", "retries", "patience", "api_key_env", "tokenizer")
@@ -366,9 +375,10 @@ class ServerEngine:
             used = answer.usage.completion_tokens if answer.usage else 0
             return Completion(text, "length" if choice.finish_reason == "length" else "stop", used)
 
-        if sampling.json_schema is None or not self.guided:
+        schema = sampling.json_schema
+        if schema is None or (self._refused_schemas and json.dumps(schema) in self._refused_schemas):
             return await self._complete(prompt, read, patient, extra, **settings)
-        return await self._complete_guided(prompt, read, patient, extra, sampling.json_schema, settings)
+        return await self._complete_guided(prompt, read, patient, extra, schema, settings)
 
     async def _complete(
         self,
@@ -395,6 +405,9 @@ class ServerEngine:
                 )
             if not getattr(answer, "choices", None):
                 raise ValueError(f"an answer without choices: {str(answer)[:200]}")
+            reason = getattr(answer.choices[0], "finish_reason", None)
+            if reason in ("abort", "error"):
+                raise ReplicaLost(f"the server gave the request up (finish_reason {reason!r})")
             return read(answer)
 
         return await self._send(request, patient)
@@ -408,7 +421,7 @@ class ServerEngine:
         schema: dict[str, Any],
         settings: dict[str, Any],
     ) -> T:
-        """Ask for text that follows the schema; where the server refuses guidance as such, stop asking for it."""
+        """Ask for text that follows the schema; where the server refuses the schema, never send that one again."""
         from openai import BadRequestError, UnprocessableEntityError
 
         if isinstance(prompt, str):
@@ -419,20 +432,24 @@ class ServerEngine:
             guided = extra
             form = {"response_format": {"type": "json_schema", "json_schema": named}}
         try:
-            return await self._complete(prompt, read, patient, guided, **settings, **form)
+            result = await self._complete(prompt, read, patient, guided, **settings, **form)
         except _GaveUp as refusal:
             if not isinstance(refusal.error, (BadRequestError, UnprocessableEntityError)):
                 raise
             # Raises where guidance was not the reason.
             result = await self._complete(prompt, read, patient, extra, **settings)
-            if self.guided:
-                self.guided = False
+            text = json.dumps(schema)
+            if text not in self._refused_schemas:
+                self._refused_schemas.add(text)
                 log.warning(
-                    "%s refuses a JSON schema (%s); from now on it generates unguided.",
+                    "%s refuses the JSON schema %s (%s); from now on it generates unguided by it.",
                     self.name,
+                    text if len(text) <= 200 else f"{text[:200]}...",
                     self._clean(_server_message(refusal.error)),
                 )
-            return result
+        else:
+            self._has_taken_a_schema = True
+        return result
 
     async def _score(self, prompt: Prompt, continuation: str, patient: bool) -> Scored:
         if not continuation:
@@ -573,11 +590,13 @@ class ServerEngine:
     async def _continuation_ids(self, text: str, patient: bool) -> list[int]:
         if self.tokenizer is not None:
             return self._encode(encode_continuation, await self._get_tokenizer(), text)
-        if text not in self._known_ids:
+        ids = self._known_ids.get(text)
+        if ids is None:
+            ids = await self._tokenize({"prompt": text, "add_special_tokens": False}, patient)
             if len(self._known_ids) >= _KNOWN:  # choices recur, continuations do not
-                self._known_ids.clear()
-            self._known_ids[text] = await self._tokenize({"prompt": text, "add_special_tokens": False}, patient)
-        return self._known_ids[text]
+                self._known_ids.clear()  # perhaps while another event loop looks: it keeps the ids it has
+            self._known_ids[text] = ids
+        return ids
 
     def _encode(self, encode: Callable[[Any, Any], list[int]], tokenizer: Any, text: Any) -> list[int]:
         try:
@@ -623,7 +642,9 @@ class ServerEngine:
             return EngineError(
                 self.name, f"{at}no answer within {self.timeout:g} s, {tried}.", "Raise timeout, or lower concurrency."
             )
-        if isinstance(error, (openai.APIConnectionError, ReplicaLost)):
+        if isinstance(error, ReplicaLost):
+            return EngineError(self.name, f"{at}{error}, {tried}.", "Look at the server's log.")
+        if isinstance(error, openai.APIConnectionError):
             reason = self._clean(repr(error.__cause__ or error))
             return EngineError(
                 self.name, f"{at}no connection: {reason}, {tried}.", "Is the server running at this URL?"
@@ -838,11 +859,22 @@ async def _offered(client: AsyncOpenAI) -> dict[str, str]:
     return {str(model.id): str(getattr(model, "owned_by", "")) for model in page.data}
 
 
+def without_secrets(address: str) -> str:
+    """Return the address for a message: without a user and password, and without a query.
+
+    >>> without_secrets("ftp://user:secret@host/v1?key=secret")
+    'ftp://***@host/v1?***'
+    """
+    shown = re.sub(r"^([\w+.-]+://)?.*@", r"\1***@", address, flags=re.DOTALL)
+    return re.sub(r"\?.*", "?***", shown, flags=re.DOTALL)
+
+
 def _checked_url(url: str, api_key_env: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
-            f"base_url={url!r}: expected http://HOST:PORT/v1 or https://HOST/v1, several with commas between"
+            f"base_url={without_secrets(url)!r}: expected http://HOST:PORT/v1 or https://HOST/v1, several with commas "
+            "between"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(

@@ -154,7 +154,8 @@ class VLLMEngine:
         loop = asyncio.get_running_loop()
         call = _Call(jobs, sampled, [None] * len(jobs), loop, loop.create_future())
         with self._starting:
-            if self._worker is None:
+            # Not alive: it ended with the interpreter's threads, or this process was forked from the one that has it.
+            if self._worker is None or not self._worker.thread.is_alive():
                 self._worker = _Worker(_Settings(self.name, self.model, *(getattr(self, key) for key in _OPTIONS)))
                 weakref.finalize(self, self._worker.inbox.put, None)
             self._worker.inbox.put(call)
@@ -268,11 +269,27 @@ class _Worker:
         _workers.add(self)
 
     def _serve(self) -> None:
-        while self._take_in():
-            self._abort_what_nobody_waits_for()
-            self._admit()
-            if self.running:
-                self._step()
+        while True:
+            try:
+                if not self._take_in():
+                    break
+                self._abort_what_nobody_waits_for()
+                self._admit()
+                if self.running:
+                    self._step()
+            except BaseException as error:  # a thread that died, of SystemExit too, would let every caller wait
+                self._fail_all(error.with_traceback(None))
+        self._unload()
+
+    def _fail_all(self, error: BaseException) -> None:
+        """Answer all calls with the error where they have no result yet. The next one loads the model again."""
+        calls = {id(call): call for call in [*self.waiting, *(job.call for job, _ in self.running.values())]}
+        self.waiting.clear()
+        self.running.clear()
+        for call in calls.values():
+            failed = EngineError(self.settings.name, f"vLLM failed ({type(error).__name__}: {error}).")
+            call.results[:] = [failed if item is None else item for item in call.results]
+            call.finish()
         self._unload()
 
     def _take_in(self) -> bool:
@@ -302,19 +319,16 @@ class _Worker:
             call = self.waiting[0]
             if self.running and next(iter(self.running.values()))[0].call.sampled != call.sampled:
                 return
-            self.waiting.popleft()
-            if call.over:
-                continue
             try:
-                if self.loaded is None:
+                if self.loaded is None and not call.over:
                     self.loaded = _load(self.settings)
             except EngineError as error:
                 call.results[:] = [error.with_traceback(None)] * len(call.jobs)
                 call.finish()
-                continue
-            if call.over:  # loading took longer than the caller waits
-                continue
-            self._add(call, self.loaded)
+            else:
+                if self.loaded is not None and not call.over:  # loading may take longer than the caller waits
+                    self._add(call, self.loaded)
+            self.waiting.popleft()  # last, so that `_fail_all` finds a call whose turn it was
 
     def _add(self, call: _Call, loaded: _Loaded) -> None:
         call.open = len(call.jobs)
@@ -396,8 +410,9 @@ class _Worker:
             loaded.engine.engine_core.shutdown()
         del loaded
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        with contextlib.suppress(Exception):  # of a device in error
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 _workers: weakref.WeakSet[_Worker] = weakref.WeakSet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,8 +244,14 @@ def visible_devices(devices: Iterable[str]) -> str:
     return ",".join(names[int(d)] if names and d.isdecimal() and int(d) < len(names) else d for d in devices)
 
 
-def choose_ports(config: ServeConfig) -> tuple[dict[str, list[int]], list[str]]:
-    """The ports of each role's replicas, and which of the given ones are taken, and by whom."""
+def choose_ports(
+    config: ServeConfig, others: Mapping[int, str] | None = None
+) -> tuple[dict[str, list[int]], list[str]]:
+    """The ports of each role's replicas, and which of the given ones are taken, and by whom.
+
+    `others`: ports that other configs have, listening or not yet, each with that config's path.
+    """
+    others = others or {}
     given = {
         role: list(range(worker.port, worker.port + worker.replicas))
         for role, worker in config.workers.items()
@@ -252,10 +259,15 @@ def choose_ports(config: ServeConfig) -> tuple[dict[str, list[int]], list[str]]:
     }
     taken = {port for ports in given.values() for port in ports}
     problems = [
-        f"workers.{role}.port: {port} is taken {port_owner(port)}; end that, or take another port, or auto"
+        f"workers.{role}.port: {port} is taken {owner}; end that, or take another port, or auto"
         for role, ports in given.items()
         for port in ports
-        if not is_free(config.host, port)
+        for owner in [
+            f"by {others[port]}, which rlkd serve runs"
+            if port in others
+            else port_owner(port) * (not is_free(config.host, port))
+        ]
+        if owner
     ]
     following = FIRST_AUTO_PORT
     for role, worker in config.workers.items():
@@ -265,14 +277,14 @@ def choose_ports(config: ServeConfig) -> tuple[dict[str, list[int]], list[str]]:
         while len(given[role]) < worker.replicas:
             if following > 65535:
                 raise UsageError(f"workers.{role}.port: auto: no port is free from {FIRST_AUTO_PORT} on")
-            if following not in taken and is_free(config.host, following):
+            if following not in taken and following not in others and is_free(config.host, following):
                 given[role].append(following)
             following += 1
     return given, problems
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server could listen there now. What is bound there and does not listen yet is not seen."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -300,17 +312,53 @@ def is_free(host: str, port: int) -> bool:
 
 def port_owner(port: int) -> str:
     """Who listens on a port, as far as it can be told: `by process 123 (vllm serve ...)`."""
-    sockets = set()
+    for pids in listeners(port):
+        return f"by {named(min(pids))}"
+    return "by a process that cannot be told from here (another user's, or not on this machine's /proc)"
+
+
+def named(pid: int) -> str:
+    """A process for a message: `process 123 (vllm serve ...)`."""
+    return f"process {pid} ({processes.title(pid)})"
+
+
+def listeners(port: int, host: str | None = None) -> list[set[int]]:
+    """Of each socket that listens on a port, the ids of the processes that hold it.
+
+    With `host` only sockets that a connection to it may reach. A socket whose processes cannot be told (another
+    user's; no /proc) is left out.
+    """
+    held: dict[str, set[int]] = {}
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in (processes.PROC / "net" / table).read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    sockets.add(f"socket:[{fields[9]}]")
-    if sockets:
+                address, _, number = fields[1].rpartition(":")
+                if fields[3] == "0A" and int(number, 16) == port and (host is None or _reaches(host, address)):
+                    held[f"socket:[{fields[9]}]"] = set()
+    if held:
         for pid in processes.table():
             with contextlib.suppress(OSError):
                 for descriptor in (processes.PROC / str(pid) / "fd").iterdir():
-                    if str(descriptor.readlink()) in sockets:
-                        return f"by process {pid} ({processes.title(pid)})"
-    return "by a process that cannot be told from here (another user's, or not on this machine's /proc)"
+                    with contextlib.suppress(OSError):
+                        if (target := str(descriptor.readlink())) in held:
+                            held[target].add(pid)
+    return [pids for pids in held.values() if pids]
+
+
+def _reaches(host: str, local: str) -> bool:
+    """Whether a connection to a host may end at a local address, as /proc/net/tcp writes that: words in hex."""
+    raw = bytes.fromhex(local)
+    if sys.byteorder == "little":
+        raw = b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4))
+    try:
+        wanted = _plain(str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]))
+    except OSError:
+        return True
+    found = _plain(raw)
+    return found == wanted or found.is_unspecified or wanted.is_unspecified
+
+
+def _plain(address: str | bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    found = ipaddress.ip_address(address)
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkd.errors import UsageError
 from rlkd.serve import processes, state
-from rlkd.serve.checks import check_gpus, check_vllm, choose_ports, resolve_models
+from rlkd.serve.checks import VLLM, check_gpus, check_vllm, choose_ports, resolve_models
 from rlkd.serve.commands import Server, by_role, make_servers, role_spec
 from rlkd.serve.config import ServeConfig, read_config
 from rlkd.serve.state import StateFile
+
+if TYPE_CHECKING:
+    from rlkd.serve.supervisor import Supervisor
 
 USAGE = """\
 Start the model servers of a run (rollout, GSRM, judge, teacher, ...), each a `vllm serve`, and watch them.
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 def print_commands(path: Path) -> int:
     """`rlkd serve --print`. What this machine lacks is no error: the commands may be for another."""
     config = read_config(path)
-    servers, problems = _prepare(config)
+    servers, problems = _place(config, StateFile.of(path), _prepare(config))
     for problem in problems:
         print(f"# here: {problem}", file=sys.stderr)
     for server in servers:
@@ -89,19 +92,26 @@ def serve(path: Path, trainer: Sequence[str], *, quiet: bool) -> int:
             f"{path} is running already, as process {pid}. End it with  rlkd serve --config {path} --stop"
         )
     try:
-        servers, problems = _prepare(config)
-        if problems:
-            raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
+        prepared = _prepare(config)
+        with state.choosing_ports():
+            servers, problems = _place(config, file, prepared)
+            if problems:
+                raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
+            supervisor = _supervisor(config, path, servers, file, quiet)
+            supervisor.write_state()
         if config.host not in ("127.0.0.1", "localhost", "::1"):
-            _say(f"host: {config.host}: everybody who reaches this machine can use the servers; they ask for no key")
-        return asyncio.run(_run(config, path, servers, file, trainer, quiet))
+            open_to_all = [server.label for server in servers if server.api_key is None]
+            if open_to_all:
+                _say(
+                    f"host: {config.host}: everybody who reaches this machine can use {', '.join(open_to_all)}: "
+                    f"no key is asked for"
+                )
+        return asyncio.run(supervisor.run(trainer))
     finally:
         file.release()
 
 
-async def _run(
-    config: ServeConfig, path: Path, servers: list[Server], file: StateFile, trainer: Sequence[str], quiet: bool
-) -> int:
+def _supervisor(config: ServeConfig, path: Path, servers: list[Server], file: StateFile, quiet: bool) -> Supervisor:
     from rlkd.serve.supervisor import Supervisor
 
     about = {
@@ -109,19 +119,30 @@ async def _run(
         "output_dir": str(Path(config.output_dir).expanduser().absolute()),
         "started": datetime.now().isoformat(timespec="seconds"),
     }
-    supervisor = Supervisor(
+    return Supervisor(
         config, servers, file, about=about, show=_say, on_ready=lambda minded: _show_table(servers), quiet=quiet
     )
-    return await supervisor.run(trainer)
 
 
-def _prepare(config: ServeConfig) -> tuple[list[Server], list[str]]:
-    """The servers of a config, and what this machine lacks for them."""
+class _Prepared(NamedTuple):
+    """What is found out before the choice of ports: that may take minutes, and others would have to wait."""
+
+    vllms: dict[str, VLLM | None]
+    models: dict[str, str]
+    problems: list[str]
+
+
+def _prepare(config: ServeConfig) -> _Prepared:
     vllms, problems = check_vllm(config)
     problems += check_gpus(config)
-    ports, taken = choose_ports(config)
     models, unknown = resolve_models(config)
-    return make_servers(config, models, vllms, ports), [*problems, *taken, *unknown]
+    return _Prepared(vllms, models, [*problems, *unknown])
+
+
+def _place(config: ServeConfig, file: StateFile, prepared: _Prepared) -> tuple[list[Server], list[str]]:
+    """The servers of a config, each with its port, and what this machine lacks for them."""
+    ports, taken = choose_ports(config, state.taken_ports(file))
+    return make_servers(config, prepared.models, prepared.vllms, ports), [*prepared.problems, *taken]
 
 
 def status(path: Path | None) -> int:
@@ -193,8 +214,7 @@ def _known(path: Path | None) -> list[tuple[StateFile, dict[str, Any], bool]]:
         content = file.read()
         if content is None:
             continue
-        running = not file.hold()
-        file.release()
+        running = file.held()
         if running or state.remains(content):
             found.append((file, content, running))
     return found

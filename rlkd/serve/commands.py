@@ -12,7 +12,7 @@ from typing import Any
 
 from rlkd.serve.checks import VLLM, find_command, find_python, visible_devices
 from rlkd.serve.config import ServeConfig, Worker
-from rlkd.serve.processes import MARK
+from rlkd.serve.processes import HIDDEN, MARK, masked
 
 # Ranks that vLLM takes; an adapter's is rounded up.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -29,7 +29,8 @@ DEFAULTS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED":
 class Server:
     """One process to start: a replica of a role.
 
-    `environment` is what is set beside this process's own variables, `names` what it serves: the model, then adapters.
+    `environment` is what is set beside this process's own variables, `private` those of it that the file gives (their
+    values are written nowhere), `names` what it serves: the model, then adapters.
     """
 
     role: str
@@ -41,6 +42,7 @@ class Server:
     devices: tuple[str, ...]
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    private: frozenset[str]
     start_timeout: float
 
     @property
@@ -58,6 +60,24 @@ class Server:
         """A line for a shell that starts it."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, shlex.join(self.command)])
+
+    def masked_shell(self) -> str:
+        """The same without what may be a secret: values of the file's `environment`, keys among the arguments."""
+        variables = [
+            f"{name}={HIDDEN if name in self.private else shlex.quote(value)}"
+            for name, value in self.environment.items()
+        ]
+        words = [HIDDEN if word == HIDDEN else shlex.quote(word) for word in masked(self.command)]
+        return " ".join([*variables, *words])
+
+    @property
+    def api_key(self) -> str | None:
+        """The key that it asks for, found as vLLM finds it: the first of --api-key, else VLLM_API_KEY."""
+        for place, word in enumerate(self.command):
+            name, equals, value = word.partition("=")
+            if name.replace("_", "-") == "--api-key":
+                return value if equals else next(iter(self.command[place + 1 : place + 2]), None)
+        return self.environment.get("VLLM_API_KEY") or os.environ.get("VLLM_API_KEY") or None
 
     def full_environment(self, mark: str) -> dict[str, str]:
         """All variables of its process."""
@@ -102,6 +122,7 @@ def make_servers(
                     devices=tuple(devices),
                     command=(*_program(config, worker, vllm, model), *arguments),
                     environment=_environment(worker, devices),
+                    private=frozenset(worker.environment),
                     start_timeout=worker.start_timeout or config.start_timeout,
                 )
             )

@@ -287,6 +287,16 @@ def _contradictions(place: str, worker: Worker) -> Iterable[str]:
             )
         elif worker.on_cpu and worker.weight_transfer in ("nccl", "ipc"):
             yield f"{place}weight_transfer: {worker.weight_transfer} needs a GPU; on the CPU: gloo, disk or lora"
+        elif worker.replicas > 1:
+            yield (
+                f"{place}weight_transfer: a trainer sends its weights to one server, not to {worker.replicas}. "
+                f"Several copies of the model behind one address:  data_parallel: {worker.replicas}"
+            )
+        elif worker.weight_transfer == "lora" and worker.data_parallel > 1:
+            yield (
+                f"{place}weight_transfer: lora loads an adapter into one of the {worker.data_parallel} API servers of "
+                f"data_parallel, and the others do not know it. Take data_parallel 1, tensor_parallel for more GPUs"
+            )
         elif worker.weight_transfer == "lora" and worker.max_lora_rank is None and not worker.lora:
             yield f"{place}max_lora_rank: weight_transfer lora needs the rank of the trained adapter, such as 16"
     for item in worker.extra:

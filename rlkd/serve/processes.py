@@ -21,6 +21,9 @@ from typing import NamedTuple
 PROC = Path("/proc")
 HAS_PROC = (PROC / "self" / "stat").exists()
 MARK = "RLKD_SERVE_MARK"
+# Arguments whose values are nobody's to read.
+SECRET_ARGUMENTS = ("--api-key", "--hf-token")
+HIDDEN = "***"
 
 
 class Process(NamedTuple):
@@ -139,10 +142,25 @@ def end_all(find: Callable[[], list[Process]], limit: float = 10.0) -> list[Proc
     return list(hit)
 
 
+def masked(words: Iterable[str]) -> list[str]:
+    """A command without the values of `SECRET_ARGUMENTS`."""
+    found = []
+    hiding = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            hiding = name.replace("_", "-") in SECRET_ARGUMENTS
+            found.append(f"{name}={HIDDEN}" if hiding and equals else word)
+        else:
+            found.append(HIDDEN if hiding and word else word)
+    return found
+
+
 def title(pid: int) -> str:
-    """The command line of a process, as far as it can be read."""
+    """The command line of a process, as far as it can be read, without secrets."""
     try:
-        line = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        words = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return ""
+    line = " ".join(masked(words)).strip()
     return line if len(line) <= 120 else f"{line[:117]}..."

@@ -15,14 +15,18 @@ import contextlib
 import hashlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from rlkd.errors import UsageError
 from rlkd.models import cache_folder
 from rlkd.serve import processes
 from rlkd.serve.processes import Process
+
+LONGEST_LOOK = 5.0  # seconds; a look takes far less
 
 
 class StateFile:
@@ -43,20 +47,23 @@ class StateFile:
         """Take the lock, until `release` or the end of this process; whether it was free."""
         import fcntl
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = self.path.with_suffix(".lock").open("ab")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            return False
-        except OSError as error:
-            handle.close()
-            raise UsageError(
-                f"{handle.name} cannot be locked ({error.strerror}). Name a folder on a local disk: RLKD_CACHE=FOLDER"
-            ) from error
+        deadline = time.monotonic() + LONGEST_LOOK
+        while (handle := _lock(self.path.with_suffix(".lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)) is None:
+            # A look from elsewhere (`held`) is in the way for a moment, and tells itself from a holder.
+            if time.monotonic() > deadline or self.held():
+                return False
+            time.sleep(0.01)
         self._lock = handle
         return True
+
+    def held(self) -> bool:
+        """Whether somebody has the lock, looked at so that other looks do not count."""
+        import fcntl
+
+        handle = _lock(self.path.with_suffix(".lock"), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if handle is not None:
+            handle.close()
+        return handle is None
 
     def release(self) -> None:
         """Let go of the lock."""
@@ -81,6 +88,53 @@ class StateFile:
     def remove(self) -> None:
         """Forget it."""
         self.path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, kind: int) -> IO[bytes] | None:
+    """The open and locked file; None where another has it. Raises `UsageError` where nothing can be locked."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("ab")
+    try:
+        fcntl.flock(handle, kind)
+    except BlockingIOError:
+        handle.close()
+        return None
+    except OSError as error:
+        handle.close()
+        raise UsageError(
+            f"{path} cannot be locked ({error.strerror}). Name a folder on a local disk: RLKD_CACHE=FOLDER"
+        ) from error
+    return handle
+
+
+@contextlib.contextmanager
+def choosing_ports() -> Iterator[None]:
+    """One start at a time, from the choice of its ports until they are written down.
+
+    vLLM listens only when it has loaded its model: until then, what is written is all that shows a port to be taken.
+    """
+    import fcntl
+
+    handle = _lock(folder() / "ports.lock", fcntl.LOCK_EX)
+    assert handle is not None  # it waits
+    with handle:
+        yield
+
+
+def taken_ports(own: StateFile) -> dict[int, str]:
+    """The ports of this machine's other running configs, each with its config."""
+    found = {}
+    for file in files():
+        content = file.read()
+        if file.path == own.path or content is None or content["where"]["host"] != socket.gethostname():
+            continue
+        if file.held():
+            for server in content["servers"]:
+                if (port := urlsplit(server.get("address", "")).port) is not None:
+                    found[port] = content["config"]
+    return found
 
 
 def folder() -> Path:

@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rlkd.serve import processes
+from rlkd.serve import checks, processes
 from rlkd.serve.commands import Server, by_role, role_spec
 from rlkd.serve.config import ServeConfig
 from rlkd.serve.processes import MARK, Process
@@ -201,7 +201,7 @@ class Supervisor:
         numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
-        self._write_state()
+        self.write_state()
         side = [asyncio.create_task(self._show_logs()), asyncio.create_task(self._note())]
         keepers = [asyncio.create_task(self._keep(each)) for each in self.minded]
         training = asyncio.create_task(self._train(trainer))
@@ -286,23 +286,45 @@ class Supervisor:
         minded.state = "starting"
         started = time.monotonic()
         self.show(f"{server.label}: starting on {', '.join(server.devices) or 'the CPU'}, port {server.port}")
-        with minded.log.open(server.shell()) as output:
+        with minded.log.open(server.masked_shell()) as output:
             minded.child = await Child.start(
                 server.command, server.full_environment(self.mark), self.config.stop_timeout, output
             )
-        self._write_state()
-        found = "no answer"
+        self.write_state()
+        found, lost_before = "no answer", ""
         while time.monotonic() - started < server.start_timeout:
             if not minded.child.running:
                 return _ended(minded.child.process)
-            found = await self._probe(server)
-            if not found and minded.child.running:
+            # Asked before, so that no stranger is told our key, and after, as its answer must be ours.
+            lost = self._lost(minded)
+            if not lost:
+                found = await self._probe(server)
+                lost = "" if found else self._lost(minded)
+            # Twice, as another start's look whether the port is free is over at once (`is_free`).
+            if lost and lost == lost_before and minded.child.running:
+                return lost
+            lost_before = lost
+            if not found and not lost and minded.child.running:
                 minded.state = "ready"
                 self.show(f"{server.label}: ready after {time.monotonic() - started:.0f} s")
-                self._write_state()
+                self.write_state()
                 return None
             await self._sleep_or_end(minded.child, STARTING_PAUSE)
         return f"is not ready after {server.start_timeout:g} s (start_timeout; {found})"
+
+    def _lost(self, minded: Minded) -> str:
+        """Nothing, or which process, none of this server's, listens at its address. Where that shows, it is told."""
+        server, child = minded.server, minded.child
+        assert child is not None
+        sockets = checks.listeners(server.port, server.host)
+        if not sockets:
+            return ""
+        own = {child.process.pid, *(each.pid for each in processes.descendants([child.process.pid]))}
+        for pids in sockets:
+            if not pids & own:
+                found = checks.named(min(pids))
+                return f"lost its port {server.port} to {found} (end that, or take another port)"
+        return ""
 
     async def _watch(self, minded: Minded) -> str:
         """Until a server that was ready is not; say what became of it."""
@@ -321,7 +343,10 @@ class Supervisor:
                     return f"has not been healthy for {limit:g} s (unresponsive_timeout; {found})"
 
     async def _probe(self, server: Server, health_only: bool = False) -> str:
-        """Nothing where a server is healthy (and serves its names), else what it answers."""
+        """Nothing where a server is healthy (and serves its names), else what it answers.
+
+        Raises `GivenUp` where it asks for another key than the one we know, or for one at all.
+        """
         import httpx
 
         if self._client is None:
@@ -332,13 +357,20 @@ class Supervisor:
                 timeout=min(PROBE_SECONDS, self.config.unresponsive_timeout or PROBE_SECONDS),
                 headers={"connection": "close"},
             )
+        headers = {} if server.api_key is None else {b"authorization": f"Bearer {server.api_key}".encode()}
         try:
-            health = await self._client.get(f"{server.address}/health")
+            health = await self._client.get(f"{server.address}/health", headers=headers)
             if health.status_code != 200:
                 return f"/health says {health.status_code}"
             if health_only:
                 return ""
-            models = await self._client.get(f"{server.address}/v1/models")
+            models = await self._client.get(f"{server.address}/v1/models", headers=headers)
+            if models.status_code in (401, 403):
+                known = "does not take the one that it is started with" if headers else "there is none to send"
+                raise GivenUp(
+                    f"{server.label}: /v1/models says {models.status_code}: it asks for a key, and {known}. Say it "
+                    f"as  workers.{server.role}.environment: {{VLLM_API_KEY: KEY}}"
+                )
             names = {model["id"] for model in models.json()["data"]}
         except httpx.HTTPError as error:
             return f"no answer: {type(error).__name__}"
@@ -363,7 +395,7 @@ class Supervisor:
         environment = {**os.environ, **addresses([each.server for each in self.minded])}
         environment[MARK] = f"{self.mark}:trainer"
         self._trainer = await Child.start(command, environment, self.config.stop_timeout, None)
-        self._write_state()
+        self.write_state()
         code = await self._trainer.process.wait()
         return code if code >= 0 else 128 - code
 
@@ -406,6 +438,8 @@ class Supervisor:
             return [each for each in found if each.pid not in spared]
 
         processes.end_all(left)
+        for each in left():
+            self.show(f"SIGKILL does not end {checks.named(each.pid)} (stuck in a driver? state D in ps); left behind")
 
     async def _or_killed(self, ending: Any) -> None:
         """Wait for an end that a second signal turns into a kill."""
@@ -441,9 +475,9 @@ class Supervisor:
     async def _note(self) -> None:
         while True:
             await asyncio.sleep(STATE_PAUSE)
-            self._write_state()
+            self.write_state()
 
-    def _write_state(self) -> None:
+    def write_state(self) -> None:
         """Note which processes there are. A full disk is no reason to end a run."""
         with contextlib.suppress(OSError):
             self.state.write(self._content())

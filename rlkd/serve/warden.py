@@ -10,6 +10,8 @@ A server starts processes of its own, which may leave its process group and outl
   `k` SIGKILL at once;
 - when the process PARENT is gone, however it ended: as with `t`, after 5 seconds at most.
 
+What SIGKILL does not end within 10 seconds (stuck in a driver: state D) is named in the log and left behind.
+
 The server itself dies with the warden by a death signal; what it has started then is found by the mark in its
 environment (`state.py`). Where there is no `/proc`, the process group of the server is all that can be reached.
 
@@ -39,6 +41,8 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 ORPHANED_GRACE = 5.0
 # What a server that ended by itself has left gets so long to end, too.
 REST_GRACE = 5.0
+# So long after SIGKILL, what is still there will not end.
+STUCK = 10.0
 
 
 class Warden:
@@ -51,6 +55,7 @@ class Warden:
         self.status: int | None = None
         self.deadline: float | None = None  # of the end
         self.told_rest = False
+        self.killed: float | None = None  # when SIGKILL was sent first
         self.prctl = _prctl()
         self.prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.wakeup, writing = os.pipe()
@@ -68,6 +73,8 @@ class Warden:
         """Until everything is gone; return the server's status as `waitpid` has it."""
         while True:
             self._reap()
+            if self.killed is not None and time.monotonic() >= self.killed + STUCK and self._left():
+                return self._leave()
             if self.status is not None:
                 if not self._rest():
                     return self.status
@@ -150,6 +157,20 @@ class Warden:
         elif time.monotonic() >= self.deadline:
             self._signal_rest(signal.SIGKILL)
 
+    def _left(self) -> list[int]:
+        """What is still there, as far as it can be told."""
+        server = [self.server.pid] if self.status is None else []
+        return [*server, *(each.pid for each in processes.descendants([os.getpid()]) if each.pid not in server)]
+
+    def _leave(self) -> int:
+        pids = ", ".join(map(str, self._left()))
+        print(
+            f"SIGKILL does not end process {pids} (stuck in a driver? state D in ps); left behind",
+            file=sys.stderr,
+            flush=True,
+        )
+        return signal.SIGKILL if self.status is None else self.status
+
     def _kill(self) -> None:
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
@@ -157,6 +178,8 @@ class Warden:
         self._signal_rest(signal.SIGKILL)
 
     def _signal_rest(self, number: int) -> None:
+        if number == signal.SIGKILL and self.killed is None:
+            self.killed = time.monotonic()
         if processes.HAS_PROC:
             for each in processes.descendants([os.getpid()]):
                 processes.send(each, number)

@@ -6,7 +6,9 @@ What: `grandchildren`: two processes below it that ignore SIGTERM, one of them i
 parent; `deaf`: ignores SIGTERM itself; `die-on-request`: ends with exit code 7 at GET /die; `crash`: ends at once;
 `crash-later`: when it has been asked for its health and models; `crash-second`: at once, but not when it is started
 for the first time; `never-healthy`: /health says 503; `other-name`: serves another name; `hang-on-request`: after GET
-/hang it answers nothing any more; `chatty`: writes a progress bar, and a byte that is no text.
+/hang it answers nothing any more; `chatty`: writes a progress bar, and a byte that is no text; `late`: binds its port
+at once, as vLLM does, and listens when there is a file STUB_FOLDER/listen; `shares`: sets SO_REUSEPORT, as vLLM with
+data parallel does; `locked`: /v1/models takes no key at all. With --api-key or VLLM_API_KEY it takes that one alone.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--served-model-name", dest="name")
     parser.add_argument("--lora-modules", nargs="*", default=[])
+    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY"))
     parser.add_argument("--stub", nargs="*", default=[])
     options, _ = parser.parse_known_args()
     what = set(options.stub)
@@ -64,6 +68,10 @@ def main() -> None:
             if self.path == "/health":
                 healthy.set()  # before the answer: the next question may come at once
                 self.answer(503 if "never-healthy" in what else 200, b"")
+            elif self.path == "/v1/models" and (
+                "locked" in what or (options.api_key and self.headers["authorization"] != f"Bearer {options.api_key}")
+            ):
+                self.answer(401, b"{}")
             elif self.path == "/v1/models":
                 names = ["another"] if "other-name" in what else served
                 self.answer(200, json.dumps({"data": [{"id": name} for name in names]}).encode())
@@ -90,7 +98,17 @@ def main() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    http.server.ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
+    server = http.server.ThreadingHTTPServer((options.host, options.port), Handler, bind_and_activate=False)
+    if "shares" in what:
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    server.server_bind()
+    if "late" in what:
+        print("bound", flush=True)
+        while not (Path(os.environ["STUB_FOLDER"]) / "listen").exists():
+            time.sleep(0.05)
+    server.server_activate()
+    print("listens", flush=True)
+    server.serve_forever()
 
 
 if __name__ == "__main__":

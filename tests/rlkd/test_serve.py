@@ -601,6 +601,15 @@ def test_a_trainer_that_swaps_adapters_needs_no_weight_transfer(place: Place) ->
         ),
         ({"weight_transfer": "glo"}, "workers.gsrm.weight_transfer: no 'glo'. Did you mean 'gloo'?"),
         ({"weight_transfer": "lora"}, "workers.gsrm.max_lora_rank: weight_transfer lora needs the rank"),
+        (
+            {"gpus": [0, 1], "replicas": 2, "weight_transfer": "nccl"},
+            "weight_transfer: a trainer sends its weights to one server, not to 2. Several copies of the model behind "
+            "one address:  data_parallel: 2",
+        ),
+        (
+            {"gpus": [0, 1], "data_parallel": 2, "weight_transfer": "lora", "max_lora_rank": 8},
+            "weight_transfer: lora loads an adapter into one of the 2 API servers of data_parallel",
+        ),
         ({"extra": ["--port", "1"]}, "workers.gsrm.extra: '--port' is what the key port says; say it there"),
         ({"extra": ["--max_model_len=9"]}, "is what the key max_model_len says"),
         ({"environment": {"CUDA_VISIBLE_DEVICES": "1"}}, "environment: CUDA_VISIBLE_DEVICES is set by the key gpus"),

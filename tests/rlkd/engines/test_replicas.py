@@ -20,6 +20,7 @@ import pytest
 from scripted_server import answer_to
 
 from rlkd.engines import EngineError, Sampling, ServerEngine, open_engine, run
+from rlkd.engines.replicas import ReplicaLost, Replicas
 
 SERVER = Path(__file__).with_name("scripted_server.py")
 SAMPLING = Sampling(max_new_tokens=8)
@@ -157,6 +158,87 @@ def test_a_replica_that_hangs_is_found_out_by_its_silence_and_its_requests_move(
     hung.send(signal.SIGCONT)
     assert texts(results) == EXPECTED
     assert len(set(other.noted("arrived"))) == len(other.noted("arrived"))
+
+
+def test_a_replica_that_hangs_from_the_first_request_is_found_out_without_any_answer(start, monkeypatch):
+    monkeypatch.setattr("rlkd.engines.replicas._CHECK_EVERY", 0.2)
+    monkeypatch.setattr("rlkd.engines.replicas._CHECK_TIMEOUT", 0.3)
+    other, mute = start("other"), start("mute", manner="mute")
+    engine = engine_of(other, mute, timeout=10 * GUARD)  # the first is asked for its models, so the second is next
+    # One request: nothing but the health checks of the replica that has it can happen meanwhile.
+    assert texts(run(engine.generate(PROMPTS[:1], SAMPLING, deadline=GUARD))) == EXPECTED[:1]
+    assert mute.noted("arrived") == PROMPTS[:1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(start, count):
+    servers = [start("ending", manner="abort"), start("other")][:count]
+    assert texts(run(engine_of(*servers).generate(PROMPTS[:8], SAMPLING, deadline=GUARD))) == EXPECTED[:8]
+    assert sum(len(server.noted("arrived")) for server in servers) == 9
+
+
+class Silent:
+    """A client whose server never answers a health check."""
+
+    def __init__(self) -> None:
+        self.models = self
+
+    async def list(self) -> None:
+        await asyncio.Event().wait()
+
+
+def replicas_of(*clients) -> Replicas:
+    found = {f"http://{number}/v1": client for number, client in enumerate(clients)}
+    return Replicas(found, concurrency=1, retries=2, patience=GUARD, first_pause=0.02, longest_pause=0.02)
+
+
+def test_the_watch_survives_attempts_whose_own_time_has_just_run_out(monkeypatch):
+    monkeypatch.setattr("rlkd.engines.replicas._CHECK_EVERY", 0.05)
+    monkeypatch.setattr("rlkd.engines.replicas._CHECK_TIMEOUT", 0.05)
+
+    async def attempt(replica) -> None:
+        async with asyncio.timeout(0) as limit:
+            replica.attempts.add(limit)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                while replica.away is None:  # closing a connection takes its time
+                    await asyncio.sleep(0.01)
+
+    async def expire() -> bool:
+        replicas = replicas_of(Silent(), Silent())
+        async with replicas.watched():
+            replica = await replicas.take((), False)
+            with pytest.raises(TimeoutError):
+                await attempt(replica)
+            replicas.free(replica)
+            await asyncio.sleep(0.1)
+            return replicas._watcher.done()
+
+    assert not asyncio.run(asyncio.wait_for(expire(), GUARD))
+
+
+def test_a_watch_that_fails_ends_the_wait_for_servers_that_are_away_and_the_next_call_begins_another(caplog):
+    async def fail() -> None:
+        replicas = replicas_of(Silent(), Silent())
+        watch = replicas._watch
+
+        async def broken() -> None:
+            await asyncio.sleep(0.05)
+            raise ZeroDivisionError("a slip")
+
+        replicas._watch = broken
+        async with replicas.watched():
+            for replica in replicas.all:
+                replicas.lost(replica, ReplicaLost("gone"))
+            with pytest.raises(EngineError, match="ZeroDivisionError"):
+                await replicas.take((), True)
+            replicas._watch = watch
+            async with replicas.watched():
+                assert not replicas._watcher.done()
+
+    asyncio.run(asyncio.wait_for(fail(), GUARD))
+    assert "the watch over http://0/v1, http://1/v1 failed" in caplog.text
 
 
 def test_a_replica_that_hangs_while_it_still_answers_health_checks_costs_one_time_out(start):

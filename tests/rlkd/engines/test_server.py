@@ -1,4 +1,5 @@
 import asyncio
+import json
 import logging
 import math
 import pickle
@@ -420,6 +421,44 @@ def test_a_server_that_refuses_schemas_is_asked_without_and_named_once(remote, s
     assert ["response_format" in body for body in server.requests[before:]] == [False]
 
 
+def test_a_schema_that_is_refused_costs_no_other_schema_its_guidance(remote, server):
+    odd = {"type": "object", "not": {}}
+    server.faults.append(
+        faulty({"status": 400}, only=lambda body: body.get("structured_outputs", {}).get("json") == odd)
+    )
+    guided = []
+    for schema in (odd, SCHEMA, odd, SCHEMA):
+        [completion] = run(remote.generate(["a"], Sampling(max_new_tokens=2, json_schema=schema)))
+        assert not isinstance(completion, EngineError)
+        guided.append(remote.guided)
+    assert guided == [False, True, True, True]
+    sent = [body.get("structured_outputs", {}).get("json") for body in server.requests]
+    assert sent == [odd, None, SCHEMA, None, SCHEMA]
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_a_server_that_breaks_every_answer_off_is_named_and_none_of_its_text_kept(remote, vllm_server, reason):
+    choice = {"index": 0, "text": "half an ans", "finish_reason": reason, "logprobs": None}
+    body = {"id": "1", "object": "text_completion", "created": 0, "model": "tiny", "choices": [choice]}
+    vllm_server.faults.append(faulty({"body": json.dumps(body).encode()}, only=lambda body: "max_tokens" in body))
+    for [error] in (
+        run(remote.generate(["e"], GREEDY)),
+        run(remote.score([("e", " f")])),
+        run(remote.choose(["e"], ["a", "b"])),
+    ):
+        assert f"the server gave the request up (finish_reason '{reason}'), 4 attempts" in str(error)
+
+
+def test_ids_that_another_event_loop_forgets_meanwhile_are_still_returned(remote, vllm_server, monkeypatch):
+    class Forgetful(dict):
+        def __setitem__(self, text, ids):
+            """Keep nothing, as if another loop had cleared it at once."""
+
+    remote._known_ids = Forgetful()
+    [scored] = run(remote.score([("She sold", " 24 clips")]))
+    assert isinstance(scored, Scored)
+
+
 def test_a_guided_request_that_fails_for_another_reason_keeps_the_guidance(remote):
     too_long = [{"role": "user", "content": "x" * 400}]
     [error] = run(remote.generate([too_long], Sampling(json_schema=SCHEMA)))
@@ -443,11 +482,27 @@ def test_the_key_is_sent_and_shown_nowhere(server, monkeypatch, caplog):
     assert key.encode() not in pickle.dumps(remote) + pickle.dumps(error)
 
 
-@pytest.mark.parametrize("url", ["http://user:secret@host/v1", "http://host/v1?key=secret", "ftp://host", "host:8000"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:secret@host/v1",
+        "http://host/v1?key=secret",
+        "ftp://host",
+        "host:8000",
+        "ftp://user:secret@host",
+        "ftp://user:sec/secret@host",
+        "user:secret@host:8000/v1",
+        "ftp://host/v1?key=secret",
+    ],
+)
 def test_a_url_that_is_no_server_or_carries_a_secret_is_refused(url):
     with pytest.raises(ValueError, match="base_url") as refusal:
         ServerEngine(url)
     assert "secret" not in str(refusal.value)
+    for options in ({}, {"concurency": 3}):
+        with pytest.raises(ValueError, match=r"base_url|does not name an engine|concurrency") as refusal:
+            open_engine(url, **options)
+        assert "secret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(("field", "value"), [("concurrency", 0), ("timeout", 0), ("retries", -1)])
