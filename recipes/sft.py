@@ -4,11 +4,13 @@
     accelerate launch recipes/sft.py --bf16 true                         # the same, where the CPU knows bfloat16
     accelerate launch recipes/sft.py --dataset_name rationales.jsonl --columns '{"rationales": "generations"}'
     accelerate launch recipes/sft.py --model_name_or_path embedded-warm --num_train_epochs 0 --output_dir runs/measured
+    accelerate launch recipes/sft.py --config recipes/sft_expert.yaml    # the expert: a teacher for distillation
 
 Without --config the run takes recipes/sft.yaml: SmolLM2-135M-Instruct learns to answer in short lines and to end. A
-row has a `question` (or `prompt`) and `rationales`; each rationale is one example. The last of these commands trains
-nothing and only measures. Keys are those of TRL's SFTConfig and ModelConfig and the few that --help lists first; the
-command line wins over the file.
+row has a `question` (or `prompt`) and `rationales`; each rationale is one example. The fourth of these commands
+trains nothing and only measures. With --adapter an adapter that is there is trained on, as the last one does: what
+comes out is again one adapter on the base model. Keys are those of TRL's SFTConfig and ModelConfig and the few that
+--help lists first; the command line wins over the file.
 
 The trainer is TRL's SFTTrainer as it stands. The loss is on the completion only, its end token included: a student
 that was never shown where to stop fills its answer up to the limit.
@@ -33,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from rlkd.answers import extract_answer
 from rlkd.data import WARM_START, to_dataset
 from rlkd.errors import UsageError
-from rlkd.models import EMBEDDED, resolve_model
+from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, resolve_model, shipped_adapters
 from rlkd.steps import strip_calculator_marks
 from trainers.arguments import DataArguments, apply_model_config, say, start
 from trainers.checkpoints import resume_point, step_of
@@ -56,6 +58,10 @@ class SFTScriptArguments(DataArguments):
     )
     similar_lengths: bool = field(
         default=True, metadata={"help": "fill a micro-batch with rows of similar length, which saves padding"}
+    )
+    adapter: str | None = field(
+        default=None,
+        metadata={"help": "go on training this LoRA adapter (embedded-warm, or a folder) in place of a new one"},
     )
     round_adapter: bool = field(
         default=False, metadata={"help": "save the adapter in bfloat16: half the size; it is measured as saved"}
@@ -91,19 +97,21 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
 
     apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
-    peft_config = get_peft_config(model)
+    # Either a new adapter or one that is there: TRL makes the one, the other comes with its model.
+    peft_config = None if script.adapter else get_peft_config(model)
+    adapting = bool(script.adapter or peft_config)
     trainer: Any = SFTTrainer(
-        model=resolve_model(name),
+        model=with_adapter(name, script.adapter, args) if script.adapter else resolve_model(name),
         args=args,
         train_dataset=to_dataset(examples),
         processing_class=AutoTokenizer.from_pretrained(resolve_model(name), revision=model.model_revision),
         peft_config=peft_config,
     )
-    if peft_config is not None:
+    if adapting:
         name_base_model(trainer, name)
     check_examples(trainer, len(examples))
     trainer.add_callback(MetricsCallback(output / "metrics.jsonl"))
-    if rounded := script.round_adapter and peft_config is not None:
+    if rounded := script.round_adapter and adapting:
         trainer.add_callback(RoundingCallback(trainer))  # before what measures
     held_out = None
     if test_rows:
@@ -144,6 +152,29 @@ def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, An
             f'--columns \'{{"rationales": "COLUMN"}}\''
         )
     return examples
+
+
+def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
+    """The model `name` with a LoRA adapter (one of ours, or its folder) that is ready to be trained further.
+
+    Rank, alpha and layers are those of the adapter; its weights are trained in float32. Empties `model_init_kwargs`,
+    which TRL takes only for a model that it loads itself. Raises `UsageError` for a folder without an adapter, and
+    for an adapter of ours on another model than `embedded`.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    if adapter in ADAPTED and name != EMBEDDED:
+        raise UsageError(f"--adapter {adapter} is one for the model {EMBEDDED!r}, not for {name!r}")
+    folder = adapter_folder(adapter) if adapter in ADAPTED else Path(adapter).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise UsageError(f"--adapter {adapter}: no adapter_config.json there. Ours: {', '.join(shipped_adapters())}")
+    settings: dict[str, Any] = {"dtype": torch.float32}
+    settings.update(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    args.model_init_kwargs = None
+    base = AutoModelForCausalLM.from_pretrained(resolve_model(name), **settings)
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
 
 
 def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:

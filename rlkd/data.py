@@ -11,9 +11,15 @@ A row is a problem for the student with what is known about it:
 | `rationales` | list of str              | teacher traces |
 | `structures` | list (one a rationale) of lists of `{meta, question, answer}` | their steps, where known |
 
-Any other field passes through to the rewards, which see it as a column. Rows come from an embedded sample (GSM8K:
-`gsm8k-sample`; easy word problems of MAWPS: `mawps-sample`; what the warm start is trained on: `warm-start`), a
-`.jsonl` or `.parquet` file, or a dataset of the hub.
+Any other field passes through to the rewards, which see it as a column. Rows come from an embedded sample, a `.jsonl`
+or `.parquet` file, or a dataset of the hub. The embedded samples:
+
+| name | what | splits |
+| --- | --- | --- |
+| `gsm8k-sample` | GSM8K | `rl` (the same as `train`), `gsrm`, `test` |
+| `mawps-sample` | easy word problems of MAWPS | `train`, `test` |
+| `distillation-sample` | MAWPS and arithmetic chains that the shipped expert was not trained on | `train`, `test` |
+| `warm-start`, `expert` | what the shipped adapters of these names were trained on | `train` |
 """
 
 from __future__ import annotations
@@ -38,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 SAMPLE = "gsm8k-sample"
 EASY_SAMPLE = "mawps-sample"
+DISTILLATION_SAMPLE = "distillation-sample"
 WARM_START = "warm-start"
+EXPERT = "expert"
+SAMPLES = (SAMPLE, EASY_SAMPLE, DISTILLATION_SAMPLE, WARM_START, EXPERT)
 FIELDS = ("id", "prompt", "question", "answer", "rationales", "structures")
 # What TRL passes to a reward beside the columns of the data.
 TRL_ARGUMENTS = (
@@ -127,10 +136,8 @@ def load_rows(
     """Load and check rows.
 
     Args:
-        source: `gsm8k-sample`, `mawps-sample`, `warm-start`, a `.jsonl`/`.json`/`.parquet` file, or a dataset name on
-            the hub.
-        split: of `gsm8k-sample` `rl`, `gsrm` or `test` (`train` means `rl`); of `mawps-sample` `train` or `test`; of
-            `warm-start` `train`; of a hub dataset its split; a file has none.
+        source: an embedded sample, a `.jsonl`/`.json`/`.parquet` file, or a dataset name on the hub.
+        split: one of the sample's (see above); of a hub dataset its split; a file has none.
         config: configuration name of a hub dataset.
         columns: our field -> their column, e.g. `{question: problem, rationales: generations}`. Beside the fields
             above, `correct` names a list of flags, one a rationale: rationales flagged false are
@@ -261,12 +268,8 @@ def _records(source: str, split: str, config: str | None) -> Iterator[tuple[str,
         for row in sample_rows("rl" if split == "train" else split):  # type: ignore[arg-type]
             yield f"{SAMPLE}, row {row['id']}", row
         return
-    if source in (EASY_SAMPLE, WARM_START):
-        from rlkd.warm_start import mawps_rows, warm_start_rows
-
-        if source == WARM_START and split != "train":
-            raise UsageError(f"{WARM_START}, split {split!r}: expected 'train'; measure on {SAMPLE} or {EASY_SAMPLE}")
-        for row in warm_start_rows() if source == WARM_START else mawps_rows(split):  # type: ignore[arg-type]
+    if source in SAMPLES:
+        for row in _easy_rows(source, split):
             yield f"{source}, row {row['id']}", row
         return
     path = Path(source).expanduser()
@@ -282,10 +285,20 @@ def _records(source: str, split: str, config: str | None) -> Iterator[tuple[str,
     except Exception as error:
         raise UsageError(
             f"dataset {source!r} (config {config!r}, split {split!r}) cannot be loaded: {error}. "
-            f"Give a dataset of the hub, a .jsonl or .parquet file, {SAMPLE!r}, {EASY_SAMPLE!r} or {WARM_START!r}."
+            f"Give a dataset of the hub, a .jsonl or .parquet file, or one of {', '.join(SAMPLES)}."
         ) from error
     for position, record in enumerate(loaded):
         yield f"{source}, split {split}, row {position}", record
+
+
+def _easy_rows(source: str, split: str) -> list[Row]:
+    from rlkd.warm_start import distillation_rows, expert_rows, mawps_rows, warm_start_rows
+
+    if source in (WARM_START, EXPERT):
+        if split != "train":
+            raise UsageError(f"{source}, split {split!r}: expected 'train'; measure on {SAMPLE} or {EASY_SAMPLE}")
+        return warm_start_rows() if source == WARM_START else expert_rows()
+    return (mawps_rows if source == EASY_SAMPLE else distillation_rows)(split)  # type: ignore[arg-type]
 
 
 def _file_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

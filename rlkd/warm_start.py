@@ -21,10 +21,11 @@ learn them by heart:
 * `chains`: short arithmetic chains in words, made by a seeded generator (`chain_rows`);
 * the shortest of `short`.
 
-What is distilled from the expert should be other questions: the MAWPS rows and chains of the half "rl".
+What is distilled from the expert should be other questions: the MAWPS rows and chains of the half "rl"
+(`distillation_rows`).
 
-    >>> chain_rows("test")[0]["question"]
-    'TODO'
+    >>> print(chain_rows("test", 1)[0]["question"])
+    Take the number 51. Multiply by 2. Share it into 6 equal parts and keep one. Take away 14. What number do you get?
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ from rlkd.steps import strip_calculator_marks
 # The longest solution taken from the embedded sample, in characters: about 96 tokens of the embedded model.
 LONGEST_SOLUTION = 290
 
-# The expert's rows: how often a MAWPS row comes again with other numbers, how many chains, and how many GSM8K rows.
-NUMBER_VARIANTS = 3
-EXPERT_CHAINS = 1200
-EXPERT_GSM8K = 250
+# Of the expert's rows: how often a MAWPS row comes again with other numbers, how many chains, and how many GSM8K rows.
+NUMBER_VARIANTS = 2
+EXPERT_CHAINS = 900
+EXPERT_GSM8K = 150
+# Beside as many MAWPS rows as there are.
+DISTILLATION_CHAINS = 600
 
 CHAIN_SPLITS = ("gsrm", "rl", "test")
 # No number of a chain is larger: two-digit sums and the small multiplication table are what a small model can learn.
@@ -138,9 +141,10 @@ def work_out(equation: str, numbers: str) -> tuple[list[str], str]:
 
 
 def expert_rows() -> list[Row]:
-    """All rows that the expert is trained on, in the form of `warm_start_rows`; all of the half "gsrm", always the same.
+    """All rows that the expert is trained on, in the form of `warm_start_rows`; always the same.
 
-    A MAWPS row with other numbers has the id of its source and `-vN` behind it.
+    They are of the half "gsrm". A MAWPS row with other numbers belongs to the half of its source, whose id it has with
+    `-vN` behind it.
     """
     mawps = [record for record in _records("mawps_train.jsonl") if split_half(record["question"]) == "gsrm"]
     variants = []
@@ -149,12 +153,26 @@ def expert_rows() -> list[Row]:
             if changed := with_other_numbers(record, f"{record['id']}-v{number}"):
                 variants.append(changed)
     short = sorted(short_rows(), key=lambda row: (len(row["question"]) + len(row["rationales"][0]), row["id"]))
-    return [
-        *map(_worked_out, mawps),
-        *map(_worked_out, variants),
-        *chain_rows("gsrm", EXPERT_CHAINS),
-        *short[:EXPERT_GSM8K],
-    ]
+    problems = map(_worked_out, [*mawps, *variants])
+    return [*problems, *chain_rows("gsrm", EXPERT_CHAINS), *short[:EXPERT_GSM8K]]
+
+
+def distillation_rows(split: Literal["train", "test"]) -> list[Row]:
+    """Rows on which to distil the expert, and to measure it: a MAWPS problem and a chain in turn, then the rest.
+
+    `train`: the half "rl" of MAWPS and 600 chains, none of which the expert was trained on (the student's warm start
+    has seen the MAWPS problems). `test`: the MAWPS test problems and 150 chains. Raises `UsageError` for another
+    split.
+    """
+    problems = mawps_rows(split)
+    if split == "train":
+        problems = [row for row in problems if split_half(row["question"]) == "rl"]
+        chains = chain_rows("rl", DISTILLATION_CHAINS)
+    else:
+        chains = chain_rows("test")
+    pairs = list(zip(problems, chains, strict=False))
+    rest = [*problems[len(pairs) :], *chains[len(pairs) :]]
+    return [*(row for pair in pairs for row in pair), *rest]
 
 
 def chain_rows(split: Literal["gsrm", "rl", "test"], count: int = 150) -> list[Row]:
@@ -206,10 +224,14 @@ def with_other_numbers(record: dict[str, Any], name: str) -> dict[str, Any] | No
         # A line's values; a minus directly before one is its sign.
         values = [text for line in lines for text in line.split() if text[-1].isdigit()]
         if all(Fraction(text) > 0 and _decimals(text) <= finest for text in values):
-            new_texts = iter([other[Fraction(text)] for text in written])
-            question = _NUMBER.sub(lambda _: next(new_texts), record["question"])
+            question = _rewritten(record["question"], other)
             return {**record, "id": name, "question": question, "numbers": numbers}
     return None
+
+
+def _rewritten(question: str, other: dict[Fraction, str]) -> str:
+    """The question with another text for each number."""
+    return _NUMBER.sub(lambda found: other[Fraction(found[0])], question)
 
 
 def _other(text: str, draw: random.Random) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from rlkd.data import SAMPLE, load_rows
+from rlkd.data import SAMPLE, SAMPLES, load_rows
 from rlkd.errors import UsageError
 
 
@@ -32,7 +32,8 @@ class RowArguments:
     """Where rows come from."""
 
     dataset_name: str = field(
-        default=SAMPLE, metadata={"help": f"{SAMPLE}, a .jsonl or .parquet file, or a dataset of the hub"}
+        default=SAMPLE,
+        metadata={"help": f"{', '.join(SAMPLES)}, a .jsonl or .parquet file, or a dataset of the hub"},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
     dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})

@@ -94,6 +94,50 @@ def test_the_warm_start_asks_as_the_reinforcement_recipe_does(root: Path) -> Non
     assert warm["worked_examples"] == 0
 
 
+def test_the_expert_asks_as_the_warm_start_and_learns_from_rows_of_its_own(root: Path, recipe) -> None:
+    warm, expert = (yaml.safe_load((root / f"recipes/{name}.yaml").read_text()) for name in ("sft", "sft_expert"))
+    assert {**warm, **expert}["system_prompt"] == warm["system_prompt"]
+    script = recipe.SFTScriptArguments(
+        **{key: expert[key] for key in ("dataset_name", "dataset_test_name", "dataset_test_split", "eval_rows")}
+    )
+    assert {row["id"].split("-")[0] for row in script.train_rows()} == {"mawps", "chain", "gsm8k"}
+    assert len(script.test_rows()) == expert["eval_rows"]
+
+
+# An adapter that is there already
+
+
+def test_an_adapter_that_is_given_is_what_is_trained_in_float32(recipe, tiny_model: str, tmp_path: Path) -> None:
+    import torch
+
+    begun = make_adapter(tmp_path / "begun", tiny_model)
+    args = SimpleNamespace(model_init_kwargs={"attn_implementation": "eager"})
+    model = recipe.with_adapter(tiny_model, str(tmp_path / "begun"), args)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    assert len(trained) == len(begun) > 0
+    for name, tensor in begun.items():
+        stem, _, last = name.rpartition(".")
+        assert trained[f"{stem}.default.{last}"].equal(tensor.float()), name
+    assert args.model_init_kwargs is None
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "message"),
+    [
+        (
+            "some/model",
+            "embedded-warm",
+            r"--adapter embedded-warm is one for the model 'embedded', not for 'some/model'",
+        ),
+        ("some/model", "nowhere", r"--adapter nowhere: no adapter_config\.json there\. Ours: .*embedded-warm"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_a_model_is_loaded(recipe, model, adapter, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe.with_adapter(model, adapter, SimpleNamespace(model_init_kwargs=None))
+
+
 # What the trainer makes of the examples
 
 
@@ -158,6 +202,22 @@ def test_a_template_without_an_end_token_is_refused(recipe, trainer) -> None:
 # Whole runs
 
 
+def make_adapter(folder: Path, base: str) -> dict[str, Any]:
+    """A LoRA adapter with random weights in bfloat16; its tensors."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    weights = folder / "adapter_model.safetensors"
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return tensors
+
+
 @pytest.fixture
 def quick(tiny_model: str, tmp_path: Path) -> list[str]:
     """Arguments that make the default recipe small."""
@@ -191,6 +251,25 @@ def test_accelerate_launch_trains_measures_and_saves_an_adapter(root, tmp_path, 
         assert shown in done.stdout
     tensors = load_file(run / "adapter_model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.bfloat16"}
+
+
+@pytest.mark.slow
+def test_training_on_from_an_adapter_gives_one_adapter_of_its_shape_and_resumes(root, tmp_path, quick, tiny_model):
+    begun = make_adapter(tmp_path / "begun", tiny_model)
+    command = [sys.executable, root / "recipes/sft.py", *quick, "--adapter", tmp_path / "begun", "--save_steps", "2"]
+    command += ["--eval_rows", "0"]
+    for more in (["--max_steps", "4"], ["--max_steps", "6", "--resume_from_checkpoint"]):
+        done = start([*command, *more], tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert [entry["step"] for entry in read_steps(tmp_path / "run/metrics.jsonl")] == list(range(1, 7))
+    trained = load_file(tmp_path / "run/adapter_model.safetensors")
+    assert {name: tensor.shape for name, tensor in trained.items()} == {n: tensor.shape for n, tensor in begun.items()}
+    assert {str(tensor.dtype) for tensor in trained.values()} == {"torch.bfloat16"}
+    # It has learnt, and it began where the other one ended.
+    moved = max(float((trained[name].float() - tensor.float()).abs().max()) for name, tensor in begun.items())
+    assert 0 < moved < 0.1
+    config = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (3, tiny_model)
 
 
 @pytest.mark.slow

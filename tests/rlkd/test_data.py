@@ -268,7 +268,7 @@ def test_a_file_without_rows_is_an_error(tmp_path):
 
 
 def test_a_dataset_that_cannot_be_had_is_named_with_the_alternatives():
-    with pytest.raises(UsageError, match=r"dataset 'no-such/data' .*'gsm8k-sample'"):
+    with pytest.raises(UsageError, match=r"dataset 'no-such/data' .*gsm8k-sample, mawps-sample, distillation-sample"):
         load_rows("no-such/data")
 
 

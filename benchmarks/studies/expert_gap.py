@@ -1,0 +1,241 @@
+"""Is there anything to distil? The expert against the student on questions that neither was trained on.
+
+    python benchmarks/studies/expert_gap.py --out runs/expert_gap                  # about 15 minutes on two cores
+    python benchmarks/studies/expert_gap.py --out runs/expert_gap                  # again: goes on after a kill
+    python benchmarks/studies/expert_gap.py --out runs/expert_gap --sets mawps-test.jsonl
+    python benchmarks/studies/expert_gap.py --out runs/early --expert "transformers:embedded?adapter=FOLDER"
+    python benchmarks/studies/expert_gap.py --out /tmp/smoke --smoke               # does the script work?
+
+A teacher that is no better than its student has nothing to teach, so a study of distillation begins here. Each model
+gives one greedy answer a question, and the two are compared question by question. The sets:
+
+    mawps      the 142 test problems of `mawps-sample`
+    chains     150 arithmetic chains of the split that nothing is trained on (`rlkd.warm_start.chain_rows`)
+    FILE       rows of your own, .jsonl or .parquet with `question` and `answer`
+
+The primary figure of each set, fixed before any result was seen: accuracy of the expert minus accuracy of the student,
+with its 95 % interval over questions (`rlkd.report.curves.mean` of the paired differences). Beside it stands the exact
+McNemar test (McNemar, 1947): are the questions that one of the two alone has right divided evenly between them?
+
+Answers are kept in `answers.jsonl` of the output folder, under model, set, length limit, system prompt and question,
+so that a run goes on where another stopped, and another model shares what is there. `results.json` and `table.md` are
+written beside it. The last line printed is a JSON object with the primary figures.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkd.data import build_prompt, load_rows
+from rlkd.engines import Engine, EngineError, Sampling, open_engine, run
+from rlkd.errors import UsageError
+from rlkd.evaluate import Estimate, accuracy, estimate
+from rlkd.report.curves import Interval, mean
+from rlkd.warm_start import chain_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+# Chosen before the first run.
+BOOTSTRAP_SEED = 17
+SETS = ("mawps", "chains")
+BATCH = 16
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The expert against the student on held-out questions.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the answers and results")
+    parser.add_argument("--student", default="embedded-warm", help="model or engine spec (default: %(default)s)")
+    parser.add_argument("--expert", default="embedded-expert", help="model or engine spec (default: %(default)s)")
+    parser.add_argument("--also", nargs="*", default=["embedded"], help="further models to measure, uncompared")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help="mawps, chains, or files of rows")
+    parser.add_argument("--rows", type=int, help="only the first so many questions of each set")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="longest answer (default: %(default)s)")
+    parser.add_argument("--system-prompt", help="put before every question (default: the one of recipes/sft.yaml)")
+    parser.add_argument("--smoke", action="store_true", help="two short answers a set; the figures mean nothing")
+    given = parser.parse_args()
+    if given.system_prompt is None:
+        given.system_prompt = yaml.safe_load((ROOT / "recipes/sft.yaml").read_text())["system_prompt"]
+    if given.smoke:
+        given.student = given.expert = "embedded"
+        given.also, given.rows, given.max_new_tokens = [], 2, 8
+    try:
+        results = measure(given)
+    except UsageError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    (given.out / "results.json").write_text(json.dumps(results | {"smoke": given.smoke}, indent=1) + "\n")
+    (given.out / "table.md").write_text(table(results))
+    print(table(results))
+    primary = {
+        name: found["difference"] | {"mcnemar_p": found["mcnemar_p"]} for name, found in results["sets"].items()
+    }
+    print(json.dumps({"smoke": given.smoke} | primary))
+    return 0
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Answers of all models to all sets, and the figures; raises `UsageError` where a set or a model does not work."""
+    sets = {name: read_set(name, given.rows) for name in given.sets}  # a mistake shows before a model is loaded
+    given.out.mkdir(parents=True, exist_ok=True)
+    answers = Answers(given.out / "answers.jsonl")
+    correct: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in sets}
+    roles = {"student": given.student, "expert": given.expert} | {name: name for name in given.also}
+    for role, model in roles.items():
+        # One engine at a time, so that one model is in memory.
+        engine = open_engine(model if ":" in model else f"transformers:{model}")
+        for name, rows in sets.items():
+            correct[name][role] = answer(engine, rows, answers, given, f"{role} on {name}")
+    return {
+        "models": roles,
+        "bootstrap_seed": BOOTSTRAP_SEED,
+        "sets": {name: compare(rows, correct[name]) for name, rows in sets.items()},
+    }
+
+
+def read_set(name: str, limit: int | None) -> list[dict[str, Any]]:
+    """The rows of a set; raises `UsageError` where there are none or one has no answer."""
+    if name == "mawps":
+        rows = load_rows("mawps-sample", split="test")
+    elif name == "chains":
+        rows = chain_rows("test")
+    else:
+        rows = load_rows(name, split="test")
+    rows = rows[:limit]
+    unknown = next((row["id"] for row in rows if row.get("answer") is None), None)
+    if unknown is not None:
+        raise UsageError(f"{name}: row {unknown!r} has no answer, so no accuracy can be measured")
+    return rows
+
+
+class Answers:
+    """What models answered: a line each in a file, kept by what was asked of whom. A torn last line is cut off."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.found: dict[str, dict[str, Any]] = {}
+        whole = b""
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            if not line.endswith(b"\n"):
+                path.write_bytes(whole)  # the run was killed while it wrote
+                break
+            whole += line
+            record = json.loads(line)
+            self.found[record.pop("key")] = record
+
+    def add(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep records under their keys, in the file too."""
+        with self.path.open("a") as stream:
+            for key, record in records.items():
+                stream.write(json.dumps({"key": key, **record}) + "\n")
+                self.found[key] = dict(record)
+
+
+def answer(
+    engine: Engine, rows: Sequence[Mapping[str, Any]], answers: Answers, given: argparse.Namespace, title: str
+) -> list[dict[str, Any]]:
+    """A record a row: `text`, `ended`, `tokens` and `correct`; only what is not kept yet is asked.
+
+    Raises `UsageError` where the engine fails.
+    """
+    asked = {
+        row["id"]: json.dumps(
+            [engine.name, given.system_prompt, given.max_new_tokens, row.get("prompt") or row["question"]]
+        )
+        for row in rows
+    }
+    missing = [row for row in rows if asked[row["id"]] not in answers.found]
+    for batch in _batches(missing):
+        prompts = [row.get("prompt") or build_prompt(row["question"], given.system_prompt) for row in batch]
+        results = run(engine.generate(prompts, Sampling(max_new_tokens=given.max_new_tokens)))
+        records = {}
+        for row, result in zip(batch, results, strict=True):
+            if isinstance(result, EngineError):
+                raise UsageError(f"{title}: {result}")
+            ended = result.finish_reason == "stop"
+            records[asked[row["id"]]] = {"text": result.text, "ended": ended, "tokens": result.n_tokens}
+        answers.add(records)
+        done = len(rows) - len(missing) + missing.index(batch[-1]) + 1
+        print(f"{title}: {done} of {len(rows)} questions", file=sys.stderr, flush=True)
+    kept = [answers.found[asked[row["id"]]] for row in rows]
+    return [{**found, "correct": accuracy(row, found["text"])} for row, found in zip(rows, kept, strict=True)]
+
+
+def compare(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The figures of a set: each model's accuracy, and expert minus student, paired by question.
+
+    Questions whose gold answer cannot be compared are left out.
+    """
+    usable = [i for i in range(len(rows)) if all(records[i]["correct"] is not None for records in found.values())]
+    if not usable:
+        raise UsageError(f"none of the {len(rows)} questions has a gold answer that can be compared")
+    right = {role: [records[i]["correct"] for i in usable] for role, records in found.items()}
+    differences = [expert - student for expert, student in zip(right["expert"], right["student"], strict=True)]
+    interval = mean(differences, block=1, seed=BOOTSTRAP_SEED)
+    only = {"expert": differences.count(1.0), "student": differences.count(-1.0)}
+    return {
+        "n": len(usable),
+        "models": {
+            role: {
+                "accuracy": dataclasses.asdict(estimate(right[role])),
+                "ended": sum(records[i]["ended"] for i in usable) / len(usable),
+                "tokens": sum(records[i]["tokens"] for i in usable) / len(usable),
+            }
+            for role, records in found.items()
+        },
+        "difference": _plain(interval),
+        "right_alone": only,
+        "mcnemar_p": mcnemar(only["expert"], only["student"]),
+    }
+
+
+def mcnemar(one: int, other: int) -> float:
+    """The exact two-sided McNemar test: how likely a split of `one + other` fair coins at least so uneven is."""
+    n, least = one + other, min(one, other)
+    return min(1.0, 2 * math.fsum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = ["| set | model | right (95 % interval) | ended | tokens |", "| --- | --- | --- | --- | --- |"]
+    for name, found in results["sets"].items():
+        for role, figures in found["models"].items():
+            model = results["models"][role]
+            shown = model if role == model else f"{role} ({model})"
+            lines.append(
+                f"| {name} | {shown} | {Estimate(**figures['accuracy'])} | {figures['ended']:.0%} "
+                f"| {figures['tokens']:.1f} |"
+            )
+    lines += ["", "| set | expert minus student | right alone: expert, student | McNemar p |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for name, found in results["sets"].items():
+        difference = found["difference"]
+        low, high = (difference[side] for side in ("low", "high"))
+        bounds = "no interval" if low is None else f"95 % interval {low:+.1%} to {high:+.1%}"
+        alone = found["right_alone"]
+        lines.append(
+            f"| {name} | {difference['value']:+.1%} ({bounds}, n = {found['n']}) "
+            f"| {alone['expert']}, {alone['student']} | {found['mcnemar_p']:.2g} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _plain(interval: Interval) -> dict[str, Any]:
+    """An interval as JSON has it: no infinity."""
+    finite = math.isfinite(interval.high - interval.low)
+    bounds = {"low": interval.low, "high": interval.high} if finite else {"low": None, "high": None}
+    return {"value": interval.value, **bounds, "excludes_zero": interval.excludes_zero}
+
+
+def _batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
