@@ -13,6 +13,7 @@ The models are random, made on the spot, with the shapes of Qwen2.5-0.5B and 1.5
     equality      RLKDTrainer against two GRPOTrainers, parameter by parameter; then failing rewards behind a gate
     grpo_0.5b     RLKDTrainer, bf16, LoRA r16 on all linear layers, 8 completions of 256 tokens by transformers
     grpo_1.5b     the same on the larger shape
+    kd            ValidityKDTrainer, the 0.5B shape taught by the 1.5B, LoRA, 4 rows of 256 tokens, both kernels
     bitsandbytes  grpo_0.5b on 4-bit weights
     vllm          grpo_0.5b with generation by vLLM in the same process
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -212,6 +214,74 @@ def grpo(size: Size, shape_name: str) -> dict[str, Any]:
     return measure(size, model=model, processing_class=build_tokenizer(shape.vocab_size))
 
 
+def kd(size: Size) -> dict[str, Any]:
+    """Distillation steps with LoRA, on traces and on rollouts, with our divergence and with TRL's kernel.
+
+    Both start from the same student and traces, so their first losses should agree up to rounding. Raises
+    `AssertionError` where they do not, or where a loss or a gradient is no number.
+    """
+    import torch
+
+    from trainers.validity_kd import writes_itself
+
+    # Two steps on traces, then two on rollouts: the first one of each warms up.
+    coins = [False, False, True, True]
+    seed = next(seed for seed in range(1000) if [writes_itself(0.5, seed, step) for step in range(4)] == coins)
+    place = "cpu" if size.smoke else "cuda"
+    shape = size.shape("0.5b")
+    teacher = build_model(size.shape("1.5b"), place, seed=1)
+    figures: dict[str, Any] = {}
+    for kernel in ("chunked", "trl"):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        # A random teacher trusts no step: without v_0 = 0 all weights would be close to none.
+        changes = {"kernel": kernel, "seed": seed, "v_0": 0.0}
+        figures[kernel] = distil(size, build_model(shape, place), teacher, build_tokenizer(shape.vocab_size), changes)
+    losses = [figures[kernel]["first_loss"] for kernel in ("chunked", "trl")]
+    figures["loss_difference"] = abs(losses[0] - losses[1]) / abs(losses[1])
+    if not figures["loss_difference"] < 0.01:
+        raise AssertionError(f"the losses of the two kernels differ: {figures}")
+    return figures
+
+
+def distil(size: Size, student: Any, teacher: Any, tokenizer: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """Four steps; return seconds a step on traces and on rollouts, peak memory (the teacher's too) and losses."""
+    from peft import LoraConfig
+
+    from trainers import ValidityKDConfig, ValidityKDTrainer
+
+    marks = step_marks()
+    with tempfile.TemporaryDirectory(prefix="rlkd-gpu-") as folder:
+        values = settings(size, Path(folder), per_device_train_batch_size=4, max_steps=4, lmbda=0.5, **changes)
+        del values["num_generations"]
+        trainer = ValidityKDTrainer(
+            student,
+            teacher,
+            ValidityKDConfig(**values),
+            train_dataset=traces(),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[marks],
+        )
+        trainer.train()
+        steps = [json.loads(line) for line in trainer.metrics_path.read_text().splitlines()]
+        records = [json.loads(line) for line in trainer.rollouts_path.read_text().splitlines()]
+    for step in steps:
+        if not (math.isfinite(step["loss"]) and math.isfinite(step["grad_norm"]) and step["grad_norm"] > 0):
+            raise AssertionError(f"loss {step['loss']} and gradient norm {step['grad_norm']} in step {step['step']}")
+    # Of each kind the later step.
+    seconds = dict(zip([step["kd/on_policy"] for step in steps], marks.seconds(), strict=True))
+    return {
+        "traces_step_s": round(seconds[0.0], 3),
+        "rollouts_step_s": round(seconds[1.0], 3),
+        "peak_gb": peak_gb(),
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "weighed_steps": sum(len(record["steps"]) for record in records),
+    }
+
+
 def bitsandbytes(size: Size) -> dict[str, Any]:
     """GRPO steps with LoRA on 4-bit weights."""
     import torch
@@ -257,6 +327,7 @@ SECTIONS = {
     "equality": Section(equality, 90),
     "grpo_0.5b": Section(lambda size: grpo(size, "0.5b"), 120, in_quick=True),
     "grpo_1.5b": Section(lambda size: grpo(size, "1.5b"), 150),
+    "kd": Section(kd, 120),
     "bitsandbytes": Section(bitsandbytes, 120, "bitsandbytes", on_cpu=False),
     "vllm": Section(vllm, 210, "vllm", on_cpu=False),
 }
@@ -289,24 +360,10 @@ def letters(completions: list[Any], **columns: Any) -> list[float]:
 def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_arguments: Any) -> dict[str, Any]:
     """Train with LoRA; return seconds a step, tokens a second and peak memory, each without the first step."""
     from peft import LoraConfig
-    from transformers import TrainerCallback
 
     from trainers import RLKDConfig, RLKDTrainer
 
-    class Marks(TrainerCallback):
-        """Notes when steps begin and end."""
-
-        def __init__(self) -> None:
-            self.begun: list[float] = []
-            self.ended: list[float] = []
-
-        def on_step_begin(self, *arguments: Any, **rest: Any) -> None:
-            self.begun.append(now())
-
-        def on_step_end(self, *arguments: Any, **rest: Any) -> None:
-            self.ended.append(now())
-
-    watch, marks = Stopwatch(), Marks()
+    watch, marks = Stopwatch(), step_marks()
     with tempfile.TemporaryDirectory(prefix="rlkd-gpu-") as folder:
         trainer = RLKDTrainer(
             reward_funcs=watch,
@@ -320,7 +377,7 @@ def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_argu
         last = json.loads(trainer.metrics_path.read_text().splitlines()[-1])
     if not last["grad_norm"] or last["grad_norm"] != last["grad_norm"]:
         raise AssertionError(f"the gradient norm of the last step is {last['grad_norm']}")
-    steps = [end - begin for begin, end in zip(marks.begun, marks.ended, strict=True)][1:]
+    steps = marks.seconds()[1:]
     generation = [called - begin for begin, called in zip(marks.begun, watch.called_at, strict=True)][1:]
     tokens = median(watch.tokens[1:])
     figures = {
@@ -334,6 +391,27 @@ def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_argu
         "grad_norm": last["grad_norm"],
     }
     return figures | {key: value for key, value in last.items() if key.startswith("sampling/")}
+
+
+def step_marks() -> Any:
+    """A callback that notes when steps begin and end."""
+    from transformers import TrainerCallback
+
+    class Marks(TrainerCallback):
+        def __init__(self) -> None:
+            self.begun: list[float] = []
+            self.ended: list[float] = []
+
+        def on_step_begin(self, *arguments: Any, **rest: Any) -> None:
+            self.begun.append(now())
+
+        def on_step_end(self, *arguments: Any, **rest: Any) -> None:
+            self.ended.append(now())
+
+        def seconds(self) -> list[float]:
+            return [end - begin for begin, end in zip(self.begun, self.ended, strict=True)]
+
+    return Marks()
 
 
 def settings(size: Size, output: Path, **changes: Any) -> dict[str, Any]:
@@ -365,6 +443,13 @@ def questions() -> Any:
     return Dataset.from_dict({"prompt": chats, "answer": [str(22 * i + 14) for i in range(16)]})
 
 
+def traces() -> Any:
+    """The sums with a trace of the teacher each: two sentences, over and over, some 250 tokens long."""
+    text = "There are {c} shells on the beach. Twice that is {d} shells.\n"
+    rationales = [[text.format(c=22 * i + 14, d=44 * i + 28) * 4] for i in range(16)]
+    return questions().add_column("rationales", rationales)
+
+
 def build_tokenizer(vocab_size: int) -> Any:
     """Single bytes, and words that no text encodes to but every sampled token decodes to."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -382,13 +467,13 @@ def build_tokenizer(vocab_size: int) -> Any:
     return fast
 
 
-def build_model(shape: Shape, place: str, dtype: str | None = None) -> Any:
+def build_model(shape: Shape, place: str, dtype: str | None = None, seed: int = 0) -> Any:
     """A random Qwen2 on a device; bf16 on a GPU and fp32 on a CPU unless `dtype` says otherwise."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(**vars(shape), tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.device(place):
         dtype = dtype or ("float32" if place == "cpu" else "bfloat16")
         return Qwen2ForCausalLM._from_config(config, dtype=getattr(torch, dtype))

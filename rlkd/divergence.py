@@ -44,7 +44,8 @@ Kind = Literal["jsd", "skewed_forward", "skewed_reverse"]
 
 SMALLEST_TAIL = 1e-7
 """Probability. What a teacher leaves outside of its top k is at least that: a difference to 1 tells no more, and the
-logarithm of nothing is infinite. It changes a forward KL by at most 2e-6, and bounds the gradient of a reverse KL."""
+logarithm of nothing is infinite. It changes a forward KL by some 1e-6; a reverse KL, which counts what the student has
+there, it keeps finite, and lower where the teacher's true rest is smaller still."""
 
 # Entries of one tile (there are two), and columns that are worked on at a time. On a CPU the columns of a tile should
 # stay in its cache from one operation to the next; on a GPU large products count. Our choice, by
@@ -415,8 +416,7 @@ def _slices(length: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
-def _tile(hidden: Tensor, head: Head | None, tiling: _Tiling, dtype: torch.dtype, extra: int = 0) -> Tensor:
-    assert head is not None
+def _tile(hidden: Tensor, head: Head, tiling: _Tiling, dtype: torch.dtype, extra: int = 0) -> Tensor:
     return hidden.new_empty((min(len(hidden), tiling.tokens), len(head.weight) + extra), dtype=dtype)
 
 
@@ -426,7 +426,9 @@ def _sum_dtype(hidden: Tensor) -> torch.dtype:
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
     device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor, *, keep: bool = True) -> None:

@@ -3,14 +3,19 @@
 TRL and torch are imported when a trainer is first asked for, not when this package is.
 """
 
+import importlib
 from typing import Any
 
-__all__ = ["RLKDConfig", "RLKDTrainer"]
+_HOMES = {
+    "RLKDConfig": "trainers.rlkd",
+    "RLKDTrainer": "trainers.rlkd",
+    "ValidityKDConfig": "trainers.kd_config",
+    "ValidityKDTrainer": "trainers.validity_kd",
+}
+__all__ = ["RLKDConfig", "RLKDTrainer", "ValidityKDConfig", "ValidityKDTrainer"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from trainers import rlkd
-
-        return getattr(rlkd, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,7 +41,8 @@ from rlkd.data import RESERVED_COLUMNS
 from rlkd.engines import from_environment
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from trainers.async_rollouts import check_async_trl, on_this_device, whole_text
+from trainers._compat import async_with, check_async_trl
+from trainers.async_rollouts import packed_attention, whole_text
 from trainers.checkpoints import find_checkpoint, step_of
 from trainers.logs import MetricsCallback, iterate_steps, prepare_folder
 from trainers.reward_settings import MAPPINGS, RewardSettings
@@ -110,7 +111,7 @@ class RLKDAsyncTrainer(AsyncGRPOTrainer):
         # The rollout process gets a copy that reads completions as rewards want them; what is saved stays as it was.
         reading = copy.deepcopy(tokenizer)
         reading.response_template = whole_text([tokenizer.eos_token])
-        with on_this_device():
+        with async_with(packed_attention):
             super().__init__(
                 model=student,
                 reward_funcs=[composite],  # type: ignore[list-item]  # TRL awaits what is asynchronous

@@ -1,10 +1,10 @@
 """What TRL's AsyncGRPOTrainer needs to train where there is no CUDA, and how its completions are read.
 
-Three things, checked on TRL 1.16.0; `check_async_trl` compares what they rest on before anything is loaded:
+Two things, checked on TRL 1.16.0; `trainers._compat` brings the first into its trainer, and compares what both rest on
+before anything is loaded:
 
-- the trainer asks for the peak speed of its GPU, to report how well that is used: `on_this_device` answers;
 - its attention over packed completions is a GPU kernel (flash-attention 3, from the hub): `packed_attention` computes
-  the same in plain torch. It is told of at transformers' own registry, under the name that TRL registers;
+  the same in plain torch;
 - a rollout process splits what the model wrote into messages by a template of the tokenizer. TRL knows one for some
   models, which takes what stands in <think> out of the text that rewards read, and fails for others:
   `whole_text` is another one, for every device.
@@ -12,71 +12,13 @@ Three things, checked on TRL 1.16.0; `check_async_trl` compares what they rest o
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlkd.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-
-# What the kernel's caller gives to an attention function: TRL computes these for its packed rows.
-_PACKED = ["tree_kv_index", "tree_cu_seqlens_q", "tree_cu_seqlens_k", "tree_max_seqlen_q", "tree_max_seqlen_k"]
-
-
-def check_async_trl() -> None:
-    """Raise `UsageError` if TRL's asynchronous trainer is not the one that this module knows."""
-    import trl
-    from trl.experimental.async_grpo import async_grpo_trainer, async_rollout_worker, packing, vllm_client
-
-    def parameters(function: Any) -> list[str]:
-        return list(inspect.signature(function).parameters) if callable(function) else []
-
-    attention = getattr(packing, "tree_attention", None)
-    speed = getattr(async_grpo_trainer, "get_peak_flops_per_device", None)
-    loop = getattr(async_rollout_worker, "_AsyncRolloutLoop", object)
-    client = getattr(vllm_client, "VLLMClient", object)
-    wrong = [
-        what
-        for what, known in {
-            "packed attention": [name for name in parameters(attention) if name.startswith("tree_")] == _PACKED,
-            "the question for the GPU's speed": parameters(speed) == ["accelerator", "dtype"],
-            "the trainer's start": "get_peak_flops_per_device" in _names(async_grpo_trainer.AsyncGRPOTrainer.__init__),
-            "the rollout process": "response_template" in _names(getattr(loop, "__init__", None)),
-            "the names of adapters": "load_lora_adapter" in dir(client),
-        }.items()
-        if not known
-    ]
-    if wrong:
-        raise UsageError(
-            f"TRL {trl.__version__}: its asynchronous trainer has changed ({', '.join(wrong)}), and rlkd does not "
-            f'know it. Install a TRL that rlkd is tested with:  pip install "trl==1.16.0"'
-        )
-
-
-@contextlib.contextmanager
-def on_this_device() -> Iterator[None]:
-    """Build an AsyncGRPOTrainer in this context, so that it trains here, too. With CUDA, it changes nothing."""
-    import torch
-
-    if torch.cuda.is_available():
-        yield
-        return
-    from transformers import AttentionInterface
-    from trl.experimental.async_grpo import async_grpo_trainer
-    from trl.experimental.async_grpo.packing import TREE_ATTENTION
-
-    # It looks the GPU up by name, which raises without one. None is its own answer for GPUs that it does not know.
-    asked = async_grpo_trainer.get_peak_flops_per_device
-    async_grpo_trainer.get_peak_flops_per_device = lambda accelerator, dtype: None
-    try:
-        yield
-    finally:
-        async_grpo_trainer.get_peak_flops_per_device = asked
-    # Last, as the trainer registers the kernel when it is built. Models look an attention up at every call.
-    AttentionInterface.register(TREE_ATTENTION, packed_attention)
 
 
 def packed_attention(
@@ -156,8 +98,3 @@ def whole_text(ends: Sequence[str]) -> dict[str, Any]:
             "content": {"close": list(dict.fromkeys(ends)), "content": "text", "content_args": {"strip": False}}
         },
     }
-
-
-def _names(function: Any) -> set[str]:
-    code = getattr(function, "__code__", None)
-    return {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))} if code else set()

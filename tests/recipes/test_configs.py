@@ -24,14 +24,18 @@ def recipe_of(config: Path) -> str:
 def test_every_key_of_a_config_is_an_option_of_its_recipe(path: Path) -> None:
     from trl import ModelConfig, SFTConfig
 
-    from trainers import RLKDConfig
+    from trainers import RLKDConfig, ValidityKDConfig
     from trainers.async_grpo import RLKDAsyncConfig
 
     recipe = recipe_of(path)
     scope = runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="recipe")
     (script,) = [value for name, value in scope.items() if name.endswith("ScriptArguments")]
     # The asynchronous one names its student itself: ModelConfig and AsyncGRPOConfig both have `dtype`.
-    training = {"rlkd": (RLKDConfig, ModelConfig), "rlkd_async": (RLKDAsyncConfig,)}
+    training = {
+        "rlkd": (RLKDConfig, ModelConfig),
+        "rlkd_async": (RLKDAsyncConfig,),
+        "validity_kd": (ValidityKDConfig, ModelConfig),
+    }
     kinds = (script, *training.get(recipe, (SFTConfig, ModelConfig)))
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert set(yaml.safe_load(path.read_text())) <= known

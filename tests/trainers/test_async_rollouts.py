@@ -7,7 +7,8 @@ from trl.chat_template_utils import parse_response, qwen3_template
 from trl.experimental.async_grpo import async_grpo_trainer, packing
 
 from rlkd.errors import UsageError
-from trainers.async_rollouts import check_async_trl, on_this_device, packed_attention, whole_text
+from trainers._compat import async_with, check_async_trl
+from trainers.async_rollouts import packed_attention, whole_text
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_each_token_sees_its_own_path_and_no_other(window) -> None:
 
 
 def test_a_packed_row_gives_the_log_probabilities_of_its_completions_one_by_one(tiny_model, no_cuda) -> None:
-    with on_this_device():
+    with async_with(packed_attention):
         packing.register_tree_attention()
     packed = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=packing.TREE_ATTENTION)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -106,7 +107,7 @@ def test_capped_scores_are_refused() -> None:
 
 def test_without_cuda_trl_is_not_asked_for_the_speed_of_a_gpu(no_cuda) -> None:
     asked = async_grpo_trainer.get_peak_flops_per_device
-    with on_this_device():
+    with async_with(packed_attention):
         assert async_grpo_trainer.get_peak_flops_per_device(None, "float32") is None
     assert async_grpo_trainer.get_peak_flops_per_device is asked
     assert AttentionInterface()[packing.TREE_ATTENTION] is packed_attention
@@ -116,7 +117,7 @@ def test_with_cuda_nothing_is_replaced(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     asked = async_grpo_trainer.get_peak_flops_per_device
     packing.register_tree_attention()
-    with on_this_device():
+    with async_with(packed_attention):
         assert async_grpo_trainer.get_peak_flops_per_device is asked
     assert AttentionInterface()[packing.TREE_ATTENTION] is packing.tree_attention
 

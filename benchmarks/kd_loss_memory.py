@@ -1,0 +1,259 @@
+"""Memory and time of the distillation loss: the whole logits, TRL's kernel, and `rlkd.divergence`.
+
+    python benchmarks/kd_loss_memory.py            # T = 2,048 and V = 151,936, about 5 minutes, 10 GiB of memory
+    python benchmarks/kd_loss_memory.py --quick    # a hundredth of that
+
+Compared: one forward and backward pass of sum(weights * divergence) / T, in float32, from the last hidden states of
+student and teacher (both of width H = 256) to the gradients of the student's hidden states and of its head.
+
+    dense    logits [T, V] and autograd, written with care: the teacher's are normalised in place, nothing is copied
+             that could be spared
+    trl      TRL's kernel, as its DistillationTrainer calls it on a CPU: tiles of 4,096 tokens x 32,768 columns
+    ours     chunked_divergence with the weights anticipated
+
+Each measurement is a process of its own, with one thread. The inputs stand and a loss of two tokens has run before it
+starts; the peak is the largest resident size from there on (VmHWM, reset at that moment) minus the resident size at
+that moment. What a pass returns counts for every arm: the gradient of the head, [V, H], of 148 MiB, too.
+Time is CPU-seconds, user and system; medians over rounds in an order that changes.
+
+    gradient_error    over both gradients and beta 0, 0.5 and 1: the largest difference between ours and those of the
+                      dense arm in float64, divided by the largest entry; at T / 8. (In float32 the dense arm is off by
+                      more than ours; `dense_gradient_error` and `trl_gradient_error` say by how much.)
+    growth_over_t     MiB that our peak grows from T to 2 T, less what is returned for them: the gradient of the hidden
+                      states
+
+A second table (full form only) has the head frozen, as under LoRA. Nobody makes a gradient of the head then.
+
+Exits with 1 in the full form if ours takes more than 1/10 of dense's or 1/4 of TRL's memory or more time than dense,
+if its peak grows by more than 5 % from T to 2 T, or if a gradient is off by more than 1e-5.
+"""
+
+import os
+
+# One thread, and no hub: before torch and huggingface_hub are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+MIB = 2**20
+ARMS = ("dense", "trl", "ours")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one measurement."""
+
+    tokens: int
+    vocabulary: int
+    hidden: int
+    beta: float = 1.0
+    frozen: bool = False
+    double: bool = False
+
+
+def main() -> int:
+    """Measure all arms; print the figures."""
+    parser = argparse.ArgumentParser(description="Measure what the distillation loss costs.")
+    parser.add_argument("--quick", action="store_true", help="a small size: a smoke test, its figures say little")
+    parser.add_argument("--rounds", type=int, default=3, help="of the full form")
+    parser.add_argument("--measure", metavar="JSON", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        task = json.loads(options.measure)
+        measure(task["arm"], Size(**task["size"]), task["gradients"])
+        return 0
+    rounds = 1 if options.quick else options.rounds
+    full = Size(128, 16_384, 64) if options.quick else Size(2_048, 151_936, 256)
+    with tempfile.TemporaryDirectory(prefix="rlkd-kd-loss-") as folder:
+        arms, betas = (("ours",), (0.5,)) if options.quick else (ARMS, (0.0, 0.5, 1.0))
+        errors = gradient_errors(at(full, tokens=full.tokens // 8), folder, arms, betas)
+    trained = table(full, rounds)
+    frozen = {} if options.quick else table(at(full, frozen=True), rounds)
+    twice = child("ours", at(full, tokens=2 * full.tokens))["peak_mib"]
+    ours = trained["ours"]["peak_mib"]
+    growth = twice - ours - full.tokens * full.hidden * 4 / MIB
+    error = errors["ours"]
+    print(f"ours at {2 * full.tokens} tokens: {twice:.0f} MiB")
+    print("error of the gradients: " + ", ".join(f"{arm} {value:.1e}" for arm, value in errors.items()))
+    sys.stdout.flush()
+    figures = {
+        "peak_mib": round(ours, 1),
+        "peak_over_dense": round(ours / trained["dense"]["peak_mib"], 4),
+        "peak_over_trl": round(ours / trained["trl"]["peak_mib"], 4),
+        "time_over_dense": round(trained["ours"]["seconds"] / trained["dense"]["seconds"], 3),
+        "time_over_trl": round(trained["ours"]["seconds"] / trained["trl"]["seconds"], 3),
+        "gradient_error": float(f"{error:.2e}"),
+        **{f"{arm}_gradient_error": float(f"{value:.2e}") for arm, value in errors.items() if arm != "ours"},
+        "growth_over_t_mib": round(growth, 1),
+        "arms": trained,
+        "frozen_arms": frozen,
+        **asdict(full),
+        "rounds": rounds,
+    }
+    print(json.dumps(figures))
+    broken = [
+        name
+        for name, holds in {
+            "peak_over_dense <= 0.1": figures["peak_over_dense"] <= 0.1,
+            "peak_over_trl <= 0.25": figures["peak_over_trl"] <= 0.25,
+            "time_over_dense <= 1": figures["time_over_dense"] <= 1,
+            "gradient_error <= 1e-5": error <= 1e-5,
+            "growth_over_t <= 5 %": growth <= 0.05 * ours,
+        }.items()
+        if not holds
+    ]
+    if broken:
+        print(f"out of bounds: {', '.join(broken)}", file=sys.stderr)
+    return 1 if broken and not options.quick else 0
+
+
+def at(size: Size, **changes: float) -> Size:
+    return Size(**{**asdict(size), **changes})
+
+
+def table(size: Size, rounds: int) -> dict[str, dict[str, float]]:
+    """Peak and time of each arm: medians over the rounds, in an order that changes."""
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    for turn in range(rounds):
+        for arm in (*ARMS[turn % 3 :], *ARMS[: turn % 3]):
+            found[arm].append(child(arm, size))
+    medians = {
+        arm: {name: round(median(run[name] for run in runs), 3) for name in ("peak_mib", "seconds")}
+        for arm, runs in found.items()
+    }
+    print(f"head {'frozen' if size.frozen else 'trained'}, {size.tokens} tokens:")
+    for arm, run in medians.items():
+        print(f"  {arm:6} {run['peak_mib']:8.1f} MiB {run['seconds']:7.2f} CPU-s")
+    sys.stdout.flush()
+    return medians
+
+
+def child(arm: str, size: Size, gradients: str | None = None) -> dict[str, float]:
+    """Measure in a process of its own."""
+    task = json.dumps({"arm": arm, "size": asdict(size), "gradients": gradients})
+    done = subprocess.run([sys.executable, __file__, "--measure", task], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"the arm {arm} with {size} ended with status {done.returncode} (-9: it was out of memory)\n"
+            f"{done.stderr[-2000:]}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def gradient_errors(size: Size, folder: str, arms: tuple[str, ...], betas: tuple[float, ...]) -> dict[str, float]:
+    """Of each arm: the largest difference to dense in float64 over the largest entry, over gradients and betas."""
+    import torch
+
+    path = str(Path(folder) / "gradients.pt")
+    errors = dict.fromkeys(arms, 0.0)
+    for beta in betas:
+        child("dense", at(size, beta=beta, double=True), path)
+        exact = torch.load(path)
+        for arm in arms:
+            child(arm, at(size, beta=beta), path)
+            for one, found in zip(exact, torch.load(path), strict=True):
+                errors[arm] = max(errors[arm], float((one - found).abs().max() / one.abs().max()))
+    return errors
+
+
+def measure(arm: str, size: Size, gradients: str | None) -> None:
+    """Print peak (MiB) and time (CPU-seconds) of one pass; save its gradients, if asked to."""
+    import torch
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        drawn = torch.randn(*shape, generator=generator)
+        return drawn.double() if size.double else drawn
+
+    # Logits with a deviation of 3, about what a model's have.
+    spread = 3 / math.sqrt(size.hidden)
+    student_hidden = random(size.tokens, size.hidden).requires_grad_()
+    teacher_hidden = random(size.tokens, size.hidden)
+    student = random(size.vocabulary, size.hidden).mul_(spread).requires_grad_(not size.frozen)
+    teacher = random(size.vocabulary, size.hidden).mul_(spread)
+    weights = random(size.tokens).abs_().clamp_(0.2, 1.8)
+    one_pass = {"dense": dense_pass, "trl": trl_pass, "ours": our_pass}[arm]
+    one_pass(student_hidden[:2], student, teacher_hidden[:2], teacher, weights[:2], size.beta)
+    student_hidden.grad = student.grad = None
+    before = start_peak()
+    start = cpu_seconds()
+    one_pass(student_hidden, student, teacher_hidden, teacher, weights, size.beta)
+    seconds = cpu_seconds() - start
+    peak = status("VmHWM") - before
+    if gradients:
+        torch.save([student_hidden.grad, student.grad], gradients)
+    print(json.dumps({"peak_mib": peak, "seconds": seconds}))
+
+
+def dense_pass(student_hidden, student, teacher_hidden, teacher, weights, beta) -> None:
+    import torch
+
+    with torch.no_grad():
+        t = teacher_hidden @ teacher.T
+        t.sub_(t.logsumexp(-1, keepdim=True))
+    s = (student_hidden @ student.T).log_softmax(-1)
+    if beta == 0:
+        per_token = (t.exp() * (t - s)).sum(-1)
+    elif beta == 1:
+        per_token = (s.exp() * (s - t)).sum(-1)
+    else:
+        mixture = torch.logaddexp(s + math.log1p(-beta), t + math.log(beta))
+        per_token = beta * (t.exp() * (t - mixture)).sum(-1) + (1 - beta) * (s.exp() * (s - mixture)).sum(-1)
+    ((weights * per_token).sum() / len(weights)).backward()
+
+
+def trl_pass(student_hidden, student, teacher_hidden, teacher, weights, beta) -> None:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    per_token, _ = ChunkedDivergenceFunction.apply(
+        student_hidden, student, None, teacher_hidden, teacher, None, beta, 1.0
+    )
+    ((weights * per_token).sum() / len(weights)).backward()
+
+
+def our_pass(student_hidden, student, teacher_hidden, teacher, weights, beta) -> None:
+    from rlkd.divergence import Divergence, Head, chunked_divergence, weighted_mean
+
+    per_token, _ = chunked_divergence(
+        student_hidden,
+        Head(student),
+        teacher_hidden,
+        Head(teacher),
+        Divergence(beta=beta),
+        anticipated_weights=weights,
+    )
+    weighted_mean(per_token, weights, len(weights)).backward()
+
+
+def cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def start_peak() -> float:
+    """The resident size in MiB; VmHWM counts from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(name: str) -> float:
+    """A line of /proc/self/status, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise LookupError(f"/proc/self/status has no line {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

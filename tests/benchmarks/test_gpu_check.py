@@ -1,0 +1,25 @@
+"""`benchmarks/gpu_check.py` at toy size on the CPU; its times are not looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_distillation_steps_end_with_the_same_first_loss_by_both_kernels(root: Path) -> None:
+    command = [sys.executable, str(root / "benchmarks" / "gpu_check.py"), "--cpu-smoke", "--only", "kd"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:]
+    sections = json.loads(done.stdout.splitlines()[-1])["sections"]
+    assert set(sections) == {"device", "kd"}
+    found = sections["kd"]
+    assert found["status"] == "ok"
+    assert found["loss_difference"] < 1e-4
+    for kernel in ("chunked", "trl"):
+        assert found[kernel]["first_loss"] > 0
+        assert found[kernel]["weighed_steps"] > 0
+        assert found[kernel]["traces_step_s"] > 0
+        assert found[kernel]["rollouts_step_s"] > 0
