@@ -231,7 +231,7 @@ _WORD_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(_repair_backslashes(text), strict=False, parse_float=str, parse_int=str)
+        value = json.loads(repair_backslashes(text), strict=False, parse_float=str, parse_int=str)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is none: {error}") from None
     if not isinstance(value, Mapping):
@@ -393,7 +393,7 @@ def _read_object(source: str, steps: list[Step], dropped: list[Dropped]) -> bool
     try:
         # Pairs, not a dict, so that the first of two equal keys wins; numbers stay as they are written.
         pairs = json.loads(
-            _repair_backslashes(source),
+            repair_backslashes(source),
             strict=False,
             parse_float=str,
             parse_int=str,
@@ -420,7 +420,7 @@ def _read_object(source: str, steps: list[Step], dropped: list[Dropped]) -> bool
     return True
 
 
-def _repair_backslashes(source: str) -> str:
+def repair_backslashes(source: str) -> str:
     """JSON text in which every backslash is one of JSON's escapes or escaped, LaTeX commands read as such."""
     return _BACKSLASH.sub(_repaired_escape, source)
 

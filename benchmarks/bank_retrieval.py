@@ -1,0 +1,206 @@
+"""Routing of many questions through a path bank: memory, time, and whether the blocks change a result.
+
+    python benchmarks/bank_retrieval.py            # 100,000 questions x 1,000 paths: about a minute on one core
+    python benchmarks/bank_retrieval.py --quick    # 4,000 questions
+
+Questions are 20 to 60 words (GSM8K: 46 on average) of a vocabulary of 3,000; the bank has 250 intents in 10 categories
+with 4 paths each. The embedder is the default one, hashed n-grams.
+
+Figures: `peak_mib`, the greatest resident memory of a fresh process that makes the questions, the bank and all
+routes, interpreter and scikit-learn included: at most 1,024. `results_equal`: on 2,000 questions (`--quick`: 400) the
+routes are those of a plain reference, which embeds everything into one matrix, multiplies it with all intents and all
+paths, and sorts question by question; `reference_mib` is what the matrices of the reference alone would take for all
+questions. `similarity_error`: largest difference of a similarity from that in float64 without rounding of the
+vectors. `time_ratio`: CPU-seconds of the reference / of the blocks on these questions, embedding left out on both
+sides, medians of interleaved rounds. `questions_per_s`: of the whole run, embedding included, in CPU-seconds. Exits
+with 1 where memory or results are out of bounds.
+"""
+
+import os
+
+# One thread: before numpy is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from rlkd.rationales.bank import PathBank, RouteEntry
+from rlkd.rationales.clustering import path_words
+from rlkd.rationales.embedders import NgramEmbedder, Thresholds, on_grid
+from rlkd.rationales.routing import Route, Router
+
+MOST_MIB = 1024
+QUESTIONS, QUICK_QUESTIONS = 100_000, 4_000
+SUBSET, QUICK_SUBSET = 2_000, 400
+CATEGORIES, INTENTS, PATHS = 10, 25, 4
+K = 3
+# Some questions are offered nothing, so that both cases are compared.
+ROUTE = 0.12
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure how questions are routed through a path bank.")
+    parser.add_argument("--quick", action="store_true", help="4,000 questions: a smoke test")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        print(json.dumps(route_all(arguments.child)))
+        return 0
+
+    count = QUICK_QUESTIONS if arguments.quick else QUESTIONS
+    # In a process of its own, so that neither the reference nor this one's imports count.
+    child = [sys.executable, str(Path(__file__).resolve()), "--child", str(count)]
+    figures = json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    figures |= compared(QUICK_SUBSET, rounds=3) if arguments.quick else compared(SUBSET, rounds=7)
+    width = 2 * NgramEmbedder.half_width
+    numbers = count * (width + CATEGORIES * INTENTS * (1 + PATHS))
+    figures["reference_mib"] = round(numbers * 8 / 2**20)
+    print(f"{count} questions x {figures['paths']} paths in {figures['intents']} intents, {width} dimensions\n")
+    print(f"peak memory         {figures['peak_mib']:>8} MiB (a matrix of everything: {figures['reference_mib']} MiB)")
+    print(f"routed              {figures['questions_per_s']:>8} questions a second, embedding included")
+    print(f"offered a path      {figures['offered_share']:>8.0%}")
+    print(f"against reference   {figures['time_ratio']:>8} times as fast, embedding left out")
+    print(f"same routes         {figures['results_equal']!s:>8} ({figures['subset']} questions, three sizes of block)")
+    print(json.dumps(figures))
+    return 0 if figures["peak_mib"] <= MOST_MIB and figures["results_equal"] else 1
+
+
+def route_all(count: int) -> dict[str, float]:
+    """Route `count` questions and say what this process took."""
+    bank = made_bank()
+    questions = made_questions(count)
+    began = time.process_time()
+    routes = Router(bank, NgramEmbedder()).route(questions, K)
+    seconds = time.process_time() - began
+    return {
+        "peak_mib": round(peak_mib(), 1),
+        "seconds": round(seconds, 1),
+        "questions_per_s": round(count / seconds),
+        "offered_share": round(sum(route.offered for route in routes) / count, 4),
+        "questions": count,
+        "intents": len(bank.intents()),
+        "paths": len(bank),
+    }
+
+
+def peak_mib() -> float:
+    """The greatest resident memory of this process so far, in MiB."""
+    try:
+        # `getrusage` would count what the parent held before this program was loaded.
+        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 1024
+    except (OSError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def compared(subset: int, rounds: int) -> dict[str, float | bool]:
+    """Blocks against the reference on the subset: results, errors, times."""
+    bank, questions = made_bank(), made_questions(subset)
+    embedder = NgramEmbedder()
+    known = Known(embedder, questions)
+    routers = [Router(bank, known, block=block) for block in (1, 100, 512)]
+    expected = reference(bank, embedder, known.embed(questions))
+    equal = all(router.route(questions, K) == expected for router in routers)
+
+    exact = known.embed(questions).astype(np.float64)
+    intents = embedder.embed([intent for _, intent in bank.intents()]).astype(np.float64)
+    best = (exact @ intents.T).max(axis=1)
+    error = max(abs(route.similarity - value) for route, value in zip(expected, best.tolist(), strict=True))
+
+    times: dict[str, list[float]] = {"blocks": [], "reference": []}
+    for turn in range(rounds):
+        for name in sorted(times, reverse=turn % 2 == 1):
+            began = time.process_time()
+            if name == "blocks":
+                routers[-1].route(questions, K)
+            else:
+                reference(bank, embedder, known.embed(questions))
+            times[name].append(time.process_time() - began)
+    ratio = median(times["reference"]) / median(times["blocks"])
+    return {
+        "results_equal": equal,
+        "similarity_error": float(f"{error:.2g}"),
+        "time_ratio": round(ratio, 2),
+        "rounds": rounds,
+        "subset": subset,
+    }
+
+
+class Known:
+    """An embedder that has worked out the vectors of some texts before, so that only the comparison is timed."""
+
+    def __init__(self, embedder: NgramEmbedder, texts: list[str]) -> None:
+        self.name = embedder.name
+        self.embedder = embedder
+        self.rows = {text: row for row, text in enumerate(texts)}
+        self.vectors = embedder.embed(texts)
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """The vectors of the texts, (texts, width)."""
+        if all(text in self.rows for text in texts):
+            return self.vectors[[self.rows[text] for text in texts]]
+        return self.embedder.embed(texts)
+
+
+def reference(bank: PathBank, embedder: NgramEmbedder, vectors: np.ndarray) -> list[Route]:
+    """What `Router` is to find: all similarities as one matrix, then a sort for each question."""
+    pairs = bank.intents()
+    intents = on_grid(embedder.embed([intent for _, intent in pairs]))
+    places = [(pair, path.names) for pair in pairs for path in bank.paths(*pair)]
+    paths = on_grid(embedder.embed([path_words(names) for _, names in places]))
+    questions = on_grid(vectors)
+    to_intents, to_paths = questions @ intents.T, questions @ paths.T
+    routes = []
+    for row, similarities in enumerate(to_intents.tolist()):
+        similarity, pair = min((-value, pair) for value, pair in zip(similarities, pairs, strict=True))
+        ranked = sorted((-to_paths[row, n], names) for n, (owner, names) in enumerate(places) if owner == pair)
+        offered = tuple(names for _, names in ranked[:K]) if -similarity >= bank.rules.thresholds.route else ()
+        routes.append(Route(*pair, offered, -similarity))
+    return routes
+
+
+def made_words(count: int) -> list[str]:
+    """Distinct words of two to four syllables."""
+    draw = random.Random(1)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(draw.randint(2, 4)))] = None
+    return list(found)
+
+
+def made_questions(count: int) -> list[str]:
+    """Questions of words that stand in them as unevenly as words do: by the inverse of their rank."""
+    words, draw = made_words(3_000), random.Random(2)
+    weights = [1 / rank for rank in range(10, 3_010)]
+    drawn = (draw.choices(words, weights, k=draw.randint(20, 60)) for _ in range(count))
+    return [f"{' '.join(each)}, {number}?" for number, each in enumerate(drawn)]
+
+
+def made_bank() -> PathBank:
+    """A bank of 1,000 paths: each intent and path of words that questions have, each used by one question."""
+    words, draw = made_words(3_000), random.Random(3)
+    entries = []
+    for category in range(CATEGORIES):
+        for number in range(INTENTS):
+            intent = " ".join(draw.sample(words, 3))
+            for turn in range(PATHS):
+                path = tuple("".join(map(str.title, draw.sample(words, 2))) for _ in range(3))
+                name = f"{category}-{number}-{turn}"
+                entries.append(RouteEntry(name, "", f"category {category}", (intent,), 2, 3, path, True))
+    thresholds = Thresholds(route=ROUTE, eps=0.01)
+    return PathBank.from_seed(entries, NgramEmbedder(), thresholds=thresholds, cap=None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""What the stages hand on: questions, each with its candidate rationales.
+
+A *candidate* is one rationale of one question on its way through writing and selection. It carries where it comes
+from, what is known about it, and what each stage has measured of it; a stage never changes its text.
+
+A line of the files between the stages is `Question.to_json`:
+
+    >>> question = Question("q1", "How many are 3 and 4?", "7", (candidate("q1", "3 + 4 = 7\\n#### 7", "ready"),))
+    >>> Question.from_json(question.to_json()) == question
+    True
+    >>> question.candidates[0].answer
+    '7'
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rlkd.answers import extract_answer
+from rlkd.structure import Structure
+
+# Where a candidate comes from, unless the data name a source of their own.
+SOURCES = ("bank", "generated", "hinted", "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One rationale.
+
+    `id` names it wherever it goes: a digest of its question, source and text. `text` is what a student would be
+    trained on, answer line included. `source` is `bank` (written along a path of the bank, unchanged), `generated`
+    (written freely, or along a path that the teacher revised), `hinted` (the teacher was shown the answer), `ready`
+    (brought along), or a name from the data. `answer` is the answer that the text announces. `path` holds the names of
+    its steps, where it was written step by step; `tokens` is what it cost the teacher, where that is known.
+    """
+
+    id: str
+    text: str
+    source: str
+    answer: str | None = None
+    path: tuple[str, ...] = ()
+    structure: Structure | None = None
+    tokens: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def with_scores(self, scores: Mapping[str, float]) -> Candidate:
+        """The same with further scores; one of the same name is replaced."""
+        return replace(self, scores={**self.scores, **scores}) if scores else self
+
+    def to_json(self) -> dict[str, Any]:
+        """The candidate as JSON; `from_json` is the inverse."""
+        structure = None if self.structure is None else self.structure.to_list()
+        return {
+            "id": self.id,
+            "text": self.text,
+            "source": self.source,
+            "answer": self.answer,
+            "path": list(self.path),
+            "structure": structure,
+            "tokens": self.tokens,
+            "scores": dict(self.scores),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Candidate:
+        """Read what `to_json` gave; raises TypeError or ValueError for anything else."""
+        structure = record.get("structure")
+        return cls(
+            **{
+                **record,
+                "path": tuple(record.get("path") or ()),
+                "structure": None if structure is None else Structure.from_list(structure),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its candidates. `answer` is the gold one, or None; `columns` pass through to the output."""
+
+    id: str
+    question: str
+    answer: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The question as JSON; `from_json` is the inverse."""
+        return {
+            "id": self.id,
+            "question": self.question,
+            "answer": self.answer,
+            "candidates": [each.to_json() for each in self.candidates],
+            "columns": dict(self.columns),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Question:
+        """Read what `to_json` gave; raises TypeError or ValueError for anything else."""
+        candidates = tuple(map(Candidate.from_json, record.get("candidates") or ()))
+        return cls(**{**record, "candidates": candidates})
+
+
+def candidate(question_id: str, text: str, source: str, **known: Any) -> Candidate:
+    """A new candidate, with its id and the answer that its text announces."""
+    digest = hashlib.sha256("\x1f".join((question_id, source, text)).encode()).hexdigest()[:16]
+    return Candidate(digest, text, source, **{"answer": extract_answer(text), **known})
