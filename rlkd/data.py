@@ -18,7 +18,7 @@ or `.parquet` file, or a dataset of the hub. The embedded samples:
 | --- | --- | --- |
 | `gsm8k-sample` | GSM8K | `rl` (the same as `train`), `gsrm`, `test` |
 | `mawps-sample` | easy word problems of MAWPS | `train`, `test` |
-| `distillation-sample` | MAWPS and arithmetic chains that the shipped expert was not trained on | `train`, `test` |
+| `distillation-sample` | MAWPS and arithmetic chains beside those that made the shipped expert | `train`, `test` |
 | `warm-start`, `expert` | what the shipped adapters of these names were trained on | `train` |
 """
 

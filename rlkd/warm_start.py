@@ -160,9 +160,9 @@ def expert_rows() -> list[Row]:
 def distillation_rows(split: Literal["train", "test"]) -> list[Row]:
     """Rows on which to distil the expert, and to measure it: a MAWPS problem and a chain in turn, then the rest.
 
-    `train`: the half "rl" of MAWPS and 600 chains, none of which the expert was trained on (the student's warm start
-    has seen the MAWPS problems). `test`: the MAWPS test problems and 150 chains. Raises `UsageError` for another
-    split.
+    `train`: the half "rl" of MAWPS and 600 chains, none of which is among the expert's own rows; the warm start, from
+    which student and expert begin, has seen the MAWPS problems. `test`: the MAWPS test problems and 150 chains. Raises
+    `UsageError` for another split.
     """
     problems = mawps_rows(split)
     if split == "train":

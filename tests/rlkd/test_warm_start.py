@@ -192,7 +192,7 @@ def test_the_experts_rows_are_the_same_in_every_process(lessons) -> None:
 # What is distilled from the expert
 
 
-def test_the_expert_was_trained_on_no_question_that_is_distilled_or_tested(lessons) -> None:
+def test_no_row_of_the_expert_beyond_the_warm_start_is_distilled_or_tested(lessons) -> None:
     asked = {words(row["question"]) for row in lessons}
     train, test = (load_rows("distillation-sample", split=split) for split in ("train", "test"))
     assert not asked & {words(row["question"]) for row in [*train, *test]}
