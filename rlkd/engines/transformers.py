@@ -13,16 +13,20 @@ Our choices. Every setting of the checkpoint's own generation config is ignored 
 `Sampling` says all there is. A prompt must leave room for `max_new_tokens` in the model's context, as vLLM demands
 too: nothing is cut silently. Sampling draws from generators of its own, one a request, so the global random state is
 neither read nor changed, and a request's draws do not depend on its batch.
+
+Requests of `score` and `choose` that begin with the same tokens (one question with many rationales, one prompt with
+two choices) share the work on them: it is done once, and each request goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -46,9 +50,25 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 # Scoring keeps a row of logits for each token of a continuation: at most this many numbers a batch (1 GiB in float32).
 _LOGITS_PER_BATCH = 2**28
+
+# Reading a shared beginning by itself costs a pass of the model, so it must be worth one; and its states are copied
+# into every batch, so that a group must end somewhere.
+_SHORTEST_SHARED, _LARGEST_GROUP = 16, 64
+# In scoring, at most this share of a batch is padding, unless the batch has no more tokens than a small one.
+_MOST_PADDING, _SMALL_BATCH = 0.05, 128
+# Tokens of a batch in scoring on a CPU: more leave its caches, and are slower for it (measured: by 4 to 10 %).
+_CPU_BATCH = 640
+
+
+@dataclass(frozen=True)
+class Ranked(Scored):
+    """A `Scored` that also has the rank of each token among all that might stand there: 1 for the likeliest."""
+
+    ranks: tuple[int, ...] = ()
 
 
 class TransformersEngine:
@@ -113,6 +133,15 @@ class TransformersEngine:
         unique, where = distinct(check_requests(requests))
         found = await self._work(len(unique), deadline, lambda job: self._score(job, unique))
         return [found[place] for place in where]
+
+    async def score_with_ranks(
+        self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
+    ) -> list[Ranked | EngineError]:
+        """`score`, with the rank of every token: one more than the number of tokens that are likelier."""
+        unique, where = distinct(check_requests(requests))
+        found = await self._work(len(unique), deadline, lambda job: self._score(job, unique, ranks=True))
+        results: list[Any] = [found[place] for place in where]
+        return results
 
     async def choose(
         self, prompts: Sequence[Prompt], choices: Sequence[str], *, deadline: float | None = None
@@ -230,6 +259,8 @@ class TransformersEngine:
             pad_id=pad_id,
             takes_positions="position_ids" in accepted,
             takes_logits_to_keep="logits_to_keep" in accepted,
+            shares_beginnings={"position_ids", "logits_to_keep", "past_key_values"} <= accepted.keys()
+            and _keeps_every_state(model.config),
         )
 
     def _generate(self, job: _Job, prompts: list[Prompt], sampling: Sampling) -> list[Completion | EngineError | None]:
@@ -250,7 +281,9 @@ class TransformersEngine:
         self._run_batches(job, rows, fits, partial(_generate_batch, sampling=sampling), results)
         return results
 
-    def _score(self, job: _Job, requests: list[tuple[Prompt, str]]) -> list[Scored | EngineError | None]:
+    def _score(
+        self, job: _Job, requests: list[tuple[Prompt, str]], *, ranks: bool = False
+    ) -> list[Scored | EngineError | None]:
         results: list[Scored | EngineError | None] = [None] * len(requests)
         rows = []
         for index, (prompt, text) in enumerate(requests):
@@ -264,15 +297,35 @@ class TransformersEngine:
             if continuation:
                 rows.append(_Row(index, start + continuation, len(start)))
             else:
-                results[index] = Scored(())
+                results[index] = Ranked(()) if ranks else Scored(())
 
-        def fits(batch: list[_Row]) -> bool:
-            tokens = len(batch) * max(len(row.ids) for row in batch)
-            logits = len(batch) * (1 + max(len(row.ids) - row.prompt for row in batch)) * job.loaded.vocabulary
-            return tokens <= self.batch_tokens and logits <= _LOGITS_PER_BATCH
+        def fits(batch: list[_Row], before: int = 0) -> bool:
+            longest = max(len(row.ids) for row in batch)
+            logits = len(batch) * max(len(row.ids) - row.prompt for row in batch) * job.loaded.vocabulary
+            room = len(batch) * (before + longest) <= self.batch_tokens and logits <= _LOGITS_PER_BATCH
+            room = room and (job.loaded.device.type != "cpu" or len(batch) * longest <= _CPU_BATCH)
+            return room and _is_dense(longest, [len(row.ids) for row in batch])
 
-        self._run_batches(job, rows, fits, _score_batch, results)
+        compute = partial(_score_batch, ranks=True) if ranks else _score_batch
+        groups, alone = _shared_beginnings(rows) if job.loaded.shares_beginnings else ([], rows)
+        self._run_batches(job, alone, fits, compute, results)
+        # Groups are read together whose shared part is about as long, and then their rows by the length of the rest.
+        groups.sort(key=lambda group: group.shared)
+        for some in _batches(groups, self._reads_together):
+            beginnings = _Beginnings(some)
+            self._run_batches(
+                job,
+                beginnings.rows,
+                partial(fits, before=some[-1].shared),
+                partial(compute, beginnings=beginnings),
+                results,
+            )
         return results
+
+    def _reads_together(self, groups: list[_Group]) -> bool:
+        """Whether the beginnings of these groups, shortest first, may be one batch."""
+        longest = groups[-1].shared
+        return len(groups) * longest <= self.batch_tokens and _is_dense(longest, [group.shared for group in groups])
 
     def _run_batches(
         self,
@@ -316,6 +369,7 @@ class _Loaded:
     pad_id: int
     takes_positions: bool
     takes_logits_to_keep: bool
+    shares_beginnings: bool
 
 
 class _Limit:
@@ -344,6 +398,49 @@ class _Row:
     prompt: int
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Requests whose first `shared` ids are the same."""
+
+    rows: list[_Row]
+    shared: int
+
+
+class _Beginnings:
+    """The shared beginnings of some groups: read once, when first needed, and put before the rest of each request.
+
+    `rows`: the requests without their beginnings.
+    """
+
+    def __init__(self, groups: list[_Group]) -> None:
+        self.groups = groups
+        self.place = {row.index: place for place, group in enumerate(groups) for row in group.rows}
+        self.rows = [
+            _Row(row.index, row.ids[group.shared :], row.prompt - group.shared)
+            for group in groups
+            for row in group.rows
+        ]
+        self._read: tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor] | None = None
+
+    def before(self, job: _Job, rows: list[_Row]) -> tuple[Any, torch.Tensor]:
+        """The states of the beginnings of these rows as a cache, and their mask, (rows, longest beginning)."""
+        import torch
+        from transformers import DynamicCache
+
+        if self._read is None:
+            shared = [_Row(0, group.rows[0].ids[: group.shared], 0) for group in self.groups]
+            ids, mask = _pad_left(job, shared)
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}
+            cache = job.loaded.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+            self._read = [(layer.keys, layer.values) for layer in cache.layers], mask
+        states, mask = self._read
+        places = torch.tensor([self.place[row.index] for row in rows], device=mask.device)
+        own = DynamicCache()
+        for layer, (keys, values) in enumerate(states):  # each (groups, heads, longest beginning, width)
+            own.update(keys[places], values[places], layer)
+        return own, mask[places]
+
+
 def _best_device() -> str:
     import torch
 
@@ -362,9 +459,74 @@ def _store_column_major(model: Any) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _batches(rows: list[_Row], fits: Callable[[list[_Row]], bool]) -> Iterator[list[_Row]]:
+def _keeps_every_state(config: Any) -> bool:
+    """Whether a text read in two parts, with padding between them, is read as it is in one.
+
+    Not so with a sliding window, which counts padding too, nor where a recurrent state stands for what has been read,
+    nor with rotary positions whose frequencies depend on the longest position of a pass: the first part, read alone,
+    would get others.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=config).layers
+    keeps = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    # One entry of settings, or one for each kind of layer.
+    rotary = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [str(each.get("rope_type")) for each in (rotary, *rotary.values()) if isinstance(each, Mapping)]
+    return keeps and not any("dynamic" in kind or kind == "longrope" for kind in kinds)
+
+
+def _shared_beginnings(rows: list[_Row]) -> tuple[list[_Group], list[_Row]]:
+    """Divide requests into groups with a beginning in common, such that the most tokens are saved, and the rest.
+
+    A beginning ends before the last token of a prompt, which predicts the first of the continuation. In sorted order
+    a group is a run of neighbours, and a group of n with m ids in common saves (n - 1) m; the best division of a list
+    ends with some run, after the best division of what is before it. At most `_LARGEST_GROUP` steps a request.
+    """
+    rows = sorted(rows, key=lambda row: (row.ids, row.prompt))
+    common = [0]  # of a request and the one before it
+    for left, right in itertools.pairwise(rows):
+        most = min(left.prompt, right.prompt) - 1
+        pairs = enumerate(zip(left.ids[:most], right.ids[:most], strict=True))
+        common.append(next((place for place, (mine, theirs) in pairs if mine != theirs), most))
+    # Of the first k requests: the most tokens saved, and how many are in the last run and what they share.
+    best = [(0, 0, 0)]
+    for end in range(1, len(rows) + 1):
+        found = (best[-1][0], 1, 0)
+        shared = len(rows[end - 1].ids)
+        for size in range(2, min(end, _LARGEST_GROUP) + 1):
+            shared = min(shared, common[end - size + 1])
+            if shared < _SHORTEST_SHARED:
+                break
+            saved = best[end - size][0] + (size - 1) * shared
+            if saved > found[0]:
+                found = (saved, size, shared)
+        best.append(found)
+    groups, alone = [], []
+    end = len(rows)
+    while end:
+        _, size, shared = best[end]
+        if size > 1:
+            groups.append(_Group(rows[end - size : end], shared))
+        else:
+            alone.append(rows[end - 1])
+        end -= size
+    return groups, alone
+
+
+def _is_dense(longest: int, lengths: list[int]) -> bool:
+    """Whether a batch of rows of these lengths has little padding: a computation that has much to do is slowed by it.
+
+    A small batch may have any: it costs less than another pass.
+    """
+    padded = longest * len(lengths)
+    return padded <= _SMALL_BATCH or padded * (1 - _MOST_PADDING) <= sum(lengths)
+
+
+def _batches(rows: list[S], fits: Callable[[list[S]], bool]) -> Iterator[list[S]]:
     """Cut the rows into runs that fit; a row that fits no batch is one by itself."""
-    batch: list[_Row] = []
+    batch: list[S] = []
     for row in rows:
         if batch and not fits([*batch, row]):
             yield batch
@@ -382,6 +544,11 @@ def _pad_left(job: _Job, rows: list[_Row]) -> tuple[torch.Tensor, torch.Tensor]:
     ids = [[job.loaded.pad_id] * (width - len(row.ids)) + row.ids for row in rows]
     mask = [[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows]
     return torch.tensor(ids, device=job.loaded.device), torch.tensor(mask, device=job.loaded.device)
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Return the positions of the tokens that a mask has, (rows, width); padding counts for none."""
+    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def _generate_batch(job: _Job, rows: list[_Row], *, sampling: Sampling) -> list[Completion | None]:
@@ -492,24 +659,37 @@ class _Draw:
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
 
 
-def _score_batch(job: _Job, rows: list[_Row]) -> list[Scored]:
+def _score_batch(
+    job: _Job, rows: list[_Row], *, ranks: bool = False, beginnings: _Beginnings | None = None
+) -> list[Scored]:
     import torch
 
     loaded = job.loaded
     ids, mask = _pad_left(job, rows)
-    # The rows end together, so the positions that predict a continuation are the last ones before the end.
-    kept = 1 + max(len(row.ids) - row.prompt for row in rows)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    # The rows end together, and nothing is predicted from a last token: what predicts a continuation now stands last.
+    ids, mask = ids[:, :-1], mask[:, :-1]
+    kept = max(len(row.ids) - row.prompt for row in rows)
+    inputs: dict[str, Any] = {"use_cache": False}
+    if beginnings is not None:
+        past, before = beginnings.before(job, rows)
+        mask = torch.cat([before, mask], dim=-1)
+        inputs = {"past_key_values": past, "use_cache": True}
+    inputs |= {"input_ids": ids, "attention_mask": mask}
     if loaded.takes_positions:
-        inputs["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        inputs["position_ids"] = _positions(mask)[:, -ids.shape[1] :]
     if loaded.takes_logits_to_keep:
-        inputs["logits_to_keep"] = kept
+        # As a tensor: a number would cut out a view, on which the product with the vocabulary is several times slower.
+        inputs["logits_to_keep"] = torch.arange(ids.shape[1] - kept, ids.shape[1], device=loaded.device)
     logits = loaded.model(**inputs).logits[:, -kept:]  # (rows, kept, vocabulary)
-    results = []
+    results: list[Scored] = []
     for place, row in enumerate(rows):
         length = len(row.ids) - row.prompt
-        predicted = logits[place, -length - 1 : -1].float()  # (length, vocabulary)
+        predicted = logits[place, -length:].float()  # (length, vocabulary)
         targets = torch.tensor(row.ids[row.prompt :], device=loaded.device)
-        chosen = predicted.gather(-1, targets[:, None])[:, 0]
-        results.append(Scored(tuple((chosen - predicted.logsumexp(dim=-1)).tolist())))
+        chosen = predicted.gather(-1, targets[:, None])  # (length, 1)
+        values = tuple((chosen[:, 0] - predicted.logsumexp(dim=-1)).tolist())
+        if ranks:
+            results.append(Ranked(values, tuple((1 + (predicted > chosen).sum(dim=-1)).tolist())))
+        else:
+            results.append(Scored(values))
     return results

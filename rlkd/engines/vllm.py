@@ -455,7 +455,10 @@ def _load(settings: _Settings) -> _Loaded:
     }
     if settings.max_model_len is not None:
         arguments["max_model_len"] = settings.max_model_len
-    if not on_cpu:
+    if on_cpu:
+        # A prompt that is read in parts has its generator set back, which a CPU's cannot be: the engine (0.30) ends.
+        arguments["enable_chunked_prefill"] = False
+    else:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
     lora = None
     with _environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | (_ON_CPU if on_cpu else {})), _random_state_put_back():

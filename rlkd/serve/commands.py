@@ -154,6 +154,10 @@ def _arguments(config: ServeConfig, worker: Worker, vllm: VLLM | None, port: int
         arguments += ["--dtype", dtype]
     if worker.on_cpu and "--enforce-eager" not in worker.extra and "--no-enforce-eager" not in worker.extra:
         arguments += ["--enforce-eager"]
+    chunking = ("--enable-chunked-prefill", "--no-enable-chunked-prefill", "--max-num-batched-tokens")
+    if worker.on_cpu and not any(str(word).partition("=")[0] in chunking for word in worker.extra):
+        # A prompt that is read in parts has its generator set back, which a CPU's cannot be: the server (0.30) ends.
+        arguments += ["--no-enable-chunked-prefill"]
     if worker.max_model_len is not None:
         arguments += ["--max-model-len", str(worker.max_model_len)]
     if worker.lora or worker.max_lora_rank is not None:

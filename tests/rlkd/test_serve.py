@@ -489,7 +489,7 @@ def test_printed_commands_start_nothing_and_work_in_a_shell(place: Place, capsys
 def test_a_cpu_worker_gets_what_the_cpu_build_needs(place: Place) -> None:
     (server,) = servers_of(place.config(command=None, workers={"gsrm": place.worker(max_model_len=512)}))
     line = shlex.join(server.command)
-    assert "--dtype float32 --enforce-eager --max-model-len 512" in line
+    assert "--dtype float32 --enforce-eager --no-enable-chunked-prefill --max-model-len 512" in line
     assert server.command[1] == "serve"
     assert "CUDA_VISIBLE_DEVICES" not in server.environment
     assert "--trust-remote-code" not in line

@@ -169,6 +169,13 @@ def test_seeded_sampling_repeats_and_draws_apart_for_equal_prompts(engine: Engin
     assert first[1:2] != run(engine.generate(["Once upon a time"], sampling))
 
 
+def test_many_long_seeded_prompts_at_once_are_all_answered(engine: Engine) -> None:
+    prompts = [f"{number}. " + "one two three four five six seven eight nine ten " * 40 for number in range(12)]
+    sampling = Sampling(max_new_tokens=2, temperature=1.0, seed=5)
+    results = run(engine.generate(prompts, sampling))
+    assert not [item for item in results if isinstance(item, EngineError)]
+
+
 def test_the_global_random_state_is_left_alone(engine: Engine) -> None:
     states = random.getstate(), torch.get_rng_state()
     run(engine.generate(PROMPTS[:2], Sampling(max_new_tokens=4, temperature=1.0, seed=1)))

@@ -63,7 +63,7 @@ def start_server(
     port = port or free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "1024", "--max-num-seqs", "16"]
+    command += ["--max-model-len", "1024", "--max-num-seqs", "16", "--no-enable-chunked-prefill"]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
     if backend:
         command += ["--weight-transfer-config", json.dumps({"backend": backend})]

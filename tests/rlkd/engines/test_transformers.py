@@ -109,6 +109,170 @@ def test_scores_are_those_of_one_request_at_a_time(engine, reference, model_fold
         assert small.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+def shared(words, endings):
+    """Requests with long beginnings in common, and some with none."""
+    return [(f"{word} and what follows it at length, {ending}", text) for word in words for ending, text in endings]
+
+
+ENDINGS = [
+    ("", " yes"),
+    ("once more:", " 24 clips"),
+    ("and then some, " * 3, " no"),
+    ("once more", " a longer one: 3 µm"),
+]
+
+
+def test_requests_that_begin_alike_are_read_once_and_scored_as_if_each_were_alone(engine, reference, model_folder):
+    requests = [
+        *shared(["She sold clips", "A", "How many eggs are left"], ENDINGS),
+        ("e", "x"),
+        (CHAT, "yes"),
+        (CHAT, "no"),
+    ]
+    small_batches = TransformersEngine(str(model_folder), device="cpu", batch_tokens=60)
+    expected = [pytest.approx(plain_score(reference, *request), abs=1e-4) for request in requests]
+    assert [item.logprobs for item in run(engine.score(requests))] == expected
+    assert [item.logprobs for item in run(small_batches.score(requests))] == expected
+    assert [item.logprobs for item in run(engine.score(requests[::-1]))][::-1] == expected
+    [chosen] = run(engine.choose(["Is it so, after all that has been said about it? "], ["yes", "no"]))
+    assert chosen == pytest.approx(
+        [
+            sum(plain_score(reference, "Is it so, after all that has been said about it? ", word))
+            for word in ("yes", "no")
+        ],
+        abs=1e-3,
+    )
+
+
+def test_a_shared_beginning_saves_the_tokens_that_are_shared(engine, monkeypatch):
+    run(engine.score([("a", "b")]))
+    read = []
+    model = engine._loaded.model
+    forward = model.forward
+
+    def counting(*args, **kwargs):
+        read.append(int(kwargs["input_ids"].numel()))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counting)
+    [beginning] = shared(["She sold clips to many friends in April"], [("", "")])
+    requests = [(f"{beginning[0]}, {number}", " clips") for number in "abcdefgh"]
+    run(engine.score(requests))
+    alone = sum(len(engine._loaded.tokenizer(prompt)["input_ids"]) for prompt, _ in requests)
+    assert sum(read) < alone / 3
+
+
+def test_the_division_into_groups_saves_the_most():
+    from rlkd.engines.transformers import _Row, _shared_beginnings
+
+    common, deep = list(range(20)), list(range(100, 200))
+    texts = [[*common, 1, 2, 3], [*common, 4, 5], common + deep + [6, 7], common + deep + [8], [9] * 30, common[:10]]
+    rows = [_Row(place, ids, len(ids) - 1) for place, ids in enumerate(texts)]
+    groups, alone = _shared_beginnings(rows)
+    assert {(frozenset(row.index for row in group.rows), group.shared) for group in groups} == {
+        (frozenset({0, 1}), 20),
+        (frozenset({2, 3}), 119),
+    }
+    assert {row.index for row in alone} == {4, 5}
+    # Of equal prompts the last token stays: it predicts the first of the continuation.
+    twins = [_Row(0, [*deep, 1], 100), _Row(1, [*deep, 2], 100)]
+    [group], _ = _shared_beginnings(twins)
+    assert group.shared == 99
+
+
+def test_a_model_with_a_sliding_window_shares_nothing_and_is_scored_all_the_same(model_folder, tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            sliding_window=8,
+            max_position_embeddings=192,
+        )
+        MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    windowed = TransformersEngine(str(tmp_path), device="cpu")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokenizer
+    requests = shared(["She sold clips"], ENDINGS)
+    scored = run(windowed.score(requests))
+    assert not windowed._loaded.shares_beginnings
+    for item, request in zip(scored, requests, strict=True):
+        assert item.logprobs == pytest.approx(plain_score(reference, *request), abs=1e-4)
+
+
+def test_a_model_whose_rotary_positions_depend_on_the_length_of_a_pass_shares_nothing(model_folder, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=192,
+            initializer_range=0.3,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0] * 8,
+                "original_max_position_embeddings": 40,
+            },
+        )
+        LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    stretched = TransformersEngine(str(tmp_path), device="cpu")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokenizer
+    beginning = "She sold clips to 9 of her friends; "
+    requests = [(f"{beginning}then {word} what follows it at length", f" {word}") for word in ("yes", "not")]
+    assert len(tokenizer(beginning)["input_ids"]) < 40 < len(tokenizer(requests[0][0])["input_ids"])
+    scored = run(stretched.score(requests))
+    assert not stretched._loaded.shares_beginnings
+    for item, request in zip(scored, requests, strict=True):
+        assert item.logprobs == pytest.approx(plain_score(reference, *request), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rotary", "keeps"),
+    [
+        (None, True),
+        ({"rope_type": "default", "rope_theta": 10000.0}, True),
+        ({"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}, True),
+        ({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, False),
+    ],
+)
+def test_only_rotary_positions_that_are_the_same_in_every_pass_let_a_beginning_be_shared(rotary, keeps):
+    from transformers import LlamaConfig
+
+    from rlkd.engines.transformers import _keeps_every_state
+
+    assert _keeps_every_state(LlamaConfig(rope_parameters=rotary)) is keeps
+
+
+def test_ranks_count_the_likelier_tokens(engine, reference):
+    model, tokenizer = reference
+    requests = [*shared(["She sold clips"], ENDINGS), ("e", " 24 clips"), ("a", "")]
+    for item, (prompt, text) in zip(run(engine.score_with_ranks(requests)), requests, strict=True):
+        start, more = encode(tokenizer, prompt), tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            table = model(torch.tensor([start + more])).logits[0]
+        assert len(item.ranks) == len(more) == item.n_tokens
+        for place, (token, rank) in enumerate(zip(more, item.ranks, strict=True)):
+            row = table[len(start) + place - 1]
+            likelier = int((row > row[token] + 1e-4).sum()), int((row > row[token] - 1e-4).sum())
+            assert likelier[0] + 1 <= rank <= likelier[1] + 1
+
+
 def test_the_score_of_greedy_text_is_the_best_at_every_token(engine, reference):
     model, tokenizer = reference
     [completion] = run(engine.generate(["She sold"], Sampling(max_new_tokens=1)))
