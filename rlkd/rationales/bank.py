@@ -23,13 +23,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rlkd.errors import UsageError
 from rlkd.rationales.clustering import Path, canonical_intents, distinct_paths
-from rlkd.rationales.embedders import Thresholds, known_thresholds, thresholds_for
+from rlkd.rationales.embedders import KnownVectors, Thresholds, known_thresholds, thresholds_for
 from rlkd.rationales.entries import RouteEntry, one_line, path_violations, violations
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ class PathBank:
         self._stands_for: dict[_Route, Path] = {}
         self._uses: dict[_Route, set[str]] = {}
         self._last: dict[_Route, int] = {}
+        # Kept so that a flush costs what is new: how many routes wait (see `_tally`), the vectors of intents, and for
+        # each category what was clustered last, all routes or those that have entered.
+        self._pending = self._due = 0
+        self._vectors = KnownVectors()
+        self._clusterings: dict[tuple[str, bool], tuple[list[str], dict[str, str]]] = {}
 
     # What is in it.
 
@@ -157,12 +162,12 @@ class PathBank:
     @property
     def pending(self) -> int:
         """The routes that wait: they led to right answers, and have not entered."""
-        return sum(not successes.entered for successes in self._record.values())
+        return self._pending
 
     @property
     def due(self) -> int:
         """The pending routes that had a success since the last flush: `flush` waits for `rules.flush_at` of them."""
-        return sum(not each.entered and each.last == self.generation for each in self._record.values())
+        return self._due
 
     def entropy(self) -> float:
         """The entropy of the uses of the bank's paths, in bits; 0 for an empty bank."""
@@ -233,6 +238,9 @@ class PathBank:
                 f"question {question_id!r}: a route with an empty part, {route}; expected none to be empty"
             )
         order = len(self._record) if self.rules.faithful else 0
+        known = self._record.get(route)
+        if known is not None:
+            self._tally(known, -1)
         successes = self._record.setdefault(route, _Successes(set(), order, self.generation, False))
         successes.questions.add(one_line(question_id))
         successes.last = self.generation
@@ -241,6 +249,7 @@ class PathBank:
             successes.entered = True
             self._uses[place].add(one_line(question_id))
             self._last[place] = self.generation
+        self._tally(successes, 1)
 
     def record(self, entry: RouteEntry) -> bool:
         """Count an entry if its answer is right; returns whether it was counted.
@@ -265,7 +274,7 @@ class PathBank:
         self.check(embedder)
         if (self.due < self.rules.flush_at) and not (force and self.pending):
             return False
-        canonical = self._clustered(self._record, embedder)
+        canonical = self._clustered(self._record, embedder, entered=False)
         questions: dict[_Route, set[str]] = {}
         for (category, intent, path), successes in self._record.items():
             questions.setdefault((category, canonical[category, intent], path), set()).update(successes.questions)
@@ -274,6 +283,7 @@ class PathBank:
                 successes.entered = True
         self.recluster(embedder)
         self.generation += 1
+        self._tally_all()
         return True
 
     def recluster(self, embedder: Embedder) -> None:
@@ -285,7 +295,7 @@ class PathBank:
         """
         self.check(embedder)
         entered = {route: successes for route, successes in self._record.items() if successes.entered}
-        self._canonical = self._clustered(entered, embedder)
+        self._canonical = self._clustered(entered, embedder, entered=True)
         found: dict[_Route, _Successes] = {}
         for (category, intent, path), successes in entered.items():
             place = (category, self._canonical[category, intent], path)
@@ -307,20 +317,41 @@ class PathBank:
             if (category, intent, kept) in staying
         }
         self._count()
+        self._tally_all()
 
     def _precedence(self, place: _Route, successes: _Successes) -> tuple[Any, ...]:
         # Faithful: the order in which paths came. Ours: most used first, so that the order makes no difference.
         return (successes.first if self.rules.faithful else -len(successes.questions), place)
 
-    def _clustered(self, routes: Iterable[_Route], embedder: Embedder) -> dict[tuple[str, str], str]:
+    def _clustered(self, routes: Iterable[_Route], embedder: Embedder, *, entered: bool) -> dict[tuple[str, str], str]:
+        """The canonical intents of some routes: a category whose intents are those of the last time is not clustered
+        again."""
         by_category: dict[str, set[str]] = {}
         for category, intent, _ in routes:
             by_category.setdefault(category, set()).add(intent)
-        return {
-            (category, intent): name
-            for category, intents in sorted(by_category.items())
-            for intent, name in canonical_intents(intents, embedder, self.rules.thresholds.eps).items()
-        }
+        canonical: dict[tuple[str, str], str] = {}
+        for category, found in sorted(by_category.items()):
+            intents = sorted(found)
+            for kind in (entered, not entered):
+                last = self._clusterings.get((category, kind))
+                if last is not None and last[0] == intents:
+                    names = last[1]
+                    break
+            else:
+                names = canonical_intents(intents, embedder, self.rules.thresholds.eps, self._vectors)
+            self._clusterings[category, entered] = intents, names
+            canonical |= {(category, intent): name for intent, name in names.items()}
+        return canonical
+
+    def _tally(self, successes: _Successes, sign: int) -> None:
+        if not successes.entered:
+            self._pending += sign
+            self._due += sign if successes.last == self.generation else 0
+
+    def _tally_all(self) -> None:
+        self._pending = self._due = 0
+        for successes in self._record.values():
+            self._tally(successes, 1)
 
     def _count(self) -> None:
         """Work out paths and uses from the record, `_canonical` and `_stands_for`."""
@@ -363,6 +394,23 @@ class PathBank:
                 "the first one, or cluster the bank anew (PathBank.rederived)"
             )
 
+    def check_rules(self, **wanted: Any) -> None:
+        """Raise `BankError` if a rule of the bank is not as wanted: nothing of it would be heeded in silence.
+
+        `wanted`: fields of `Rules` or of `Thresholds` by name, such as `cap=50, route=.3`. Raises TypeError for a name
+        that is neither.
+        """
+        mine = {each.name: getattr(self.rules, each.name) for each in fields(Rules)}
+        mine |= {each.name: getattr(self.rules.thresholds, each.name) for each in fields(Thresholds)}
+        if unknown := sorted(wanted.keys() - mine.keys()):
+            raise TypeError(f"{', '.join(unknown)}: no rule of a bank; expected some of {', '.join(sorted(mine))}")
+        if different := [name for name in mine if name in wanted and mine[name] != wanted[name]]:
+            told = ", ".join(f"{name} ({mine[name]!r}, asked for is {wanted[name]!r})" for name in different)
+            raise BankError(
+                f"the bank was made by other rules: {told}. Leave these settings out, or work the bank out anew by "
+                "them and write it to another file (PathBank.rederived, PathBank.to_file)"
+            )
+
     def rederived(self, embedder: Embedder, **changes: Any) -> PathBank:
         """The bank that the same record gives with another embedder or other fields of `Rules`.
 
@@ -401,11 +449,14 @@ class PathBank:
             record[route] = record[route].merged(successes) if route in record else successes
         merged = self._like(self.rules, record, embedder)
         merged.generation = max(self.generation, other.generation)
+        merged._tally_all()
         return merged
 
     def _like(self, rules: Rules, record: Mapping[_Route, _Successes], embedder: Embedder) -> PathBank:
         bank = PathBank(rules)
         bank.generation = self.generation
+        if rules.embedder == self.rules.embedder:
+            bank._vectors = self._vectors
         bank._record = {route: replace(record[route], questions=set(record[route].questions)) for route in record}
         bank.recluster(embedder)
         return bank
@@ -467,8 +518,12 @@ class PathBank:
             part.unlink(missing_ok=True)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], embedder: Embedder | None = None) -> PathBank:
-        """Read what `to_file` wrote. Raises `BankError` for anything else, and if `embedder` is not the bank's."""
+    def from_file(cls, path: str | os.PathLike[str], embedder: Embedder | None = None, **wanted: Any) -> PathBank:
+        """Read what `to_file` wrote.
+
+        Raises `BankError` for anything else, if `embedder` is not the bank's, and if its rules are not as `wanted`
+        (`check_rules`).
+        """
         try:
             content = json.loads(FilePath(path).read_bytes().decode("utf-8"))
         except OSError as error:
@@ -479,6 +534,7 @@ class PathBank:
             bank = cls._read(content)
             if embedder is not None:
                 bank.check(embedder)
+            bank.check_rules(**wanted)
         except BankError as error:
             raise BankError(f"path bank {path}: {error}") from None
         return bank
@@ -529,6 +585,7 @@ class PathBank:
                         bank._stands_for[category, intent, same] = kept
         bank._stands_for = dict(sorted(bank._stands_for.items()))
         bank._count()
+        bank._tally_all()
         for (category, intent, path), users in bank._uses.items():
             if not users:
                 raise BankError(

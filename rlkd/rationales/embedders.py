@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
+import json
 import math
 import re
 import unicodedata
@@ -31,6 +32,7 @@ from rlkd.registry import suggestion
 
 if TYPE_CHECKING:
     import numpy as np
+    from scipy.sparse import csr_array
 
     from rlkd.rationales.entries import RouteEntry
 
@@ -258,11 +260,59 @@ def on_grid(vectors: np.ndarray) -> np.ndarray:
     return np.rint(vectors.astype(np.float64) * 2**20) / 2**20
 
 
+def rows_on_grid(rows: csr_array) -> csr_array:
+    """Sparse rows as `on_grid` has dense ones: products of them have the same bits."""
+    from scipy.sparse import csr_array
+
+    return csr_array((on_grid(rows.data), rows.indices, rows.indptr), shape=rows.shape)
+
+
+def sparse_rows(embedder: Embedder, texts: Sequence[str], block: int = 256) -> csr_array:
+    """The vectors of the texts as sparse rows, (texts, width) in float32: no more than a block of them is ever dense.
+
+    A row of n-grams has some 70 entries of 8,192; one of an encoder has them all, and takes 8 bytes for each.
+    """
+    import numpy as np
+    from scipy.sparse import csr_array, vstack
+
+    parts = [csr_array(embedder.embed(texts[start : start + block])) for start in range(0, len(texts), block)]
+    return vstack(parts, format="csr") if parts else csr_array((0, 0), dtype=np.float32)
+
+
+class KnownVectors:
+    """The vectors of the texts of one embedder: each is worked out once, and only its entries are kept."""
+
+    def __init__(self) -> None:
+        self._width = 0
+        self._rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def rows(self, texts: Sequence[str], embedder: Embedder) -> csr_array:
+        """The vectors of the texts, (texts, width) in float32; those that are missing are embedded."""
+        import numpy as np
+        from scipy.sparse import csr_array
+
+        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if new:
+            found = sparse_rows(embedder, new)
+            self._width = found.shape[1]
+            for text, start, stop in zip(new, found.indptr[:-1], found.indptr[1:], strict=True):
+                # Copies: a part of the block would keep the whole of it.
+                self._rows[text] = found.indices[start:stop].copy(), found.data[start:stop].copy()
+        rows = [self._rows[text] for text in texts]
+        places = np.concatenate([[0], np.cumsum([len(indices) for indices, _ in rows], dtype=np.int64)])
+        if not rows:
+            return csr_array((0, self._width), dtype=np.float32)
+        indices, values = (np.concatenate(part) for part in zip(*rows, strict=True))
+        return csr_array((values, indices, places), shape=(len(rows), self._width))
+
+
 # The models that D-RPC's numbers belong to, by the last part of the name.
 _KNOWN = {"all-MiniLM-L6-v2": Thresholds()}
 
 # Below this many right answers a seed says nothing about an embedder's cosines.
 FEWEST_ENTRIES = 4
+# Above it, so many of them are drawn: what is measured are quartiles, and the tables are as long as wide.
+MOST_ENTRIES = 2_000
 _MEDIAN_DISTANCE = 1.04  # between two intents of a category, projected, with MiniLM (docs/path_bank.md)
 
 
@@ -281,34 +331,42 @@ def calibrate(embedder: Embedder, entries: Sequence[RouteEntry]) -> Thresholds:
     - `eps`: .25 times the median distance between two intents of a category, projected, over what it is with MiniLM.
     - `duplicate`: .9 for all. It is met only by paths whose names share nearly all their words.
 
-    With fewer than four right answers there is nothing to measure: `route` 0, `eps` .25.
+    With fewer than four right answers there is nothing to measure: `route` 0, `eps` .25. Of more than 2,000, so many
+    are drawn by a hash of what they are, so that their order makes no difference: quartiles of so many are as good,
+    and memory stays below some 200 MiB.
     """
     import numpy as np
+    from scipy.spatial.distance import pdist
 
     from rlkd.rationales.clustering import projected
 
     right = [entry for entry in entries if entry.correct and entry.intents]
     if len(right) < FEWEST_ENTRIES:
         return Thresholds(route=0.0)
-    near = cosines(
-        embedder.embed([entry.question for entry in right]), embedder.embed([entry.intents[0] for entry in right])
-    )
+    if len(right) > MOST_ENTRIES:
+        right = sorted(right, key=_drawn)[:MOST_ENTRIES]
+    questions = rows_on_grid(sparse_rows(embedder, [entry.question for entry in right]))
+    near = (questions @ rows_on_grid(sparse_rows(embedder, [entry.intents[0] for entry in right])).T).toarray()
     route = float(np.quantile(near.diagonal(), 0.25, method="lower"))
     categories = np.array([entry.category for entry in right])
     foreign = categories[:, None] != categories[None, :]
     if foreign.any():
         route = max(route, float(np.quantile(np.where(foreign, near, -1.0).max(axis=1), 0.75)))
     route = min(route, float(np.quantile(near.max(axis=1), 0.5, method="lower")))
-    distances: list[float] = []
+    distances: list[np.ndarray] = []
     for category in sorted({entry.category for entry in right}):
         members = sorted({entry.intents[0] for entry in right if entry.category == category})
         if len(members) > 1:
-            places = projected(embedder.embed(members))
-            apart = np.sqrt(np.square(places[:, None] - places[None]).sum(axis=-1))
-            distances += apart[np.triu_indices(len(members), 1)].tolist()
-    scale = float(np.median(distances)) / _MEDIAN_DISTANCE if distances else 1.0
+            distances.append(pdist(projected(sparse_rows(embedder, members))))
+    scale = float(np.median(np.concatenate(distances))) / _MEDIAN_DISTANCE if distances else 1.0
     # Rounded down, so that the question that set it passes it.
     return Thresholds(route=max(0.0, math.floor(route * 1e4) / 1e4), eps=min(1.0, max(0.05, round(0.25 * scale, 3))))
+
+
+def _drawn(entry: RouteEntry) -> bytes:
+    """Where an entry stands in the draw of `calibrate`."""
+    parts = ("calibrate", entry.question_id, entry.question, entry.category, entry.intents[0])
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def thresholds_for(embedder: Embedder, entries: Sequence[RouteEntry]) -> Thresholds:

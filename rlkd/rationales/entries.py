@@ -94,10 +94,24 @@ def violations(entry: RouteEntry, *, offered_budget: int | None = None) -> list[
 
 
 _TITLE_CASE = re.compile(r"(?:[A-Z][A-Za-z]*)")
-_NUMBERED = re.compile(
-    r"(?:Step|Stage|Part)(?:[A-Z]|One|Two|Three|Four|First|Second|Third|Last|Final|Next)?"
-    r"|(?:First|Second|Third|Last|Final|Next)Step"
+_PARTS = "step stage part phase"
+_PLACES = (
+    "one two three four five six seven eight nine ten eleven twelve first second third fourth fifth sixth seventh "
+    "eighth ninth tenth last final next"
 )
+_NUMBERED = re.compile(f"(?:{'|'.join(f'{_PARTS} {_PLACES}'.split())})+")
+
+
+def _says_nothing(name: str) -> bool:
+    """Whether a name is but a place in an order (`StepFive`, `LASTSTEP`, `One`), or begins so (`StepOneAdd`, `PartB`).
+
+    >>> [_says_nothing(name) for name in ("AddTwoNumbers", "StepwiseAdd", "TakeThird", "PartsTogether")]
+    [False, False, False, False]
+    """
+    if _NUMBERED.fullmatch(name.casefold()):
+        return True
+    words = [word.casefold() for word in split_name(name)]
+    return len(words) > 1 and words[0] in _PARTS.split() and (words[1] in _PLACES.split() or len(words[1]) == 1)
 
 
 def path_violations(path: Path, question: str = "") -> list[str]:
@@ -111,13 +125,13 @@ def path_violations(path: Path, question: str = "") -> list[str]:
     found = []
     if not 1 <= len(path) <= MOST_STEPS:
         found.append(f"{len(path)} steps, expected 1 to {MOST_STEPS}")
-    if len(set(path)) < len(path):
+    if len({step.casefold() for step in path}) < len(path):
         found.append("a step's name stands twice")
     names = proper_names(question)
     for step in path:
         if not _TITLE_CASE.fullmatch(step):
             found.append(f"{step!r} is not TitleCase in letters only")
-        if _NUMBERED.fullmatch(step):
+        if _says_nothing(step):
             found.append(f"{step!r} does not say what is done")
         words = {word.casefold() for word in split_name(step)}
         words |= {word.removesuffix("s") for word in words}

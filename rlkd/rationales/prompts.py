@@ -75,7 +75,7 @@ SCHEMA: dict[str, Any] = {
         "category": {"type": "string"},
         "intents": _TEXTS,
         "difficulty": {"type": "integer", "minimum": 1, "maximum": 3},
-        "budget": {"type": "integer", "minimum": 2, "maximum": 3},
+        "budget": {"type": "integer", "minimum": 1, "maximum": 3},  # 1: a plan may have one step
         "path": _TEXTS,
         "rationale": {"type": "object", "additionalProperties": {"type": "string"}},
         "answer": {"type": "string"},

@@ -106,5 +106,5 @@ class Question:
 
 def candidate(question_id: str, text: str, source: str, **known: Any) -> Candidate:
     """A new candidate, with its id and the answer that its text announces."""
-    digest = hashlib.sha256("\x1f".join((question_id, source, text)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\x1f".join((question_id, source, text)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Candidate(digest, text, source, **{"answer": extract_answer(text), **known})

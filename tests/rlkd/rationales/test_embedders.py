@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from rlkd.errors import UsageError
 from rlkd.rationales import embedders
 from rlkd.rationales.bank import RouteEntry
 from rlkd.rationales.embedders import (
+    MOST_ENTRIES,
     Thresholds,
     calibrate,
     cosines,
@@ -342,3 +344,48 @@ def test_the_radius_grows_with_the_distances_of_the_embedder():
             return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
     assert 0.05 <= calibrate(Scaled(0.05), SEED).eps < calibrate(Scaled(0.3), SEED).eps <= 1
+
+
+def many(count):
+    """Right answers whose intents and questions are mostly of their own words."""
+    return [
+        entry(
+            n, f"How many w{n * 7 % 997} and v{n % 89} are {n} w{n % 31}?", f"c{n % 3}", f"count w{n * 7 % 997} v{n}"
+        )
+        for n in range(count)
+    ]
+
+
+def test_of_a_large_seed_no_more_than_two_thousand_entries_are_embedded_whatever_their_order():
+    class Counting:
+        name = "counting"
+
+        def __init__(self):
+            self.asked = []
+
+        def embed(self, texts):
+            self.asked += texts
+            return np.stack([[np.cos(a), np.sin(a)] for a in (len(text) % 7 / 5 for text in texts)]).astype(np.float32)
+
+    seed = many(MOST_ENTRIES + 500)
+    forth, back = Counting(), Counting()
+    assert calibrate(forth, seed) == calibrate(back, seed[::-1])
+    assert len(set(forth.asked)) <= 2 * MOST_ENTRIES
+    assert sorted(set(forth.asked)) == sorted(set(back.asked))
+    # Drawn, not cut off.
+    drawn = [each for each in seed if each.question in set(forth.asked)]
+    assert len(drawn) == MOST_ENTRIES
+    assert any(each in drawn for each in seed[-50:])
+    assert any(each not in drawn for each in seed[:50])
+
+
+def test_a_calibration_never_has_all_vectors_in_one_dense_matrix():
+    seed = many(800)
+    calibrate(NGRAMS, seed[:10])
+    tracemalloc.start()
+    try:
+        calibrate(NGRAMS, seed)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(seed) * 8192 * 4

@@ -1,4 +1,6 @@
 import doctest
+import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,8 +10,16 @@ from sklearn.cluster import DBSCAN
 from sklearn.decomposition import PCA
 
 from rlkd.rationales import clustering
-from rlkd.rationales.clustering import canonical_intents, distinct_paths, path_words, projected, split_name
-from rlkd.rationales.embedders import open_embedder
+from rlkd.rationales.clustering import (
+    FULL_SVD,
+    canonical_intents,
+    distinct_paths,
+    linked,
+    path_words,
+    projected,
+    split_name,
+)
+from rlkd.rationales.embedders import KnownVectors, open_embedder
 
 NGRAMS = open_embedder("tfidf")
 
@@ -114,6 +124,93 @@ def test_projection_and_clusters_are_those_of_scikit_learn(seed, count, width):
     assert list(names.values()) == expected
 
 
+def free_intents(count):
+    """Intents of four of 300 made-up words: distinct, and hardly one like another."""
+    draw = random.Random(1)
+    made = ["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(3)) for _ in range(300)]
+    return sorted({" ".join(draw.sample(made, 4)) for _ in range(count)})
+
+
+@pytest.mark.parametrize("kind", ["n-grams", "dense"])
+def test_beyond_the_full_decomposition_components_are_those_of_scikit_learn(kind):
+    if kind == "dense":
+        vectors = np.random.default_rng(3).standard_normal((FULL_SVD + 60, 48)).astype(np.float32)
+    else:
+        vectors = NGRAMS.embed(free_intents(FULL_SVD + 60))
+    ours = projected(vectors)
+    theirs = PCA(5, random_state=42, svd_solver="full").fit_transform(vectors.astype(np.float64))
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-9)
+    assert np.array_equal(projected(vectors), ours)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_many_vectors_in_few_directions_are_projected_like_few(rank):
+    draw = np.random.default_rng(rank)
+    places = draw.standard_normal((FULL_SVD + 100, rank)) @ draw.standard_normal((rank, 40)) + 1.0
+    ours = projected(places)
+    centred = places - places.mean(axis=0)
+    assert ours.shape == (len(places), 5)
+    np.testing.assert_allclose(ours @ ours.T, centred @ centred.T, atol=1e-6)
+
+
+def test_many_intents_are_clustered_without_a_dense_matrix_of_them():
+    found = free_intents(1200)
+    dense = len(found) * 8192 * 4
+    canonical_intents(found[:5], NGRAMS)  # imports
+    tracemalloc.start()
+    try:
+        canonical_intents(found, NGRAMS)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < dense
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=60),
+    st.sampled_from([0.5, 1.0, 2.0**0.5, 2.0]),
+)
+def test_what_is_linked_is_a_cluster_of_scikit_learn_even_at_the_radius(grid, eps):
+    places = np.array(grid, dtype=np.float64)
+    ours = linked(places, eps)
+    theirs = DBSCAN(eps=eps, min_samples=2).fit_predict(places)
+    together = (theirs[:, None] == theirs[None]) & (theirs >= 0) | np.eye(len(places), dtype=bool)
+    assert np.array_equal(ours[:, None] == ours[None], together)
+
+
+def test_places_that_all_fall_together_are_linked_without_a_list_of_all_neighbours():
+    places = np.random.default_rng(0).standard_normal((6000, 5)) / 100
+    tracemalloc.start()
+    try:
+        labels = linked(places, 0.25)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert set(labels.tolist()) == {labels[0]}
+    assert peak < 64 * 2**20  # the neighbours alone would be 6000^2 numbers, 275 MiB
+
+
+def test_vectors_that_are_known_are_neither_worked_out_again_nor_changed():
+    class Counting:
+        name = "counting"
+
+        def __init__(self):
+            self.asked = []
+
+        def embed(self, texts):
+            self.asked += texts
+            return NGRAMS.embed(texts)
+
+    known, embedder = KnownVectors(), Counting()
+    first = known.rows(["add prices", "?", "find a rate"], embedder)
+    assert np.array_equal(first.toarray(), NGRAMS.embed(["add prices", "?", "find a rate"]))
+    again = known.rows(["find a rate", "sum up", "add prices", "sum up"], embedder)
+    assert np.array_equal(again.toarray(), NGRAMS.embed(["find a rate", "sum up", "add prices", "sum up"]))
+    assert embedder.asked == ["add prices", "?", "find a rate", "sum up"]
+    assert known.rows([], embedder).shape == (0, 8192)
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
@@ -192,3 +289,39 @@ def test_what_is_kept_is_kept_again_and_no_two_kept_are_near(found, threshold, e
             for other in kept[: kept.index(one)]:
                 mine, theirs = (set(path_words(path).lower().split()) for path in (one, other))
                 assert len(mine & theirs) < threshold * len(mine | theirs)
+
+
+def plain_distinct_paths(paths, threshold):
+    """`distinct_paths` with words, by comparing with every kept path."""
+    kept, stands_for = [], {}
+    for path in dict.fromkeys(paths):
+        mine = set(path_words(path).lower().split())
+        near = [(len(mine & theirs) / max(1, len(mine | theirs)), other) for other, theirs in kept]
+        best = max(near, key=lambda pair: pair[0], default=None)
+        if best is None or best[0] < threshold:
+            kept.append((path, mine))
+            stands_for[path] = path
+        else:
+            stands_for[path] = best[1]
+    return stands_for
+
+
+few_words = st.lists(st.sampled_from(["Add", "Buy", "Cut", "Dig", "Eat", "Fly", "Get", "Hit"]), min_size=1, max_size=5)
+few_word_paths = st.lists(st.lists(few_words.map("".join), min_size=1, max_size=3).map(tuple), max_size=25)
+
+
+@settings(max_examples=150, deadline=None)
+@given(few_word_paths, st.sampled_from([0.2, 0.5, 0.6, 2 / 3, 0.75, 0.8, 0.9, 1.0]))
+def test_the_paths_that_are_not_compared_would_have_changed_nothing(found, threshold):
+    assert distinct_paths(found, threshold) == plain_distinct_paths(found, threshold)
+
+
+def test_a_path_is_not_compared_with_those_that_cannot_be_near(monkeypatch):
+    compared = []
+    real = clustering._ByWords._jaccard
+    monkeypatch.setattr(
+        clustering._ByWords, "_jaccard", staticmethod(lambda *pair: compared.append(pair) or real(*pair))
+    )
+    found = [("".join(word.title() for word in intent.split()),) for intent in free_intents(600)]
+    assert len(set(distinct_paths(found).values())) == len(found)
+    assert len(compared) < 20 * len(found)  # all pairs are 300 a path

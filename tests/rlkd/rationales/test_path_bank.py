@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlkd.rationales import bank as bank_module
 from rlkd.rationales.bank import BankError, PathBank, Rules
 from rlkd.rationales.embedders import Thresholds, open_embedder
 from rlkd.rationales.entries import RouteEntry, path_violations, proper_names, violations
@@ -170,6 +171,49 @@ def test_pending_routes_are_taken_in_when_there_are_a_hundred(faithful):
     assert (bank.due, bank.flush(NGRAMS)) == (0, False)
     succeed(bank, paths[5], "q1")
     assert bank.due == (0 if faithful else 1)
+
+
+class Counting:
+    """The n-grams, with a list of the texts that were embedded."""
+
+    name = NGRAMS.name
+
+    def __init__(self):
+        self.asked = []
+
+    def embed(self, texts):
+        self.asked += texts
+        return NGRAMS.embed(texts)
+
+
+def test_an_intent_is_embedded_once_however_often_the_bank_is_worked_out():
+    embedder = Counting()
+    bank = seeded(entry("q1"), embedder=embedder)
+    for number, intent in enumerate(("find a rate", "measure an angle", "count the rest")):
+        succeed(bank, B, f"x{number}", f"y{number}", intent=intent)
+        assert bank.flush(embedder, force=True) or bank.recluster(embedder) is None
+    bank.merge(bank.rederived(embedder), embedder).rederived(embedder, cap=1)
+    assert sorted(embedder.asked) == ["compute total cost", "count the rest", "find a rate", "measure an angle"]
+
+
+def test_a_flush_clusters_only_categories_with_a_new_intent(monkeypatch):
+    clustered = []
+
+    def recorded(intents, *rest):
+        clustered.append(sorted(intents))
+        return real(intents, *rest)
+
+    real = bank_module.canonical_intents
+    bank = seeded(entry("q1"), entry("q2", B, category="rates", intent="find a rate"))
+    monkeypatch.setattr(bank_module, "canonical_intents", recorded)
+    succeed(bank, C, "x", "y", category="rates", intent="combine rates")
+    assert bank.flush(NGRAMS, force=True)
+    # The route has entered, so what is in the bank is what is on record.
+    assert clustered == [["combine rates", "find a rate"]]
+    succeed(bank, ("SumAll",), "x", "y", category="rates", intent="combine rates")
+    assert bank.flush(NGRAMS, force=True)
+    assert len(clustered) == 1
+    assert uses(bank, "rates", "combine rates") == {("SumAll",): 2, C: 2}
 
 
 def test_an_unfit_path_of_a_right_answer_is_not_counted_unless_as_released():
@@ -354,6 +398,18 @@ def test_the_order_of_successes_between_two_flushes_makes_no_difference(made_by,
 
 
 @settings(max_examples=50, deadline=None)
+@given(rules, histories, histories)
+def test_what_waits_and_what_is_due_is_what_the_record_says(made_by, history, other):
+    bank = lived(made_by, history)
+    banks = [bank, bank.merge(lived(made_by, other), NGRAMS), bank.rederived(NGRAMS, cap=1)]
+    bank.record_success("cost", "angle", C, "q0")
+    for each in banks:
+        lines = [line for line in each.to_json()["record"] if not line["entered"]]
+        assert each.pending == len(lines)
+        assert each.due == sum(line["last"] == each.generation for line in lines)
+
+
+@settings(max_examples=50, deadline=None)
 @given(rules, histories)
 def test_a_bank_is_what_its_record_says(made_by, history):
     bank = lived(made_by, history)
@@ -478,6 +534,19 @@ def test_a_bank_moves_to_another_embedder_with_its_thresholds_only():
     assert (moved.rules.embedder, moved.rules.thresholds.eps) == ("other", 0.3)
     assert uses(moved, intent="compute cost") == {A: 1, B: 1}
     assert bank.rules.embedder == "tfidf-1"
+
+
+def test_a_bank_of_other_rules_than_asked_for_is_refused_with_the_fields_and_the_way_out(tmp_path):
+    path = tmp_path / "bank.json"
+    seeded(cap=50).to_file(path)
+    told = r"bank\.json: .*cap \(50, asked for is 75\), route \(0\.1, asked for is 0\.3\)\. Leave.*PathBank\.rederived"
+    with pytest.raises(BankError, match=told):
+        PathBank.from_file(path, NGRAMS, cap=75, support=2, route=0.3, faithful=False)
+    with pytest.raises(BankError, match=r"faithful \(False, asked for is True\)"):
+        PathBank.from_file(path, faithful=True)
+    assert PathBank.from_file(path, NGRAMS, cap=50, route=0.1).rules.cap == 50
+    with pytest.raises(TypeError, match="size: no rule of a bank; expected some of cap, "):
+        PathBank.from_file(path, size=50)
 
 
 # Files.
@@ -679,8 +748,15 @@ def test_a_route_without_category_or_intent_breaks_the_contract():
         (("StepOne", "AddUp"), ["'StepOne' does not say what is done"]),
         (("Step",), ["'Step' does not say what is done"]),
         (("FinalStep",), ["'FinalStep' does not say what is done"]),
-        (("StepwiseAdd",), []),
+        (("StepFive",), ["'StepFive' does not say what is done"]),
+        (("StepOneAdd",), ["'StepOneAdd' does not say what is done"]),
+        (("PartBAdd",), ["'PartBAdd' does not say what is done"]),
+        (("One", "NextLast"), ["'One' does not say what is done", "'NextLast' does not say what is done"]),
+        (("STEPTWO",), ["'STEPTWO' does not say what is done"]),
+        (("StepwiseAdd", "AddTwoParts", "TakeThird"), []),
+        (("StageActors", "PartyTotal", "FirstAddAll"), []),
         (("AddUp", "AddUp"), ["a step's name stands twice"]),
+        (("Add", "ADD"), ["a step's name stands twice"]),
         (("CountNataliasClips",), ["'CountNataliasClips' names Natalia"]),
         (("CountNataliaClips",), ["'CountNataliaClips' names Natalia"]),
         (("CompareMonths", "AddMay"), ["'AddMay' names May"]),

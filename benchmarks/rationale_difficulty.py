@@ -1,0 +1,203 @@
+"""What it costs to measure the difficulty of rationales, and how exact it is.
+
+    python benchmarks/rationale_difficulty.py                   # the embedded model, 16 questions: about 3 minutes
+    python benchmarks/rationale_difficulty.py --quick           # 2 questions, under 50 seconds
+    python benchmarks/rationale_difficulty.py --rows FILE       # JSON lines: question, answer (or gold), rationales
+
+Both arms measure log RD = NLL(a | x, r) - NLL(a | x) of the same texts with the same model in this process:
+
+    ours       `DifficultyMeter` with a `TransformersEngine`: batched by length, the question read once for all its
+               rationales, logits at the answer only
+    reference  one pair at a time in the plainest way: a forward pass over question, rationale and answer, log-softmax,
+               mean over the answer; NLL(a | x) once a question
+
+interleaved question group by question group, two threads (`--threads`), float32.
+
+Figures: `throughput_ratio`, reference / ours in seconds of the clock, which needs idle cores: at least 2.5 is wanted.
+`cpu_ratio`, the same in CPU-seconds, which other work on the machine hardly touches with `--threads 1`.
+`cpu_ratio_to_answer_logits`: against a reference that computes logits at the answer only, so that batching and reuse
+alone are counted (not in --quick). `max_error`: the largest difference in log RD: at most 1e-4 is wanted.
+`leak_rate`: rationales in which the answer still stands when it has been taken out; `leak_rate_unasked`: those whose
+question does not hold it. Exits with 1 where `max_error` is too large; in full, also for `throughput_ratio`.
+
+Without --rows the rationales are solutions of GSM8K training questions from the sample that the package brings, ten a
+question: the solution and nine variants of it (steps left out, turned round, numbers changed), each with a beginning
+of its own, so that nothing but the question can be read once for several.
+"""
+
+import os
+
+# No hub: before huggingface_hub is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import argparse
+import json
+import random
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlkd.answers import extract_answer
+from rlkd.data import sample_rows
+from rlkd.engines import EngineError, TransformersEngine, run
+from rlkd.rationales.difficulty import Difficulty, DifficultyMeter, leaks, strip_answer
+from rlkd.rationales.records import Question, candidate
+
+RATIO_WANTED, MOST_ERROR = 2.5, 1e-4
+VARIANTS = 10
+# Questions of one measurement of an arm.
+GROUP = 8
+BEGINNINGS = [
+    "First,",
+    "Now:",
+    "Well,",
+    "So:",
+    "Step by step:",
+    "To begin with,",
+    "Here,",
+    "Let us see.",
+    "We know this:",
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure the scoring of rationale difficulty.")
+    parser.add_argument("--quick", action="store_true", help="2 questions")
+    parser.add_argument("--rows", type=Path, help="JSON lines with question, answer or gold, and rationales")
+    parser.add_argument("--model", default="embedded", help="folder or name of the student")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--questions", type=int, help="how many of the rows")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    count = arguments.questions or (2 if arguments.quick else 16)
+    questions = (read_rows(arguments.rows) if arguments.rows else sample())[:count]
+    engine = TransformersEngine(arguments.model, device="cpu", dtype="float32")
+    meter = DifficultyMeter(engine)
+    [warm] = run(engine.score([("a", "b")]))
+    if isinstance(warm, EngineError):
+        raise SystemExit(str(warm))
+    loaded: Any = engine._loaded  # both arms use the same weights in the same layout
+
+    def ours(some: list[Question]) -> list[float]:
+        return [log_rd(item) for row in run(meter.measure(some)) for item in row]
+
+    arms = {"ours": ours, "reference": lambda some: one_at_a_time(loaded, meter, some, all_logits=True)}
+    if not arguments.quick:
+        arms["answer_logits"] = lambda some: one_at_a_time(loaded, meter, some, all_logits=False)
+    seconds, cpu_seconds = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for turn, start in enumerate(range(0, len(questions), GROUP)):
+        some = questions[start : start + GROUP]
+        for name in arms if turn % 2 == 0 else reversed(arms):
+            began, cpu_began = time.perf_counter(), time.process_time()
+            found[name] += arms[name](some)
+            seconds[name] += time.perf_counter() - began
+            cpu_seconds[name] += time.process_time() - cpu_began
+    errors = [abs(mine - theirs) for name in arms for mine, theirs in zip(found["ours"], found[name], strict=True)]
+    leaked = [
+        (question, leaks(strip_answer(each.text), question.answer or ""))
+        for question in questions
+        for each in question.candidates
+    ]
+    told = [question for question, leak in leaked if leak]
+    unasked = [question for question in told if not leaks(question.question, question.answer or "")]
+    figures = {
+        "throughput_ratio": round(seconds["reference"] / seconds["ours"], 2),
+        "cpu_ratio": round(cpu_seconds["reference"] / cpu_seconds["ours"], 2),
+        **(
+            {"cpu_ratio_to_answer_logits": round(cpu_seconds["answer_logits"] / cpu_seconds["ours"], 2)}
+            if "answer_logits" in arms
+            else {}
+        ),
+        "max_error": max(errors),
+        "questions": len(questions),
+        "rationales": len(found["ours"]),
+        "rationales_per_second": round(len(found["ours"]) / seconds["ours"], 2),
+        "mean_log_rd": round(sum(found["ours"]) / len(found["ours"]), 3),
+        "leak_rate": round(len(told) / len(leaked), 3),
+        "leak_rate_unasked": round(len(unasked) / len(leaked), 3),
+        "threads": arguments.threads,
+        "cpu_seconds": {name: round(value, 1) for name, value in cpu_seconds.items()},
+    }
+    print(json.dumps(figures))
+    good = figures["max_error"] <= MOST_ERROR
+    return 0 if good and (arguments.quick or figures["throughput_ratio"] >= RATIO_WANTED) else 1
+
+
+def one_at_a_time(loaded: Any, meter: DifficultyMeter, questions: list[Question], *, all_logits: bool) -> list[float]:
+    """Log RD by one forward pass for each context, first the one without a rationale."""
+    found = []
+    for question in questions:
+        without, *values = [nll(loaded, *request, all_logits) for request in meter.requests(question)]
+        found += [value - without for value in values]
+    return found
+
+
+@torch.inference_mode()
+def nll(loaded: Any, context: str, answer: str, all_logits: bool) -> float:
+    """The mean surprisal of the answer's tokens after a context, in nats."""
+    start = loaded.tokenizer(context)["input_ids"]
+    end = loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([start + end])  # (1, tokens)
+    only = {} if all_logits else {"logits_to_keep": len(end) + 1}
+    logprobs = loaded.model(input_ids=ids, **only).logits[0].float().log_softmax(-1)  # (tokens or fewer, vocabulary)
+    predicted = logprobs[-len(end) - 1 : -1]
+    return -float(predicted.gather(-1, torch.tensor(end)[:, None]).mean())
+
+
+def log_rd(item: Difficulty | EngineError | None) -> float:
+    if not isinstance(item, Difficulty):
+        raise SystemExit(f"not measured: {item}")
+    return item.log_rd
+
+
+def sample() -> list[Question]:
+    """GSM8K training questions of the embedded sample, with `VARIANTS` rationales each."""
+    questions = []
+    for row in sample_rows("rl"):
+        solution = row["rationales"][0]
+        texts = variants(solution, random.Random(str(row["id"])))
+        if len(texts) == VARIANTS:
+            made = tuple(candidate(str(row["id"]), text, "ready") for text in texts)
+            questions.append(Question(str(row["id"]), row["question"], row["answer"], made))
+    return questions
+
+
+def variants(solution: str, source: random.Random) -> list[str]:
+    """The solution, and different texts of about its length that do not begin as it does."""
+    *steps, last = [line for line in solution.split("\n") if line.strip()]
+    texts = [solution]
+    for beginning in BEGINNINGS:
+        changed = [*steps]
+        kind = source.randrange(3)
+        if kind == 0 and len(changed) > 1:
+            changed.pop(source.randrange(len(changed)))
+        elif kind == 1:
+            source.shuffle(changed)
+        else:
+            changed = [
+                re.sub(r"\d+", lambda found: str(int(found[0]) + source.randrange(3)), step) for step in changed
+            ]
+        texts.append("\n".join([f"{beginning} {changed[0]}", *changed[1:], last]))
+    return list(dict.fromkeys(texts))[:VARIANTS]
+
+
+def read_rows(path: Path) -> list[Question]:
+    """The questions of a file of JSON lines; a rationale is a text, or an object with `text` and `source`."""
+    questions = []
+    for number, line in enumerate(path.read_text().splitlines()):
+        row = json.loads(line)
+        given = [{"text": item} if isinstance(item, str) else item for item in row["rationales"]]
+        made = tuple(candidate(str(number), item["text"], item.get("source", "ready")) for item in given)
+        answer = row.get("answer") or row["gold"]
+        questions.append(Question(str(number), row["question"], extract_answer(answer) or answer, made))
+    return questions
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Which rationales teach more at the same number of tokens: selected ones, those along a bank, or just any?
+
+    python benchmarks/studies/rationales.py --out runs/rationales-study --teacher transformers:FOLDER  # the full grid
+    python benchmarks/studies/rationales.py --out runs/rationales-study --teacher ... --arms morsd correct --seeds 11
+    python benchmarks/studies/rationales.py --out runs/rationales-study --analyse     # only reads what is there
+    python benchmarks/studies/rationales.py --out /tmp/smoke --smoke                  # does the script work?
+
+Each arm is a set of rationales of the same questions by the same teacher, cut at random to the same number of the
+student's tokens; then `recipes/sft.py` trains the student on it, with the same settings. Arms x seeds, and a seed is
+one of everything: what the teacher draws, the cut, and the training.
+
+    arm               written           kept                                          its control
+    all               freely            everything, wrong answers too                 -
+    random            freely            M a question at random, wrong answers too     all
+    correct           freely            M right ones a question at random             random
+    diverse           freely            right, distinct, M a question at random       correct
+    morsd             freely            right, distinct, the M easiest (RD)           diverse
+    morsd_structure   freely            the same, distinct by their structure         morsd
+    srd               freely            right, those of the easier half of questions  correct
+    no_bank           step-keyed        M right ones a question at random             correct
+    drpc              along the bank    M right ones a question at random             no_bank
+
+`srd` is its choice of questions alone: the trainer takes them in any order, not easy ones first.
+
+`no_bank` has the request of `drpc` word for word, without the plan: what the bank is worth is `drpc` minus `no_bank`,
+and nothing else. Fixed before any result: the arms, the seeds, and the figure, which is accuracy on the held-out rows
+(MAWPS test) after training, arm minus its control, paired by seed and row, with a bootstrap over seeds and rows
+(2,000 draws). `tokens` in the table is what each arm was really trained on: where an arm has less than the budget, it
+is compared at a disadvantage, and the table says so.
+
+Rationales are written and selected in this process, training runs in one of its own. What is done is not done again:
+the same command finishes a study that was killed. `runs.jsonl` in the output folder has a line a finished run, in the
+order of the grid; `table.md` the table. Arguments after `--` go to `recipes/sft.py` of all runs. The last line printed
+is a JSON object.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# The study beside this one has the same statistics.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from validity_kd import (
+    differences,
+    interval,
+    is_done,
+    mean,
+    require_same_study,
+    shown,
+    split_arguments,
+    write_runs,
+)
+
+from rlkd.cache import Cache
+from rlkd.engines import open_engine, run
+from rlkd.errors import UsageError
+from rlkd.models import resolve_model
+from rlkd.rationales.embedders import open_embedder
+from rlkd.rationales.limits import Limits
+from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
+from rlkd.rationales.selectors import Selector, load_selector
+from rlkd.rationales.writing import Writing
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "recipes/sft.yaml"
+M = 2
+# Writer, selectors with their parameters, and the arm that differs in one thing.
+Chain = list[tuple[str, dict[str, Any]]]
+RANDOM: Chain = [("random", {"keep": M})]
+ARMS: dict[str, tuple[str, Chain, str | None]] = {
+    "all": ("free", [], None),
+    "random": ("free", RANDOM, "all"),
+    "correct": ("free", [("correct", {}), *RANDOM], "random"),
+    "diverse": ("free", [("correct", {}), ("diverse", {}), *RANDOM], "correct"),
+    "morsd": ("free", [("correct", {}), ("diverse", {}), ("difficulty", {"keep": M})], "diverse"),
+    "morsd_structure": (
+        "free",
+        [("correct", {}), ("diverse", {"measure": "structure"}), ("difficulty", {"keep": M})],
+        "morsd",
+    ),
+    "srd": ("free", [("correct", {}), ("srd", {"keep": 0.5}), *RANDOM], "correct"),
+    "no_bank": ("steps", [("correct", {}), *RANDOM], "correct"),
+    "drpc": ("bank", [("correct", {}), *RANDOM], "no_bank"),
+}
+# Chosen before the first run.
+SEEDS = (11, 23, 37, 41, 53)
+FULL = ["--eval_rows", "150", "--num_train_epochs", "3"]
+SMOKE = [
+    *"--max_steps 1 --eval_rows 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1".split(),  # noqa: SIM905
+    *"--max_completion_length 6 --save_steps 1 --max_length 2048".split(),  # noqa: SIM905
+]
+TEST = ["--dataset_test_name", "mawps-sample", "--dataset_test_split", "test"]
+
+
+def main() -> int:
+    arguments, extra = split_arguments(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Rationales of several kinds at one token budget.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
+    parser.add_argument("--teacher", help="an engine's spec; needed unless --analyse or --smoke is given")
+    parser.add_argument("--student", default="embedded", help="the model that is trained (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=300, help="questions (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=6, help="rationales a question (default: %(default)s)")
+    parser.add_argument("--budget", type=int, default=12_000, help="tokens of an arm (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="of the training (default: %(default)s)")
+    parser.add_argument(
+        "--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="some of them"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="(default: %(default)s)")
+    parser.add_argument("--analyse", action="store_true", help="write and train nothing, read what is there")
+    parser.add_argument("--smoke", action="store_true", help="a tiny size of each; the figures mean nothing")
+    given = parser.parse_args(arguments)
+    # What a kill interrupts must end its child: it would go on writing into the folder of its run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if given.smoke:
+        given.rows, given.candidates, given.budget, given.seeds = 4, 2, 3000, given.seeds[:1]
+        given.teacher = given.teacher or "transformers:embedded"
+    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        if not given.analyse:
+            if not given.teacher:
+                raise UsageError("name the teacher: --teacher transformers:FOLDER or http://127.0.0.1:8000/v1#MODEL")
+            require_same_study(given.out, given.config, study_settings(given, extra))
+            produce(given, extra)
+        runs = [record for seed in given.seeds for arm in given.arms if (record := read(given.out, arm, seed))]
+        write_runs(given.out / "runs.jsonl", runs)
+        results = analyse(runs)
+    except UsageError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    (given.out / "table.md").write_text(table(results))
+    print(table(results))
+    print(json.dumps({"smoke": given.smoke, "runs": len(runs), **results}))
+    return 0
+
+
+def study_settings(given: argparse.Namespace, extra: Sequence[str]) -> list[str]:
+    """What all runs of a folder must have in common."""
+    names = ("teacher", "student", "rows", "candidates", "budget", "smoke")
+    return [*(f"{name}={getattr(given, name)}" for name in names), *extra]
+
+
+def produce(given: argparse.Namespace, extra: Sequence[str]) -> None:
+    """Write, select and train what is missing, seed by seed."""
+    teacher = open_engine(given.teacher)
+    student = open_engine(f"transformers:{given.student}")
+    cache = Cache(given.out / "selection.sqlite")
+    count = token_counter(given.student)
+    for seed in given.seeds:
+        arms = [arm for arm in given.arms if not is_done(given.out / f"{arm}-{seed}")]
+        for writer in dict.fromkeys(ARMS[arm][0] for arm in arms):
+            write(given, writer, seed, teacher)
+        for arm in arms:
+            defaults = {"student": student, "cache": cache, "seed": seed}
+            chain = [load_selector(name, parameters, defaults=defaults) for name, parameters in ARMS[arm][1]]
+            select(given, arm, seed, chain, count)
+        # The models make room for the one that is trained.
+        run(teacher.close())
+        run(student.close())
+        for arm in arms:
+            train(given, arm, seed, extra)
+
+
+def write(given: argparse.Namespace, writer: str, seed: int, teacher: Any) -> None:
+    """One teacher's rationales of one kind, from its journal as far as they are there."""
+    folder = given.out / f"written-{writer}-{seed}"
+    if (folder / "summary.json").is_file():
+        return
+    print(f"{folder.name}: the teacher writes", flush=True)
+    # A tiny teacher is never right: then the solutions of the data stand in for it.
+    writers = ("ready", writer) if given.smoke else (writer,)
+    settings = Writing(
+        writers,
+        candidates=given.candidates,
+        max_new_tokens=16 if given.smoke else 512,
+        seed_share=0.2,
+        seed=seed,
+    )
+    questions = load_questions("gsm8k-sample", max_rows=given.rows)
+    embedder = open_embedder("tfidf") if writer == "bank" else None
+    write_stage(folder, questions, settings, engine=teacher, embedder=embedder)
+
+
+def select(
+    given: argparse.Namespace, arm: str, seed: int, chain: Sequence[Selector], count: Callable[[str], int]
+) -> None:
+    """The rationales of an arm, cut to the budget."""
+    data = given.out / f"{arm}-{seed}" / "data"
+    if (data / "summary.json").is_file():
+        return
+    print(f"{arm}-{seed}: selecting", flush=True)
+    data.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(given.out / f"written-{ARMS[arm][0]}-{seed}" / "written.jsonl", data / "written.jsonl")
+    part = select_stage(data, chain, Limits(token_budget=given.budget, seed=seed), count=count)
+    if not part["kept"]:
+        (data / "summary.json").unlink()
+        raise UsageError(f"{arm}-{seed}: no rationale is left; {data / 'dropped.jsonl'} says why")
+
+
+def token_counter(student: str) -> Callable[[str], int]:
+    """Tokens of a text, as the student has them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(student))
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def train(given: argparse.Namespace, arm: str, seed: int, extra: Sequence[str]) -> None:
+    """Train on an arm's rationales, from the last checkpoint if there is one; nothing where it is done."""
+    folder = given.out / f"{arm}-{seed}"
+    command = [sys.executable, str(ROOT / "recipes/sft.py"), "--config", str(given.config), *TEST]
+    command += ["--dataset_name", str(folder / "data/rationales.jsonl"), "--model_name_or_path", given.student]
+    command += ["--seed", str(seed), "--output_dir", str(folder), *(SMOKE if given.smoke else FULL), *extra]
+    command += ["--resume_from_checkpoint"]
+    print(f"{folder.name}: training; its output goes to {folder / 'log.txt'}", flush=True)
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
+        try:
+            status = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if status != 0:
+        tail = (folder / "log.txt").read_bytes().decode(errors="replace")[-2000:]
+        raise UsageError(f"the run {folder.name} ended with an error; the same command goes on from there.\n{tail}")
+    count = token_counter(given.student)
+    rows = [json.loads(line) for line in (folder / "data/rationales.jsonl").open()]
+    size = {
+        "rationales": sum(len(row["rationales"]) for row in rows),
+        "questions": len(rows),
+        "budget": given.budget,
+        "tokens": sum(count(text) for row in rows for text in row["rationales"]),
+    }
+    (folder / "size.json").write_text(json.dumps(size) + "\n")
+    (folder / "done").touch()
+
+
+def read(out: Path, arm: str, seed: int) -> dict[str, Any] | None:
+    """What the study needs of a finished run; None where it is not finished."""
+    folder = out / f"{arm}-{seed}"
+    if not is_done(folder):
+        return None
+    from trainers.logs import read_steps
+
+    measured = read_steps(folder / "eval.jsonl")
+    return {
+        "arm": arm,
+        "seed": seed,
+        "steps": measured[-1]["step"],
+        "before": {row["id"]: row["correct"] for row in measured[0]["rows"]},
+        "after": {row["id"]: row["correct"] for row in measured[-1]["rows"]},
+        "data": json.loads((folder / "size.json").read_text()),
+    }
+
+
+def analyse(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each arm accuracy before and after, and after minus that of its control, each as [mean, low, high]."""
+    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for each in runs:
+        by_arm.setdefault(each["arm"], {})[each["seed"]] = each
+    found: dict[str, Any] = {}
+    for arm, of_seed in by_arm.items():
+        control = by_arm.get(ARMS[arm][2] or "", {})
+        paired = [(one, control[seed]) for seed, one in of_seed.items() if seed in control]
+        found[arm] = {
+            "seeds": sorted(of_seed),
+            "control": ARMS[arm][2],
+            "before": interval([differences(one["before"]) for one in of_seed.values()]),
+            "after": interval([differences(one["after"]) for one in of_seed.values()]),
+            "over_control": interval([differences(one["after"], other["after"]) for one, other in paired]),
+            "tokens": mean([one["data"]["tokens"] for one in of_seed.values()]),
+            "share_of_budget": mean([one["data"]["tokens"] / one["data"]["budget"] for one in of_seed.values()]),
+            "rationales": mean([one["data"]["rationales"] for one in of_seed.values()]),
+        }
+    return {"arms": found}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = ["| arm | seeds | before | after | control | after minus control | rationales | tokens | of the budget |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for arm, found in results["arms"].items():
+        lines.append(
+            f"| {arm} | {len(found['seeds'])} | {shown(found['before'])} | {shown(found['after'])} "
+            f"| {found['control'] or '-'} | {shown(found['over_control'], sign=True)} | {found['rationales']:.0f} "
+            f"| {found['tokens']:.0f} | {found['share_of_budget']:.0%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
