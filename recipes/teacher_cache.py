@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from rlkd.data import to_dataset
 from rlkd.engines import EngineError
 from rlkd.engines.base import identified
+from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, resolve_model
 from rlkd.teacher_cache import Trace, build, check
@@ -184,8 +185,8 @@ def open_teacher(script: TeacherCacheScriptArguments, tokenizer: Any) -> tuple[T
     if script.teacher.startswith(("http://", "https://")):
         if not script.teacher.partition("#")[2]:
             raise UsageError(
-                f"teacher {script.teacher!r}: name the model too, {script.teacher}#MODEL, since the cache is kept "
-                f"under its name"
+                f"teacher {(shown := without_secrets(script.teacher))!r}: name the model too, {shown}#MODEL, since "
+                f"the cache is kept under its name"
             )
         served = server_teacher(script.teacher, script.top_k, tokenizer=tokenizer, concurrency=script.concurrency)
         return served, max(tokenizer.get_vocab().values()) + 1 + _PADDING
@@ -193,26 +194,39 @@ def open_teacher(script: TeacherCacheScriptArguments, tokenizer: Any) -> tuple[T
 
     path = resolve_model(script.teacher)
     common_vocabulary(tokenizer, AutoTokenizer.from_pretrained(path))
-    dtype = "" if script.teacher_dtype == "auto" else f"@{script.teacher_dtype}"
+    config = AutoConfig.from_pretrained(path)
+    dtype = dtype_of(script, config)
     teacher = TeacherOnDemand(
-        f"transformers:{identified(script.teacher)}{dtype}",
+        f"transformers:{identified(script.teacher)}@{dtype}",
         script.top_k,
         vocabulary_fingerprint(tokenizer),
-        lambda: load_teacher(script, path, tokenizer),
+        lambda: load_teacher(script, path, dtype, tokenizer),
     )
-    return teacher, AutoConfig.from_pretrained(path).get_text_config().vocab_size
+    return teacher, config.get_text_config().vocab_size
 
 
-def load_teacher(script: TeacherCacheScriptArguments, path: str, tokenizer: Any) -> TopKTeacher:
-    """The teacher in this process, on a GPU if there is one."""
+def device_here() -> str:
+    """Where a teacher in this process goes: a GPU if there is one."""
     import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def dtype_of(script: TeacherCacheScriptArguments, config: Any) -> str:
+    """The type of the teacher's weights by name; it is part of the teacher's name, so that no cache mixes two."""
+    if script.teacher_dtype != "auto":
+        return script.teacher_dtype
+    # On a CPU float32, whatever the checkpoint has: few of them know bfloat16.
+    found = config.dtype or config.get_text_config().dtype
+    return "float32" if device_here() == "cpu" or found is None else str(found).removeprefix("torch.")
+
+
+def load_teacher(script: TeacherCacheScriptArguments, path: str, dtype: str, tokenizer: Any) -> TopKTeacher:
+    """The teacher in this process."""
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    # On a CPU float32, whatever the checkpoint has: few of them know bfloat16.
-    dtype = "float32" if script.teacher_dtype == "auto" and device == "cpu" else script.teacher_dtype
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    return local_teacher(model.to(device), tokenizer, script.top_k, batch_tokens=script.batch_tokens)
+    return local_teacher(model.to(device_here()), tokenizer, script.top_k, batch_tokens=script.batch_tokens)
 
 
 def made_by(script: TeacherCacheScriptArguments) -> dict[str, Any]:

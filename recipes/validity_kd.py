@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlkd.data import to_dataset
+from rlkd.engines import EngineError
+from rlkd.errors import UsageError
 from rlkd.evaluate import Estimate
 from rlkd.models import EMBEDDED
 from trainers.arguments import DataArguments, apply_model_config, say, start
@@ -86,7 +88,10 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
         held_out = HeldOutAccuracy(trainer, test_rows, prompts, every=script.eval_every)
         trainer.add_callback(held_out)
 
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except EngineError as error:
+        raise UsageError(f"{error}\n--resume_from_checkpoint goes on from the last checkpoint.") from error
     trainer.save_model(args.output_dir)
     if trainer.accelerator.is_main_process:
         _summarise(trainer, held_out.estimates() if held_out else [])

@@ -7,7 +7,7 @@
 
 The folder:
 
-    index.json              whose log-probabilities, of which ids, and a line for each shard: bytes, SHA-256, rows
+    index.json              whose log-probabilities, of which ids, and for each shard: bytes, SHA-256, rows, command
     shard-00000.safetensors a few thousand traces: their rows in arrays that are mapped into memory, never read whole
 
 What holds:
@@ -15,7 +15,8 @@ What holds:
 1. A row is found under the hash of its exact ids, in time that does not depend on the number of rows. Any number of
    processes may read.
 2. A shard appears under its name when it is whole, and counts when it stands in the index. A build that was killed
-   goes on where the index ends; a shard that was cut or altered is named and built again, alone.
+   goes on where the index ends; a shard that was cut or altered is named and built again, alone, by the command that
+   built it. A build of other traces refuses, and takes nothing away.
 3. What is damaged is never taken for a teacher's word: sizes are compared when a cache is opened, a row's checksum
    when it is read, SHA-256 of whole shards by `check` and before each build.
 4. The bytes depend on the traces, the teacher and the size of a shard, not on interruptions.
@@ -207,10 +208,10 @@ class CachedTeacher:
         self._places: dict[bytes, tuple[int, int]] = {}
         for number, entry in enumerate(self.index["shards"]):
             if problem := _size_problem(self.folder, entry):
-                raise CacheError(f"{problem}. It is built again, alone, by: {self._command}")
+                raise CacheError(f"{problem}. It is built again, alone, by: {_command(entry)}")
             shard = _Shard(self.folder / entry["file"])
             if shard.directory_digest() != entry["directory_sha256"]:
-                raise CacheError(f"{_altered(self.folder, entry)}. It is built again, alone, by: {self._command}")
+                raise CacheError(f"{_altered(self.folder, entry)}. It is built again, alone, by: {_command(entry)}")
             self._shards.append(shard)
             for row, key in enumerate(shard.row_keys()):
                 self._places[key] = number, row
@@ -240,19 +241,20 @@ class CachedTeacher:
         for place, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
             where = self._places.get(row_key(ids))
             if where is None:
-                raise CacheError(self._missing(place, ids, start, f"has no row for sequence {place}"))
+                raise CacheError(self._missing(ids, start, f"has no row for sequence {place}"))
             number, row = where
             shard = self._shards[number]
             stored = int(shard.starts[row])
             if not stored <= start < len(ids):
                 reason = f"holds tokens {stored} to {len(ids) - 1} of sequence {place}, and {start} on is asked for"
-                raise CacheError(self._missing(place, ids, start, reason))
+                raise CacheError(self._missing(ids, start, reason))
             try:
                 coded = shard.read(row)
             except ValueError:
                 entry = self.index["shards"][number]
                 raise CacheError(
-                    f"{_altered(self.folder, entry)}, at its row {row}. It is built again, alone, by: {self._command}"
+                    f"{_altered(self.folder, entry)}, at its row {row}. It is built again, alone, by: "
+                    f"{_command(entry)}"
                 ) from None
             top = decode(coded, self._id_bits)
             skipped = start - stored
@@ -261,15 +263,28 @@ class CachedTeacher:
             found.append(top)
         return found
 
-    def _missing(self, place: int, ids: Sequence[int], start: int, reason: str) -> str:
+    def require(self, traces: Iterable[Trace]) -> None:
+        """Raise `CacheError` unless there is a row for each trace: how many have none, and which is the first."""
+        total, lacking, first = 0, 0, None
+        for trace in traces:  # which may be far more than fit into memory
+            total += 1
+            if row_key(trace.ids) not in self._places:
+                lacking += 1
+                first = first or trace
+        if first is not None:
+            reason = f"has no row for {lacking} of {total} traces, the first is {first.name}"
+            raise CacheError(self._missing(first.ids, first.start, reason))
+
+    def _missing(self, ids: Sequence[int], start: int, reason: str) -> str:
         shown = f"{len(ids)} tokens, the trace from {start} on"
         if self._tokenizer is not None:
             shown += f": {self._tokenizer.decode(list(ids[start : start + 40]))!r}"
+        commands = dict.fromkeys([*map(_command, self.index["shards"]), self._command])
         made = ", ".join(f"{key} {value}" for key, value in self.index["made_by"].items() if key != "command")
         return (
             f"{self.folder} {reason} ({shown}; hash {row_key(ids).hex()}; the cache has {len(self)} traces of "
             f"{self.name}). Rows are found by their exact ids: data, prompt, chat template and the longest completion "
-            f"must be those it was built with ({made}). To add what is missing: {self._command}"
+            f"must be those it was built with ({made}). To add what is missing: {' or '.join(commands)}"
         )
 
 
@@ -296,9 +311,11 @@ def build(
         shard_bytes: a shard ends before its traces take more; so much work at most is lost when a build is killed.
         say: gets a line for each shard.
 
-    Equal traces have one row. Raises `CacheError` where the folder is another teacher's, tokenizer's or k's, and where
-    another process builds it; what the teacher raises ends the build, and the shards before it stay.
+    Equal traces have one row. Raises `CacheError` where the folder is another teacher's, tokenizer's or k's, where
+    another process builds it, and where a damaged shard was built of other traces: nothing is removed then. What the
+    teacher raises ends the build, and the shards before it stay.
     """
+    traces = list(traces)
     folder = Path(folder)
     id_bits = max(16, (vocabulary_size - 1).bit_length())
     head: dict[str, Any] = {
@@ -314,8 +331,16 @@ def build(
         _require_same(folder, index, head)
         index = {**head, "made_by": dict(made_by), "shards": index["shards"]}
         problems = {entry["file"]: problem for entry in index["shards"] if (problem := _problem(folder, entry))}
+        given = {row_key(trace.ids) for trace in traces}
+        for entry in index["shards"]:
+            if entry["file"] in problems and not _covers(folder, entry, given, made_by):
+                raise CacheError(
+                    f"{problems[entry['file']]}, and it was built of other traces than these. Build it again first: "
+                    f"{_command(entry)}"
+                )
         for problem in problems.values():
             say(f"{problem}. It is built again.")
+        damaged = [entry for entry in index["shards"] if entry["file"] in problems]
         index["shards"] = [entry for entry in index["shards"] if entry["file"] not in problems]
         # What is not in the index was cut off, or not counted yet; damaged shards are out of it before they go.
         _write_index(folder, index)
@@ -331,11 +356,16 @@ def build(
             if key not in known:
                 known.add(key)
                 missing.append(trace)
+        lost = sum(entry["rows"] for entry in damaged) - len(missing)
+        if lost > 0:
+            say(f"{lost} traces or more of the damaged shards are not among those given, and are lost.")
         numbers = (number for number in range(10**9) if _file_name(number) not in counted)
         total = len(missing)
         done = 0
         for group in _groups(missing, shard_bytes, bytes_per_token(teacher.k, id_bits)):
-            entry = _write_shard(folder, _file_name(next(numbers)), group, teacher, id_bits)
+            entry = _write_shard(folder, _file_name(next(numbers)), group, teacher, id_bits) | {
+                "made_by": dict(made_by)
+            }
             index["shards"] = sorted([*index["shards"], entry], key=lambda entry: entry["file"])
             _write_index(folder, index)
             done += len(group)
@@ -494,6 +524,21 @@ def _problem(folder: Path, entry: Mapping[str, Any]) -> str | None:
     with (folder / entry["file"]).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return None if digest == entry["sha256"] else _altered(folder, entry)
+
+
+def _covers(folder: Path, entry: Mapping[str, Any], given: set[bytes], made_by: Mapping[str, Any]) -> bool:
+    """Whether a damaged shard can be built of the given traces: they hold its rows, or its own command gave them."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        shard = _Shard(folder / entry["file"])
+        if shard.directory_digest() == entry["directory_sha256"]:
+            return given.issuperset(shard.row_keys())
+    return entry.get("made_by", made_by) == made_by
+
+
+def _command(entry: Mapping[str, Any]) -> str:
+    """What built a shard."""
+    command: str = entry.get("made_by", {}).get("command", "python recipes/teacher_cache.py")
+    return command
 
 
 def _size_problem(folder: Path, entry: Mapping[str, Any]) -> str | None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlkd.answers import extract_answer
 from rlkd.engines.base import EngineError, identified, run
-from rlkd.engines.server import ServerEngine
+from rlkd.engines.server import ServerEngine, without_secrets
 from rlkd.errors import UsageError
 from rlkd.registry import SpecError
 from rlkd.steps import strip_calculator_marks
@@ -258,7 +258,10 @@ def server_teacher(
     """
     scheme, _, rest = spec.partition("://")
     if scheme not in ("http", "https") or not rest:
-        raise SpecError(f"{spec!r} names no server: expected http://HOST:PORT/v1#MODEL, several with commas between")
+        raise SpecError(
+            f"{without_secrets(spec)!r} names no server: expected http://HOST:PORT/v1#MODEL, several with commas "
+            f"between"
+        )
     url, _, model = spec.partition("#")
     engine = _PromptLogprobs(
         url, model or None, concurrency=concurrency, timeout=timeout, retries=retries, api_key_env=api_key_env
@@ -330,22 +333,14 @@ class _LocalTeacher:
             hook.remove()
         [hidden] = kept
         rows = torch.arange(len(sequences), device=hidden.device)
-        self._compare(self._logits(hidden[rows, last.to(hidden.device)]), logits.float())
+        ours = self._logits(hidden[rows, last.to(hidden.device)])
+        check_logits(ours, logits.float(), self._head.weight.dtype, f"{self.name} ({type(self.model).__name__})")
         return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits of positions [n, H] -> [n, V], in float32."""
         logits = self._head(hidden).float() * self._scale
         return logits if self._softcap is None else self._softcap * (logits / self._softcap).tanh()
-
-    def _compare(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-        gap = float((ours.log_softmax(-1).exp() - theirs.log_softmax(-1).exp()).abs().max())
-        kind = str(self._head.weight.dtype).removeprefix("torch.")
-        if not gap <= _TOLERANCE.get(kind, 2e-1):
-            raise UsageError(
-                f"the teacher {self.name} ({type(self.model).__name__}) does something to its logits that is not "
-                f"known here: probabilities differ by up to {gap:.3g}. Serve it with vLLM and name the server"
-            )
 
     def _top_k(self, hidden: torch.Tensor, sequence: list[int], start: int) -> TopK:
         import torch
@@ -492,6 +487,20 @@ class _PromptLogprobs(ServerEngine):
                 "this is not vLLM by its list of models; no other tells the log-probabilities of a prompt's tokens.",
                 "Serve the teacher with `vllm serve MODEL --max-logprobs K`.",
             )
+
+
+def check_logits(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype, teacher: str) -> None:
+    """Raise `UsageError` where logits made from a teacher's last layer here are not its own, [n, V] both, float32.
+
+    `dtype`: of that layer; apart from its rounding the probabilities have to be the same. `teacher`: for the message.
+    """
+    gap = float((ours.log_softmax(-1).exp() - theirs.log_softmax(-1).exp()).abs().max())
+    if not gap <= _TOLERANCE.get(str(dtype).removeprefix("torch."), 2e-1):
+        raise UsageError(
+            f"the teacher {teacher} does something to its logits that is not known here: probabilities differ by up "
+            f"to {gap:.3g}. If it has an adapter on its last layer, merge that into its weights; else serve it with "
+            f"vLLM and name the server"
+        )
 
 
 def logit_settings(config: Any) -> tuple[float, float | None]:

@@ -19,9 +19,13 @@ Overridden in `trainers/validity_kd.py`, with unchanged names and parameters fro
   the student's entropies summed and the number of tokens, out;
 - `DistillationTrainer._get_train_sampler(dataset)`: a `RepeatSampler`, whose `generator` orders each epoch.
 
-Called there: `_get_last_hidden_state(unwrapped_model, input_ids, attention_mask, logits_to_keep)`; read: `_metrics`,
-`_tokenizer`, `generation_config`, `vllm_generation`, `_last_loaded_step`; set: `teacher_model`. `trl_kernel` is TRL's
-divergence, and `check_distillation` compares ours with it.
+Called there: `_get_last_hidden_state(unwrapped_model, input_ids, attention_mask, logits_to_keep)`; read: `_tokenizer`,
+`eos_token_ids`, `chat_template_kwargs`, `model_wrapped`, `vllm_generation` (and of it, in `trainers/kd_proposals.py`,
+`max_completion_length`, `generation_kwargs`, `sync_weights`, `generate`); read and written: `_metrics`,
+`generation_config`, `_last_loaded_step`, `teacher_model`; of the sampler `data_source`, `shuffle` and `generator`. The
+keys `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `tool_mask`, `num_items_in_batch` of a batch are
+TRL's.
+`trl_kernel` is TRL's divergence. `check_distillation` compares ours with it, and looks for methods and attributes.
 
 Replaced for the time a trainer is built, and only where vLLM runs on a CPU or takes weights without NCCL: the names
 `LLM` and `VLLMClient` in `trl.generation.vllm_generation` (`build_vllm_with`); see `trainers/weight_sync.py`, whose
@@ -51,6 +55,18 @@ _DISTILLATION_HOOKS = {
     "_compute_loss": ["self", "unwrapped_student", "inputs", "num_items_in_batch"],
     "_get_train_sampler": ["self", "dataset"],
     "_get_last_hidden_state": ["self", "unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"],
+}
+
+# Set by its `__init__`, and read or written by us.
+_DISTILLATION_ATTRIBUTES = {
+    "_last_loaded_step",
+    "_metrics",
+    "_tokenizer",
+    "chat_template_kwargs",
+    "eos_token_ids",
+    "generation_config",
+    "teacher_model",
+    "vllm_generation",
 }
 
 # What TRL gives to its kernel for attention in packed rows, computed for each of them.
@@ -93,6 +109,8 @@ def check_distillation() -> None:
         found = list(inspect.signature(method).parameters) if method else None
         if found is None or found[: len(expected)] != expected:
             wrong.append(f"DistillationTrainer.{name} takes {found}, expected {expected}")
+    if lacking := sorted(_DISTILLATION_ATTRIBUTES - _names(trl.DistillationTrainer.__init__)):
+        wrong.append(f"DistillationTrainer does not set {', '.join(lacking)}")
     if not wrong:
         # A generator of its own: the random state belongs to the run.
         random = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ from trl import DistillationConfig
 
 from rlkd.divergence import Divergence, Kind
 from rlkd.engines import from_environment
+from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
 from rlkd.registry import suggestion
 from rlkd.validity import CONTROLS, AdaptiveTau, Weigher, WeightMap
@@ -151,8 +152,8 @@ class ValidityKDConfig(DistillationConfig):
         super().__post_init__()
         if self.teacher is not None and self.teacher_model_name_or_path not in (None, self.teacher):
             raise UsageError(
-                f"teacher {self.teacher!r} and teacher_model_name_or_path {self.teacher_model_name_or_path!r} name "
-                f"two teachers; give one of them"
+                f"teacher {without_secrets(self.teacher)!r} and teacher_model_name_or_path "
+                f"{without_secrets(self.teacher_model_name_or_path)!r} name two teachers; give one of them"
             )
         self.teacher = self.teacher or self.teacher_model_name_or_path
         if self.teacher is not None:

@@ -38,8 +38,8 @@ def kd_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str:
         parts.append(f"failed {logs['validity/failed']:.0%}")
     if "kd/right" in logs:
         parts.append(f"right {logs['kd/right']:.0%}")
-    if "completions/clipped_ratio" in logs:
-        parts.append(f"cut off {logs['completions/clipped_ratio']:.0%}")
+    if (cut := logs.get("completions/clipped_ratio", logs.get("traces/clipped_ratio"))) is not None:
+        parts.append(f"cut off {cut:.0%}")
     parts.append(f"{logs.get('step_time', 0.0):.0f} s")
     return " | ".join(parts)
 

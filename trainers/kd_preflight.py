@@ -5,13 +5,26 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkd.data import RESERVED_COLUMNS
+from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from rlkd.teachers import check_temperature, common_vocabulary
+from rlkd.teacher_cache import CachedTeacher, Trace
+from rlkd.teachers import (
+    TopKTeacher,
+    check_temperature,
+    common_vocabulary,
+    server_teacher,
+    trace_ids,
+    trace_text,
+    vocabulary_fingerprint,
+)
 from rlkd.validity import ValidityScorer, load_scorer
 from rlkd.validity.likelihood import Likelihood
 from trainers.kd_teachers import kind_of_teacher
@@ -21,6 +34,9 @@ if TYPE_CHECKING:
     from trainers.kd_config import ValidityKDConfig
 
 logger = logging.getLogger(__name__)
+
+# Rows whose traces are tokenised at the start to see how many are cut: enough for a share, and seconds.
+LOOKED_AT = 256
 
 
 def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | None) -> None:
@@ -37,6 +53,11 @@ def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | No
             "False: what this trainer needs is restored anyway"
         )
     _check_sharding(args)
+    if args.teacher_model_init_kwargs and kind_of_teacher(teacher) != "model":
+        raise UsageError(
+            f"teacher_model_init_kwargs {args.teacher_model_init_kwargs} with a teacher that is not loaded here: a "
+            f"server or a cache was given its weights elsewhere. Leave the key out"
+        )
     if args.use_vllm:
         check_installed()
     if tools and args.lmbda < 1:
@@ -55,6 +76,89 @@ def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | No
         )
     if args.proposals == "generate" and args.asks_scorer:
         _check_proposals(args, teacher, kind)
+
+
+def open_proposal_engine(args: ValidityKDConfig, teacher: Any) -> Engine | None:
+    """The engine that writes the teacher's steps, asked whether it is there; raises `UsageError`.
+
+    None where the teacher in this process writes them, and where nobody does.
+    """
+    if args.proposals != "generate" or not args.asks_scorer:
+        return None
+    spec = args.proposal_engine or (teacher if kind_of_teacher(teacher) == "server" else None)
+    if spec is None:
+        return None
+    try:
+        engine = open_engine(spec)
+        offered = run(engine.models()) if isinstance(engine, ServerEngine) and args.process_index == 0 else []
+    except (ValueError, EngineError) as error:
+        raise UsageError(f"proposal_engine: {error}") from error
+    if isinstance(engine, ServerEngine) and offered and engine.model not in (None, *offered):
+        raise UsageError(f"proposal_engine: {engine.base_url} has no model {engine.model!r}; it has {offered}")
+    return engine
+
+
+def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any) -> TopKTeacher:
+    """A teacher that is a server, a cache or an object of that protocol, ready to be asked; raises `UsageError`.
+
+    A server is asked for one token's log-probabilities, so that a wrong address, model, tokenizer or k shows at once.
+    """
+    kind = kind_of_teacher(teacher)
+    if kind == "server":
+        served = server_teacher(teacher, args.teacher_top_k, tokenizer=tokenizer)
+        if args.process_index == 0:
+            try:
+                served.top_k([[0, 1]], [1])
+            except EngineError as error:
+                raise UsageError(f"the teacher does not answer as it has to: {error}") from error
+        return served
+    if kind == "cache":
+        return CachedTeacher(Path(teacher).expanduser(), tokenizer=tokenizer)
+    if teacher.vocabulary != vocabulary_fingerprint(tokenizer):
+        raise UsageError(
+            f"the teacher {teacher.name} was made for a tokenizer of fingerprint {teacher.vocabulary}, and the "
+            f"student's has {vocabulary_fingerprint(tokenizer)}: their ids mean different tokens"
+        )
+    opened: TopKTeacher = teacher
+    return opened
+
+
+def check_teacher_traces(args: ValidityKDConfig, dataset: Any, tokenizer: Any, teacher: TopKTeacher | None) -> None:
+    """Compare the teacher's traces with the run's limits; raises `UsageError` (`CacheError`).
+
+    A cache must have a row for every one of them: otherwise the run would end at the first that it lacks, whenever
+    that is drawn. Of other teachers some traces are looked at, and a warning says how many are cut.
+    """
+    if args.lmbda == 1 or args.process_index > 0 or not hasattr(dataset, "__len__"):
+        return
+    cached = isinstance(teacher, CachedTeacher)
+    apart = 1 if cached else max(1, len(dataset) // LOOKED_AT)
+    longest = args.max_completion_length or sys.maxsize
+    template: Any = args.chat_template_kwargs
+    ended: list[bool] = []
+
+    def traces() -> Iterator[Trace]:
+        for place in range(0, len(dataset), apart):
+            row = dataset[place]
+            for number, rationale in enumerate(usable_traces(row["rationales"])):
+                text = trace_text(rationale, row.get("answer"))
+                prompt, ids = trace_ids(tokenizer, row["prompt"], text, longest, chat_template_kwargs=template)
+                ended.append(ids[-1] == tokenizer.eos_token_id)
+                yield Trace(f"row {row.get('id', place)!r}, rationale {number}", [*prompt, *ids], len(prompt))
+
+    if isinstance(teacher, CachedTeacher):
+        teacher.require(traces())
+    else:
+        deque(traces(), maxlen=0)
+    if cut := ended.count(False):
+        logger.warning(
+            "%d of %d traces of the teacher%s are longer than max_completion_length %d and are cut there: they teach "
+            "neither an answer nor an end. Raise it, or leave such rows out",
+            cut,
+            len(ended),
+            "" if apart == 1 else " that were looked at",
+            longest,
+        )
 
 
 def _check_sharding(args: ValidityKDConfig) -> None:
@@ -144,7 +248,7 @@ def usable_traces(traces: Any) -> list[str]:
     return [trace for trace in listed if isinstance(trace, str) and trace.strip()]
 
 
-def check_vocabulary(student: Any, teacher: Any) -> None:
+def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> None:
     """Compare the tokenizers of the student and of a teacher in this process; raise `UsageError` where they differ.
 
     `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found is let pass with
@@ -154,7 +258,9 @@ def check_vocabulary(student: Any, teacher: Any) -> None:
 
     name = teacher if isinstance(teacher, str) else str(teacher.config._name_or_path or "")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(name), revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+        )
     except UsageError:
         raise
     except Exception as error:

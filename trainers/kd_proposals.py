@@ -8,8 +8,10 @@ process, or an engine), on the teacher's traces by the student (its model, or th
 from __future__ import annotations
 
 import copy
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather
@@ -18,8 +20,18 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from rlkd.engines import Completion, Engine, EngineError, Sampling, run
 from trainers.kd_steps import token_steps
 
-Writer = Callable[[Sequence[Sequence[int]]], list[list[int]]]
-"""Prefixes (ids of prompt and trace so far) in, what the model wrote after each out; nothing where it failed."""
+logger = logging.getLogger(__name__)
+
+
+class Written(NamedTuple):
+    """What a model wrote after a prefix, and whether it was cut off by the limit on tokens."""
+
+    ids: list[int]
+    cut: bool = False
+
+
+Writer = Callable[[Sequence[Sequence[int]]], list[Written]]
+"""Prefixes (ids of prompt and trace so far) in, what the model wrote after each out; no ids where it failed."""
 
 # Prefixes that share a forward pass of a model in this process.
 ROWS = 32
@@ -28,7 +40,7 @@ ROWS = 32
 def propose(
     writer: Writer, tokenizer: Any, prefixes: Sequence[Sequence[int]], accelerator: Any, filler: Sequence[int]
 ) -> list[list[int]]:
-    """The step that `writer` proposes after each prefix, as ids; empty where it wrote none.
+    """The step that `writer` proposes after each prefix, as ids; empty where it wrote none to the end.
 
     To be called on every process. Processes have different numbers of boundaries, and a rollout server deals out its
     completions by equal shares: those with fewer ask for `filler` (ids of any prompt) as well and drop the answers.
@@ -38,20 +50,25 @@ def propose(
     if most == 0:
         return []
     asked = [*map(list, prefixes), *[list(filler)] * (most - len(prefixes))]
-    return [first_step(tokenizer, ids) for ids in writer(asked)[: len(prefixes)]]
+    return [first_step(tokenizer, *written) for written in writer(asked)[: len(prefixes)]]
 
 
-def first_step(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """The ids up to the end of the first step in them, the white space before it included.
+def first_step(tokenizer: Any, ids: Sequence[int], cut: bool = False) -> list[int]:
+    """The ids up to the end of the first step in them, with the white space before it and without that behind it.
 
     Where there is no step (the closing `#### 72`), the first line that holds something is taken, without end tokens.
+    `cut`: whether the limit on tokens ended the text; a step that reaches to its end is no whole one then, and empty.
     """
     steps = token_steps(tokenizer, ids)
     if steps:
-        return list(ids[: steps[0].stop])
+        return [] if cut and steps[0].open else list(ids[: steps[0].end])
     special = set(tokenizer.all_special_ids)
     plain = [token for token in ids if token not in special]
-    return plain if tokenizer.decode(plain).strip() else []
+    if cut and not tokenizer.decode(plain)[-1:].isspace():
+        return []
+    while plain and not tokenizer.decode(plain[-1:]).strip():
+        plain.pop()
+    return plain
 
 
 def write_here(
@@ -61,7 +78,7 @@ def write_here(
     generation_config: Any,
     max_new_tokens: int,
     device: Any,
-) -> list[list[int]]:
+) -> list[Written]:
     """What a model in this process writes after each prefix, at most one line, sampled as the rollouts are.
 
     The model is in evaluation mode meanwhile; the random state of the process is used, as for rollouts.
@@ -94,16 +111,34 @@ def write_here(
                 written[place] = row_ids[:stop]
     finally:
         model.train(training)
-    return [written[place] for place in range(len(prefixes))]
+    rows = [written[place] for place in range(len(prefixes))]
+    return [Written(ids, len(ids) >= max_new_tokens) for ids in rows]
 
 
 def write_by_engine(
     engine: Engine, prefixes: Sequence[Sequence[int]], tokenizer: Any, sampling: Sampling, deadline: float | None
-) -> list[list[int]]:
-    """What an engine writes after each prefix, which it gets as text; nothing where it failed."""
+) -> list[Written]:
+    """What an engine writes after each prefix, which it gets as text; nothing where it failed, which is logged.
+
+    Raises `EngineError` where it failed on every prefix: without proposals this would be plain distillation.
+    """
     texts = [prefix_text(tokenizer, ids) for ids in prefixes]
     found = run(engine.generate(texts, sampling, deadline=deadline))
-    return [_ids_of(tokenizer, item) for item in found]
+    errors = [item for item in found if isinstance(item, EngineError)]
+    if errors:
+        [(cause, times)] = Counter(map(str, errors)).most_common(1)
+        if len(errors) == len(found):
+            first = errors[0]
+            what = f"no step was proposed for any of {len(found)} prefixes, {times} times because: {first.what}"
+            raise EngineError(first.engine, what, first.way_out)
+        logger.warning(
+            "proposal_engine: no step was proposed for %d of %d prefixes, which get weight 1; %d times because: %s",
+            len(errors),
+            len(found),
+            times,
+            cause,
+        )
+    return [_written(tokenizer, item) for item in found]
 
 
 def prefix_text(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -113,7 +148,7 @@ def prefix_text(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids[begin:]), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def write_by_vllm(vllm_generation: Any, prefixes: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+def write_by_vllm(vllm_generation: Any, prefixes: Sequence[Sequence[int]], max_new_tokens: int) -> list[Written]:
     """What TRL's vLLM worker of the rollouts writes after each prefix, at most one line.
 
     It reads its limits when it is called, so they are others for the time of this call.
@@ -127,7 +162,7 @@ def write_by_vllm(vllm_generation: Any, prefixes: Sequence[Sequence[int]], max_n
         )
     finally:
         vllm_generation.max_completion_length, vllm_generation.generation_kwargs = saved
-    return [list(ids) for ids in completion_ids]
+    return [Written(list(ids), len(ids) >= max_new_tokens) for ids in completion_ids]
 
 
 class _AfterOneLine(StoppingCriteria):
@@ -142,10 +177,14 @@ class _AfterOneLine(StoppingCriteria):
         return torch.tensor(["\n" in text.lstrip() for text in texts], device=input_ids.device)
 
 
-def _ids_of(tokenizer: Any, item: Completion | EngineError) -> list[int]:
+def _written(tokenizer: Any, item: Completion | EngineError) -> Written:
     if isinstance(item, EngineError) or not item.text.strip():
-        return []
-    return list(tokenizer(item.text, add_special_tokens=False)["input_ids"])
+        return Written([])
+    cut = item.finish_reason == "length"
+    # The line end that stopped the engine is left out of its text. Some vocabularies have one token for it and the
+    # full stop before it, as the traces then have, too.
+    text = item.text if cut else item.text + "\n"
+    return Written(list(tokenizer(text, add_special_tokens=False)["input_ids"]), cut)
 
 
 def _listed(value: Any) -> list[int]:

@@ -25,12 +25,19 @@ _LONGEST_CHARACTER = 8
 
 @dataclass(frozen=True)
 class TokenStep:
-    """A step of a completion: its tokens [start, stop), their text, and that of the tokens before them."""
+    """A step of a completion: its tokens [start, stop), their text, and that of the tokens before them.
+
+    The tokens that are scored are [start, end): without those that hold nothing but the white space behind the step.
+    What stands there is how the writer's line went on, and one of two proposals often ends without it.
+    """
 
     start: int
     stop: int
+    end: int
     text: str
     prefix: str
+    open: bool
+    """Whether nothing stands behind the step, not even white space: where generation was cut off, it may go on."""
 
 
 def token_steps(tokenizer: Any, ids: Sequence[int], written: Sequence[int] | None = None) -> list[TokenStep]:
@@ -61,7 +68,11 @@ def token_steps(tokenizer: Any, ids: Sequence[int], written: Sequence[int] | Non
     for owned in tokens.values():
         stop = next((one + 1 for one, other in pairwise(owned) if other > one + 1), owned[-1] + 1)
         first, last = spans[owned[0]][0], spans[stop - 1][1]
-        found.append(TokenStep(owned[0], stop, text[first:last], text[:first]))
+        end = stop
+        while end > owned[0] + 1 and text[slice(*spans[end - 1])].isspace():
+            end -= 1
+        is_open = stop == len(ids) and not text[first:last][-1:].isspace()
+        found.append(TokenStep(owned[0], stop, end, text[first:last], text[:first], is_open))
     return found
 
 

@@ -30,7 +30,7 @@ from rlkd.divergence import (
     topk_divergence,
     topk_statistics,
 )
-from rlkd.teachers import TopKTeacher, logit_settings
+from rlkd.teachers import TopKTeacher, check_logits, logit_settings
 
 Batch = Mapping[str, Any]
 """Tensors: `prompt_ids`, `prompt_mask` [B, P] padded on the left, `completion_ids`, `completion_mask` [B, C]."""
@@ -141,12 +141,17 @@ class DenseTeacher:
 
 
 class SparseTeacher:
-    """A teacher of whom the k likeliest tokens of each position are known: a server or a cache. Temperature 1."""
+    """A teacher of whom the k likeliest tokens of each position are known: a server or a cache. Temperature 1.
+
+    `vocabulary`: rows of the student's head. What the teacher says of ids beyond it, which only pad a wider head, goes
+    to the bucket of all other tokens.
+    """
 
     fields: tuple[str, ...] = ("teacher_ids", "teacher_logprobs", "teacher_taken")
 
-    def __init__(self, teacher: TopKTeacher):
+    def __init__(self, teacher: TopKTeacher, vocabulary: int):
         self.teacher = teacher
+        self.vocabulary = vocabulary
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
         """Ids [B, C, k], log-probabilities [B, C, k] and that of the token that stands there [B, C]."""
@@ -169,6 +174,8 @@ class SparseTeacher:
             top_ids[place, :length, :width] = top.ids
             logprobs[place, :length, :width] = top.logprobs
             taken[place, :length] = top.taken
+        beyond = top_ids >= self.vocabulary
+        top_ids[beyond], logprobs[beyond] = 0, -torch.inf
         found = {"teacher_ids": top_ids, "teacher_logprobs": logprobs, "teacher_taken": taken}
         return {name: tensor.to(ids.device) for name, tensor in found.items()}
 
@@ -198,6 +205,30 @@ def head_of(model: Any, vocabulary: int | None = None) -> Head:
     scale, softcap = logit_settings(model.config)
     bias = getattr(layer, "bias", None)
     return Head(layer.weight[:vocabulary], None if bias is None else bias[:vocabulary], scale, softcap)
+
+
+def check_head(model: Any, hidden_states: Callable[[Batch], Tensor], ids: Sequence[int]) -> None:
+    """Raise `UsageError` where `head_of` is not all that a teacher does to get its logits, by one short forward.
+
+    It would be another teacher in silence: an adapter on its last layer, or a scale under a name unknown here.
+
+    Args:
+        model: the teacher.
+        hidden_states: as of `DenseTeacher`.
+        ids: two tokens at least, any.
+    """
+    head = head_of(model)
+    batch = padded_batch([ids[:1]], [ids[1:]], 0, head.weight.device)
+    hidden = hidden_states(batch)[0].to(head.weight.dtype)
+    ours = (hidden @ head.weight.T).float()
+    if head.bias is not None:
+        ours = ours + head.bias.float()
+    ours = ours * head.scale
+    if head.softcap is not None:
+        ours = head.softcap * (ours / head.softcap).tanh()
+    with torch.no_grad():
+        theirs = model(input_ids=torch.tensor([list(ids)], device=head.weight.device)).logits[0, :-1].float()
+    check_logits(ours, theirs, head.weight.dtype, f"{model.config._name_or_path or 'passed'} ({type(model).__name__})")
 
 
 def rows_of(batch: Batch, start: int, count: int) -> dict[str, Any]:

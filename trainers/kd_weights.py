@@ -2,8 +2,11 @@
 
     steps of each trace -> validities of both proposals -> weight of each step -> kd_weights (B, C)
 
-Tokens outside steps (the closing answer line, the end token, what a tool said) keep weight 1. Each process weighs its
-own traces; `tau`, where it adapts, sees the margins of all.
+Tokens outside steps (the closing answer line, the end token, what a tool said) keep weight 1. Each process finds out
+about its own traces; the weights are made of what all found, so they do not depend on how rows lie on processes.
+
+White space behind a step has the step's weight and no say in it: it counts for neither of two proposals, whose texts
+often end differently (`TokenStep.end`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -27,6 +31,7 @@ from rlkd.validity import (
     WeighedSteps,
     Weigher,
     expected_margins,
+    joined,
     score_pairs,
     step_means,
 )
@@ -55,7 +60,10 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class WeighedBatch:
-    """The weights of a batch's tokens (B, C), what they rest on, and the tensors that the teacher's forward made."""
+    """The weights of a batch's tokens (B, C), what they rest on, and the tensors that the teacher's forward made.
+
+    `weighed` has the steps of all processes, `records` those of this one.
+    """
 
     weights: Tensor
     records: list[StepRecord] = field(default_factory=list)
@@ -112,7 +120,7 @@ class StepWeights:
         seen = self.teacher.observe(batch)
         found = self._statistics(batch, mask, seen, on_policy)
         starts = [0, *torch.cumsum(mask.sum(1), 0).tolist()]
-        spans = [(starts[row] + step.start, starts[row] + step.stop) for row, _, step in flat]
+        spans = [(starts[row] + step.start, starts[row] + step.end) for row, _, step in flat]
         positions = [place / max(1, len(traces[row]) - 1) for row, place, _ in flat]
         proposals: list[list[int]] | None = None
         validities = None
@@ -136,20 +144,24 @@ class StepWeights:
             teacher_entropy=step_means(found.teacher_entropy, spans),
             student_entropy=None if found.student_entropy is None else step_means(found.student_entropy, spans),
             kl=None if found.kl is None else step_means(found.kl, spans),
+            teacher_is_expected=self.expected and on_policy,
         )
-        weighed = self.weigher(evidence, step, margins=gather_object(self.weigher.margins(evidence)))
+        parts: list[StepEvidence] = gather_object([evidence])
+        weighed = self.weigher(joined(parts), step)
+        first = sum(len(part.positions) for part in parts[: PartialState().process_index])
         weights = torch.ones(mask.shape)
         records = []
         for number, (row, _, found_step) in enumerate(flat):
-            weights[row, found_step.start : found_step.stop] = weighed.weights[number]
+            weight = weighed.weights[first + number]
+            weights[row, found_step.start : found_step.stop] = weight
             records.append(
                 StepRecord(
                     row=row,
                     position=positions[number],
                     text=found_step.text.strip(),
                     tokens=found_step.stop - found_step.start,
-                    weight=weighed.weights[number],
-                    margin=weighed.margins[number],
+                    weight=weight,
+                    margin=weighed.margins[first + number],
                     teacher=None if validities is None else validities.teacher[number],
                     student=None if validities is None else validities.student[number],
                     proposal=None if proposals is None else self._text(proposals[number]).strip(),
@@ -178,9 +190,12 @@ class StepWeights:
         spans: Sequence[tuple[int, int]],
         on_policy: bool,
     ) -> StepValidities:
-        """The validities of both proposals; None for both where the other model wrote no step."""
+        """The validities of both proposals; None for both where one of them is not there as a whole.
+
+        That is where the other model wrote no step, and where the trace was cut off within its own.
+        """
         assert self.scorer is not None
-        written = [place for place, proposal in enumerate(proposals) if proposal]
+        written = [place for place, proposal in enumerate(proposals) if proposal and not flat[place][2].open]
         if isinstance(self.scorer, Likelihood) and self.scorer.asking is None:
             taken = found.teacher_logprob.tolist()
             stands = self.scorer.of_logprobs([taken[start:stop] for start, stop in spans])
@@ -223,8 +238,8 @@ class StepWeights:
             )
 
         return (
-            question(step.text, ids[number][step.start : step.stop]),
-            question(self._text(proposal), proposal),
+            question(step.text.rstrip(), ids[number][step.start : step.end]),
+            question(self._text(proposal).rstrip(), proposal),
         )
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -232,11 +247,12 @@ class StepWeights:
 
 
 def figures(
-    batch: WeighedBatch, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], loss_mask: Tensor
+    batch: WeighedBatch, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], loss_mask: Tensor, on_policy: bool
 ) -> dict[str, float]:
     """What is logged of a generation batch, over all processes; to be called on every one of them.
 
-    `texts`: the completion of each row. Figures over no step are left out.
+    `texts`: the completion of each row. Figures over no step are left out. Right answers of rollouts and of the
+    teacher's traces, which are mostly right by construction, have two names: a line may be about several batches.
     """
     right = [accuracy(row, text) for row, text in zip(rows, texts, strict=True)]
     tokens = float(loss_mask.sum())
@@ -245,24 +261,22 @@ def figures(
         "weight": float((batch.weights * loss_mask).sum()),
         "tokens": tokens,
         "traces": len(rows),
-        "floored": 0 if batch.weighed is None else batch.weighed.floored,
-        "failed": 0 if batch.weighed is None else batch.weighed.failed,
         "right": [value for value in right if value is not None],
     }
     parts = gather_object([mine])
-    total = {name: sum(part[name] for part in parts) for name in ("weight", "tokens", "traces", "floored", "failed")}
+    total = {name: sum(part[name] for part in parts) for name in ("weight", "tokens", "traces")}
     judged = [value for part in parts for value in part["right"]]
     logged = {"kd_weight/mean": total["weight"] / max(1.0, total["tokens"])}
     if judged:
-        logged["kd/right"] = sum(judged) / len(judged)
+        logged["kd/right" if on_policy else "traces/right"] = sum(judged) / len(judged)
     steps = [step for part in parts for step in part["steps"]]
     if batch.weighed is None or not steps:
         return logged
     weights = [weight for _, weight, _, _ in steps]
     logged |= {
         "kd/steps_per_trace": len(steps) / total["traces"],
-        "kd_weight/floored": total["floored"] / len(steps),
-        "validity/failed": total["failed"] / len(steps),
+        "kd_weight/floored": batch.weighed.floored / len(steps),
+        "validity/failed": batch.weighed.failed / len(steps),
         "validity/tau": batch.weighed.tau,
     }
     deciles = statistics.quantiles(weights, n=10, method="inclusive") if len(weights) > 1 else weights * 9

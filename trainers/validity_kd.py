@@ -38,20 +38,30 @@ from trl import DistillationTrainer
 from trl.models import unwrap_model_for_generation
 
 from rlkd.divergence import weighted_mean
-from rlkd.engines import Sampling, open_engine
+from rlkd.engines import Sampling
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from rlkd.teachers import TopKTeacher, server_teacher, trace_ids, trace_text, vocabulary_fingerprint
+from rlkd.teachers import TopKTeacher, trace_ids, trace_text
 from rlkd.validity import Weigher
 from trainers._compat import check_distillation, trl_kernel
 from trainers.checkpoints import find_checkpoint, step_of
 from trainers.kd_config import ValidityKDConfig
-from trainers.kd_preflight import check_config, check_dataset, check_vocabulary, find_scorer, usable_traces
-from trainers.kd_proposals import propose, write_by_engine, write_by_vllm, write_here
+from trainers.kd_preflight import (
+    check_config,
+    check_dataset,
+    check_teacher_traces,
+    check_vocabulary,
+    find_scorer,
+    open_proposal_engine,
+    open_top_k,
+    usable_traces,
+)
+from trainers.kd_proposals import Written, propose, write_by_engine, write_by_vllm, write_here
 from trainers.kd_teachers import (
     DenseTeacher,
     KDTeacher,
     SparseTeacher,
+    check_head,
     head_of,
     kind_of_teacher,
     padded_batch,
@@ -111,13 +121,16 @@ class ValidityKDTrainer(DistillationTrainer):
         student = resolve_model(model) if isinstance(model, str) else model
         tokenizer = processing_class or AutoTokenizer.from_pretrained(
             student if isinstance(student, str) else student.config._name_or_path,
+            revision=dict(args.model_init_kwargs or {}).get("revision"),  # type: ignore[arg-type]
             trust_remote_code=args.trust_remote_code,
         )
         if isinstance(tokenizer, ProcessorMixin):
             raise UsageError("a student with images: steps are found in text only. Take TRL's DistillationTrainer")
-        opened = None if kind == "model" else _open_top_k(teacher, kind, args, tokenizer)
+        opened = None if kind == "model" else open_top_k(args, teacher, tokenizer)
         if kind == "model":
-            check_vocabulary(tokenizer, teacher)
+            check_vocabulary(args, tokenizer, teacher)
+        check_teacher_traces(args, train_dataset, tokenizer, opened)
+        self._engine = open_proposal_engine(args, teacher)
         if args.use_vllm:
             name = student if isinstance(student, str) else str(student.config._name_or_path)
             check_rollouts(args, name, longest_prompt(train_dataset, tokenizer))  # type: ignore[arg-type]
@@ -136,6 +149,9 @@ class ValidityKDTrainer(DistillationTrainer):
         if opened is None:
             # Not by TRL, which refuses heads of different width.
             self.teacher_model = self._load_teacher(teacher)
+            with torch.no_grad():
+                ids = list(range(min(8, len(self._tokenizer))))
+                check_head(self.teacher_model, lambda batch: self._hidden(self.teacher_model, batch), ids)
             self._width = self._common_width(self.model, self.teacher_model)
             self._teacher: KDTeacher = DenseTeacher(
                 self.teacher_model,
@@ -147,8 +163,8 @@ class ValidityKDTrainer(DistillationTrainer):
                 kernel=trl_kernel if args.kernel == "trl" else None,
             )
         else:
-            self._teacher = SparseTeacher(opened)
-        self._engine = self._proposal_engine(kind, teacher)
+            student_model: Any = self.model
+            self._teacher = SparseTeacher(opened, len(student_model.get_output_embeddings().weight))
         self.step_weights = StepWeights(
             scorer=scorer,
             expected=args.proposals == "expected",
@@ -163,6 +179,7 @@ class ValidityKDTrainer(DistillationTrainer):
         self.metrics_path = output / "metrics.jsonl"
         self.add_callback(MetricsCallback(self.metrics_path))
         self.add_callback(_WeigherState(self.step_weights.weigher))
+        self._fresh_weigher = self.step_weights.weigher.state_dict()
         self._rollouts = StepLog(output / "rollouts" / f"rank{args.process_index}.jsonl")
 
     @property
@@ -183,6 +200,7 @@ class ValidityKDTrainer(DistillationTrainer):
         if aside is not None:
             logger.warning("%s held an earlier run; it was moved to %s", output, aside)
         self._steps_done = 0
+        self.step_weights.weigher.load_state_dict(self._fresh_weigher)  # an earlier call may have moved it
         if checkpoint is not None:
             self._steps_done = step_of(checkpoint)
             _WeigherState.restore(self.step_weights.weigher, checkpoint)
@@ -258,7 +276,7 @@ class ValidityKDTrainer(DistillationTrainer):
         """The step that the other model writes after each prefix: the teacher's on the student's traces, and so on."""
         longest, device = self.args.max_step_tokens, self.accelerator.device
 
-        def write(asked: Sequence[Sequence[int]]) -> list[list[int]]:
+        def write(asked: Sequence[Sequence[int]]) -> list[Written]:
             if on_policy and self._engine is not None:
                 sampling = Sampling(
                     max_new_tokens=longest,
@@ -314,7 +332,10 @@ class ValidityKDTrainer(DistillationTrainer):
                 "trust_remote_code": self.args.trust_remote_code,
                 **dict(self.args.teacher_model_init_kwargs or {}),  # type: ignore[arg-type]
             }
-            settings["dtype"] = settings.get("dtype") or "auto"
+            # On a CPU float32, whatever the checkpoint has: as `recipes/teacher_cache.py` has it.
+            settings["dtype"] = settings.get("dtype") or (
+                "float32" if self.accelerator.device.type == "cpu" else "auto"
+            )
             try:
                 teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **settings)
             except (OSError, ValueError) as error:
@@ -323,6 +344,15 @@ class ValidityKDTrainer(DistillationTrainer):
             raise UsageError("teacher_model_init_kwargs are for a teacher that is named; this one is a model already")
         if getattr(teacher, "hf_device_map", None) is None and not getattr(teacher, "is_quantized", False):
             teacher.to(self.accelerator.device)
+        place, here = (
+            teacher.get_output_embeddings().weight.device,
+            torch.empty(0, device=self.accelerator.device).device,
+        )
+        if place != here:
+            raise UsageError(
+                f"the teacher's last layer lies on {place} and the student on {here}; the loss needs both in one "
+                f"place. Leave device_map out of teacher_model_init_kwargs, or serve the teacher with vLLM"
+            )
         return teacher.eval().requires_grad_(False)
 
     def _common_width(self, *models: Any) -> int | None:
@@ -337,16 +367,14 @@ class ValidityKDTrainer(DistillationTrainer):
                 f"knows {known} ids: the teacher has another vocabulary, or one of them was cut. Take a teacher of "
                 f"the student's family"
             )
+        if widths[0] > min(widths) and self.use_vllm:
+            raise UsageError(
+                f"the student's head has {widths[0]} rows and the teacher's {widths[1]}: what only pads must not be "
+                f"written, and vLLM is not told so. Set use_vllm: false, or take a teacher whose head is as wide"
+            )
         if widths[0] > min(widths):  # what the teacher has no word for is not written
             self.generation_config.suppress_tokens = list(range(min(widths), widths[0]))
         return min(widths)
-
-    def _proposal_engine(self, kind: str, teacher: Any) -> Any:
-        """The engine that writes the teacher's steps; None where the teacher is in this process or writes none."""
-        if self.args.proposals != "generate" or not self.args.asks_scorer:
-            return None
-        spec = self.args.proposal_engine or (teacher if kind == "server" else None)
-        return None if spec is None else open_engine(spec)
 
     def _log_batch(
         self,
@@ -358,7 +386,7 @@ class ValidityKDTrainer(DistillationTrainer):
     ) -> None:
         pairs = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
         texts = self._tokenizer.batch_decode([ids[mask.bool()] for ids, mask in pairs], skip_special_tokens=True)
-        logged = figures(weighed, rows, texts, loss_mask) | {"kd/on_policy": float(on_policy)}
+        logged = figures(weighed, rows, texts, loss_mask, on_policy) | {"kd/on_policy": float(on_policy)}
         for name, value in logged.items():
             self._metrics["train"][name].append(value)
         if not self.args.save_rollouts:
@@ -412,21 +440,6 @@ def _loss_mask(batch: Mapping[str, Any]) -> Tensor:
     """1 for the tokens that count, (B, C): the completion's own, without what tools said."""
     mask: Tensor = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
-
-
-def _open_top_k(teacher: Any, kind: str, args: ValidityKDConfig, tokenizer: Any) -> TopKTeacher:
-    if kind == "server":
-        return server_teacher(teacher, args.teacher_top_k, tokenizer=tokenizer)
-    if kind == "cache":
-        from rlkd.teacher_cache import CachedTeacher
-
-        return CachedTeacher(Path(teacher).expanduser(), tokenizer=tokenizer)
-    if teacher.vocabulary != vocabulary_fingerprint(tokenizer):
-        raise UsageError(
-            f"the teacher {teacher.name} was made for a tokenizer of fingerprint {teacher.vocabulary}, and the "
-            f"student's has {vocabulary_fingerprint(tokenizer)}: their ids mean different tokens"
-        )
-    return teacher
 
 
 def _vllm_side(args: ValidityKDConfig) -> Any:

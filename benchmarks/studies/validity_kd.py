@@ -10,6 +10,8 @@ Arms x seeds of `recipes/validity_kd.py`; arms differ in the keys that `ARMS` gi
     plain           weight 1 everywhere: the baseline
     expected        likelihood against an expectation (the default)
     likelihood      likelihood against a step that the other model really writes
+    same_size       `expected` with `normalise: weights`: the weights of the other arms average more than 1, so their
+                    loss is larger than that of `plain`, which clipping of gradients sees; here it is not
     shuffled, teacher_only, position, entropy, divergence
                     controls, each of which lacks one ingredient of `expected` (docs/validity.md)
 
@@ -44,6 +46,7 @@ ARMS: dict[str, list[str]] = {
     "plain": ["--control", "uniform"],
     "expected": [],
     "likelihood": ["--proposals", "generate"],
+    "same_size": ["--normalise", "weights"],
     "shuffled": ["--control", "shuffled"],
     "teacher_only": ["--control", "teacher_only"],
     "position": ["--control", "position"],

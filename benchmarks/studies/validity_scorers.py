@@ -152,13 +152,16 @@ def plain_step(step: str) -> str:
 
 def score(traces: Sequence[LabelledTrace], given: argparse.Namespace) -> None:
     """Append the scores that are missing. Raises `UsageError` for a folder with other settings, or no --resume."""
-    settings = {"model": given.model, "examples": given.examples, "data": given.data.name}
+    settings: dict[str, Any] = {"model": given.model, "examples": given.examples, "data": given.data.name}
+    if "rollout" in given.scorers:  # of which its scores depend, and no others
+        settings |= {"samples": given.samples, "max_new_tokens": given.max_new_tokens}
     settings_file, file = given.out / "settings.json", given.out / "scores.jsonl"
     if file.exists() and not given.resume:
         raise UsageError(f"{file} is there already: --resume goes on with it, --analyse only reads it")
-    if settings_file.exists() and (kept := json.loads(settings_file.read_text())) != settings:
+    kept = json.loads(settings_file.read_text()) if settings_file.exists() else {}
+    if any(kept.get(name, value) != value for name, value in settings.items()):
         raise UsageError(f"{given.out} has scores with {kept}, asked for {settings}: choose another --out")
-    settings_file.write_text(json.dumps(settings))
+    settings_file.write_text(json.dumps(kept | settings))
     done = {(entry["trace"], entry["scorer"]) for entry in read_scores(file)} if file.exists() else set()
     with file.open("a") as out:
         for names, scorer in scorers(given):

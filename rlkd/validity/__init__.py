@@ -34,7 +34,7 @@ from rlkd.validity.controls import (
     uniform,
 )
 from rlkd.validity.margins import REDUCTIONS, Reduction, StepValidities, expected_margins, reduce_tokens, step_means
-from rlkd.validity.weigher import StepEvidence, WeighedSteps, Weigher
+from rlkd.validity.weigher import StepEvidence, WeighedSteps, Weigher, joined
 from rlkd.validity.weights import AdaptiveTau, WeightMap
 
 BUILT_IN = {
@@ -65,6 +65,7 @@ __all__ = [
     "divergence",
     "entropy",
     "expected_margins",
+    "joined",
     "load_scorer",
     "reduce_tokens",
     "score_pairs",

@@ -51,7 +51,8 @@ class StepQuestion:
     """How valid is `step` after `prefix`?
 
     `prefix + step` is the completion up to and including the step, character by character: white space between the
-    two belongs to one of them.
+    two belongs to one of them. White space behind the step is left out, on both sides: two proposals must not differ
+    in how the line went on.
 
     Args:
         prompt: messages, or text with any chat template already applied.

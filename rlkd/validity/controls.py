@@ -67,7 +67,7 @@ def divergence(teacher_entropy: Validities, kl: Validities) -> Pair:
     """The step's mean KL(S||T) in nats a token as margin: (teacher, student) for the map on the scale `log`.
 
     V_T is -H_T as in `expected_margins` on-policy, whose margin is in expectation KL(S||T) + H_S - H_T: what differs
-    from the method is the entropy term alone.
+    from the method there is the entropy term alone. Off-policy the method has a floor (`v_0`), too.
     """
     teacher = _negative(teacher_entropy)
     student = [None if v is None or d is None else v - d for v, d in zip(teacher, kl, strict=True)]
@@ -81,7 +81,7 @@ class PositionProfile:
         bins: parts of the trace, of equal length.
 
     At the beginning a bin holds few steps, and the control still knows their own weights; this passes within a few
-    batches. In a run of several processes each keeps its own profile.
+    batches. In a run of several processes each is to be given the steps of all, so that all keep one profile.
     """
 
     def __init__(self, bins: int = 5) -> None:

@@ -22,7 +22,8 @@ from rlkd.validity.asking import Asking
 from rlkd.validity.contract import Scale, StepQuestion, ValidityError, report_failures
 from rlkd.validity.templates import compiled, render
 
-# As TRL's PRMTrainer writes a row: problem and steps with a line end after each, the label on the step's last token.
+# As TRL's PRMTrainer writes a row: problem and steps with a line end after each, which is where it is read. A step
+# comes without the white space behind it, so that both proposals are read at the same token.
 TEXT = "{{ problem }}\n{{ prefix }}{{ step }}\n"
 ASK = """\
 Problem:

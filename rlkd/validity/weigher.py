@@ -28,6 +28,8 @@ class StepEvidence:
         positions: relative position in the trace, 0 for its first step to 1 for its last.
         teacher, student: V_T and V_S on the scale of the map; None where the scorer failed.
         teacher_entropy, student_entropy, kl: means over the step in nats a token (`step_means`); kl is KL(S||T).
+        teacher_is_expected: whether V_T is an expectation, -H_T: how uncertain the teacher is, and no validity of a
+            step, so the map's floor (`v_0`) has no part in it.
     """
 
     positions: Sequence[float]
@@ -36,6 +38,21 @@ class StepEvidence:
     teacher_entropy: Sequence[float | None] | None = None
     student_entropy: Sequence[float | None] | None = None
     kl: Sequence[float | None] | None = None
+    teacher_is_expected: bool = False
+
+
+def joined(parts: Sequence[StepEvidence]) -> StepEvidence:
+    """What several processes found out about their steps, as one, in the order of the parts.
+
+    All parts must know the same fields. Raises ValueError for no parts.
+    """
+    if not parts:
+        raise ValueError("no parts to join: expected one of each process")
+    whole: dict[str, Any] = {"teacher_is_expected": parts[0].teacher_is_expected}
+    for name in ("positions", "teacher", "student", "teacher_entropy", "student_entropy", "kl"):
+        known = getattr(parts[0], name) is not None
+        whole[name] = [value for part in parts for value in getattr(part, name)] if known else None
+    return StepEvidence(**whole)
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ class Weigher:
 
     Args:
         weight_map: its scale is that of the validities. `entropy` and `divergence` use the same map on the scale
-            `log`, whatever its own.
+            `log`, whatever its own, and without its floor: their V_T is -H_T, how uncertain the teacher is.
         control: None for the method.
         adaptive: where given, `tau` follows the margins; `weight_map.tau` is not used.
         seed: of `shuffled`.
@@ -80,7 +97,8 @@ class Weigher:
     ) -> None:
         if control is not None and control not in CONTROLS:
             raise ValueError(f"control={control!r}: expected {', '.join(map(repr, CONTROLS))}, or none for the method")
-        self.weight_map = replace(weight_map, scale="log") if control in ("entropy", "divergence") else weight_map
+        of_entropy = control in ("entropy", "divergence")
+        self.weight_map = replace(weight_map, scale="log", v_0=0.0) if of_entropy else weight_map
         self.control = control
         self.adaptive = adaptive
         self.seed = seed
@@ -96,19 +114,13 @@ class Weigher:
             "divergence": frozenset({"teacher_entropy", "kl"}),
         }.get(self.control or "", frozenset({"teacher", "student"}))
 
-    def margins(self, evidence: StepEvidence) -> list[float | None]:
-        """What the map compares for each step, V_T - V_S, without changing anything."""
-        return _margins(self._compared(evidence))
-
-    def __call__(
-        self, evidence: StepEvidence, step: int, *, margins: Sequence[float | None] | None = None
-    ) -> WeighedSteps:
-        """The weights of the steps. `step`: the training step, which `shuffled` draws from.
+    def __call__(self, evidence: StepEvidence, step: int) -> WeighedSteps:
+        """The weights of the steps.
 
         Args:
-            evidence: of the steps of this process.
-            step: number of the generation batch.
-            margins: those of all processes in the order of the ranks, for `adaptive`; by default those of `evidence`.
+            evidence: of the steps of all processes (`joined`), so that `tau` and the controls do not depend on how
+                rows lie on processes.
+            step: number of the generation batch, which `shuffled` draws from.
 
         Raises ValueError where the evidence lacks what `needs` names.
         """
@@ -116,18 +128,17 @@ class Weigher:
         if self.control == "uniform":
             return WeighedSteps(uniform(count), [None] * count, self.weight_map.tau, 0, 0)
         pairs = self._compared(evidence)
-        own = _margins(pairs)
-        tau = self.weight_map.tau
-        if self.adaptive is not None:
-            tau = self.adaptive.update(own if margins is None else margins)
-        valid = [margin is not None for margin in own]
-        weights = self.weight_map([t for t, _ in pairs], [s for _, s in pairs], tau=tau)
-        floored = sum(self.weight_map.is_floored(t) for t, _ in pairs)
+        margins = [None if t is None or s is None else t - s for t, s in pairs]
+        weight_map = replace(self.weight_map, v_0=0.0) if evidence.teacher_is_expected else self.weight_map
+        tau = weight_map.tau if self.adaptive is None else self.adaptive.update(margins)
+        valid = [margin is not None for margin in margins]
+        weights = weight_map([t for t, _ in pairs], [s for _, s in pairs], tau=tau)
+        floored = sum(weight_map.is_floored(t) for t, _ in pairs)
         if self.control == "shuffled":
             weights = shuffled(weights, valid, seed=self.seed, step=step)
         elif self.control == "position":
             weights = self._profile(weights, evidence.positions, valid)
-        return WeighedSteps(weights, own, tau, valid.count(False), floored)
+        return WeighedSteps(weights, margins, tau, valid.count(False), floored)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain numbers."""
@@ -163,7 +174,3 @@ class Weigher:
         else:
             teacher, student = given["teacher"], given["student"]
         return [(None, None) if t is None or s is None else (t, s) for t, s in zip(teacher, student, strict=True)]
-
-
-def _margins(pairs: Sequence[tuple[float | None, float | None]]) -> list[float | None]:
-    return [None if t is None or s is None else t - s for t, s in pairs]

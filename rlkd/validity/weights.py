@@ -3,8 +3,9 @@
     w = [w_min + (w_max - w_min) * sigmoid((V_T - V_S) / tau)] * min(1, V_T / v_0)
 
 The first factor compares the proposals: a student that is worse than the teacher at this step is pulled harder. The
-second looks at the teacher alone: towards a step that is probably wrong nobody is to be pulled hard. All of it is our
-choice, with the defaults of the project's reference design: a tie gives 1.
+second looks at the teacher alone: towards a step that is probably wrong nobody is to be pulled hard. It is left out
+where no step of the teacher is judged: an expected V_T is -H_T, its uncertainty (`rlkd.validity.weigher`). All of it
+is our choice, with the defaults of the project's reference design: a tie gives 1.
 """
 
 from __future__ import annotations

@@ -90,6 +90,26 @@ def test_a_run_keeps_what_the_teacher_says_and_a_second_one_asks_for_nothing(
     assert "0 traces asked for, 60 were there" in capsys.readouterr().out
 
 
+def test_the_type_of_the_weights_is_part_of_the_teachers_name(recipe, arguments, tiny_model, monkeypatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    stored = SimpleNamespace(dtype=torch.bfloat16)
+    for device, dtype, expected in (
+        ("cpu", "auto", "float32"),
+        ("cuda", "auto", "bfloat16"),
+        ("cpu", "float16", "float16"),
+    ):
+        monkeypatch.setitem(recipe.dtype_of.__globals__, "device_here", lambda found=device: found)
+        assert recipe.dtype_of(arguments(teacher_dtype=dtype), stored) == expected
+    teacher, _ = recipe.open_teacher(arguments(teacher_dtype="float32"), tokenizer)
+    assert teacher.name.endswith("@float32")
+
+
+def test_no_password_of_an_address_is_printed(recipe, arguments, tiny_model) -> None:
+    with pytest.raises(UsageError, match=r"http://\*\*\*@h:1/v1#MODEL") as refused:
+        recipe.open_teacher(arguments(teacher="http://me:TOPSECRET@h:1/v1"), AutoTokenizer.from_pretrained(tiny_model))
+    assert "TOPSECRET" not in str(refused.value)
+
+
 def test_cut_traces_are_counted(recipe, arguments, capsys) -> None:
     recipe.main(arguments(max_completion_length=10))
     assert "60 traces" in (said := capsys.readouterr().out)

@@ -339,6 +339,52 @@ def test_rows_of_other_shards_are_read_while_one_is_altered(teacher, tmp_path) -
             cached.top_k([row.ids], [3])
 
 
+@pytest.mark.parametrize("how", ["missing", "truncated", "altered", "its rows altered"])
+def test_a_damaged_shard_of_other_rows_is_not_taken_away_and_its_own_command_is_named(teacher, tmp_path, how) -> None:
+    made(tmp_path, teacher, traces(12))
+    made(tmp_path, teacher, traces()[12:], made_by={"command": "make the others"})
+    damage(tmp_path, how)  # of the first build
+    before = content(tmp_path)
+    with pytest.raises(CacheError, match="make it") as named:
+        CachedTeacher(tmp_path).top_k([row.ids for row in traces()], [3] * 24)
+    assert "make the others" not in str(named.value)
+    asked = Asked(teacher)
+    with pytest.raises(CacheError, match=r"built of other traces than these. Build it again first: make it"):
+        made(tmp_path, asked, traces()[12:], made_by={"command": "make the others"})
+    assert content(tmp_path) == before
+    assert asked.sequences == []
+    assert made(tmp_path, asked, traces(12)).computed == 3
+    assert asked.sequences == [row.ids for row in traces()[6:9]]
+    found = CachedTeacher(tmp_path)
+    assert len(found) == 24
+    assert found.top_k([traces()[20].ids], [3])
+    with pytest.raises(CacheError, match="To add what is missing: make it or make the others"):
+        found.top_k([[1, 2, 3]], [1])
+
+
+def test_a_damaged_shard_is_built_by_any_command_that_has_its_rows(teacher, tmp_path) -> None:
+    made(tmp_path, teacher, traces(12))
+    damage(tmp_path, "altered")  # which rows it had can still be read
+    assert made(tmp_path, teacher, traces(), made_by={"command": "make all"}).computed == 15
+    assert len(CachedTeacher(tmp_path)) == 24
+
+
+def test_rows_that_the_data_no_longer_have_are_said_to_be_lost(teacher, tmp_path) -> None:
+    made(tmp_path, teacher)
+    damage(tmp_path, "truncated")
+    lines: list[str] = []
+    made(tmp_path, teacher, [*traces()[:7], *traces()[9:]], say=lines.append)
+    assert "2 traces or more of the damaged shards are not among those given, and are lost." in lines
+
+
+def test_a_cache_says_at_once_how_many_traces_it_lacks_and_which_is_the_first(teacher, tmp_path) -> None:
+    made(tmp_path, teacher, traces(10))
+    cached = CachedTeacher(tmp_path)
+    cached.require(traces(10))
+    with pytest.raises(CacheError, match=r"has no row for 14 of 24 traces, the first is row 10 .*make it"):
+        cached.require(traces())
+
+
 # Building
 
 

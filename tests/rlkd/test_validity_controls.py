@@ -1,4 +1,6 @@
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from rlkd.validity import (
     StepEvidence,
     Weigher,
     WeightMap,
+    joined,
     shuffled,
     teacher_only,
 )
@@ -145,24 +148,33 @@ def test_a_resumed_weigher_goes_on_as_the_uninterrupted_one(control):
     assert through(EVIDENCE, 1) == resumed(EVIDENCE, 1)
 
 
-def test_processes_that_exchange_their_margins_have_one_tau():
+@pytest.mark.parametrize("cut", range(6))
+def test_evidence_of_several_processes_joins_to_that_of_one(cut):
+    names = ("positions", "teacher", "student", "teacher_entropy", "student_entropy", "kl")
     halves = [
-        StepEvidence([0.0] * 2, [-0.1, -0.2], [-1.0, -4.0]),
-        StepEvidence([0.0] * 2, [-0.3, -0.1], [-0.9, -0.2]),
+        StepEvidence(**{name: getattr(EVIDENCE, name)[part] for name in names}, teacher_is_expected=True)
+        for part in (slice(cut), slice(cut, None))
     ]
-    weighers = [Weigher(LOG, adaptive=AdaptiveTau()) for _ in halves]
-    everywhere = [m for w, e in zip(weighers, halves, strict=True) for m in w.margins(e)]
-    found = [w(e, 0, margins=everywhere) for w, e in zip(weighers, halves, strict=True)]
-    whole = StepEvidence([0.0] * 4, [-0.1, -0.2, -0.3, -0.1], [-1.0, -4.0, -0.9, -0.2])
-    alone = Weigher(LOG, adaptive=AdaptiveTau())(whole, 0)
-    assert found[0].tau == found[1].tau == alone.tau
-    assert found[0].weights + found[1].weights == alone.weights
+    whole = joined(halves)
+    assert whole.teacher_is_expected
+    assert all(list(getattr(whole, name)) == list(getattr(EVIDENCE, name)) for name in names)
+    bare = joined([StepEvidence([0.0], kl=[1.0]), StepEvidence([], kl=[])])
+    assert bare == StepEvidence([0.0], kl=[1.0])
+    with pytest.raises(ValueError, match="no parts"):
+        joined([])
 
 
-def test_asking_for_the_margins_changes_nothing():
-    weigher, other = Weigher(LOG, adaptive=AdaptiveTau()), Weigher(LOG, adaptive=AdaptiveTau())
-    weigher.margins(EVIDENCE)
-    assert weigher.state_dict() == other.state_dict()
+def test_an_uncertain_teacher_is_no_invalid_one_where_its_validity_is_an_expectation():
+    # The teacher as uncertain as e**-3, the student as good as it expects: a tie.
+    tie = StepEvidence([0.0], [-3.0], [-3.0], [3.0], [3.0], [0.0])
+    assert weigh(None, tie).weights == [pytest.approx(math.exp(-3) / 0.2)]
+    expected = replace(tie, teacher_is_expected=True)
+    for control in (None, "shuffled", "teacher_only", "position"):
+        found = weigh(control, expected)
+        assert (found.weights, found.floored) == ([1.0], 0), control
+    for control in ("entropy", "divergence"):
+        found = weigh(control, tie)
+        assert (found.weights, found.floored) == ([1.0], 0), control
 
 
 def test_missing_evidence_is_named():

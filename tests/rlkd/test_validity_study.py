@@ -152,6 +152,9 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data, tmp_path, t
     assert resumed.returncode == 0, resumed.stderr
     assert (cut / "results.json").read_text() == (tmp_path / "whole" / "results.json").read_text()
 
+    other = start(data, cut, "--resume", *arguments, "--samples", "3")
+    assert other.returncode == 1
+    assert "'samples': 2" in other.stderr
     other = start(data, cut, "--resume", "--model", "embedded")
     assert other.returncode == 1
     assert "choose another --out" in other.stderr

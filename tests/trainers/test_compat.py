@@ -4,7 +4,8 @@ import pytest
 import trl
 
 from rlkd.errors import UsageError
-from trainers._compat import build_vllm_with, check_trl, check_vllm_generation
+from trainers import _compat
+from trainers._compat import build_vllm_with, check_distillation, check_trl, check_vllm_generation
 
 
 def test_the_installed_trl_has_the_methods_that_we_override() -> None:
@@ -21,6 +22,33 @@ def test_a_method_that_is_gone_is_named(monkeypatch) -> None:
     monkeypatch.delattr(trl.GRPOTrainer, "_generate_and_score_completions")
     with pytest.raises(UsageError, match="_generate_and_score_completions takes None"):
         check_trl()
+
+
+def test_the_installed_trl_distils_as_we_know_it() -> None:
+    assert check_distillation() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [
+        ("_compute_loss", lambda self, model, inputs: None, r"_compute_loss takes \['self', 'model', 'inputs'\]"),
+        ("_get_last_hidden_state", None, "_get_last_hidden_state takes None"),
+        ("__init__", lambda self: None, "does not set _last_loaded_step, _metrics, _tokenizer"),
+    ],
+)
+def test_a_distillation_trainer_with_other_methods_or_attributes_is_refused(
+    monkeypatch, name, method, message
+) -> None:
+    monkeypatch.setattr(trl.DistillationTrainer, name, method)
+    with pytest.raises(UsageError, match=rf"TRL {trl.__version__}: .*DistillationTrainer.*{message}"):
+        check_distillation()
+
+
+def test_a_trl_with_another_divergence_is_refused(monkeypatch) -> None:
+    theirs = _compat.trl_kernel
+    monkeypatch.setattr(_compat, "trl_kernel", lambda *arguments: [1.1 * value for value in theirs(*arguments)])
+    with pytest.raises(UsageError, match=r"its divergence at beta 0.0 is .*, ours "):
+        check_distillation()
 
 
 def test_the_installed_trl_makes_its_vllm_side_by_the_names_that_we_replace() -> None:

@@ -1,14 +1,20 @@
 """What cannot work is named before a model loads."""
 
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlkd.errors import UsageError
 from trainers import ValidityKDConfig, ValidityKDTrainer
+from trainers.kd_lines import kd_line
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "rlkd"))
+from test_teachers import TopKServer
 
 ROWS = [{"prompt": f"{i} + 1?", "rationales": [f"It is {i + 1}."], "answer": str(i + 1)} for i in range(8)]
 
@@ -73,9 +79,15 @@ def test_tau_comes_as_text_from_the_command_line(tmp_path) -> None:
         ({"per_device_train_batch_size": 16}, "has 8 prompts, but one generation batch takes 16"),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}, "one generation batch takes 16"),
         ({"teacher": "no-such-teacher"}, "teacher 'no-such-teacher' cannot be read"),
+        ({"teacher": "http://127.0.0.1:9/v1#x"}, "the teacher does not answer as it has to: .*127.0.0.1:9"),
+        ({"teacher": "http://127.0.0.1:9/v1#x", "teacher_model_init_kwargs": {"dtype": "float32"}}, "Leave the key"),
+        ({"proposals": "generate", "proposal_engine": "transformer:foo"}, "transformer:foo"),
+        ({"proposals": "generate", "proposal_engine": "http://127.0.0.1:9/v1#x"}, "proposal_engine: .*127.0.0.1:9"),
+        ({"teacher_model_revision": "no-such-revision", "teacher": "some/model"}, "teacher 'some/model' cannot"),
     ],
 )
 def test_what_cannot_work_fails_before_a_model_loads(tiny_model, tmp_path, monkeypatch, changes, message) -> None:
+    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.01)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     args = config(tmp_path, **({"teacher": tiny_model} | changes))
     with pytest.raises(UsageError, match=message):
@@ -97,6 +109,68 @@ def test_a_dataset_that_does_not_fit_is_refused(tiny_model, tmp_path, change, me
     dataset = Dataset.from_list([change(row) for row in ROWS])
     with pytest.raises(UsageError, match=message):
         ValidityKDTrainer("no-such-model", args=config(tmp_path, teacher=tiny_model), train_dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": "{url}#other"}, "the teacher does not answer as it has to: .*other"),
+        ({"teacher": "{url}#tiny", "teacher_top_k": 30}, "Start it with --max-logprobs 30"),
+        ({"proposals": "generate", "proposal_engine": "{url}#other"}, r"has no model 'other'; it has \['tiny'\]"),
+    ],
+)
+def test_a_server_is_asked_before_a_model_loads(tiny_model, tmp_path, monkeypatch, settings, message) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    server = TopKServer(AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    try:
+        filled = {k: v.format(url=server.url) if isinstance(v, str) else v for k, v in settings.items()}
+        args = config(tmp_path, **({"teacher": tiny_model} | filled))
+        with pytest.raises(UsageError, match=message):
+            ValidityKDTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(ROWS))
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def test_tokenizers_are_read_at_the_revisions_that_the_models_have(tiny_model, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def read(name, **settings):
+        asked.append((name, settings))
+        raise OSError("out of reach")
+
+    args = config(
+        tmp_path,
+        teacher="some/teacher",
+        teacher_model_revision="t1",
+        model_init_kwargs={"revision": "s1"},
+        trust_remote_code=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", read)
+    with pytest.raises(UsageError, match="cannot be read"):
+        ValidityKDTrainer("some/student", args=args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    with pytest.raises(OSError, match="out of reach"):
+        ValidityKDTrainer("some/student", args=args, train_dataset=Dataset.from_list(ROWS))
+    assert asked == [
+        ("some/teacher", {"revision": "t1", "trust_remote_code": True}),
+        ("some/student", {"revision": "s1", "trust_remote_code": True}),
+    ]
+
+
+def test_two_teachers_are_named_without_their_passwords(tmp_path) -> None:
+    with pytest.raises(UsageError, match="name two teachers") as refused:
+        config(tmp_path, teacher="http://me:TOPSECRET@h:1/v1#x", teacher_model_name_or_path="b")
+    assert "TOPSECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("rollouts", [True, False])
+def test_the_line_of_a_step_says_how_many_were_cut_off(rollouts) -> None:
+    logs = {"kd/on_policy": float(rollouts), "kd_weight/mean": 1.0}
+    logs["completions/clipped_ratio" if rollouts else "traces/clipped_ratio"] = 0.75
+    assert " | cut off 75% | " in kd_line(1, 2, logs)
 
 
 def test_rollouts_alone_need_no_traces(tiny_model, tmp_path) -> None:

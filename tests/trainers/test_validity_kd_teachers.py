@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlkd.engines import Completion, Sampling
 from rlkd.errors import UsageError
 from rlkd.teacher_cache import CachedTeacher, Trace, build
-from rlkd.teachers import local_teacher, trace_ids, trace_text
+from rlkd.teachers import TopK, local_teacher, trace_ids, trace_text
 from trainers import ValidityKDConfig, ValidityKDTrainer
+from trainers.kd_proposals import first_step, write_by_engine
+from trainers.kd_steps import token_steps
+from trainers.kd_teachers import unpadded
 from trainers.logs import read_steps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rlkd"))
@@ -138,7 +143,7 @@ def test_a_server_teaches_as_the_same_model_here_does(tiny_model, teacher_model,
     for one, other in zip(expected, found, strict=True):
         for key in ("loss", "grad_norm", "kd_weight/mean", "validity/margin"):
             assert other[key] == pytest.approx(one[key], rel=1e-4), key
-    assert len(server.asked) == 8  # once a trace, for the weights and the loss
+    assert len(server.asked) == 1 + 8  # at the start, and once a trace, for the weights and the loss
 
 
 def brevity(questions, limit=40):
@@ -167,7 +172,7 @@ def test_a_users_scorer_compares_what_both_really_wrote(tiny_model, teacher_mode
     for step in scored:
         here, there = step["teacher"], step["student"]
         in_trace, proposed = (here, there) if lmbda == 0 else (there, here)
-        assert proposed == pytest.approx(max(0.0, 1 - len(step["proposal"]) / 60), abs=0.06)  # white space counts
+        assert proposed == pytest.approx(max(0.0, 1 - len(step["proposal"]) / 60), abs=0.06)  # white space before it
         assert in_trace == pytest.approx(max(0.0, 1 - len(step["text"]) / 60), abs=0.06)
         assert len(step["proposal"]) <= 10
     unscored = [step for step in steps if step["margin"] is None]
@@ -224,7 +229,7 @@ def test_likelihood_of_written_steps_is_the_teachers_own(tiny_model, teacher_mod
 
     for record in read_steps(trainer.rollouts_path):
         first = record["steps"][0]
-        text = record["completion"][: first["tokens"]]  # a token is a character here
+        text = record["completion"][: first["tokens"]].rstrip()  # a token is a character here
         assert text.strip() == first["text"]
         prompt, step = (tokenizer(part, add_special_tokens=False).input_ids for part in (record["prompt"], text))
         taken = logprobs([*prompt, *step], len(prompt))
@@ -238,8 +243,143 @@ def test_likelihood_of_written_steps_is_the_teachers_own(tiny_model, teacher_mod
 
 
 def test_an_engine_writes_the_teachers_steps(tiny_model, teacher_model, tmp_path) -> None:
-    settings = {"proposals": "generate", "proposal_engine": f"transformers:{teacher_model}", "max_step_tokens": 6}
+    settings = {"proposals": "generate", "proposal_engine": f"transformers:{teacher_model}"}
     trainer, entries = run(tiny_model, teacher_model, tmp_path, lmbda=1.0, **settings)
     steps = [step for record in read_steps(trainer.rollouts_path) for step in record["steps"]]
     assert any(step["proposal"] for step in steps)
     assert all(entry["validity/failed"] < 1 for entry in entries)
+
+
+def text_seen(questions):
+    return [len(question.step) / 1000 + 0.2 for question in questions]
+
+
+def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
+    tiny_model, teacher_model, tmp_path
+) -> None:
+    """A line end behind a step, which an engine leaves out, makes no difference to any scorer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    settings = {"proposals": "generate", "validity": f"{__file__}:text_seen", "max_steps": 1}
+    found = {}
+    for name, changes in (("texts", settings), ("likelihood", settings | {"validity": "likelihood"})):
+        trainer, _ = run(tiny_model, teacher_model, tmp_path / name, **changes)
+
+        asked = [trainer.train_dataset[i] for i in range(4)]
+        trainer.model.train()
+        trainer.step_weights.propose = lambda on_policy, prefixes: [[] for _ in prefixes]
+        batch = trainer._generate_and_score_completions(asked)
+        ids = unpadded(batch["completion_ids"], batch["completion_mask"])
+        traces = [token_steps(tokenizer, row) for row in ids]
+        assert any(step.text != step.text.rstrip() for trace in traces for step in trace)
+        steps = [step.text.rstrip() for trace in traces for step in trace]
+
+        class Engine:
+            async def generate(self, prompts, sampling, *, deadline, steps=steps):
+                return [Completion(text, "stop", 9) for text in steps]
+
+        def propose(on_policy, prefixes, engine=Engine()):  # noqa: B008
+            written = write_by_engine(engine, prefixes, tokenizer, Sampling(), None)
+            return [first_step(tokenizer, *item) for item in written]
+
+        trainer.step_weights.propose = propose
+        found[name] = trainer.step_weights(asked, batch, on_policy=False, step=0)
+    for weighed in found.values():
+        assert len(weighed.records) > 4
+        assert [record.margin for record in weighed.records] == pytest.approx([0.0] * len(weighed.records), abs=1e-5)
+        assert all(record.teacher is not None for record in weighed.records)
+
+
+def test_a_step_that_was_cut_off_is_not_judged(tiny_model, teacher_model, tmp_path) -> None:
+    settings = {"proposals": "generate", "validity": f"{__file__}:brevity", "validity_kwargs": {"limit": 200}}
+    trainer, _ = run(tiny_model, teacher_model, tmp_path, max_completion_length=30, max_steps=1, **settings)
+    trainer.step_weights.propose = lambda on_policy, prefixes: [[40, 41, 42] for _ in prefixes]
+    trainer.model.train()
+    asked = [trainer.train_dataset[i] for i in range(4)]
+    batch = trainer._generate_and_score_completions(asked)
+    assert trainer._tokenizer.eos_token_id not in batch["completion_ids"]
+    weighed = trainer.step_weights(asked, batch, on_policy=False, step=0)
+    for row in range(4):
+        first, last = [record for record in weighed.records if record.row == row]
+        assert first.teacher is not None
+        assert (last.teacher, last.student, last.weight) == (None, None, 1.0)
+    assert weighed.weighed.failed == 4
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 1.0], ids=["traces", "rollouts"])
+def test_only_what_the_teacher_wrote_can_be_below_the_floor(tiny_model, teacher_model, tmp_path, lmbda) -> None:
+    # Both models are nearly uniform over 261 tokens: 5.5 nats, of which exp is far below any floor.
+    trainer, entries = run(tiny_model, teacher_model, tmp_path, lmbda=lmbda)
+    steps = [step for record in read_steps(trainer.rollouts_path) for step in record["steps"]]
+    assert all(step["teacher"] < -3 for step in steps)
+    assert [entry["kd_weight/floored"] for entry in entries] == [1.0 - lmbda] * 2
+    assert (min(step["weight"] for step in steps) >= 0.2) == (lmbda == 1)
+
+
+def test_what_a_wider_teacher_says_of_ids_that_only_pad_goes_to_all_others(
+    tiny_model, teacher_model, tmp_path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(teacher_model)
+    width = len(tokenizer)
+    here = local_teacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=8)
+
+    class Wider:
+        """The same, but that its second likeliest token is one that the student has no row for."""
+
+        name, k, vocabulary = here.name, here.k, here.vocabulary
+
+        def top_k(self, sequences, starts):
+            found = here.top_k(sequences, starts)
+            for top in found:
+                top.ids[:, 1] = width + 39
+            return found
+
+    class Fewer(Wider):
+        """The same without that token."""
+
+        def top_k(self, sequences, starts):
+            keep = [0, *range(2, 8)]
+            found = here.top_k(sequences, starts)
+            return [TopK(top.ids[:, keep], top.logprobs[:, keep], top.taken) for top in found]
+
+    (_, wider), (_, fewer) = (run(tiny_model, teacher(), tmp_path / teacher.__name__) for teacher in (Wider, Fewer))
+    for one, other in zip(wider, fewer, strict=True):
+        for key in ("loss", "grad_norm", "kd_weight/mean", "validity/margin"):
+            assert one[key] == pytest.approx(other[key], rel=1e-5), key
+
+
+def test_a_teacher_with_an_adapter_on_its_head_is_refused(tiny_model, teacher_model, tmp_path) -> None:
+    teacher = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(teacher_model),
+        LoraConfig(r=4, target_modules=["lm_head", "q_proj"], init_lora_weights=False),
+    )
+    with pytest.raises(UsageError, match=r"does something to its logits .* merge that into its weights"):
+        run(tiny_model, teacher, tmp_path)
+    run(tiny_model, teacher.merge_and_unload(), tmp_path, max_steps=1)
+
+
+def test_a_cache_that_lacks_a_trace_is_refused_before_a_model_loads(
+    tiny_model, teacher_model, tmp_path, monkeypatch
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(teacher_model)
+    live = local_teacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=4)
+    make_cache(tmp_path / "cache", live, tokenizer)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match="has no row for 8 of 8 traces, the first is row 'row-0', rationale 0"):
+        run(tiny_model, str(tmp_path / "cache"), tmp_path / "run", max_completion_length=40)
+    monkeypatch.setattr(sys.modules[__name__], "ROWS", [*ROWS, ROWS[0] | {"id": "new", "prompt": "New?"}])
+    with pytest.raises(UsageError, match="has no row for 1 of 9 traces, the first is row 'new'"):
+        run(tiny_model, str(tmp_path / "cache"), tmp_path / "run")
+
+
+def test_cut_traces_are_counted_at_the_start(tiny_model, teacher_model, tmp_path, caplog) -> None:
+    run(tiny_model, teacher_model, tmp_path / "long", max_steps=1)
+    assert "are cut there" not in caplog.text
+    run(tiny_model, teacher_model, tmp_path / "short", max_completion_length=40, max_steps=1)
+    assert "8 of 8 traces of the teacher are longer than max_completion_length 40" in caplog.text
+
+
+def test_a_second_training_starts_with_a_fresh_tau(tiny_model, teacher_model, tmp_path) -> None:
+    trainer, first = run(tiny_model, teacher_model, tmp_path, tau="adapt", learning_rate=0.0)
+    trainer.train()
+    second = [entry for entry in read_steps(trainer.metrics_path) if "loss" in entry]
+    assert [entry["validity/tau"] for entry in second] == [entry["validity/tau"] for entry in first]
