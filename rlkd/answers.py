@@ -199,12 +199,12 @@ def number(text: str) -> Fraction | None:
 
 
 def numbers(text: str) -> list[Fraction]:
-    """Every number of a text, in order, without sign; thousands commas belong to it.
+    """Every number of a text, in order, without sign; thousands commas belong to it. None of over 100 characters.
 
     >>> [str(value) for value in numbers("1,200 clips at $.50: 600, then 3.")]
     ['1200', '1/2', '600', '3']
     """
-    return [Fraction(found.replace(",", "")) for found in _ANY_NUMBER.findall(text)]
+    return [Fraction(found.replace(",", "")) for found in _ANY_NUMBER.findall(text) if len(found) <= 100]
 
 
 def squeezed(text: str) -> str:

@@ -43,7 +43,6 @@ _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"'’”)\]*]*+(?=\s|\Z)")
 _ANNOUNCEMENT = re.compile(r"####|\\boxed\{|</?answer>|\banswer is\b|\banswer:", re.IGNORECASE)
 # A line that is an answer and nothing else: `A: 18`, `A: $1.50 a day.`; not a step of a text in parts, `A: 5 + 3 = 8`.
 _LABELLED_ANSWER = re.compile(r"\s*+A:\s*+[^\s=]*+(?:\s++[^\W\d_]++){0,2}+[\s.!]*+", re.IGNORECASE)
-_ANSWER_BLOCK_END = re.compile(r"</answer>", re.IGNORECASE)
 _ANSWER_BLOCK = re.compile(r"<answer>(?:(?!<answer>).)*?</answer>", re.IGNORECASE | re.DOTALL)
 # An equals sign; not of <=, >=, != or ==.
 _EQUALS = re.compile(r"(?<![<>=!:])=(?!=)|≈|\\approx\b|\bequals\b")
@@ -62,8 +61,7 @@ def strip_answer(text: str) -> str:
     '48/2 = 24 in May.\\nSo 48 + 24 ='
     """
     text = strip_calculator_marks(text).rpartition("</think>")[2]
-    if ends := [match.end() for match in _ANSWER_BLOCK_END.finditer(text)]:
-        text = _ANSWER_BLOCK.sub("", text[: ends[-1]]) + text[ends[-1] :]
+    text = _ANSWER_BLOCK.sub("", text)
     lines = []
     for line in text.split("\n"):
         said = _sentences(line)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.answers import VerificationError, are_correct, equal, extract_answer, is_correct, number
+from rlkd.answers import VerificationError, are_correct, equal, extract_answer, is_correct, number, numbers
 
 TOWER = r"\boxed{9^{9^{9^{9}}}}"
 
@@ -313,3 +313,7 @@ def test_many_unclosed_answer_tags_are_read_in_one_pass():
     # Quadratic, this would take minutes: a hang guard, no measurement.
     assert extract_answer("<answer>1</ANSWER>" + "<answer>" * 200_000) == "1"
     assert extract_answer("<answer>" * 200_000) is None
+
+
+def test_a_run_of_thousands_of_digits_is_no_number() -> None:
+    assert numbers("7" * 5000 + " and 3") == [3]

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from rlkd.engines import TransformersEngine
 from rlkd.rationales.records import Candidate, Question
 from rlkd.rationales.selectors import apply, load_selector
 
@@ -43,6 +44,11 @@ FINE = {
     "tabs and Windows line ends": "May:\t48/2 = 24\r\nBoth:\t48 + 24 = 72\r\n#### 72",
     "a number of the question first": "In April it was 48 clips.\nHalf of it is 24, and both 72.\n#### 72",
 }
+
+
+@pytest.fixture(scope="module")
+def student(tiny_model):
+    return TransformersEngine(tiny_model, device="cpu")
 
 
 def candidates(texts):
@@ -110,13 +116,16 @@ def test_without_a_right_answer_only_announcements_count_as_leaked():
     assert clean(announced, bare, answer=None)[1] == {announced: "answer first"}
 
 
-@pytest.mark.parametrize("name", ["clean", "correct", "diverse"])
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["clean", "correct", "diverse", "difficulty"])
 @pytest.mark.parametrize(
-    "unit", ["a", "=", "1 + 1 = 2. ", "<answer>", "#### 7\n", "\\boxed{", "the answer is ", "<<1=1>>", "7", "я"]
+    "unit",
+    ["a", "=", "= ", ".", "1 + 1 = 2. ", "<answer>", "#### 7\n", "\\boxed{", "the answer is ", "<<1=1>>", "7", "я"],
 )
-def test_a_hundred_thousand_characters_are_read_in_linear_time(name, unit):
-    selector = load_selector(name, {"max_characters": 10**7} if name == "clean" else {})
-    texts = [unit * (100_000 // len(unit)), GOOD]
+def test_a_hundred_thousand_characters_are_read_in_linear_time(name, unit, student):
+    settings = {"clean": {"max_characters": 10**7}, "difficulty": {"student": student}}
+    selector = load_selector(name, settings.get(name, {}))
+    texts = [unit * (100_000 // len(unit)) + "x", GOOD]
     kept, dropped = asyncio.run(apply(selector, [Question("q", TEXT, "72", candidates(texts))]))
     assert {each.id for item in kept for each in item.candidates} | {each.candidate.id for each in dropped} == {
         "000",

@@ -87,7 +87,7 @@ def slow_log_rds(model_folder, meter, question):
         ("A: 5 + 3 = 8 apples.\nB: 8 + 2 = 10 apples.\n#### 10", "A: 5 + 3 = 8 apples.\nB: 8 + 2 ="),
         ("A: Buy 5.\nB: Eat 2, so that some are left.", "A: Buy 5.\nB: Eat 2, so that some are left."),
         ("Steps.\nA:\n#### 7", "Steps."),
-        ("İİİİİ<answer>72</answer> tail 5", "İİİİİ tail 5"),  # longer in small letters
+        ("Steps. <answer>7</ANSWER> So much <answer>8</answer>for that.\n<answer>9", "Steps.  So much for that."),
         ("3 + 4 = 7 =", "3 + 4 ="),
         ("3 + 4 = 7\nx = ...", "3 + 4 =\nx = ..."),
         ("3 + 4 = 7...), and so on... x", "3 + 4 = x"),
