@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -383,3 +384,32 @@ def test_a_second_training_starts_with_a_fresh_tau(tiny_model, teacher_model, tm
     trainer.train()
     second = [entry for entry in read_steps(trainer.metrics_path) if "loss" in entry]
     assert [entry["validity/tau"] for entry in second] == [entry["validity/tau"] for entry in first]
+
+
+def test_on_a_cpu_a_teacher_has_float32_whatever_its_checkpoint_has(tiny_model, teacher_model, tmp_path) -> None:
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(teacher_model, dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(teacher_model).save_pretrained(half)
+    trainer, _ = run(tiny_model, str(half), tmp_path / "run", max_steps=1)
+    assert trainer.teacher_model.dtype == torch.float32
+    trainer, _ = run(
+        tiny_model, str(half), tmp_path / "again", max_steps=1, teacher_model_init_kwargs={"dtype": "bfloat16"}
+    )
+    assert trainer.teacher_model.dtype == torch.bfloat16
+
+
+def test_a_teacher_whose_head_lies_elsewhere_is_refused(tiny_model, teacher_model, tmp_path) -> None:
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_model).to("meta")
+    teacher.hf_device_map = {"": "meta"}
+    with pytest.raises(UsageError, match="last layer lies on meta and the student on cpu"):
+        run(tiny_model, teacher, tmp_path)
+
+
+def test_a_student_that_is_wider_than_its_teacher_is_refused_with_vllm(tiny_model, teacher_model) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    wide, narrow = (AutoModelForCausalLM.from_pretrained(name) for name in (tiny_model, teacher_model))
+    wide.resize_token_embeddings(len(tokenizer) + 3, mean_resizing=False)
+    trainer = SimpleNamespace(use_vllm=True, _tokenizer=tokenizer)
+    with pytest.raises(UsageError, match=r"student's head has 264 rows .* Set use_vllm: false"):
+        ValidityKDTrainer._common_width(trainer, wide, narrow)
+    assert ValidityKDTrainer._common_width(trainer, narrow, wide) == len(tokenizer)
