@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run
+from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run, without_secrets
 from rlkd.errors import UsageError
 from rlkd.gsrm.decomposers import (
     Decomposer,
@@ -53,7 +53,8 @@ class Engines:
             raise ValueError(f"{role} needs an engine: set `engine` to http://host:port/v1#model or transformers:path")
         spec = from_environment(spec, f"the engine of {role}")
         if spec.startswith("http") and "#" not in spec:
-            raise ValueError(f"engine {spec!r}: name the model, {spec}#MODEL, as results are kept under its name")
+            shown = without_secrets(spec)
+            raise ValueError(f"engine {shown!r}: name the model, {shown}#MODEL, as results are kept under its name")
         if spec not in self._opened:
             # One attempt may take half of what a batch may take; the engine's own minute is short for long traces.
             limited = spec.startswith("http") and self.deadline is not None
