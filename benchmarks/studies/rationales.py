@@ -36,16 +36,14 @@ is a JSON object.
 
 import argparse
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The study beside this one has the same statistics.
+# The study beside this one runs recipes and has statistics in the same way.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from validity_kd import (
@@ -54,6 +52,7 @@ from validity_kd import (
     is_done,
     mean,
     require_same_study,
+    run_recipe,
     shown,
     split_arguments,
     write_runs,
@@ -219,18 +218,7 @@ def train(given: argparse.Namespace, arm: str, seed: int, extra: Sequence[str]) 
     command += ["--dataset_name", str(folder / "data/rationales.jsonl"), "--model_name_or_path", given.student]
     command += ["--seed", str(seed), "--output_dir", str(folder), *(SMOKE if given.smoke else FULL), *extra]
     command += ["--resume_from_checkpoint"]
-    print(f"{folder.name}: training; its output goes to {folder / 'log.txt'}", flush=True)
-    with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
-        try:
-            status = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if status != 0:
-        tail = (folder / "log.txt").read_bytes().decode(errors="replace")[-2000:]
-        raise UsageError(f"the run {folder.name} ended with an error; the same command goes on from there.\n{tail}")
+    run_recipe(command, folder)
     count = token_counter(given.student)
     rows = [json.loads(line) for line in (folder / "data/rationales.jsonl").open()]
     size = {

@@ -131,6 +131,12 @@ def train(folder: Path, config: Path, arguments: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "recipes/validity_kd.py"), "--config", str(config)]
     command += ["--output_dir", str(folder), *arguments, "--resume_from_checkpoint"]
+    run_recipe(command, folder)
+    (folder / "done").touch()
+
+
+def run_recipe(command: Sequence[str], folder: Path) -> None:
+    """Run a command with its output in `log.txt` of the folder; raises `UsageError` with its end where it fails."""
     print(f"{folder.name}: training; its output goes to {folder / 'log.txt'}", flush=True)
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
@@ -143,7 +149,6 @@ def train(folder: Path, config: Path, arguments: Sequence[str]) -> None:
     if status != 0:
         tail = (folder / "log.txt").read_bytes().decode(errors="replace")[-2000:]
         raise UsageError(f"the run {folder.name} ended with an error; the same command goes on from there.\n{tail}")
-    (folder / "done").touch()
 
 
 def is_done(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from rlkd.divergence import (
     topk_statistics,
     weighted_mean,
 )
+from trainers._compat import trl_kernel
 
 FORWARD, REVERSE, JSD = Divergence(beta=0.0), Divergence(beta=1.0), Divergence(beta=0.5)
 KINDS = [
@@ -226,27 +227,6 @@ def test_with_a_top_k_they_are_those_of_the_dense_definition_over_k_and_the_rest
     assert_close(entropy, -(s.exp() * s).sum(-1).detach())
     assert_close(per_token, expected)
     assert_close(made.gradients(per_token), made.gradients(expected), 1e-8)
-
-
-def trl_kernel(student_hidden, student, teacher_hidden, teacher, divergence):
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-    if divergence.kind != "jsd":
-        raise ValueError(f"TRL's kernel has no {divergence.kind}")
-    return ChunkedDivergenceFunction.apply(
-        student_hidden,
-        student.weight,
-        student.bias,
-        teacher_hidden,
-        teacher.weight,
-        teacher.bias,
-        divergence.beta,
-        divergence.temperature,
-        student.scale,
-        student.softcap,
-        teacher.scale,
-        teacher.softcap,
-    )
 
 
 @pytest.mark.parametrize("train_head", [True, False], ids=["full", "frozen head"])
@@ -798,7 +778,7 @@ def test_what_does_not_belong_together_is_refused_with_both_sides_named():
 
 def test_a_kernel_gets_what_was_checked_and_may_refuse():
     made = pair(dtype=torch.float32)
-    with pytest.raises(ValueError, match="TRL's kernel has no skewed_reverse"):
+    with pytest.raises(ValueError, match="'jsd' only, not 'skewed_reverse'"):
         chunked_divergence(*made.arguments, Divergence("skewed_reverse"), kernel=trl_kernel)
     with pytest.raises(ValueError, match="cut both heads"):
         chunked_divergence(*made.arguments[:3], Head(torch.ones(3, 6)), JSD, kernel=trl_kernel)

@@ -216,7 +216,7 @@ def test_a_second_interrupt_kills_what_takes_its_time(place: Place) -> None:
 def test_everything_ends_when_the_supervisor_is_killed(place: Place) -> None:
     started = place.serve("grandchildren", stop_timeout=1).ready()
     started.process.kill()
-    started.code()
+    assert started.code() == -signal.SIGKILL
     started.gone()
 
 
@@ -344,6 +344,7 @@ def test_a_server_that_answers_nothing_any_more_is_started_again(place: Place) -
     get(f"{place.url()}/hang")
     started.says("gsrm has not been healthy for 1 s")
     until(lambda: started.text.count("ready after") == 2, "ready again")
+    assert get(f"{place.url()}/health") is not None
 
 
 def test_a_server_whose_warden_is_killed_leaves_nothing_and_is_started_again(place: Place) -> None:

@@ -151,7 +151,9 @@ def test_what_does_not_fit_ends_with_the_command_that_does(tmp_path, tiny_model,
 
 def test_at_temperature_1_both_kinds_of_log_probabilities_are_the_same(tmp_path, tiny_model, server) -> None:
     change(server, "model_config", "logprobs_mode", "raw_logprobs")
-    check(config(tmp_path, vllm_server_base_url=server.url, temperature=1.0), tiny_model)
+    with pytest.raises(UsageError, match="logprobs"):
+        check(config(tmp_path, vllm_server_base_url=server.url, temperature=0.5), tiny_model)
+    assert check(config(tmp_path, vllm_server_base_url=server.url, temperature=1.0), tiny_model) is None
 
 
 def test_a_rank_that_one_layer_has_counts(tmp_path, tiny_model, server) -> None:

@@ -123,7 +123,7 @@ def test_with_cuda_nothing_is_replaced(monkeypatch) -> None:
 
 
 def test_the_trl_that_is_installed_is_the_one_we_know() -> None:
-    check_async_trl()
+    assert check_async_trl() is None
 
 
 def test_another_trl_is_refused_by_what_has_changed(monkeypatch) -> None:

@@ -282,5 +282,8 @@ def test_the_prompts_of_the_run_are_held_against_the_server(
 
 
 def test_runs_without_vllm_are_not_touched(tiny_model: str, tmp_path: Any) -> None:
+    from trl.generation import vllm_generation
+
+    before = dict(vars(vllm_generation))
     with prepare_rollouts(config(tmp_path, use_vllm=False), tiny_model, None):
-        pass
+        assert dict(vars(vllm_generation)) == before

@@ -176,7 +176,9 @@ def test_the_line_of_a_step_says_how_many_were_cut_off(rollouts) -> None:
 def test_rollouts_alone_need_no_traces(tiny_model, tmp_path) -> None:
     dataset = Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS])
     args = config(tmp_path, teacher=tiny_model, lmbda=1.0)
-    ValidityKDTrainer(tiny_model, args=args, train_dataset=dataset).train()
+    trainer = ValidityKDTrainer(tiny_model, args=args, train_dataset=dataset)
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps > 0
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_though_its_head_is_as_wide(
