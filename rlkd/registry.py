@@ -29,6 +29,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,16 @@ class Found:
     name: str
     target: Any
     source: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` made of a spec: `target` is the object, or the function with the `parameters` that go with it."""
+
+    name: str
+    target: Any
+    what: str
+    parameters: dict[str, Any] | None = None
 
 
 class Registry:
@@ -148,6 +159,51 @@ def register(kind: Kind, name: str) -> Callable[[Any], Any]:
         return target
 
     return decorate
+
+
+def build(
+    kind: Kind,
+    spec: str,
+    parameters: Mapping[str, Any] | None,
+    *,
+    argument: str,
+    label: str,
+    error: type[Exception],
+    defaults: Mapping[str, Any] | None = None,
+) -> Built:
+    """What a spec names, made with parameters from the config: a function as it is, else the object to be called.
+
+    Args:
+        kind, spec: see `Registry.find`.
+        parameters: of this one.
+        argument: what a function of this kind is called with; it tells such a function from one that makes an object.
+        label: what the kind is called in errors.
+        error: raised for everything that does not fit, naming the spec, the parameter and what there is.
+        defaults: values for parameters that the target may or may not have; those that it has, and that `parameters`
+            does not name, are filled in.
+    """
+    given = dict(parameters or {})
+    try:
+        found = registry(kind).find(spec)
+        target, what = found.target, f"{label} {found.name!r}"
+        if not (inspect.isclass(target) or inspect.isfunction(target)):
+            if given:
+                raise error(f"{what} is an object, which takes no parameters; found {', '.join(given)}")
+            return Built(found.name, target, what)
+        known = settable_parameters(target)
+        given = {k: v for k, v in (defaults or {}).items() if k in known and k != argument} | given
+        if inspect.isfunction(target) and argument in known:
+            bindable = partial(target, **{argument: ()})  # so that an error does not offer it as a parameter
+            check_arguments(bindable, {argument: (), **given}, what)
+            return Built(found.name, target, what, given)
+        check_arguments(target, given, what)
+        return Built(found.name, target(**given), what)
+    except error:
+        raise
+    except SpecError as cause:
+        raise error(str(cause)) from cause
+    except (TypeError, ValueError) as cause:
+        raise error(f"{label} {spec!r} with {given}: {cause}") from cause
 
 
 def split_alias(spec: str) -> tuple[str | None, str]:

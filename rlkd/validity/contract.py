@@ -30,12 +30,11 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, Protocol, cast, get_args
 
 from rlkd.engines.base import Message, distinct, run
 from rlkd.errors import UsageError
-from rlkd.registry import SpecError, check_arguments, registry
+from rlkd.registry import build
 
 logger = logging.getLogger(__name__)
 
@@ -92,32 +91,13 @@ def load_scorer(spec: str, parameters: Mapping[str, Any] | None = None) -> Valid
     makes a scorer. Reads no model and asks no server. What comes back has `__name__` (the alias, where there is one)
     and `scale`. Raises `ValidityError` naming the spec, the parameter and what there is.
     """
-    parameters = dict(parameters or {})
-    made: Any
-    try:
-        found = registry("validity").find(spec)
-        target, what = found.target, f"validity scorer {found.name!r}"
-        if inspect.isfunction(target) and "questions" in inspect.signature(target).parameters:
-            bindable = partial(target, questions=())  # so that an error does not offer `questions` as a parameter
-            check_arguments(bindable, {"questions": (), **parameters}, what)
-            return _checked(_Function(target, found.name, _scale_of(target, what), parameters), what)
-        if inspect.isclass(target) or inspect.isfunction(target):
-            check_arguments(target, parameters, what)
-            made = target(**parameters)
-        elif parameters:
-            raise ValidityError(f"{what} is an object, which takes no parameters; found {', '.join(parameters)}")
-        else:
-            made = target
-    except SpecError as error:
-        raise ValidityError(str(error)) from error
-    except ValidityError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ValidityError(f"validity scorer {spec!r} with {parameters}: {error}") from error
-    scale = _scale_of(made, what)
+    made = build("validity", spec, parameters, argument="questions", label="validity scorer", error=ValidityError)
+    scale = _scale_of(made.target, made.what)
+    if made.parameters is not None:
+        return _checked(_Function(made.target, made.name, scale, made.parameters), made.what)
     with contextlib.suppress(AttributeError):
-        made.__name__, made.scale = found.name, scale
-    return _checked(made, what)
+        made.target.__name__, made.target.scale = made.name, scale
+    return _checked(made.target, made.what)
 
 
 def score_pairs(

@@ -34,12 +34,11 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Protocol
 
 from rlkd.errors import UsageError
 from rlkd.rationales.records import Candidate, Question
-from rlkd.registry import SpecError, check_arguments, registry, settable_parameters
+from rlkd.registry import build
 
 logger = logging.getLogger(__name__)
 
@@ -104,36 +103,22 @@ def load_selector(
 
     Raises `SelectorError` naming the spec, the parameter and what there is.
     """
-    parameters = dict(parameters or {})
-    made: Any
-    try:
-        found = registry("selector").find(spec)
-        target, what = found.target, f"selector {found.name!r}"
-        if inspect.isclass(target) or inspect.isfunction(target):
-            known = settable_parameters(target)
-            parameters = {k: v for k, v in (defaults or {}).items() if k in known and k != "questions"} | parameters
-        if inspect.isfunction(target) and "questions" in settable_parameters(target):
-            bindable = partial(target, questions=())  # so that an error does not offer `questions` as a parameter
-            check_arguments(bindable, {"questions": (), **parameters}, what)
-            return _Function(target, found.name, parameters)
-        if inspect.isclass(target) or inspect.isfunction(target):
-            check_arguments(target, parameters, what)
-            made = target(**parameters)
-        elif parameters:
-            raise SelectorError(f"{what} is an object, which takes no parameters; found {', '.join(parameters)}")
-        else:
-            made = target
-    except SpecError as error:
-        raise SelectorError(str(error)) from error
-    except SelectorError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise SelectorError(f"selector {spec!r} with {parameters}: {error}") from error
-    if not callable(made):
-        raise SelectorError(f"{what} is no function or class of callables, but {made!r}")
+    made = build(
+        "selector",
+        spec,
+        parameters,
+        argument="questions",
+        label="selector",
+        error=SelectorError,
+        defaults=defaults,
+    )
+    if made.parameters is not None:
+        return _Function(made.target, made.name, made.parameters)
+    if not callable(made.target):
+        raise SelectorError(f"{made.what} is no function or class of callables, but {made.target!r}")
     with contextlib.suppress(AttributeError):
-        made.__name__ = found.name
-    return made
+        made.target.__name__ = made.name
+    return made.target
 
 
 def judges_whole_set(selector: Selector) -> bool:
