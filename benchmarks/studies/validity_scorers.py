@@ -2,7 +2,7 @@
 
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity            # cheap ones
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity --resume \\
-        --scorers judge rollout --rows 40                                  # goes on, with scorers that generate
+        --scorers judge prm rollout --rows 60                              # goes on, with scorers that ask an engine
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity --analyse
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out /tmp/smoke --smoke
 
@@ -25,6 +25,9 @@ that the scorer has scored. Scores are appended to `scores.jsonl` trace by
 trace, so a killed run goes on (`--resume`). Intervals: bootstrap over problems, seed below. The order of the traces is
 drawn with a seed, so that `--rows` is a random subsample and a larger one contains a smaller one.
 
+`judge`, `prm` (asked for a label, no trained head) and `rollout` ask `--engine`, by default the model under
+transformers; a server is many times faster.
+
 `likelihood` and `expected` come from one forward pass a trace. The expected margin is that of an on-policy trace: the
 tokens' surprisal minus the model's entropy; its sign is turned, so that more is better, as for all others.
 """
@@ -36,6 +39,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,9 +54,10 @@ from rlkd.models import resolve_model
 from rlkd.steps import strip_calculator_marks
 from rlkd.validity import REDUCTIONS, StepQuestion, expected_margins, load_scorer
 from rlkd.validity.likelihood import Likelihood
+from rlkd.validity.rollout import Rollout
 
 BOOTSTRAP_SEED, ORDER_SEED, DRAWS = 13, 5, 2000
-CHEAP, GENERATING = ("likelihood", "expected"), ("judge", "rollout")
+CHEAP, ASKING = ("likelihood", "expected"), ("judge", "prm", "rollout")
 # Name -> (steps by models only, pairs of one position only).
 POPULATIONS = {
     "all": (False, False),
@@ -80,7 +85,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="JSON lines with first-error labels")
     parser.add_argument("--out", type=Path, required=True, help="folder of scores, results and table")
     parser.add_argument("--model", default="embedded", help="embedded, embedded-warm, a folder or a hub id")
-    parser.add_argument("--scorers", nargs="+", default=list(CHEAP), choices=[*CHEAP, *GENERATING])
+    parser.add_argument("--scorers", nargs="+", default=list(CHEAP), choices=[*CHEAP, *ASKING])
+    parser.add_argument("--engine", help="whom judge, prm and rollout ask, such as http://HOST:PORT/v1#MODEL")
+    parser.add_argument("--together", type=int, default=1, help="traces asked about at once; more for a server")
     parser.add_argument("--rows", type=int, help="traces to score, drawn at random; all by default")
     parser.add_argument("--examples", type=int, default=0, help="worked examples before each question")
     parser.add_argument("--samples", type=int, default=4, help="of `rollout`")
@@ -153,6 +160,8 @@ def plain_step(step: str) -> str:
 def score(traces: Sequence[LabelledTrace], given: argparse.Namespace) -> None:
     """Append the scores that are missing. Raises `UsageError` for a folder with other settings, or no --resume."""
     settings: dict[str, Any] = {"model": given.model, "examples": given.examples, "data": given.data.name}
+    if set(ASKING) & set(given.scorers):
+        settings["asked"] = engine_of(given).rpartition("#")[2]  # a server may come back at another address
     if "rollout" in given.scorers:  # of which its scores depend, and no others
         settings |= {"samples": given.samples, "max_new_tokens": given.max_new_tokens}
     settings_file, file = given.out / "settings.json", given.out / "scores.jsonl"
@@ -165,30 +174,38 @@ def score(traces: Sequence[LabelledTrace], given: argparse.Namespace) -> None:
     done = {(entry["trace"], entry["scorer"]) for entry in read_scores(file)} if file.exists() else set()
     with file.open("a") as out:
         for names, scorer in scorers(given):
-            for count, trace in enumerate(traces, start=1):
-                if any((trace.key, name) not in done for name in names):
-                    for name, values in scorer(trace).items():
+            missing = [trace for trace in traces if any((trace.key, name) not in done for name in names)]
+            for start in range(0, len(missing), given.together):
+                batch = missing[start : start + given.together]
+                for trace, found in zip(batch, scorer(batch), strict=True):
+                    for name, values in found.items():
                         out.write(json.dumps({"trace": trace.key, "scorer": name, "values": values}) + "\n")
-                    out.flush()
-                if count % 25 == 0 or count == len(traces):
+                out.flush()
+                count = len(traces) - len(missing) + start + len(batch)
+                if count % 25 < len(batch) or count == len(traces):
                     print(f"{names[0]} ...: {count} of {len(traces)} traces", flush=True)
 
 
 def scorers(given: argparse.Namespace) -> Iterator[tuple[list[str], Any]]:
-    """Groups of scores that come from one computation, with the function from a trace to them."""
+    """Groups of scores that come from one computation, with the function from traces to those of each."""
     cheap = [f"{kind} {reduction}" for kind in CHEAP if kind in given.scorers for reduction in REDUCTIONS]
     if cheap:
         forward = Forward(given.model, given.examples)
-        yield cheap, lambda trace: {name: v for name, v in forward(trace).items() if name in cheap}
+        yield cheap, lambda traces: [{name: found[name] for name in cheap} for found in map(forward, traces)]
         del forward
-    engine = f"transformers:{given.model}"
-    if "judge" in given.scorers:
-        judge = load_scorer("judge", {"engine": engine, "deadline": None})
-        yield ["judge"], lambda trace: {"judge": ask(judge, trace, given.examples)}
-    if "rollout" in given.scorers:
-        parameters = {"engine": engine, "samples": given.samples, "max_new_tokens": given.max_new_tokens}
-        rollout = load_scorer("rollout", {**parameters, "fallback": "last_number", "deadline": None})
-        yield ["rollout"], lambda trace: {"rollout": counted(rollout, trace, given.examples)}
+    common = {"engine": engine_of(given), "deadline": None}
+    for name in ASKING:
+        if name not in given.scorers:
+            continue
+        parameters: dict[str, Any] = {}
+        if name == "rollout":
+            parameters = {"samples": given.samples, "max_new_tokens": given.max_new_tokens}
+            parameters |= {"fallback": "last_number", "tokenizer": given.model}
+        yield [name], partial(ask, load_scorer(name, common | parameters), examples=given.examples)
+
+
+def engine_of(given: argparse.Namespace) -> str:
+    return str(given.engine or f"transformers:{given.model}")
 
 
 def prompt_of(trace: LabelledTrace, examples: int) -> list[dict[str, str]]:
@@ -202,15 +219,19 @@ def questions_of(trace: LabelledTrace, examples: int) -> list[StepQuestion]:
     return [StepQuestion(prompt, *pair, trace.answer) for pair in zip(prefixes, trace.steps, strict=True)]
 
 
-def ask(scorer: Any, trace: LabelledTrace, examples: int) -> list[float | None]:
-    """A scorer's validity of every step."""
-    return list(run(scorer(questions_of(trace, examples))))
+def ask(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[dict[str, list[float | None]]]:
+    """A scorer's validity of every step of every trace, under its name.
 
-
-def counted(rollout: Any, trace: LabelledTrace, examples: int) -> list[float | None]:
-    """(k + 1) / (N + 2) of every step, also where k is 0: here no second proposal has the same prefix."""
-    found = run(rollout.count(questions_of(trace, examples)))
-    return [None if counts is None else (counts[0] + 1) / (counts[1] + 2) for counts in found]
+    `rollout`'s is (k + 1) / (N + 2) also where k is 0: here no second proposal has the same prefix.
+    """
+    questions = [question for trace in traces for question in questions_of(trace, examples)]
+    if isinstance(scorer, Rollout):
+        counts = run(scorer.count(questions))
+        values = [None if found is None else (found[0] + 1) / (found[1] + 2) for found in counts]
+    else:
+        values = list(run(scorer(questions)))
+    taken = iter(values)
+    return [{scorer.__name__: [next(taken) for _ in trace.steps]} for trace in traces]
 
 
 class Forward:

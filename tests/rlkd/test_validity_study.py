@@ -133,13 +133,13 @@ def test_steps_without_a_score_are_left_out_and_counted(study, data):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data, tmp_path, tiny_model):
-    scorers = ("--scorers", "likelihood", "expected", "judge", "rollout", "--samples", "2", "--max-new-tokens", "4")
-    arguments = ("--model", tiny_model, *scorers)
+    scorers = ("--scorers", "likelihood", "expected", "judge", "prm", "rollout")
+    arguments = ("--model", tiny_model, *scorers, "--samples", "2", "--max-new-tokens", "4")
     whole = start(data, tmp_path / "whole", *arguments)
     assert whole.returncode == 0, whole.stderr
     scores = tmp_path / "whole" / "scores.jsonl"
     lines = scores.read_text().splitlines(keepends=True)
-    assert len(lines) == 16 * 8
+    assert len(lines) == 16 * 9
 
     cut = tmp_path / "cut"
     cut.mkdir()
@@ -158,3 +158,18 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data, tmp_path, t
     other = start(data, cut, "--resume", "--model", "embedded")
     assert other.returncode == 1
     assert "choose another --out" in other.stderr
+
+
+@pytest.mark.slow
+def test_traces_asked_about_together_get_the_scores_that_each_gets_alone(data, tmp_path, tiny_model):
+    def scores(out, *arguments):
+        done = start(data, tmp_path / out, "--model", tiny_model, "--scorers", "prm", *arguments)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / out / "scores.jsonl").read_text().splitlines()
+        return {entry["trace"]: entry["values"] for entry in map(json.loads, lines)}
+
+    alone = scores("alone")
+    together = scores("together", "--together", "5", "--engine", f"transformers:{tiny_model}")
+    assert alone.keys() == together.keys()
+    assert all(together[key] == pytest.approx(values, abs=1e-5) for key, values in alone.items())
+    assert len({value for values in alone.values() for value in values}) > 10
