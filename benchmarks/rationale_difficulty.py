@@ -14,8 +14,9 @@ Both arms measure log RD = NLL(a | x, r) - NLL(a | x) of the same texts with the
 interleaved question group by question group, two threads (`--threads`), float32.
 
 Figures: `throughput_ratio`, reference / ours in seconds of the clock, which needs idle cores. It depends on how much
-of a text is the question, which is read once instead of eleven times, and how much is rationale: at most about 2.1 here
-comes from work left out (1.7 times fewer tokens, 1.26 times less for each), the rest from larger products of matrices.
+of a text is the question, which is read once instead of eleven times, and how much is rationale: at most about 2.1
+here comes from work left out (1.7 times fewer tokens, 1.26 times less for each), the rest from larger products of
+matrices.
 `cpu_ratio`, the same in CPU-seconds, which other work on the machine hardly touches with `--threads 1`.
 `cpu_ratio_to_answer_logits`: against a reference that computes logits at the answer only, so that batching and reuse
 alone are counted (not in --quick). `max_error`: the largest difference in log RD: at most 1e-4 is wanted.

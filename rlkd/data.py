@@ -308,6 +308,11 @@ def _file_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for position, record in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
             yield f"{path}, row {position}", record
         return
+    yield from json_records(path)
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with its place for errors; raises `RowError` naming the line."""
     # Bytes: lines end at "\n" alone, and text that is not UTF-8 is an error of its line.
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):

@@ -43,8 +43,7 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers._compat import async_with, check_async_trl
 from trainers.async_rollouts import packed_attention, whole_text
-from trainers.checkpoints import find_checkpoint, step_of
-from trainers.logs import MetricsCallback, iterate_steps, prepare_folder
+from trainers.logs import MetricsCallback, begin, iterate_steps
 from trainers.reward_settings import MAPPINGS, RewardSettings
 from trainers.rollouts import ask_server, get_json, installed_vllm, longest_prompt, rounded_length
 
@@ -136,11 +135,7 @@ class RLKDAsyncTrainer(AsyncGRPOTrainer):
         there is none yet, the run starts afresh, and what an earlier run left in the folder is set aside. On a resume,
         metrics are cut back to the checkpoint; rollouts are not, since they run ahead of the steps.
         """
-        output = self.metrics_path.parent
-        checkpoint = find_checkpoint(resume_from_checkpoint, output)
-        aside = prepare_folder(self.accelerator, output, None if checkpoint is None else step_of(checkpoint))
-        if aside is not None:
-            logger.warning("%s held an earlier run; it was moved to %s", output, aside)
+        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
         try:
             return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
         except RuntimeError as error:

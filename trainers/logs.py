@@ -7,6 +7,7 @@ a run starts afresh in a folder that holds an earlier run, all that belongs to t
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
+
+from trainers.checkpoints import find_checkpoint, step_of
+
+logger = logging.getLogger(__name__)
 
 # What a run leaves in its output folder.
 _TRACES = ("metrics.jsonl", "eval.jsonl", "rollouts", "checkpoint-*", "adapter_*", "model*.safetensors*")
@@ -93,6 +98,18 @@ def prepare_folder(accelerator: Any, output_dir: Path, step: int | None) -> Path
             aside = set_earlier_run_aside(output_dir)
     accelerator.wait_for_everyone()
     return aside
+
+
+def begin(accelerator: Any, output_dir: Path, wanted: str | bool | None) -> Path | None:
+    """The checkpoint that a run goes on from, with the logs of the folder brought in line; None for a new run.
+
+    `wanted`: as `find_checkpoint` takes it. To be called on every process.
+    """
+    checkpoint = find_checkpoint(wanted, output_dir)
+    aside = prepare_folder(accelerator, output_dir, None if checkpoint is None else step_of(checkpoint))
+    if aside is not None:
+        logger.warning("%s held an earlier run; it was moved to %s", output_dir, aside)
+    return checkpoint
 
 
 def set_earlier_run_aside(output_dir: Path) -> Path | None:

@@ -14,7 +14,6 @@ With rewards that are never missing and without gates, it trains exactly as GRPO
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,6 @@ from rlkd.engines import from_environment
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers._compat import check_generate, check_trl, completions_of
-from trainers.checkpoints import find_checkpoint, step_of
 from trainers.failures import (
     Failure,
     FailureWatch,
@@ -43,14 +41,12 @@ from trainers.failures import (
     describe_failures,
     zero_spread,
 )
-from trainers.logs import MetricsCallback, StepLog, prepare_folder
+from trainers.logs import MetricsCallback, StepLog, begin
 from trainers.missing import apply_gates, drop_failed, fill_missing
 from trainers.prefetch import Prefetch
 from trainers.preflight import check_config, check_dataset, check_services, rollout_window
 from trainers.reward_settings import MAPPINGS, RewardSettings
 from trainers.rollouts import WEIGHT_TRANSFERS, prepare_rollouts
-
-logger = logging.getLogger(__name__)
 
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 
@@ -189,17 +185,13 @@ class RLKDTrainer(GRPOTrainer):
         there is none yet, the run starts afresh. Files of the run are cut back to the checkpoint, and what an earlier
         run left is set aside when this one starts afresh.
         """
-        output = self.metrics_path.parent
-        checkpoint = find_checkpoint(resume_from_checkpoint, output)
-        aside = prepare_folder(self.accelerator, output, None if checkpoint is None else step_of(checkpoint))
-        if aside is not None:
-            logger.warning("%s held an earlier run; it was moved to %s", output, aside)
+        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
         self._failures = None
         result = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
         if self._failures is not None:
             (name, failed, total), recent = self._failures
             assert self.args.max_failure_rate is not None
-            written = str(output / f"checkpoint-{self.state.global_step}")
+            written = str(self.metrics_path.parent / f"checkpoint-{self.state.global_step}")
             raise TooManyFailures(
                 describe_failures(
                     name, failed, total, self.args.max_failure_rate, self.args.failure_window, recent, written

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,7 +43,7 @@ from rlkd.models import resolve_model
 from rlkd.teachers import TopKTeacher, trace_ids, trace_text
 from rlkd.validity import Weigher
 from trainers._compat import check_distillation, trl_kernel
-from trainers.checkpoints import find_checkpoint, step_of
+from trainers.checkpoints import step_of
 from trainers.kd_config import ValidityKDConfig
 from trainers.kd_preflight import (
     check_config,
@@ -68,12 +67,11 @@ from trainers.kd_teachers import (
     rows_of,
 )
 from trainers.kd_weights import StepWeights, WeighedBatch, figures
-from trainers.logs import MetricsCallback, StepLog, prepare_folder
+from trainers.logs import MetricsCallback, StepLog, begin
 from trainers.rollouts import check_rollouts, longest_prompt
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 
-logger = logging.getLogger(__name__)
 
 # Seconds for all steps of a batch that an engine proposes; what is unfinished then counts as not proposed.
 PROPOSAL_DEADLINE = 600.0
@@ -194,11 +192,7 @@ class ValidityKDTrainer(DistillationTrainer):
         there is none yet, the run starts afresh. Files of the run are cut back to the checkpoint, and what an earlier
         run left is set aside when this one starts afresh.
         """
-        output = self.metrics_path.parent
-        checkpoint = find_checkpoint(resume_from_checkpoint, output)
-        aside = prepare_folder(self.accelerator, output, None if checkpoint is None else step_of(checkpoint))
-        if aside is not None:
-            logger.warning("%s held an earlier run; it was moved to %s", output, aside)
+        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
         self._steps_done = 0
         self.step_weights.weigher.load_state_dict(self._fresh_weigher)  # an earlier call may have moved it
         if checkpoint is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkd.answers import extract_answer
-from rlkd.data import RowError, load_rows
+from rlkd.data import RowError, json_records, load_rows
 from rlkd.engines import Engine, ServerEngine, run
 from rlkd.errors import UsageError
 from rlkd.rationales.journal import Journal, Teacher
@@ -352,7 +352,7 @@ def _aligned(row: Mapping[str, Any], name: str, count: int) -> list[Any] | None:
 
 def _holds_objects(path: Path, columns: Mapping[str, str]) -> bool:
     """Whether the rationales of a file are objects: those of the first row that has any decide."""
-    for _, record in _records(path):
+    for _, record in json_records(path):
         traces = record.get(columns.get("rationales", "rationales"))
         if traces:
             return isinstance(traces, list) and isinstance(traces[0], dict)
@@ -364,7 +364,7 @@ def _from_objects(path: Path, columns: Mapping[str, str], max_rationales: int | 
     wanted = {field: columns.get(field, field) for field in ("id", "question", "answer", "rationales")}
     if unknown := set(columns) - set(wanted):
         raise UsageError(f"columns: {min(unknown)!r} does not go with rationales as objects; {', '.join(wanted)} do")
-    for number, (place, record) in enumerate(_records(path)):
+    for number, (place, record) in enumerate(json_records(path)):
         row = {field: record.get(column) for field, column in wanted.items()}
         if not isinstance(row["question"], str) or not row["question"].strip():
             raise RowError(f"{place}, field 'question': expected text, found {row['question']!r}")
@@ -387,20 +387,6 @@ def _from_object(question_id: str, trace: Any, place: str) -> Candidate:
         made = replace(made, answer=_last_result(made.text) if final is None else str(final))
     flag = trace.get("correct")
     return made.with_scores({"flagged": float(flag)} if isinstance(flag, bool) else {})
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise RowError(f"{place}: not JSON ({error}); expected one object a line") from error
-        if not isinstance(record, dict):
-            raise RowError(f"{place}: found {line[:80]!r}, expected a JSON object")
-        yield place, record
 
 
 def _lines(path: Path) -> Iterator[str]:
