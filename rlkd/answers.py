@@ -188,7 +188,7 @@ def number(text: str) -> Fraction | None:
     cleaned = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", "").replace("\\%", "%")
     cleaned = re.sub(r"(?<=\d)[,\s](?=\d{3}\b)", "", cleaned)
     match = re.fullmatch(
-        rf"({_PLAIN_NUMBER.pattern})(?:\s*+%)?+(?:\s++([A-Za-z]{{2,}}+[A-Za-z ]*+))?", cleaned.strip()
+        rf"({_PLAIN_NUMBER.pattern})(?>(?:\s*+%)?)(?:\s++([A-Za-z]{{2,}}+[A-Za-z ]*+))?", cleaned.strip()
     )
     if not match or len(match[1]) > 100 or (match[2] and _MULTIPLIERS & set(match[2].lower().split())):
         return None

@@ -25,23 +25,23 @@ _ABBREVIATION = re.compile(
     r"(?i:mr|mrs|ms|dr|st|jr|sr|prof|vs|e\.g|i\.e|cf|ca|fig|eq)\.|(?i:a\.m|p\.m|etc|approx|no)\.(?=\s+[a-z\d])"
 )
 
-_NUMBER = r"(?:\d++ \d++/\d++|\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+|\.\d++)"
+_NUMBER = r"(?:\d++ \d++/\d++|\d++(?>(?:,\d{3}(?!\d))*)(?>(?:\.\d++)?)|\.\d++)"
 # `x` multiplies where a number, an amount or a bracket comes next; elsewhere it is a variable.
 _OPERATOR = r"(?:[-+*/^×÷−–·]|(?<![a-zA-Z])[xX](?=\s?[\d.$€£(\\])|\\(?:times|cdot|div)\b)"
 # An equals sign (not part of <=, >=, != or ==), then a number that is the whole right side: `= $1,200.`, `= 3/4 of
 # it`, `= 24 - that is all`, `= \boxed{18}`, but not `= 150 + 90`, `= 12 + 8x`, `= 3x` or `= 4(3 + 2x)`.
 _RESULT = re.compile(
-    r"(?:(?<![<>=!:])[=≈](?!=)|\bequals\b|\\approx\b)\s*+(?:\\boxed\{\s*+)?+"
-    r"(?P<sign>[-−]?+)\s*+(?:\\?[$€£])*+\s*+(?P<inner_sign>[-−]?+)"
-    rf"(?P<number>{_NUMBER}(?:\s?/\s?{_NUMBER})?+)"
+    r"(?:(?<![<>=!:])[=≈](?!=)|\bequals\b|\\approx\b)\s*+(?>(?:\\boxed\{\s*+)?)"
+    r"(?P<sign>[-−]?+)\s*+(?>(?:\\?[$€£])*)\s*+(?P<inner_sign>[-−]?+)"
+    rf"(?P<number>{_NUMBER}(?>(?:\s?/\s?{_NUMBER})?))"
     rf"(?!\d|\(|[a-zA-Z]\b|\s*+{_OPERATOR}\s*+(?:[\\$€£(\d.]|[a-zA-Z]\b))"
 )
 _TOKEN = re.compile(
     rf"(?P<operator>{_OPERATOR}|\b(?:times|plus|minus|of|divided\s+by|multiplied\s+by)\b)"
-    rf"|(?P<number>(?:\\?[$€£])?+\s?{_NUMBER}(?:[a-zA-Z]\b)?\s?(?:\\?%)?)"
+    rf"|(?P<number>(?>(?:\\?[$€£])?)\s?{_NUMBER}(?:[a-zA-Z]\b)?\s?(?:\\?%)?)"
     r"|(?P<bracket>[()\[\]{}]|\\[dt]?frac\b)"
     r"|(?P<variable>\b[a-zA-Z]\b)"
-    r"|(?P<word>[^\W\d]++(?:['’-][^\W\d]++)*+)"
+    r"|(?P<word>[^\W\d]++(?>(?:['’-][^\W\d]++)*))"
     r"|(?P<other>\S)"
 )
 # A result that is set off: `= **7**`, `= `7``, `= _7_`.

@@ -348,9 +348,9 @@ def _report_words(between: str, dropped: list[Dropped]) -> None:
 # attempts. A string may hold a raw newline, but not before a quote or a bracket: so a lost closing quote spoils one
 # line and not the rest.
 
-_CHARACTERS = r'(?:[^"\\\n]|\\.|\n\s*+(?!["{}\[\]]))*+'
+_CHARACTERS = r'(?>(?:[^"\\\n]|\\.|\n\s*+(?!["{}\[\]]))*)'
 _OBJECT_START = re.compile(r'\{\s*+"')
-_OBJECT_BODY = re.compile(rf'\{{(?:[^{{}}\[\]"\\]|"{_CHARACTERS}")*+', re.DOTALL)
+_OBJECT_BODY = re.compile(rf'\{{(?>(?:[^{{}}\[\]"\\]|"{_CHARACTERS}")*)', re.DOTALL)
 _OPEN_STRING = re.compile(rf'"{_CHARACTERS}\\?+\Z', re.DOTALL)
 _OWN_START = re.compile(r'\{\s*+"\s*+(?:meta|question|answer)\s*+"', re.IGNORECASE)
 _BACKSLASH = re.compile(r"\\(?:(?P<code>u[0-9a-fA-F]{4})|(?P<word>[a-zA-Z]++)|.|\Z)", re.DOTALL)

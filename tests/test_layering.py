@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -55,6 +56,19 @@ def test_what_is_imported_is_required(root: Path) -> None:
         for top in tops - set(sys.stdlib_module_names) - set(LAYERS) - optional:
             names = {canonicalize_name(owner) for owner in owners.get(top, [])}
             assert names & required or (path.parent / f"{top}.py").exists(), f"{path} imports {top}"
+
+
+def test_no_group_is_repeated_possessively(root: Path) -> None:
+    """`(?:...)*+` matches wrongly before Python 3.11.5 (python/cpython#106052); `(?>(?:...)*)` says the same."""
+    files = [path for layer in LAYERS for path in (root / layer).rglob("*.py")]
+    found = [
+        f"{path}:{number}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.search(r"\)(?:[*+?]|\{[\d,]+\})\+", line)
+    ]
+    assert len(files) > 100
+    assert not found
 
 
 def test_no_two_test_files_have_one_name(root: Path) -> None:

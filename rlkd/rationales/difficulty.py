@@ -42,7 +42,7 @@ _REQUESTS = 1024
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"'’”)\]*]*+(?=\s|\Z)")
 _ANNOUNCEMENT = re.compile(r"####|\\boxed\{|</?answer>|\banswer is\b|\banswer:", re.IGNORECASE)
 # A line that is an answer and nothing else: `A: 18`, `A: $1.50 a day.`; not a step of a text in parts, `A: 5 + 3 = 8`.
-_LABELLED_ANSWER = re.compile(r"\s*+A:\s*+[^\s=]*+(?:\s++[^\W\d_]++){0,2}+[\s.!]*+", re.IGNORECASE)
+_LABELLED_ANSWER = re.compile(r"\s*+A:\s*+[^\s=]*+(?>(?:\s++[^\W\d_]++){0,2})[\s.!]*+", re.IGNORECASE)
 _ANSWER_BLOCK = re.compile(r"<answer>(?:(?!<answer>).)*?</answer>", re.IGNORECASE | re.DOTALL)
 # An equals sign; not of <=, >=, != or ==.
 _EQUALS = re.compile(r"(?<![<>=!:])=(?!=)|≈|\\approx\b|\bequals\b")

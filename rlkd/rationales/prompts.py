@@ -219,7 +219,7 @@ def read_object(text: str) -> dict[str, Any] | None:
 
 # Strings are passed over whole, so that nothing inside one is changed; one that is not closed reaches to the end.
 _REPAIRED = re.compile(
-    r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)'
+    r'"(?>(?:[^"\\]|\\.)*)(?:"|\\?\Z)'
     r"|(?P<fraction>(?<![\w.])-?\d+(?:\.\d+)?\s?/\s?-?\d+(?:\.\d+)?(?![\w.]))"
     r"|(?P<comma>,(?=\s*+[}\]]))",
     re.DOTALL,

@@ -1050,7 +1050,7 @@ QUIET_END = """
         return seconds
 
     pool = WorkerPool(work, workers=2)
-    print(pool.map([(0,), (0,), (60,)], limit=0.3))
+    print(pool.map([(0,), (0,), (60,)], limit=0.3), flush=True)
     WorkerPool(work, workers=1).map([(0,)])
     if "thread" in sys.argv:
         threading.Thread(target=pool.map, args=([(600,)] * 3,), daemon=True).start()
@@ -1121,6 +1121,8 @@ def test_ctrl_c_passes_kills_what_was_running_and_leaves_a_pool_that_works(pools
 def test_an_interrupt_at_any_line_passes_and_leaves_a_pool_that_works(pools):
     """Raised by a trace function, at one line further into a call of `map` each time."""
     pool = pools(brief(), workers=2)
+    pool.map([(1,)])
+    others = worker_pids() - {worker.pid for worker in pool._idle}  # of pools that other tests have filled
     file = rlkd.isolation.__file__
     line, is_over = 0, False
     while not is_over:
@@ -1152,7 +1154,7 @@ def test_an_interrupt_at_any_line_passes_and_leaves_a_pool_that_works(pools):
         assert pool.map([(i,) for i in range(5)], limit=60) == [0, 1, 4, 9, 16], line
         assert len(pool._idle) <= 2, line
         held = {worker.pid for worker in pool._idle}
-        eventually(lambda held=held: worker_pids() <= held, f"no worker is left over at line {line}")
+        eventually(lambda held=held: worker_pids() <= held | others, f"no worker is left over at line {line}")
         if line % 3 == 0:
             pool.close()  # so that some begin with new workers
     assert line > 100
