@@ -84,7 +84,9 @@ class RationalesScriptArguments(RowArguments):
     wave: int = field(default=32, metadata={"help": "questions between two looks at the bank"})
     concurrency: int = field(default=16, metadata={"help": "of a served teacher: requests at a time to each server"})
     batch: int = field(default=16, metadata={"help": "of a teacher in this process: requests that go in together"})
-    deadline: float = field(default=600.0, metadata={"help": "of a served teacher: seconds for a request"})
+    deadline: float = field(
+        default=600.0, metadata={"help": "of a served teacher: seconds for a request, half of them for one attempt"}
+    )
     max_failure_rate: float = field(default=0.1, metadata={"help": "stop where more of the requests fail"})
 
     # Bank
@@ -227,7 +229,9 @@ def write(script: RationalesScriptArguments, writing: Writing, folder: Path) -> 
 def open_teacher(script: RationalesScriptArguments) -> Engine:
     """The teacher's engine; a server is asked for its models, so that one that is away is known at once."""
     served = script.teacher.startswith(("http://", "https://"))
-    engine = open_engine(script.teacher, **({"concurrency": script.concurrency} if served else {}))
+    # A long rationale takes as long as it takes, and one attempt that fails late leaves time for another.
+    options = {"concurrency": script.concurrency, "timeout": script.deadline / 2} if served else {}
+    engine = open_engine(script.teacher, **options)
     if isinstance(engine, ServerEngine) and engine.model:
         try:
             offered = run(engine.models())

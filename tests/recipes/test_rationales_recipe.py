@@ -133,7 +133,10 @@ def test_one_prompt_that_is_refused_at_once_costs_its_own_question_and_never_the
         recipe.main(arguments(**settings))
         written = [json.loads(line) for line in (tmp_path / "out/written.jsonl").open()]
         assert [question["id"] for question in written if not question["candidates"]] == ["r0"]
-        assert f"{1 if start else 30} requests asked" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"{1 if start else 30} requests asked" in said
+        assert "1 failed.\nThe last failure: http://" in said
+        assert "400" in said
 
 
 def test_the_stages_alone_do_what_the_whole_does(recipe, arguments, tmp_path) -> None:
@@ -344,6 +347,10 @@ def test_parameters_of_a_selector_that_is_not_used_are_refused(arguments) -> Non
 def test_a_model_that_the_server_does_not_have_is_refused(recipe, arguments, teacher) -> None:
     with pytest.raises(UsageError, match=r"the server offers scripted"):
         recipe.main(arguments(teacher=teacher.spec.replace("#scripted", "#other")))
+
+
+def test_an_attempt_at_a_server_may_take_half_of_the_time_of_a_request(recipe, arguments) -> None:
+    assert recipe.open_teacher(arguments(deadline=900.0)).timeout == 450.0
 
 
 def test_several_processes_are_refused(recipe, arguments, monkeypatch) -> None:
