@@ -222,7 +222,8 @@ def questions_of(trace: LabelledTrace, examples: int) -> list[StepQuestion]:
 def ask(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[dict[str, list[float | None]]]:
     """A scorer's validity of every step of every trace, under its name.
 
-    `rollout`'s is (k + 1) / (N + 2) also where k is 0: here no second proposal has the same prefix.
+    `rollout`'s is (k + 1) / (N + 2) also where k is 0: here no second proposal has the same prefix. Raises
+    `UsageError` where steps have no score and the engine is gone: these are to be asked about again, and no result.
     """
     questions = [question for trace in traces for question in questions_of(trace, examples)]
     if isinstance(scorer, Rollout):
@@ -230,6 +231,8 @@ def ask(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[
         values = [None if found is None else (found[0] + 1) / (found[1] + 2) for found in counts]
     else:
         values = list(run(scorer(questions)))
+    if None in values:
+        scorer.check_ready()
     taken = iter(values)
     return [{scorer.__name__: [next(taken) for _ in trace.steps]} for trace in traces]
 

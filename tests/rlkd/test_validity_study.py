@@ -173,3 +173,12 @@ def test_traces_asked_about_together_get_the_scores_that_each_gets_alone(data, t
     assert alone.keys() == together.keys()
     assert all(together[key] == pytest.approx(values, abs=1e-5) for key, values in alone.items())
     assert len({value for values in alone.values() for value in values}) > 10
+
+
+def test_a_server_that_is_gone_leaves_no_scores(data, tmp_path):
+    out = tmp_path / "out"
+    nobody = ("--engine", "http://127.0.0.1:9/v1#gone", "--scorers", "judge", "--rows", "2")
+    done = start(data, out, *nobody)
+    assert done.returncode == 1
+    assert "127.0.0.1:9" in done.stderr
+    assert (out / "scores.jsonl").read_text() == ""
