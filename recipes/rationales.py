@@ -25,7 +25,7 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.selectors import BUILT_IN, Selector, load_selector
+from rlkd.rationales.selectors.correct import NO_GOLD
 from rlkd.rationales.writing import Writing
 from rlkd.registry import registry, settable_parameters, split_alias, suggestion
 from trainers.arguments import RowArguments, start
@@ -166,7 +167,7 @@ def main(script: RationalesScriptArguments, _others: Any = None, *, stage: str =
         part = select_stage(folder, selectors, limits, count=count)
         print(f"{part['kept']} rationales of {part['questions']} questions are selected.")
         if not part["kept"]:
-            print(f"WARNING: nothing is left to train on; {folder / 'dropped.jsonl'} says why.")
+            print(f"WARNING: nothing is left to train on; {folder / 'dropped.jsonl'} says why.{_most_dropped(part)}")
     print(f"summary:    {(folder / 'summary.md').resolve()}")
     if stage != "write":
         print(f"rationales: {(folder / 'rationales.jsonl').resolve()}")
@@ -224,6 +225,16 @@ def write(script: RationalesScriptArguments, writing: Writing, folder: Path) -> 
     counts = part["counts"]
     unusable = f"; {counts['unusable']} replies were unusable as JSON, kept as text" if counts["unusable"] else ""
     print(f"{sum(counts['candidates'].values())} candidates{unusable}.", flush=True)
+
+
+def _most_dropped(part: Mapping[str, Any]) -> str:
+    """The end of a warning: what dropped most of the candidates."""
+    dropped = [(count, stage["stage"], why) for stage in part["stages"] for why, count in stage["dropped"].items()]
+    if not dropped:
+        return ""
+    count, stage, why = max(dropped)
+    way_out = ' Which column holds it: --columns \'{"answer": "NAME"}\'.' if why == NO_GOLD else ""
+    return f" Most were dropped by {stage}: {why} ({count}).{way_out}"
 
 
 def open_teacher(script: RationalesScriptArguments) -> Engine:

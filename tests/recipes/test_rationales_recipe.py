@@ -178,6 +178,15 @@ def test_ready_made_traces_need_no_teacher(recipe, arguments, tmp_path, teacher)
     assert teacher.asked == []
 
 
+def test_where_nothing_is_left_the_warning_says_why(recipe, arguments, tmp_path, capsys) -> None:
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json.dumps({"question": "2 and 5?", "gold": "7", "rationales": ["2 + 5 = 7\n#### 7"]}) + "\n")
+    recipe.main(arguments(dataset_name=str(path), writers=["ready"]))
+    said = capsys.readouterr().out
+    assert "nothing is left to train on" in said
+    assert "dropped by correct: the question has no right answer (1). Which column holds it: --columns" in said
+
+
 def test_a_selector_of_ones_own_is_taken_from_a_file_with_its_parameters(recipe, arguments, tmp_path) -> None:
     own = tmp_path / "own.py"
     own.write_text(

@@ -11,10 +11,10 @@ from rlkd.rationales.difficulty import Difficulty as Measured
 from rlkd.rationales.records import Question
 from rlkd.rationales.selectors.asking import Student
 from rlkd.rationales.selectors.contract import Judgement, check_keep, keep_first, report_failures
+from rlkd.rationales.selectors.correct import NO_GOLD
 
 HARDER = "harder for the student than the kept ones"
 EASIER = "easier for the student than the kept ones"
-NO_GOLD = "the question has no right answer"
 
 
 class Difficulty:
