@@ -193,7 +193,7 @@ def scorers(given: argparse.Namespace) -> Iterator[tuple[list[str], Any]]:
         forward = Forward(given.model, given.examples)
         yield cheap, lambda traces: [{name: found[name] for name in cheap} for found in map(forward, traces)]
         del forward
-    common = {"engine": engine_of(given), "deadline": None}
+    common = {"engine": engine_of(given), "deadline": 7200.0}  # of a call, of which an attempt has half
     for name in ASKING:
         if name not in given.scorers:
             continue
@@ -201,7 +201,9 @@ def scorers(given: argparse.Namespace) -> Iterator[tuple[list[str], Any]]:
         if name == "rollout":
             parameters = {"samples": given.samples, "max_new_tokens": given.max_new_tokens}
             parameters |= {"fallback": "last_number", "tokenizer": given.model}
-        yield [name], partial(ask, load_scorer(name, common | parameters), examples=given.examples)
+        scorer: Any = load_scorer(name, common | parameters)
+        scorer.check_ready()
+        yield [name], partial(ask, scorer, examples=given.examples)
 
 
 def engine_of(given: argparse.Namespace) -> str:
