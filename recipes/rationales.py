@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.cache import Cache
 from rlkd.data import SAMPLE
-from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
+from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
@@ -233,16 +233,17 @@ def _most_dropped(part: Mapping[str, Any]) -> str:
     if not dropped:
         return ""
     count, stage, why = max(dropped)
-    way_out = ' Which column holds it: --columns \'{"answer": "NAME"}\'.' if why == NO_GOLD else ""
+    way_out = ' Which column holds it: --columns \'{"answer": "NAME"}\', when writing.' if why == NO_GOLD else ""
     return f" Most were dropped by {stage}: {why} ({count}).{way_out}"
 
 
 def open_teacher(script: RationalesScriptArguments) -> Engine:
     """The teacher's engine; a server is asked for its models, so that one that is away is known at once."""
-    served = script.teacher.startswith(("http://", "https://"))
+    spec = from_environment(script.teacher, "the teacher")
+    served = spec.startswith(("http://", "https://"))
     # A long rationale takes as long as it takes, and one attempt that fails late leaves time for another.
     options = {"concurrency": script.concurrency, "timeout": script.deadline / 2} if served else {}
-    engine = open_engine(script.teacher, **options)
+    engine = open_engine(spec, **options)
     if isinstance(engine, ServerEngine) and engine.model:
         try:
             offered = run(engine.models())

@@ -72,7 +72,6 @@ from trainers.rollouts import check_rollouts, longest_prompt
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 
-
 # Seconds for all steps of a batch that an engine proposes; what is unfinished then counts as not proposed.
 PROPOSAL_DEADLINE = 600.0
 

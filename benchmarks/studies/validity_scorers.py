@@ -86,7 +86,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of scores, results and table")
     parser.add_argument("--model", default="embedded", help="embedded, embedded-warm, a folder or a hub id")
     parser.add_argument("--scorers", nargs="+", default=list(CHEAP), choices=[*CHEAP, *ASKING])
-    parser.add_argument("--engine", help="whom judge, prm and rollout ask, such as http://HOST:PORT/v1#MODEL")
+    parser.add_argument("--engine", help="whom judge, prm and rollout ask: --model served, http://HOST:PORT/v1#NAME")
     parser.add_argument("--together", type=int, default=1, help="traces asked about at once; more for a server")
     parser.add_argument("--rows", type=int, help="traces to score, drawn at random; all by default")
     parser.add_argument("--examples", type=int, default=0, help="worked examples before each question")
@@ -99,6 +99,8 @@ def main() -> int:
     if given.smoke:
         given.rows, given.samples, given.max_new_tokens = 4, 2, 8
     try:
+        if given.together < 1:
+            raise UsageError(f"--together {given.together}: expected at least 1")
         traces = read_traces(given.data)
         given.out.mkdir(parents=True, exist_ok=True)
         if not given.analyse:
@@ -226,6 +228,7 @@ def ask(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[
 
     `rollout`'s is (k + 1) / (N + 2) also where k is 0: here no second proposal has the same prefix. Raises
     `UsageError` where steps have no score and the engine is gone: these are to be asked about again, and no result.
+    A request that fails while the server lives is a step without a score, which the table counts.
     """
     questions = [question for trace in traces for question in questions_of(trace, examples)]
     if isinstance(scorer, Rollout):

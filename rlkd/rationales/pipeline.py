@@ -162,7 +162,10 @@ def write_stage(
         if teacher is not None:
             say(f"{teacher.asked} requests asked, {teacher.known} answers were there, {teacher.failed} failed.")
             if teacher.last_error is not None:
-                say(f"The last failure: {teacher.last_error}\nThe same command again asks for what failed.")
+                say(
+                    f"The last failure: {teacher.last_error}\nThe same command again asks for what failed; "
+                    f"--deadline gives each more time."
+                )
         paths = _paths(writer)
         part = {"teacher": teacher.name if teacher else None, "counts": writer.counts.to_json(), "paths": paths}
         update_summary(folder, "write", part)

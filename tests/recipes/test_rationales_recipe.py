@@ -178,6 +178,14 @@ def test_ready_made_traces_need_no_teacher(recipe, arguments, tmp_path, teacher)
     assert teacher.asked == []
 
 
+def test_a_line_of_traces_that_is_not_utf_8_is_named(recipe, arguments, tmp_path) -> None:
+    path = tmp_path / "traces.jsonl"
+    line = json.dumps({"question": "2 and 5?", "answer": "7", "rationales": [{"source": "s", "text": "#### 7"}]})
+    path.write_bytes(line.encode() + b"\n" + line.encode().replace(b"2 and", b"\xff and") + b"\n")
+    with pytest.raises(UsageError, match=r"traces\.jsonl, line 2: not JSON"):
+        recipe.main(arguments(dataset_name=str(path), writers=["ready"]))
+
+
 def test_where_nothing_is_left_the_warning_says_why(recipe, arguments, tmp_path, capsys) -> None:
     path = tmp_path / "traces.jsonl"
     path.write_text(json.dumps({"question": "2 and 5?", "gold": "7", "rationales": ["2 + 5 = 7\n#### 7"]}) + "\n")
@@ -358,8 +366,13 @@ def test_a_model_that_the_server_does_not_have_is_refused(recipe, arguments, tea
         recipe.main(arguments(teacher=teacher.spec.replace("#scripted", "#other")))
 
 
-def test_an_attempt_at_a_server_may_take_half_of_the_time_of_a_request(recipe, arguments) -> None:
+def test_an_attempt_at_a_server_may_take_half_of_the_time_of_a_request(
+    recipe, arguments, teacher, monkeypatch
+) -> None:
     assert recipe.open_teacher(arguments(deadline=900.0)).timeout == 450.0
+    monkeypatch.setenv("RLKD_TEACHER_SPEC", teacher.spec)
+    named = recipe.open_teacher(arguments(deadline=900.0, teacher="env:RLKD_TEACHER_SPEC", concurrency=3))
+    assert (named.timeout, named.concurrency) == (450.0, 3)
 
 
 def test_several_processes_are_refused(recipe, arguments, monkeypatch) -> None:

@@ -175,7 +175,24 @@ def test_traces_asked_about_together_get_the_scores_that_each_gets_alone(data, t
     assert len({value for values in alone.values() for value in values}) > 10
 
 
-def test_a_server_that_is_gone_leaves_no_scores(data, tmp_path):
+def test_an_engine_that_goes_leaves_no_scores_of_the_traces_under_way(study, data):
+    class Gone:
+        __name__ = "judge"
+
+        def __call__(self, questions):
+            return self.answers(questions)
+
+        async def answers(self, questions):
+            return [None] * len(questions)
+
+        def check_ready(self):
+            raise study.UsageError("the server does not answer")
+
+    with pytest.raises(study.UsageError, match="does not answer"):
+        study.ask(Gone(), study.read_traces(data)[:2], examples=0)
+
+
+def test_a_server_that_is_not_there_leaves_no_scores(data, tmp_path):
     out = tmp_path / "out"
     nobody = ("--engine", "http://127.0.0.1:9/v1#gone", "--scorers", "judge", "--rows", "2")
     done = start(data, out, *nobody)
