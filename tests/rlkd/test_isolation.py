@@ -934,6 +934,8 @@ def test_a_pool_that_nobody_holds_has_no_processes(pools):
     keep.map([("pid",)])
     pool = WorkerPool(act, workers=2)
     pids = set(pool.map([("sleep", 0.2)] * 2 + [("pid",)] * 8)[2:])
+    assert pids <= {worker.pid for worker in pool._idle}
+    assert pids
     del pool
     gc.collect()
     eventually(lambda: not pids & set(processes()), "its workers are gone, and no zombies")
@@ -1029,7 +1031,9 @@ def test_no_process_is_left_where_a_fork_of_the_parent_lives_on(tmp_path):
     parent.kill()
     parent.wait(60)
     eventually(lambda: len(marked(marker)) == 1, "only the fork is left")
-    os.kill(marked(marker)[0], signal.SIGKILL)
+    [left] = marked(marker)
+    assert left != parent.pid
+    os.kill(left, signal.SIGKILL)
 
 
 def test_no_zombies_are_left(pools):
