@@ -129,6 +129,8 @@ class RationalesScriptArguments(RowArguments):
         if isinstance(self.selector_kwargs, str):
             self.selector_kwargs = json.loads(self.selector_kwargs)
         self.selector_kwargs = dict(self.selector_kwargs or {})
+        if self.deadline <= 0:
+            raise ValueError(f"deadline={self.deadline:g}: expected seconds, above 0")
         known = {name_of(spec) for spec in self.selectors}
         if unknown := sorted(set(self.selector_kwargs) - known):
             raise ValueError(f"selector_kwargs: {unknown[0]!r} is not among the selectors {self.selectors}")

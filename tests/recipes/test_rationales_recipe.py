@@ -361,6 +361,11 @@ def test_parameters_of_a_selector_that_is_not_used_are_refused(arguments) -> Non
         arguments(selector_kwargs='{"difficulty": {"keep": 1}}')
 
 
+def test_a_deadline_of_no_time_is_refused(arguments) -> None:
+    with pytest.raises(ValueError, match=r"deadline=0: expected seconds, above 0"):
+        arguments(deadline=0.0)
+
+
 def test_a_model_that_the_server_does_not_have_is_refused(recipe, arguments, teacher) -> None:
     with pytest.raises(UsageError, match=r"the server offers scripted"):
         recipe.main(arguments(teacher=teacher.spec.replace("#scripted", "#other")))
