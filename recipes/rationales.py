@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.cache import Cache
 from rlkd.data import SAMPLE
-from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run
+from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run, without_secrets
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
@@ -252,7 +252,8 @@ def open_teacher(script: RationalesScriptArguments) -> Engine:
         except EngineError as error:
             raise UsageError(f"--teacher: {error}") from error
         if engine.model not in offered:
-            raise UsageError(f"--teacher {script.teacher}: the server offers {', '.join(offered) or 'no model'}")
+            shown = without_secrets(script.teacher)
+            raise UsageError(f"--teacher {shown}: the server offers {', '.join(offered) or 'no model'}")
     return engine
 
 
