@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.errors import UsageError
-from rlkd.rationales.bank import PathBank, RouteEntry
-from rlkd.rationales.clustering import canonical_intents
-from rlkd.rationales.embedders import calibrate, cosines, open_embedder
-from rlkd.rationales.routing import Router, coverage
+from rlkd.rationales.bank.bank import PathBank, RouteEntry
+from rlkd.rationales.bank.clustering import canonical_intents
+from rlkd.rationales.bank.embedders import calibrate, cosines, open_embedder
+from rlkd.rationales.bank.routing import Router, coverage
 
 # Category, intent, question.
 PROBLEMS = (

@@ -34,10 +34,10 @@ from statistics import median
 
 import numpy as np
 
-from rlkd.rationales.bank import PathBank, RouteEntry
-from rlkd.rationales.clustering import path_words
-from rlkd.rationales.embedders import NgramEmbedder, Thresholds, on_grid
-from rlkd.rationales.routing import Route, Router
+from rlkd.rationales.bank.bank import PathBank, RouteEntry
+from rlkd.rationales.bank.clustering import path_words
+from rlkd.rationales.bank.embedders import NgramEmbedder, Thresholds, on_grid
+from rlkd.rationales.bank.routing import Route, Router
 
 MOST_MIB = 1024
 QUESTIONS, QUICK_QUESTIONS = 100_000, 4_000

@@ -222,7 +222,7 @@ def kd(size: Size) -> dict[str, Any]:
     """
     import torch
 
-    from trainers.validity_kd import writes_itself
+    from trainers.validity_kd.trainer import writes_itself
 
     # Two steps on traces, then two on rollouts: the first one of each warms up.
     coins = [False, False, True, True]

@@ -45,10 +45,10 @@ from typing import Any
 import torch
 
 from rlkd.answers import extract_answer
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.engines import EngineError, TransformersEngine, run
-from rlkd.rationales.difficulty import Difficulty, DifficultyMeter, leaks, strip_answer
 from rlkd.rationales.records import Question, candidate
+from rlkd.rationales.select.rationale_difficulty import Difficulty, DifficultyMeter, leaks, strip_answer
 
 MOST_ERROR = 1e-4
 VARIANTS = 10

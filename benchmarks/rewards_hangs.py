@@ -48,7 +48,7 @@ from typing import Any, Literal
 from rewards_throughput import GROUP, PLAIN, descendants, group_batch, load_problems, processes
 
 from rewards import Outcome, build_reward, verified
-from rlkd.isolation import Fault, WorkerPool, default_workers
+from rlkd.workers.pool import Fault, WorkerPool, default_workers
 
 Caller = Literal["main thread", "thread", "asyncio.to_thread"]
 CALLERS: tuple[Caller, ...] = ("main thread", "thread", "asyncio.to_thread")

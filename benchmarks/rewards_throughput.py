@@ -57,10 +57,9 @@ from typing import Any
 
 from rewards import build_reward, verified
 from rlkd.answers import number
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows, short_rows
 from rlkd.errors import UsageError
 from rlkd.steps import strip_calculator_marks
-from rlkd.warm_start import short_rows
 
 GROUP = 8
 LEADS = (

@@ -7,7 +7,7 @@ Compared are two ways to get the top 64 log-probabilities of a batch of 8 traces
 the student's chat template writes them):
 
     forward   `local_teacher`: the model's forward in float32, its head and top-k, in this process
-    lookup    `CachedTeacher`: hash, checksum, decoding, from the folder that `rlkd.teacher_cache.build` wrote
+    lookup    `CachedTeacher`: hash, checksum, decoding, from the folder that `rlkd.teachers.cache.build` wrote
 
 interleaved batch by batch, in CPU-seconds, one thread. The files are in the system's page cache, as they are from the
 second epoch on.
@@ -37,10 +37,11 @@ from typing import Any
 
 import torch
 
-from rlkd.data import build_prompt, sample_rows
+from rlkd.data.rows import build_prompt
+from rlkd.data.samples import sample_rows
 from rlkd.models import resolve_model
-from rlkd.teacher_cache import CachedTeacher, Trace, build, quantised
-from rlkd.teachers import TopK, local_teacher, trace_ids, trace_text
+from rlkd.teachers.cache import CachedTeacher, Trace, build, quantised
+from rlkd.teachers.topk import TopK, local_teacher, trace_ids, trace_text
 
 K = 64
 BATCH = 8

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
-from rlkd.gsrm.build import Engines
+from rlkd.gsrm.factory import Engines
 from rlkd.gsrm.labelling import label
 from rlkd.gsrm.training import has_structure, training_pairs
 from rlkd.models import EMBEDDED, resolve_model
-from trainers.arguments import RowArguments, apply_model_config, say, start
-from trainers.checkpoints import resume_point, step_of
+from trainers.common.arguments import RowArguments, apply_model_config, say, start
+from trainers.common.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -65,8 +65,8 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     from datasets import Dataset
     from trl import SFTTrainer, get_peft_config
 
-    from trainers.adapters import RoundingCallback, name_base_model, save
-    from trainers.logs import MetricsCallback, prepare_folder
+    from trainers.common.adapters import RoundingCallback, name_base_model, save
+    from trainers.common.run_files import MetricsCallback, prepare_folder
 
     output = Path(args.output_dir or ".")
     # An interrupted run goes on; whether it can is settled before anything is loaded.
@@ -92,7 +92,7 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     if script.fine_grained:
         from transformers import AutoTokenizer
 
-        from trainers.gsrm import StructureCollator, StructureSFTTrainer, structure_tokens
+        from trainers.gsrm.trainer import StructureCollator, StructureSFTTrainer, structure_tokens
 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
         pad = tokenizer.pad_token_id

@@ -31,20 +31,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlkd.cache import Cache
-from rlkd.data import SAMPLE
+from rlkd.data.samples import SAMPLE
 from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run, without_secrets
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
-from rlkd.rationales.selectors import BUILT_IN, Selector, load_selector
-from rlkd.rationales.selectors.correct import NO_GOLD
-from rlkd.rationales.writing import Writing
+from rlkd.rationales.select import BUILT_IN, Selector, load_selector
+from rlkd.rationales.select.correct import NO_GOLD
+from rlkd.rationales.write.writing import Writing
 from rlkd.registry import registry, settable_parameters, split_alias, suggestion
-from trainers.arguments import RowArguments, start
+from trainers.common.arguments import RowArguments, start
 
 if TYPE_CHECKING:
-    from rlkd.rationales.embedders import Embedder
-    from rlkd.rationales.limits import Limits
+    from rlkd.rationales.bank.embedders import Embedder
+    from rlkd.rationales.select.limits import Limits
 
 STAGES = ("write", "select", "all")
 # The scores that the built-in selectors give.
@@ -181,7 +181,7 @@ def write(script: RationalesScriptArguments, writing: Writing, folder: Path) -> 
     if "bank" in writing.writers:
         embedder = ready_embedder(script.embedder)
         if script.bank_file:
-            from rlkd.rationales.bank import PathBank
+            from rlkd.rationales.bank.bank import PathBank
 
             if Path(script.bank_file).resolve() == (folder / "bank.json").resolve():
                 raise UsageError(
@@ -259,7 +259,7 @@ def open_teacher(script: RationalesScriptArguments) -> Engine:
 
 def ready_embedder(spec: str) -> "Embedder":
     """The embedder, which has embedded a text: so that it is known to work before a teacher is asked."""
-    from rlkd.rationales.embedders import open_embedder
+    from rlkd.rationales.bank.embedders import open_embedder
 
     embedder = open_embedder(spec)
     try:
@@ -323,7 +323,7 @@ def open_limits(script: RationalesScriptArguments) -> "Limits | None":
     wanted = {name: getattr(script, name) for name in ("keep_ratio", "per_question", "token_budget")}
     if all(value is None for value in wanted.values()):
         return None
-    from rlkd.rationales.limits import Limits
+    from rlkd.rationales.select.limits import Limits
 
     try:
         limits = Limits(by=script.limit_by, seed=script.seed, **wanted)
@@ -354,7 +354,7 @@ def bank_command(arguments: Sequence[str]) -> None:
     """`bank inspect FILE`: what a bank holds."""
     if len(arguments) != 2 or arguments[0] != "inspect":
         sys.exit("usage: python recipes/rationales.py bank inspect runs/rationales/bank.json")
-    from rlkd.rationales.bank import PathBank
+    from rlkd.rationales.bank.bank import PathBank
 
     try:
         print(PathBank.from_file(Path(arguments[1])))

@@ -27,12 +27,13 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rlkd.data import shuffled_teachers, to_dataset
+from rlkd.data.loading import to_dataset
+from rlkd.data.shuffle import shuffled_teachers
 from rlkd.evaluate import Estimate
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
-from trainers.arguments import DataArguments, apply_model_config, say, start
-from trainers.checkpoints import resume_point
+from trainers.common.arguments import DataArguments, apply_model_config, say, start
+from trainers.common.checkpoints import resume_point
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -60,8 +61,8 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     from trl import get_peft_config
 
     from trainers import RLKDTrainer
-    from trainers.evaluation import HeldOutAccuracy
-    from trainers.logs import StepLine
+    from trainers.common.evaluation import HeldOutAccuracy
+    from trainers.common.run_files import StepLine
 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint, finished = resume_point(args)
@@ -103,7 +104,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
 
 
 def _summarise(trainer: "RLKDTrainer", measured: list[tuple[int, Estimate]]) -> None:
-    from trainers.logs import last_steps
+    from trainers.common.run_files import last_steps
 
     print()
     saved = trainer.args.save_rollouts

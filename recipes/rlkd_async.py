@@ -27,13 +27,14 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rlkd.data import to_dataset
+from rlkd.data.loading import to_dataset
 from rlkd.models import EMBEDDED
-from trainers.arguments import RowArguments, say, start
-from trainers.checkpoints import resume_point
+from trainers.common.arguments import RowArguments, say, start
+from trainers.common.checkpoints import resume_point
 
 if TYPE_CHECKING:
-    from trainers.async_grpo import RLKDAsyncConfig, RLKDAsyncTrainer
+    from trainers.async_grpo.config import RLKDAsyncConfig
+    from trainers.async_grpo.trainer import RLKDAsyncTrainer
 
 
 @dataclass
@@ -41,7 +42,7 @@ class RLKDAsyncScriptArguments(RowArguments):
     """Data, student and adapter. TRL's ModelConfig does not go with AsyncGRPOConfig: both have `dtype`."""
 
     system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
-    worked_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
+    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
     model_name_or_path: str = field(default=EMBEDDED, metadata={"help": "the student; the server serves the same"})
     lora_r: int = field(default=16, metadata={"help": "rank of the adapter"})
     lora_alpha: int = field(default=32, metadata={"help": "its scale, by the rank"})
@@ -56,7 +57,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     from peft import LoraConfig
     from transformers import ProgressCallback
 
-    from trainers.async_grpo import AsyncLine, RLKDAsyncTrainer
+    from trainers.async_grpo.trainer import AsyncLine, RLKDAsyncTrainer
 
     checkpoint, finished = resume_point(args)
     if finished:
@@ -69,7 +70,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     trainer = RLKDAsyncTrainer(
         model=script.model_name_or_path,
         args=args,
-        train_dataset=to_dataset(rows, system_prompt=script.system_prompt, examples=script.worked_examples),
+        train_dataset=to_dataset(rows, system_prompt=script.system_prompt, examples=script.few_shot_examples),
         peft_config=LoraConfig(
             r=script.lora_r,
             lora_alpha=script.lora_alpha,
@@ -99,6 +100,6 @@ def _summarise(trainer: "RLKDAsyncTrainer") -> None:
 
 
 if __name__ == "__main__":
-    from trainers.async_grpo import RLKDAsyncConfig
+    from trainers.async_grpo.config import RLKDAsyncConfig
 
     start(main, (RLKDAsyncScriptArguments, RLKDAsyncConfig), default_config=_RECIPES / "rlkd_async.yaml")

@@ -33,17 +33,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlkd.answers import extract_answer
-from rlkd.data import WARM_START, to_dataset
+from rlkd.data.loading import to_dataset
+from rlkd.data.samples import WARM_START
 from rlkd.errors import UsageError
 from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, resolve_model, shipped_adapters
 from rlkd.steps import strip_calculator_marks
-from trainers.arguments import DataArguments, apply_model_config, say, start
-from trainers.checkpoints import resume_point, step_of
+from trainers.common.arguments import DataArguments, apply_model_config, say, start
+from trainers.common.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
-    from trainers.evaluation import HeldOutAccuracy
+    from trainers.common.evaluation import HeldOutAccuracy
 
 
 @dataclass
@@ -73,9 +74,9 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     from transformers import AutoTokenizer
     from trl import SFTTrainer, get_peft_config
 
-    from trainers.adapters import RoundingCallback, name_base_model, save
-    from trainers.evaluation import HeldOutAccuracy
-    from trainers.logs import MetricsCallback, prepare_folder
+    from trainers.common.adapters import RoundingCallback, name_base_model, save
+    from trainers.common.evaluation import HeldOutAccuracy
+    from trainers.common.run_files import MetricsCallback, prepare_folder
 
     output = Path(args.output_dir or ".")
     # An interrupted run goes on; whether it can is settled before anything is loaded.

@@ -5,9 +5,9 @@
     python recipes/teacher_cache.py --check_only true                    # is what is there undamaged?
 
 Without --config the run takes recipes/teacher_cache.yaml. Each rationale of each row becomes prompt and trace in the
-ids of the student's chat template, as `recipes/validity_kd.py` trains on them (`rlkd.teachers.trace_ids`), so data,
-prompt and `max_completion_length` must be those of that run. Run again, it asks for what is missing only: after an
-interruption, for new rows, or in place of a damaged shard. The format is described in `rlkd/teacher_cache.py`.
+ids of the student's chat template, as `recipes/validity_kd.py` trains on them (`rlkd.teachers.topk.trace_ids`), so
+data, prompt and `max_completion_length` must be those of that run. Run again, it asks for what is missing only: after
+an interruption, for new rows, or in place of a damaged shard. The format is described in `rlkd/teachers/cache.py`.
 
 One process: a teacher that needs several GPUs is served by vLLM (`vllm serve MODEL --max-logprobs 64`) and named by
 its address, replicas with commas between.
@@ -30,14 +30,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rlkd.data import to_dataset
+from rlkd.data.loading import to_dataset
 from rlkd.engines import EngineError
 from rlkd.engines.base import identified
 from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, resolve_model
-from rlkd.teacher_cache import Trace, build, check
-from rlkd.teachers import (
+from rlkd.teachers.cache import Trace, build, check
+from rlkd.teachers.topk import (
     TopK,
     TopKTeacher,
     common_vocabulary,
@@ -47,7 +47,7 @@ from rlkd.teachers import (
     trace_text,
     vocabulary_fingerprint,
 )
-from trainers.arguments import RowArguments, start
+from trainers.common.arguments import RowArguments, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ class TeacherCacheScriptArguments(RowArguments):
     """Rows, student, teacher, and where what it says is kept."""
 
     system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
-    worked_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
+    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "arguments of the chat template, e.g. {enable_thinking: false}"}
     )
@@ -147,7 +147,7 @@ def to_traces(
 ) -> "Iterator[Trace]":
     """The ids of each rationale of each row; blank ones are left out."""
     fields = [{key: row.get(key) for key in ("id", "prompt", "question")} for row in rows]
-    prompts = to_dataset(fields, system_prompt=script.system_prompt, examples=script.worked_examples)["prompt"]
+    prompts = to_dataset(fields, system_prompt=script.system_prompt, examples=script.few_shot_examples)["prompt"]
     for row, prompt in zip(rows, prompts, strict=True):
         for number, rationale in enumerate(row["rationales"]):
             text = trace_text(rationale, row.get("answer"))
@@ -237,7 +237,7 @@ def made_by(script: TeacherCacheScriptArguments) -> dict[str, Any]:
         "student": script.model_name_or_path,
         "max_completion_length": script.max_completion_length,
         "system_prompt": repr(script.system_prompt),
-        "worked_examples": script.worked_examples,
+        "few_shot_examples": script.few_shot_examples,
         "chat_template_kwargs": script.chat_template_kwargs,
     }
 

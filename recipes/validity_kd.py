@@ -28,13 +28,13 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlkd.data import to_dataset
+from rlkd.data.loading import to_dataset
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
 from rlkd.evaluate import Estimate
 from rlkd.models import EMBEDDED
-from trainers.arguments import DataArguments, apply_model_config, say, start
-from trainers.checkpoints import resume_point
+from trainers.common.arguments import DataArguments, apply_model_config, say, start
+from trainers.common.checkpoints import resume_point
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -57,8 +57,8 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
     from trl import get_peft_config
 
     from trainers import ValidityKDTrainer
-    from trainers.evaluation import HeldOutAccuracy
-    from trainers.kd_lines import KDStepLine
+    from trainers.common.evaluation import HeldOutAccuracy
+    from trainers.validity_kd.progress import KDStepLine
 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint, finished = resume_point(args)
@@ -98,8 +98,8 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
 
 
 def _summarise(trainer: "ValidityKDTrainer", measured: list[tuple[int, Estimate]]) -> None:
-    from trainers.kd_lines import telling_trace, trace_lines
-    from trainers.logs import last_steps
+    from trainers.common.run_files import last_steps
+    from trainers.validity_kd.progress import telling_trace, trace_lines
 
     print()
     saved = trainer.args.save_rollouts

@@ -10,7 +10,7 @@ from rewards.contract import Failed, RewardOptions
 from rewards.verified import libraries
 from rlkd import answers
 from rlkd.answers import VERIFY_SECONDS, VerificationError, are_correct, extract_answer
-from rlkd.data import completion_text
+from rlkd.data.rows import completion_text
 
 
 class Accuracy:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rewards.contract import RewardOptions
 from rlkd.answers import extract_answer, number, squeezed
-from rlkd.data import completion_text
+from rlkd.data.rows import completion_text
 
 # Cheap pure functions of a sample, in the trainer's process: see READ.
 _OPTIONS = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)

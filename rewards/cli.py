@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rewards  # noqa: F401 (declares the built-in rewards)
-from rlkd.data import SAMPLE, TRL_ARGUMENTS
+from rlkd.data.rows import TRL_ARGUMENTS
+from rlkd.data.samples import SAMPLE
 from rlkd.registry import registry, settable_parameters
 
 if TYPE_CHECKING:
-    from rewards.checks import Check
-    from rewards.trial import Samples, Trial
+    from rewards.testing.contract import Check
+    from rewards.testing.runner import Samples, Trial
 
 HELP = "Rewards: list and describe them, test one, start a new one, and see what those of a run said."
 SPEC = "a registered name, package.module.function or path/to/file.py:function, as in reward_funcs"
@@ -215,9 +216,9 @@ def _print_pairs(pairs: dict[str, str]) -> None:
 
 def test(options: argparse.Namespace) -> int:
     """`rlkd rewards test`."""
-    from rewards.checks import check_contract, violations
     from rewards.runner import build_reward
-    from rewards.trial import samples_from, try_reward
+    from rewards.testing.contract import check_contract, violations
+    from rewards.testing.runner import samples_from, try_reward
 
     samples = samples_from(options.data, split=options.split, field=options.completions, rows=options.rows)
     with _quiet():
@@ -304,7 +305,7 @@ def _costs(samples: Samples, trial: Trial) -> dict[str, str]:
 
 def new(options: argparse.Namespace) -> int:
     """`rlkd rewards new`."""
-    from rewards.starter import how_to_use, write_starter
+    from rewards.testing.template import how_to_use, write_starter
 
     paths = write_starter(options.name, options.folder, per_sample=not options.batch)
     print(how_to_use(options.name, *paths, per_sample=not options.batch))

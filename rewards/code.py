@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.contract import Failed, RewardError, RewardOptions, Scored
-from rlkd.data import completion_text
+from rlkd.data.rows import completion_text
 from rlkd.sandbox import Limits, Result, SandboxError, SandboxUnavailable, call_function, check, run_program
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from rewards.contract import Outcome, RewardError
 from rewards.runner import AsyncReward, Reward
-from rlkd.data import completion_text
+from rlkd.data.rows import completion_text
 from rlkd.registry import suggestion
 
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
@@ -36,9 +36,9 @@ class CompositeReward:
 
     A call must get the completions of whole groups: `group_size` each, or one group for None, as AsyncGRPOTrainer
     calls it. What is missing is settled within the group before anything is added up, as `RLKDTrainer` does it
-    (`trainers.missing`): a reward that a completion lacks counts there as the mean of that reward over the rest of the
-    group, and a reward that the whole group lacks is left out for all of it. A completion is not applicable (None) if
-    all rewards are missing for the whole group, or, under `on_failure="drop"`, if one of its rewards failed.
+    (`trainers.common.missing`): a reward that a completion lacks counts there as the mean of that reward over the rest
+    of the group, and a reward that the whole group lacks is left out for all of it. A completion is not applicable
+    (None) if all rewards are missing for the whole group, or, under `on_failure="drop"`, if one of its rewards failed.
 
     Args:
         rewards: what to combine; names must be unique.

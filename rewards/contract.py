@@ -56,7 +56,7 @@ class RewardOptions:
         timeout: seconds for one call, which is one sample for `per_sample` rewards and a batch for others. None for no
             limit. A synchronous reward that is not isolated cannot be stopped; it is told of in the log.
         workers: processes for a `per_sample` reward, and calls at a time for an asynchronous one; others have one.
-            Default: `rlkd.isolation.default_workers()`, and 64 asynchronous calls.
+            Default: `rlkd.workers.pool.default_workers()`, and 64 asynchronous calls.
         cache: keep the scores of a `per_sample` reward across steps and runs.
         version: part of the key that scores are kept under, for changes that neither the reward's source nor its
             parameters show.

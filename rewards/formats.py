@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from rewards.contract import RewardOptions
-from rlkd.data import completion_text
+from rlkd.data.rows import completion_text
 
 _THINK = re.compile(r"\s*<think>(?P<thought>.*?)</think>(?P<rest>.*)", re.DOTALL)
 _ANSWER = re.compile(r"\s*<answer>.*?</answer>\s*", re.DOTALL)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rewards.contract import Failed, RewardError, RewardOptions
 from rewards.verified import SECONDS, Rules, Verdict, checked_rules, checked_seconds, golds, verdicts
-from rlkd.data import completion_text
+from rlkd.data.rows import completion_text
 
 
 class SoftOverlong:

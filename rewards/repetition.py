@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 from rewards.contract import RewardOptions
-from rlkd.data import completion_text
+from rlkd.data.rows import completion_text
 
 _OPTIONS = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
 

@@ -27,10 +27,8 @@ from typing import Any
 
 from rewards.contract import Outcome, RewardError, RewardOptions
 from rlkd.cache import Cache, cache_key
-from rlkd.data import TRL_ARGUMENTS
-from rlkd.isolation import Fault, IsolationError, WorkerPool, inside_worker
+from rlkd.data.rows import TRL_ARGUMENTS
 from rlkd.models import cache_folder
-from rlkd.nursery import described
 from rlkd.registry import (
     SpecError,
     absolute,
@@ -41,6 +39,8 @@ from rlkd.registry import (
     split_alias,
     suggestion,
 )
+from rlkd.workers.forkserver import described
+from rlkd.workers.pool import Fault, IsolationError, WorkerPool, inside_worker
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Reward:
         )
         # Columns of which at least one must be there and hold something.
         self.needs_any: tuple[str, ...] = getattr(function, "needs_any", ())
-        # What was asked before the trainer's own call (`trainers.prefetch`), with `answers` and `result`.
+        # What was asked before the trainer's own call (`trainers.rlkd.prefetch`), with `answers` and `result`.
         self.ahead: Any = None
         self._causes_told: set[str] = set()
         self._cache_path = cache

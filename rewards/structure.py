@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewards.contract import Failed, RewardError, RewardOptions, Scored
-from rlkd.data import completion_text, question_of
+from rlkd.data.rows import completion_text, question_of
 from rlkd.engines import EngineError, run
 from rlkd.gsrm import GSRM, DecompositionError, Judgement, Norm, Trace, UnreadableReply
-from rlkd.gsrm.build import DecomposerName, Engines, JudgeName, make_decomposer, make_judge
 from rlkd.gsrm.decomposers import Level
+from rlkd.gsrm.factory import DecomposerName, Engines, JudgeName, make_decomposer, make_judge
 from rlkd.gsrm.model import comparable
 from rlkd.models import cache_folder
 from rlkd.structure import Structure

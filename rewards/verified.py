@@ -20,8 +20,8 @@ from itertools import product
 from typing import Any, Literal
 
 from rewards.contract import Failed, RewardError, RewardOptions
-from rlkd.data import completion_text
-from rlkd.isolation import Fault, WorkerPool, inside_worker
+from rlkd.data.rows import completion_text
+from rlkd.workers.pool import Fault, WorkerPool, inside_worker
 
 Rules = Literal["trl", "open_r1"]
 Verdict = float | Failed | None

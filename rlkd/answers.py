@@ -17,7 +17,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
 
-from rlkd.isolation import Fault, WorkerPool, inside_worker
+from rlkd.workers.pool import Fault, WorkerPool, inside_worker
 
 # The explicit ways in which an answer is announced. `\boxed{}` needs brace matching and is handled apart.
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")

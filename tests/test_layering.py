@@ -71,12 +71,6 @@ def test_no_group_is_repeated_possessively(root: Path) -> None:
     assert not found
 
 
-def test_no_two_test_files_have_one_name(root: Path) -> None:
-    """Pytest imports them by their names alone: the second one would not be collected."""
-    names = [path.name for path in (root / "tests").rglob("test_*.py")]
-    assert sorted(names) == sorted(set(names))
-
-
 def test_the_methods_are_free_of_trl(root: Path) -> None:
     for path in (root / "rlkd").rglob("*.py"):
         assert not any(module.split(".")[0] == "trl" for module in imported_modules(path)), path

@@ -1,21 +1,34 @@
 """Trainers: thin subclasses of TRL's, with their configs, early checks and exact resume.
 
-TRL and torch are imported when a trainer is first asked for, not when this package is.
+Each trainer has a package of its own: `rlkd`, `async_grpo`, `validity_kd` and `gsrm`. `common` holds what they share
+(arguments, run files, checkpoints, evaluation, and the one module for TRL's private surface), `vllm` what concerns
+rollout servers. TRL and torch are imported when a trainer is first asked for, not with this package.
 """
 
 import importlib
 from typing import Any
 
-_HOMES = {
-    "RLKDConfig": "trainers.rlkd",
-    "RLKDTrainer": "trainers.rlkd",
-    "ValidityKDConfig": "trainers.kd_config",
-    "ValidityKDTrainer": "trainers.validity_kd",
+_MODULES = {
+    "RLKDAsyncConfig": "trainers.async_grpo.config",
+    "RLKDAsyncTrainer": "trainers.async_grpo.trainer",
+    "RLKDConfig": "trainers.rlkd.config",
+    "RLKDTrainer": "trainers.rlkd.trainer",
+    "StructureSFTTrainer": "trainers.gsrm.trainer",
+    "ValidityKDConfig": "trainers.validity_kd.config",
+    "ValidityKDTrainer": "trainers.validity_kd.trainer",
 }
-__all__ = ["RLKDConfig", "RLKDTrainer", "ValidityKDConfig", "ValidityKDTrainer"]
+__all__ = [
+    "RLKDAsyncConfig",
+    "RLKDAsyncTrainer",
+    "RLKDConfig",
+    "RLKDTrainer",
+    "StructureSFTTrainer",
+    "ValidityKDConfig",
+    "ValidityKDTrainer",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -62,11 +62,11 @@ from rlkd.cache import Cache
 from rlkd.engines import open_engine, run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from rlkd.rationales.embedders import open_embedder
-from rlkd.rationales.limits import Limits
+from rlkd.rationales.bank.embedders import open_embedder
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
-from rlkd.rationales.selectors import Selector, load_selector
-from rlkd.rationales.writing import Writing
+from rlkd.rationales.select import Selector, load_selector
+from rlkd.rationales.select.limits import Limits
+from rlkd.rationales.write.writing import Writing
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "recipes/sft.yaml"
@@ -236,7 +236,7 @@ def read(out: Path, arm: str, seed: int) -> dict[str, Any] | None:
     folder = out / f"{arm}-{seed}"
     if not is_done(folder):
         return None
-    from trainers.logs import read_steps
+    from trainers.common.run_files import read_steps
 
     measured = read_steps(folder / "eval.jsonl")
     return {

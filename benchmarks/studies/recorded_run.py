@@ -38,13 +38,14 @@ from typing import Any
 
 import yaml
 
-from rlkd.data import question_of, shuffled_teachers
+from rlkd.data.rows import question_of
+from rlkd.data.shuffle import shuffled_teachers
 from rlkd.engines import run
 from rlkd.errors import UsageError
 from rlkd.evaluate import Estimate
 from rlkd.report.curves import Curve, Interval, Panel, block_length, draw, fitted_line, mean, trend
 from rlkd.structure import Structure
-from trainers.arguments import DataArguments
+from trainers.common.arguments import DataArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 # Chosen before the first run; the seed of training (order of questions, sampling) stands in the config.
@@ -127,7 +128,7 @@ def train(given: argparse.Namespace, overrides: Sequence[str], max_steps: int) -
 
 def is_complete(folder: Path, max_steps: int) -> bool:
     """Whether an arm has trained and measured its last step."""
-    from trainers.logs import last_steps
+    from trainers.common.run_files import last_steps
 
     files = (folder / "metrics.jsonl", folder / "eval.jsonl")
     return all({record["step"] for record in last_steps(path, 1)} == {max_steps} for path in files)
@@ -241,7 +242,7 @@ def analyse(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_rollouts(folder: Path, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rollouts of an arm; raises `UsageError` where files are missing or a row is not in the data."""
-    from trainers.logs import iterate_steps
+    from trainers.common.run_files import iterate_steps
 
     for name in ("metrics.jsonl", "eval.jsonl", "rollouts/rank0.jsonl"):
         if not (folder / name).is_file():
@@ -285,7 +286,7 @@ def read_arm(
     teacher; it must be 0 where the reward is deterministic, else the arms were not what they are said to be.
     """
     from rewards.structure import StructureReward
-    from trainers.logs import iterate_steps, read_steps
+    from trainers.common.run_files import iterate_steps, read_steps
 
     metrics = {record["step"]: record for record in iterate_steps(folder / "metrics.jsonl")}
     by_rules = StructureReward(decomposer="rules", **{key: parameters[key] for key in ("norm",) if key in parameters})

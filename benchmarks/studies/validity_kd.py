@@ -160,7 +160,7 @@ def read_run(folder: Path, arm: str, seed: int) -> dict[str, Any] | None:
     """What the study needs of a finished run: its measurements row by row; None where it is not finished."""
     if not is_done(folder):
         return None
-    from trainers.logs import read_steps
+    from trainers.common.run_files import read_steps
 
     measured = read_steps(folder / "eval.jsonl")
     metrics = [record for record in read_steps(folder / "metrics.jsonl") if "loss" in record]

@@ -47,7 +47,8 @@ from typing import Any
 import numpy as np
 
 from rlkd.answers import number
-from rlkd.data import build_prompt, worked_examples
+from rlkd.data.rows import build_prompt
+from rlkd.data.samples import few_shot_examples
 from rlkd.engines import run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
@@ -213,7 +214,7 @@ def engine_of(given: argparse.Namespace) -> str:
 
 
 def prompt_of(trace: LabelledTrace, examples: int) -> list[dict[str, str]]:
-    return build_prompt(trace.question, examples=worked_examples(examples) if examples else ())
+    return build_prompt(trace.question, examples=few_shot_examples(examples) if examples else ())
 
 
 def questions_of(trace: LabelledTrace, examples: int) -> list[StepQuestion]:

@@ -1,1 +1,1 @@
-"""Data files of the embedded sample; read them through `rlkd.data`."""
+"""Data files of the embedded sample; read them through `rlkd.data.rows`."""

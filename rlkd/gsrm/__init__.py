@@ -14,7 +14,7 @@ from rlkd.gsrm.decomposers import (
 )
 from rlkd.gsrm.judges import DeterministicJudge, EmbeddingJudge, Judge, JudgeError, ModelJudge
 from rlkd.gsrm.model import GSRM, Judgement, StructureStore
-from rlkd.gsrm.verdicts import VerdictStore
+from rlkd.gsrm.stores import VerdictStore
 
 __all__ = [
     "GSRM",

@@ -17,8 +17,8 @@ from typing import Any, get_args
 
 from rlkd.errors import UsageError
 from rlkd.gsrm.alignment import NORMS, Norm, best_branch
-from rlkd.gsrm.build import DECOMPOSERS, JUDGES, Engines, make_decomposer, make_judge
 from rlkd.gsrm.decomposers import Decomposer, DecompositionError, Level, Trace
+from rlkd.gsrm.factory import DECOMPOSERS, JUDGES, Engines, make_decomposer, make_judge
 from rlkd.gsrm.judges import Judge, JudgeError
 from rlkd.gsrm.model import GSRM, Judgement, comparable
 from rlkd.structure import Structure
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     _explain_parser(commands)
     commands.add_parser("judges", help="accuracy and both error rates of the judges on labelled pairs of steps")
     if arguments[:1] == ["judges"]:
-        from rlkd.gsrm.judging import judges_main
+        from rlkd.gsrm.judge_eval import judges_main
 
         return judges_main(list(arguments[1:]))
     options = parser.parse_args(list(arguments))
@@ -180,7 +180,8 @@ def evaluate(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from rlkd.data import SAMPLE, load_rows
+    from rlkd.data.loading import load_rows
+    from rlkd.data.samples import SAMPLE
     from rlkd.gsrm.evaluation import evaluate_gsrm, load_rationales
     from rlkd.report.terminal import render_evaluation
 
@@ -247,7 +248,8 @@ def _traces(options: argparse.Namespace) -> tuple[str, str, list[str | Structure
     if options.data is not None or options.row is not None:
         if options.data is None or options.row is None or options.student is None or options.teacher:
             raise UsageError("a row of a data file goes with --data, --row and --student, and without --teacher")
-        from rlkd.data import load_rows, question_of
+        from rlkd.data.loading import load_rows
+        from rlkd.data.rows import question_of
 
         rows = {row["id"]: row for row in load_rows(options.data)}
         if options.row not in rows:

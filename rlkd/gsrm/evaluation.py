@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from rlkd.answers import numbers
-from rlkd.data import Row, RowError
+from rlkd.data.rows import Row, RowError
 from rlkd.engines import run
 from rlkd.errors import UsageError
 from rlkd.gsrm.alignment import Norm, Verdict

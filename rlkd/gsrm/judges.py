@@ -27,7 +27,7 @@ from rlkd.engines.base import Engine, EngineError, Message
 from rlkd.engines.embeddings import SentenceEncoder
 from rlkd.gsrm.alignment import Verdict
 from rlkd.gsrm.calculations import calculation
-from rlkd.gsrm.verdicts import VerdictStore, verdict_key
+from rlkd.gsrm.stores import VerdictStore, verdict_key
 from rlkd.gsrm.words import name_different_things, same_letters, share_of_words
 from rlkd.structure import Step, Structure
 
@@ -159,7 +159,7 @@ class ModelJudge:
         engine: the model.
         margin: how much likelier than "no" (in nats) "yes" must be. Small models say yes too easily; raise it.
         deadline: seconds for one batch of questions.
-        store: a file that keeps the answers across runs (`rlkd.gsrm.verdicts`). Failures are not kept.
+        store: a file that keeps the answers across runs (`rlkd.gsrm.stores`). Failures are not kept.
     """
 
     def __init__(

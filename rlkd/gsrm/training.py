@@ -9,7 +9,7 @@ a number is wrong, in the trace and in its structure alike, and in a few the tra
 All of this is our choice: RLKD (arXiv 2505.16142) trains on decompositions that a large model wrote of traces as they
 were.
 
-    >>> from rlkd.data import sample_rows
+    >>> from rlkd.data.rows import sample_rows
     >>> pair = training_pairs(sample_rows("gsrm")[:1], copies=1, seed=0)[0]
     >>> sorted(pair)
     ['completion', 'guise', 'id', 'prompt']
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlkd.data import question_of
+from rlkd.data.rows import question_of
 from rlkd.gsrm.lines import render_lines
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import Step, Structure

@@ -2,8 +2,8 @@
 
     written.jsonl        every question with its candidates (a line: `Question.to_json`), what `select` starts from
     selected.jsonl       the same after selection
-    rationales.jsonl     rows to train on, as `rlkd.data.load_rows` reads them; rationales.parquet is the same in Arrow
-    dropped.jsonl        every candidate that did not make it, with stage and reason
+    rationales.jsonl     rows to train on, as `rlkd.data.loading.load_rows` reads them; rationales.parquet is the same
+    in Arrow dropped.jsonl        every candidate that did not make it, with stage and reason
     bank.json            the path bank
     summary.md, .json    counts by stage, paths, rationale difficulty, tokens
 
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rlkd.data import RowError
+from rlkd.data.rows import RowError
 from rlkd.errors import UsageError
 from rlkd.rationales.records import Candidate, Question
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkd.answers import extract_answer
-from rlkd.data import RowError, json_records, load_rows
+from rlkd.data.loading import load_rows
+from rlkd.data.rows import RowError, json_records
 from rlkd.engines import Engine, ServerEngine, run
 from rlkd.errors import UsageError
-from rlkd.rationales.journal import Journal, Teacher
 from rlkd.rationales.output import (
     Tally,
     alone_in,
@@ -35,15 +35,16 @@ from rlkd.rationales.output import (
     write_rows,
 )
 from rlkd.rationales.records import Candidate, Question, candidate
-from rlkd.rationales.selectors import NOT_MEASURED, Selector, SelectorError, apply, judges_whole_set
-from rlkd.rationales.writing import Writer, Writing
+from rlkd.rationales.select import NOT_MEASURED, Selector, SelectorError, apply, judges_whole_set
+from rlkd.rationales.write.journal import Journal, Teacher
+from rlkd.rationales.write.writing import Writer, Writing
 from rlkd.steps import calculations
 from rlkd.structure import Structure
 
 if TYPE_CHECKING:
-    from rlkd.rationales.bank import PathBank
-    from rlkd.rationales.embedders import Embedder
-    from rlkd.rationales.limits import Limits
+    from rlkd.rationales.bank.bank import PathBank
+    from rlkd.rationales.bank.embedders import Embedder
+    from rlkd.rationales.select.limits import Limits
 
 # Questions that go through a selector together.
 BLOCK = 256
@@ -64,7 +65,7 @@ def load_questions(
     max_rationales: int | None = None,
     max_rows: int | None = None,
 ) -> list[Question]:
-    """Questions with the rationales that the rows bring along, from any source of `rlkd.data.load_rows`.
+    """Questions with the rationales that the rows bring along, from any source of `rlkd.data.loading.load_rows`.
 
     Rationales may also be objects `{source, text, final, correct}` in a .jsonl file, `text` being the only key that
     is needed: `final` is the answer of a text that announces none, `correct` becomes the score `flagged`. Columns
@@ -183,9 +184,9 @@ def select_stage(
 ) -> dict[str, Any]:
     """Select from `written.jsonl`, and write the rows to train on; its part of the summary.
 
-    `count` gives the tokens of a text, for a token budget; None: words, numbers and signs (`rlkd.rationales.limits`).
-    Selectors are applied in order, `limits` last. Raises `UsageError` where nothing has been written, and
-    `SelectorError` where a selector cannot work at all.
+    `count` gives the tokens of a text, for a token budget; None: words, numbers and signs
+    (`rlkd.rationales.select.limits`). Selectors are applied in order, `limits` last. Raises `UsageError` where nothing
+    has been written, and `SelectorError` where a selector cannot work at all.
     """
     require_written(folder / "written.jsonl")
     with alone_in(folder):
@@ -286,7 +287,7 @@ def _paths(writer: Writer) -> dict[str, Any] | None:
     """What became of the paths; None where nothing was to be written step by step."""
     if not {"steps", "bank"} & set(writer.settings.writers):
         return None
-    from rlkd.rationales.bank import path_entropy
+    from rlkd.rationales.bank.bank import path_entropy
 
     part: dict[str, Any] = {
         "used": len(writer.paths_used),

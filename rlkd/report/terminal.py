@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlkd.data import question_of
+from rlkd.data.rows import question_of
 
 
 def show_rollout(record: Mapping[str, Any], console: Console | None = None) -> None:

@@ -8,7 +8,7 @@ becomes one or more `vllm serve` processes.
 | `config.py` | the file: keys, types, and what contradicts itself |
 | `checks.py` | the machine: is the model there, vLLM, the GPU, the port |
 | `commands.py` | the exact command and environment of each server |
-| `warden.py` | the process between us and a server, which ends all of it when we are gone |
+| `guard.py` | the process between us and a server, which ends all of it when we are gone |
 | `processes.py` | processes told apart, found and ended |
 | `state.py` | what a start writes down, so that the next one can clean up after it |
 | `supervisor.py` | start, health, logs, restarts, end |

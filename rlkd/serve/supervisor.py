@@ -32,7 +32,7 @@ from rlkd.serve.state import StateFile
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
-WARDEN = Path(__file__).with_name("warden.py")
+WARDEN = Path(__file__).with_name("guard.py")
 PROBE_SECONDS = 10.0  # for one answer
 STARTING_PAUSE, READY_PAUSE = 0.5, 10.0  # between two looks at a server's health
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 30.0
@@ -60,7 +60,7 @@ class Child:
         return self.process.returncode is None
 
     def tell(self, command: bytes) -> None:
-        """`t`: end, `i`: interrupt, `k`: kill; see `warden.py`."""
+        """`t`: end, `i`: interrupt, `k`: kill; see `guard.py`."""
         if self._control is not None:
             with contextlib.suppress(OSError):
                 os.write(self._control, command)

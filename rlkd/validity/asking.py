@@ -8,7 +8,7 @@ from typing import Any
 
 from rlkd.engines.base import Engine
 from rlkd.engines.server import ServerEngine
-from rlkd.gsrm.build import Engines
+from rlkd.gsrm.factory import Engines
 from rlkd.models import resolve_model
 from rlkd.validity.contract import StepQuestion, ValidityError
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rlkd.data import question_of
+from rlkd.data.rows import question_of
 from rlkd.engines.base import EngineError, Message, Sampling
 from rlkd.validity.asking import Asking
 from rlkd.validity.contract import Scale, StepQuestion, report_failures

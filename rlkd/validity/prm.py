@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkd.data import question_of
+from rlkd.data.rows import question_of
 from rlkd.engines.base import EngineError
 from rlkd.models import resolve_model
 from rlkd.validity.asking import Asking

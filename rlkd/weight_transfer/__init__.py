@@ -5,7 +5,7 @@
 
 vLLM's own backends need CUDA on both sides. These two need nothing but host memory, so they work on a CPU, and between
 a trainer and a server whose GPUs NCCL cannot join. The HTTP calls are those of vLLM's other backends; the trainer's
-side is `trainers/weight_sync.py`.
+side is `trainers/vllm/weight_sync.py`.
 
 `register` is the entry point, in the group `vllm.general_plugins`. All it does is to write two names into a table of
 vLLM; nothing else is imported or changed until a server is started with one of them.

@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 
-from rlkd.rationales.embedders import known_thresholds, open_embedder
+from rlkd.rationales.bank.embedders import known_thresholds, open_embedder
 
 
 def run(root, *arguments):

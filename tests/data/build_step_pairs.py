@@ -21,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.steps import strip_calculator_marks
 
 HERE = Path(__file__).resolve().parent

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from rewards import build_rewards
+from tests.helpers import ROOT
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = ROOT / "recipes"
 # Those of `rlkd serve` belong to no recipe (tests/rlkd/test_serve.py checks them).
 CONFIGS = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith("serve"))
 
@@ -25,7 +26,7 @@ def test_every_key_of_a_config_is_an_option_of_its_recipe(path: Path) -> None:
     from trl import ModelConfig, SFTConfig
 
     from trainers import RLKDConfig, ValidityKDConfig
-    from trainers.async_grpo import RLKDAsyncConfig
+    from trainers.async_grpo.config import RLKDAsyncConfig
 
     recipe = recipe_of(path)
     scope = runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="recipe")

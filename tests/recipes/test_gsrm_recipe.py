@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.logs import read_steps
+from trainers.common.run_files import read_steps
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from rlkd.data import load_rows
+from rlkd.data.loading import load_rows
 from rlkd.errors import UsageError
+from tests.helpers import HELPERS
 
-SERVER = Path(__file__).parents[1] / "rlkd/rationales/scripted_teacher.py"
+SERVER = HELPERS / "scripted_teacher.py"
 SERVED = SimpleNamespace(**runpy.run_path(str(SERVER), run_name="scripted_teacher"))
 ENGINE_FREE = ["clean", "correct", "diverse"]
 
@@ -198,7 +199,7 @@ def test_where_nothing_is_left_the_warning_says_why(recipe, arguments, tmp_path,
 def test_a_selector_of_ones_own_is_taken_from_a_file_with_its_parameters(recipe, arguments, tmp_path) -> None:
     own = tmp_path / "own.py"
     own.write_text(
-        "from rlkd.rationales.selectors import Judgement\n"
+        "from rlkd.rationales.select import Judgement\n"
         "def brief(questions, limit=1000):\n"
         "    return [[Judgement(None if len(c.text) <= limit else 'too long') for c in q.candidates]\n"
         "            for q in questions]\n"
@@ -288,7 +289,7 @@ def test_the_scores_of_the_built_in_selectors_are_known(recipe, tiny_model) -> N
     import asyncio
 
     from rlkd.rationales.records import Question, candidate
-    from rlkd.rationales.selectors import BUILT_IN, apply, load_selector
+    from rlkd.rationales.select import BUILT_IN, apply, load_selector
 
     texts = ["3 + 4 = 7\n#### 7", "First 3 apples, then 4 pears, so 3 + 4 = 7 fruits.\n#### 7", "4 + 4 = 8\n#### 8"]
     questions = [
@@ -326,7 +327,7 @@ def test_the_teacher_is_closed_before_the_student_is_loaded(recipe, arguments, t
         return opened[-1]
 
     own = tmp_path / "own.py"
-    own.write_text("from rlkd.rationales.selectors import Judgement\ndef look(questions):\n    raise LookupError\n")
+    own.write_text("from rlkd.rationales.select import Judgement\ndef look(questions):\n    raise LookupError\n")
     model = f"transformers:{tiny_model}"
     of_recipe["open_engine"] = opening
     try:

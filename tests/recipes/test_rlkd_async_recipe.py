@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+from tests.helpers import ROOT
+
+RECIPES = ROOT / "recipes"
 CONFIGS = sorted(RECIPES.glob("rlkd_async*.yaml"))
 
 
 def settings(path: Path) -> dict:
-    from trainers.async_grpo import RLKDAsyncConfig
+    from trainers.async_grpo.config import RLKDAsyncConfig
 
     known = {field.name for field in dataclasses.fields(RLKDAsyncConfig)}
     return {key: value for key, value in yaml.safe_load(path.read_text()).items() if key in known}
@@ -24,7 +26,7 @@ def settings(path: Path) -> dict:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_key_of_an_asynchronous_config_is_an_option(path: Path) -> None:
-    from trainers.async_grpo import RLKDAsyncConfig
+    from trainers.async_grpo.config import RLKDAsyncConfig
 
     script = runpy.run_path(str(RECIPES / "rlkd_async.py"), run_name="recipe")["RLKDAsyncScriptArguments"]
     fields = [field.name for kind in (script, RLKDAsyncConfig) for field in dataclasses.fields(kind)]
@@ -34,7 +36,7 @@ def test_every_key_of_an_asynchronous_config_is_an_option(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_rewards_of_an_asynchronous_config_survive_the_way_to_the_rollout_process(path, tmp_path) -> None:
-    from trainers.async_grpo import RLKDAsyncConfig
+    from trainers.async_grpo.config import RLKDAsyncConfig
 
     # Without a GPU, bf16 is refused.
     args = RLKDAsyncConfig(**settings(path) | {"bf16": False, "use_cpu": True, "output_dir": str(tmp_path)})
@@ -44,7 +46,7 @@ def test_the_rewards_of_an_asynchronous_config_survive_the_way_to_the_rollout_pr
 
 def test_the_keys_of_rewards_are_those_of_the_synchronous_recipe() -> None:
     from trainers import RLKDConfig
-    from trainers.reward_settings import RewardSettings
+    from trainers.common.reward_settings import RewardSettings
 
     synchronous = {field.name: field for field in dataclasses.fields(RLKDConfig)}
     for field in dataclasses.fields(RewardSettings):

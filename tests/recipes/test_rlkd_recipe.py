@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rlkd.data import sample_rows, shuffled_teachers
-from trainers.logs import read_steps
+from rlkd.data.samples import sample_rows
+from rlkd.data.shuffle import shuffled_teachers
+from trainers.common.run_files import read_steps
 
 BIN = Path(sys.executable).parent
 BY_RULES = '{"structure": {"decomposer": "rules"}}'

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rlkd.errors import UsageError
-from trainers.logs import read_steps
+from trainers.common.run_files import read_steps
 
 BIN = Path(sys.executable).parent
 
@@ -91,7 +91,7 @@ def test_runs_have_similar_lengths_random_order_and_every_example_once(recipe) -
 def test_the_warm_start_asks_as_the_reinforcement_recipe_does(root: Path) -> None:
     warm, rlkd = (yaml.safe_load((root / f"recipes/{name}.yaml").read_text()) for name in ("sft", "rlkd"))
     assert warm["system_prompt"] == rlkd["system_prompt"]
-    assert warm["worked_examples"] == 0
+    assert warm["few_shot_examples"] == 0
 
 
 def test_the_expert_asks_as_the_warm_start_and_learns_from_rows_of_its_own(root: Path, recipe) -> None:
@@ -146,7 +146,7 @@ def trainer(tiny_model: str, tmp_path: Path, recipe):
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from rlkd.data import to_dataset
+    from rlkd.data.loading import to_dataset
 
     def make(examples: list[dict[str, Any]], template: str | None = None, **settings: Any) -> SFTTrainer:
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlkd.errors import UsageError
-from rlkd.teacher_cache import CachedTeacher, CacheError
-from rlkd.teachers import local_teacher, trace_ids
+from rlkd.teachers.cache import CachedTeacher, CacheError
+from rlkd.teachers.topk import local_teacher, trace_ids
 
 PROMPT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is 3 and 4?"}]
 

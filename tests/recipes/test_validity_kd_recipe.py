@@ -13,11 +13,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from trainers.logs import read_steps
-from trainers.validity_kd import writes_itself
+from tests.helpers import ROOT
+from trainers.common.run_files import read_steps
+from trainers.validity_kd.trainer import writes_itself
 
 BIN = Path(sys.executable).parent
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = ROOT / "recipes"
 CONFIGS = sorted(RECIPES.glob("validity_kd*.yaml"))
 
 
@@ -158,7 +159,7 @@ def test_a_config_is_one_that_the_trainer_takes(path: Path, monkeypatch) -> None
 def test_what_the_cached_config_trains_on_is_what_the_cache_is_made_of() -> None:
     cached = yaml.safe_load((RECIPES / "validity_kd_cached.yaml").read_text())
     cache = yaml.safe_load((RECIPES / "teacher_cache.yaml").read_text())
-    same = ("dataset_name", "system_prompt", "worked_examples", "max_completion_length", "model_name_or_path")
+    same = ("dataset_name", "system_prompt", "few_shot_examples", "max_completion_length", "model_name_or_path")
     assert {key: cached[key] for key in same} == {key: cache[key] for key in same}
     assert cached["teacher"] == cache["cache_dir"]
     assert cached["lmbda"] == 0

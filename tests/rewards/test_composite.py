@@ -14,7 +14,7 @@ from trl.trainer.utils import nanstd
 
 from rewards import CompositeReward, Failed, Outcome, RewardError, build_rewards
 from rewards.runner import wrap
-from trainers.missing import apply_gates, drop_failed, fill_missing
+from trainers.common.missing import apply_gates, drop_failed, fill_missing
 
 
 def one(completions, **columns):

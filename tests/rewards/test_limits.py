@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from rewards import Failed, RewardError, RewardOptions, Scored, build_reward, build_rewards
 from rewards.runner import ASYNC_CALLS, AsyncReward, wrap
-from rlkd.isolation import IsolationError, WorkerPool
+from rlkd.workers.pool import IsolationError, WorkerPool
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.timeout(300)  # against hangs; no test asserts how long anything takes
 
@@ -198,7 +199,7 @@ class Homebound:
     reward_options = RewardOptions(per_sample=True, timeout=60.0)
 
     def __init__(self):
-        from rlkd.isolation import inside_worker
+        from rlkd.workers.pool import inside_worker
 
         if inside_worker():
             raise OSError("there is one such device")
@@ -411,7 +412,7 @@ def test_a_reward_that_the_main_script_or_a_module_of_it_registers_runs_in_a_wor
     (tmp_path / "script.py").write_text((f"import mine\n{use}") if imported else definition + use)
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py"],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -575,7 +576,7 @@ def test_a_score_is_kept_for_other_processes(build, file, tmp_path):
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), f"{file}:alone", tmp_path / "scores.sqlite"],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,6 +15,7 @@ import rewards
 from rewards import BUILT_IN, Failed, Reward, RewardError, Scored, build_reward, build_rewards
 from rewards.runner import AsyncReward, wrap
 from rlkd.registry import registry
+from tests.helpers import ROOT
 
 CODE = '''
 """Rewards as a user writes them."""
@@ -509,7 +510,7 @@ def test_every_reward_reaches_another_process(file):
     done = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(UNPICKLE)],
         input=pickle.dumps((built, given)),
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         timeout=300,
     )

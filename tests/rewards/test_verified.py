@@ -17,7 +17,7 @@ from rewards.verified import (
     deciding_text,
     verdict,
 )
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 
 LATEX = [
     r"\frac{1}{2}", "0.5", r"\frac12", "50\\%", "x+1", "1+x", r"\sqrt{2}", r"2\sqrt{3}",

@@ -8,11 +8,12 @@ import pytest
 from rewards import BUILT_IN
 from rlkd import __version__, cli, models
 from rlkd.models import ModelUnavailable
+from tests.helpers import ROOT
 
 
 def rlkd(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command as the installed script runs it, with `path` first on the search path."""
-    root = Path(__file__).parents[2]
+    root = ROOT
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [path, root] if path else [root]))}
     code = "import sys; from rlkd.cli import main; sys.exit(main())"
     command = [sys.executable, "-P", "-c", code, *arguments]
@@ -108,7 +109,7 @@ def test_python_m_in_a_folder_with_its_own_rewards_names_that_folder(tmp_path):
     # `python -m` puts the current folder first.
     (tmp_path / "rewards").mkdir()
     (tmp_path / "rewards" / "__init__.py").write_text("")
-    root = Path(__file__).parents[2]
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-m", "rlkd.cli", "rewards", "list"],
         cwd=tmp_path,

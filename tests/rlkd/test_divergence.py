@@ -21,7 +21,7 @@ from rlkd.divergence import (
     topk_statistics,
     weighted_mean,
 )
-from trainers._compat import trl_kernel
+from trainers.common.trl_compat import trl_kernel
 
 FORWARD, REVERSE, JSD = Divergence(beta=0.0), Divergence(beta=1.0), Divergence(beta=0.5)
 KINDS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rewards import build_reward
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.engines import Completion, EngineError, Sampling, open_engine, run
 from rlkd.models import ModelUnavailable, embedded_model, verify_embedded_model
 

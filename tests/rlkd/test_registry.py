@@ -17,6 +17,7 @@ from rlkd.registry import (
     split_alias,
     suggestion,
 )
+from tests.helpers import ROOT
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def install(folder: Path, distribution: str, entry_points: str) -> None:
 
 def in_fresh_python(code: str, cwd: Path, *path: Path) -> str:
     # As an installed script starts: the folder it is started from is not on the search path.
-    found = [str(Path(p)) for p in (*path, Path(__file__).parents[2])]
+    found = [str(Path(p)) for p in (*path, ROOT)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(found)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(code)],

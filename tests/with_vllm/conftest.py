@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from vllm_server import LOGS, VLLMServer, start_server, stop_server
+
+from tests.helpers.vllm_server import LOGS, VLLMServer, start_server, stop_server
 
 _spec = importlib.util.find_spec("vllm")
 HAS_VLLM = _spec is not None and _spec.origin is not None

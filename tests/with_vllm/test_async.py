@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_weight_sync import EXACT, TEXT, gap, token_scores
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm_server import VLLMServer, start_server, stop_server
+
+from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
+from tests.with_vllm.test_weight_sync import EXACT, TEXT, gap, token_scores
 
 QUESTIONS = [("a", "What is 2 + 3?", "5"), ("b", "What is 4 + 4?", "8"), ("c", "What is 9 - 2?", "7")]
 REWARD = """

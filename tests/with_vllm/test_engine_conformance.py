@@ -19,7 +19,6 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from vllm_server import VLLMServer, start_server, stop_server
 
 from rlkd.engines import (
     Completion,
@@ -33,6 +32,7 @@ from rlkd.engines import (
     open_engine,
     run,
 )
+from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
 PROMPTS = ["2 + 2 =", CHAT, "Höhe: 3 µm, 漢字 🙂 means", "e", "One, two, three,", "The sky is " * 12]

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from vllm_server import VLLMServer, start_server, stop_server
 
 from rlkd.engines import ServerEngine, TransformersEngine, run
-from rlkd.rationales.difficulty import DifficultyMeter
 from rlkd.rationales.records import Question, candidate
+from rlkd.rationales.select.rationale_difficulty import DifficultyMeter
+from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 
 QUESTION = "Natalia sold clips to 48 friends in April, and half as many in May. How many did she sell in all?"
 TEXTS = [

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_weight_sync import EXACT, gap, token_scores
-from vllm_server import VLLMServer, free_port
+
+from tests.helpers.vllm_server import VLLMServer, free_port
+from tests.with_vllm.test_weight_sync import EXACT, gap, token_scores
 
 REWARD = """
 def variety(completions, **columns):

@@ -13,10 +13,10 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_recipe_with_vllm import REWARD
-from test_weight_sync import EXACT
 
 from rlkd.engines import Sampling, open_engine, run
+from tests.with_vllm.test_recipe_with_vllm import REWARD
+from tests.with_vllm.test_weight_sync import EXACT
 
 HANG_GUARD = 540.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

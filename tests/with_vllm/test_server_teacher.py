@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_server import VLLMServer, start_server, stop_server
 
-from rlkd.data import build_prompt, sample_rows
+from rlkd.data.rows import build_prompt
+from rlkd.data.samples import sample_rows
 from rlkd.engines import EngineError
-from rlkd.teacher_cache import CachedTeacher, Trace, build, quantised
-from rlkd.teachers import TopK, local_teacher, server_teacher, trace_ids, trace_text
+from rlkd.teachers.cache import CachedTeacher, Trace, build, quantised
+from rlkd.teachers.topk import TopK, local_teacher, server_teacher, trace_ids, trace_text
+from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 
 ALLOWED = 32
 """Log-probabilities of a position that the server may be asked for."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm_server import VLLMServer, free_port, start_server, stop_server
 
+from tests.helpers.vllm_server import VLLMServer, free_port, start_server, stop_server
 from trainers import RLKDConfig, RLKDTrainer
-from trainers.weight_sync import DiskClient, GlooClient, SyncFailed
+from trainers.vllm.weight_sync import DiskClient, GlooClient, SyncFailed
 
 TEXT = "The capital of France is Paris. Seven times eight is fifty-six, and the sky over Rome is blue."
 EXACT = 1e-4

@@ -10,11 +10,11 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 import pytest
 import torch
-from loopback import LoopbackServer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlkd.engines import TransformersEngine
+from tests.helpers.loopback import LoopbackServer
 
 CONTEXT = 192
 CORPUS = [

@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 
 import pytest
-from scripted_server import answer_to
 
 from rlkd.engines import EngineError, Sampling, ServerEngine, open_engine, run
 from rlkd.engines.replicas import ReplicaLost, Replicas
+from tests.helpers import HELPERS
+from tests.helpers.scripted_server import answer_to
 
-SERVER = Path(__file__).with_name("scripted_server.py")
+SERVER = HELPERS / "scripted_server.py"
 SAMPLING = Sampling(max_new_tokens=8)
 PROMPTS = [f"question {number}" for number in range(60)]
 GUARD = 60.0

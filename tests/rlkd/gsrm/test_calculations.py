@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.gsrm.calculations import calculation
 
 

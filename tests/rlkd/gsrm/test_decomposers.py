@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.engines.base import Completion, EngineError
 from rlkd.gsrm import (
     DecompositionError,
@@ -175,7 +175,7 @@ def test_a_model_is_asked_once_and_greedily_if_its_reply_can_be_read(scripted):
     assert engine.samplings[0].json_schema is None
 
 
-def test_the_prompt_holds_the_problem_and_the_reasoning_after_worked_examples_that_parse(scripted):
+def test_the_prompt_holds_the_problem_and_the_reasoning_after_few_shot_examples_that_parse(scripted):
     engine = scripted(lambda text, call: render(NATALIA))
     decompose(PromptedDecomposer(engine), "<think>the trace</think> the answer", question="the problem")
     [[prompt]] = engine.prompts

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkd.data import RowError, sample_rows
+from rlkd.data.rows import RowError
+from rlkd.data.samples import sample_rows
 from rlkd.errors import UsageError
 from rlkd.gsrm import DecompositionError, DeterministicJudge, JudgeError, RulesDecomposer
 from rlkd.gsrm.evaluation import (

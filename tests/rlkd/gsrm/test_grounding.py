@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.gsrm.grounding import LONGEST, grounded
 from rlkd.gsrm.training import canonical_calculation
 from rlkd.steps import calculations, strip_calculator_marks

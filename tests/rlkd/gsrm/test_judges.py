@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.engines.base import EngineError
 from rlkd.gsrm import DeterministicJudge, EmbeddingJudge, JudgeError, ModelJudge, Verdict
 from rlkd.gsrm.judges import same_answer

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.gsrm.lines import parse_lines, render_lines
 from rlkd.structure import Step, Structure
 

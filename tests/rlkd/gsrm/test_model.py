@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.gsrm import (
     GSRM,
     DecompositionError,

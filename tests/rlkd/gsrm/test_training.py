@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from rlkd.data import sample_rows
+from rlkd.data.samples import sample_rows
 from rlkd.gsrm.lines import parse_lines
 from rlkd.gsrm.training import (
     CUT_OFF,

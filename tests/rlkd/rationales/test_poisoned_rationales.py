@@ -6,7 +6,7 @@ import pytest
 
 from rlkd.engines import TransformersEngine
 from rlkd.rationales.records import Candidate, Question
-from rlkd.rationales.selectors import apply, load_selector
+from rlkd.rationales.select import apply, load_selector
 
 TEXT = "Natalia sold clips to 48 friends in April, and half as many in May. How many in all?"
 GOOD = "In May she sold 48/2 = 24 clips.\nIn both months she sold 48 + 24 = 72 clips.\n#### 72"

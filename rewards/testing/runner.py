@@ -1,0 +1,249 @@
+"""Trying a reward without a model: something for it to score, and what scoring that costs.
+
+>>> from rewards import build_reward
+>>> from rewards.testing.runner import samples_from, try_reward
+>>> samples = samples_from("gsm8k-sample", rows=1)
+>>> samples.names[:3]
+['gsm8k-train-39 (as written)', 'gsm8k-train-39 (once more)', 'gsm8k-train-39 (first half)']
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from rewards.contract import Outcome, RewardError
+from rewards.runner import AsyncReward, Reward, build_reward
+from rlkd.answers import number
+from rlkd.data.loading import records
+from rlkd.data.rows import TRL_ARGUMENTS, Row, RowError, build_prompt, check_row, completion_text, shown
+from rlkd.data.samples import SAMPLE
+from rlkd.errors import UsageError
+from rlkd.steps import strip_calculator_marks
+
+FIELDS = ("completion", "completions")
+"""Fields of a row that hold what a student wrote: a text or a conversation, or a list of these."""
+
+ENOUGH = 20
+"""Rows are taken until there are so many samples, where nobody says how many."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions to score, with the columns that TRL hands to a reward.
+
+    Args:
+        batch: column -> one value a sample; `completions` is one of them.
+        names: of the samples, for messages. Default: their places.
+        origin: where they come from, in words.
+    """
+
+    batch: Mapping[str, Sequence[Any]]
+    names: Sequence[str] = ()
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that every column has a value a sample; raises `UsageError`."""
+        if "completions" not in self.batch:
+            raise UsageError(f"samples need the column 'completions'; there are {', '.join(self.batch) or 'none'}")
+        for column, values in self.batch.items():
+            if len(values) != len(self):
+                raise UsageError(f"column {column!r} has {len(values)} values for {len(self)} completions")
+        if not self.names:
+            object.__setattr__(self, "names", [f"sample {i}" for i in range(len(self))])
+
+    def __len__(self) -> int:
+        return len(self.batch["completions"])
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the data, without what TRL itself adds."""
+        return [name for name in self.batch if name not in TRL_ARGUMENTS]
+
+    def select(self, places: Sequence[int]) -> dict[str, list[Any]]:
+        """The batch of some of the samples, in that order."""
+        return {name: [values[place] for place in places] for name, values in self.batch.items()}
+
+
+def samples_from(
+    source: str = SAMPLE, *, split: str = "train", field: str | None = None, rows: int | None = None
+) -> Samples:
+    """Samples from rows (see `rlkd.data.rows`) or from the rollouts of a run.
+
+    A row's completions are in its field `completion` or `completions`, or in the one that `field` names. Where the
+    first row has none, they are made from each row's own rationale and answer: as written, once more, the first half,
+    with another answer, and empty. `completion_ids` are no tokens, since there is no tokenizer: one id a word or mark.
+
+    Args:
+        rows: so many of them. Default: as many as give 20 samples.
+
+    Raises `UsageError` for a source without rows, and for rows with neither completions nor anything to make them of.
+    """
+    chosen: list[tuple[Row, list[tuple[str, Any]]]] = []
+    made: bool | None = None
+    for row, written in _rows(source, split, field):
+        made = written is None if made is None else made
+        if made:
+            labelled = list(_variants(row))
+        else:
+            labelled = [(f"{i}" if len(written or ()) > 1 else "", text) for i, text in enumerate(written or ())]
+        if labelled:
+            chosen.append((row, labelled))
+        count = sum(len(completions) for _, completions in chosen)
+        if len(chosen) == rows or (rows is None and count >= ENOUGH):
+            break
+    if not chosen:
+        lacking = f"no field {field!r}" if field else "no completions"
+        raise UsageError(
+            f"{source}: nothing to score. The first row has {lacking}, and no row has rationales or an answer to make "
+            f"some of. Fields that hold completions: {', '.join(FIELDS)}, or another one by --completions FIELD."
+        )
+    columns = list(dict.fromkeys(name for row, _ in chosen for name in row if name != "prompt"))
+    names: list[str] = []
+    batch: dict[str, list[Any]] = {name: [] for name in ("prompts", "completions", "completion_ids", *columns)}
+    for row, labelled in chosen:
+        prompt = row.get("prompt") or build_prompt(row["question"])
+        for label, completion in labelled:
+            as_turn = isinstance(completion, str) and not isinstance(prompt, str)
+            names.append(f"{row['id']} ({label})" if label else row["id"])
+            batch["prompts"].append(prompt)
+            batch["completions"].append([{"role": "assistant", "content": completion}] if as_turn else completion)
+            batch["completion_ids"].append(_ids(completion_text(completion)))
+            for name in columns:
+                batch[name].append(row.get(name))
+    plural = f"{len(chosen)} row{'s' * (len(chosen) > 1)}"
+    what = (
+        "no completions there, so they are made of each row's rationale and answer: as written, once more, the first "
+        "half, with another answer, empty"
+        if made
+        else "completions as they stand there"
+    )
+    return Samples(batch, names, f"{len(names)} samples of {plural} of {source} ({what})")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a reward said of samples, and what that took.
+
+    `seconds`, `again`: for all samples, from an empty cache and once more. `distinct`: different inputs among the
+    samples, None for a reward that is not scored sample by sample; `hits`: samples that the cache had at the second
+    time. `broken`: how the reward broke the contract, and there are no outcomes.
+    """
+
+    outcomes: list[Outcome]
+    seconds: float = 0.0
+    again: float = 0.0
+    distinct: int | None = None
+    hits: int = 0
+    broken: str | None = None
+
+
+def try_reward(
+    spec: str,
+    samples: Samples,
+    arguments: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Trial:
+    """Score samples twice, as a run does it, with a cache of their own that is thrown away.
+
+    Raises `RewardError` where the reward cannot be built, or needs a column that there is not.
+    """
+    with TemporaryDirectory(prefix="rlkd-rewards-") as folder:
+        runs = []
+        for _ in range(2):
+            reward = build_reward(spec, arguments, options, cache=Path(folder) / "rewards.sqlite")
+            reward.check_columns(samples.columns)
+            try:
+                reward.check_ready()
+                started = time.perf_counter()
+                try:
+                    outcomes = judge(reward, samples)
+                except RewardError as error:
+                    return Trial([], broken=str(error))
+                runs.append((outcomes, time.perf_counter() - started))
+            finally:
+                reward.close()
+        (outcomes, seconds), (repeated, again) = runs
+        return Trial(
+            outcomes,
+            seconds,
+            again,
+            distinct=sum(o.reused is None for o in outcomes) if reward.options.per_sample else None,
+            hits=sum(o.reused == "cache" for o in repeated),
+        )
+
+
+def judge(reward: Reward, samples: Samples) -> list[Outcome]:
+    """The outcome of each sample."""
+    given = {**samples.batch, **trl_extras()}
+    if isinstance(reward, AsyncReward):
+        from rlkd.engines import run
+
+        return run(reward.judge(**given))
+    return reward.judge(**given)
+
+
+def trl_extras() -> dict[str, Any]:
+    """What TRL hands to a reward beside columns: where the training is, and two places to log to (here: none)."""
+    return {
+        "trainer_state": SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
+        "log_extra": lambda column, values: None,
+        "log_metric": lambda name, value: None,
+    }
+
+
+def _rows(source: str, split: str, field: str | None) -> Iterator[tuple[Row, list[Any] | None]]:
+    """Checked rows with their completions, None for a row that has none. Ids may repeat, as they do in rollouts."""
+    for position, (place, record) in enumerate(records(source, split, None)):
+        names = [name for name in ([field] if field else FIELDS) if record.get(name) is not None]
+        written = [text for name in names for text in _completions(record[name], place, name)] if names else None
+        row = check_row({name: value for name, value in record.items() if name not in (*FIELDS, field)}, place)
+        yield {"id": f"{Path(source).stem}-{position}", **row}, written
+
+
+def _completions(value: Any, place: str, field: str) -> list[Any]:
+    """The completions that a field holds: a text, a conversation, or a list of either."""
+    if isinstance(value, str) or _is_conversation(value):
+        return [value]
+    if isinstance(value, list) and all(isinstance(item, str) or _is_conversation(item) for item in value):
+        return value
+    raise RowError(
+        f"{place}, field {field!r}: found {shown(value)}, expected a text, a list of messages with role and "
+        f"content, or a list of these"
+    )
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "content" in m for m in value)
+
+
+def _variants(row: Row) -> Iterator[tuple[str, str]]:
+    """Completions made of a row's first rationale and its answer, right and broken; none for a row without either."""
+    answer = row["answer"]
+    reasoning = strip_calculator_marks(row["rationales"][0]) if row["rationales"] else ""
+    if not reasoning and answer is None:
+        return
+    text = reasoning if answer is None else f"{reasoning}\n#### {answer}".strip()
+    yield "as written", text
+    yield "once more", text  # a group of rollouts holds equal ones, too
+    yield "first half", text[: len(text) // 2]
+    if answer is not None:
+        yield "other answer", f"{reasoning}\n#### {_another(answer)}".strip()
+    yield "empty", ""
+
+
+def _another(answer: str) -> str:
+    value = number(answer)
+    return f"not {answer}" if value is None else str(value + 1)
+
+
+def _ids(text: str) -> list[int]:
+    # Equal words have equal ids, in every process.
+    return [zlib.crc32(word.encode()) % 50_000 for word in re.findall(r"\w+|[^\w\s]", text)]

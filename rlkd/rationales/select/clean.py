@@ -1,0 +1,145 @@
+"""The selector `clean`: takes out what no student should be trained on, whatever its answer.
+
+The rules, in this order; the first that applies is the reason:
+
+| reason | rule |
+| --- | --- |
+| `empty` | no letter and no digit |
+| `too long` | more than `max_characters` characters |
+| `control characters` | one of Unicode's categories Cc (but for line ends and tabs), Cs, Co and Cn, or a U+FFFD |
+| `another script` | of its letters, more than `max_foreign` belong to scripts that the question has no letter of |
+| `answer first` | its first line gives the answer away (see `answers_first`) |
+| `near copy` | shares at least `near_copy` of its 3-grams with a shorter candidate that is kept (Jaccard) |
+
+Languages of one script (English, French) are not told apart. The letters of mathematics (single Greek ones) fit into
+the share that is allowed. All rules but the last take time linear in the text; the last compares the candidates of one
+question with those kept before it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+from rlkd.answers import extract_answer, number, numbers, squeezed
+from rlkd.rationales.records import Candidate, Question
+from rlkd.rationales.select.contract import Judgement
+from rlkd.rationales.similarity import ngrams, share_of_ngrams
+
+EMPTY = "empty"
+TOO_LONG = "too long"
+CONTROL = "control characters"
+SCRIPT = "another script"
+ANSWER_FIRST = "answer first"
+NEAR_COPY = "near copy"
+
+_LABEL = re.compile(r"\s*(?:final )?(?:answer|result|solution)\s*(?:is|=|:)?\s*", re.IGNORECASE)
+
+
+class Clean:
+    """See the head of the module for the rules.
+
+    Args:
+        max_characters: length of the longest rationale. A GSM8K solution has about 300, a long one 1,500.
+        max_foreign: share of letters, 0 to 1.
+        near_copy: share of 3-grams from which on two are copies of each other, above 0 and at most 1.
+    """
+
+    __name__ = "clean"
+
+    def __init__(self, *, max_characters: int = 8000, max_foreign: float = 0.2, near_copy: float = 0.9) -> None:
+        if max_characters < 1 or not 0 <= max_foreign <= 1 or not 0 < near_copy <= 1:
+            raise ValueError(
+                f"max_characters={max_characters}, max_foreign={max_foreign}, near_copy={near_copy}: expected at "
+                "least 1, 0 to 1, and above 0 up to 1"
+            )
+        self.max_characters = max_characters
+        self.max_foreign = max_foreign
+        self.near_copy = near_copy
+
+    def __call__(self, questions: Sequence[Question]) -> list[list[Judgement]]:
+        """See `rlkd.rationales.select.contract`."""
+        return [[Judgement(reason) for reason in self._reasons(question)] for question in questions]
+
+    def _reasons(self, question: Question) -> list[str | None]:
+        reasons = [self._fault(question, each.text) for each in question.candidates]
+        sound = [place for place, reason in enumerate(reasons) if reason is None]
+        sound.sort(key=lambda place: _size(question.candidates[place]))
+        kept: list[frozenset[tuple[str, ...]]] = []
+        for place in sound:
+            mine = ngrams(question.candidates[place].text)
+            if any(share_of_ngrams(mine, theirs) >= self.near_copy for theirs in kept):
+                reasons[place] = NEAR_COPY
+            else:
+                kept.append(mine)
+        return reasons
+
+    def _fault(self, question: Question, text: str) -> str | None:
+        if len(text) > self.max_characters:
+            return TOO_LONG if any(map(str.isalnum, text)) else EMPTY
+        if not any(map(str.isalnum, text)):
+            return EMPTY
+        if any(map(_is_control, text)):
+            return CONTROL
+        if foreign_share(text, question.question) > self.max_foreign:
+            return SCRIPT
+        return ANSWER_FIRST if answers_first(question, text) else None
+
+
+def answers_first(question: Question, text: str) -> bool:
+    """Whether the first line of a rationale gives the answer away before anything has been worked out.
+
+    So it is, if other lines follow and the first, after a label such as `Answer:`,
+
+    - announces an answer (`rlkd.answers`) without having calculated anything on that line,
+    - or is the right answer and nothing else,
+    - or has one number only, the right answer, which the question does not have, and no equals sign.
+
+    A text that only announces an answer is none of these: it has no other line.
+    """
+    lines = [line for line in text.split("\n") if any(map(str.isalnum, line))]
+    if len(lines) < 2 or (lines[1:] == [lines[-1]] and lines[-1].lstrip().startswith("####")):
+        return False
+    first = lines[0].strip().strip("*_#` ")
+    if "=" in first:
+        return False
+    if extract_answer(lines[0]) is not None:
+        return True
+    if question.answer is None:
+        return False
+    gold = extract_answer(question.answer) or question.answer.strip()
+    bare = _LABEL.sub("", first, count=1) if _LABEL.match(first) else first
+    if squeezed(bare) == squeezed(gold):
+        return True
+    value = number(gold)
+    if value is None:
+        return False
+    return number(bare) == value or (numbers(first) == [abs(value)] and abs(value) not in numbers(question.question))
+
+
+def foreign_share(text: str, question: str) -> float:
+    """The share of a text's letters whose script the question has no letter of; 0 where either has no letters."""
+    home = {_script(character) for character in question if character.isalpha()}
+    found = Counter(_script(character) for character in text if character.isalpha())
+    if not home or not found:
+        return 0.0
+    return sum(times for script, times in found.items() if script not in home) / found.total()
+
+
+@lru_cache(maxsize=2**16)
+def _script(character: str) -> str:
+    """The script of a letter: the first word of its name (LATIN, CYRILLIC, CJK, HIRAGANA)."""
+    return unicodedata.name(character, "unnamed").partition(" ")[0]
+
+
+@lru_cache(maxsize=2**16)
+def _is_control(character: str) -> bool:
+    unusable = unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") and character not in "\n\r\t"
+    return unusable or character == "\ufffd"
+
+
+def _size(candidate: Candidate) -> tuple[int, str]:
+    return len(candidate.text), candidate.id

@@ -1,0 +1,1 @@
+"""Write rationales with a teacher."""

@@ -1,0 +1,1 @@
+"""Teachers' top-k log-probabilities, live and cached."""

@@ -1,0 +1,1 @@
+"""A pool of killable worker processes for reward functions."""

@@ -1,0 +1,181 @@
+"""Held-out accuracy along a run: at the right steps, once each, and without a trace in the run."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+from rlkd.data.loading import load_rows, to_dataset
+from rlkd.errors import UsageError
+from rlkd.evaluate import accuracy
+from trainers import RLKDConfig, RLKDTrainer
+from trainers.common.evaluation import HeldOutAccuracy
+from trainers.common.run_files import StepLog, read_steps
+
+HELD_OUT = load_rows("gsm8k-sample", split="test")[:3]
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path):
+    """Makes a trainer of `steps` steps, with the callback unless `every` is None."""
+
+    def make(steps: int, every: int | None = 2, **options):
+        args = RLKDConfig(
+            output_dir=str(tmp_path / "run"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=4,
+            num_generations=4,
+            max_completion_length=6,
+            max_steps=steps,
+            save_steps=2,
+            learning_rate=1e-2,
+            **{"report_to": "none", **options},
+            logging_steps=1,
+        )
+        rows = to_dataset(load_rows("gsm8k-sample")[:8])
+        trainer = RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
+        held_out = None
+        if every is not None:
+            held_out = HeldOutAccuracy(trainer, HELD_OUT, to_dataset(HELD_OUT)["prompt"], every=every)
+            trainer.add_callback(held_out)
+        return trainer, held_out
+
+    return make
+
+
+def letters(completions, **columns) -> list[float]:
+    return [sum(map(ord, completion[0]["content"])) % 97 / 97 for completion in completions]
+
+
+def parameters(trainer) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+def test_it_measures_before_after_and_every_so_many_steps(run) -> None:
+    trainer, held_out = run(5, every=2)
+    trainer.train()
+    records = read_steps(held_out.path)
+    assert [record["step"] for record in records] == [0, 2, 4, 5]
+    for record in records:
+        assert record["accuracy"]["n"] == record["ended"]["n"] == 3
+        assert record["accuracy"]["mean"] == sum(row["correct"] for row in record["rows"]) / 3
+        assert record["tokens"] == pytest.approx(sum(row["tokens"] for row in record["rows"]) / 3)
+        assert [row["id"] for row in record["rows"]] == [row["id"] for row in HELD_OUT]
+        texts = [row["completion"] for row in record["rows"]]
+        assert [row["correct"] for row in record["rows"]] == [
+            accuracy(row, text) for row, text in zip(HELD_OUT, texts, strict=True)
+        ]
+    # Weights have moved in between.
+    assert records[0]["rows"] != records[-1]["rows"]
+    assert [step for step, _ in held_out.estimates()] == [0, 2, 4, 5]
+
+
+def test_zero_means_before_and_after_only_and_the_last_step_is_measured_once(run) -> None:
+    trainer, held_out = run(2, every=0)
+    trainer.train()
+    assert [record["step"] for record in read_steps(held_out.path)] == [0, 2]
+
+
+def test_a_run_trains_the_same_with_and_without_measurements(run) -> None:
+    without, _ = run(3, every=None)
+    without.train()
+    trainer, _ = run(3, every=1)
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(parameters(without), parameters(trainer), strict=True))
+
+
+def test_a_resumed_run_has_each_measurement_once_and_the_same_as_a_whole_one(run) -> None:
+    whole, held_out = run(6, every=3)
+    whole.train()
+    expected = read_steps(held_out.path)
+    # Killed after the measurement of step 6: the checkpoint of step 4 stands, that of step 6 does not.
+    (whole.metrics_path.parent / "checkpoint-6" / "trainer_state.json").unlink()
+    trainer, held_out = run(6, every=3)
+    trainer.train(resume_from_checkpoint=True)
+    found = read_steps(held_out.path)
+    assert [record["step"] for record in found] == [0, 3, 6]
+    assert [record["rows"] for record in found] == [record["rows"] for record in expected]
+
+
+def test_the_last_measurement_is_written_before_the_last_checkpoint(run) -> None:
+    # So a run that has its last checkpoint lacks nothing, whenever it is killed.
+    known = {}
+
+    class Watch(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            known[state.global_step] = [record["step"] for record in read_steps(held_out.path)]
+
+    trainer, held_out = run(4, every=0)
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert known == {2: [0], 4: [0, 4]}
+
+
+def test_a_run_that_is_stopped_early_is_measured_where_it_stopped(run) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    trainer, held_out = run(9, every=0)
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert [record["step"] for record in read_steps(held_out.path)] == [0, 3]
+
+
+def test_an_earlier_run_in_the_same_folder_keeps_its_measurements_aside(run) -> None:
+    for _ in range(3):
+        trainer, held_out = run(1, every=0)
+        trainer.train()
+    assert [record["step"] for record in read_steps(held_out.path)] == [0, 1]
+    for number in (1, 2):
+        earlier = held_out.path.parent / f"earlier-{number}"
+        assert [record["step"] for record in read_steps(earlier / "eval.jsonl")] == [0, 1]
+        assert (earlier / "metrics.jsonl").exists()
+
+
+def test_an_orphan_of_a_run_that_was_killed_at_once_overwrites_nothing(run) -> None:
+    trainer, held_out = run(1, every=0)
+    folder = held_out.path.parent
+    StepLog(folder / "earlier-1" / "eval.jsonl").append([{"step": 7}])
+    StepLog(held_out.path).append([{"step": 8}])
+    trainer.train()
+    assert read_steps(folder / "earlier-1" / "eval.jsonl") == [{"step": 7}]
+    assert read_steps(folder / "earlier-2" / "eval.jsonl") == [{"step": 8}]
+
+
+def test_trackers_get_the_figures_and_the_metrics_of_the_step_stay_whole(run, monkeypatch) -> None:
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    trainer, _ = run(2, every=1, report_to="tensorboard")
+    trainer.train()
+    measured = [(step, logs) for step, logs in seen if "eval_accuracy" in logs]
+    assert [step for step, _ in measured] == [0, 1, 2]
+    assert all(set(logs) == {"eval_accuracy", "eval_ended", "eval_tokens"} for _, logs in measured)
+    metrics = read_steps(trainer.metrics_path)
+    assert [entry["step"] for entry in metrics] == [1, 2]
+    assert all("rewards/letters/mean" in entry for entry in metrics)
+
+
+def test_a_completion_ends_by_itself_only_where_it_is_shorter_than_allowed(run, monkeypatch) -> None:
+    trainer, held_out = run(1, every=0)
+    monkeypatch.setattr("trainers.common.evaluation.greedy_completions", lambda *a, **k: ["abc", "abcdef", "#### 1"])
+    trainer.train()
+    record = read_steps(held_out.path)[0]
+    assert record["ended"]["mean"] == pytest.approx(1 / 3)
+    assert [row["tokens"] for row in record["rows"]] == [3, 6, 6]
+
+
+def test_held_out_rows_without_answers_are_refused(run) -> None:
+    trainer, _ = run(1, every=None)
+    rows = [{"id": "a", "answer": None}]
+    with pytest.raises(UsageError, match="none of the 1 held-out rows has an answer"):
+        HeldOutAccuracy(trainer, rows, ["One?"])
+    with pytest.raises(UsageError, match="eval_every -1"):
+        HeldOutAccuracy(trainer, HELD_OUT, ["One?"] * 3, every=-1)

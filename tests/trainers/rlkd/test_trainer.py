@@ -1,0 +1,396 @@
+"""The trainer on a tiny model: real TRL, real rewards, real files."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import think_format_reward
+
+from rewards import Failed, RewardError, build_reward
+from rlkd.data.loading import load_rows, to_dataset
+from rlkd.errors import UsageError
+from trainers import RLKDConfig, RLKDTrainer
+from trainers.common.run_files import read_steps
+
+
+def letters(completions, **columns):
+    """Deterministic, and not equal within a group."""
+    return [sum(map(ord, c[0]["content"])) % 97 / 97 for c in completions]
+
+
+def fails_on_even(completions, **columns):
+    return [Failed("even") if i % 2 == 0 else float(i) for i in range(len(completions))]
+
+
+def raises(completions, **columns):
+    raise ConnectionError("judge is down")
+
+
+def is_nan(completions, **columns):
+    return [math.nan] * len(completions)
+
+
+def scored_by_place(completions, **columns):
+    return [float(i) for i in range(len(completions))]
+
+
+@pytest.fixture
+def rows() -> Dataset:
+    return to_dataset(load_rows("gsm8k-sample")[:8])
+
+
+def config(tmp_path: Path, kind=RLKDConfig, **changes):
+    values = {
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return kind(**values | changes)
+
+
+def trained_parameters(trainer) -> list[torch.Tensor]:
+    trainer.train()
+    return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+def test_with_a_complete_reward_it_trains_exactly_as_grpo_trainer_does(tiny_model, rows, tmp_path) -> None:
+    # One after the other: the seed is set when a trainer is built, and the random state is the process's.
+    stock = GRPOTrainer(tiny_model, reward_funcs=letters, args=config(tmp_path / "a", GRPOConfig), train_dataset=rows)
+    before = [parameter.detach().clone() for parameter in stock.model.parameters()]
+    expected = trained_parameters(stock)
+    ours = RLKDTrainer(tiny_model, reward_funcs=letters, args=config(tmp_path / "b"), train_dataset=rows)
+    found = trained_parameters(ours)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(before, found, strict=True))
+
+
+def test_a_failed_sample_lies_at_the_mean_of_its_group(tiny_model, rows, tmp_path) -> None:
+    trainer = RLKDTrainer(
+        tiny_model,
+        reward_funcs=[fails_on_even],
+        args=config(tmp_path, scale_rewards="none", max_steps=1),
+        train_dataset=rows,
+    )
+    trainer.train()
+    records = read_steps(trainer.rollouts_path)
+    assert [record["advantage"] for record in records] == pytest.approx([0.0, -1.0, 0.0, 1.0])
+    assert [record["rewards"]["fails_on_even"]["status"] for record in records] == ["failed", "score"] * 2
+    assert records[0]["rewards"]["fails_on_even"]["cause"] == "even"
+
+
+def test_a_raising_reward_is_counted_as_failed_and_the_run_goes_on(tiny_model, rows, tmp_path) -> None:
+    trainer = RLKDTrainer(tiny_model, reward_funcs=[letters, raises], args=config(tmp_path), train_dataset=rows)
+    trainer.train()
+    metrics = read_steps(trainer.metrics_path)
+    assert [entry["step"] for entry in metrics] == [1, 2]
+    assert all(entry["rewards/raises/failed"] == 1.0 for entry in metrics)
+    assert all(entry["rewards/raises/mean"] is None for entry in metrics)
+    outcome = read_steps(trainer.rollouts_path)[0]["rewards"]["raises"]
+    assert outcome == {"status": "failed", "cause": "ConnectionError: judge is down"}
+
+
+def test_a_nan_score_is_a_failure_with_its_cause(tiny_model, rows, tmp_path) -> None:
+    trainer = RLKDTrainer(tiny_model, reward_funcs=[letters, is_nan], args=config(tmp_path), train_dataset=rows)
+    trainer.train()
+    outcome = read_steps(trainer.rollouts_path)[0]["rewards"]["is_nan"]
+    assert outcome["status"] == "failed"
+    assert outcome["cause"] == "returned nan, which is no score"
+
+
+class Prescribed:
+    """Returns, in turn, what a test has put in `values`; None there means failed."""
+
+    def __init__(self, name: str):
+        self.__name__ = name
+        self.values: list[float | None] = []
+
+    def __call__(self, completions, **columns):
+        return [Failed("prescribed") if value is None else value for value in self.values]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0)], ids=["prizes", "penalties"])
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_missing_rewards_are_neutral_in_what_trl_really_computes(tiny_model, rows, tmp_path, low, high, aggregation):
+    """The properties of a missing reward, on the advantages that come out of TRL, over random holes."""
+    rewards = [Prescribed(name) for name in "abc"]
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    args = config(
+        tmp_path,
+        scale_rewards="none",
+        multi_objective_aggregation=aggregation,
+        reward_weights=weights.tolist(),
+        save_rollouts=False,
+        max_completion_length=2,
+        per_device_train_batch_size=12,
+        num_generations=6,
+    )
+    trainer = RLKDTrainer(tiny_model, reward_funcs=rewards, args=args, train_dataset=rows)
+    trainer.model.train()
+    batch = [rows[i // 6] for i in range(12)]
+    generator = torch.Generator().manual_seed(0)
+
+    def advantages(scores_NF: torch.Tensor) -> torch.Tensor:
+        for column, reward in enumerate(rewards):
+            reward.values = [None if math.isnan(v) else v for v in scores_NF[:, column].tolist()]
+        return trainer._generate_and_score_completions(batch)["advantages"]
+
+    for _ in range(20):
+        scores = low + (high - low) * torch.rand(12, 3, generator=generator)
+        holes = torch.rand(12, 3, generator=generator) < 0.3
+        scores[holes] = math.nan
+        groups = scores.view(2, 6, 3)
+        deviations = (groups - groups.nanmean(dim=1, keepdim=True)).view(12, 3)
+        found = advantages(scores)
+        scorable = ~torch.isnan(scores).all(dim=1)
+        if aggregation == "sum_then_normalize":
+            # A centred reward is the sum over columns of (score - mean of the observed); a failed entry adds 0.
+            expected = (deviations * weights).nansum(dim=1)
+        else:
+            # Each column is scaled by the spread of its filled group, then added up and scaled by that of the batch.
+            filled = torch.where(holes.view(2, 6, 3), groups.nanmean(dim=1, keepdim=True), groups)
+            scaled = (deviations.view(2, 6, 3) / (filled.std(dim=1, keepdim=True) + 1e-4)).view(12, 3)
+            total = (scaled * weights).nansum(dim=1)
+            expected = (total - total.mean()) / (total.std() + 1e-4)
+        assert torch.allclose(found[scorable], expected[scorable], atol=1e-4)
+        # Equal completions stay equal, whoever fails: exactly as if nobody had.
+        equal = scores[:1].nan_to_num(nan=(low + high) / 2).expand(12, 3).clone()
+        nobody_failed = advantages(equal)
+        equal[holes & ~holes.all(dim=1, keepdim=True)] = math.nan
+        assert torch.equal(advantages(equal), nobody_failed)
+
+
+def test_on_failure_drop_leaves_the_completion_out(tiny_model, rows, tmp_path) -> None:
+    trainer = RLKDTrainer(
+        tiny_model,
+        reward_funcs=[fails_on_even, scored_by_place],
+        args=config(tmp_path, on_failure="drop", scale_rewards="none", max_steps=1),
+        train_dataset=rows,
+    )
+    trainer.train()
+    # Samples 1 and 3 stay, with 1 + 1 and 3 + 3.
+    assert [r["advantage"] for r in read_steps(trainer.rollouts_path)] == pytest.approx([0.0, -2.0, 0.0, 2.0])
+
+
+def test_on_failure_raise_names_reward_cause_and_rows(tiny_model, rows, tmp_path) -> None:
+    trainer = RLKDTrainer(
+        tiny_model, reward_funcs=fails_on_even, args=config(tmp_path, on_failure="raise"), train_dataset=rows
+    )
+    with pytest.raises(RewardError, match=r"'fails_on_even' failed on 2 of 4 completions.*even.*gsm8k-train-"):
+        trainer.train()
+    # The batch that it is about is there to be read.
+    records = read_steps(trainer.rollouts_path)
+    assert [record["rewards"]["fails_on_even"]["status"] for record in records] == ["failed", "score"] * 2
+    assert [record["advantage"] for record in records] == [None] * 4
+
+
+def test_a_gate_lets_a_reward_count_only_under_its_condition(tiny_model, rows, tmp_path) -> None:
+    def right(completions, **columns):
+        return [1.0, 0.0] * (len(completions) // 2)
+
+    trainer = RLKDTrainer(
+        tiny_model,
+        reward_funcs=[right, scored_by_place],
+        args=config(
+            tmp_path,
+            reward_gates={"scored_by_place": "right"},
+            reward_weights=[0.0, 1.0],
+            scale_rewards="none",
+            max_steps=1,
+        ),
+        train_dataset=rows,
+    )
+    trainer.train()
+    # Scores 0, 1, 2, 3 become 0, 0, 2, 0.
+    advantages = [record["advantage"] for record in read_steps(trainer.rollouts_path)]
+    assert advantages == pytest.approx([-0.5, -0.5, 1.5, -0.5])
+
+
+@pytest.mark.parametrize("spec", ["accuracy", "structure", "think_format", "tag_count", "soft_overlong"])
+def test_every_registered_reward_runs_in_an_unmodified_grpo_trainer(tiny_model, rows, tmp_path, spec) -> None:
+    parameters = {"max_completion_len": 8, "soft_punish_cache": 4} if spec == "soft_overlong" else {}
+    reward = build_reward(spec, parameters)
+    trainer = GRPOTrainer(
+        tiny_model, reward_funcs=reward, args=config(tmp_path, GRPOConfig, max_steps=1), train_dataset=rows
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert math.isfinite(logged[f"rewards/{spec}/mean"])
+    assert logged[f"rewards/{spec}/failed"] == 0.0
+    assert all(outcome.status == "score" for outcome in reward.outcomes)
+
+
+def test_trl_rewards_run_in_ours(tiny_model, rows, tmp_path) -> None:
+    trainer = RLKDTrainer(
+        tiny_model,
+        reward_funcs=[think_format_reward, "trl.rewards.accuracy_reward"],
+        args=config(tmp_path, max_steps=1),
+        train_dataset=rows.add_column("solution", [rf"$\boxed{{{answer}}}$" for answer in rows["answer"]]),
+    )
+    trainer.train()
+    (entry,) = read_steps(trainer.metrics_path)
+    assert entry["rewards/think_format_reward/mean"] == 0.0
+    assert entry["rewards/accuracy_reward/failed"] == 0.0
+
+
+def test_a_reward_file_with_parameters_named_in_the_config_trains(tiny_model, rows, tmp_path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Brevity:\n"
+        "    def __init__(self, limit: int = 10, sharp: bool = False):\n"
+        "        self.limit, self.sharp = limit, sharp\n"
+        "    def __call__(self, completions, **columns):\n"
+        "        return [-len(c[0]['content']) / self.limit for c in completions]\n"
+    )
+    spec = f"short={file}:Brevity"
+    args = config(tmp_path, reward_funcs=[spec], reward_kwargs={"short": {"limit": 4}}, max_steps=1)
+    trainer = RLKDTrainer(tiny_model, args=args, train_dataset=rows)
+    trainer.train()
+    (entry,) = read_steps(trainer.metrics_path)
+    assert entry["rewards/short/mean"] < 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward_funcs": ["acuracy"]}, "Did you mean 'accuracy'"),
+        ({"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"nrom": "f1"}}}, "Did you mean 'norm'"),
+        ({"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"norm": "f2"}}}, "teacher, sum, f1"),
+        ({"reward_funcs": ["accuracy"], "reward_kwargs": {"structure": {}}}, "'structure', which is no reward"),
+        ({"reward_funcs": ["accuracy", "accuracy"]}, "give one of them an alias"),
+        ({"reward_funcs": ["accuracy"], "reward_weights": [1.0, 2.0]}, "2 entries .* for 1 rewards"),
+        ({"reward_gates": {"structure": "acuracy"}}, "Did you mean 'accuracy'"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+        ({"use_vllm": True}, r"pip install \"rlkd\[vllm\]\""),
+        ({"per_device_train_batch_size": 36}, "has 8 prompts, but one generation batch takes 9"),
+        (
+            {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "save_strategy": "steps", "save_steps": 2},
+            "multiple of 4",
+        ),
+    ],
+)
+def test_what_cannot_work_fails_before_a_model_loads(rows, tmp_path, changes, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        RLKDTrainer("there-is-no-such-model", args=config(tmp_path, **changes), train_dataset=rows)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("answer", "'answer', which the data does not have"), ("prompt", "no column 'prompt'")],
+)
+def test_a_missing_column_is_named_before_a_model_loads(rows, tmp_path, column, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        RLKDTrainer("no-model", args=config(tmp_path), train_dataset=rows.remove_columns([column]))
+
+
+def test_gold_answers_that_are_all_empty_are_named(rows, tmp_path) -> None:
+    empty = rows.remove_columns(["answer"]).add_column("answer", [None] * len(rows))
+    with pytest.raises(RewardError, match=r"'accuracy' needs the column 'answer', which is empty in all 8 rows"):
+        RLKDTrainer("no-model", args=config(tmp_path), train_dataset=empty)
+
+
+def test_a_reserved_column_is_named(rows, tmp_path) -> None:
+    with pytest.raises(UsageError, match="'completions' is reserved"):
+        RLKDTrainer("no-model", args=config(tmp_path), train_dataset=rows.rename_column("id", "completions"))
+
+
+def test_a_server_that_does_not_answer_is_named_before_a_model_loads(rows, tmp_path) -> None:
+    structure = {"decomposer": "prompted", "engine": "http://127.0.0.1:9/v1#judge"}
+    args = config(tmp_path, reward_funcs=["structure"], reward_kwargs={"structure": structure})
+    with pytest.raises(RewardError, match=r"127.0.0.1:9/v1#judge: no connection.*Is the server running"):
+        RLKDTrainer("no-model", args=args, train_dataset=rows)
+
+
+def test_a_batch_that_does_not_divide_says_how_to_mend_it(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"1 process.*Make per_device_train_batch_size"):
+        config(tmp_path, per_device_train_batch_size=6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"on_failure": "ignore"}, "expected 'impute', 'drop' or 'raise'"),
+        ({"reward_kwargs": "{not json"}, "no JSON object"),
+        ({"reward_kwargs": {"accuracy": 3}}, "expected a mapping for 'accuracy', found 3"),
+    ],
+)
+def test_a_config_value_of_the_wrong_kind_is_refused(tmp_path, changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one_does(tiny_model, rows, tmp_path) -> None:
+    def run(folder: str, **changes):
+        args = config(tmp_path / folder, max_steps=4, save_strategy="steps", save_steps=2, **changes)
+        return RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
+
+    whole = run("whole")
+    expected = trained_parameters(whole)
+    # Stop after the third step, between two checkpoints, as a kill would.
+    broken = run("broken")
+    broken.args.max_steps = 4
+
+    class Killed(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Killed
+
+    original = broken.training_step
+    calls = iter(range(100))
+    broken.training_step = lambda *a, **k: stop() if next(calls) == 3 else original(*a, **k)
+    with pytest.raises(Killed):
+        broken.train()
+    assert [entry["step"] for entry in read_steps(broken.metrics_path)] == [1, 2, 3]
+
+    resumed = run("broken")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "broken" / "run" / "checkpoint-2"))
+    found = [parameter.detach() for parameter in resumed.model.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert [entry["step"] for entry in read_steps(resumed.metrics_path)] == [1, 2, 3, 4]
+    assert [record["step"] for record in read_steps(resumed.rollouts_path)] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+
+    def without_times(path: Path) -> list[dict]:
+        return [{k: v for k, v in e.items() if k != "step_time" and "/seconds_" not in k} for e in read_steps(path)]
+
+    comparable = [without_times(trainer.metrics_path) for trainer in (whole, resumed)]
+    assert json.dumps(comparable[0]) == json.dumps(comparable[1])
+
+
+def test_parameters_reach_a_reward_passed_to_the_trainer_under_its_alias(tiny_model, rows, tmp_path) -> None:
+    args = config(tmp_path, reward_kwargs={"short": {"norm": "f1"}})
+    trainer = RLKDTrainer(tiny_model, reward_funcs=["short=structure", letters], args=args, train_dataset=rows)
+    assert [reward.__name__ for reward in trainer.reward_funcs] == ["short", "letters"]
+    assert trainer.reward_funcs[0].function.gsrm.norm == "f1"
+    args = config(tmp_path, reward_kwargs={"structur": {}})
+    with pytest.raises(RewardError, match="'structur', which is no reward of this run"):
+        RLKDTrainer(tiny_model, reward_funcs=["structure"], args=args, train_dataset=rows)
+
+
+def test_a_second_run_in_one_folder_resumes_from_its_own_checkpoints(tiny_model, rows, tmp_path) -> None:
+    def run(**changes):
+        args = config(tmp_path, save_strategy="steps", save_steps=2, **changes)
+        return RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
+
+    run(max_steps=6).train()
+    run(max_steps=3).train()
+    resumed = run(max_steps=5)
+    resumed.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in read_steps(resumed.metrics_path)] == [1, 2, 3, 4, 5]
+    earlier = tmp_path / "run" / "earlier-1"
+    assert [entry["step"] for entry in read_steps(earlier / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert (earlier / "checkpoint-6").is_dir()

@@ -1,0 +1,200 @@
+"""What cannot work is named before a model loads."""
+
+import shutil
+
+import pytest
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from rlkd.errors import UsageError
+from tests.helpers.top_k_server import TopKServer
+from trainers import ValidityKDConfig, ValidityKDTrainer
+from trainers.validity_kd.progress import kd_line
+
+ROWS = [{"prompt": f"{i} + 1?", "rationales": [f"It is {i + 1}."], "answer": str(i + 1)} for i in range(8)]
+
+
+def config(tmp_path, **changes) -> ValidityKDConfig:
+    values = {
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+        "bf16": False,
+        "per_device_train_batch_size": 2,
+        "max_completion_length": 8,
+        "max_steps": 1,
+        "report_to": "none",
+    }
+    return ValidityKDConfig(**values | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": "shufled"}, "Did you mean 'shuffled'"),
+        ({"normalise": "words"}, "Known: tokens, weights"),
+        ({"proposals": "expect"}, "Did you mean 'expected'"),
+        ({"divergence": "kl"}, "Known: jsd, skewed_forward, skewed_reverse"),
+        ({"kernel": "triton"}, "Known: chunked, trl"),
+        ({"lmbda": 1.5}, "lmbda 1.5: expected a number from 0 to 1"),
+        ({"beta_off_policy": -1.0}, "beta_off_policy -1.0"),
+        ({"tau": "adopt"}, "tau 'adopt': expected a number above 0, or adapt"),
+        ({"tau": 0.0}, "tau=0.0: expected a number above 0"),
+        ({"w_min": 2.0}, "w_min=2.0, w_max=1.8"),
+        ({"skew": 1.0}, r"skew=1.0 has to lie in \[0, 1\)"),
+        ({"v_0": 3.0}, "v_0=3.0"),
+        ({"max_step_tokens": 0}, "max_step_tokens 0: expected at least 1"),
+        ({"validity_kwargs": "{bad"}, "is no JSON object"),
+        ({"validity_kwargs": "[1]"}, "expected a mapping"),
+        ({"teacher": "a", "teacher_model_name_or_path": "b"}, "name two teachers"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(tmp_path, changes, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_tau_comes_as_text_from_the_command_line(tmp_path) -> None:
+    assert config(tmp_path, tau="0.5").weigher("log").weight_map.tau == 0.5
+    assert config(tmp_path, tau=0.5).weigher("log").weight_map.tau == 0.5
+    assert config(tmp_path, tau="adapt").weigher("log").adaptive is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "there is no teacher"),
+        ({"remove_unused_columns": True}, "takes away the teacher's traces"),
+        ({"restore_callback_states_from_checkpoint": True}, "leave it at False"),
+        ({"kernel": "trl", "divergence_off_policy": "skewed_forward"}, "kernel: trl has the divergence jsd only"),
+        ({"teacher": "http://127.0.0.1:9/v1#x", "temperature": 0.5}, "temperature 0.5 with a top-k teacher"),
+        ({"teacher": "http://127.0.0.1:9/v1#x", "kernel": "trl"}, "needs a teacher's whole distribution"),
+        ({"validity": "likelyhood"}, "likelihood"),
+        ({"validity": "rollout", "validity_kwargs": {"engine": "transformers:x"}}, "Set proposals: generate"),
+        ({"validity_kwargs": {"reduktion": "max"}}, "reduktion"),
+        ({"per_device_train_batch_size": 16}, "has 8 prompts, but one generation batch takes 16"),
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}, "one generation batch takes 16"),
+        ({"teacher": "no-such-teacher"}, "teacher 'no-such-teacher' cannot be read"),
+        ({"teacher": "http://127.0.0.1:9/v1#x"}, "the teacher does not answer as it has to: .*127.0.0.1:9"),
+        ({"teacher": "http://127.0.0.1:9/v1#x", "teacher_model_init_kwargs": {"dtype": "float32"}}, "Leave the key"),
+        ({"proposals": "generate", "proposal_engine": "transformer:foo"}, "transformer:foo"),
+        ({"proposals": "generate", "proposal_engine": "http://127.0.0.1:9/v1#x"}, "proposal_engine: .*127.0.0.1:9"),
+        ({"teacher_model_revision": "no-such-revision", "teacher": "some/model"}, "teacher 'some/model' cannot"),
+    ],
+)
+def test_what_cannot_work_fails_before_a_model_loads(tiny_model, tmp_path, monkeypatch, changes, message) -> None:
+    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    args = config(tmp_path, **({"teacher": tiny_model} | changes))
+    with pytest.raises(UsageError, match=message):
+        ValidityKDTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: {"prompt": row["prompt"]}, "has no column 'rationales'.*Set lmbda: 1"),
+        (lambda row: row | {"rationales": []}, "8 of 8 rows have no trace"),
+        (lambda row: row | {"rationales": [" "]}, "8 of 8 rows have no trace"),
+        (lambda row: row | {"completions": "x"}, "'completions' is reserved"),
+        (lambda row: row | {"image": "x"}, "has images"),
+        (lambda row: {"question": "x", "rationales": ["y"]}, "has no column 'prompt'"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(tiny_model, tmp_path, change, message) -> None:
+    dataset = Dataset.from_list([change(row) for row in ROWS])
+    with pytest.raises(UsageError, match=message):
+        ValidityKDTrainer("no-such-model", args=config(tmp_path, teacher=tiny_model), train_dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": "{url}#other"}, "the teacher does not answer as it has to: .*other"),
+        ({"teacher": "{url}#tiny", "teacher_top_k": 30}, "Start it with --max-logprobs 30"),
+        ({"proposals": "generate", "proposal_engine": "{url}#other"}, r"has no model 'other'; it has \['tiny'\]"),
+    ],
+)
+def test_a_server_is_asked_before_a_model_loads(tiny_model, tmp_path, monkeypatch, settings, message) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    server = TopKServer(AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    try:
+        filled = {k: v.format(url=server.url) if isinstance(v, str) else v for k, v in settings.items()}
+        args = config(tmp_path, **({"teacher": tiny_model} | filled))
+        with pytest.raises(UsageError, match=message):
+            ValidityKDTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(ROWS))
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def test_tokenizers_are_read_at_the_revisions_that_the_models_have(tiny_model, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def read(name, **settings):
+        asked.append((name, settings))
+        raise OSError("out of reach")
+
+    args = config(
+        tmp_path,
+        teacher="some/teacher",
+        teacher_model_revision="t1",
+        model_init_kwargs={"revision": "s1"},
+        trust_remote_code=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", read)
+    with pytest.raises(UsageError, match="cannot be read"):
+        ValidityKDTrainer("some/student", args=args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    with pytest.raises(OSError, match="out of reach"):
+        ValidityKDTrainer("some/student", args=args, train_dataset=Dataset.from_list(ROWS))
+    assert asked == [
+        ("some/teacher", {"revision": "t1", "trust_remote_code": True}),
+        ("some/student", {"revision": "s1", "trust_remote_code": True}),
+    ]
+
+
+def test_two_teachers_are_named_without_their_passwords(tmp_path) -> None:
+    with pytest.raises(UsageError, match="name two teachers") as refused:
+        config(tmp_path, teacher="http://me:TOPSECRET@h:1/v1#x", teacher_model_name_or_path="b")
+    assert "TOPSECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("rollouts", [True, False])
+def test_the_line_of_a_step_says_how_many_were_cut_off(rollouts) -> None:
+    logs = {"kd/on_policy": float(rollouts), "kd_weight/mean": 1.0}
+    logs["completions/clipped_ratio" if rollouts else "traces/clipped_ratio"] = 0.75
+    assert " | cut off 75% | " in kd_line(1, 2, logs)
+
+
+def test_rollouts_alone_need_no_traces(tiny_model, tmp_path) -> None:
+    dataset = Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS])
+    args = config(tmp_path, teacher=tiny_model, lmbda=1.0)
+    trainer = ValidityKDTrainer(tiny_model, args=args, train_dataset=dataset)
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps > 0
+
+
+def test_a_teacher_with_another_tokenizer_is_refused_though_its_head_is_as_wide(
+    tiny_model, tmp_path, monkeypatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)
+    words = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", *letters]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>").save_pretrained(
+        other
+    )
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match="student and teacher have different tokenizers: id 5 is"):
+        ValidityKDTrainer(tiny_model, args=config(tmp_path, teacher=str(other)), train_dataset=Dataset.from_list(ROWS))
+
+
+def test_sharded_models_are_refused(tiny_model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    args = config(tmp_path, teacher=tiny_model)
+    with pytest.raises(UsageError, match="FSDP and ZeRO stage 3"):
+        ValidityKDTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(ROWS))

@@ -1,0 +1,167 @@
+"""One loss, however a generation batch is divided: into one batch, into micro-batches, over processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers import ROOT
+from trainers import ValidityKDConfig, ValidityKDTrainer
+from trainers.common.run_files import read_steps
+
+pytestmark = pytest.mark.slow
+SCRIPT = """
+import json, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from tests.trainers.validity_kd.test_processes import train
+train(*sys.argv[2:5], *map(json.loads, sys.argv[5:8]))
+torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
+"""
+
+
+def train(model: str, teacher: str, folder: str, rows: list, settings: dict, resume: bool = False) -> list[dict]:
+    """Three steps on the teacher's traces; the entries of `metrics.jsonl`."""
+    values = {
+        "output_dir": folder,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "max_completion_length": 140,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 3,
+        "lmbda": 0.0,
+        "tau": "adapt",
+    }
+    trainer = ValidityKDTrainer(model, teacher, ValidityKDConfig(**values | settings), Dataset.from_list(rows))
+    trainer.train(resume_from_checkpoint=resume)
+    return [entry for entry in read_steps(trainer.metrics_path) if "loss" in entry]
+
+
+def train_in_two_processes(
+    tmp_path: Path, model: str, teacher: str, rows: list, settings: dict, resume: bool = False
+) -> list[dict]:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    folder = tmp_path / "processes"
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, "--standalone"]
+    settings = settings | {"ddp_backend": "gloo"}
+    arguments = [ROOT, model, teacher, folder, *map(json.dumps, (rows, settings, resume))]
+    done = subprocess.run(
+        list(map(str, [*torchrun, script, *arguments])),
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [entry for entry in read_steps(folder / "metrics.jsonl") if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_model, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return str(folder)
+
+
+# Traces of different lengths, two a row, with two steps each at least.
+ROWS = [
+    {
+        "id": f"row-{i}",
+        "prompt": f"{i} apples?",
+        "answer": str(2 * i),
+        "rationales": [
+            f"There are {i} apples{' and pears' * (i % 3)}. Twice that is {2 * i}.",
+            f"First {i}.\nThen {i} + {i} = {2 * i}{'!' * (i % 4 + 1)}",
+        ],
+    }
+    for i in range(16)
+]
+
+
+@pytest.mark.parametrize(
+    ("control", "normalise"),
+    [
+        ("none", "tokens"),
+        ("none", "weights"),
+        ("shuffled", "tokens"),
+        ("teacher_only", "tokens"),
+        ("position", "tokens"),
+    ],
+)
+def test_a_big_batch_micro_batches_and_two_processes_give_one_loss(
+    tiny_model, teacher, tmp_path, control, normalise
+) -> None:
+    chosen = {"control": control, "normalise": normalise, "v_0": 0.0}
+    arms = {
+        "one": {"per_device_train_batch_size": 8},
+        "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    }
+    found = {name: train(tiny_model, teacher, str(tmp_path / name), ROWS, arm | chosen) for name, arm in arms.items()}
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2} | chosen
+    found["processes"] = train_in_two_processes(tmp_path, tiny_model, teacher, ROWS, halves)
+    one = found.pop("one")
+    assert len(one) == 3
+    assert all(entry["kd_weight/q90"] - entry["kd_weight/q10"] > 1e-3 for entry in one)
+    for name, entries in found.items():
+        for expected, entry in zip(one, entries, strict=True):
+            for key in ("loss", "grad_norm", "kd_weight/mean", "validity/tau", "validity/margin", "entropy"):
+                assert entry[key] == pytest.approx(expected[key], rel=1e-5), (name, key)
+            assert entry["num_tokens"] == expected["num_tokens"]
+            assert entry["kd/steps_per_trace"] == expected["kd/steps_per_trace"]
+
+
+def test_two_processes_resume_to_the_weights_of_an_undisturbed_run(tiny_model, teacher, tmp_path) -> None:
+    """One process writes what a checkpoint keeps of the profile of positions; the other one reads it, too."""
+    settings = {
+        "per_device_train_batch_size": 2,
+        "control": "position",
+        "v_0": 0.0,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    whole = train_in_two_processes(tmp_path, tiny_model, teacher, ROWS, settings)
+    folder = tmp_path / "processes"
+    before = [read_steps(folder / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1)]
+    shutil.rmtree(folder / "checkpoint-4")
+    again = train_in_two_processes(tmp_path, tiny_model, teacher, ROWS, settings, resume=True)
+    assert [entry["kd_weight/mean"] for entry in again] == [entry["kd_weight/mean"] for entry in whole]
+    assert [read_steps(folder / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1)] == before
+
+
+def test_processes_with_different_numbers_of_steps_propose_together(tiny_model, tmp_path) -> None:
+    # One process has a row of five steps, the other one a row of a single one.
+    texts = ["One.", "One. Two. Three. Four. Five."]
+    rows = [{"id": f"row-{i}", "prompt": f"{i}?", "answer": "2", "rationales": [texts[i % 2]]} for i in range(8)]
+    settings = {
+        "per_device_train_batch_size": 1,
+        "proposals": "generate",
+        "max_step_tokens": 6,
+        "shuffle_dataset": False,
+    }
+    found = train_in_two_processes(tmp_path, tiny_model, tiny_model, rows, settings)
+    assert [entry["kd/steps_per_trace"] for entry in found] == [3.0] * 3
+    records = [read_steps(tmp_path / "processes" / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1)]
+    assert [len(record["steps"]) for record in records[0]] == [1, 1, 1]
+    assert [len(record["steps"]) for record in records[1]] == [5, 5, 5]

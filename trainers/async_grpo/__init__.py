@@ -1,0 +1,1 @@
+"""RLKD on TRL's asynchronous trainer: rollouts continue while the student trains."""

@@ -1,0 +1,27 @@
+"""The configuration of an asynchronous RLKD run, with the checks that need neither a model nor data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+# Silences TRL's warning that the trainer is experimental; docs/async.md says so.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+from trl.experimental.async_grpo import AsyncGRPOConfig
+
+from rlkd.engines import from_environment
+from trainers.common.reward_settings import MAPPINGS, RewardSettings
+
+
+@dataclass
+class RLKDAsyncConfig(RewardSettings, AsyncGRPOConfig):
+    """TRL's `AsyncGRPOConfig`, and the rewards, under the names that `RLKDConfig` has for them."""
+
+    _VALID_DICT_FIELDS = [*AsyncGRPOConfig._VALID_DICT_FIELDS, *MAPPINGS]  # noqa: RUF012 (TRL's form)
+
+    def __post_init__(self) -> None:
+        """Read the mappings; raises `UsageError`."""
+        self.read_reward_settings()
+        self.vllm_server_base_url = from_environment(self.vllm_server_base_url, "the server's address")
+        super().__post_init__()

@@ -1,0 +1,178 @@
+"""What the recipes share at their command line: data keys, the default config, device defaults, clear errors.
+
+    def main(script, args, model): ...
+
+    if __name__ == "__main__":
+        start(main, (ScriptArguments, RLKDConfig, ModelConfig), default_config="rlkd.yaml")
+
+Keys are flat, those of TRL's configs and of a dataclass of the recipe's own; the command line wins over the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkd.data.loading import load_rows
+from rlkd.data.samples import SAMPLE, SAMPLES
+from rlkd.errors import UsageError
+
+
+@dataclass
+class RowArguments:
+    """Where rows come from."""
+
+    dataset_name: str = field(
+        default=SAMPLE,
+        metadata={"help": f"{', '.join(SAMPLES)}, a .jsonl or .parquet file, or a dataset of the hub"},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
+    dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})
+    columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "our field -> column of the data, e.g. {question: problem}"}
+    )
+    max_rationales: int | None = field(default=None, metadata={"help": "teacher traces to keep a row"})
+
+    def train_rows(self) -> list[dict[str, Any]]:
+        """The rows to train on."""
+        return load_rows(
+            self.dataset_name,
+            split=self.dataset_train_split,
+            config=self.dataset_config,
+            columns=self.columns,  # type: ignore[arg-type]
+            max_rationales=self.max_rationales,
+        )
+
+
+@dataclass
+class DataArguments(RowArguments):
+    """Where rows come from, how they become prompts, and what is measured on."""
+
+    dataset_test_name: str | None = field(default=None, metadata={"help": "where test rows are, if elsewhere"})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "split to measure accuracy on; none: skip"})
+    system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
+    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
+    eval_rows: int = field(default=24, metadata={"help": "test rows for the accuracy before and after; 0: skip"})
+    eval_every: int = field(
+        default=0, metadata={"help": "measure it also after every so many steps, where the recipe can; 0: only these"}
+    )
+
+    @property
+    def prompt_style(self) -> dict[str, Any]:
+        """How a question becomes a prompt: arguments of `rlkd.data.loading.to_dataset`."""
+        return {"system_prompt": self.system_prompt, "examples": self.few_shot_examples}
+
+    def test_rows(self) -> list[dict[str, Any]]:
+        """The first `eval_rows` rows of the test split; none where there is no such split."""
+        if not self.dataset_test_split or not self.eval_rows:
+            return []
+        rows = load_rows(
+            self.dataset_test_name or self.dataset_name,
+            split=self.dataset_test_split,
+            config=self.dataset_config,
+            columns=self.columns,  # type: ignore[arg-type]
+        )
+        return rows[: self.eval_rows]
+
+
+def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Path) -> None:
+    """Run a recipe's `main` on its parsed command line; a mistake in config, data or rewards ends with one message."""
+    if not {"LOCAL_RANK", "WORLD_SIZE"} & set(os.environ):
+        # A single process on a machine with several GPUs: TRL refuses to spread over them without a launcher.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    # Deprecations between TRL and transformers are theirs to settle, not the reader's.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"trl|transformers")
+    try:
+        main(*parse(sys.argv[1:], kinds, default_config=default_config))
+    except UsageError as error:
+        # The message says it all, a traceback would bury it.
+        sys.exit(f"\n{type(error).__name__}: {error}")
+
+
+def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Path) -> tuple[Any, ...]:
+    """One object of each of `kinds` (dataclasses) from config file and command line.
+
+    Raises `UsageError`; for a misspelt key it says what was probably meant.
+    """
+    from trl import TrlParser
+
+    parser = TrlParser(kinds)
+    parser.set_defaults(**device_defaults())
+    try:
+        parsed = parser.parse_args_and_config(command_line(arguments, default_config))
+        for part in parsed:
+            if isinstance(part, RowArguments):
+                _read_columns(part)
+    except OSError as error:
+        raise UsageError(f"--config: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"the config is no YAML: {error}") from error
+    except ValueError as error:
+        known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+        unknown = re.findall(r"'-{0,2}([a-z_]+)'", str(error)) if "rguments" in str(error) else []
+        close = {word: difflib.get_close_matches(word, known, n=1) for word in unknown if word not in known}
+        hints = [f"{word} (did you mean {match[0]}?)" for word, match in close.items() if match]
+        raise UsageError(f"{error}" + (f"\nUnknown: {', '.join(hints)}" if hints else "")) from error
+    return tuple(parsed)
+
+
+def command_line(arguments: Sequence[str], default_config: Path) -> list[str]:
+    """The arguments with the default config, and a value for a bare --resume_from_checkpoint."""
+    is_config = re.compile(r"--config=.")
+    completed = [part for given in arguments for part in (given.split("=", 1) if is_config.match(given) else [given])]
+    if completed[-1:] == ["--config"]:
+        raise UsageError("--config needs a file: --config my.yaml")
+    if "--config" not in completed:
+        completed = ["--config", str(default_config), *completed]
+    for i, argument in enumerate(completed):
+        if argument == "--resume_from_checkpoint" and (completed[i + 1 : i + 2] or ["--"])[0].startswith("--"):
+            completed.insert(i + 1, "latest")
+    return completed
+
+
+def device_defaults() -> dict[str, Any]:
+    """What TRL's configs cannot know: without an accelerator it is float32 on the CPU, with one bfloat16 if it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return {"bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
+    if torch.backends.mps.is_available():
+        return {"bf16": False}
+    return {"use_cpu": True, "bf16": False}
+
+
+def apply_model_config(args: Any, model: Any) -> None:
+    """Put what TRL's `ModelConfig` says about loading into the training arguments' `model_init_kwargs`, which win."""
+    from trl import get_quantization_config
+
+    settings = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        "quantization_config": get_quantization_config(model),
+        **(args.model_init_kwargs or {}),
+    }
+    args.model_init_kwargs = {key: value for key, value in settings.items() if value is not None}
+
+
+def say(args: Any, text: str) -> None:
+    """Print once, whatever the number of processes. `args`: the training arguments."""
+    if args.process_index == 0:
+        print(text, flush=True)
+
+
+def _read_columns(script: RowArguments) -> None:
+    if isinstance(script.columns, str):
+        script.columns = json.loads(script.columns)
+    if not isinstance(script.columns, dict | None):
+        raise ValueError(f"columns: expected a mapping such as {{question: problem}}, found {script.columns!r}")

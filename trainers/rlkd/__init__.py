@@ -1,0 +1,1 @@
+"""RLKD: GRPO with a structure reward (arXiv 2505.16142)."""

@@ -1,0 +1,71 @@
+"""The configuration of an RLKD run, with the checks that need neither a model nor data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from rlkd.engines import from_environment
+from rlkd.errors import UsageError
+from trainers.common.reward_settings import MAPPINGS, RewardSettings
+from trainers.vllm.rollouts import WEIGHT_TRANSFERS
+
+
+@dataclass
+class RLKDConfig(RewardSettings, GRPOConfig):
+    """TRL's `GRPOConfig`, and what RLKD adds to it."""
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS]  # noqa: RUF012 (TRL's form)
+
+    max_failure_rate: float | None = field(
+        default=0.5,
+        metadata={
+            "help": "End the run, after a checkpoint, when a reward failed on more than this share of the completions "
+            "in the last failure_window generation batches; null for no limit."
+        },
+    )
+    failure_window: int = field(
+        default=4, metadata={"help": "Generation batches over which max_failure_rate looks at failures."}
+    )
+    reward_prefetch: bool = field(
+        default=False,
+        metadata={
+            "help": "Ask rewards as soon as the completions are there, while the model computes log-probabilities "
+            "(beta > 0, or several steps a generation). The rewards are the same either way."
+        },
+    )
+    vllm_weight_transfer: str = field(
+        default="nccl",
+        metadata={
+            "help": "How the weights get to the rollout server (vllm_mode: server): nccl (GPUs, TRL's own way), gloo "
+            "(a TCP connection) or disk (files that both can read); the server must be started with the same backend.",
+            "choices": list(WEIGHT_TRANSFERS),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values, and say how to mend a batch that does not divide."""
+        self.read_reward_settings()
+        if self.vllm_server_base_url is not None:
+            url = from_environment(self.vllm_server_base_url, "the server's address")
+            self.vllm_server_base_url = url
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "divisible" in str(error):
+                raise UsageError(
+                    f"{error} This run has {self.world_size} process(es), per_device_train_batch_size "
+                    f"{self.per_device_train_batch_size} and num_generations {self.num_generations}: their products "
+                    f"must divide. Make per_device_train_batch_size (per_device_eval_batch_size for evaluation) a "
+                    f"multiple of num_generations, and it works with any number of processes."
+                ) from error
+            raise
+        if self.vllm_weight_transfer not in WEIGHT_TRANSFERS:
+            raise UsageError(
+                f"vllm_weight_transfer {self.vllm_weight_transfer!r}: expected {' or '.join(WEIGHT_TRANSFERS)}"
+            )
+        if self.max_failure_rate is not None and not 0 <= self.max_failure_rate <= 1:
+            raise UsageError(f"max_failure_rate {self.max_failure_rate}: expected a share from 0 to 1, or null")
+        if self.failure_window < 1:
+            raise UsageError(f"failure_window {self.failure_window}: expected at least 1 generation batch")

@@ -1,0 +1,1 @@
+"""Validity-calibrated distillation (arXiv 2605.04078)."""

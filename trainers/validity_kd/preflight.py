@@ -1,0 +1,279 @@
+"""Checks that a distillation run makes before any weights load: what would otherwise fail late, or in silence."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkd.data.rows import RESERVED_COLUMNS
+from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
+from rlkd.errors import UsageError
+from rlkd.models import resolve_model
+from rlkd.teachers.cache import CachedTeacher, Trace
+from rlkd.teachers.topk import (
+    TopKTeacher,
+    check_temperature,
+    common_vocabulary,
+    server_teacher,
+    trace_ids,
+    trace_text,
+    vocabulary_fingerprint,
+)
+from rlkd.validity import ValidityScorer, load_scorer
+from rlkd.validity.likelihood import Likelihood
+from trainers.validity_kd.teachers import kind_of_teacher
+from trainers.vllm.rollouts import check_installed
+
+if TYPE_CHECKING:
+    from trainers.validity_kd.config import ValidityKDConfig
+
+logger = logging.getLogger(__name__)
+
+# Rows whose traces are tokenised at the start to see how many are cut: enough for a share, and seconds.
+LOOKED_AT = 256
+
+
+def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | None) -> None:
+    """Check the switches against each other and the teacher; raise `UsageError`."""
+    if teacher is None:
+        raise UsageError(
+            "there is no teacher. Set teacher: a model, http://HOST:PORT/v1#MODEL, or the folder of a teacher cache"
+        )
+    if args.remove_unused_columns:
+        raise UsageError("remove_unused_columns=True takes away the teacher's traces; leave it at False")
+    if args.restore_callback_states_from_checkpoint:
+        raise UsageError(
+            "restore_callback_states_from_checkpoint=True would replace the callback that keeps tau; leave it at "
+            "False: what this trainer needs is restored anyway"
+        )
+    _check_sharding(args)
+    if args.teacher_model_init_kwargs and kind_of_teacher(teacher) != "model":
+        raise UsageError(
+            f"teacher_model_init_kwargs {args.teacher_model_init_kwargs} with a teacher that is not loaded here: a "
+            f"server or a cache was given its weights elsewhere. Leave the key out"
+        )
+    if args.use_vllm:
+        check_installed()
+    if tools and args.lmbda < 1:
+        raise UsageError(f"tools with lmbda {args.lmbda:g}: a teacher's trace calls no tools here. Set lmbda: 1")
+    kind = kind_of_teacher(teacher)
+    if kind != "model":
+        check_temperature(args.temperature)
+        if args.kernel == "trl":
+            raise UsageError("kernel: trl needs a teacher's whole distribution; with a top-k teacher, set chunked")
+    if args.kernel == "trl" and {args.divergence, args.divergence_off_policy} != {"jsd"}:
+        raise UsageError("kernel: trl has the divergence jsd only. Set kernel: chunked for skewed divergences")
+    if kind == "cache" and args.lmbda > 0:
+        raise UsageError(
+            f"lmbda {args.lmbda:g} with the teacher cache {teacher}: it knows the teacher's traces, not what the "
+            f"student will write. Set lmbda: 0, or name a teacher that can be asked"
+        )
+    if args.proposals == "generate" and args.asks_scorer:
+        _check_proposals(args, teacher, kind)
+
+
+def open_proposal_engine(args: ValidityKDConfig, teacher: Any) -> Engine | None:
+    """The engine that writes the teacher's steps, asked whether it is there; raises `UsageError`.
+
+    None where the teacher in this process writes them, and where nobody does.
+    """
+    if args.proposals != "generate" or not args.asks_scorer:
+        return None
+    spec = args.proposal_engine or (teacher if kind_of_teacher(teacher) == "server" else None)
+    if spec is None:
+        return None
+    try:
+        engine = open_engine(spec)
+        offered = run(engine.models()) if isinstance(engine, ServerEngine) and args.process_index == 0 else []
+    except (ValueError, EngineError) as error:
+        raise UsageError(f"proposal_engine: {error}") from error
+    if isinstance(engine, ServerEngine) and offered and engine.model not in (None, *offered):
+        raise UsageError(f"proposal_engine: {engine.base_url} has no model {engine.model!r}; it has {offered}")
+    return engine
+
+
+def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any) -> TopKTeacher:
+    """A teacher that is a server, a cache or an object of that protocol, ready to be asked; raises `UsageError`.
+
+    A server is asked for one token's log-probabilities, so that a wrong address, model, tokenizer or k shows at once.
+    """
+    kind = kind_of_teacher(teacher)
+    if kind == "server":
+        served = server_teacher(teacher, args.teacher_top_k, tokenizer=tokenizer)
+        if args.process_index == 0:
+            try:
+                served.top_k([[0, 1]], [1])
+            except EngineError as error:
+                raise UsageError(f"the teacher does not answer as it has to: {error}") from error
+        return served
+    if kind == "cache":
+        return CachedTeacher(Path(teacher).expanduser(), tokenizer=tokenizer)
+    if teacher.vocabulary != vocabulary_fingerprint(tokenizer):
+        raise UsageError(
+            f"the teacher {teacher.name} was made for a tokenizer of fingerprint {teacher.vocabulary}, and the "
+            f"student's has {vocabulary_fingerprint(tokenizer)}: their ids mean different tokens"
+        )
+    opened: TopKTeacher = teacher
+    return opened
+
+
+def check_teacher_traces(args: ValidityKDConfig, dataset: Any, tokenizer: Any, teacher: TopKTeacher | None) -> None:
+    """Compare the teacher's traces with the run's limits; raises `UsageError` (`CacheError`).
+
+    A cache must have a row for every one of them: otherwise the run would end at the first that it lacks, whenever
+    that is drawn. Of other teachers some traces are looked at, and a warning says how many are cut.
+    """
+    if args.lmbda == 1 or args.process_index > 0 or not hasattr(dataset, "__len__"):
+        return
+    cached = isinstance(teacher, CachedTeacher)
+    apart = 1 if cached else max(1, len(dataset) // LOOKED_AT)
+    longest = args.max_completion_length or sys.maxsize
+    template: Any = args.chat_template_kwargs
+    ended: list[bool] = []
+
+    def traces() -> Iterator[Trace]:
+        for place in range(0, len(dataset), apart):
+            row = dataset[place]
+            for number, rationale in enumerate(usable_traces(row["rationales"])):
+                text = trace_text(rationale, row.get("answer"))
+                prompt, ids = trace_ids(tokenizer, row["prompt"], text, longest, chat_template_kwargs=template)
+                ended.append(ids[-1] == tokenizer.eos_token_id)
+                yield Trace(f"row {row.get('id', place)!r}, rationale {number}", [*prompt, *ids], len(prompt))
+
+    if isinstance(teacher, CachedTeacher):
+        teacher.require(traces())
+    else:
+        deque(traces(), maxlen=0)
+    if cut := ended.count(False):
+        logger.warning(
+            "%d of %d traces of the teacher%s are longer than max_completion_length %d and are cut there: they teach "
+            "neither an answer nor an end. Raise it, or leave such rows out",
+            cut,
+            len(ended),
+            "" if apart == 1 else " that were looked at",
+            longest,
+        )
+
+
+def _check_sharding(args: ValidityKDConfig) -> None:
+    stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else 0
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or stage == 3:
+        raise UsageError(
+            "FSDP and ZeRO stage 3 split a model's last layer over the processes, and this trainer reads it whole. "
+            "Use several processes without them (each holds student and teacher), ZeRO stage 1 or 2, or a teacher "
+            "on a server"
+        )
+
+
+def _check_proposals(args: ValidityKDConfig, teacher: Any, kind: str) -> None:
+    own_likelihood = args.validity == "likelihood" and not args.scorer_parameters.get("engine")
+    if kind == "cache" and own_likelihood:
+        raise UsageError(
+            "proposals: generate with validity: likelihood and a teacher cache: the teacher cannot be asked about "
+            "steps that the student writes anew. Set proposals: expected, or validity_kwargs: {engine: ...}"
+        )
+    if kind == "top_k" and args.lmbda > 0 and args.proposal_engine is None:
+        raise UsageError(
+            "proposals: generate on the student's rollouts: this teacher gives log-probabilities and writes nothing. "
+            "Set proposal_engine"
+        )
+
+
+def find_scorer(args: ValidityKDConfig) -> ValidityScorer | None:
+    """The scorer that the run names, ready to be asked, or None where its control asks none; raises `UsageError`."""
+    if not args.asks_scorer:
+        return None
+    scorer = load_scorer(args.validity, args.scorer_parameters)
+    if args.proposals == "expected" and not (isinstance(scorer, Likelihood) and scorer.asking is None):
+        raise UsageError(
+            f"proposals: expected with validity: {args.validity}: an expectation over the model's distribution "
+            f"exists for the likelihood under the run's own teacher only. Set proposals: generate, so that there is a "
+            f"step to score"
+        )
+    if callable(ready := getattr(scorer, "check_ready", None)) and not inspect.signature(ready).parameters:
+        ready()
+    return scorer
+
+
+def check_dataset(args: ValidityKDConfig, dataset: Any, part: str = "train_dataset") -> None:
+    """Check a `datasets.Dataset` against the batch and the share of teacher traces; raise `UsageError`."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is None:  # a streaming dataset of unknown features
+        return
+    for name in RESERVED_COLUMNS:
+        if name in columns:
+            raise UsageError(f"{part}: the column name {name!r} is reserved by TRL; rename the column")
+    if "prompt" not in columns:
+        raise UsageError(f"{part} has no column 'prompt'; there are {', '.join(columns)}")
+    if {"image", "images"} & set(columns):
+        raise UsageError(f"{part} has images; steps are found in text only. Take TRL's DistillationTrainer")
+    if part != "train_dataset" or not hasattr(dataset, "__len__"):
+        return
+    if len(dataset) < args.generation_batch:
+        raise UsageError(
+            f"{part} has {len(dataset)} prompts, but one generation batch takes {args.generation_batch} "
+            f"(per_device_train_batch_size {args.per_device_train_batch_size} x processes {args.world_size} x "
+            f"gradient_accumulation_steps {args.gradient_accumulation_steps}). TRL would train zero steps without a "
+            f"word. Give more prompts, or lower one of these."
+        )
+    if args.lmbda < 1:
+        _check_traces(args, dataset, part)
+
+
+def _check_traces(args: ValidityKDConfig, dataset: Any, part: str) -> None:
+    way_out = "Set lmbda: 1 to train on the student's rollouts alone"
+    if "rationales" not in dataset.column_names:
+        raise UsageError(
+            f"{part} has no column 'rationales' (a list of the teacher's traces), and lmbda {args.lmbda:g} means that "
+            f"{1 - args.lmbda:.0%} of the batches are made of them; there are {', '.join(dataset.column_names)}. "
+            f'{way_out}, or name their column: --columns \'{{"rationales": "COLUMN"}}\''
+        )
+    without = [place for place, traces in enumerate(dataset["rationales"]) if not usable_traces(traces)]
+    if without:
+        raise UsageError(
+            f"{part}: {len(without)} of {len(dataset)} rows have no trace of the teacher in 'rationales', the first "
+            f"is row {without[0]}. {way_out}, or leave these rows out"
+        )
+
+
+def usable_traces(traces: Any) -> list[str]:
+    """The traces of a row that are not blank; a single text counts as one."""
+    listed = [traces] if isinstance(traces, str) else traces or []
+    return [trace for trace in listed if isinstance(trace, str) and trace.strip()]
+
+
+def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> None:
+    """Compare the tokenizers of the student and of a teacher in this process; raise `UsageError` where they differ.
+
+    `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found is let pass with
+    a warning: the widths of the heads are all that can be compared then.
+    """
+    from transformers import AutoTokenizer
+
+    name = teacher if isinstance(teacher, str) else str(teacher.config._name_or_path or "")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(name), revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+        )
+    except UsageError:
+        raise
+    except Exception as error:
+        if isinstance(teacher, str):
+            raise UsageError(
+                f"teacher {teacher!r} cannot be read: {str(error).splitlines()[0]}. Give a folder written by "
+                f"save_pretrained, a hub id within reach, one of our names, a server (http://HOST:PORT/v1#MODEL), or "
+                f"the folder of a teacher cache (it holds index.json)"
+            ) from error
+        logger.warning(
+            "the teacher came as an object whose tokenizer is not known (%r): that it shares the student's vocabulary "
+            "cannot be checked",
+            name,
+        )
+        return
+    common_vocabulary(student, tokenizer)

@@ -1,0 +1,461 @@
+"""Validity-calibrated distillation: how hard the student is pulled depends on how valid its own step is.
+
+The trainer is TRL's DistillationTrainer, with these differences:
+
+1. a generation batch holds the student's rollouts or, by a coin (`lmbda`), the teacher's traces from `rationales`;
+2. each step of a trace gets a weight from the validities of the teacher's and the student's step after the same
+   prefix (`rlkd.validity`), and the divergence of its tokens is multiplied by it;
+3. the divergence may be a skewed one, and the teacher may be a server or a cache of its k likeliest tokens;
+4. heads of different width are compared over what they share, and teachers with another tokenizer are refused;
+5. what cannot work fails before the model loads, every trace goes to a file with the weights of its steps, and a
+   resumed run goes on without gap or duplicate.
+
+With weights of 1 (`control: uniform`) on the student's rollouts (`lmbda: 1`) it trains as DistillationTrainer does.
+
+The idea is that of arXiv 2605.04078, of which we know the abstract only; every formula is our choice
+(`docs/validity.md`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from trl import DistillationTrainer
+from trl.models import unwrap_model_for_generation
+
+from rlkd.divergence import weighted_mean
+from rlkd.engines import Sampling
+from rlkd.errors import UsageError
+from rlkd.models import resolve_model
+from rlkd.teachers.topk import TopKTeacher, trace_ids, trace_text
+from rlkd.validity import Weigher
+from trainers.common.checkpoints import step_of
+from trainers.common.run_files import MetricsCallback, StepLog, begin
+from trainers.common.trl_compat import check_distillation, trl_kernel
+from trainers.validity_kd.config import ValidityKDConfig
+from trainers.validity_kd.preflight import (
+    check_config,
+    check_dataset,
+    check_teacher_traces,
+    check_vocabulary,
+    find_scorer,
+    open_proposal_engine,
+    open_top_k,
+    usable_traces,
+)
+from trainers.validity_kd.proposals import Written, propose, write_by_engine, write_by_vllm, write_here
+from trainers.validity_kd.step_weights import StepWeights, WeighedBatch, figures
+from trainers.validity_kd.teachers import (
+    DenseTeacher,
+    KDTeacher,
+    SparseTeacher,
+    check_head,
+    head_of,
+    kind_of_teacher,
+    padded_batch,
+    rows_of,
+)
+from trainers.vllm.rollouts import check_rollouts, longest_prompt
+
+__all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
+
+# Seconds for all steps of a batch that an engine proposes; what is unfinished then counts as not proposed.
+PROPOSAL_DEADLINE = 600.0
+
+
+class ValidityKDTrainer(DistillationTrainer):
+    """Distillation in which steps are weighed by their validity.
+
+    Takes what `DistillationTrainer` takes. `model` and the teacher may be names of ours (`embedded`). `teacher_model`
+    is a model or its name, a server's spec, the folder of a teacher cache, or any `rlkd.teachers.topk.TopKTeacher`;
+    where it is not given, `args.teacher` names it.
+
+    Raises `UsageError` before weights load where the run cannot work (`trainers.validity_kd.preflight`).
+    """
+
+    args: ValidityKDConfig
+
+    _tag_names = ["trl", "distillation", "validity-kd"]  # noqa: RUF012 (TRL's form)
+    _name = "Validity-calibrated distillation"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        teacher_model: str | PreTrainedModel | TopKTeacher | None = None,
+        args: ValidityKDConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: Any = None,
+        tools: Any = None,
+        **kwargs: Any,
+    ):
+        check_distillation()
+        args = args or ValidityKDConfig("validity-kd-output")
+        teacher = args.teacher if teacher_model is None else teacher_model
+        check_config(args, teacher, tools)
+        if train_dataset is not None:
+            check_dataset(args, train_dataset)
+        for part, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+            if dataset is not None:
+                check_dataset(args, dataset, f"eval_dataset {part}".strip())
+        kind = kind_of_teacher(teacher)
+        if kind == "cache" and eval_dataset is not None:
+            raise UsageError("eval_dataset with a teacher cache: it does not know what the student will write there")
+        scorer = find_scorer(args)
+        student = resolve_model(model) if isinstance(model, str) else model
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(
+            student if isinstance(student, str) else student.config._name_or_path,
+            revision=dict(args.model_init_kwargs or {}).get("revision"),  # type: ignore[arg-type]
+            trust_remote_code=args.trust_remote_code,
+        )
+        if isinstance(tokenizer, ProcessorMixin):
+            raise UsageError("a student with images: steps are found in text only. Take TRL's DistillationTrainer")
+        opened = None if kind == "model" else open_top_k(args, teacher, tokenizer)
+        if kind == "model":
+            check_vocabulary(args, tokenizer, teacher)
+        check_teacher_traces(args, train_dataset, tokenizer, opened)
+        self._engine = open_proposal_engine(args, teacher)
+        if args.use_vllm:
+            name = student if isinstance(student, str) else str(student.config._name_or_path)
+            check_rollouts(args, name, longest_prompt(train_dataset, tokenizer))  # type: ignore[arg-type]
+        with _vllm_side(args):
+            super().__init__(
+                model=student,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                tools=tools,
+                **kwargs,
+            )
+        self._steps_done = 0
+        self._width: int | None = None
+        if opened is None:
+            # Not by TRL, which refuses heads of different width.
+            self.teacher_model = self._load_teacher(teacher)
+            with torch.no_grad():
+                ids = list(range(min(8, len(self._tokenizer))))
+                check_head(self.teacher_model, lambda batch: self._hidden(self.teacher_model, batch), ids)
+            self._width = self._common_width(self.model, self.teacher_model)
+            self._teacher: KDTeacher = DenseTeacher(
+                self.teacher_model,
+                self._teacher_hidden,
+                temperature=args.temperature,
+                vocabulary=self._width,
+                rows=args.per_device_train_batch_size,
+                pad_id=self._tokenizer.pad_token_id,
+                kernel=trl_kernel if args.kernel == "trl" else None,
+            )
+        else:
+            student_model: Any = self.model
+            self._teacher = SparseTeacher(opened, len(student_model.get_output_embeddings().weight))
+        self.step_weights = StepWeights(
+            scorer=scorer,
+            expected=args.proposals == "expected",
+            weigher=args.weigher(scorer.scale if scorer is not None else "log"),
+            teacher=self._teacher,
+            tokenizer=self._tokenizer,
+            propose=self._propose,
+            student_hidden=self._student_hidden,
+            student_head=lambda: head_of(self.accelerator.unwrap_model(self.model), self._width),
+        )
+        output = Path(args.output_dir or ".")
+        self.metrics_path = output / "metrics.jsonl"
+        self.add_callback(MetricsCallback(self.metrics_path))
+        self.add_callback(_WeigherState(self.step_weights.weigher))
+        self._fresh_weigher = self.step_weights.weigher.state_dict()
+        self._rollouts = StepLog(output / "rollouts" / f"rank{args.process_index}.jsonl")
+
+    @property
+    def rollouts_path(self) -> Path:
+        """The file of this process's traces."""
+        return self._rollouts.path
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `Trainer.train` does.
+
+        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder; where
+        there is none yet, the run starts afresh. Files of the run are cut back to the checkpoint, and what an earlier
+        run left is set aside when this one starts afresh.
+        """
+        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
+        self._steps_done = 0
+        self.step_weights.weigher.load_state_dict(self._fresh_weigher)  # an earlier call may have moved it
+        if checkpoint is not None:
+            self._steps_done = step_of(checkpoint)
+            _WeigherState.restore(self.step_weights.weigher, checkpoint)
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's, in the order of the epoch that a resumed run is in: it would begin with the first one's again."""
+        sampler: Any = super()._get_train_sampler(dataset)
+        rows = len(sampler.data_source)
+        epochs = self._steps_done // max(1, rows // self.args.generation_batch)
+        for _ in range(epochs if sampler.shuffle else 0):
+            torch.randperm(rows, generator=sampler.generator)
+        return sampler
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self._is_training():
+            return super()._generate_and_score_completions(inputs) | {"on_policy": self._flag(True)}
+        step = self.state.global_step
+        on_policy = writes_itself(self.args.lmbda, self.args.seed, step)
+        batch = super()._generate_and_score_completions(inputs) if on_policy else self._teacher_traces(inputs, step)
+        weighed = self.step_weights(inputs, batch, on_policy=on_policy, step=step)
+        loss_mask = _loss_mask(batch)
+        batch |= {"on_policy": self._flag(on_policy), "kd_weights": weighed.weights}
+        if weighed.seen and (self.args.keep_teacher_states or isinstance(self._teacher, SparseTeacher)):
+            batch |= weighed.seen
+        if self.args.normalise == "weights":
+            batch["num_items_in_batch"] = gather((weighed.weights * loss_mask).sum()).sum()
+        self._log_batch(inputs, batch, weighed, on_policy, loss_mask)
+        return batch
+
+    def _compute_loss(
+        self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted loss of a micro-batch, the sum of the student's entropies, and the number of tokens."""
+        mask = _loss_mask(inputs).bool()
+        hidden = self._hidden(unwrapped_student, inputs)[mask]
+        weights = inputs["kd_weights"][mask] if "kd_weights" in inputs else torch.ones(len(hidden)).to(hidden.device)
+        seen = inputs if self._teacher.fields[0] in inputs else self._teacher.observe(inputs)
+        divergence = self.args.divergence_for(on_policy=bool(inputs["on_policy"]))
+        head = head_of(unwrapped_student, self._width)
+        per_token, entropy = self._teacher.compare(seen, mask, hidden, head, divergence, weights)
+        count = mask.sum()
+        denominator = count if num_items_in_batch is None else num_items_in_batch
+        return weighted_mean(per_token, weights, denominator), entropy.sum(), count
+
+    def _teacher_traces(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+        """A generation batch of the teacher's traces, laid out as TRL does it with rollouts."""
+        pairs = [
+            trace_ids(
+                self._tokenizer,
+                row["prompt"],
+                trace_text(choose_trace(row, self.args.seed, step), row.get("answer")),
+                self.args.max_completion_length or sys.maxsize,
+                chat_template_kwargs=dict(self.chat_template_kwargs),  # type: ignore[arg-type]
+            )
+            for row in rows
+        ]
+        prompts, traces = [prompt for prompt, _ in pairs], [trace for _, trace in pairs]
+        batch: dict[str, Any] = dict(
+            padded_batch(prompts, traces, self._tokenizer.pad_token_id, self.accelerator.device)
+        )
+        lengths = gather(batch["completion_mask"].sum(1))
+        batch["num_items_in_batch"] = lengths.sum()
+        metrics = self._metrics["train"]
+        self.state.num_input_tokens_seen += int(gather(batch["prompt_mask"].sum(1)).sum() + lengths.sum())
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        metrics["traces/mean_length"].append(lengths.float().mean().item())
+        ended = torch.tensor([float(ids[-1] in self.eos_token_ids) for ids in traces], device=self.accelerator.device)
+        metrics["traces/clipped_ratio"].append(1 - gather(ended).mean().item())
+        return batch
+
+    def _propose(self, on_policy: bool, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The step that the other model writes after each prefix: the teacher's on the student's traces, and so on."""
+        longest, device = self.args.max_step_tokens, self.accelerator.device
+
+        def write(asked: Sequence[Sequence[int]]) -> list[Written]:
+            if on_policy and self._engine is not None:
+                sampling = Sampling(
+                    max_new_tokens=longest,
+                    temperature=self.temperature,
+                    top_p=self.top_p,
+                    stop=("\n",),
+                    seed=_draw(self.args.seed, self.state.global_step, "proposals").getrandbits(31),
+                )
+                return write_by_engine(self._engine, asked, self._tokenizer, sampling, PROPOSAL_DEADLINE)
+            if on_policy:
+                assert self.teacher_model is not None
+                return write_here(self.teacher_model, asked, self._tokenizer, self.generation_config, longest, device)
+            if self.use_vllm:
+                if self.state.global_step != self._last_loaded_step:
+                    self.vllm_generation.sync_weights()
+                    self._last_loaded_step = self.state.global_step
+                return write_by_vllm(self.vllm_generation, asked, longest)
+            with unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+            ) as student:
+                return write_here(student, asked, self._tokenizer, self.generation_config, longest, device)
+
+        return propose(write, self._tokenizer, prefixes, self.accelerator, [self._tokenizer.eos_token_id])
+
+    def _hidden(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
+        """What goes into the head at the completion's tokens, [B, C, H]."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        return self._get_last_hidden_state(model, ids, mask, batch["completion_ids"].size(1))
+
+    def _teacher_hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self._hidden(self.teacher_model, batch)
+
+    def _student_hidden(self, batch: Mapping[str, Any]) -> Tensor:
+        """The student's, in evaluation mode and a micro-batch at a time."""
+        student = self.accelerator.unwrap_model(self.model)
+        count, size = len(batch["completion_ids"]), self.args.per_device_train_batch_size
+        student.eval()
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                return torch.cat([self._hidden(student, rows_of(batch, i, size)) for i in range(0, count, size)])
+        finally:
+            student.train()
+
+    def _load_teacher(self, teacher: Any) -> Any:
+        """The teacher in evaluation mode on this process's device; raises `UsageError` where it does not load."""
+        if isinstance(teacher, str):
+            settings: dict[str, Any] = {
+                "revision": self.args.teacher_model_revision,
+                "trust_remote_code": self.args.trust_remote_code,
+                **dict(self.args.teacher_model_init_kwargs or {}),  # type: ignore[arg-type]
+            }
+            # On a CPU float32, whatever the checkpoint has: as `recipes/teacher_cache.py` has it.
+            settings["dtype"] = settings.get("dtype") or (
+                "float32" if self.accelerator.device.type == "cpu" else "auto"
+            )
+            try:
+                teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **settings)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"the teacher {teacher!r} does not load: {error}") from error
+        elif self.args.teacher_model_init_kwargs:
+            raise UsageError("teacher_model_init_kwargs are for a teacher that is named; this one is a model already")
+        if getattr(teacher, "hf_device_map", None) is None and not getattr(teacher, "is_quantized", False):
+            teacher.to(self.accelerator.device)
+        place, here = (
+            teacher.get_output_embeddings().weight.device,
+            torch.empty(0, device=self.accelerator.device).device,
+        )
+        if place != here:
+            raise UsageError(
+                f"the teacher's last layer lies on {place} and the student on {here}; the loss needs both in one "
+                f"place. Leave device_map out of teacher_model_init_kwargs, or serve the teacher with vLLM"
+            )
+        return teacher.eval().requires_grad_(False)
+
+    def _common_width(self, *models: Any) -> int | None:
+        """Rows of both heads that are compared where one is padded; None where they are equally wide."""
+        widths = [len(model.get_output_embeddings().weight) for model in models]
+        if widths[0] == widths[1]:
+            return None
+        known = 1 + max(self._tokenizer.get_vocab().values())
+        if min(widths) < known:
+            raise UsageError(
+                f"the student's head has {widths[0]} rows and the teacher's {widths[1]}, but the student's tokenizer "
+                f"knows {known} ids: the teacher has another vocabulary, or one of them was cut. Take a teacher of "
+                f"the student's family"
+            )
+        if widths[0] > min(widths) and self.use_vllm:
+            raise UsageError(
+                f"the student's head has {widths[0]} rows and the teacher's {widths[1]}: what only pads must not be "
+                f"written, and vLLM is not told so. Set use_vllm: false, or take a teacher whose head is as wide"
+            )
+        if widths[0] > min(widths):  # what the teacher has no word for is not written
+            self.generation_config.suppress_tokens = list(range(min(widths), widths[0]))
+        return min(widths)
+
+    def _log_batch(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        batch: Mapping[str, Any],
+        weighed: WeighedBatch,
+        on_policy: bool,
+        loss_mask: Tensor,
+    ) -> None:
+        pairs = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+        texts = self._tokenizer.batch_decode([ids[mask.bool()] for ids, mask in pairs], skip_special_tokens=True)
+        logged = figures(weighed, rows, texts, loss_mask, on_policy) | {"kd/on_policy": float(on_policy)}
+        for name, value in logged.items():
+            self._metrics["train"][name].append(value)
+        if not self.args.save_rollouts:
+            return
+        records: list[dict[str, Any]] = [
+            {
+                "step": self.state.global_step + 1,
+                "id": row.get("id"),
+                "policy": "student" if on_policy else "teacher",
+                "prompt": row["prompt"],
+                "completion": text,
+                "answer": row.get("answer"),
+                "steps": [],
+            }
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        for step in weighed.records:
+            shown = {name: value for name, value in vars(step).items() if name not in ("row", "position")}
+            records[step.row]["steps"].append(shown)
+        self._rollouts.append(records)
+
+    def _flag(self, value: bool) -> Tensor:
+        return torch.tensor(value, device=self.accelerator.device)
+
+    def _is_training(self) -> bool:
+        """Whether this is a training batch: TRL's own criterion."""
+        return bool(self.model is not None and self.model.training)
+
+
+def writes_itself(lmbda: float, seed: int, step: int) -> bool:
+    """Whether the generation batch of this step holds the student's rollouts: one coin, the same on all processes.
+
+    It depends on seed and step alone, so that a resumed run goes on with the same coins.
+    """
+    return _draw(seed, step, "policy").random() < lmbda
+
+
+def choose_trace(row: Mapping[str, Any], seed: int, step: int) -> str:
+    """The trace of a row to train on at this step: one of its `rationales`, whatever process and place the row has."""
+    traces = usable_traces(row["rationales"])
+    if not traces:
+        raise UsageError(f"row {row.get('id')!r} has no trace of the teacher in 'rationales'")
+    return _draw(seed, step, str(row.get("id")), json.dumps(row["prompt"])).choice(traces)
+
+
+def _draw(seed: int, step: int, *what: str) -> random.Random:
+    return random.Random(hashlib.sha256(json.dumps(["validity-kd", seed, step, *what]).encode()).digest())
+
+
+def _loss_mask(batch: Mapping[str, Any]) -> Tensor:
+    """1 for the tokens that count, (B, C): the completion's own, without what tools said."""
+    mask: Tensor = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def _vllm_side(args: ValidityKDConfig) -> Any:
+    if not args.use_vllm:
+        return nullcontext()
+    from trainers.vllm.weight_sync import rollout_engine
+
+    return rollout_engine(args)  # type: ignore[arg-type]
+
+
+class _WeigherState(TrainerCallback, ExportableState):
+    """Has the weigher's state (tau, the profile of positions) saved with every checkpoint, in trainer_state.json."""
+
+    def __init__(self, weigher: Weigher):
+        self.weigher = weigher
+
+    def state(self) -> dict[str, Any]:
+        """What transformers puts into the trainer's state when it saves it."""
+        return {"args": {}, "attributes": self.weigher.state_dict()}
+
+    @classmethod
+    def restore(cls, weigher: Weigher, checkpoint: Path) -> None:
+        """Bring the weigher to the state of a checkpoint."""
+        saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"].get(cls.__name__)
+        if saved is not None:
+            weigher.load_state_dict(saved["attributes"])

@@ -1,0 +1,1 @@
+"""Rollouts by vLLM: checks of servers, and the weights' way to them."""

