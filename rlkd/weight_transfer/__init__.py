@@ -14,6 +14,8 @@ vLLM; nothing else is imported or changed until a server is started with one of 
 import contextlib
 
 BACKENDS = {"gloo": "GlooEngine", "disk": "DiskEngine"}
+# How weights can reach a rollout server: TRL's own way, and ours.
+WEIGHT_TRANSFERS = ("nccl", *BACKENDS)
 
 
 def register() -> None:

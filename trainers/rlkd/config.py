@@ -9,7 +9,7 @@ from trl import GRPOConfig
 from rlkd.engines import from_environment
 from rlkd.errors import UsageError
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
-from trainers.vllm.rollouts import WEIGHT_TRANSFERS
+from rlkd.weight_transfer import WEIGHT_TRANSFERS
 
 
 @dataclass

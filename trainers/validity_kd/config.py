@@ -15,7 +15,7 @@ from rlkd.errors import UsageError
 from rlkd.registry import suggestion
 from rlkd.validity import CONTROLS, AdaptiveTau, Weigher, WeightMap
 from rlkd.validity.contract import Scale
-from trainers.vllm.rollouts import WEIGHT_TRANSFERS
+from rlkd.weight_transfer import WEIGHT_TRANSFERS
 
 Proposals = Literal["expected", "generate"]
 CHOICES = {

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 # What TRL 1.16 accepts; it warns about others.
 SUPPORTED_VLLM = ("0.22.0", "0.31.0")
 # Backends for weights: TRL's own, and those of rlkd.weight_transfer.
-WEIGHT_TRANSFERS = ("nccl", "gloo", "disk")
 # Of so many prompts, the longest in characters, tokens are counted.
 COUNTED_PROMPTS = 16
 
