@@ -8,8 +8,8 @@ from trl import GRPOConfig
 
 from rlkd.engines import from_environment
 from rlkd.errors import UsageError
-from trainers.common.reward_settings import MAPPINGS, RewardSettings
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
+from trainers.common.reward_settings import MAPPINGS, RewardSettings
 
 
 @dataclass
