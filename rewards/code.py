@@ -15,7 +15,15 @@ from typing import Any
 
 from rewards.contract import Failed, RewardError, RewardOptions, Scored
 from rlkd.data.rows import completion_text
-from rlkd.sandbox import Limits, Result, SandboxError, SandboxUnavailable, call_function, check, run_program
+from rlkd.sandbox import (
+    ProgramResult,
+    SandboxError,
+    SandboxLimits,
+    SandboxUnavailable,
+    call_function,
+    check,
+    run_program,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +113,7 @@ class Code:
         for name, flag in (("all_or_nothing", all_or_nothing), ("children", children)):
             if not isinstance(flag, bool):
                 raise ValueError(f"{name} {flag!r}: expected true or false")
-        self.limits = Limits(
+        self.limits = SandboxLimits(
             wall=wall,
             cpu=cpu,
             memory=memory * MIB,
@@ -177,7 +185,7 @@ class Code:
         value = float(passed == len(tests)) if self.all_or_nothing else passed / len(tests)
         return Scored(value, {"passed": passed, "tests": len(tests), "results": results})
 
-    def _run(self, program: str, test: Case, stop: threading.Event) -> Result:
+    def _run(self, program: str, test: Case, stop: threading.Event) -> ProgramResult:
         if test.function is None:
             return run_program(program, stdin=test.given, limits=self.limits, stop=stop)
         return call_function(program, test.function, test.given, limits=self.limits, stop=stop)
@@ -232,7 +240,7 @@ def open_r1_test(test: Mapping[str, Any]) -> Case:
     return Case(list(arguments), expected, _text(test["fn_name"], "fn_name"))
 
 
-def judge(result: Result, test: Case) -> dict[str, Any]:
+def judge(result: ProgramResult, test: Case) -> dict[str, Any]:
     """Whether a test is passed, the outcome in a word, and a short reason where it is not."""
     if result.status != "ok":
         last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]

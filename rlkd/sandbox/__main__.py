@@ -1,4 +1,4 @@
-"""`python -m rlkd.sandbox`: say whether programs of a model can be run here, and which means is missing."""
+"""`python -m rlkd.sandbox`: check whether the sandbox works here, and which mechanism is missing."""
 
 import sys
 
@@ -6,7 +6,7 @@ from rlkd.sandbox import stages
 
 
 def main() -> int:
-    """Print a line for each means; exit code 1 where one is missing."""
+    """Print a line per mechanism; exit code 1 if one is missing."""
     found = stages()
     for name, error in found:
         print(f"{'missing' if error else 'ok':<8} {name}" + (f"\n         {error}" if error else ""))

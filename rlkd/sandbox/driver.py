@@ -1,6 +1,6 @@
-"""Runs in the sandbox for `call_function`: load the program, call one function, hand its value back as JSON on fd 3.
+"""Runs in the sandbox for `call_function`: loads the program, calls one function, writes its value as JSON to fd 3.
 
-Nothing here is trusted by anybody: the program shares this interpreter and may do to it what it likes.
+Nothing here is trusted: the program shares this interpreter and may change anything in it.
 """
 
 # ruff: noqa: PTH123

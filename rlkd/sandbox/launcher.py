@@ -3,13 +3,14 @@
 Run by `rlkd.sandbox` in a fresh, single-threaded interpreter (`python -I -S launcher.py FD`), with nothing but the
 standard library. Three processes:
 
-    outer     enters the new namespaces, waits for `init`, kills it when told to or when the supervisor dies
+    outer     enters the new namespaces, waits for `init`, kills it on command or when the supervisor dies
     init      process 1 of the new process namespace: builds the file tree, drops every right, waits for the program.
               When it ends, the kernel kills whatever is left in the namespace.
     program   limits, seccomp filter, checks, execve
 
-Reports on the status pipe, a line each: `stage NAME`, `failed NAME ERRNO TEXT`, `started`, `exit STATUS CPU_SECONDS`.
-Of the standard library, only modules that import fast: no pathlib, no json, no subprocess.
+Writes one line per report to the status pipe: `stage NAME`, `failed NAME ERRNO TEXT`, `started`,
+`exit STATUS CPU_SECONDS`.
+Imports only fast modules of the standard library: no pathlib, no json, no subprocess.
 """
 
 # ruff: noqa: PTH102, PTH103, PTH115, PTH116, PTH120, PTH208, PTH211, SIM105
@@ -45,7 +46,7 @@ NUMBERS = {  # of calls that the C library does not wrap, or that the checks mak
 LOCKED_NO_ROOT = 0x2F  # SECBIT_NOROOT, NO_SETUID_FIXUP and KEEP_CAPS' lock: uid 0 means nothing
 INSIDE = 1000  # uid and gid in the sandbox
 NOBODY = 65534  # and outside of it, where root calls: limits on processes do not bind root
-KEEP = 200  # where descriptors are put out of the way
+KEEP = 200  # descriptors that must survive are moved up to here
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -53,40 +54,40 @@ NUMBER = NUMBERS.get(os.uname().machine, {})
 
 
 class Refused(Exception):
-    """A means did not take effect."""
+    """A mechanism did not take effect."""
 
 
-class Status:
-    """The status pipe, and the stage that is being worked on."""
+class StatusPipe:
+    """The status pipe and the current stage."""
 
     def __init__(self, fd):
         self.fd, self.name = fd, "start"
 
     def stage(self, name):
-        """Report that this stage begins."""
+        """Report the begin of a stage."""
         self.name = name
         self.write(f"stage {name}")
 
     def failed(self, error):
-        """Report why the sandbox cannot be had, and end this process."""
+        """Report why the sandbox is unavailable, and end this process."""
         text = str(error).replace("\n", " ")
         self.write(f"failed {self.name.replace(' ', '_')} {getattr(error, 'errno', None) or 0} {text}")
         os._exit(1)
 
     def write(self, line):
-        """Write one line, at once."""
+        """Write one line in a single call."""
         os.write(self.fd, line.encode("utf-8", "replace")[:4000] + b"\n")
 
 
 def call(name, *arguments):
-    """A function of the C library; raises OSError."""
+    """Call a function of the C library; raises OSError."""
     if getattr(libc, name)(*arguments) == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
 def syscall(number, *arguments):
-    """A system call by number; raises OSError."""
-    # Without the width, a 64-bit register would carry what was there before in its upper half.
+    """Make a system call by number; raises OSError."""
+    # Explicit width: the upper half of a 64-bit register would otherwise keep old content.
     wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     result = libc.syscall(ctypes.c_long(number), *wide)
     if result == -1:
@@ -95,7 +96,7 @@ def syscall(number, *arguments):
 
 
 def prctl(option, *arguments):
-    """The prctl call; raises OSError."""
+    """Call prctl; raises OSError."""
     wide = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in (*arguments, 0, 0, 0, 0)[:4]]
     result = libc.prctl(option, *wide)
     if result == -1:
@@ -104,7 +105,7 @@ def prctl(option, *arguments):
 
 
 def demand(condition, text):
-    """Refuse to go on."""
+    """Raise `Refused` unless the condition holds."""
     if not condition:
         raise Refused(text)
 
@@ -115,14 +116,14 @@ def main():
     os.lseek(source, 0, os.SEEK_SET)
     with os.fdopen(source, "rb") as file:
         job = marshal.load(file)
-    status = Status(job["status"])
+    status = StatusPipe(job["status"])
     try:
         prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
         os.umask(0o022)
         try:
-            write("/proc/self/oom_score_adj", "1000")  # where memory runs out, this is what should go first
+            write("/proc/self/oom_score_adj", "1000")  # the first candidate when the machine runs out of memory
         except OSError:
-            pass  # a courtesy to the machine, no part of the sandbox
+            pass  # a courtesy to the machine, not part of the sandbox
         enter_namespaces(status)
         before = os.readlink("/proc/self/ns/mnt")
         alive, held = os.pipe()
@@ -184,7 +185,7 @@ def enter_namespaces(status):
 
 
 def stay_with_parent(parent_lives):
-    """Die when the parent dies. The kernel forgets this at every change of rights, so it comes last."""
+    """Die when the parent dies. The kernel resets this at every change of rights, so it comes last."""
     prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
     signal = ctypes.c_int()
     prctl(PR_GET_PDEATHSIG, ctypes.byref(signal))
@@ -193,7 +194,7 @@ def stay_with_parent(parent_lives):
 
 
 def drop_rights():
-    """Become the one mapped user, for good: no groups, no capabilities, none to be had by executing anything."""
+    """Become the mapped user for good: no groups, no capabilities, no way to gain any by execve."""
     if read("/proc/self/setgroups") == "allow":
         os.setgroups([])
     os.setresgid(INSIDE, INSIDE, INSIDE)
@@ -202,7 +203,7 @@ def drop_rights():
 
 
 def drop_capabilities():
-    """No capabilities, and no way to get any."""
+    """Drop all capabilities, and every way to gain one."""
     prctl(PR_SET_SECUREBITS, LOCKED_NO_ROOT)
     for capability in range(64):
         try:
@@ -221,7 +222,7 @@ def capability_arguments():
 
 
 def init(job, status, alive, before):
-    """Process 1 of the sandbox; does not return. `before`: the mount namespace to get out of."""
+    """Process 1 of the sandbox; does not return. `before`: the outer mount namespace."""
     try:
         demand(os.getpid() == 1, "the process namespace is the old one")
         for number in range(1, _signal.NSIG):
@@ -265,10 +266,10 @@ def init(job, status, alive, before):
 
 
 def build_root(job, status):
-    """A file tree of two small file systems in memory and a few read-only folders; everything else is gone."""
+    """Mount two small file systems in memory and a few read-only folders, and detach everything else."""
     status.stage("read-only file tree")
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
-    # As the calling user, whose folders these may be; from then on as the user of the sandbox.
+    # As the calling user, who may own these folders; afterwards as the user of the sandbox.
     trees = [(path, *clone_tree(path, device)) for path, device in job["binds"]]
     call("sethostname", b"sandbox", 7)
     call("setdomainname", b"", 0)
@@ -330,15 +331,15 @@ def restrict(fd, path, attributes, flags):
     syscall(MOUNT_SETATTR, fd, ctypes.c_char_p(path), flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
 
 
-def attach(fd, place):
-    """Put a detached tree in its place."""
-    target = ctypes.c_char_p(os.fsencode(place))
+def attach(fd, path):
+    """Attach a detached tree at a path."""
+    target = ctypes.c_char_p(os.fsencode(path))
     syscall(MOVE_MOUNT, fd, ctypes.c_char_p(b""), AT_FDCWD, target, MOVE_EMPTY_PATH)
     os.close(fd)
 
 
 def program(job, status, tell):
-    """Becomes the program; does not return. Reports over `tell`, which closes at a successful execve."""
+    """Become the program; does not return. Reports over `tell`, which a successful execve closes."""
     try:
         tell = fcntl.fcntl(tell, fcntl.F_DUPFD_CLOEXEC, KEEP)
         status.fd = tell
@@ -356,7 +357,7 @@ def program(job, status, tell):
         for name, value in job["limits"].items():
             limit_resource(name, value)
         check_process_limit(job)
-        # Of a huge page that is unmapped in part the whole stays, and no limit counts it.
+        # A partly unmapped huge page stays in memory as a whole, and no limit counts it.
         prctl(PR_SET_THP_DISABLE, 1)
         status.stage("seccomp filter")
         install(job["filter"])
@@ -380,7 +381,7 @@ def limit_resource(name, value):
 
 
 def check_process_limit(job):
-    """Root is exempt from RLIMIT_NPROC in some settings: see that a fork fails at limit 0."""
+    """Check that a fork fails at limit 0: root is exempt from RLIMIT_NPROC in some settings."""
     kept = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.setrlimit(resource.RLIMIT_NPROC, (0, kept[1]))
     try:
@@ -403,7 +404,7 @@ def install(code):
 
 
 def check_inside(job, passed, tell):
-    """See that every layer took effect; the last thing before the program is executed."""
+    """Check that every layer took effect, immediately before the program is executed."""
     demand(os.getresuid() == (INSIDE,) * 3 and os.getresgid() == (INSIDE,) * 3, "the user was not changed")
     header, sets = capability_arguments()
     syscall(NUMBER["capget"], header, sets)
@@ -429,7 +430,7 @@ def check_inside(job, passed, tell):
     expected = {p.lstrip("/").split("/")[0] for p, _ in job["binds"]} | {"tmp", "empty", "dev"}
     expected |= {p.lstrip("/").split("/")[0] for p in [*job["links"], *job["files"]]}
     demand(set(os.listdir("/")) == expected, f"the root folder has {sorted(os.listdir('/'))}")
-    # Where the old root was not taken off, it lies on top of the new one, a step up from it.
+    # An old root that was not detached lies on top of the new one, one step up.
     demand(os.path.samestat(os.stat("/"), os.stat("/..")), "the old root folder is still there")
     for path in ["/", *(path for path, _ in job["binds"]), *job["masks"]]:
         demand(os.statvfs(path).f_flag & os.ST_RDONLY, f"{path} can be written to")

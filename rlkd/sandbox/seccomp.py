@@ -1,11 +1,11 @@
-"""The system calls that a sandboxed program may not make, as a seccomp filter (classic BPF).
+"""Builds the seccomp filter (classic BPF) that denies system calls to a sandboxed program.
 
-A list of what is denied, with one catch-all: calls newer than `NEWEST` do not exist (ENOSYS), so that a call which a
-future kernel adds is closed until somebody has looked at it. The x32 calls of x86-64 have higher numbers and fall
+A deny list with one catch-all: calls newer than `NEWEST` do not exist (ENOSYS), so a call that a future kernel adds
+stays closed until somebody has reviewed it. The x32 calls of x86-64 have higher numbers and fall
 under the same rule; another architecture (32-bit code) ends the process.
 
-A denied call fails with EPERM and does not kill: a program that merely tries one, as libraries do at import, gets the
-ordinary Python error and its test a real verdict.
+A denied call fails with EPERM and does not kill: a program that merely tries one, as libraries do at import, gets an
+ordinary Python error, and its test a real verdict.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 
 # linux/audit.h
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# Of the calls up to here, each was looked at; 452 is fchmodat2 (Linux 6.6), which new C libraries use.
+# Every call up to this number was reviewed; 452 is fchmodat2 (Linux 6.6), which new C libraries use.
 NEWEST = 452
 
 # name: (number on x86-64, number on aarch64); None where the call does not exist. From asm/unistd_64.h and
@@ -32,7 +32,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "sendmmsg": (307, 269),
     "recvmsg": (47, 212),
     "recvmmsg": (299, 243),
-    "setsockopt": (54, 208),  # how much a socket may hold, too: memory that no limit of the process counts
+    "setsockopt": (54, 208),  # sets the buffer size, which is memory that no limit of the process counts
     # Other processes.
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -59,7 +59,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "mount_setattr": (442, 442),
     "open_by_handle_at": (304, 265),
     "name_to_handle_at": (303, 264),
-    # Says which libraries others open, and takes from a small number that all of a user's processes share.
+    # Shows which libraries others open, and uses up a small number shared by all processes of a user.
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
     "fanotify_init": (300, 262),
@@ -132,16 +132,16 @@ CLONE, CLONE3, SOCKETPAIR, SENDTO = (56, 220), (435, 435), (53, 199), (44, 206)
 
 LOAD, EQUAL, GREATER, ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 
-# Denied for some arguments: name, numbers, and what must hold together (test, argument, constant). An argument is
-# counted in halves of 32 bits, the lower one first.
+# Denied for some arguments: name, numbers, and conditions that must all hold (test, argument, constant). Arguments are
+# indexed in halves of 32 bits, the lower one first.
 CONDITIONS: list[tuple[str, tuple[int, int], list[tuple[int, int, int]]]] = [
-    # MAP_ANONYMOUS with MAP_SHARED: what is unmapped of it in part no longer counts as address space, but stays.
+    # MAP_ANONYMOUS with MAP_SHARED: a part that is unmapped stops counting as address space, but stays in memory.
     ("mmap", (9, 222), [(ANY_BIT, 6, 0x20), (ANY_BIT, 6, 1)]),
-    # CLOSE_RANGE_UNSHARE: a table of descriptors for each thread, so that there is no limit on their number.
+    # CLOSE_RANGE_UNSHARE: a separate table of descriptors per thread would lift the limit on their number.
     ("close_range", (436, 436), [(ANY_BIT, 4, 2)]),
     # F_SETPIPE_SZ: memory that no limit of the process counts.
     ("fcntl", (72, 25), [(EQUAL, 2, 1031)]),
-    # PR_SET_SECCOMP, and PR_SET_THP_DISABLE: of a huge page unmapped in part, the whole stays.
+    # PR_SET_SECCOMP, and PR_SET_THP_DISABLE: a partly unmapped huge page stays in memory as a whole.
     ("prctl", (157, 167), [(EQUAL, 0, 22)]),
     ("prctl", (157, 167), [(EQUAL, 0, 41)]),
     # RLIMIT_CORE: at 1 the kernel starts no crash handler outside; at 0 it does.
@@ -167,7 +167,7 @@ def build_filter(machine: str, *, children: bool) -> bytes:
     column = list(ARCHITECTURES).index(machine)
     code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, ARCHITECTURES[machine]), (RETURN, 0, 0, KILL)]
     code += [(LOAD, 0, 0, NUMBER), (GREATER, 0, 1, NEWEST), (RETURN, 0, 0, ABSENT)]
-    # Its flags stand in memory, out of the filter's sight. The C library falls back to clone.
+    # Its flags are in memory, which a filter cannot read. The C library falls back to clone.
     code += [(EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, ABSENT)]
     for numbers in [*DENIED.values(), *([] if children else FORKS.values())]:
         number = numbers[column]
@@ -182,11 +182,11 @@ def build_filter(machine: str, *, children: bool) -> bytes:
     code.append((LOAD, 0, 0, NUMBER))
     clone = [(LOAD, 0, 0, _argument(0)), (ANY_BIT, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
     if not children:
-        # With a table of descriptors of its own, each thread would have the whole limit on their number.
+        # With a separate table of descriptors, each thread would get the whole limit on their number.
         for flag in (CLONE_THREAD, CLONE_FILES):
             clone += [(ANY_BIT, 1, 0, flag), (RETURN, 0, 0, REFUSE)]
     pair = [(LOAD, 0, 0, _argument(0)), (EQUAL, 1, 0, AF_UNIX), (RETURN, 0, 0, REFUSE)]
-    # Sending to the other end of a pair is fine; naming an address is not.
+    # Sending to the other end of a pair is allowed; giving an address is not.
     send = [(LOAD, 0, 0, _argument(4)), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
     send += [(LOAD, 0, 0, _argument(4) + 4), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
     for numbers, body in ((CLONE, clone), (SOCKETPAIR, pair), (SENDTO, send)):

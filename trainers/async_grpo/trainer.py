@@ -43,7 +43,7 @@ from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.rollouts import packed_attention, whole_text
 from trainers.common.run_files import MetricsCallback, begin, iterate_steps
 from trainers.common.trl_compat import async_with, check_async_trl
-from trainers.vllm.rollouts import ask_server, get_json, installed_vllm, longest_prompt, rounded_length
+from trainers.vllm.checks import ask_server, get_json, installed_vllm, longest_prompt, rounded_length
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,7 @@ from rewards import Reward, RewardError
 from rlkd.data.rows import RESERVED_COLUMNS
 from rlkd.errors import UsageError
 from rlkd.registry import suggestion
-from trainers.vllm.rollouts import check_installed
+from trainers.vllm.checks import check_installed
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig

@@ -43,7 +43,7 @@ from trainers.common.trl_compat import check_generate, check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.prefetch import Prefetch
 from trainers.rlkd.preflight import check_config, check_dataset, check_services, rollout_window
-from trainers.vllm.rollouts import prepare_rollouts
+from trainers.vllm.checks import prepare_rollouts
 
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 

@@ -136,7 +136,7 @@ class ValidityKDConfig(DistillationConfig):
         },
     )
 
-    vllm_importance_sampling_correction: ClassVar[bool] = False  # distillation has none; `trainers.vllm.rollouts` asks
+    vllm_importance_sampling_correction: ClassVar[bool] = False  # distillation has none; `trainers.vllm.checks` asks
 
     def __post_init__(self) -> None:
         """Check the values; raises `UsageError`."""

@@ -28,7 +28,7 @@ from rlkd.teachers.topk import (
 from rlkd.validity import ValidityScorer, load_scorer
 from rlkd.validity.likelihood import Likelihood
 from trainers.validity_kd.teachers import kind_of_teacher
-from trainers.vllm.rollouts import check_installed
+from trainers.vllm.checks import check_installed
 
 if TYPE_CHECKING:
     from trainers.validity_kd.config import ValidityKDConfig

@@ -68,7 +68,7 @@ from trainers.validity_kd.teachers import (
     padded_batch,
     rows_of,
 )
-from trainers.vllm.rollouts import check_rollouts, longest_prompt
+from trainers.vllm.checks import check_rollouts, longest_prompt
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 

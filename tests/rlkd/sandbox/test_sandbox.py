@@ -18,11 +18,10 @@ from pathlib import Path
 import pytest
 
 import rlkd
-from rlkd import sandbox
 from rlkd.sandbox import (
     ENVIRONMENT,
-    Limits,
     SandboxError,
+    SandboxLimits,
     SandboxUnavailable,
     call_function,
     check,
@@ -30,12 +29,13 @@ from rlkd.sandbox import (
     seccomp,
     stages,
 )
+from rlkd.sandbox.run import way_out
 
 ROOT = Path(rlkd.__file__).resolve().parent.parent
 MIB = 1 << 20
 # A busy machine must not decide a test.
-PATIENT = Limits(wall=120)
-CHILDREN = Limits(wall=120, children=True)
+PATIENT = SandboxLimits(wall=120)
+CHILDREN = SandboxLimits(wall=120, children=True)
 ROOT_USER = os.geteuid() == 0
 X86 = platform.machine() == "x86_64"
 
@@ -205,7 +205,7 @@ def seen_from_outside(look):
     marker, stop = f"seen-{uuid.uuid4().hex}", threading.Event()
     code = "import time\nwhile True: time.sleep(9)"
     source = f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', {code!r}, {marker!r}])"
-    limits = Limits(wall=999)
+    limits = SandboxLimits(wall=999)
 
     def work():
         with pytest.raises(SandboxError):
@@ -385,7 +385,7 @@ for i in itertools.count():
             break
 print(written)
 """
-    assert 0 < int(run(source, limits=Limits(wall=120, file_size=MIB))) <= MIB
+    assert 0 < int(run(source, limits=SandboxLimits(wall=120, file_size=MIB))) <= MIB
     many = "for i in range(10**6): open(f'/tmp/{i}', 'w').close()"
     result = run_program(many, limits=PATIENT)
     assert (result.status, "No space left" in result.stderr) == ("error", True)
@@ -421,18 +421,18 @@ threads = [threading.Thread(target=eat) for _ in range(4)]
 [t.join() for t in threads]
 print(len(kept))
 """
-    assert 0 < int(run(source, limits=Limits(wall=120, memory=200 * MIB))) < 200
+    assert 0 < int(run(source, limits=SandboxLimits(wall=120, memory=200 * MIB))) < 200
 
 
 @pytest.mark.parametrize("before", ["", "import signal\nsignal.signal(signal.SIGXCPU, lambda *_: None)\n"])
 def test_an_endless_loop_ends_at_the_cpu_limit(before):
-    result = run_program(before + "while True: pass", limits=Limits(wall=120, cpu=1))
+    result = run_program(before + "while True: pass", limits=SandboxLimits(wall=120, cpu=1))
     assert (result.status, result.returncode) == ("timeout", -signal.SIGKILL if before else -signal.SIGXCPU)
 
 
 def test_a_sleeping_program_ends_at_the_wall_limit_with_what_it_printed():
     source = "import signal, time\nfor s in (2, 15, 1): signal.signal(s, lambda *_: None)\nprint('up', flush=True)\n"
-    result = run_program(source + "while True: time.sleep(9)", limits=Limits(wall=1))
+    result = run_program(source + "while True: time.sleep(9)", limits=SandboxLimits(wall=1))
     assert (result.status, result.stdout) == ("timeout", "up\n")
     assert result.seconds >= 1
 
@@ -440,20 +440,20 @@ def test_a_sleeping_program_ends_at_the_wall_limit_with_what_it_printed():
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_endless_output_ends_at_the_limit(stream):
     result = run_program(
-        f"import sys\nwhile True: sys.{stream}.write('x' * 999)", limits=Limits(wall=120, output=5000)
+        f"import sys\nwhile True: sys.{stream}.write('x' * 999)", limits=SandboxLimits(wall=120, output=5000)
     )
     assert (result.status, getattr(result, stream)) == ("output", "x" * 5000)
 
 
 def test_output_a_byte_over_the_limit_of_a_program_that_ended_is_too_much():
-    limits = Limits(wall=120, output=100)
+    limits = SandboxLimits(wall=120, output=100)
     assert run_program("print('x' * 99)", limits=limits).status == "ok"
     assert run_program("print('x' * 100)", limits=limits).status == "output"
 
 
 def test_an_endless_value_ends_at_the_limit():
     source = "import os\ndef f():\n    while True: os.write(3, bytes(9999))"
-    assert call_function(source, "f", [], limits=Limits(wall=120, output=5000)).status == "output"
+    assert call_function(source, "f", [], limits=SandboxLimits(wall=120, output=5000)).status == "output"
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_an_endless_value_ends_at_the_limit():
 )
 def test_limits_that_make_no_sense_are_named(parameters, text):
     with pytest.raises(ValueError, match=re.escape(text)):
-        Limits(**parameters)
+        SandboxLimits(**parameters)
 
 
 # processes
@@ -524,7 +524,7 @@ def test_a_fork_bomb_is_bounded_and_ends():
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        result = run_program(source, limits=Limits(wall=2, processes=12, children=True))
+        result = run_program(source, limits=SandboxLimits(wall=2, processes=12, children=True))
         subprocess.run(["true"], check=True)
     finally:
         over.set()
@@ -547,7 +547,7 @@ except RuntimeError:
     over.set()
 print(count)
 """
-    assert 1 < int(run(source, limits=Limits(wall=120, processes=10))) <= 10
+    assert 1 < int(run(source, limits=SandboxLimits(wall=120, processes=10))) <= 10
 
 
 def daemon(marker):
@@ -565,7 +565,7 @@ os.wait()
 @pytest.mark.parametrize("ending", ["print('bye')", "import time\ntime.sleep(999)", "while True: print('x' * 9999)"])
 def test_a_daemon_does_not_outlive_the_program(ending):
     marker = f"daemon-{uuid.uuid4().hex}"
-    run_program(daemon(marker) + ending, limits=Limits(wall=2, children=True))
+    run_program(daemon(marker) + ending, limits=SandboxLimits(wall=2, children=True))
     assert processes(marker) == []
 
 
@@ -592,7 +592,7 @@ def test_no_process_outside_can_be_seen_or_signalled():
 def test_every_process_is_gone_when_the_caller_is_killed():
     marker = f"orphan-{uuid.uuid4().hex}"
     source = daemon(marker) + "import time\ntime.sleep(999)"
-    code = f"from rlkd.sandbox import *\nrun_program({source!r}, limits=Limits(wall=999, children=True))"
+    code = f"from rlkd.sandbox import *\nrun_program({source!r}, limits=SandboxLimits(wall=999, children=True))"
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
         wait_until(lambda: len(processes(marker)) == 1 + 1)  # the daemon, and the caller with it in its code
@@ -607,7 +607,7 @@ def test_every_process_is_gone_when_the_caller_is_killed():
 def test_ctrl_c_kills_the_program_and_goes_on_up():
     marker = f"interrupted-{uuid.uuid4().hex}"
     source = daemon(marker) + "import time\ntime.sleep(999)"
-    code = f"from rlkd.sandbox import *\nrun_program({source!r}, limits=Limits(wall=999, children=True))"
+    code = f"from rlkd.sandbox import *\nrun_program({source!r}, limits=SandboxLimits(wall=999, children=True))"
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: len(processes(marker)) == 1 + 1)
@@ -625,7 +625,7 @@ def test_a_run_can_be_stopped_from_another_thread():
     timer = threading.Timer(0.5, stop.set)
     timer.start()
     with pytest.raises(SandboxError, match="stopped"):
-        run_program("import time\ntime.sleep(999)", limits=Limits(wall=999), stop=stop)
+        run_program("import time\ntime.sleep(999)", limits=SandboxLimits(wall=999), stop=stop)
 
 
 def test_runs_of_many_threads_do_not_mix_and_leave_nothing_open():
@@ -925,7 +925,6 @@ def in_a_process_where(answers, code):
     program = f"""
 import ctypes, platform, struct, sys
 from rlkd.sandbox import *
-from rlkd.sandbox import stages
 code = struct.pack("<HBBI", 0x20, 0, 0, 0)
 for number, answer in {[(NUMBERS[name][0 if X86 else 1], answer) for name, answer in answers.items()]!r}:
     code += struct.pack("<HBBIHBBI", 0x15, 0, 1, number, 0x06, 0, 0, 0x50000 | answer)
@@ -970,9 +969,9 @@ def test_the_way_out_is_named(monkeypatch):
     ):
         in_a_process_where({"unshare": 1}, "check()")
     monkeypatch.setattr(Path, "read_text", lambda self: "0\n" if "max_user" in str(self) else "1\n")
-    assert "sudo sysctl user.max_user_namespaces=15000" in sandbox.way_out("user namespace")
+    assert "sudo sysctl user.max_user_namespaces=15000" in way_out("user namespace")
     monkeypatch.setattr(Path, "exists", lambda self: True)
-    assert "--security-opt seccomp=unconfined" in sandbox.way_out("read-only file tree")
+    assert "--security-opt seccomp=unconfined" in way_out("read-only file tree")
 
 
 def test_the_command_lists_the_means_and_fails_where_one_is_missing():
@@ -1028,10 +1027,10 @@ for source, status in {{
     "import socket; socket.socket()": "error",
     "bytearray(8 << 30)": "memory",
 }}.items():
-    result = run_program(source, limits=Limits(wall=60))
+    result = run_program(source, limits=SandboxLimits(wall=60))
     assert result.status == status, (source, result)
 bomb = "import os, time\\nn = 1\\ntry:\\n    while os.fork(): n += 1\\n    time.sleep(999)\\nexcept OSError: print(n)"
-result = run_program(bomb, limits=Limits(wall=60, processes=9, children=True))
+result = run_program(bomb, limits=SandboxLimits(wall=60, processes=9, children=True))
 assert result.status == "ok" and int(result.stdout) == 9, result
 assert "nobody" not in run_program("import os; print(os.getresuid())").stdout
 print("all right")

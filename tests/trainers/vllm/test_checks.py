@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from rlkd.errors import UsageError
 from trainers import RLKDConfig
-from trainers.vllm import rollouts
-from trainers.vllm.rollouts import check_rollouts, longest_prompt, prepare_rollouts, serve_command, wait_for_server
+from trainers.vllm import checks
+from trainers.vllm.checks import check_rollouts, longest_prompt, prepare_rollouts, serve_command, wait_for_server
 
 
 class PretendedServer:
@@ -71,7 +71,7 @@ def server(tiny_model: str) -> Iterator[PretendedServer]:
 
 @pytest.fixture(autouse=True)
 def vllm_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "installed_vllm", lambda: "0.30.0")
+    monkeypatch.setattr(checks, "installed_vllm", lambda: "0.30.0")
 
 
 def config(tmp_path: Any, url: str = "http://127.0.0.1:9", **options: Any) -> RLKDConfig:
@@ -254,9 +254,9 @@ def test_a_reward_model_on_the_gpu_of_the_rollout_engine_is_warned_about(
     tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     args = config(tmp_path, vllm_mode="colocate", vllm_weight_transfer="nccl", vllm_gpu_memory_utilization=0.35)
-    rollouts._check_memory(args, ["http://127.0.0.1:8001/v1#judge"], on_cpu=False)
+    checks._check_memory(args, ["http://127.0.0.1:8001/v1#judge"], on_cpu=False)
     assert not caplog.text
-    rollouts._check_memory(args, ["transformers:embedded-gsrm"], on_cpu=False)
+    checks._check_memory(args, ["transformers:embedded-gsrm"], on_cpu=False)
     assert "vLLM takes 35 % of the GPU's memory" in caplog.text
     assert "load transformers:embedded-gsrm in this process" in caplog.text
 
