@@ -26,7 +26,7 @@ from typing import Any
 from rewards.composite import CompositeReward
 from rewards.contract import Failed, Outcome, RewardError, RewardOptions, Scored
 from rewards.runner import Reward, build_reward, build_rewards
-from rlkd.registry import register, registry
+from rlkd.registry import register
 
 BUILT_IN = {
     "accuracy": "rewards.accuracy.Accuracy",
@@ -52,7 +52,6 @@ BUILT_IN = {
     "think_format": "rewards.formats.think_format",
     "think_format_reward": "rewards.formats.think_format_reward",
 }
-registry("reward").declare(BUILT_IN)
 
 
 def reward(name: str) -> Callable[[Any], Any]:

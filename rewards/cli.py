@@ -22,7 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rewards  # noqa: F401 (declares the built-in rewards)
 from rlkd.data.rows import TRL_ARGUMENTS
 from rlkd.data.samples import SAMPLE
 from rlkd.registry import registry, settable_parameters

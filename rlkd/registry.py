@@ -1,21 +1,21 @@
-"""One registry for everything a user can name in a config and bring along: rewards, validity scorers, selectors.
+"""The registry: resolves the specs that a config holds, for every kind of object that a user can bring.
 
-A *spec* is the text that names such a thing. It has one of three forms, each with an optional alias in front:
+A *spec* names an object in one of three forms, each with an optional alias in front:
 
     accuracy                          a registered name
     my_package.rewards.brevity        a dotted path to a function or class
     path/to/file.py:brevity           a function or class in a file
-    short=path/to/file.py:brevity     the same, known as "short" in weights, parameters and metrics
+    short=path/to/file.py:brevity     the same, called "short" in weights, parameters and metrics
 
-Names are registered by the decorator `register`, by a table of lazy dotted paths (`Registry.declare`), or by the
-entry points of installed packages (group `rlkd.rewards`, ...). Listing names imports nothing.
+A name is registered by the decorator `register`, by the `BUILT_IN` table of the kind's module, or by an entry point of
+an installed package (group `rlkd.rewards`, `rlkd.engines`, ...). Listing the names imports none of the objects.
 
-    >>> from rlkd.registry import register, registry
+    >>> from rlkd.registry import build, register
     >>> @register("reward", "exclamations")
     ... def exclamations(completions, *, cap=3, **columns):
     ...     return [min(str(c).count("!"), cap) / cap for c in completions]
-    >>> registry("reward").find("exclamations").name
-    'exclamations'
+    >>> build("reward", "loud=exclamations", {"cap": 2}).bound(completions=["Yes!"])
+    [0.5]
 """
 
 from __future__ import annotations
@@ -27,17 +27,45 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 from rlkd.errors import UsageError
 
-Kind = Literal["reward", "validity", "selector"]
+Kind = Literal["reward", "alignment", "judge", "decomposer", "engine", "embedder", "validity", "selector"]
+
+
+class _KindTraits(NamedTuple):
+    """What tells one kind from another.
+
+    label: the kind's name in error messages.
+    module: a light module whose `BUILT_IN` maps names to dotted paths; imported at the first lookup.
+    called_with: a function with one of these parameters is an object of the kind; any other function makes one.
+    has_columns: whether the object is called with the columns of the data, so that only its parameters with a default
+        can be set, and a function of nothing but `**columns` is an object too.
+    """
+
+    label: str
+    module: str
+    called_with: tuple[str, ...] = ()
+    has_columns: bool = False
+
+
+_KINDS: dict[Kind, _KindTraits] = {
+    "reward": _KindTraits("reward", "rewards", ("prompts", "completions", "completion_ids"), has_columns=True),
+    "alignment": _KindTraits("alignment", "rlkd.gsrm.alignment"),
+    "judge": _KindTraits("judge", "rlkd.gsrm.judges"),
+    "decomposer": _KindTraits("decomposer", "rlkd.gsrm.decomposers"),
+    "engine": _KindTraits("engine", "rlkd.engines"),
+    "embedder": _KindTraits("embedder", "rlkd.rationales.bank.embedders"),
+    "validity": _KindTraits("validity scorer", "rlkd.validity", ("questions",)),
+    "selector": _KindTraits("selector", "rlkd.rationales.select", ("questions",)),
+}
 
 
 class SpecError(UsageError):
@@ -46,7 +74,7 @@ class SpecError(UsageError):
 
 @dataclass(frozen=True)
 class Found:
-    """What a spec resolved to: the object itself, the name it goes by, and where it came from."""
+    """The object that a spec names, the name it goes by, and its origin."""
 
     name: str
     target: Any
@@ -55,12 +83,22 @@ class Found:
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` made of a spec: `target` is the object, or the function with the `parameters` that go with it."""
+    """The result of `build`.
+
+    target: an object of the kind, or a function that is one itself.
+    label: kind and name, for error messages.
+    parameters: of the function, from the config; None for an object.
+    """
 
     name: str
     target: Any
-    what: str
+    label: str
     parameters: dict[str, Any] | None = None
+
+    @property
+    def bound(self) -> Any:
+        """The target, with its parameters set."""
+        return partial(self.target, **self.parameters) if self.parameters else self.target
 
 
 class Registry:
@@ -70,16 +108,17 @@ class Registry:
         self.kind = kind
         self.group = f"rlkd.{kind}s" if not kind.endswith("y") else f"rlkd.{kind}"
         self._objects: dict[str, Any] = {}
-        self._declared: dict[str, str] = {}
 
-    def declare(self, paths: Mapping[str, str]) -> None:
-        """Add names with the dotted path of each, imported only when the name is used."""
-        self._declared.update(paths)
+    @property
+    def built_in(self) -> Mapping[str, str]:
+        """The built-in names, with the dotted path of each."""
+        # A kind's module that is being imported, and registers something on the way, has no table yet.
+        return getattr(importlib.import_module(_KINDS[self.kind].module), "BUILT_IN", {})
 
     def add(self, name: str, target: Any) -> None:
-        """Register `target` under `name`; a name that stands for something else already is an error."""
+        """Register `target` under `name`; raises `SpecError` for a name that belongs to something else."""
         path = _dotted_path(target)
-        known = _dotted_path(self._objects[name]) if name in self._objects else self._declared.get(name, path)
+        known = _dotted_path(self._objects[name]) if name in self._objects else self.built_in.get(name, path)
         if known != path:
             raise SpecError(
                 f"{self.kind} name {name!r} is registered twice: by {known} and by {path}. Rename one of them."
@@ -87,8 +126,8 @@ class Registry:
         self._objects[name] = target
 
     def names(self) -> dict[str, str]:
-        """Every known name with its source (a dotted path, or the distribution that brings it). Imports nothing."""
-        listed = dict(self._declared)
+        """Every known name with its source: a dotted path, or the distribution that provides it."""
+        listed = dict(self.built_in)
         for point in self._entry_points():
             listed.setdefault(point.name, f"{point.value.replace(':', '.')} ({_distribution(point)})")
         for name, target in self._objects.items():
@@ -108,13 +147,13 @@ class Registry:
             return self._from_file(spec)
         if spec in self._objects:
             return Found(spec, self._objects[spec], "registered")
-        if spec in self._declared:
-            return Found(spec, _import_dotted(self._declared[spec], spec), self._declared[spec])
+        if (path := self.built_in.get(spec)) is not None:
+            return Found(spec, _import_dotted(path, spec), path)
         points = [point for point in self._entry_points() if point.name == spec]
         if len({point.value for point in points}) > 1:
             owners = ", ".join(f"{_distribution(point)} ({point.value})" for point in points)
             raise SpecError(
-                f"{self.kind} {spec!r} is brought by several packages: {owners}. Name one by its dotted path."
+                f"several packages provide the {self.kind} {spec!r}: {owners}. Name one by its dotted path."
             )
         if points:
             try:
@@ -143,7 +182,7 @@ class Registry:
         return list(entry_points(group=self.group))
 
 
-_REGISTRIES: dict[str, Registry] = {kind: Registry(kind) for kind in get_args(Kind)}
+_REGISTRIES: dict[Kind, Registry] = {kind: Registry(kind) for kind in _KINDS}
 
 
 def registry(kind: Kind) -> Registry:
@@ -161,49 +200,84 @@ def register(kind: Kind, name: str) -> Callable[[Any], Any]:
     return decorate
 
 
+def is_factory(kind: Kind, target: Any) -> bool:
+    """Whether `target` must be called to get an object of the kind: a class, or a function that makes one."""
+    if not inspect.isfunction(target):
+        return inspect.isclass(target)
+    traits = _KINDS[kind]
+    parameters = inspect.signature(target).parameters
+    if traits.has_columns and [p.kind for p in parameters.values()] == [inspect.Parameter.VAR_KEYWORD]:
+        return False
+    return not parameters.keys() & set(traits.called_with)
+
+
 def build(
     kind: Kind,
     spec: str,
-    parameters: Mapping[str, Any] | None,
+    parameters: Mapping[str, Any] | None = None,
     *,
-    argument: str,
-    label: str,
-    error: type[Exception],
     defaults: Mapping[str, Any] | None = None,
+    error: type[Exception] = SpecError,
 ) -> Built:
-    """What a spec names, made with parameters from the config: a function as it is, else the object to be called.
+    """Build the object that a spec names, with parameters from the config.
 
     Args:
         kind, spec: see `Registry.find`.
-        parameters: of this one.
-        argument: what a function of this kind is called with; it tells such a function from one that makes an object.
-        label: what the kind is called in errors.
-        error: raised for everything that does not fit, naming the spec, the parameter and what there is.
-        defaults: values for parameters that the target may or may not have; those that it has, and that `parameters`
-            does not name, are filled in.
+        parameters: of this object.
+        defaults: values for parameters that the target may or may not have; each fills one that the target has and
+            `parameters` does not set.
+        error: raised for a spec or parameter that does not fit, naming it and the way out.
     """
     given = dict(parameters or {})
+    label = _KINDS[kind].label
     try:
         found = registry(kind).find(spec)
-        target, what = found.target, f"{label} {found.name!r}"
-        if not (inspect.isclass(target) or inspect.isfunction(target)):
-            if given:
-                raise error(f"{what} is an object, which takes no parameters; found {', '.join(given)}")
-            return Built(found.name, target, what)
-        known = settable_parameters(target)
-        given = {k: v for k, v in (defaults or {}).items() if k in known and k != argument} | given
-        if inspect.isfunction(target) and argument in known:
-            bindable = partial(target, **{argument: ()})  # so that an error does not offer it as a parameter
-            check_arguments(bindable, {argument: (), **given}, what)
-            return Built(found.name, target, what, given)
-        check_arguments(target, given, what)
-        return Built(found.name, target(**given), what)
+        what = f"{label} {found.name!r}"
+        makes_object = is_factory(kind, found.target)
+        if makes_object or inspect.isfunction(found.target) or _KINDS[kind].has_columns:
+            given = _filled(kind, found.target, given, defaults or {}, what)
+            if makes_object:
+                return Built(found.name, found.target(**given), what)
+            return Built(found.name, found.target, what, given)
+        if given:
+            raise SpecError(f"{what} is an object, which takes no parameters; found {', '.join(given)}")
+        return Built(found.name, found.target, what)
     except error:
         raise
     except SpecError as cause:
         raise error(str(cause)) from cause
     except (TypeError, ValueError) as cause:
         raise error(f"{label} {spec!r} with {given}: {cause}") from cause
+
+
+def _filled(kind: Kind, target: Any, given: dict[str, Any], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The parameters that are given and the defaults that fit, checked against the target's signature."""
+    if not callable(target):
+        raise SpecError(f"{what} is not a function or class, but {target!r}")
+    traits, parameters = _KINDS[kind], settable_parameters(target)
+    if traits.has_columns and not is_factory(kind, target):
+        _check_settable(parameters, given, what)
+        return given
+    reserved = () if is_factory(kind, target) else traits.called_with
+    given = {name: v for name, v in defaults.items() if name in parameters and name not in reserved} | given
+    check_arguments(target, given, what, reserved)
+    return given
+
+
+def _check_settable(parameters: Mapping[str, inspect.Parameter], given: Iterable[str], what: str) -> None:
+    """Check that a function over columns has the given parameters, each with a default."""
+    from rlkd.data.rows import TRL_ARGUMENTS
+
+    own = {name: p.default for name, p in parameters.items() if name not in TRL_ARGUMENTS}
+    settable = [name for name, default in own.items() if default is not inspect.Parameter.empty]
+    for name in given:
+        if name not in own:
+            raise SpecError(f"{what} has no parameter {name!r}.{suggestion(name, settable)}")
+        if name not in settable:
+            raise SpecError(
+                f"{what}: {name!r} has no default, so it is a column of the data. Parameters with a default: "
+                f"{', '.join(settable) or 'none'}."
+            )
 
 
 def split_alias(spec: str) -> tuple[str | None, str]:
@@ -227,19 +301,24 @@ def absolute(spec: str) -> str:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: what was probably meant, and everything there is."""
+    """The end of an error message: the likely word, and all known ones."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return f"{meant} Known: {', '.join(known) if known else 'none'}."
 
 
-def check_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> None:
-    """Check that `factory(**arguments)` fits the signature; raise `SpecError` naming `what` and the parameters."""
-    parameters = settable_parameters(factory)
+def check_arguments(
+    factory: Callable[..., Any], arguments: Mapping[str, Any], what: str, reserved: Collection[str] = ()
+) -> None:
+    """Check that `factory(**arguments)` fits the signature; raise `SpecError` naming `what` and the parameters.
+
+    `reserved`: parameters that the caller of the function sets itself.
+    """
+    parameters = {name: p for name, p in settable_parameters(factory).items() if name not in reserved}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
     for name in arguments:
-        if name not in parameters and not takes_any:
+        if name in reserved or (name not in parameters and not takes_any):
             raise SpecError(f"{what} has no parameter {name!r}.{suggestion(name, parameters)}")
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
@@ -272,7 +351,7 @@ def _import_dotted(path: str, spec: str) -> Any:
 
 
 def _import_module(name: str) -> ModuleType:
-    """Import a module; the current folder is looked at last, so that a file there never shadows an installed one."""
+    """Import a module; the current folder comes last, so that a file there never shadows an installed module."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

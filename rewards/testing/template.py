@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 from pathlib import Path
 
-import rewards  # noqa: F401 (declares the built-in rewards)
 from rlkd.errors import UsageError
 from rlkd.registry import registry
 

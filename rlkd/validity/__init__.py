@@ -14,7 +14,6 @@ abstract. Every formula here is our choice. `docs/validity.md` says what each do
 Importing this loads no torch: models are read at the first request.
 """
 
-from rlkd.registry import registry
 from rlkd.validity.contract import (
     Scale,
     StepQuestion,
@@ -43,7 +42,6 @@ BUILT_IN = {
     "prm": "rlkd.validity.prm.ProcessRewardModel",
     "rollout": "rlkd.validity.rollout.Rollout",
 }
-registry("validity").declare(BUILT_IN)
 
 __all__ = [
     "BUILT_IN",

@@ -91,13 +91,13 @@ def load_scorer(spec: str, parameters: Mapping[str, Any] | None = None) -> Valid
     makes a scorer. Reads no model and asks no server. What comes back has `__name__` (the alias, where there is one)
     and `scale`. Raises `ValidityError` naming the spec, the parameter and what there is.
     """
-    made = build("validity", spec, parameters, argument="questions", label="validity scorer", error=ValidityError)
-    scale = _scale_of(made.target, made.what)
+    made = build("validity", spec, parameters, error=ValidityError)
+    scale = _scale_of(made.target, made.label)
     if made.parameters is not None:
-        return _checked(_Function(made.target, made.name, scale, made.parameters), made.what)
+        return _checked(_Function(made.target, made.name, scale, made.parameters), made.label)
     with contextlib.suppress(AttributeError):
         made.target.__name__, made.target.scale = made.name, scale
-    return _checked(made.target, made.what)
+    return _checked(made.target, made.label)
 
 
 def score_pairs(

@@ -1,15 +1,23 @@
 import os
+import pydoc
+import re
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rewards import BUILT_IN
+from rlkd.errors import UsageError
 from rlkd.registry import (
+    Found,
+    Kind,
     Registry,
     SpecError,
+    build,
     check_arguments,
     describe,
     register,
@@ -22,7 +30,7 @@ from tests.helpers import ROOT
 
 @pytest.fixture
 def empty() -> Registry:
-    """A registry of its own, so that nothing is left behind; entry points are seen as by any other."""
+    """A registry of its own, so that no test changes another's; built-in names and entry points are there."""
     return Registry("reward")
 
 
@@ -91,7 +99,6 @@ def test_a_name_cannot_stand_for_two_functions(empty):
 
 
 def test_a_built_in_name_cannot_be_taken(empty):
-    empty.declare({"accuracy": "rewards.accuracy.Accuracy"})
     with pytest.raises(SpecError, match=r"registered twice: by rewards\.accuracy\.Accuracy and by"):
         empty.add("accuracy", brevity)
 
@@ -105,11 +112,10 @@ def test_an_object_without_a_name_of_its_own_can_be_registered(empty):
     assert "Brevity" in empty.names()["brevity"]
 
 
-def test_a_declared_name_is_imported_when_it_is_used(empty):
-    empty.declare({"half": "fractions.Fraction"})
-    from fractions import Fraction
-
-    assert empty.find("half").target is Fraction
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_built_in_name_stands_for_something_that_can_be_imported(kind):
+    for name, path in registry(kind).built_in.items():
+        assert registry(kind).find(name) == Found(name, pydoc.locate(path), path)
 
 
 def test_a_typo_in_a_name_is_answered_with_what_was_meant_and_all_names(empty):
@@ -324,7 +330,7 @@ def test_a_name_that_two_packages_bring_is_ambiguous(empty, tmp_path, monkeypatc
     install(tmp_path, "kind-one", "[rlkd.rewards]\nkindness = kind_one:f\n")
     install(tmp_path, "kind-two", "[rlkd.rewards]\nkindness = kind_two:f\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SpecError, match="brought by several packages") as raised:
+    with pytest.raises(SpecError, match="several packages provide") as raised:
         empty.find("kindness")
     assert "kind-one" in str(raised.value)
     assert "kind-two" in str(raised.value)
@@ -343,13 +349,12 @@ def test_listing_names_imports_nothing(tmp_path):
     write(tmp_path / "kind_rewards.py", "1 / 0")
     code = """
     import sys
-    import rewards
     from rlkd.registry import registry
     before = set(sys.modules)
     names = registry("reward").names()
     print(sorted(names))
     new = {name.split(".")[0] for name in set(sys.modules) - before}
-    print(sorted(new & {"rewards", "kind_rewards", "torch", "trl", "transformers", "datasets", "math_verify"}))
+    print(sorted(new & {"kind_rewards", "torch", "trl", "transformers", "datasets", "math_verify"}))
     """
     names, imported = in_fresh_python(code, tmp_path, tmp_path).splitlines()
     assert names == str(sorted([*BUILT_IN, "kindness"]))
@@ -385,3 +390,97 @@ def test_a_factory_that_takes_anything_takes_anything():
 
 def test_a_suggestion_without_any_known_word_says_none():
     assert suggestion("word", []) == " Known: none."
+
+
+# Building
+
+
+def needs_level(completions, level, *, cap=3, **columns):
+    return [cap] * len(completions)
+
+
+def make_brevity(cap=3):
+    return partial(needs_level, cap=cap)
+
+
+def brief(questions, limit=400):
+    return [limit] * len(questions)
+
+
+def lenient(questions, **options):
+    return options
+
+
+HERE = {"brevity": needs_level, "make": make_brevity, "brief": brief, "lenient": lenient, "number": 3, "ready": {}.get}
+
+
+@pytest.fixture
+def here(monkeypatch):
+    for kind in ("reward", "selector", "judge"):
+        monkeypatch.setattr(registry(kind), "_objects", dict(HERE))
+
+
+def test_a_function_over_columns_comes_back_with_its_parameters(here):
+    built = build("reward", "short=brevity", {"cap": 5})
+    assert (built.name, built.target, built.parameters) == ("short", needs_level, {"cap": 5})
+    assert built.bound(completions=["a"], level=[1]) == [5]
+    assert build("reward", "brevity").bound is needs_level
+
+
+def test_a_function_of_nothing_but_columns_is_a_reward(here, monkeypatch):
+    monkeypatch.setattr(registry("reward"), "_objects", {"wide": lambda **columns: [1.0]})
+    assert build("reward", "wide").bound() == [1.0]
+
+
+def test_a_factory_is_called_with_its_parameters(here):
+    built = build("reward", "make", {"cap": 5})
+    assert (built.parameters, built.target(completions=["a"], level=[1])) == (None, [5])
+
+
+def test_what_a_kind_is_called_with_tells_an_object_from_a_factory(here):
+    assert build("selector", "brief", {"limit": 2}).bound(questions="abc") == [2, 2, 2]
+    with pytest.raises(SpecError, match="judge 'brief' needs the parameter 'questions'"):
+        build("judge", "brief")
+
+
+def test_a_callable_object_over_columns_takes_parameters_and_another_object_none(here):
+    with pytest.raises(SpecError, match="selector 'ready' is an object, which takes no parameters; found limit"):
+        build("selector", "ready", {"limit": 2})
+    assert build("selector", "ready").target == HERE["ready"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "parameters", "message"),
+    [
+        ("reward", "brevity", {"cup": 5}, "reward 'brevity' has no parameter 'cup'. Did you mean 'cap'? Known: cap."),
+        ("reward", "brevity", {"completions": 5}, "reward 'brevity' has no parameter 'completions'"),
+        ("reward", "brevity", {"level": 5}, "'level' has no default, so it is a column of the data"),
+        ("reward", "make", {"cup": 5}, "reward 'make' has no parameter 'cup'. Did you mean 'cap'? Known: cap."),
+        ("reward", "number", {}, "reward 'number' is not a function or class, but 3"),
+        ("reward", "nothing", {}, "unknown reward 'nothing'"),
+        ("selector", "brief", {"questions": 5}, "selector 'brief' has no parameter 'questions'"),
+        ("selector", "lenient", {"questions": 5}, "selector 'lenient' has no parameter 'questions'"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_named(here, kind, spec, parameters, message):
+    with pytest.raises(SpecError, match=re.escape(message)):
+        build(kind, spec, parameters)
+
+
+def test_a_function_that_takes_anything_may_have_any_parameter(here):
+    assert build("selector", "lenient", {"whatever": 1}).bound(questions=[]) == {"whatever": 1}
+
+
+def test_a_default_fills_a_parameter_that_exists_and_is_not_given(here):
+    defaults = {"limit": 3, "questions": "never", "student": "never"}
+    assert build("selector", "brief", defaults=defaults).parameters == {"limit": 3}
+    assert build("selector", "brief", {"limit": 1}, defaults=defaults).parameters == {"limit": 1}
+
+
+def test_an_error_is_of_the_kind_that_the_caller_wants(here):
+    class OwnError(UsageError):
+        pass
+
+    for spec, parameters in (("nothing", {}), ("brief", {"cup": 1})):
+        with pytest.raises(OwnError):
+            build("selector", spec, parameters, error=OwnError)

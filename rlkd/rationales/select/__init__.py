@@ -32,7 +32,6 @@ from rlkd.rationales.select.contract import (
     judges_whole_set,
     load_selector,
 )
-from rlkd.registry import registry
 
 BUILT_IN = {
     "clean": "rlkd.rationales.select.clean.Clean",
@@ -46,7 +45,6 @@ BUILT_IN = {
     "shortest": "rlkd.rationales.select.controls.shortest",
     "srd": "rlkd.rationales.select.srd.SelectiveReflection",
 }
-registry("selector").declare(BUILT_IN)
 
 __all__ = [
     "BUILT_IN",

@@ -103,19 +103,11 @@ def load_selector(
 
     Raises `SelectorError` naming the spec, the parameter and what there is.
     """
-    made = build(
-        "selector",
-        spec,
-        parameters,
-        argument="questions",
-        label="selector",
-        error=SelectorError,
-        defaults=defaults,
-    )
+    made = build("selector", spec, parameters, defaults=defaults, error=SelectorError)
     if made.parameters is not None:
         return _Function(made.target, made.name, made.parameters)
     if not callable(made.target):
-        raise SelectorError(f"{made.what} is no function or class of callables, but {made.target!r}")
+        raise SelectorError(f"{made.label} is no function or class of callables, but {made.target!r}")
     with contextlib.suppress(AttributeError):
         made.target.__name__ = made.name
     return made.target
