@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from trl import DistillationConfig
 
-from rlkd.divergence import Divergence, Kind
+from rlkd.divergence import Divergence, DivergenceKind
 from rlkd.engines import from_environment
 from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
@@ -23,8 +23,8 @@ CHOICES = {
     "control": ("none", *CONTROLS),
     "normalise": ("tokens", "weights"),
     "kernel": ("chunked", "trl"),
-    "divergence": get_args(Kind),
-    "divergence_off_policy": get_args(Kind),
+    "divergence": get_args(DivergenceKind),
+    "divergence_off_policy": get_args(DivergenceKind),
     "vllm_weight_transfer": WEIGHT_TRANSFERS,
 }
 

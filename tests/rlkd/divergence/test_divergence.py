@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlkd import divergence as module
 from rlkd.divergence import (
     SMALLEST_TAIL,
     Divergence,
     Head,
+    autograd,
     chunked_divergence,
+    tiles,
     token_statistics,
     topk_divergence,
     topk_statistics,
@@ -456,8 +457,8 @@ def test_no_tensor_is_larger_than_a_tile_or_the_head(kind: str, train_head: bool
 
 def test_logits_are_computed_again_only_where_the_weights_were_not_anticipated(monkeypatch):
     sweeps = []
-    real = module._sweep
-    monkeypatch.setattr(module, "_sweep", lambda *arguments: sweeps.append(arguments[4]) or real(*arguments))
+    real = autograd.sweep
+    monkeypatch.setattr(autograd, "sweep", lambda *arguments: sweeps.append(arguments[4]) or real(*arguments))
 
     def sweeps_of(made: Pair, factor: Tensor | float, **settings) -> int:
         sweeps.clear()
@@ -485,10 +486,11 @@ def test_logits_are_computed_again_only_where_the_weights_were_not_anticipated(m
 
 def test_without_gradients_none_are_made(monkeypatch):
     products = []
-    real = module._add_product
-    monkeypatch.setattr(
-        module, "_add_product", lambda *args, **settings: products.append(settings) or real(*args, **settings)
-    )
+    real = tiles.add_product
+    for module in (autograd, tiles):
+        monkeypatch.setattr(
+            module, "add_product", lambda *args, **settings: products.append(settings) or real(*args, **settings)
+        )
     made = pair()
     with torch.no_grad():
         per_token, _ = chunked_divergence(*made.arguments, REVERSE, anticipated_weights=made.weights)
@@ -694,30 +696,33 @@ def test_micro_batches_add_up_to_the_batch():
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"kind": "tvd"}, "kind='tvd' is no divergence; there are jsd, skewed_forward, skewed_reverse"),
-        ({"beta": 1.5}, r"beta=1.5 has to lie in \[0, 1\]"),
-        ({"skew": 1.0}, r"skew=1.0 has to lie in \[0, 1\)"),
-        ({"temperature": 0.0}, "temperature=0.0 has to be above 0"),
-        ({"temperature": math.nan}, "temperature=nan has to be above 0"),
+        ({"kind": "tvd"}, "unknown divergence kind='tvd'; known: jsd, skewed_forward, skewed_reverse"),
+        ({"beta": 1.5}, r"beta=1.5 must lie in \[0, 1\]"),
+        ({"skew": 1.0}, r"skew=1.0 must lie in \[0, 1\)"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"temperature": math.nan}, "temperature=nan must be above 0"),
     ],
 )
-def test_a_divergence_that_is_none_is_refused(settings_: dict, message: str):
+def test_an_unknown_divergence_is_refused(settings_: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Divergence(**settings_)
 
 
-def test_what_does_not_belong_together_is_refused_with_both_sides_named():
+def test_shapes_that_do_not_match_are_refused_with_both_sides_named():
     made = pair(4, 10)
     hidden, student, teacher_hidden, teacher = made.arguments
     ids, logprobs = top(made, 3)
     taken = torch.zeros(4, dtype=torch.int64)
     cases = [
         (lambda: Head(torch.ones(3)), r"shape \[V, H\], got \[3\]"),
-        (lambda: Head(torch.ones(3, 2), torch.ones(2)), r"a head of 3 tokens has a bias of that length, got \[2\]"),
-        (lambda: Head(torch.ones(3, 2), softcap=0.0), "softcap=0.0 has to be above 0"),
+        (
+            lambda: Head(torch.ones(3, 2), torch.ones(2)),
+            r"bias of a head of 3 tokens must have that length, got \[2\]",
+        ),
+        (lambda: Head(torch.ones(3, 2), softcap=0.0), "softcap=0.0 must be above 0"),
         (
             lambda: chunked_divergence(hidden, student, teacher_hidden[:2], teacher, JSD),
-            "of 4 tokens, teacher's of 2",
+            "have 4 tokens, teacher's 2",
         ),
         (
             lambda: chunked_divergence(hidden, student, teacher_hidden, Head(teacher.weight[:9]), JSD),
@@ -731,7 +736,7 @@ def test_what_does_not_belong_together_is_refused_with_both_sides_named():
             lambda: chunked_divergence(*made.arguments, JSD, anticipated_weights=torch.ones(3)),
             r"anticipated_weights has shape \[3\], expected \[4\]",
         ),
-        (lambda: chunked_divergence(*made.arguments, JSD, token_chunk=0), "token_chunk=0 has to be 1 or more"),
+        (lambda: chunked_divergence(*made.arguments, JSD, token_chunk=0), "token_chunk=0 must be 1 or more"),
         (
             lambda: topk_divergence(hidden, student, ids, logprobs, Divergence(temperature=0.7)),
             "temperature=0.7: a teacher's top-k .* only .* at temperature 1",
