@@ -62,7 +62,8 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
 
     from trainers import RLKDTrainer
     from trainers.common.evaluation import HeldOutAccuracy
-    from trainers.common.run_files import StepLine
+    from trainers.common.progress import StepLine
+    from trainers.rlkd.progress import step_line
 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint, finished = resume_point(args)
@@ -89,7 +90,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
 
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(StepLine())
+        trainer.add_callback(StepLine(step_line))
 
     held_out = None
     if test_rows:

@@ -33,8 +33,7 @@ from trainers.common.arguments import RowArguments, say, start
 from trainers.common.checkpoints import resume_point
 
 if TYPE_CHECKING:
-    from trainers.async_grpo.config import RLKDAsyncConfig
-    from trainers.async_grpo.trainer import RLKDAsyncTrainer
+    from trainers import RLKDAsyncConfig, RLKDAsyncTrainer
 
 
 @dataclass
@@ -57,7 +56,9 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     from peft import LoraConfig
     from transformers import ProgressCallback
 
-    from trainers.async_grpo.trainer import AsyncLine, RLKDAsyncTrainer
+    from trainers import RLKDAsyncTrainer
+    from trainers.async_grpo.trainer import async_line
+    from trainers.common.progress import StepLine
 
     checkpoint, finished = resume_point(args)
     if finished:
@@ -81,7 +82,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     )
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(AsyncLine())
+        trainer.add_callback(StepLine(async_line))
 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(args.output_dir)
@@ -100,6 +101,6 @@ def _summarise(trainer: "RLKDAsyncTrainer") -> None:
 
 
 if __name__ == "__main__":
-    from trainers.async_grpo.config import RLKDAsyncConfig
+    from trainers import RLKDAsyncConfig
 
     start(main, (RLKDAsyncScriptArguments, RLKDAsyncConfig), default_config=_RECIPES / "rlkd_async.yaml")

@@ -58,7 +58,8 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
 
     from trainers import ValidityKDTrainer
     from trainers.common.evaluation import HeldOutAccuracy
-    from trainers.validity_kd.progress import KDStepLine
+    from trainers.common.progress import StepLine
+    from trainers.validity_kd.progress import kd_line
 
     # An interrupted run goes on; whether it can is settled before anything is loaded.
     checkpoint, finished = resume_point(args)
@@ -80,7 +81,7 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
 
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(KDStepLine())
+        trainer.add_callback(StepLine(kd_line))
 
     held_out = None
     if test_rows:

@@ -32,7 +32,6 @@ from urllib.parse import urlparse
 # The import would say that it is experimental; docs/async.md says it.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from transformers import ProgressCallback
 from trl.experimental.async_grpo import AsyncGRPOTrainer
 
 from rewards import RewardError
@@ -41,7 +40,7 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.rollouts import packed_attention, whole_text
-from trainers.common.run_files import MetricsCallback, begin, iterate_steps
+from trainers.common.run_files import RunFiles, iterate_steps
 from trainers.common.trl_compat import async_with, check_async_trl
 from trainers.vllm.checks import ask_server, get_json, installed_vllm, longest_prompt, rounded_length
 
@@ -55,7 +54,7 @@ logger = logging.getLogger(__name__)
 _ADAPTER = re.compile(r"trl-policy-v\d+")
 
 
-class RLKDAsyncTrainer(AsyncGRPOTrainer):
+class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
     """Asynchronous GRPO on a LoRA adapter, with rewards from the registry.
 
     `model`: a name or a folder, also `embedded`. `tokenizer`: by default the model's. Raises `UsageError` before the
@@ -79,10 +78,8 @@ class RLKDAsyncTrainer(AsyncGRPOTrainer):
         from transformers import AutoTokenizer
 
         check_async_trl()
-        output = Path(args.output_dir or ".").resolve()
-        self.metrics_path = output / "metrics.jsonl"
-        self.rollouts_path = output / "rollouts" / "async.jsonl"
-        composite = args.composite(self.rollouts_path if args.save_rollouts else None)
+        log = Path(args.output_dir or ".").resolve() / "rollouts" / "async.jsonl"
+        composite = args.composite(log if args.save_rollouts else None)
         columns = train_dataset.column_names
         for name in RESERVED_COLUMNS:
             if name in columns:
@@ -111,18 +108,12 @@ class RLKDAsyncTrainer(AsyncGRPOTrainer):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = reading.pad_token
         self.processing_class = tokenizer
-        self.add_callback(MetricsCallback(self.metrics_path))
+        self.open_run_files(log.name)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, as `Trainer.train` does.
-
-        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder; where
-        there is none yet, the run starts afresh, and what an earlier run left in the folder is set aside. On a resume,
-        metrics are cut back to the checkpoint; rollouts are not, since they run ahead of the steps.
-        """
-        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `RunFiles.train` does. A resume leaves rollouts as they are, since they run ahead of the steps."""
         try:
-            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+            return super().train(*args, **kwargs)
         except RuntimeError as error:
             if (cause := reward_error(error)) is not None:
                 raise cause from error
@@ -156,28 +147,26 @@ class RLKDAsyncTrainer(AsyncGRPOTrainer):
         return [name for name, path in _adapters(listed) if _within(path, self.metrics_path.parent)]
 
 
-class AsyncLine(ProgressCallback):
-    """The progress bar, with one readable line a step in place of the whole dictionary of metrics.
+def async_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
+    """The line of a step.
 
-    A line tells the mean of the combined reward over what was trained on, the mean ratio of the trainer's and the
-    server's probabilities (1 where both have the same policy), their divergence, the share of completions cut off,
-    and for how long the trainer waited for rollouts.
+    It shows the mean of the combined reward over the completions trained on, the mean ratio of the trainer's and the
+    server's probabilities (1 where both have the same policy), their divergence, the share of truncated completions,
+    and the seconds that the trainer waited for rollouts.
     """
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Print the line; `metrics.jsonl` has everything."""
-        if state.is_world_process_zero and self.training_bar is not None and logs and "ratio" in logs:
-            parts = [f"step {state.global_step}/{state.max_steps}"]
-            for label, key, form in (
-                ("reward", "reward", ".3f"),
-                ("ratio", "ratio", ".4f"),
-                ("kl", "kl", ".1e"),
-                ("cut off", "completions/clipped_ratio", ".0%"),
-                ("waited", "perf/rollout_wait_s", ".0f"),
-            ):
-                if logs.get(key) is not None:
-                    parts.append(f"{label} {logs[key]:{form}}{' s' if label == 'waited' else ''}")
-            self.training_bar.write(" | ".join(parts))
+    if "ratio" not in logs:
+        return None
+    parts = [f"step {step}/{max_steps}"]
+    for label, key, form in (
+        ("reward", "reward", ".3f"),
+        ("ratio", "ratio", ".4f"),
+        ("kl", "kl", ".1e"),
+        ("truncated", "completions/clipped_ratio", ".0%"),
+        ("waited", "perf/rollout_wait_s", ".0f"),
+    ):
+        if logs.get(key) is not None:
+            parts.append(f"{label} {logs[key]:{form}}{' s' if label == 'waited' else ''}")
+    return " | ".join(parts)
 
 
 def check_async(

@@ -10,7 +10,7 @@ from typing import Any
 from rlkd.errors import UsageError
 
 
-def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> Path | None:
+def find_checkpoint(wanted: str | Path | bool | None, output_dir: str | Path) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` means; None if there is none yet.
 
     `wanted`: a folder; or true (the bare flag), `latest` for the newest complete checkpoint of `output_dir`; or

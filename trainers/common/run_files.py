@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from trainers.common.checkpoints import find_checkpoint, step_of
 
@@ -100,7 +100,7 @@ def prepare_folder(accelerator: Any, output_dir: Path, step: int | None) -> Path
     return aside
 
 
-def begin(accelerator: Any, output_dir: Path, wanted: str | bool | None) -> Path | None:
+def begin(accelerator: Any, output_dir: Path, wanted: str | Path | bool | None) -> Path | None:
     """The checkpoint that a run goes on from, with the logs of the folder brought in line; None for a new run.
 
     `wanted`: as `find_checkpoint` takes it. To be called on every process.
@@ -141,37 +141,43 @@ class MetricsCallback(TrainerCallback):
             self.log.append([{"step": state.global_step, **logs}])
 
 
-class StepLine(ProgressCallback):
-    """The progress bar, with one readable line a step in place of the whole dictionary of metrics.
+class RunFiles:
+    """Mixin for a TRL trainer, first among its bases: the files of a run, and a `train` that resumes them exactly.
 
-    A line tells each reward's mean, the share of groups in which all completions earn the same (no signal there), the
-    shares of missing and of failed rewards, and the share of completions cut off at the length limit.
+    `open_run_files` is to be called once the trainer is built. `metrics_path` is `metrics.jsonl` in the output folder,
+    and `rollouts` this process's file in `rollouts/`.
     """
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Print the line; `metrics.jsonl` has everything."""
-        if state.is_world_process_zero and self.training_bar is not None and logs and "reward" in logs:
-            self.training_bar.write(step_line(state.global_step, state.max_steps, logs))
+    args: Any
+    accelerator: Any
+    metrics_path: Path
+    rollouts: StepLog
 
+    def open_run_files(self, rollouts: str | None = None) -> None:
+        """Set the paths and log metrics; `rollouts`: name of the rollouts file, by default one for each process."""
+        output = Path(self.args.output_dir or ".").resolve()
+        self.metrics_path = output / "metrics.jsonl"
+        self.rollouts = StepLog(output / "rollouts" / (rollouts or f"rank{self.args.process_index}.jsonl"))
+        self.add_callback(MetricsCallback(self.metrics_path))  # type: ignore[attr-defined]
 
-def step_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str:
-    """The line of a step, from what TRL logs."""
-    parts = [f"step {step}/{max_steps}"]
-    for name in [key.split("/")[1] for key in logs if key.startswith("rewards/") and key.endswith("/mean")]:
-        parts.append(f"{name} {_shown(logs[f'rewards/{name}/mean'])}")
-        failed, absent = (logs.get(f"rewards/{name}/{status}", 0.0) for status in ("failed", "not_applicable"))
-        if failed or absent:
-            parts[-1] += f" (failed {failed:.0%}, not applicable {absent:.0%})"
-    if not any("(" in part for part in parts):
-        parts.append("none missing")
-    parts.append(f"flat groups {logs.get('frac_reward_zero_std', 0.0):.0%}")
-    parts.append(f"cut off {logs.get('completions/clipped_ratio', 0.0):.0%}")
-    parts.append(f"{logs.get('step_time', 0.0):.0f} s")
-    return " | ".join(parts)
+    @property
+    def rollouts_path(self) -> Path:
+        """The file of this process's rollouts."""
+        return self.rollouts.path
 
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `Trainer.train` does.
 
-def _shown(mean: float | None) -> str:
-    return "n/a" if mean is None or not math.isfinite(mean) else f"{mean:.3f}"
+        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder; without a
+        checkpoint, a new run starts. Files of the run are cut back to the checkpoint, and a new run moves what an
+        earlier one left out of the way.
+        """
+        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
+        self.restore(checkpoint)
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)  # type: ignore[misc]
+
+    def restore(self, checkpoint: Path | None) -> None:
+        """Bring the trainer's own state to a checkpoint, or to the start of a run (None); by default there is none."""
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ from trainers.common.failures import (
     zero_spread,
 )
 from trainers.common.missing import apply_gates, drop_failed, fill_missing
-from trainers.common.run_files import MetricsCallback, StepLog, begin
+from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_generate, check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.prefetch import Prefetch
@@ -48,7 +47,7 @@ from trainers.vllm.checks import prepare_rollouts
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 
 
-class RLKDTrainer(GRPOTrainer):
+class RLKDTrainer(RunFiles, GRPOTrainer):
     """GRPO with rewards from the registry, neutral missing rewards, and a record of every rollout.
 
     Takes what `GRPOTrainer` takes. `model` may be `embedded`. `reward_funcs` may hold specs, TRL reward callables and
@@ -105,27 +104,13 @@ class RLKDTrainer(GRPOTrainer):
                 eval_dataset=eval_dataset,
                 **kwargs,
             )
-        output = Path(args.output_dir or ".")
-        self.metrics_path = output / "metrics.jsonl"
-        self.add_callback(MetricsCallback(self.metrics_path))
+        self.open_run_files()
         self.add_callback(_EndOnFailures(self))
-        self._rollouts = StepLog(output / "rollouts" / f"rank{args.process_index}.jsonl")
 
-    @property
-    def rollouts_path(self) -> Path:
-        """The file of this process's rollouts."""
-        return self._rollouts.path
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, as `Trainer.train` does.
-
-        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder; where
-        there is none yet, the run starts afresh. Files of the run are cut back to the checkpoint, and what an earlier
-        run left is set aside when this one starts afresh.
-        """
-        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `RunFiles.train` does; raise `TooManyFailures` where a reward failed too often."""
         self._failures = None
-        result = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        result = super().train(*args, **kwargs)
         if self._failures is not None:
             (name, failed, total), recent = self._failures
             assert self.args.max_failure_rate is not None
@@ -224,7 +209,7 @@ class RLKDTrainer(GRPOTrainer):
                     "advantage": None if advantages is None else advantages[i].item(),
                 }
             )
-        self._rollouts.append(records)
+        self.rollouts.append(records)
 
 
 def _resolve_rewards(

@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import ProgressCallback
 
-
-class KDStepLine(ProgressCallback):
-    """The progress bar, with one readable line a step in place of the whole dictionary of metrics."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Print the line; `metrics.jsonl` has everything."""
-        if state.is_world_process_zero and self.training_bar is not None and logs and "kd/on_policy" in logs:
-            self.training_bar.write(kd_line(state.global_step, state.max_steps, logs))
-
-
-def kd_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str:
-    """The line of a step, from what is logged.
+def kd_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
+    """The line of a step.
 
     >>> kd_line(3, 10, {"kd/on_policy": 1.0, "loss": 0.5, "kd_weight/mean": 1.1, "kd/right": 0.25, "step_time": 9.6})
     'step 3/10 | rollouts | loss 0.500 | weight 1.10 | right 25% | 10 s'
     """
+    if "kd/on_policy" not in logs:
+        return None
     share = logs["kd/on_policy"]
     whose = "rollouts" if share == 1 else "traces" if share == 0 else f"rollouts {share:.0%}"
     parts = [f"step {step}/{max_steps}", whose]
@@ -39,7 +30,7 @@ def kd_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str:
     if "kd/right" in logs:
         parts.append(f"right {logs['kd/right']:.0%}")
     if (cut := logs.get("completions/clipped_ratio", logs.get("traces/clipped_ratio"))) is not None:
-        parts.append(f"cut off {cut:.0%}")
+        parts.append(f"truncated {cut:.0%}")
     parts.append(f"{logs.get('step_time', 0.0):.0f} s")
     return " | ".join(parts)
 

@@ -43,7 +43,7 @@ from rlkd.models import resolve_model
 from rlkd.teachers.topk import TopKTeacher, trace_ids, trace_text
 from rlkd.validity import Weigher
 from trainers.common.checkpoints import step_of
-from trainers.common.run_files import MetricsCallback, StepLog, begin
+from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_distillation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
 from trainers.validity_kd.preflight import (
@@ -76,7 +76,7 @@ __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 PROPOSAL_DEADLINE = 600.0
 
 
-class ValidityKDTrainer(DistillationTrainer):
+class ValidityKDTrainer(RunFiles, DistillationTrainer):
     """Distillation in which steps are weighed by their validity.
 
     Takes what `DistillationTrainer` takes. `model` and the teacher may be names of ours (`embedded`). `teacher_model`
@@ -172,32 +172,17 @@ class ValidityKDTrainer(DistillationTrainer):
             student_hidden=self._student_hidden,
             student_head=lambda: head_of(self.accelerator.unwrap_model(self.model), self._width),
         )
-        output = Path(args.output_dir or ".")
-        self.metrics_path = output / "metrics.jsonl"
-        self.add_callback(MetricsCallback(self.metrics_path))
+        self.open_run_files()
         self.add_callback(_WeigherState(self.step_weights.weigher))
         self._fresh_weigher = self.step_weights.weigher.state_dict()
-        self._rollouts = StepLog(output / "rollouts" / f"rank{args.process_index}.jsonl")
 
-    @property
-    def rollouts_path(self) -> Path:
-        """The file of this process's traces."""
-        return self._rollouts.path
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, as `Trainer.train` does.
-
-        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder; where
-        there is none yet, the run starts afresh. Files of the run are cut back to the checkpoint, and what an earlier
-        run left is set aside when this one starts afresh.
-        """
-        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
+    def restore(self, checkpoint: Path | None) -> None:
+        """Bring the order of rows and the weighting to a checkpoint, or to the start of a run."""
         self._steps_done = 0
         self.step_weights.weigher.load_state_dict(self._fresh_weigher)  # an earlier call may have moved it
         if checkpoint is not None:
             self._steps_done = step_of(checkpoint)
             _WeigherState.restore(self.step_weights.weigher, checkpoint)
-        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """TRL's, in the order of the epoch that a resumed run is in: it would begin with the first one's again."""
@@ -399,7 +384,7 @@ class ValidityKDTrainer(DistillationTrainer):
         for step in weighed.records:
             shown = {name: value for name, value in vars(step).items() if name not in ("row", "position")}
             records[step.row]["steps"].append(shown)
-        self._rollouts.append(records)
+        self.rollouts.append(records)
 
     def _flag(self, value: bool) -> Tensor:
         return torch.tensor(value, device=self.accelerator.device)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from trainers.common.run_files import StepLog, last_steps, read_steps, resume_logs, set_earlier_run_aside, step_line
+from trainers.common.run_files import StepLog, last_steps, read_steps, resume_logs, set_earlier_run_aside
 
 
 def checkpoint(folder: Path, step: int) -> None:
@@ -71,20 +71,3 @@ def test_a_value_of_a_strange_type_does_not_end_the_run(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "m.jsonl")
     log.append([{"step": 1, "place": Path("a")}])
     assert read_steps(log.path) == [{"step": 1, "place": "a"}]
-
-
-def test_a_step_line_tells_means_flat_groups_and_what_is_missing() -> None:
-    logs = {
-        "reward": 0.3,
-        "rewards/accuracy/mean": 0.125,
-        "rewards/accuracy/failed": 0.25,
-        "rewards/accuracy/not_applicable": 0.0,
-        "rewards/structure/mean": float("nan"),
-        "frac_reward_zero_std": 0.5,
-        "completions/clipped_ratio": 0.625,
-        "step_time": 40.4,
-    }
-    assert step_line(2, 10, logs) == (
-        "step 2/10 | accuracy 0.125 (failed 25%, not applicable 0%) | structure n/a | flat groups 50% | cut off 62% "
-        "| 40 s"
-    )

@@ -166,7 +166,7 @@ def test_two_teachers_are_named_without_their_passwords(tmp_path) -> None:
 def test_the_line_of_a_step_says_how_many_were_cut_off(rollouts) -> None:
     logs = {"kd/on_policy": float(rollouts), "kd_weight/mean": 1.0}
     logs["completions/clipped_ratio" if rollouts else "traces/clipped_ratio"] = 0.75
-    assert " | cut off 75% | " in kd_line(1, 2, logs)
+    assert " | truncated 75% | " in kd_line(1, 2, logs)
 
 
 def test_rollouts_alone_need_no_traces(tiny_model, tmp_path) -> None:
