@@ -157,7 +157,7 @@ def make_task(data: Path | None, size: int, n_hangs: int) -> dict[str, Any]:
         kind = list(HANGS)[which]
         completions[place] = f"Let me see.\n{PLAIN % HANGS[kind](turn)}"
         hanging[place] = kind
-    questions = {verified.question(completions[i], batch.solutions[i]) for i in places}
+    questions = {verified.comparison(completions[i], batch.solutions[i]) for i in places}
     assert len(questions) == n_hangs, "two hangs are one question"
     return {"completions": completions, "solutions": batch.solutions, "hanging": hanging}
 

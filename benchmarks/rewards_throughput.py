@@ -56,7 +56,7 @@ from statistics import median
 from typing import Any
 
 from rewards import build_reward, verified
-from rlkd.answers import number
+from rlkd.answers import comparison_pool, number
 from rlkd.data.samples import sample_rows, short_rows
 from rlkd.errors import UsageError
 from rlkd.steps import strip_calculator_marks
@@ -253,7 +253,7 @@ def wrong_answer(problem: Problem, problems: Sequence[Problem], rng: random.Rand
 
 
 def described(batch: Batch) -> str:
-    pairs = {verified.question(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
+    pairs = {verified.comparison(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
     return (
         f"{len(batch.completions)} completions, {len(set(batch.completions))} of them different, "
         f"{len(pairs)} distinct questions ({len(pairs) / len(batch.completions):.0%})"
@@ -293,7 +293,7 @@ def compared(batch: Batch, rounds: int) -> dict[str, Any]:
             times = [f"{name} {spent[-1].wall:.2f} s ({spent[-1].cpu:.2f} CPU-s)" for name, spent in arms.items()]
             print(f"round {turn + 1}: {', '.join(times)}", flush=True)
     reference = arms["trl"][0].scores
-    questions = {verified.question(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
+    questions = {verified.comparison(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
     a_to_b = ratios(arms["1 worker A"], arms["1 worker B"])
     one_worker = arms["1 worker A"]
     second = ratios(one_worker, arms["2 workers"])
@@ -354,7 +354,7 @@ def work(task: Path) -> int:
         scores = score(completions, plan["solutions"])
         spent = time.perf_counter() - wall, cpu_seconds() - cpu
     else:
-        pool = verified._pool()
+        pool = comparison_pool(verified.verdict)
         pool.workers = plan["workers"]  # no parameter of the reward says how many
         warm_up = build_reward("accuracy_reward", cache=False)
         warm_up(completions=[[{"role": "assistant", "content": "\\boxed{x+1}"}]], solution=["$x+2$"])

@@ -1,39 +1,40 @@
-"""Is the final answer right?"""
+"""The reward `accuracy`: is the announced answer right?"""
 
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
 from rewards.contract import Failed, RewardOptions
 from rewards.verified import libraries
 from rlkd import answers
-from rlkd.answers import VERIFY_SECONDS, VerificationError, are_correct, extract_answer
+from rlkd.answers import VERIFY_SECONDS, Fallback, VerificationError, are_correct, extract_answer
 from rlkd.data.rows import completion_text
 
 
 class Accuracy:
     """1 for a completion whose announced answer equals the column `answer`, else 0; by math-verify.
 
-    Not applicable where the row has no answer, or one that cannot be read. Failed where comparing takes too long.
+    Not applicable where the row has no answer or an unreadable one. Failed where the comparison takes too long.
 
     Args:
         fallback: `none` (default): an answer must be announced by `####`, `\\boxed{}`, `<answer>` or "the answer is".
-            `last_number`: else the last number counts, which also rewards a cut-off text that stops at the right one.
-        seconds: limit for one comparison; what takes longer is killed.
+            `last_number`: without an announcement the last number counts, which also rewards a truncated text that
+            stops at the right number.
+        seconds: time limit of one comparison; one that takes longer is killed.
     """
 
     __name__ = "accuracy"
-    # The comparisons themselves run in worker processes, those that need any.
+    # Comparisons that can take long run in worker processes of their own.
     reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None)
 
-    def __init__(self, fallback: Literal["none", "last_number"] = "none", seconds: float = VERIFY_SECONDS):
+    def __init__(self, fallback: Fallback = "none", seconds: float = VERIFY_SECONDS):
         if fallback not in ("none", "last_number"):
             raise ValueError(f"fallback {fallback!r}: expected 'none' or 'last_number'")
         if not seconds > 0:
             raise ValueError(f"seconds {seconds!r}: expected more than 0")
-        self.fallback: Literal["none", "last_number"] = fallback
+        self.fallback: Fallback = fallback
         self.seconds = seconds
 
     def __call__(
@@ -51,7 +52,7 @@ class Accuracy:
         return scores
 
     def keys(self, completions: Sequence[Any], answer: Sequence[str | None], **columns: Any) -> list[Any]:
-        """What a score rests on: the announced answer and the gold one."""
+        """What decides each score: the announced answer and the gold answer."""
         return [
             [extract_answer(completion_text(completion), self.fallback), None if gold is None else str(gold)]
             for completion, gold in zip(completions, answer, strict=True)
@@ -59,5 +60,5 @@ class Accuracy:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What scores rest on besides: how answers are read and compared."""
+        """What else decides scores: the code and libraries that read and compare answers."""
         return f"{sha256(inspect.getsource(answers).encode()).hexdigest()} {libraries()}"

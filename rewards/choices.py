@@ -1,8 +1,8 @@
-"""Answers that are no mathematics: a letter of several, yes or no, a number that need not be exact.
+"""Rewards for answers other than exact mathematics: multiple choice, yes or no, numbers within a tolerance.
 
-The answer is what the completion announces (`rlkd.answers.extract_answer`), or the completion itself where it is
-short. An answer that is not announced, or cannot be read, is wrong; a gold answer that cannot be read makes the reward
-not applicable.
+The answer is the one that the completion announces (`rlkd.answers.extract_answer`), or the completion itself if it is
+short. An answer that is not announced or unreadable is wrong; with an unreadable gold answer the reward is not
+applicable.
 """
 
 import re
@@ -14,12 +14,12 @@ from rewards.contract import RewardOptions
 from rlkd.answers import extract_answer, number, squeezed
 from rlkd.data.rows import completion_text
 
-# Cheap pure functions of a sample, in the trainer's process: see READ.
+# Cheap pure functions of a sample that run in the trainer's process; READ bounds their time.
 _OPTIONS = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
 
-# Characters at the end of a completion in which an answer is looked for: a bound on the time that any text can take.
+# Characters at the end of a completion that are searched for an answer.
 READ = 20_000
-# A completion up to this length may be the bare answer.
+# A completion up to this length may be just the answer.
 _BARE = 200
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
@@ -32,9 +32,9 @@ _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 class MultipleChoice:
     """1 for the right letter, or the right option's text; else 0.
 
-    Columns: `answer`, the right letter, or the option's text, or its place in a list of options (from 0); and, if
-    there is one, `choices` or `options`: {letter: text}, {"label": letters, "text": texts}, or a list of texts, which
-    are then called A, B, C. Without options an answer in words counts only if the gold one is the same words.
+    Columns: `answer`, the right letter, the option's text, or its index in a list of options (from 0); optionally
+    `choices` or `options`: {letter: text}, {"label": letters, "text": texts}, or a list of texts for A, B, C. Without
+    options, an answer in words counts only if the gold answer has the same words.
     """
 
     __name__ = "multiple_choice"
@@ -71,9 +71,9 @@ class MultipleChoice:
 
 
 class Boolean:
-    """1 for the right one of yes and no, or true and false, which mean the same; else 0.
+    """1 for the right one of yes (or true) and no (or false); else 0.
 
-    Column: `answer`, true or false, or one of these words. An answer may go on after a mark: "Yes, because ...".
+    Column: `answer`, a boolean or one of these words. An answer may continue after punctuation: "Yes, because ...".
     """
 
     __name__ = "boolean"
@@ -91,12 +91,12 @@ class Boolean:
 class Numeric:
     """1 for a number within a tolerance of the right one, else 0: |x - gold| <= max(absolute, relative x |gold|).
 
-    Numbers may have units, currency signs, thousands commas, powers of ten or be fractions. Compared exactly, so that
-    a tolerance of 0 asks for the same value. Column: `answer`.
+    Numbers may have units, currency signs, thousands commas or powers of ten, or be fractions. The comparison is
+    exact: a tolerance of 0 requires the same value. Column: `answer`.
 
     Args:
-        relative: share of the right number. Our choice of 0.001 forgives rounding to three or four digits.
-        absolute: in the number's own unit, for right numbers near 0.
+        relative: share of the right number. Our choice of 0.001 allows rounding to three or four digits.
+        absolute: tolerance in the number's own unit, for right numbers near 0.
     """
 
     __name__ = "numeric"
@@ -105,7 +105,7 @@ class Numeric:
     def __init__(self, relative: float = 1e-3, absolute: float = 0.0):
         if not (0 <= relative < float("inf") and 0 <= absolute < float("inf")):
             raise ValueError(f"relative {relative!r} and absolute {absolute!r}: expected 0 or above, and finite")
-        # As written: 0.1 is a tenth, not the nearest binary number.
+        # From the decimal text: 0.1 is a tenth, not the nearest binary number.
         self.relative = Fraction(str(relative))
         self.absolute = Fraction(str(absolute))
 
@@ -125,7 +125,7 @@ class Numeric:
 
 
 def announced(text: str) -> str:
-    """The announced answer, or a short text itself; "" for none. Only the last `READ` characters are read."""
+    """The announced answer, or the text itself if short, or ""; reads the last `READ` characters only."""
     answer = text.rpartition("</think>")[2][-READ:].strip()
     found = extract_answer(answer)
     if found is None:
@@ -134,7 +134,7 @@ def announced(text: str) -> str:
 
 
 def value(text: str) -> Fraction | None:
-    """The exact value of a number as people and models write it, or None: `number`, powers of ten, LaTeX fractions."""
+    """The exact value of a number or None; reads powers of ten and LaTeX fractions besides what `number` reads."""
     text = text[:_BARE].replace("−", "-").replace("$", "").strip().rstrip(".")
     if (match := _FRACTION.fullmatch(text)) is not None:
         numerator, denominator = number(match[2]), number(match[3])
@@ -148,18 +148,18 @@ def value(text: str) -> Fraction | None:
 
 
 def _by_letter(row: Any) -> dict[str, str]:
-    """The options as {capital letter: text}; empty for none."""
+    """The options as {capital letter: text}, empty without options."""
     if not row:
         return {}
     if isinstance(row, Mapping):
         if set(row) == {"label", "text"}:
             return {str(k).upper(): str(v) for k, v in zip(row["label"], row["text"], strict=True)}
         return {str(letter).upper(): str(text) for letter, text in row.items() if text is not None}
-    return {chr(ord("A") + place): str(text) for place, text in enumerate(row)}
+    return {chr(ord("A") + index): str(text) for index, text in enumerate(row)}
 
 
 def _chosen(found: str, texts: Mapping[str, str]) -> set[str]:
-    """The letter that an answer names, or those of the options with its text, which may stand under several."""
+    """The letter that an answer names, or the letters of all options with its text."""
     match = _LETTER.match(found)
     if match is not None and (not texts or match[1].upper() in texts):
         return {match[1].upper()}

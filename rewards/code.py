@@ -1,4 +1,4 @@
-"""Does the program pass its tests? Runs the program of a completion in the sandbox (`rlkd.sandbox`)."""
+"""The reward `code`: runs the program of a completion on its tests in the sandbox (`rlkd.sandbox`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
 BLOCK = re.compile(r"```python[ \t]*\r?\n(.*?)```", re.DOTALL)
-TOLERANCE = 1e-9  # relative, of floats: our choice, for sums taken in another order
+TOLERANCE = 1e-9  # relative, for floats summed in another order: our choice
 TEST_FORMS = (
     '{"input": text, "output": text} or {"function": name, "arguments": list, "expected": value}; '
     'in verification_info {"type": "stdin_stdout" or "function_call", "input", "output", "fn_name"}'
@@ -38,7 +38,7 @@ TEST_FORMS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One test: standard input and output, or (with `function`) arguments and the value expected."""
+    """One test: standard input and output, or (with `function`) arguments and the expected value."""
 
     given: Any
     expected: Any
@@ -48,39 +48,39 @@ class Case:
 class Code:
     """The share of its tests that the program of a completion passes, in [0, 1]; run in a sandbox.
 
-    The program is the last ```` ```python ```` block of the completion (open-r1's rule); 0 without one. Columns, of
-    which a row needs one:
+    The program is the last ```` ```python ```` block of the completion (open-r1's rule); 0 without one. A row needs
+    one of these columns:
 
     - `tests`: a list of `{"input": text, "output": text}` (standard input and output) or `{"function": name,
-      "arguments": list, "expected": value}`. With `arguments` as a JSON text, `expected` is one, too.
+      "arguments": list, "expected": value}`. If `arguments` is a JSON text, `expected` is one too.
     - `verification_info` (open-r1): `{"language": "python", "test_cases": [{"type": "stdin_stdout", "input": text,
-      "output": text}, {"type": "function_call", "fn_name": name, "input": ..., "output": ...}]}`. Of a call, `input`
-      is the list of arguments or a text with one JSON value a line, `output` the value or its JSON text.
+      "output": text}, {"type": "function_call", "fn_name": name, "input": ..., "output": ...}]}`. For a call, `input`
+      is the list of arguments or a text with one JSON value per line, `output` the value or its JSON text.
 
-    Either may be a JSON text as a whole. Outputs are compared without trailing blanks of lines and trailing newlines,
-    values as JSON (tuples are lists, keys are strings; floats to a relative 1e-9), both outside the sandbox.
+    Either column may be one JSON text. Outputs are compared without trailing blanks and newlines, values as JSON
+    (tuples are lists, keys are strings; floats to a relative 1e-9), both outside the sandbox.
 
-    Not applicable where a row has no tests, or for another language. Failed where the sandbox broke down or the tests
-    cannot be read. A program that crashes, hangs or uses up a limit has not passed that test, and no more.
+    Not applicable where a row has no tests or another language. Failed where the sandbox breaks down or the tests are
+    unreadable. A program that crashes, hangs or exceeds a limit fails that test only.
 
     Args:
         all_or_nothing: 1 for a program that passes every test, else 0; stops at the first that fails.
-        max_timeouts: after so many tests that ran out of time the rest count as not passed, so that an endless loop
-            costs this many times the limit and not once a test.
-        wall: seconds for one test.
-        cpu: seconds of processor time for one test.
-        memory: MiB for one test.
+        max_timeouts: number of tests that may time out before the rest count as not passed, so that an endless loop
+            costs this many times the limit and not one limit per test.
+        wall: seconds per test.
+        cpu: seconds of processor time per test.
+        memory: MiB per test.
         output: KiB that a test may print.
         file_size: MiB that a test may write to its temporary folder.
-        processes: processes and threads at once, in one test.
-        children: whether programs may start processes (then `memory` and `cpu` are for each).
-        workers: programs at once. Default: the number of processors.
+        processes: concurrent processes and threads per test.
+        children: whether programs may start processes (then `memory` and `cpu` apply to each).
+        workers: concurrent programs. Default: the number of processors.
     """
 
     __name__ = "code"
     needs_any = ("verification_info", "tests")
-    # Each program is a process already, with limits of its own. Scores are not kept: a program that ran out of time on
-    # a busy machine may pass on another day.
+    # Each program is a process with its own limits. Scores are not cached: a program that times out on a busy machine
+    # may pass on another day.
     reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
 
     def __init__(
@@ -97,19 +97,16 @@ class Code:
         children: bool = False,
         workers: int | None = None,
     ):
-        least = {"max_timeouts": 1, "memory": 64, "output": 1, "file_size": 1, "workers": 1}
-        given = {
-            "max_timeouts": max_timeouts,
-            "memory": memory,
-            "output": output,
-            "file_size": file_size,
-            "workers": workers,
-        }
-        for name, value in given.items():
-            if value is None and name == "workers":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least[name]:
-                raise ValueError(f"{name} {value!r}: expected an integer of at least {least[name]}")
+        workers = (os.cpu_count() or 1) if workers is None else workers
+        for name, value, least in (
+            ("max_timeouts", max_timeouts, 1),
+            ("memory", memory, 64),
+            ("output", output, 1),
+            ("file_size", file_size, 1),
+            ("workers", workers, 1),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} {value!r}: expected an integer of at least {least}")
         for name, flag in (("all_or_nothing", all_or_nothing), ("children", children)):
             if not isinstance(flag, bool):
                 raise ValueError(f"{name} {flag!r}: expected true or false")
@@ -124,11 +121,11 @@ class Code:
         )
         self.all_or_nothing = all_or_nothing
         self.max_timeouts = max_timeouts
-        self.workers = workers or os.cpu_count() or 1
-        self._languages_told: set[str] = set()
+        self.workers = workers
+        self._languages_warned_of: set[str] = set()
 
     def check_ready(self) -> None:
-        """Raise `RewardError` where programs cannot be run in the sandbox on this machine."""
+        """Raise `RewardError` if the sandbox does not work on this machine."""
         try:
             check()
         except (SandboxUnavailable, SandboxError) as error:
@@ -142,18 +139,14 @@ class Code:
         **columns: Any,
     ) -> list[Scored | Failed | None]:
         """Score a batch, `workers` programs at a time."""
-        rows = zip(
-            completions,
-            verification_info or [None] * len(completions),
-            tests or [None] * len(completions),
-            strict=True,
-        )
+        none = [None] * len(completions)
+        rows = zip(completions, verification_info or none, tests or none, strict=True)
         stop = threading.Event()
         with ThreadPoolExecutor(max(1, min(self.workers, len(completions))), "code") as threads:
             futures = [threads.submit(self._score, completion_text(c), info, t, stop) for c, info, t in rows]
             try:
                 return [future.result() for future in futures]
-            except BaseException:  # Ctrl-C, above all: the programs that run are killed, the others never start
+            except BaseException:  # Ctrl-C above all: kill the running programs and start no others
                 stop.set()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -177,10 +170,10 @@ class Code:
                 result = self._run(program, test, stop)
             except (SandboxError, SandboxUnavailable) as error:
                 return Failed(f"sandbox: {error}")
-            except ValueError as error:  # arguments that are no JSON, never the program's doing
+            except ValueError as error:  # arguments that are not JSON, never the program's fault
                 return Failed(f"tests of the row: {error}; expected {TEST_FORMS}")
             timeouts += result.status == "timeout"
-            results.append(judge(result, test))
+            results.append(grade(result, test))
         passed = sum(result["passed"] for result in results)
         value = float(passed == len(tests)) if self.all_or_nothing else passed / len(tests)
         return Scored(value, {"passed": passed, "tests": len(tests), "results": results})
@@ -191,7 +184,7 @@ class Code:
         return call_function(program, test.function, test.given, limits=self.limits, stop=stop)
 
     def _tests(self, info: Any, plain: Any) -> list[Case]:
-        """The tests of a row, from whichever column has them; ValueError, TypeError or KeyError for what is none."""
+        """The tests of a row from either column; raises ValueError, TypeError or KeyError for a malformed test."""
         plain = _loaded(plain)
         if plain:
             return [plain_test(test) for test in plain]
@@ -200,27 +193,27 @@ class Code:
             return []
         language = info.get("language") or "python"
         if str(language).lower() not in ("python", "python3"):
-            if language not in self._languages_told:
-                self._languages_told.add(language)
+            if language not in self._languages_warned_of:
+                self._languages_warned_of.add(language)
                 logger.warning("reward %r judges Python only; rows in %r are not applicable", self.__name__, language)
             return []
         return [open_r1_test(test) for test in _loaded(info.get("test_cases")) or []]
 
 
 def last_program(text: str) -> str | None:
-    """The content of the last ```` ```python ```` block, None where there is none."""
+    """The content of the last ```` ```python ```` block, or None."""
     blocks = BLOCK.findall(text)
     return blocks[-1] if blocks else None
 
 
 def plain_test(test: Mapping[str, Any]) -> Case:
-    """A test of the column `tests`. Keys that are None count as absent: tables fill them in."""
+    """A test of the column `tests`. Keys that are None, as tables fill them in, count as absent."""
     if test.get("function") is not None:
         arguments, expected = test["arguments"], test["expected"]
         if isinstance(arguments, str):
             arguments, expected = json.loads(arguments), json.loads(expected)
         if not isinstance(arguments, list):
-            raise ValueError(f"'arguments' of {test['function']!r} is {arguments!r}, no list")
+            raise ValueError(f"'arguments' of {test['function']!r} is {arguments!r}, not a list")
         return Case(arguments, expected, _text(test["function"], "function"))
     return Case(_text(test.get("input") or "", "input"), _text(test["output"], "output"))
 
@@ -240,12 +233,12 @@ def open_r1_test(test: Mapping[str, Any]) -> Case:
     return Case(list(arguments), expected, _text(test["fn_name"], "fn_name"))
 
 
-def judge(result: ProgramResult, test: Case) -> dict[str, Any]:
-    """Whether a test is passed, the outcome in a word, and a short reason where it is not."""
+def grade(result: ProgramResult, test: Case) -> dict[str, Any]:
+    """Whether a test is passed, the outcome as a word, and a short reason if it is not."""
     if result.status != "ok":
         last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
         reason = last[0] if result.status in ("error", "memory") else f"after {result.seconds:.1f} s"
-        # The program's own words: no control sequences for the terminal or the log that shows them.
+        # The program's own output: no control sequences may reach a terminal or log.
         reason = "".join(c if c.isprintable() else "\ufffd" for c in reason[:200])
         return {"passed": False, "outcome": result.status, "reason": reason}
     if test.function is None:
@@ -255,7 +248,7 @@ def judge(result: ProgramResult, test: Case) -> dict[str, Any]:
         try:
             right = same_value(found, test.expected)
         except (OverflowError, RecursionError):
-            # A number or a nesting beyond all bounds. It must not raise: no program may pick its own outcome.
+            # A number or a nesting beyond bounds must not raise: no program may choose its own outcome.
             return {"passed": False, "outcome": "wrong", "reason": "returned a value that is too large to compare"}
     if right:
         return {"passed": True, "outcome": "passed"}
@@ -267,9 +260,9 @@ def judge(result: ProgramResult, test: Case) -> dict[str, Any]:
 
 
 def same_value(found: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal; floats to a relative 1e-9, and `1`, `1.0` and `true` as in Python.
+    """Whether two JSON values are equal: floats to a relative 1e-9; `1`, `1.0` and `true` as in Python.
 
-    A float passes for an integer that is expected only where that is the nearest: 1e10 is not 10000000001.
+    A float equals an expected integer only if it rounds to it: 1e10 is not 10000000001.
     """
     if isinstance(found, list) and isinstance(expected, list | tuple):
         return len(found) == len(expected) and all(map(same_value, found, expected))
@@ -298,5 +291,5 @@ def _loaded(value: Any) -> Any:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name!r} is {value!r}, no text")
+        raise ValueError(f"{name!r} is {value!r}, not a text")
     return value

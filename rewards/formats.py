@@ -1,6 +1,6 @@
-"""Is the completion laid out as asked: thinking between think tags, then the answer, in steps, with code?
+"""Rewards for the format of a completion: think tags, answer tags, code blocks, steps.
 
-All of these go through a text a fixed number of times, whatever it holds: they run in the trainer's process.
+Each scans a text a fixed number of times, whatever it contains, so they run in the trainer's process.
 """
 
 import re
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _cheap(function: F) -> F:
-    """Declare that a reward is a pure function of a sample, and too cheap to be sent elsewhere or looked up."""
+    """Declare that a reward is a pure function of a sample and too cheap for workers or the cache."""
     function.reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)  # type: ignore[attr-defined]
     return function
 
@@ -31,15 +31,15 @@ def think_format(
 ) -> list[float]:
     """1 for `<think>...</think>` once, at the start, with something after it; else 0.
 
-    `answer_tags`: what comes after must be one `<answer>...</answer>` (the strict layout of RLKD, arXiv 2505.16142).
-    `prefilled`: the chat template opens `<think>` itself (DeepSeek-R1 and its distillates): it stands in the prompt.
+    `answer_tags`: the rest must be one `<answer>...</answer>` (the strict format of RLKD, arXiv 2505.16142).
+    `prefilled`: the chat template opens `<think>` itself (DeepSeek-R1 and its distillates), so it is in the prompt.
     """
     return [float(_is_laid_out(text, answer_tags)) for text in _texts(completions, prefilled)]
 
 
 @_cheap
 def think_format_reward(completions: Sequence[Any], **columns: Any) -> list[float]:
-    """1 for a text that begins with `<think>`, has no second one, and closes it; else 0 (TRL 1.16)."""
+    """1 for a text that begins with its only `<think>` and has a `</think>`; else 0 (TRL 1.16)."""
     return [
         float(text.startswith("<think>") and text.count("<think>") == 1 and "</think>" in text)
         for text in _texts(completions)
@@ -48,22 +48,22 @@ def think_format_reward(completions: Sequence[Any], **columns: Any) -> list[floa
 
 @_cheap
 def format_of_lines(completions: Sequence[Any], *, prefilled: bool = False, **columns: Any) -> list[float]:
-    """1 for open-r1's layout, with each tag on its own line; else 0. Registered as `format`.
+    """1 for open-r1's format, with each tag on its own line; else 0. Registered as `format`.
 
-    That is: `<think>`, the thought, `</think>`, `<answer>`, the answer, `</answer>`. Something may follow on later
-    lines. `prefilled`: as in `think_format`, for a template that writes `<think>` and the line break.
+    The format: `<think>`, the thought, `</think>`, `<answer>`, the answer, `</answer>`, then optionally more lines.
+    `prefilled`: as in `think_format`, for a template that writes `<think>` and the line break.
     """
     texts = _texts(completions, prefilled, "<think>\n")
     return [float(_holds_in_order(text, "</answer>")) for text in texts]
 
 
 class CodeFormat:
-    """1 for the layout of `format` with a fenced block of code in the answer; else 0 (open-r1).
+    """1 for the format of `format` with a fenced code block in the answer; else 0 (open-r1).
 
-    The block's language is that of the column `language` where the data have one.
+    Column: `language` of the block, optional.
 
     Args:
-        language: where there is no such column.
+        language: of the block for data without that column.
     """
 
     __name__ = "code_format"
@@ -89,9 +89,9 @@ def tag_count(
 ) -> list[float]:
     """A quarter for each of the four tags think, /think, answer, /answer that occurs exactly once.
 
-    RLKD (arXiv 2505.16142), after open-r1. Unlike `think_format` it pays for every part of the way there. `on_lines`:
-    a tag counts only with the line breaks of open-r1's layout around it, which gives open-r1's numbers. `prefilled`:
-    as in `think_format`.
+    RLKD (arXiv 2505.16142), after open-r1. Unlike `think_format` it rewards partial progress. `on_lines`: a tag counts
+    only with the line breaks of open-r1's format around it, which gives open-r1's numbers. `prefilled`: as in
+    `think_format`.
     """
     tags = _TAGS_ON_LINES if on_lines else _TAGS
     texts = _texts(completions, prefilled, tags[0])
@@ -100,9 +100,9 @@ def tag_count(
 
 @_cheap
 def reasoning_steps(completions: Sequence[Any], **columns: Any) -> list[float]:
-    """A third for each sign of a step, at most 1 (open-r1).
+    """A third for each step marker, at most 1 (open-r1).
 
-    Signs: `Step 1:`, a number and a full stop at the start of a line, a line after the first that begins with `-` or
+    Markers: `Step 1:`, a number and a full stop at the start of a line, a line after the first that begins with `-` or
     `*`, and the words `First,`, `Second,`, `Next,` and `Finally,`.
     """
     return [min(1.0, sum(1 for _ in _STEP.finditer(text)) / 3) for text in _texts(completions)]
@@ -123,20 +123,18 @@ def _is_laid_out(text: str, answer_tags: bool) -> bool:
 
 
 def _holds_in_order(text: str, *parts: str) -> bool:
-    r"""Whether open-r1's layout holds, with these parts in the answer: `<think>\n.*?\n</think>\n<answer>\n.*?` and on.
+    """Whether a text has open-r1's format, with these parts in order in the answer; the last one is a line of its own.
 
-    Parts in order are found by taking each as early as it comes; a regular expression may try each with all others.
-    The last part begins a line and ends it.
+    Taking the first occurrence of each part in turn is linear; a regular expression may try all combinations.
     """
-    opening, middle = "<think>\n", "\n</think>\n<answer>\n"
-    place = text.find(middle, len(opening)) if text.startswith(opening) else -1
-    if place < 0:
+    opening = "<think>\n"
+    if not text.startswith(opening):
         return False
-    place += len(middle)
+    position = len(opening)
     *inner, last = parts
-    for part in inner:
-        found = text.find(part, place)
-        if found < 0:
+    for part in ("\n</think>\n<answer>\n", *inner):
+        start = text.find(part, position)
+        if start < 0:
             return False
-        place = found + len(part)
-    return text.find(f"\n{last}\n", place) >= 0 or text.endswith(f"\n{last}", place)
+        position = start + len(part)
+    return text.find(f"\n{last}\n", position) >= 0 or text.endswith(f"\n{last}", position)

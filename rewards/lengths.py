@@ -1,4 +1,4 @@
-"""Is the completion too long?"""
+"""Rewards for the length of a completion."""
 
 import json
 from collections import defaultdict
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.contract import Failed, RewardError, RewardOptions
-from rewards.verified import SECONDS, Rules, Verdict, checked_rules, checked_seconds, golds, verdicts
+from rewards.verified import AccuracyReward, Column, Rules, Score
+from rlkd.answers import VERIFY_SECONDS
 from rlkd.data.rows import completion_text
 
 
 class SoftOverlong:
-    """0 up to a length, then falling in a line to -1, and -1 beyond the maximum (DAPO, arXiv 2503.14476, eq. 13).
+    """0 up to a length, then a linear fall to -1 at the maximum and beyond (DAPO, arXiv 2503.14476, eq. 13).
 
     Args:
         max_completion_len: L_max in tokens.
-        soft_punish_cache: the last so many tokens before L_max, over which the punishment grows; 0 for none.
+        soft_punish_cache: number of tokens before L_max over which the punishment grows; 0 for none.
     """
 
     __name__ = "soft_overlong"
@@ -31,11 +32,11 @@ class SoftOverlong:
         self.soft_punish_cache = soft_punish_cache
 
     def __call__(self, completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
-        """Score a batch; lengths are in tokens, an end token included."""
+        """Score a batch; lengths are in tokens, including an end token."""
         return [self._punishment(len(ids)) for ids in completion_ids]
 
     def keys(self, completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[int]:
-        """What a score rests on: the length."""
+        """What decides each score: the length."""
         return [len(ids) for ids in completion_ids]
 
     def _punishment(self, length: int) -> float:
@@ -45,53 +46,47 @@ class SoftOverlong:
         return -1.0 if length > self.max_completion_len else (start - length) / self.soft_punish_cache
 
 
-class RelativeLength:
-    """Longer than the others? From 0.5 for the shortest to -0.5 for the longest, and at most 0 for a wrong answer.
+class RelativeLength(AccuracyReward):
+    """From 0.5 for the shortest completion to -0.5 for the longest, and at most 0 for a wrong answer.
 
-    Registered as `length`: open-r1's length reward, after Kimi k1.5 (arXiv 2501.12599, section 2.3.3): with
+    Registered as `length`: open-r1's length reward, after Kimi k1.5 (arXiv 2501.12599, section 2.3.3). With
     l = 0.5 - (length - shortest) / (longest - shortest), a right answer earns l and a wrong one min(0, l); all earn 0
-    where all are of one length. Lengths are in characters. Not applicable where the solution cannot be read; the
-    length of such a completion counts all the same.
+    if all have the same length. Lengths are in characters. Not applicable where the solution is unreadable; the length
+    of such a completion still counts.
 
     Args:
-        by_group: compare with the completions of the same prompt, as the paper has it; else with the whole batch that
-            the trainer hands over, as open-r1 does, where a short answer to a hard question is long beside others.
+        by_group: compare completions of the same prompt, as in the paper. Otherwise compare the whole batch, as
+            open-r1 does, in which a short answer to a hard question is long next to the others.
         rules, timeout: as in `rewards.verified.AccuracyReward`.
     """
 
     __name__ = "length"
-    needs_any = ("solution", "answer")
     reward_options = RewardOptions(per_sample=False, isolate=False, timeout=None)
 
-    def __init__(self, by_group: bool = False, rules: Rules = "open_r1", timeout: float = SECONDS):
+    def __init__(self, by_group: bool = False, rules: Rules = "open_r1", timeout: float = VERIFY_SECONDS):
+        super().__init__(rules, timeout)
         self.by_group = by_group
-        self.rules = checked_rules(rules)
-        self.timeout = checked_seconds(timeout)
 
     def __call__(
         self,
         completions: Sequence[Any],
-        prompts: Sequence[Any] | None = None,
-        solution: Sequence[Any] | None = None,
-        answer: Sequence[Any] | None = None,
+        solution: Column = None,
+        answer: Column = None,
+        prompts: Column = None,
         **columns: Any,
-    ) -> list[Verdict]:
+    ) -> list[Score]:
         """Score a batch."""
-        texts = [completion_text(completion) for completion in completions]
-        right = verdicts(texts, golds(self.__name__, solution, answer), rules=self.rules, timeout=self.timeout)
-        lengths = [len(text) for text in texts]
-        scores: list[Verdict] = [None] * len(texts)
-        for members in self._groups(prompts, len(texts)):
-            shortest = min(lengths[i] for i in members)
-            longest = max(lengths[i] for i in members)
+        scores = super().__call__(completions, solution, answer)
+        lengths = [len(completion_text(completion)) for completion in completions]
+        for members in self._groups(prompts, len(scores)):
+            shortest, longest = min(lengths[i] for i in members), max(lengths[i] for i in members)
             for i in members:
-                score = right[i]
+                score = scores[i]
                 if score is not None and not isinstance(score, Failed):
-                    score = relative_length(lengths[i], shortest, longest, correct=bool(score))
-                scores[i] = score
+                    scores[i] = relative_length(lengths[i], shortest, longest, correct=bool(score))
         return scores
 
-    def _groups(self, prompts: Sequence[Any] | None, count: int) -> list[list[int]]:
+    def _groups(self, prompts: Column, count: int) -> list[list[int]]:
         if not self.by_group:
             return [list(range(count))] if count else []
         if prompts is None:
@@ -106,5 +101,5 @@ def relative_length(length: int, shortest: int, longest: int, *, correct: bool) 
     """The formula of `RelativeLength`."""
     if longest == shortest:
         return 0.0
-    place = 0.5 - (length - shortest) / (longest - shortest)
-    return place if correct else min(0.0, place)
+    value = 0.5 - (length - shortest) / (longest - shortest)
+    return value if correct else min(0.0, value)

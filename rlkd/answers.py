@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
 
 from rlkd.workers.pool import Fault, WorkerPool, inside_worker
 
-# The explicit ways in which an answer is announced. `\boxed{}` needs brace matching and is handled apart.
+# The explicit ways to announce an answer. `\boxed{}` needs brace matching and is handled separately.
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _END_TAG = re.compile(r"</answer>", re.IGNORECASE)
@@ -32,31 +32,34 @@ _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 _MULTIPLIERS = frozenset(["hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "quarter"])
 
 VERIFY_SECONDS = 5.0
+"""Default time limit of one comparison: answers to exercises take milliseconds."""
+
+Fallback = Literal["none", "last_number"]
 
 
 class VerificationError(RuntimeError):
-    """Two answers could not be compared (not: they differ)."""
+    """Two answers could not be compared, which does not mean that they differ."""
 
 
-def extract_answer(text: str, fallback: Literal["none", "last_number"] = "none") -> str | None:
+def extract_answer(text: str, fallback: Fallback = "none") -> str | None:
     """Return the last explicitly announced answer of a text, or None.
 
-    Announced means `#### ...`, `\\boxed{...}`, `<answer>...</answer>` or "the answer is ..."; the one that stands last
-    counts, and one that is cut off does not. What stands before a closing think tag is thought, not answer, and is
-    passed over. `fallback="last_number"` takes the last number of a text without any of these; that rewards a cut-off
-    text that happens to stop at the right number.
+    Announced means `#### ...`, `\\boxed{...}`, `<answer>...</answer>` or "the answer is ...". The last announcement
+    counts; a truncated one does not, nor does anything before a closing think tag. `fallback="last_number"` takes the
+    last number of a text without an announcement; that also rewards a truncated text that happens to stop at the right
+    number.
     """
     text = text.rpartition("</think>")[2]
     found = [(match.start(), match[1]) for form in (_HASHES, _PHRASE) for match in form.finditer(text)]
-    # Behind the last closing tag, every opening one would be searched to the end of the text.
+    # After the last closing tag, the search from each opening tag would go to the end of the text.
     end = max((match.end() for match in _END_TAG.finditer(text)), default=0)
     found += [(match.start(), match[1]) for match in _TAG.finditer(text, 0, end)]
     boxed = _last_boxed(text)
     if boxed is not None:
         found.append(boxed)
-    # Special tokens, and Markdown's emphasis around the answer.
-    found = [(place, _SPECIAL_TOKEN.sub("", answer).strip().strip("*_`").strip()) for place, answer in found]
-    found = [(place, answer) for place, answer in found if answer]
+    # Without special tokens and Markdown emphasis.
+    found = [(start, _SPECIAL_TOKEN.sub("", answer).strip().strip("*_`").strip()) for start, answer in found]
+    found = [(start, answer) for start, answer in found if answer]
     if found:
         answer = max(found)[1]
         inner = _last_boxed(answer)
@@ -66,41 +69,33 @@ def extract_answer(text: str, fallback: Literal["none", "last_number"] = "none")
     return None
 
 
-def is_correct(
-    text: str,
-    gold: str,
-    fallback: Literal["none", "last_number"] = "none",
-    *,
-    seconds: float = VERIFY_SECONDS,
-) -> bool | None:
-    """Whether the answer announced in `text` equals `gold`; None where the gold answer itself cannot be read.
+def is_correct(text: str, gold: str, fallback: Fallback = "none", *, seconds: float = VERIFY_SECONDS) -> bool | None:
+    """Whether the answer announced in `text` equals `gold`; None if the gold answer is unreadable.
 
-    Raises `VerificationError` where a comparison is needed that cannot be made (see `equal`). A text without an
-    announced answer is wrong, not unreadable.
+    A text without an announced answer is wrong. Raises `VerificationError` if the comparison fails (see `equal`).
     """
-    return equal(extract_answer(text, fallback) or "", extract_answer(gold) or gold.strip(), seconds=seconds)
+    return _raised(are_correct([text], [gold], fallback, seconds=seconds)[0])
 
 
 def are_correct(
-    texts: Sequence[str],
-    golds: Sequence[str],
-    fallback: Literal["none", "last_number"] = "none",
-    *,
-    seconds: float = VERIFY_SECONDS,
+    texts: Sequence[str], golds: Sequence[str], fallback: Fallback = "none", *, seconds: float = VERIFY_SECONDS
 ) -> list[bool | VerificationError | None]:
-    """`is_correct` for many texts, with the error in the place of a result; comparisons run side by side."""
+    """`is_correct` for many texts, compared in parallel; a failed comparison gives its error as the result."""
     answers = [extract_answer(text, fallback) for text in texts]
     pairs = [(answer or "", extract_answer(gold) or gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
     return equal_pairs(pairs, seconds=seconds)
 
 
 def equal(answer: str, gold: str, *, seconds: float = VERIFY_SECONDS) -> bool | None:
-    """Whether two answers are the same value; None where `gold` is no mathematical value that can be read.
+    """Whether two answers have the same value; None if `gold` is not a readable mathematical value.
 
-    What is no plain number is compared by `math-verify`, in a worker process that is killed after `seconds`, on
-    whichever thread this is called. Raises `VerificationError` then, and where the comparison breaks down.
+    Anything but plain numbers is compared by `math-verify`, in a worker process that is killed after `seconds`,
+    whichever thread calls. Raises `VerificationError` then, and if the comparison breaks down.
     """
-    result = equal_pairs([(answer, gold)], seconds=seconds)[0]
+    return _raised(equal_pairs([(answer, gold)], seconds=seconds)[0])
+
+
+def _raised(result: bool | VerificationError | None) -> bool | None:
     if isinstance(result, VerificationError):
         raise result
     return result
@@ -109,9 +104,9 @@ def equal(answer: str, gold: str, *, seconds: float = VERIFY_SECONDS) -> bool | 
 def equal_pairs(
     pairs: Sequence[tuple[str, str]], *, seconds: float = VERIFY_SECONDS
 ) -> list[bool | VerificationError | None]:
-    """`equal` for many pairs of answer and gold, with the error in the place of a result.
+    """`equal` for many pairs of answer and gold; a failed comparison gives its error as the result.
 
-    Each distinct pair is compared once, several at a time. An empty answer equals nothing.
+    Each distinct pair is compared once, several in parallel. An empty answer equals nothing.
     """
     known: dict[tuple[str, str], bool | VerificationError | None] = {}
     hard: list[tuple[str, str]] = []
@@ -126,64 +121,74 @@ def equal_pairs(
             known[pair] = True
         else:
             hard.append(pair)
-    for pair, result in zip(hard, _in_workers(hard, seconds), strict=True):
+    for pair, result in zip(hard, compare_in_workers(_compared, hard, seconds), strict=True):
         if isinstance(result, Fault):
             result = VerificationError(f"comparing {pair[0][:80]!r} with {pair[1][:80]!r}: {result.message}")
         known[pair] = result
     return [known[pair] for pair in pairs]
 
 
-def _in_workers(pairs: list[tuple[str, str]], seconds: float) -> list[Any]:
-    if not pairs:
+def compare_in_workers(compare: Callable[..., Any], calls: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
+    """The results of `compare(*call)` in worker processes, a `Fault` for a call that takes over `seconds` or dies.
+
+    `compare` is a module-level function that uses math-verify. Inside a worker, which has a limit already, it is
+    called directly.
+    """
+    if not calls:
         return []
-    if inside_worker():  # which is under a limit already
-        return [_compared(*pair) for pair in pairs]
-    return _pool().map(pairs, limit=seconds)
+    if inside_worker():
+        return [compare(*call) for call in calls]
+    return comparison_pool(compare).map(calls, limit=seconds)
 
 
 @cache
-def _pool() -> WorkerPool:
-    # Loaded before workers are forked, so that a replacement starts in milliseconds. Some comparisons do not hang,
-    # they eat memory.
-    return WorkerPool(_compared, preload=["math_verify", "latex2sympy2_extended", "sympy"], memory=4 * 2**30)
+def comparison_pool(compare: Callable[..., Any]) -> WorkerPool:
+    """The worker processes of `compare_in_workers`."""
+    # Preloaded, so that a killed worker is replaced in milliseconds. Some comparisons use up memory instead of time.
+    preload = ["math_verify", "latex2sympy2_extended", "sympy", compare.__module__]
+    return WorkerPool(compare, preload=preload, memory=4 * 2**30)
 
 
-def _compared(answer: str, gold: str) -> bool | None:
-    """What math-verify says of two texts; None for a gold answer that it cannot read."""
-    from math_verify import verify
+@cache
+def math_verify() -> Any:
+    """The module math_verify, without its warnings that time limits are off: workers have their own."""
+    import math_verify
 
-    parsed_gold = _parse(gold)
-    if not parsed_gold:
-        return None
-    return bool(verify(parsed_gold, _parse(answer), timeout_seconds=None, raise_on_error=True))
+    for name in ("math_verify.parser", "math_verify.grader", "latex2sympy2_extended.math_normalization"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return math_verify
 
 
-def _parse(text: str) -> list[Any]:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-
-    # It warns that its own limit is off: that one works by signals, on the main thread only. Ours is the worker's.
-    for module in ("parser", "grader"):
-        logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
+def read_by_math_verify(text: str, **options: Any) -> list[Any]:
+    """The expressions that math-verify parses from a text; none if it cannot be read."""
     try:
-        # Without "no_fallback" any text at all would count as read.
-        return parse(
-            f"${text}$",
-            extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()],
-            fallback_mode="no_fallback",
-            parsing_timeout=None,
-            raise_on_error=True,
-        )
-    except MemoryError:  # math-verify would call this unreadable
+        return list(math_verify().parse(text, parsing_timeout=None, raise_on_error=True, **options))
+    except MemoryError:  # math-verify would treat this as unreadable
         raise
     except Exception:
         return []
 
 
-def number(text: str) -> Fraction | None:
-    """The exact value of a plain number with its usual trimmings ("$1,200.50", "24 clips", "75%"), or None.
+def _compared(answer: str, gold: str) -> bool | None:
+    """Whether math-verify finds two texts equal; None if it cannot read `gold`."""
+    parsed_gold = _parse(gold)
+    if not parsed_gold:
+        return None
+    return bool(math_verify().verify(parsed_gold, _parse(answer), timeout_seconds=None, raise_on_error=True))
 
-    Units and currency are ignored, as answers to word problems name them or not at will: "75%" reads as 75. A single
-    letter is no unit but a variable, and "5 million" is not read.
+
+def _parse(text: str) -> list[Any]:
+    library = math_verify()
+    expressions = [library.LatexExtractionConfig(), library.ExprExtractionConfig()]
+    # With a fallback, any text would count as read.
+    return read_by_math_verify(f"${text}$", extraction_config=expressions, fallback_mode="no_fallback")
+
+
+def number(text: str) -> Fraction | None:
+    """The exact value of a plain number, with or without unit ("$1,200.50", "24 clips", "75%"), or None.
+
+    Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter is
+    a variable, not a unit, and "5 million" is not read.
     """
     cleaned = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", "").replace("\\%", "%")
     cleaned = re.sub(r"(?<=\d)[,\s](?=\d{3}\b)", "", cleaned)
@@ -199,7 +204,7 @@ def number(text: str) -> Fraction | None:
 
 
 def numbers(text: str) -> list[Fraction]:
-    """Every number of a text, in order, without sign; thousands commas belong to it. None of over 100 characters.
+    """All numbers of a text in order, without sign, with thousands commas; those over 100 characters are left out.
 
     >>> [str(value) for value in numbers("1,200 clips at $.50: 600, then 3.")]
     ['1200', '1/2', '600', '3']
@@ -208,13 +213,13 @@ def numbers(text: str) -> list[Fraction]:
 
 
 def squeezed(text: str) -> str:
-    """A text without case, currency signs, spaces and a closing full stop, for comparing texts as such."""
+    """A text in lower case without dollar signs, spaces and a closing full stop, for comparison as text."""
     # A space between two digits stays: "1 1/2" is not "11/2".
     return re.sub(r"(?<!\d)\s++|\s++(?!\d)|\$", "", text.strip()).rstrip(".").casefold()
 
 
 def _last_boxed(text: str) -> tuple[int, str] | None:
-    """The place and content of the last box; None for none, an empty one, or one that is cut off."""
+    """Start and content of the last box; None if there is none, or it is empty or truncated."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None

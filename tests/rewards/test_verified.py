@@ -158,7 +158,7 @@ def test_in_the_deciding_text_of_whole_completions_the_same_match_decides():
         ("a line \\\\$x = \\boxed{3}$", "\\$x = \\boxed{3}$"),
     ],
 )
-def test_what_does_not_decide_is_cut_off(text, part):
+def test_text_that_does_not_decide_is_removed(text, part):
     assert deciding_text(text) == part
 
 
@@ -170,7 +170,7 @@ def test_a_verdict_does_not_depend_on_the_ones_before(first):
         assert verdict(*pair) == (pair == right)
 
 
-def test_completions_that_say_the_same_in_other_words_are_one_question():
+def test_completions_that_announce_the_same_answer_share_one_comparison():
     texts = [f"Way {n}: we get $x={n}$.\nIn the end it is $\\boxed{{x^2}}$, the {n}th time." for n in range(8)]
     keys = AccuracyReward().keys(completions=chat(texts), solution=["$x^2$"] * 8)
     assert set(keys) == {("$\\boxed{x^2}$", "$x^2$")}
@@ -264,7 +264,7 @@ def test_cosine_keys_tell_lengths_apart_up_to_the_maximum():
         (lambda: AccuracyReward(rules="ours"), "rules 'ours'"),
         (lambda: AccuracyReward(timeout=0), "timeout 0"),
         (lambda: ReasoningAccuracyReward("</think>"), "reasoning_delimiters '</think>'"),
-        (lambda: ReasoningAccuracyReward([""]), "none of it empty"),
+        (lambda: ReasoningAccuracyReward([""]), "non-empty texts"),
         (lambda: CosineScaledReward(0), "max_len 0"),
         (lambda: CosineScaledReward(10, unit="words"), "unit 'words'"),
     ],
