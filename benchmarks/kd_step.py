@@ -45,6 +45,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from transformers.utils import logging as transformers_logging
 from trl import DistillationConfig, DistillationTrainer
 
+from rlkd.statistics import median_interval
 from trainers import ValidityKDConfig, ValidityKDTrainer
 
 ARMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -104,13 +105,13 @@ def main() -> int:
     counts = abs(stock_ratio - 1) <= NOISE_LIMIT and not given.quick
     print()
     for label, values in ratios.items():
-        low, high = interval(values)
+        low, high = median_interval(values)
         print(f"{label:<17}  {median(values):.4f}   ({low:.4f} to {high:.4f})")
     print(f"parameters         differ from TRL's by {distance:.2g} of what {steps} steps changed")
     print(f"counts             {counts} (needs stock against stock within {NOISE_LIMIT:.0%}, at full size)")
     figures = {
         "step_ratio": round(median(ratios["ours / stock"]), 4),
-        "step_ratio_interval": [round(bound, 4) for bound in interval(ratios["ours / stock"])],
+        "step_ratio_interval": [round(bound, 4) for bound in median_interval(ratios["ours / stock"])],
         "stock_ratio": round(stock_ratio, 4),
         "weighing_ratio": round(median(ratios["weighing / stock"]), 4),
         "counts": counts,
@@ -165,16 +166,6 @@ def train(
 def gap(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     """The distance of two sets of parameters."""
     return math.sqrt(sum(float((a - b).double().square().sum()) for a, b in zip(one, other, strict=True)))
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """A 95 % interval of the median from the order of the values alone; the whole range where they are few.
-
-    The k-th smallest and the k-th largest of n values miss the median with probability 2 P(Binomial(n, 1/2) < k).
-    """
-    ordered, n = sorted(values), len(values)
-    k = max((k for k in range(1, n // 2) if 2 * sum(math.comb(n, i) for i in range(k)) / 2**n <= 0.05), default=1)
-    return ordered[k - 1], ordered[-k]
 
 
 def questions() -> Dataset:

@@ -40,10 +40,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from trainer_overhead import questions, save_model
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
+from trainer_overhead import questions, save_model
 from trainers import RLKDConfig, RLKDTrainer
 
 SHARE_OF_WINDOW = 0.8

@@ -45,9 +45,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards_throughput import GROUP, PLAIN, descendants, group_batch, load_problems, processes
-
 from rewards import Outcome, build_reward, verified
+from rewards_throughput import GROUP, PLAIN, descendants, group_batch, load_problems, processes
 from rlkd.workers.pool import Fault, WorkerPool, default_workers
 
 Caller = Literal["main thread", "thread", "asyncio.to_thread"]

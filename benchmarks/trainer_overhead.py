@@ -29,7 +29,6 @@ import argparse
 import gc
 import itertools
 import json
-import math
 import sys
 import tempfile
 import time
@@ -45,6 +44,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
+from rlkd.statistics import median_interval
 from trainers import RLKDConfig, RLKDTrainer
 
 ARMS = {"stock A": (GRPOTrainer, GRPOConfig), "stock B": (GRPOTrainer, GRPOConfig), "ours": (RLKDTrainer, RLKDConfig)}
@@ -101,14 +101,14 @@ def main() -> int:
     counts = abs(stock_ratio - 1) <= NOISE_LIMIT and not given.quick
     print()
     for label, ratios in (("ours / stock", ours_to_stock), ("stock B / A", b_to_a)):
-        low, high = interval(ratios)
+        low, high = median_interval(ratios)
         print(f"{label:<15}  {median(ratios):.4f}   ({low:.4f} to {high:.4f})")
     print(f"extra a step     {median(extra_ms):.1f} ms of CPU time")
     print(f"same parameters  {equal}, after {steps} steps that {'changed' if moved else 'did NOT change'} them")
     print(f"counts           {counts} (needs stock against stock within {NOISE_LIMIT:.0%}, at full size)")
     figures = {
         "step_ratio": round(median(ours_to_stock), 4),
-        "step_ratio_interval": [round(bound, 4) for bound in interval(ours_to_stock)],
+        "step_ratio_interval": [round(bound, 4) for bound in median_interval(ours_to_stock)],
         "stock_ratio": round(stock_ratio, 4),
         "counts": counts,
         "extra_ms_per_step": round(median(extra_ms), 2),
@@ -148,16 +148,6 @@ def train(
     trainer.train()
     spent = time.process_time() - start
     return spent, [parameter.detach().clone() for parameter in trainer.model.parameters()]
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """A 95 % interval of the median from the order of the values alone; the whole range where they are few.
-
-    The k-th smallest and the k-th largest of n values miss the median with probability 2 P(Binomial(n, 1/2) < k).
-    """
-    ordered, n = sorted(values), len(values)
-    k = max((k for k in range(1, n // 2) if 2 * sum(math.comb(n, i) for i in range(k)) / 2**n <= 0.05), default=1)
-    return ordered[k - 1], ordered[-k]
 
 
 def letters(completions: list[Any], **columns: Any) -> list[float]:

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING
 
 from rlkd.data.loading import to_dataset
 from rlkd.data.shuffle import shuffled_teachers
-from rlkd.evaluate import Estimate
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
+from rlkd.statistics import Interval
 from trainers.common.arguments import DataArguments, apply_model_config, say, start
 from trainers.common.checkpoints import resume_point
 
@@ -104,7 +104,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         _summarise(trainer, held_out.estimates() if held_out else [])
 
 
-def _summarise(trainer: "RLKDTrainer", measured: list[tuple[int, Estimate]]) -> None:
+def _summarise(trainer: "RLKDTrainer", measured: list[tuple[int, Interval]]) -> None:
     from trainers.common.run_files import last_steps
 
     print()
@@ -118,7 +118,7 @@ def _summarise(trainer: "RLKDTrainer", measured: list[tuple[int, Estimate]]) -> 
         print()
     for step, accuracy in measured:
         label = "before" if step == 0 else "after" if step == trainer.state.global_step else f"at step {step}"
-        print(f"{f'accuracy {label}:':<16} {accuracy}")
+        print(f"{f'accuracy {label}:':<16} {accuracy:.1%}")
     if measured:
         print(
             f"{measured[-1][1].n} test rows are few: only a change far beyond these intervals would mean anything "

@@ -229,7 +229,7 @@ def _summarise(trainer: Any, output: Path, held_out: "HeldOutAccuracy | None") -
     print()
     for step, accuracy in held_out.estimates() if held_out else []:
         label = "before" if step == 0 else "after" if step == steps else f"at step {step}"
-        print(f"{f'accuracy {label}:':<17}{accuracy}")
+        print(f"{f'accuracy {label}:':<17}{accuracy:.1%}")
     if held_out:
         print(f"measured: {held_out.path.resolve()}")
     if steps:

@@ -14,8 +14,8 @@ gives one greedy answer a question, and the two are compared question by questio
     FILE       rows of your own, .jsonl or .parquet with `question` and `answer`
 
 The primary figure of each set, fixed before any result was seen: accuracy of the expert minus accuracy of the student,
-with its 95 % interval over questions (`rlkd.report.curves.mean` of the paired differences). Beside it stands the exact
-McNemar test (McNemar, 1947): are the questions that one of the two alone has right divided evenly between them?
+with its 95 % interval over questions (`rlkd.statistics.series_mean` of the paired differences), next to the exact
+McNemar test (McNemar, 1947): are the questions that only one of the two has right divided evenly between them?
 
 Answers are kept in `answers.jsonl` of the output folder, under model, set, length limit, system prompt and question,
 so that a run goes on where another stopped, and another model shares what is there. `results.json` and `table.md` are
@@ -38,8 +38,8 @@ from rlkd.data.rows import build_prompt
 from rlkd.data.samples import chain_rows
 from rlkd.engines import Engine, EngineError, Sampling, open_engine, run
 from rlkd.errors import UsageError
-from rlkd.evaluate import Estimate, accuracy, estimate
-from rlkd.report.curves import Interval, mean
+from rlkd.evaluate import accuracy
+from rlkd.statistics import Interval, estimate, series_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 # Chosen before the first run.
@@ -177,7 +177,7 @@ def compare(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Sequence[Mapp
         raise UsageError(f"none of the {len(rows)} questions has a gold answer that can be compared")
     right = {role: [records[i]["correct"] for i in usable] for role, records in found.items()}
     differences = [expert - student for expert, student in zip(right["expert"], right["student"], strict=True)]
-    interval = mean(differences, block=1, seed=BOOTSTRAP_SEED)
+    interval = series_mean(differences, block=1, seed=BOOTSTRAP_SEED)
     only = {"expert": differences.count(1.0), "student": differences.count(-1.0)}
     return {
         "n": len(usable),
@@ -209,7 +209,7 @@ def table(results: Mapping[str, Any]) -> str:
             model = results["models"][role]
             shown = model if role == model else f"{role} ({model})"
             lines.append(
-                f"| {name} | {shown} | {Estimate(**figures['accuracy'])} | {figures['ended']:.0%} "
+                f"| {name} | {shown} | {Interval(**figures['accuracy']):.1%} | {figures['ended']:.0%} "
                 f"| {figures['tokens']:.1f} |"
             )
     lines += ["", "| set | expert minus student | right alone: expert, student | McNemar p |"]

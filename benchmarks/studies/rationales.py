@@ -46,6 +46,15 @@ from typing import Any
 # The study beside this one runs recipes and has statistics in the same way.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from rlkd.cache import Cache
+from rlkd.engines import open_engine, run
+from rlkd.errors import UsageError
+from rlkd.models import resolve_model
+from rlkd.rationales.bank.embedders import open_embedder
+from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
+from rlkd.rationales.select import Selector, load_selector
+from rlkd.rationales.select.limits import Limits
+from rlkd.rationales.write.writing import Writing
 from validity_kd import (
     differences,
     interval,
@@ -57,16 +66,6 @@ from validity_kd import (
     split_arguments,
     write_runs,
 )
-
-from rlkd.cache import Cache
-from rlkd.engines import open_engine, run
-from rlkd.errors import UsageError
-from rlkd.models import resolve_model
-from rlkd.rationales.bank.embedders import open_embedder
-from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
-from rlkd.rationales.select import Selector, load_selector
-from rlkd.rationales.select.limits import Limits
-from rlkd.rationales.write.writing import Writing
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "recipes/sft.yaml"

@@ -16,7 +16,7 @@ against both teachers; what counts is the agreement with the TRUE teacher. The s
 arm's structure model found in training, so no model is needed; a second scorer, `rules`, starts from the text.
 
 Fixed before any result was seen: the config, the seeds below, and the primary figures (`PRIMARY`); the rest is
-secondary and says so. Statistics: `rlkd.report.curves`. Results: `results.json`, `table.md` and `recorded_run.png` in
+secondary and says so. Statistics: `rlkd.statistics`. Results: `results.json`, `table.md` and `recorded_run.png` in
 the output folder. The last line printed is a JSON object with the primary figures.
 
 Arguments after `--` go to the recipe of both arms, e.g. `-- --max_steps 20`.
@@ -38,12 +38,12 @@ from typing import Any
 
 import yaml
 
+from curves import Curve, Panel, draw, fitted_line
 from rlkd.data.rows import question_of
 from rlkd.data.shuffle import shuffled_teachers
 from rlkd.engines import run
 from rlkd.errors import UsageError
-from rlkd.evaluate import Estimate
-from rlkd.report.curves import Curve, Interval, Panel, block_length, draw, fitted_line, mean, trend
+from rlkd.statistics import Interval, block_length, series_mean, trend
 from rlkd.structure import Structure
 from trainers.common.arguments import DataArguments
 
@@ -54,7 +54,8 @@ BOOTSTRAP_SEED = 13
 CONFIG = ROOT / "recipes/rlkd_recorded.yaml"
 ARMS: dict[str, list[str]] = {"true": [], "shuffled": ["--shuffle_teachers", str(SHUFFLE_SEED)]}
 # Where nothing was scored, nothing is known.
-UNKNOWN = Interval(math.nan, -math.inf, math.inf)
+UNKNOWN = Interval(math.nan, -math.inf, math.inf, 0)
+SIGNED = "+.3f"
 PRIMARY = {
     "structure_trend": "trend of the structure column in the arm `true`, per 100 steps",
     "agreement_trend_difference": "trend of agreement with the true teacher, `true` minus `shuffled`, per 100 steps",
@@ -210,7 +211,7 @@ def analyse(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     def level(values: Mapping[int, float]) -> Interval:
         late = [value for step, value in values.items() if step in steps[-third:]]
-        return mean(late, block=block, seed=BOOTSTRAP_SEED) if late else UNKNOWN
+        return series_mean(late, block=block, seed=BOOTSTRAP_SEED) if late else UNKNOWN
 
     def difference(name: str) -> dict[int, float]:
         true, shuffled = series("true", name), series("shuffled", name)
@@ -320,13 +321,12 @@ def read_arm(
             row["id"]: {"accuracy": row["correct"], "structure by rules": value}
             for row, value in zip(record["rows"], found, strict=True)
         }
-        accuracy = Estimate(**record["accuracy"])
         held_out.append(
             {
                 "step": record["step"],
-                "accuracy": Interval(accuracy.mean, accuracy.low, accuracy.high),
+                "accuracy": Interval(**record["accuracy"]),
                 "structure by rules": _rows_mean([value for value in found if value is not None]),
-                "ended": record["ended"]["mean"],
+                "ended": record["ended"]["value"],
                 "tokens": record["tokens"],
                 "rows": each,
             }
@@ -384,24 +384,24 @@ def table(results: Mapping[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [f"{results['steps']} steps, blocks of {results['block']}, seeds {results['seeds']}.", ""]
     lines += ["Primary, fixed beforehand:", "", "| figure | value |", "| --- | --- |"]
-    lines += [f"| {PRIMARY[key]} | {_signed(value)} |" for key, value in results["primary"].items()]
+    lines += [f"| {PRIMARY[key]} | {value.short(SIGNED)} |" for key, value in results["primary"].items()]
     for key, title in (("trends", "Trend per 100 steps"), ("levels", "Mean of the last third")):
         lines += ["", f"| {title} | true | shuffled | difference |", "| --- | --- | --- | --- |"]
         for name, found in results[key].items():
-            show = _signed if key == "trends" else _shown
-            cells = [*(show(found[arm]) for arm in ARMS), _signed(found["difference"])]
+            spec = SIGNED if key == "trends" else ".3f"
+            cells = [*(found[arm].short(spec) for arm in ARMS), found["difference"].short(SIGNED)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| held out | step | accuracy | structure by rules | ended | tokens |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for arm in ARMS:
         for m in results["held_out"][arm]:
             lines.append(
-                f"| {arm} | {m['step']} | {_shown(m['accuracy'])} | {_shown(m['structure by rules'])} "
+                f"| {arm} | {m['step']} | {m['accuracy'].short()} | {m['structure by rules'].short()} "
                 f"| {m['ended']:.0%} | {m['tokens']:.0f} |"
             )
     lines += ["", "| held out, row by row | accuracy | structure by rules |", "| --- | --- | --- |"]
     for name, found in results["held_out"]["difference"].items():
-        lines.append(f"| {name} | {_signed(found['accuracy'])} | {_signed(found['structure by rules'])} |")
+        lines.append(f"| {name} | {found['accuracy'].short(SIGNED)} | {found['structure by rules'].short(SIGNED)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -415,7 +415,7 @@ def _means(records: Sequence[Mapping[str, Any]], values: Sequence[float | None])
 
 def _rows_mean(values: Sequence[float]) -> Interval:
     """The mean over rows, which are independent of each other."""
-    return mean(values, block=1, seed=BOOTSTRAP_SEED) if values else UNKNOWN
+    return series_mean(values, block=1, seed=BOOTSTRAP_SEED) if values else UNKNOWN
 
 
 def _held_out_differences(arms: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
@@ -447,7 +447,7 @@ def _panels(results: Mapping[str, Any], series: Any) -> list[Panel]:
             line = fitted_line(heights, steps) if len(steps) > 1 else None
             curves.append(Curve(arm, steps, heights, line=line))
             found = results["trends"][name][arm]
-            notes[arm] = f", per 100 steps: {_signed(found)}"
+            notes[arm] = f", per 100 steps: {found.short(SIGNED)}"
         return Panel(title, curves, notes)
 
     def measured(title: str, key: str) -> Panel:
@@ -473,18 +473,6 @@ def _panels(results: Mapping[str, Any], series: Any) -> list[Panel]:
 def _title(results: Mapping[str, Any]) -> str:
     smoke = "SMOKE TEST, NO RESULT - " if results["smoke"] else ""
     return f"{smoke}RLKD with true and with shuffled teachers, {results['steps']} steps"
-
-
-def _shown(interval: Interval, sign: str = "") -> str:
-    if math.isnan(interval.value):
-        return "not measured"
-    if not math.isfinite(interval.high - interval.low):
-        return f"{interval.value:{sign}.3f} (no interval)"
-    return f"{interval.value:{sign}.3f} ({interval.low:{sign}.3f} to {interval.high:{sign}.3f})"
-
-
-def _signed(interval: Interval) -> str:
-    return _shown(interval, "+")
 
 
 def _plain(value: Any) -> Any:

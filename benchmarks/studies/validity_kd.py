@@ -36,9 +36,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlkd.errors import UsageError
+from rlkd.statistics import two_level_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "recipes/validity_kd.yaml"
@@ -57,7 +56,6 @@ BASELINE = "plain"
 # Chosen before the first run.
 SEEDS = (11, 23, 37, 41, 53)
 BOOTSTRAP_SEED = 13
-DRAWS = 2000
 FULL = ["--max_steps", "100", "--eval_rows", "200"]
 SMOKE = [
     *"--max_steps 2 --eval_rows 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1".split(),  # noqa: SIM905
@@ -171,7 +169,7 @@ def read_run(folder: Path, arm: str, seed: int) -> dict[str, Any] | None:
         "steps": measured[-1]["step"],
         "before": {row["id"]: row["correct"] for row in measured[0]["rows"]},
         "after": {row["id"]: row["correct"] for row in measured[-1]["rows"]},
-        "ended": measured[-1]["ended"]["mean"],
+        "ended": measured[-1]["ended"]["value"],
         "tokens": measured[-1]["tokens"],
         "loss": metrics[-1]["loss"],
         "weight": sum(record["kd_weight/mean"] for record in steps) / len(steps) if steps else None,
@@ -221,22 +219,9 @@ def differences(one: Mapping[str, float | None], other: Mapping[str, float | Non
 
 
 def interval(seeds: Sequence[Sequence[float]]) -> list[float] | None:
-    """Mean and 95 % interval of values in groups, one group a seed; None where there is no value.
-
-    A draw takes seeds with replacement, and of each its rows with replacement. With one seed only rows are drawn, and
-    the interval says nothing about other seeds.
-    """
-    groups = [list(group) for group in seeds if group]
-    if not groups:
-        return None
-    draw = np.random.default_rng(BOOTSTRAP_SEED)
-    means = np.zeros((DRAWS, len(groups)))
-    for place, chosen in enumerate(draw.integers(len(groups), size=(len(groups), DRAWS))):
-        for number, group in enumerate(groups):
-            drawn = np.flatnonzero(chosen == number)
-            means[drawn, place] = draw.choice(group, size=(len(drawn), len(group))).mean(axis=1)
-    low, high = np.quantile(means.mean(axis=1), [0.025, 0.975])
-    return [mean([mean(group) for group in groups]), float(low), float(high)]
+    """Mean and 95 % interval over seeds and their rows, as JSON has it; None without a value."""
+    figure = two_level_mean(seeds, seed=BOOTSTRAP_SEED)
+    return None if figure is None else [figure.value, figure.low, figure.high]
 
 
 def mean(values: Sequence[float]) -> float:

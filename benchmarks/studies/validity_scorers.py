@@ -52,6 +52,7 @@ from rlkd.data.samples import few_shot_examples
 from rlkd.engines import run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
+from rlkd.statistics import auroc, percentile_interval, resample
 from rlkd.steps import strip_calculator_marks
 from rlkd.validity import REDUCTIONS, StepQuestion, expected_margins, load_scorer
 from rlkd.validity.likelihood import Likelihood
@@ -324,7 +325,7 @@ def analyse(traces: Sequence[LabelledTrace], entries: Sequence[Mapping[str, Any]
             own_D = stratified_auroc(chosen, by_position=by_position)
             lengths = [(*step[:4], -len(by_key[step[5]].steps[step[2]])) for step in chosen]
             over_D = own_D - stratified_auroc(lengths, by_position=by_position)
-            figure = interval(own_D, "auroc") | interval(over_D, "over_length")
+            figure = bounds(own_D, "auroc") | bounds(over_D, "over_length")
             figure |= {"valid": sum(s[3] for s in chosen), "invalid": sum(not s[3] for s in chosen)}
             rows.append({"scorer": name, "population": population, "missing": len(steps) - len(known), **figure})
     return rows
@@ -334,34 +335,22 @@ def stratified_auroc(steps: Sequence[Sequence[Any]], *, by_position: bool) -> np
     """The share of (valid, invalid) pairs in which the valid step scores higher, ties one half.
 
     (1 + DRAWS,): first the figure, then that of each bootstrap draw of problems; the draws of two scores of the same
-    steps are pairs. `steps`: (problem, source, place, whether valid, score). `by_position`: only pairs of steps with
-    the same place in their trace. NaN without such a pair.
+    steps are pairs. `steps`: (problem, source, position, whether valid, score). `by_position`: only pairs of steps
+    with the same position in their trace. NaN without such a pair.
     """
-    problems = sorted({step[0] for step in steps})
-    index = {problem: place for place, problem in enumerate(problems)}
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    problems, problem_C = np.unique([step[0] for step in steps], return_inverse=True)
     counts_DQ = np.ones((1, len(problems)))
-    if problems:
-        drawn = generator.multinomial(len(problems), np.full(len(problems), 1 / len(problems)), size=DRAWS)
-        counts_DQ = np.concatenate([counts_DQ, drawn.astype(float)])
-    wins_D, pairs_D = np.zeros(len(counts_DQ)), np.zeros(len(counts_DQ))
-    for stratum in {step[2] if by_position else 0 for step in steps}:
-        inside = [step for step in steps if not by_position or step[2] == stratum]
-        levels_K, level_C = np.unique([float(step[4]) for step in inside], return_inverse=True)
-        tally = np.zeros((2, len(levels_K), len(problems)))
-        np.add.at(tally, ([int(s[3]) for s in inside], level_C, [index[s[0]] for s in inside]), 1.0)
-        invalid_KD, valid_KD = tally[0] @ counts_DQ.T, tally[1] @ counts_DQ.T
-        wins_D += (valid_KD * (invalid_KD.cumsum(axis=0) - invalid_KD / 2)).sum(axis=0)
-        pairs_D += valid_KD.sum(axis=0) * invalid_KD.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return wins_D / pairs_D
+    if len(problems):
+        counts_DQ = np.concatenate([counts_DQ, resample(len(problems), DRAWS, BOOTSTRAP_SEED)])
+    valid_C, scores_C = np.array([bool(step[3]) for step in steps]), np.array([float(step[4]) for step in steps])
+    position_C = np.array([step[2] for step in steps]) if by_position else None
+    return auroc(scores_C, valid_C, problem_C, counts_DQ, position_C)
 
 
-def interval(values_D: np.ndarray, name: str) -> dict[str, Any]:
+def bounds(values_D: np.ndarray, name: str) -> dict[str, float]:
     """A figure with its 95 % interval, under `name`, `name_low` and `name_high`."""
-    rest = values_D[1:][~np.isnan(values_D[1:])]
-    low, high = np.percentile(rest, [2.5, 97.5]) if len(rest) else (np.nan, np.nan)
-    return {name: float(values_D[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    figure = percentile_interval(values_D[0], values_D[1:], len(values_D))
+    return {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

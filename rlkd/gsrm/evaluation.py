@@ -37,6 +37,7 @@ from rlkd.gsrm.alignment import Norm, Verdict
 from rlkd.gsrm.decomposers import Decomposer, DecompositionError, RulesDecomposer, Trace
 from rlkd.gsrm.judges import DeterministicJudge, Judge, JudgeError, Pair, purposes, same_answer
 from rlkd.gsrm.model import GSRM, StructureStore, comparable
+from rlkd.statistics import DRAWS, Interval, auroc, auroc_within, bootstrap_mean, percentile_interval, resample
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import Step, Structure
 
@@ -46,70 +47,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Found = Structure | DecompositionError
 
-DRAWS = 2000
 BATCH = 32
 """Traces, or pairs of structures, a call: few enough for the progress to show and for a kill to cost little."""
 
 
-# Figures
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A statistic with its 95 % interval, on `n` questions. All are NaN where there was nothing to measure."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return "n/a" if math.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def resample(n_questions: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """How often each question is drawn in each bootstrap draw: (D, Q), rows that sum to Q."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=draws).astype(float)
-
-
-def mean_figure(values_Q: np.ndarray, counts_DQ: np.ndarray) -> Figure:
-    """The mean over questions; NaN stands for a question to which the figure does not apply."""
-    values_Q = np.asarray(values_Q, dtype=float)
-    applies_Q = ~np.isnan(values_Q)
-    if not applies_Q.any():
-        return _figure(math.nan, np.array([]), 0)
-    with np.errstate(invalid="ignore"):
-        means_D = counts_DQ @ np.where(applies_Q, values_Q, 0.0) / (counts_DQ @ applies_Q)
-    return _figure(values_Q[applies_Q].mean(), means_D, int(applies_Q.sum()))
-
-
-def auroc(scores_C: np.ndarray, right_C: np.ndarray, question_C: np.ndarray, counts_DQ: np.ndarray) -> np.ndarray:
-    """The probability that a right candidate scores above a wrong one, ties one half, in each draw: (D,).
-
-    All candidates are pooled. NaN in a draw without a right or without a wrong candidate.
-    """
-    levels_K, level_C = np.unique(scores_C, return_inverse=True)
-    tally = np.zeros((2, len(levels_K), counts_DQ.shape[1]))
-    np.add.at(tally, (right_C.astype(int), level_C, question_C), 1.0)
-    wrong_KD, right_KD = tally[0] @ counts_DQ.T, tally[1] @ counts_DQ.T
-    beaten_KD = wrong_KD.cumsum(axis=0) - wrong_KD / 2
-    with np.errstate(invalid="ignore"):
-        return (right_KD * beaten_KD).sum(axis=0) / (right_KD.sum(axis=0) * wrong_KD.sum(axis=0))
-
-
-def auroc_within(scores_C: np.ndarray, right_C: np.ndarray, question_C: np.ndarray, n_questions: int) -> np.ndarray:
-    """The AUROC among the candidates of each question: (Q,), NaN for a question without both kinds.
-
-    This is what a group of GRPO sees, where only differences between completions of one question count.
-    """
-    alone = np.ones((1, 1))
-    values_Q = np.full(n_questions, np.nan)
-    for question in np.unique(question_C):
-        members = question_C == question
-        here = np.zeros(members.sum(), dtype=int)
-        values_Q[question] = auroc(scores_C[members], right_C[members], here, alone)[0]
-    return values_Q
+# AUROC table
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +59,10 @@ class AurocRow:
     """A score's AUROC over all candidates and within questions, and the paired differences to the length's."""
 
     name: str
-    pooled: Figure
-    within: Figure
-    over_length: Figure
-    within_over_length: Figure
+    pooled: Interval
+    within: Interval
+    over_length: Interval
+    within_over_length: Interval
     candidates: int
 
 
@@ -163,20 +105,14 @@ def auroc_table(
         rows.append(
             AurocRow(
                 name,
-                _figure(pooled, draws_D, n),
-                mean_figure(within_Q, counts_DQ),
-                _figure(pooled - length_pooled, draws_D - length_D, n),
-                mean_figure(within_Q - length_Q, counts_DQ),
+                percentile_interval(pooled, draws_D, n),
+                bootstrap_mean(within_Q, counts_DQ),
+                percentile_interval(pooled - length_pooled, draws_D - length_D, n),
+                bootstrap_mean(within_Q - length_Q, counts_DQ),
                 int(applies_C.sum()),
             )
         )
     return rows
-
-
-def _figure(value: float, draws_D: np.ndarray, n: int) -> Figure:
-    draws_D = draws_D[~np.isnan(draws_D)]
-    low, high = np.percentile(draws_D, [2.5, 97.5]) if len(draws_D) else (math.nan, math.nan)
-    return Figure(float(value), float(low), float(high), n)
 
 
 # Texts
@@ -363,13 +299,13 @@ class Evaluation:
     """What was measured. Sections that were not asked for are empty."""
 
     setup: dict[str, Any]
-    joined: dict[str, Figure] = field(default_factory=dict)
-    stability: dict[str, Figure] = field(default_factory=dict)
-    faithfulness: dict[str, Figure] = field(default_factory=dict)
+    joined: dict[str, Interval] = field(default_factory=dict)
+    stability: dict[str, Interval] = field(default_factory=dict)
+    faithfulness: dict[str, Interval] = field(default_factory=dict)
     at_shuffled_level: dict[str, bool] = field(default_factory=dict)
     """For each norm whether the paired difference of swapped traces to the shuffled level may be zero or negative."""
     auroc: list[AurocRow] = field(default_factory=list)
-    over_rules: dict[str, Figure] = field(default_factory=dict)
+    over_rules: dict[str, Interval] = field(default_factory=dict)
     """What the AUROC of the structure score gains over that by rules and deterministic judge, norm by norm, paired."""
     failures: dict[str, int] = field(default_factory=dict)
     """How many traces the decomposer gave nothing for, or pairs the judge, by cause."""
@@ -513,8 +449,8 @@ def _measure_structures(
     }
     joined = made["paragraph"]
 
-    def figure(values: Sequence[float] | np.ndarray) -> Figure:
-        return mean_figure(np.array(values, dtype=float), counts_DQ)
+    def figure(values: Sequence[float] | np.ndarray) -> Interval:
+        return bootstrap_mean(np.array(values, dtype=float), counts_DQ)
 
     result.joined = _agreement_figures(work, joined, gold, figure)
     for norm in norms:
@@ -558,8 +494,8 @@ def _agreement_figures(
     work: _Work,
     found: Sequence[Found],
     gold: Sequence[Structure],
-    figure: Callable[[Sequence[float]], Figure],
-) -> dict[str, Figure]:
+    figure: Callable[[Sequence[float]], Interval],
+) -> dict[str, Interval]:
     """How far the structures found are the gold ones. One that could not be made agrees in nothing."""
     steps = [tuple(f) if isinstance(f, Structure) else () for f in found]
     figures = {

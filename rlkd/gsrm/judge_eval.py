@@ -21,9 +21,9 @@ from typing import Literal, get_args
 
 from rlkd.engines import run
 from rlkd.errors import UsageError
-from rlkd.evaluate import Estimate, estimate
 from rlkd.gsrm.factory import JUDGES, Engines
 from rlkd.gsrm.judges import MINILM, DeterministicJudge, EmbeddingJudge, Field, Judge, JudgeError, ModelJudge
+from rlkd.statistics import Interval, estimate
 from rlkd.structure import FIELDS, Step, Structure
 
 Split = Literal["fit", "check", "all"]
@@ -54,9 +54,9 @@ class FieldErrors:
     among pairs that agree. Each with Wilson's interval.
     """
 
-    accuracy: Estimate | None
-    false_yes: Estimate | None
-    false_no: Estimate | None
+    accuracy: Interval | None
+    false_yes: Interval | None
+    false_no: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ async def fit_threshold(name: str, judge: Judge, pairs: Sequence[LabelledPair]) 
     for threshold in GRIDS[name]:
         setattr(judge, attribute, threshold)
         errors = (await measure(judge, pairs)).fields["meta"]
-        costs[threshold] = sum(rate.mean for rate in (errors.false_yes, errors.false_no) if rate is not None)
+        costs[threshold] = sum(rate.value for rate in (errors.false_yes, errors.false_no) if rate is not None)
     best = [threshold for threshold, cost in costs.items() if cost == min(costs.values())]
     setattr(judge, attribute, best[len(best) // 2])
     return best[len(best) // 2]
@@ -242,11 +242,13 @@ def _print(title: str, measured: Measured) -> None:
     kinds = Table("kind", "pairs", "meta wrong", "question wrong", "answer wrong")
     for kind, fields in measured.kinds.items():
         count = fields["meta"].accuracy
-        wrong = [round((1 - each.accuracy.mean) * each.accuracy.n) if each.accuracy else 0 for each in fields.values()]
+        wrong = [
+            round((1 - each.accuracy.value) * each.accuracy.n) if each.accuracy else 0 for each in fields.values()
+        ]
         kinds.add_row(kind, str(count.n if count else 0), *map(str, wrong))
     console.print(kinds)
     console.print(f"{measured.pairs} pairs, {measured.failed} without a verdict\n")
 
 
-def _cell(rate: Estimate | None) -> str:
-    return "-" if rate is None else f"{rate.mean:.1%} ({rate.low:.1%} to {rate.high:.1%}, n = {rate.n})"
+def _cell(rate: Interval | None) -> str:
+    return "-" if rate is None else f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}, n = {rate.n})"

@@ -5,7 +5,7 @@
 | key | meaning |
 | --- | --- |
 | `step` | optimizer steps done; 0 is the model before training |
-| `accuracy` | share of right answers: `mean`, 95 % interval (`low`, `high`), rows that could be judged (`n`) |
+| `accuracy` | share of right answers: `value`, 95 % interval (`low`, `high`), rows that could be judged (`n`) |
 | `ended` | share of completions that end by themselves and are not cut off, in the same form |
 | `tokens` | mean length of a completion, without its end token |
 | `seconds` | what the measurement took |
@@ -27,7 +27,8 @@ from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
 from rlkd.errors import UsageError
-from rlkd.evaluate import Estimate, accuracy, estimate
+from rlkd.evaluate import accuracy
+from rlkd.statistics import Interval, estimate
 from trainers.common.generation import greedy_completions
 from trainers.common.run_files import StepLog, read_steps
 
@@ -77,10 +78,10 @@ class HeldOutAccuracy(TrainerCallback):
         if self._measured != state.global_step:
             self._measure(args, state, control)
 
-    def estimates(self) -> list[tuple[int, Estimate]]:
+    def estimates(self) -> list[tuple[int, Interval]]:
         """The accuracy at each measured step so far, from the file; to be called on the main process."""
         records = read_steps(self.path) if self.path.exists() else []
-        return [(record["step"], Estimate(**record["accuracy"])) for record in records]
+        return [(record["step"], Interval(**record["accuracy"])) for record in records]
 
     def _measure(self, args: Any, state: Any, control: Any) -> None:
         self._measured = state.global_step
@@ -95,14 +96,14 @@ class HeldOutAccuracy(TrainerCallback):
         record["seconds"] = round(time.perf_counter() - start, 1)
         self._log.append([{"step": state.global_step, **record}])
         tqdm.write(
-            f"accuracy after step {state.global_step}: {Estimate(**record['accuracy'])}, "
-            f"{record['ended']['mean']:.0%} of the answers ended, {record['tokens']:.0f} tokens each"
+            f"accuracy after step {state.global_step}: {Interval(**record['accuracy']):.1%}, "
+            f"{record['ended']['value']:.0%} of the answers ended, {record['tokens']:.0f} tokens each"
         )
         # Not by `trainer.log`: in mid-step TRL would empty its metrics of the step into it.
         trackers = tuple(get_reporting_integration_callbacks(args.report_to))
         figures = {
-            "eval_accuracy": record["accuracy"]["mean"],
-            "eval_ended": record["ended"]["mean"],
+            "eval_accuracy": record["accuracy"]["value"],
+            "eval_ended": record["ended"]["value"],
             "eval_tokens": record["tokens"],
         }
         for callback in self.trainer.callback_handler.callbacks:
@@ -119,7 +120,7 @@ def _record(rows: Sequence[Mapping[str, Any]], texts: Sequence[str], tokenizer: 
     judged = [value for value in correct if value is not None]
     return {
         # None can be judged where no gold answer is of a kind that can be compared.
-        "accuracy": dataclasses.asdict(estimate(judged) if judged else Estimate(0.0, 0.0, 1.0, 0)),
+        "accuracy": dataclasses.asdict(estimate(judged) if judged else Interval(0.0, 0.0, 1.0, 0)),
         "ended": dataclasses.asdict(estimate([float(count < limit) for count in tokens])),
         "tokens": sum(tokens) / len(tokens),
         "rows": [

@@ -59,7 +59,7 @@ def test_the_difference_is_paired_and_its_interval_knows_a_gap_from_none(study) 
     assert found["difference"]["low"] == pytest.approx(0.25 - 0.106, abs=0.01)
     assert found["difference"]["high"] == pytest.approx(0.25 + 0.106, abs=0.01)
     assert found["difference"]["excludes_zero"] is True
-    assert found["models"]["expert"]["accuracy"]["mean"] == pytest.approx(0.55)
+    assert found["models"]["expert"]["accuracy"]["value"] == pytest.approx(0.55)
     same = study.compare(rows, {"student": records(student), "expert": records(reversed(student))})
     assert same["difference"]["value"] == 0
     assert same["difference"]["excludes_zero"] is False

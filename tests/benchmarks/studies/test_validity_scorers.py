@@ -102,7 +102,7 @@ def test_the_auroc_is_the_share_of_pairs_in_the_right_order(study):
         for _ in range(120)
     ]
     for by_position in (False, True):
-        figure = study.interval(study.stratified_auroc(steps, by_position=by_position), "auroc")
+        figure = study.bounds(study.stratified_auroc(steps, by_position=by_position), "auroc")
         assert figure["auroc"] == pytest.approx(slow_auroc(steps, by_position))
         assert figure["auroc_low"] < figure["auroc"] < figure["auroc_high"]
 

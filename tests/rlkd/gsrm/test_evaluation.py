@@ -16,89 +16,17 @@ from rlkd.gsrm.evaluation import (
     Candidate,
     RatedQuestion,
     agreement,
-    auroc,
     auroc_table,
-    auroc_within,
     derangement,
     evaluate_gsrm,
     load_rationales,
-    mean_figure,
     numbers,
-    resample,
     solution_lines,
 )
+from rlkd.statistics import resample
 from rlkd.structure import Step, Structure
 
 ROWS = sample_rows("test")[:12]
-
-
-def slow_auroc(scores, right):
-    """Every pair of a right and a wrong one, by hand."""
-    wins = [
-        1.0 if mine > theirs else 0.5 if mine == theirs else 0.0
-        for mine, good in zip(scores, right, strict=True)
-        for theirs, bad in zip(scores, right, strict=True)
-        if good and not bad
-    ]
-    return sum(wins) / len(wins) if wins else math.nan
-
-
-SCORED = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=12)
-
-
-def columns(scored):
-    scores, right, question = zip(*scored, strict=True)
-    return np.array(scores, dtype=float), np.array(right), np.array(question)
-
-
-# Figures
-
-
-@given(SCORED)
-def test_the_auroc_is_the_share_of_pairs_in_the_right_order(scored):
-    scores, right, question = columns(scored)
-    [found] = auroc(scores, right, question, np.ones((1, 4)))
-    assert found == pytest.approx(slow_auroc(scores, right), nan_ok=True)
-
-
-@given(SCORED, st.lists(st.integers(0, 3), min_size=4, max_size=4))
-def test_a_question_drawn_twice_counts_as_if_its_candidates_stood_there_twice(scored, counts):
-    scores, right, question = columns(scored)
-    repeated = [row for row in scored for _ in range(counts[row[2]])]
-    [found] = auroc(scores, right, question, np.array([counts], dtype=float))
-    expected = slow_auroc(*list(zip(*repeated, strict=True))[:2]) if repeated else math.nan
-    assert found == pytest.approx(expected, nan_ok=True)
-
-
-@given(SCORED)
-def test_within_questions_only_candidates_of_one_question_are_compared(scored):
-    scores, right, question = columns(scored)
-    found = auroc_within(scores, right, question, 4)
-    for q in range(4):
-        members = question == q
-        assert found[q] == pytest.approx(slow_auroc(scores[members], right[members]), nan_ok=True)
-
-
-def test_a_mean_leaves_out_what_does_not_apply_and_its_interval_holds_it():
-    counts = resample(50, draws=500, seed=1)
-    values = np.linspace(0, 1, 50)
-    figure = mean_figure(np.where(values > 0.9, np.nan, values), counts)
-    assert figure.value == pytest.approx(values[values <= 0.9].mean())
-    assert figure.low < figure.value < figure.high
-    assert figure.n == (values <= 0.9).sum()
-    assert math.isnan(mean_figure(np.full(50, np.nan), counts).value)
-
-
-def test_the_bootstrap_interval_of_a_mean_is_about_as_wide_as_theory_says():
-    values = np.random.default_rng(0).normal(size=400)
-    figure = mean_figure(values, resample(400, draws=4000, seed=2))
-    assert figure.high - figure.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-
-
-def test_the_same_seed_draws_the_same_questions_and_another_seed_others():
-    assert (resample(9, 20, 3) == resample(9, 20, 3)).all()
-    assert (resample(9, 20, 3) != resample(9, 20, 4)).any()
-    assert (resample(9, 20, 3).sum(axis=1) == 9).all()
 
 
 def a_table(scores, right, question, **options):

@@ -85,7 +85,7 @@ def test_every_kind_has_one_label_for_meta(records):
 def test_a_judge_that_always_says_yes_has_all_the_false_yes_and_no_false_no():
     found = measured(Scripted(lambda *_: True), PAIRS)
     for errors in found.fields.values():
-        assert (errors.false_yes.mean, errors.false_no.mean) == (1.0, 0.0)
+        assert (errors.false_yes.value, errors.false_no.value) == (1.0, 0.0)
     assert found.pairs == found.fields["meta"].accuracy.n == len(PAIRS)
 
 
@@ -97,12 +97,12 @@ def test_errors_are_counted_by_field_and_kind():
     ]
     found = measured(Scripted(lambda field, mine, theirs: field == "question"), pairs)
     meta, question = found.fields["meta"], found.fields["question"]
-    assert (meta.accuracy.mean, meta.false_yes.mean, meta.false_no.mean) == (1 / 3, 0, 1)
-    assert (question.accuracy.mean, question.false_yes.mean, question.false_no.mean) == (1 / 3, 1, 0)
+    assert (meta.accuracy.value, meta.false_yes.value, meta.false_no.value) == (1 / 3, 0, 1)
+    assert (question.accuracy.value, question.false_yes.value, question.false_no.value) == (1 / 3, 1, 0)
     assert found.fields["answer"].false_no is None
-    assert found.kinds["two"]["meta"].accuracy.mean == 1
-    assert found.kinds["one"]["question"].accuracy.mean == 0.5
-    assert 0 < meta.accuracy.low < meta.accuracy.mean < meta.accuracy.high < 1
+    assert found.kinds["two"]["meta"].accuracy.value == 1
+    assert found.kinds["one"]["question"].accuracy.value == 0.5
+    assert 0 < meta.accuracy.low < meta.accuracy.value < meta.accuracy.high < 1
 
 
 def test_a_wrong_verdict_on_meta_hides_none_on_question_and_answer():
@@ -112,8 +112,8 @@ def test_a_wrong_verdict_on_meta_hides_none_on_question_and_answer():
         return alive if field == "meta" else (True if alive else None)
 
     found = measured(Scripted(say), [labelled("another", True, True, True)])
-    assert found.fields["meta"].false_no.mean == 1
-    assert found.fields["question"].false_no.mean == found.fields["answer"].false_no.mean == 0
+    assert found.fields["meta"].false_no.value == 1
+    assert found.fields["question"].false_no.value == found.fields["answer"].false_no.value == 0
 
 
 def test_pairs_without_a_verdict_are_counted_apart():
@@ -133,14 +133,14 @@ def test_a_threshold_is_fitted_where_both_error_rates_are_least(scripted):
     judge = ModelJudge(engine)
     pairs = [labelled("right", True, True, True), labelled("wrong", False, True, True)]
     assert 1 <= asyncio.run(fit_threshold("model", judge, pairs)) < 2
-    assert measured(judge, pairs).fields["meta"].accuracy.mean == 1
+    assert measured(judge, pairs).fields["meta"].accuracy.value == 1
 
 
 def test_the_default_judge_errs_rarely_on_the_half_that_it_was_not_fitted_on():
     found = measured(DeterministicJudge(), load_pairs(split="check"))
-    assert found.fields["meta"].accuracy.mean > 0.95
-    assert found.fields["question"].accuracy.mean > 0.98
-    assert found.fields["answer"].accuracy.mean > 0.98
+    assert found.fields["meta"].accuracy.value > 0.95
+    assert found.fields["question"].accuracy.value > 0.98
+    assert found.fields["answer"].accuracy.value > 0.98
 
 
 def test_without_arithmetic_only_meta_is_measured():
@@ -194,7 +194,7 @@ def test_the_command_prints_json_with_intervals(capsys):
     found = json.loads(capsys.readouterr().out)["deterministic"]
     assert found["pairs"] == 60
     meta = found["fields"]["meta"]["accuracy"]
-    assert meta["low"] < meta["mean"] < meta["high"] or meta["mean"] == 1
+    assert meta["low"] < meta["value"] < meta["high"] or meta["value"] == 1
     assert 0 < found["threshold"] <= 1
 
 

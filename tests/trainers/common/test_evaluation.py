@@ -60,7 +60,7 @@ def test_it_measures_before_after_and_every_so_many_steps(run) -> None:
     assert [record["step"] for record in records] == [0, 2, 4, 5]
     for record in records:
         assert record["accuracy"]["n"] == record["ended"]["n"] == 3
-        assert record["accuracy"]["mean"] == sum(row["correct"] for row in record["rows"]) / 3
+        assert record["accuracy"]["value"] == sum(row["correct"] for row in record["rows"]) / 3
         assert record["tokens"] == pytest.approx(sum(row["tokens"] for row in record["rows"]) / 3)
         assert [row["id"] for row in record["rows"]] == [row["id"] for row in HELD_OUT]
         texts = [row["completion"] for row in record["rows"]]
@@ -168,7 +168,7 @@ def test_a_completion_ends_by_itself_only_where_it_is_shorter_than_allowed(run, 
     monkeypatch.setattr("trainers.common.evaluation.greedy_completions", lambda *a, **k: ["abc", "abcdef", "#### 1"])
     trainer.train()
     record = read_steps(held_out.path)[0]
-    assert record["ended"]["mean"] == pytest.approx(1 / 3)
+    assert record["ended"]["value"] == pytest.approx(1 / 3)
     assert [row["tokens"] for row in record["rows"]] == [3, 6, 6]
 
 

@@ -1,0 +1,293 @@
+"""Intervals, bootstraps and AUROC: the statistics of every figure that a command, a run or a benchmark reports.
+
+| values | function | interval |
+| --- | --- | --- |
+| rows of a test set | `estimate` | Wilson's for values of 0 and 1, else a percentile bootstrap |
+| questions, several figures on the same draws | `resample`, then `bootstrap_mean` or `auroc` | percentile bootstrap |
+| groups, such as one for each seed | `two_level_mean` | percentile bootstrap over groups and their values |
+| steps of a run | `trend`, `series_mean` | block bootstrap, widened by Student's quantile |
+| times of a benchmark | `median_interval` | from the order of the values |
+
+All are seeded. A difference is a figure like any other: of the paired differences, or of the same draws.
+
+Suffixes of arrays: C candidates (a solution of some question), Q questions, D bootstrap draws, K distinct values of a
+score.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 2000
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure on `n` observations with its 95 % interval.
+
+    All are NaN where nothing was measured; the bounds are infinite where there are too few observations.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
+    def short(self, spec: str = ".3f") -> str:
+        """The figure in a cell of a table: `0.300 (0.100 to 0.500)`."""
+        return self._render(spec, "", "")
+
+    def __format__(self, spec: str) -> str:
+        """Every number in the format `spec`: `f"{interval:.1%}"`."""
+        return self._render(spec or ".3f", "95 % interval ", f", n = {self.n}")
+
+    def __str__(self) -> str:
+        return format(self)
+
+    def _render(self, spec: str, name: str, count: str) -> str:
+        if math.isnan(self.value):
+            return "n/a"
+        if not math.isfinite(self.high - self.low):
+            return f"{self.value:{spec}} (no interval{count})"
+        return f"{self.value:{spec}} ({name}{self.low:{spec}} to {self.high:{spec}}{count})"
+
+
+# Rows
+
+
+def estimate(values: Sequence[float]) -> Interval:
+    """The mean: Wilson's interval for values of 0 and 1, a percentile bootstrap (2,000 draws) else."""
+    n = len(values)
+    mean = sum(values) / n
+    if set(values) <= {0.0, 1.0}:
+        return Interval(mean, *wilson_interval(sum(values), n), n)
+    draw = random.Random(0)
+    means = sorted(sum(draw.choices(values, k=n)) / n for _ in range(DRAWS))
+    return Interval(mean, means[49], means[1949], n)
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share (E. B. Wilson, 1927); sensible at 0 and n, where the plain one is empty."""
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median from the order of the values alone; the whole range where there are few.
+
+    The k-th smallest and the k-th largest of n values miss the median with probability 2 P(Binomial(n, 1/2) < k).
+    """
+    ordered, n = sorted(values), len(values)
+    k = max((k for k in range(1, n // 2) if 2 * sum(math.comb(n, i) for i in range(k)) / 2**n <= 0.05), default=1)
+    return ordered[k - 1], ordered[-k]
+
+
+# Questions: draws that several figures share
+
+
+def resample(n_questions: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each question is drawn in each bootstrap draw: (D, Q), rows that sum to Q."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=draws).astype(float)
+
+
+def percentile_interval(value: float, draws_D: np.ndarray, n: int) -> Interval:
+    """A figure with the middle 95 % of its draws; draws that are NaN are left out."""
+    draws_D = draws_D[~np.isnan(draws_D)]
+    low, high = np.percentile(draws_D, [2.5, 97.5]) if len(draws_D) else (math.nan, math.nan)
+    return Interval(float(value), float(low), float(high), n)
+
+
+def bootstrap_mean(values_Q: np.ndarray, counts_DQ: np.ndarray) -> Interval:
+    """The mean over questions; NaN marks a question to which the figure does not apply."""
+    values_Q = np.asarray(values_Q, dtype=float)
+    applies_Q = ~np.isnan(values_Q)
+    if not applies_Q.any():
+        return percentile_interval(math.nan, np.array([]), 0)
+    with np.errstate(invalid="ignore"):
+        means_D = counts_DQ @ np.where(applies_Q, values_Q, 0.0) / (counts_DQ @ applies_Q)
+    return percentile_interval(values_Q[applies_Q].mean(), means_D, int(applies_Q.sum()))
+
+
+def auroc(
+    scores_C: np.ndarray,
+    right_C: np.ndarray,
+    question_C: np.ndarray,
+    counts_DQ: np.ndarray,
+    stratum_C: np.ndarray | None = None,
+) -> np.ndarray:
+    """The probability that a right candidate scores above a wrong one, ties one half, in each draw: (D,).
+
+    Only candidates of one stratum are compared; without strata all are. NaN in a draw without such a pair.
+    """
+    strata_C = np.zeros(len(scores_C), dtype=int) if stratum_C is None else stratum_C
+    wins_D, pairs_D = np.zeros(len(counts_DQ)), np.zeros(len(counts_DQ))
+    for stratum in np.unique(strata_C):
+        inside = strata_C == stratum
+        levels_K, level_C = np.unique(scores_C[inside], return_inverse=True)
+        tally = np.zeros((2, len(levels_K), counts_DQ.shape[1]))
+        np.add.at(tally, (right_C[inside].astype(int), level_C, question_C[inside]), 1.0)
+        wrong_KD, right_KD = tally[0] @ counts_DQ.T, tally[1] @ counts_DQ.T
+        wins_D += (right_KD * (wrong_KD.cumsum(axis=0) - wrong_KD / 2)).sum(axis=0)
+        pairs_D += right_KD.sum(axis=0) * wrong_KD.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return wins_D / pairs_D
+
+
+def auroc_within(scores_C: np.ndarray, right_C: np.ndarray, question_C: np.ndarray, n_questions: int) -> np.ndarray:
+    """The AUROC among the candidates of each question: (Q,), NaN for a question without both kinds.
+
+    A group of GRPO is of this kind: only differences between completions of one question count.
+    """
+    alone = np.ones((1, 1))
+    values_Q = np.full(n_questions, np.nan)
+    for question in np.unique(question_C):
+        members = question_C == question
+        here = np.zeros(members.sum(), dtype=int)
+        values_Q[question] = auroc(scores_C[members], right_C[members], here, alone)[0]
+    return values_Q
+
+
+# Groups
+
+
+def two_level_mean(groups: Sequence[Sequence[float]], *, seed: int, draws: int = DRAWS) -> Interval | None:
+    """The mean of the groups' means, one group for each seed of a study; None without a value.
+
+    A draw takes groups with replacement, and of each its values with replacement. With one group only its values are
+    drawn, and the interval does not cover other groups.
+    """
+    filled = [list(group) for group in groups if group]
+    if not filled:
+        return None
+    draw = np.random.default_rng(seed)
+    means = np.zeros((draws, len(filled)))
+    for position, chosen in enumerate(draw.integers(len(filled), size=(len(filled), draws))):
+        for number, group in enumerate(filled):
+            drawn = np.flatnonzero(chosen == number)
+            means[drawn, position] = draw.choice(group, size=(len(drawn), len(group))).mean(axis=1)
+    low, high = np.quantile(means.mean(axis=1), [0.025, 0.975])
+    value = sum(sum(group) / len(group) for group in filled) / len(filled)
+    return Interval(value, float(low), float(high), sum(map(len, filled)))
+
+
+# Steps of a run
+#
+# The values of neighbouring steps are not independent (the model changes slowly), so stretches of neighbouring steps
+# are drawn together, on a circle so that every step is drawn equally often (Politis and Romano, 1992; a moving-block
+# bootstrap, Künsch 1989, without its edges). Two runs that share their questions step by step are compared on the
+# series of their differences: what made a step hard for both cancels, and its blocks are pairs.
+
+
+def block_length(n: int) -> int:
+    """Steps in a block: the cube root of the number of steps, the rate at which it should grow (Künsch, 1989).
+
+    For 60 steps 4: a block must be longer than the values remember, and there must be many blocks. Rewards of
+    consecutive steps are of different questions, so they remember little.
+    """
+    return max(1, round(n ** (1 / 3)))
+
+
+def slope(values: Sequence[float], steps: Sequence[float] | None = None) -> float:
+    """The slope of the least-squares line per 100 steps. `steps`: positions of the values, by default 0, 1, 2 ..."""
+    y, w = _series(values), _slope_weights(len(values), steps)
+    return float(100 * (w @ (y - y.mean())))
+
+
+def trend(
+    values: Sequence[float],
+    steps: Sequence[float] | None = None,
+    *,
+    block: int | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """`slope` with its interval: blocks of the residuals are put back onto the line.
+
+        >>> rising = [0.1 + 0.002 * step + (0.05 if step % 3 else -0.1) for step in range(60)]
+        >>> print(f"{trend(rising, seed=1):+.3f}")
+        +0.217 (95 % interval +0.155 to +0.278, n = 60)
+        >>> print(f"{trend([a - b for a, b in zip(rising, rising)], seed=1):+.3f}")
+        +0.000 (95 % interval +0.000 to +0.000, n = 60)
+
+    The line takes up part of the noise, and blocks are few; without a correction for both, an interval that should
+    cover in 95 % of cases covers in 93 % of them at independent noise, 60 steps and blocks of 4, and in 88 % at an
+    autocorrelation of 0.4. So the bootstrap's standard error is multiplied by sqrt(n / (n - 2 block)) and by
+    Student's quantile for n / block - 2 degrees of freedom (our choice). Then it covers in 96 %, 95 %, 93 % and 89 %
+    of cases at autocorrelations of 0, 0.2, 0.4 and 0.6.
+
+    Raises ValueError for fewer than two values, values that are not finite, and steps that do not fit.
+    """
+    y, w = _series(values), _slope_weights(len(values), steps)
+    n, x = len(y), _centred_steps(len(y), steps)
+    value = float(w @ (y - y.mean()))
+    residuals = y - y.mean() - value * x
+    drawn = (residuals[_blocks(n, block or block_length(n), resamples, seed)] @ w).std()
+    return _student_interval(100 * value, 100 * float(drawn), n, block or block_length(n), fitted=2)
+
+
+def series_mean(
+    values: Sequence[float], *, block: int | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean with its interval, corrected as in `trend`; `block=1` for values that are independent, such as rows.
+
+    Raises ValueError for no values, and for values that are not finite.
+    """
+    y = _series(values)
+    n, size = len(y), block or block_length(len(y))
+    drawn = (y - y.mean())[_blocks(n, size, resamples, seed)].mean(axis=1).std()
+    return _student_interval(float(y.mean()), float(drawn), n, size, fitted=1)
+
+
+def _series(values: Sequence[float]) -> np.ndarray:
+    y = np.asarray(values, dtype=float)
+    if not len(y):
+        raise ValueError("no values: a series needs at least one")
+    if not np.isfinite(y).all():
+        raise ValueError(f"{int((~np.isfinite(y)).sum())} of {len(y)} values are not finite; leave such steps out")
+    return y
+
+
+def _centred_steps(n: int, steps: Sequence[float] | None) -> np.ndarray:
+    x = np.arange(n, dtype=float) if steps is None else np.asarray(steps, dtype=float)
+    if len(x) != n:
+        raise ValueError(f"{len(x)} steps for {n} values")
+    if n < 2 or not np.ptp(x):
+        raise ValueError(f"{n} values at {len(set(x))} step(s): a slope needs two")
+    return x - x.mean()
+
+
+def _slope_weights(n: int, steps: Sequence[float] | None) -> np.ndarray:
+    """Weights (n,) whose product with the values is the least-squares slope per step."""
+    x = _centred_steps(n, steps)
+    return x / (x @ x)
+
+
+def _blocks(n: int, block: int, resamples: int, seed: int) -> np.ndarray:
+    """Indices (resamples, n) drawn in stretches of `block` neighbours; the first follows the last."""
+    starts = np.random.default_rng(seed).integers(0, n, (resamples, -(-n // block)))
+    return ((starts[:, :, None] + np.arange(block)) % n).reshape(resamples, -1)[:, :n]
+
+
+def _student_interval(value: float, error: float, n: int, block: int, fitted: int) -> Interval:
+    """The interval of an estimate with a bootstrapped standard error, after `fitted` parameters were taken out."""
+    freedom = n / block - fitted
+    if freedom < 3:  # the interval would be mere guesswork
+        return Interval(value, -math.inf, math.inf, n)
+    from scipy.stats import t  # slow to import, and few callers need it
+
+    half = float(t.ppf(0.975, freedom)) * error * math.sqrt(n / (n - fitted * block))
+    return Interval(value, value - half, value + half, n)

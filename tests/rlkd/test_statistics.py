@@ -1,0 +1,306 @@
+"""Intervals cover as often as they say, and AUROC and bootstraps agree with slow references."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlkd import statistics
+from rlkd.statistics import (
+    Interval,
+    auroc,
+    auroc_within,
+    block_length,
+    bootstrap_mean,
+    estimate,
+    median_interval,
+    resample,
+    series_mean,
+    slope,
+    trend,
+    two_level_mean,
+    wilson_interval,
+)
+
+
+def test_an_interval_renders_itself_in_a_sentence_and_in_a_table() -> None:
+    interval = Interval(0.3, 0.1, 0.5, 20)
+    assert str(interval) == "0.300 (95 % interval 0.100 to 0.500, n = 20)"
+    assert f"{interval:.0%}" == "30% (95 % interval 10% to 50%, n = 20)"
+    assert interval.short("+.1f") == "+0.3 (+0.1 to +0.5)"
+    assert str(Interval(math.nan, math.nan, math.nan, 0)) == "n/a"
+    assert Interval(0.3, -math.inf, math.inf, 1).short() == "0.300 (no interval)"
+
+
+@pytest.mark.parametrize(("low", "high", "excludes"), [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False)])
+def test_an_interval_that_excludes_zero_has_both_bounds_on_one_side(low, high, excludes) -> None:
+    assert Interval(0.0, low, high, 9).excludes_zero is excludes
+
+
+# Rows
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_intervals_are_those_of_the_literature(successes, n, low, high):
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_wilson_interval_holds_the_share_and_mirrors(counts):
+    successes, n = counts
+    low, high = wilson_interval(successes, n)
+    assert -1e-12 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1 + 1e-12
+    assert high - low > 0
+    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+def test_shares_are_estimated_by_wilson():
+    found = estimate([1.0, 0.0, 1.0, 1.0])
+    assert (found.value, found.n) == (0.75, 4)
+    assert (found.low, found.high) == wilson_interval(3, 4)
+
+
+def test_other_values_are_estimated_by_the_bootstrap_repeatably():
+    values = [i / 50 for i in range(51)]
+    found = estimate(values)
+    assert found == estimate(values)
+    assert found.value == pytest.approx(0.5)
+    # For many values the bootstrap agrees with mean +- 1.96 standard errors.
+    error = math.sqrt(sum((v - 0.5) ** 2 for v in values) / 51 / 51)
+    assert found.low == pytest.approx(0.5 - 1.96 * error, abs=0.01)
+    assert found.high == pytest.approx(0.5 + 1.96 * error, abs=0.01)
+
+
+def test_an_estimate_reads_as_a_sentence():
+    assert f"{estimate([1.0] * 5 + [0.0] * 5):.1%}" == "50.0% (95 % interval 23.7% to 76.3%, n = 10)"
+
+
+@pytest.mark.parametrize(("n", "k"), [(3, 1), (6, 1), (18, 5), (60, 22)])
+def test_the_interval_of_a_median_is_read_from_the_order_of_the_values(n, k) -> None:
+    # D. Altman et al., Statistics with Confidence (2000), table 18.4, as far as it goes: ranks k and n + 1 - k.
+    assert median_interval([float(i) for i in reversed(range(n))]) == (k - 1, n - k)
+
+
+# Questions
+
+
+def slow_auroc(scores, right):
+    """Every pair of a right and a wrong one, by hand."""
+    wins = [
+        1.0 if mine > theirs else 0.5 if mine == theirs else 0.0
+        for mine, good in zip(scores, right, strict=True)
+        for theirs, bad in zip(scores, right, strict=True)
+        if good and not bad
+    ]
+    return sum(wins) / len(wins) if wins else math.nan
+
+
+SCORED = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=12)
+
+
+def columns(scored):
+    scores, right, question = zip(*scored, strict=True)
+    return np.array(scores, dtype=float), np.array(right), np.array(question)
+
+
+@given(SCORED)
+def test_the_auroc_is_the_share_of_pairs_in_the_right_order(scored):
+    scores, right, question = columns(scored)
+    [found] = auroc(scores, right, question, np.ones((1, 4)))
+    assert found == pytest.approx(slow_auroc(scores, right), nan_ok=True)
+
+
+@given(SCORED, st.lists(st.integers(0, 3), min_size=4, max_size=4))
+def test_a_question_drawn_twice_counts_as_if_its_candidates_stood_there_twice(scored, counts):
+    scores, right, question = columns(scored)
+    repeated = [row for row in scored for _ in range(counts[row[2]])]
+    [found] = auroc(scores, right, question, np.array([counts], dtype=float))
+    expected = slow_auroc(*list(zip(*repeated, strict=True))[:2]) if repeated else math.nan
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+@given(SCORED)
+def test_within_questions_only_candidates_of_one_question_are_compared(scored):
+    scores, right, question = columns(scored)
+    found = auroc_within(scores, right, question, 4)
+    for q in range(4):
+        members = question == q
+        assert found[q] == pytest.approx(slow_auroc(scores[members], right[members]), nan_ok=True)
+
+
+def test_a_mean_leaves_out_what_does_not_apply_and_its_interval_holds_it():
+    counts = resample(50, draws=500, seed=1)
+    values = np.linspace(0, 1, 50)
+    figure = bootstrap_mean(np.where(values > 0.9, np.nan, values), counts)
+    assert figure.value == pytest.approx(values[values <= 0.9].mean())
+    assert figure.low < figure.value < figure.high
+    assert figure.n == (values <= 0.9).sum()
+    assert math.isnan(bootstrap_mean(np.full(50, np.nan), counts).value)
+
+
+def test_the_bootstrap_interval_of_a_mean_is_about_as_wide_as_theory_says():
+    values = np.random.default_rng(0).normal(size=400)
+    figure = bootstrap_mean(values, resample(400, draws=4000, seed=2))
+    assert figure.high - figure.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_the_same_seed_draws_the_same_questions_and_another_seed_others():
+    assert (resample(9, 20, 3) == resample(9, 20, 3)).all()
+    assert (resample(9, 20, 3) != resample(9, 20, 4)).any()
+    assert (resample(9, 20, 3).sum(axis=1) == 9).all()
+
+
+def test_with_strata_only_candidates_of_one_stratum_are_compared() -> None:
+    scores, right = np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, False, True, False])
+    question, counts = np.zeros(4, dtype=int), np.ones((1, 1))
+    assert auroc(scores, right, question, counts) == [0.25]
+    assert auroc(scores, right, question, counts, np.array([0, 1, 1, 0])) == [0.5]
+    assert np.isnan(auroc(scores, right, question, counts, np.arange(4)))
+
+
+# Groups
+
+
+def test_with_equal_groups_the_interval_is_as_wide_as_theory_says() -> None:
+    values = list(np.random.default_rng(0).normal(size=400))
+    found = two_level_mean([values], seed=1)
+    assert found.value == pytest.approx(np.mean(values))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(values) / 20, rel=0.1)
+    assert found == two_level_mean([values, []], seed=1)
+
+
+def test_groups_that_differ_widen_the_interval() -> None:
+    groups = [[0.0] * 20, [0.5] * 20, [1.0] * 20]
+    found = two_level_mean(groups, seed=1)
+    assert (found.low, found.value, found.high) == (0.0, 0.5, 1.0)
+    assert two_level_mean([], seed=1) is None
+
+
+# Steps of a run
+
+
+def noise(n: int, runs: int, phi: float, seed: int = 0) -> np.ndarray:
+    """Noise (runs, n) of which each value remembers the share `phi` of the one before."""
+    drawn = np.random.default_rng(seed).standard_normal((runs, n + 50))
+    for t in range(1, n + 50):
+        drawn[:, t] += phi * drawn[:, t - 1]
+    return drawn[:, 50:]
+
+
+def test_the_examples_of_the_module_hold() -> None:
+    assert doctest.testmod(statistics).failed == 0
+
+
+def test_a_constant_series_has_no_trend_and_no_doubt() -> None:
+    found = trend([0.3] * 40)
+    assert (found.value, found.low, found.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    assert not trend([0.3] * 40).excludes_zero
+
+
+def test_a_straight_line_is_found_exactly_wherever_its_steps_stand() -> None:
+    steps = [1, 2, 4, 8, 16, 32, 33, 34, 50, 60, 61, 70]
+    found = trend([5 - 0.01 * step for step in steps], steps)
+    assert (found.value, found.low, found.high) == pytest.approx((-1, -1, -1))
+
+
+def test_the_slope_is_that_of_numpy() -> None:
+    steps = np.arange(3, 63)
+    values = noise(60, 1, 0.3)[0]
+    assert slope(values, steps) == pytest.approx(100 * np.polyfit(steps, values, 1)[0])
+
+
+def test_a_planted_trend_is_found_and_noise_is_not_taken_for_one() -> None:
+    values = 0.05 * noise(60, 1, 0.3, seed=4)[0]
+    assert not trend(values, seed=1).excludes_zero
+    risen = trend(values + 0.003 * np.arange(60), seed=1)
+    assert risen.excludes_zero
+    assert risen.low < 0.3 < risen.high
+
+
+@pytest.mark.parametrize(("phi", "least"), [(0.0, 0.93), (0.3, 0.91)])
+def test_the_interval_of_a_trend_covers_the_planted_slope_in_about_95_percent(phi, least) -> None:
+    series = noise(60, 600, phi) + 0.02 * np.arange(60)
+    found = [trend(values, resamples=400, seed=i) for i, values in enumerate(series)]
+    assert least <= np.mean([one.low <= 2 <= one.high for one in found]) <= 0.985
+
+
+@pytest.mark.parametrize(("phi", "least"), [(0.0, 0.93), (0.3, 0.91)])
+def test_the_interval_of_the_mean_of_twenty_steps_covers_in_about_95_percent(phi, least) -> None:
+    found = [series_mean(values, block=4, resamples=400, seed=i) for i, values in enumerate(noise(20, 600, phi))]
+    assert least <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.99
+
+
+def test_with_single_rows_the_interval_of_the_mean_is_the_textbook_one() -> None:
+    values = noise(200, 1, 0.0)[0]
+    found = series_mean(values, block=1)
+    half = 1.972 * values.std(ddof=1) / math.sqrt(200)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.03)
+
+
+def test_blocks_widen_the_interval_where_values_remember() -> None:
+    values = noise(120, 1, 0.7)[0]
+    wide, narrow = series_mean(values, block=6), series_mean(values, block=1)
+    assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_nearly_so() -> None:
+    values = noise(60, 1, 0.2)[0]
+    first = trend(values, seed=3)
+    assert first == trend(values, seed=3)
+    other = trend(values, seed=4)
+    assert other != first
+    assert other.value == first.value
+    assert other.high - other.low == pytest.approx(first.high - first.low, rel=0.05)
+
+
+def test_the_difference_of_slopes_is_the_slope_of_the_differences() -> None:
+    first, second = noise(60, 2, 0.2)
+    assert slope(first) - slope(second) == pytest.approx(slope(first - second))
+
+
+def test_what_two_runs_have_in_common_falls_out_of_their_difference() -> None:
+    shared, own = noise(60, 2, 0.0)
+    alone = trend(shared, seed=1)
+    paired = trend(shared - (shared + 0.1 * own), seed=1)
+    assert paired.high - paired.low < 0.3 * (alone.high - alone.low)
+
+
+def test_too_few_values_give_no_interval_rather_than_a_narrow_one() -> None:
+    for found in (trend([1.0, 2.0, 4.0]), series_mean([0.5])):
+        assert found.low == -math.inf
+        assert found.high == math.inf
+        assert not found.excludes_zero
+        assert "(no interval, n = " in str(found)
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 1), (3, 1), (20, 3), (60, 4), (200, 6)])
+def test_a_block_is_the_cube_root_of_the_number_of_steps(n, length) -> None:
+    assert block_length(n) == length
+
+
+@pytest.mark.parametrize(
+    ("values", "steps", "message"),
+    [
+        ([], None, "no values"),
+        ([1.0], None, "a slope needs two"),
+        ([1.0, 2.0], [3, 3], "a slope needs two"),
+        ([1.0, 2.0, 3.0], [1, 2], "2 steps for 3 values"),
+        ([1.0, math.nan, 2.0], None, "1 of 3 values are not finite"),
+    ],
+)
+def test_a_series_that_cannot_be_fitted_is_refused(values, steps, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        trend(values, steps)
