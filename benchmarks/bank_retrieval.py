@@ -34,10 +34,12 @@ from statistics import median
 
 import numpy as np
 
-from rlkd.rationales.bank.bank import PathBank, RouteEntry
-from rlkd.rationales.bank.clustering import path_words
-from rlkd.rationales.bank.embedders import NgramEmbedder, Thresholds, on_grid
+from rlkd.embedders import HashedNgrams, unit_rows
+from rlkd.rationales.bank.bank import PathBank
+from rlkd.rationales.bank.entries import RouteEntry
+from rlkd.rationales.bank.paths import path_words
 from rlkd.rationales.bank.routing import Route, Router
+from rlkd.rationales.bank.thresholds import Thresholds
 
 MOST_MIB = 1024
 QUESTIONS, QUICK_QUESTIONS = 100_000, 4_000
@@ -62,7 +64,7 @@ def main() -> int:
     child = [sys.executable, str(Path(__file__).resolve()), "--child", str(count)]
     figures = json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
     figures |= compared(QUICK_SUBSET, rounds=3) if arguments.quick else compared(SUBSET, rounds=7)
-    width = 2 * NgramEmbedder.half_width
+    width = 2 * HashedNgrams.half_width
     numbers = count * (width + CATEGORIES * INTENTS * (1 + PATHS))
     figures["reference_mib"] = round(numbers * 8 / 2**20)
     print(f"{count} questions x {figures['paths']} paths in {figures['intents']} intents, {width} dimensions\n")
@@ -80,7 +82,7 @@ def route_all(count: int) -> dict[str, float]:
     bank = made_bank()
     questions = made_questions(count)
     began = time.process_time()
-    routes = Router(bank, NgramEmbedder()).route(questions, K)
+    routes = Router(bank, HashedNgrams()).route(questions, K)
     seconds = time.process_time() - began
     return {
         "peak_mib": round(peak_mib(), 1),
@@ -107,10 +109,10 @@ def peak_mib() -> float:
 def compared(subset: int, rounds: int) -> dict[str, float | bool]:
     """Blocks against the reference on the subset: results, errors, times."""
     bank, questions = made_bank(), made_questions(subset)
-    embedder = NgramEmbedder()
+    embedder = HashedNgrams()
     known = Known(embedder, questions)
     routers = [Router(bank, known, block=block) for block in (1, 100, 512)]
-    expected = reference(bank, embedder, known.embed(questions))
+    expected = reference(bank, known, questions)
     equal = all(router.route(questions, K) == expected for router in routers)
 
     exact = known.embed(questions).astype(np.float64)
@@ -125,7 +127,7 @@ def compared(subset: int, rounds: int) -> dict[str, float | bool]:
             if name == "blocks":
                 routers[-1].route(questions, K)
             else:
-                reference(bank, embedder, known.embed(questions))
+                reference(bank, known, questions)
             times[name].append(time.process_time() - began)
     ratio = median(times["reference"]) / median(times["blocks"])
     return {
@@ -138,9 +140,9 @@ def compared(subset: int, rounds: int) -> dict[str, float | bool]:
 
 
 class Known:
-    """An embedder that has worked out the vectors of some texts before, so that only the comparison is timed."""
+    """An embedder that has embedded some texts before, so that only the comparison is timed."""
 
-    def __init__(self, embedder: NgramEmbedder, texts: list[str]) -> None:
+    def __init__(self, embedder: HashedNgrams, texts: list[str]) -> None:
         self.name = embedder.name
         self.embedder = embedder
         self.rows = {text: row for row, text in enumerate(texts)}
@@ -153,18 +155,18 @@ class Known:
         return self.embedder.embed(texts)
 
 
-def reference(bank: PathBank, embedder: NgramEmbedder, vectors: np.ndarray) -> list[Route]:
-    """What `Router` is to find: all similarities as one matrix, then a sort for each question."""
+def reference(bank: PathBank, embedder: Known, questions: list[str]) -> list[Route]:
+    """The expected result of `Router`: all similarities as one matrix, then a sort for each question."""
     pairs = bank.intents()
-    intents = on_grid(embedder.embed([intent for _, intent in pairs]))
-    places = [(pair, path.names) for pair in pairs for path in bank.paths(*pair)]
-    paths = on_grid(embedder.embed([path_words(names) for _, names in places]))
-    questions = on_grid(vectors)
-    to_intents, to_paths = questions @ intents.T, questions @ paths.T
+    intents = unit_rows(embedder, [intent for _, intent in pairs]).toarray()
+    names_of = [(pair, path.names) for pair in pairs for path in bank.paths(*pair)]
+    paths = unit_rows(embedder, [path_words(names) for _, names in names_of]).toarray()
+    rows = unit_rows(embedder, questions).toarray()
+    to_intents, to_paths = rows @ intents.T, rows @ paths.T
     routes = []
     for row, similarities in enumerate(to_intents.tolist()):
         similarity, pair = min((-value, pair) for value, pair in zip(similarities, pairs, strict=True))
-        ranked = sorted((-to_paths[row, n], names) for n, (owner, names) in enumerate(places) if owner == pair)
+        ranked = sorted((-to_paths[row, n], names) for n, (owner, names) in enumerate(names_of) if owner == pair)
         offered = tuple(names for _, names in ranked[:K]) if -similarity >= bank.rules.thresholds.route else ()
         routes.append(Route(*pair, offered, -similarity))
     return routes
@@ -199,7 +201,7 @@ def made_bank() -> PathBank:
                 name = f"{category}-{number}-{turn}"
                 entries.append(RouteEntry(name, "", f"category {category}", (intent,), 2, 3, path, True))
     thresholds = Thresholds(route=ROUTE, eps=0.01)
-    return PathBank.from_seed(entries, NgramEmbedder(), thresholds=thresholds, cap=None)
+    return PathBank.from_seed(entries, HashedNgrams(), thresholds=thresholds, cap=None)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from rlkd.registry import registry, settable_parameters, split_alias, suggestion
 from trainers.common.arguments import RowArguments, start
 
 if TYPE_CHECKING:
-    from rlkd.rationales.bank.embedders import Embedder
+    from rlkd.embedders import Embedder
     from rlkd.rationales.select.limits import Limits
 
 STAGES = ("write", "select", "all")
@@ -97,7 +97,9 @@ class RationalesScriptArguments(RowArguments):
     paths_offered: int = field(default=3, metadata={"help": "paths of the bank that the teacher is shown"})
     bank_size: int | None = field(default=75, metadata={"help": "most paths in the bank; as many as in bank_file"})
     bank_file: str | None = field(default=None, metadata={"help": "begin with this bank in place of a seed round"})
-    embedder: str = field(default="tfidf", metadata={"help": "tfidf, transformers:MODEL, sentence-transformers:MODEL"})
+    embedder: str = field(
+        default="hashed-ngrams", metadata={"help": "hashed-ngrams, transformers:MODEL, sentence-transformers:MODEL"}
+    )
     route_threshold: float | None = field(
         default=None, metadata={"help": "least similarity at which a path is offered; calibrated where absent"}
     )
@@ -259,7 +261,7 @@ def open_teacher(script: RationalesScriptArguments) -> Engine:
 
 def ready_embedder(spec: str) -> "Embedder":
     """The embedder, which has embedded a text: so that it is known to work before a teacher is asked."""
-    from rlkd.rationales.bank.embedders import open_embedder
+    from rlkd.embedders import open_embedder
 
     embedder = open_embedder(spec)
     try:

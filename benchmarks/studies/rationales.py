@@ -47,10 +47,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rlkd.cache import Cache
+from rlkd.embedders import open_embedder
 from rlkd.engines import open_engine, run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from rlkd.rationales.bank.embedders import open_embedder
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.select import Selector, load_selector
 from rlkd.rationales.select.limits import Limits
@@ -182,7 +182,7 @@ def write(given: argparse.Namespace, writer: str, seed: int, teacher: Any) -> No
         seed=seed,
     )
     questions = load_questions("gsm8k-sample", max_rows=given.rows)
-    embedder = open_embedder("tfidf") if writer == "bank" else None
+    embedder = open_embedder("hashed-ngrams") if writer == "bank" else None
     write_stage(folder, questions, settings, engine=teacher, embedder=embedder)
 
 

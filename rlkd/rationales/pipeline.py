@@ -43,7 +43,7 @@ from rlkd.structure import Structure
 
 if TYPE_CHECKING:
     from rlkd.rationales.bank.bank import PathBank
-    from rlkd.rationales.bank.embedders import Embedder
+    from rlkd.embedders import Embedder
     from rlkd.rationales.select.limits import Limits
 
 # Questions that go through a selector together.
@@ -287,7 +287,7 @@ def _paths(writer: Writer) -> dict[str, Any] | None:
     """What became of the paths; None where nothing was to be written step by step."""
     if not {"steps", "bank"} & set(writer.settings.writers):
         return None
-    from rlkd.rationales.bank.bank import path_entropy
+    from rlkd.rationales.bank.paths import path_entropy
 
     part: dict[str, Any] = {
         "used": len(writer.paths_used),

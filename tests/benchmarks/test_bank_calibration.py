@@ -2,7 +2,8 @@ import json
 import subprocess
 import sys
 
-from rlkd.rationales.bank.embedders import known_thresholds, open_embedder
+from rlkd.embedders import open_embedder
+from rlkd.rationales.bank.thresholds import known_thresholds
 
 
 def run(root, *arguments):
@@ -11,10 +12,10 @@ def run(root, *arguments):
 
 
 def test_the_n_grams_are_calibrated_and_offer_most_problems_a_path(root):
-    assert known_thresholds(open_embedder("tfidf")) is None
+    assert known_thresholds(open_embedder("hashed-ngrams")) is None
     done = run(root)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["tfidf"]
+    found = json.loads(done.stdout.splitlines()[-1])["hashed-ngrams"]
     assert found["own"] == sorted(found["own"])
     assert 0 < found["route"] < 0.35
     assert found["eps"] > 0.25

@@ -1,39 +1,39 @@
-"""The path bank of D-RPC (arXiv 2605.07139): category -> canonical intent -> distinct paths, and how it grows.
+"""The path bank of D-RPC (arXiv 2605.07139): category -> canonical intent -> distinct paths, and its growth.
 
-A *path* is the list of the names of a rationale's steps. A teacher that writes along paths of a small bank writes
-alike rationales for alike questions; new paths that led to right answers come into the bank.
+A *path* is the list of the step names of a rationale. A teacher that writes along the paths of a small bank writes
+similar rationales for similar questions; new paths that led to right answers enter the bank.
 
-    bank = PathBank.from_seed(entries, embedder)          # what the teacher answered to the first questions
-    route = Router(bank, embedder).route([question])[0]   # which paths to offer
+    bank = PathBank.from_seed(entries, embedder)          # the teacher's routes for the first questions
+    route = Router(bank, embedder).route([question])[0]   # the paths to offer
     bank.record_success("arithmetic", "compute total cost", ("AddPrices", "ApplyTax"), "q17")
-    bank.flush(embedder)                                  # true once a hundred pending routes are together
+    bank.flush(embedder)                                  # True once a hundred routes are due
     bank.to_file("bank.json")
 
-A bank keeps a *record* of all routes that led to right answers: category, intent as the teacher worded it, path, and
-the questions. Everything else is worked out from those routes of the record that have *entered*, at every flush: the
-canonical intents, the distinct paths, which of them the size cap leaves. So the order in which routes came makes no
-difference, banks can be merged, and an evicted path that is used again comes back. What follows the released code, and
-what is ours, stands in `docs/path_bank.md`.
+A bank keeps a *record* of every route that led to a right answer: category, intent as the teacher worded it, path, and
+the questions. Everything else is derived from the routes of the record that have *entered*, at every flush: the
+canonical intents, the distinct paths, and which of them fit under the size cap. So the order of the routes makes
+no difference, banks can be merged, and an evicted path that is used again comes back. `docs/path_bank.md` lists what
+follows the released code and what is ours.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from rlkd.embedders import KnownVectors
 from rlkd.errors import UsageError
-from rlkd.rationales.bank.clustering import Path, canonical_intents, distinct_paths
-from rlkd.rationales.bank.embedders import KnownVectors, Thresholds, known_thresholds, thresholds_for
 from rlkd.rationales.bank.entries import RouteEntry, one_line, path_violations, violations
+from rlkd.rationales.bank.intents import canonical_intents
+from rlkd.rationales.bank.paths import StepNames, distinct_paths, entropy_bits
+from rlkd.rationales.bank.thresholds import Thresholds, known_thresholds, thresholds_for
 
 if TYPE_CHECKING:
-    from rlkd.rationales.bank.embedders import Embedder
+    from rlkd.embedders import Embedder
 
 FORMAT = "rlkd path bank"
 VERSION = 1
@@ -42,20 +42,20 @@ Duplicates = Literal["tokens", "embedder"]
 
 
 class BankError(UsageError):
-    """A bank, its file or its embedder does not fit; the message names the place, what is there and the way out."""
+    """A bank, its file or its embedder does not fit; the message names the field, its value and the way out."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """By what a bank is worked out from its record. Banks with different rules cannot be merged.
+class BankRules:
+    """The rules that derive a bank from its record. Banks with different rules cannot be merged.
 
     Args:
-        embedder: the identity of the embedder (`Embedder.name`).
-        thresholds: what is near for it.
-        faithful: as D-RPC's code was released: nothing of what is ours below, and intents as they are worded.
-        cap: the most paths in the bank, by use (D-RPC tried 50, 75 and 125 on GSM8K and does not say how a bank of
-            that size was made: this way is ours). None: no cap.
-        flush_at: so many pending routes end the wait (D-RPC).
+        embedder: identity of the embedder (`Embedder.name`).
+        thresholds: similarities that count as near for it.
+        faithful: D-RPC's code as released: without our extensions below, and with intents as worded.
+        cap: maximum number of paths in the bank, by use (D-RPC tried 50, 75 and 125 on GSM8K and does not say how a
+            bank of that size was made; this way is ours). None: no cap.
+        flush_at: number of due routes that starts a flush (D-RPC).
         support: distinct questions that a path must have solved before it enters (ours; 1 in the released code).
         duplicates: similarity of two paths by their words (`tokens`) or by the embedder.
     """
@@ -85,13 +85,13 @@ class Rules:
 
 _FAITHFUL = {"cap": None, "support": 1}
 
-# A route of the record: category, intent as it was worded, path; and a place in the bank: the same, canonical.
-_Route = tuple[str, str, Path]
+# Category, intent and path; the intent as worded in the record, canonical in the bank.
+_Key = tuple[str, str, StepNames]
 
 
 @dataclass
 class _Successes:
-    """What is known of a route: the questions it solved, its place in the order, the generation of its last use."""
+    """The successes of a route: the questions it solved, its rank in the order, the generation of its last use."""
 
     questions: set[str]
     first: int
@@ -109,9 +109,9 @@ class _Successes:
 
 @dataclass(frozen=True)
 class BankPath:
-    """A path of the bank: the names of its steps, how many questions it solved, the generation of its last use."""
+    """A path of the bank: its step names, the number of questions it solved, the generation of its last use."""
 
-    names: Path
+    names: StepNames
     uses: int
     last: int
 
@@ -119,67 +119,63 @@ class BankPath:
 class PathBank:
     """Category -> canonical intent -> distinct paths (see the top of this module)."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: BankRules) -> None:
         self.rules = rules
         self.generation = 0
-        """How often pending routes were taken in: a `Router` of an earlier generation is out of date."""
-        self._record: dict[_Route, _Successes] = {}
+        """The number of flushes: a `Router` of an earlier generation is out of date."""
+        self._record: dict[_Key, _Successes] = {}
+        # Routes of the record that have not entered, and those of them with a success since the last flush.
+        self._pending: set[_Key] = set()
+        self._due: set[_Key] = set()
+        # Derived: canonical intents, the kept path of each path, and the successes of the kept paths by intent.
         self._canonical: dict[tuple[str, str], str] = {}
-        self._paths: dict[tuple[str, str], list[Path]] = {}
-        self._stands_for: dict[_Route, Path] = {}
-        self._uses: dict[_Route, set[str]] = {}
-        self._last: dict[_Route, int] = {}
-        # Kept so that a flush costs what is new: how many routes wait (see `_tally`), the vectors of intents, and for
-        # each category what was clustered last, all routes or those that have entered.
-        self._pending = self._due = 0
+        self._represented_by: dict[_Key, StepNames] = {}
+        self._bank: dict[tuple[str, str], dict[StepNames, _Successes]] = {}
+        # Caches, so that a flush costs what is new: the vectors of intents, and two clusterings per category.
         self._vectors = KnownVectors()
-        self._clusterings: dict[tuple[str, bool], tuple[list[str], dict[str, str]]] = {}
+        self._clusterings: dict[str, dict[tuple[str, ...], dict[str, str]]] = {}
 
-    # What is in it.
+    # Contents.
 
     def __len__(self) -> int:
         """The number of paths."""
-        return sum(map(len, self._paths.values()))
+        return sum(map(len, self._bank.values()))
 
     def intents(self) -> list[tuple[str, str]]:
         """All pairs of category and canonical intent, in alphabetical order."""
-        return sorted(self._paths)
+        return sorted(self._bank)
 
     def paths(self, category: str, intent: str) -> tuple[BankPath, ...]:
-        """The distinct paths of a canonical intent, those used most first; none where there is no such intent."""
-        return tuple(
-            self._bank_path((category, intent, path))
-            for path in sorted(
-                self._paths.get((category, intent), ()),
-                key=lambda path: (-len(self._uses[category, intent, path]), path),
-            )
-        )
+        """The distinct paths of a canonical intent, most used first; empty for an unknown intent."""
+        paths = self._bank.get((category, intent), {})
+        listed = [BankPath(names, len(each.questions), each.last) for names, each in paths.items()]
+        return tuple(sorted(listed, key=lambda path: (-path.uses, path.names)))
 
     def holds(self, category: str, intent: str, path: Sequence[str]) -> bool:
-        """Whether a path, or a near-duplicate that stands for it, is in the bank under this intent."""
-        return self._place(self._tidy(category, intent, path)) is not None
+        """Whether the bank holds a path, or a near-duplicate that represents it, under this intent."""
+        return self._kept(self._normalised(category, intent, path)) is not None
 
     @property
     def pending(self) -> int:
-        """The routes that wait: they led to right answers, and have not entered."""
-        return self._pending
+        """The number of routes that led to right answers and have not entered."""
+        return len(self._pending)
 
     @property
     def due(self) -> int:
-        """The pending routes that had a success since the last flush: `flush` waits for `rules.flush_at` of them."""
-        return self._due
+        """The number of pending routes with a success since the last flush; `flush` waits for `rules.flush_at`."""
+        return len(self._due)
 
     def entropy(self) -> float:
         """The entropy of the uses of the bank's paths, in bits; 0 for an empty bank."""
-        return _bits(len(questions) for questions in self._uses.values())
+        return entropy_bits(len(each.questions) for paths in self._bank.values() for each in paths.values())
 
     def summary(self) -> dict[str, Any]:
         """The figures of the bank, as JSON."""
         return {
-            "categories": len({category for category, _ in self._paths}),
-            "intents": len(self._paths),
+            "categories": len({category for category, _ in self._bank}),
+            "intents": len(self._bank),
             "paths": len(self),
-            "uses": sum(map(len, self._uses.values())),
+            "uses": sum(len(each.questions) for paths in self._bank.values() for each in paths.values()),
             "entropy_bits": round(self.entropy(), 4),
             "pending": self.pending,
             "routes_recorded": len(self._record),
@@ -191,14 +187,14 @@ class PathBank:
         }
 
     def __str__(self) -> str:
-        """The bank for a reader: a line for each intent, and for each path with its uses."""
-        lines = [f"{len(self)} paths, {len(self._paths)} intents, {self.pending} pending, {self.entropy():.2f} bits"]
+        """The bank for a reader: one line per intent, and one per path with its uses."""
+        lines = [f"{len(self)} paths, {len(self._bank)} intents, {self.pending} pending, {self.entropy():.2f} bits"]
         for category, intent in self.intents():
             lines.append(f"{category} / {intent}")
             lines += [f"  {path.uses:>5}  {' > '.join(path.names)}" for path in self.paths(category, intent)]
         return "\n".join(lines)
 
-    # How it grows.
+    # Growth.
 
     @classmethod
     def from_seed(
@@ -210,15 +206,15 @@ class PathBank:
         faithful: bool = False,
         **settings: Any,
     ) -> PathBank:
-        """The first bank, from a seed round: the paths of the right answers, each under the first of its intents.
+        """The first bank, from a seed round: the paths of the right answers, each under its first intent.
 
-        They enter at once, whatever `support` is: a bank has to begin somewhere. Entries that break the contract
+        They enter at once, whatever `support` is: a bank has to start somewhere. Entries that break the contract
         (`violations`) are left out too, unless `faithful`. `thresholds` None: the known ones of the embedder, else
-        calibrated on these entries. `settings` are further fields of `Rules`.
+        calibrated on these entries. `settings` are further fields of `BankRules`.
         """
         right = [entry for entry in entries if entry.correct and (faithful or not violations(entry))]
         thresholds = thresholds or thresholds_for(embedder, right)
-        bank = cls(Rules(embedder.name, thresholds, faithful, **((_FAITHFUL if faithful else {}) | settings)))
+        bank = cls(BankRules(embedder.name, thresholds, faithful, **((_FAITHFUL if faithful else {}) | settings)))
         for entry in right:
             bank.record_success(entry.category, entry.intents[0], entry.path, entry.question_id)
         for successes in bank._record.values():
@@ -227,192 +223,170 @@ class PathBank:
         return bank
 
     def record_success(self, category: str, intent: str, path: Sequence[str], question_id: str) -> None:
-        """Count a right answer along a path: a use of it where the bank holds it, else it is pending.
+        """Count a right answer along a path: a use if the bank holds the path, else the route is pending.
 
-        Only for right answers; a question counts once for a path. Raises `BankError` for an empty path, category,
+        For right answers only; a question counts once for a path. Raises `BankError` for an empty path, category,
         intent or name.
         """
-        route = self._tidy(category, intent, path)
+        route = self._normalised(category, intent, path)
         if not all((*route[:2], *route[2], route[2])):
             raise BankError(
                 f"question {question_id!r}: a route with an empty part, {route}; expected none to be empty"
             )
-        order = len(self._record) if self.rules.faithful else 0
-        known = self._record.get(route)
-        if known is not None:
-            self._tally(known, -1)
-        successes = self._record.setdefault(route, _Successes(set(), order, self.generation, False))
-        successes.questions.add(one_line(question_id))
+        question = one_line(question_id)
+        rank = len(self._record) if self.rules.faithful else 0
+        successes = self._record.setdefault(route, _Successes(set(), rank, self.generation, False))
+        successes.questions.add(question)
         successes.last = self.generation
-        place = self._place(route)
-        if place is not None:
+        if (kept := self._kept(route)) is not None:
             successes.entered = True
-            self._uses[place].add(one_line(question_id))
-            self._last[place] = self.generation
-        self._tally(successes, 1)
+            kept.questions.add(question)
+            kept.last = self.generation
+        if successes.entered:
+            self._pending.discard(route)
+            self._due.discard(route)
+        else:
+            self._pending.add(route)
+            self._due.add(route)
 
     def record(self, entry: RouteEntry) -> bool:
         """Count an entry if its answer is right; returns whether it was counted.
 
         A path that is not fit for a bank (`path_violations`) is not counted either, unless `faithful`.
         """
-        fit = (
-            entry.correct
-            and entry.intents
-            and (self.rules.faithful or not path_violations(entry.path, entry.question))
-        )
-        if fit:
-            self.record_success(entry.category, entry.intents[0], entry.path, entry.question_id)
-        return bool(fit)
+        fit = self.rules.faithful or not path_violations(entry.path, entry.question)
+        if not (entry.correct and entry.intents and fit):
+            return False
+        self.record_success(entry.category, entry.intents[0], entry.path, entry.question_id)
+        return True
 
     def flush(self, embedder: Embedder, *, force: bool = False) -> bool:
-        """Take pending routes in and cluster anew, if `rules.flush_at` are due; returns whether it did.
+        """Take pending routes in and recluster, if `rules.flush_at` of them are due; returns whether it did.
 
         Those enter whose path solved `rules.support` distinct questions under intents that cluster together; others
-        stay pending. `force` does it if there are any pending routes: at the end of a run, or after a merge.
+        stay pending. `force` does it if any route is pending: at the end of a run, or after a merge.
         """
         self.check(embedder)
-        if (self.due < self.rules.flush_at) and not (force and self.pending):
+        if self.due < self.rules.flush_at and not (force and self.pending):
             return False
-        canonical = self._clustered(self._record, embedder, entered=False)
-        questions: dict[_Route, set[str]] = {}
+        canonical = self._clustered(self._record, embedder)
+        questions: dict[_Key, set[str]] = {}
         for (category, intent, path), successes in self._record.items():
             questions.setdefault((category, canonical[category, intent], path), set()).update(successes.questions)
-        for (category, intent, path), successes in self._record.items():
+        for category, intent, path in self._pending:
             if len(questions[category, canonical[category, intent], path]) >= self.rules.support:
-                successes.entered = True
-        self.recluster(embedder)
+                self._record[category, intent, path].entered = True
         self.generation += 1
-        self._tally_all()
+        self.recluster(embedder)
         return True
 
     def recluster(self, embedder: Embedder) -> None:
-        """Work out canonical intents and distinct paths anew from the routes that have entered, and evict.
+        """Derive canonical intents and distinct paths again from the routes that have entered, and evict.
 
-        Of near-duplicates that with more uses is kept (faithful: that which came first). Beyond `rules.cap` the paths
-        with the fewest uses go, among these the ones whose last use was in the earliest generation, then by the
-        alphabet. Raises `BankError` for another embedder than the bank's.
+        Of near-duplicates the one with more uses is kept (faithful: the first). Beyond `rules.cap` the paths with the
+        fewest uses go, among these the ones last used in the earliest generation, then by the alphabet. Raises
+        `BankError` for another embedder than the bank's.
         """
         self.check(embedder)
         entered = {route: successes for route, successes in self._record.items() if successes.entered}
-        self._canonical = self._clustered(entered, embedder, entered=True)
-        found: dict[_Route, _Successes] = {}
+        self._canonical = self._clustered(entered, embedder)
+        by_intent: dict[tuple[str, str], dict[StepNames, _Successes]] = {}
         for (category, intent, path), successes in entered.items():
-            place = (category, self._canonical[category, intent], path)
-            found[place] = found[place].merged(successes) if place in found else successes
-        by_intent: dict[tuple[str, str], list[Path]] = {}
-        for category, intent, path in sorted(found, key=lambda place: self._precedence(place, found[place])):
-            by_intent.setdefault((category, intent), []).append(path)
-        self._stands_for = {}
+            paths = by_intent.setdefault((category, self._canonical[category, intent]), {})
+            paths[path] = paths[path].merged(successes) if path in paths else successes
+        judge = embedder if self.rules.duplicates == "embedder" else None
+        represented_by: dict[_Key, StepNames] = {}
         for (category, intent), paths in by_intent.items():
-            judge = embedder if self.rules.duplicates == "embedder" else None
-            for path, kept in distinct_paths(paths, self.rules.thresholds.duplicate, judge).items():
-                self._stands_for[category, intent, path] = kept
-        self._count()
-        ranked = sorted(self._uses, key=lambda place: (-len(self._uses[place]), -self._last[place], place))
+            ordered = sorted(paths, key=lambda path: (self._precedence(paths[path]), path))
+            for path, kept in distinct_paths(ordered, self.rules.thresholds.duplicate, judge).items():
+                represented_by[category, intent, path] = kept
+        self._fill(represented_by)
+        uses = {(*pair, path): each for pair, paths in self._bank.items() for path, each in paths.items()}
+        ranked = sorted(uses, key=lambda key: (-len(uses[key].questions), -uses[key].last, key))
         staying = set(ranked[: self.rules.cap])
-        self._stands_for = {
-            (category, intent, path): kept
-            for (category, intent, path), kept in sorted(self._stands_for.items())
-            if (category, intent, kept) in staying
-        }
-        self._count()
-        self._tally_all()
+        self._fill({key: kept for key, kept in represented_by.items() if (*key[:2], kept) in staying})
 
-    def _precedence(self, place: _Route, successes: _Successes) -> tuple[Any, ...]:
+    def _precedence(self, successes: _Successes) -> int:
         # Faithful: the order in which paths came. Ours: most used first, so that the order makes no difference.
-        return (successes.first if self.rules.faithful else -len(successes.questions), place)
+        return successes.first if self.rules.faithful else -len(successes.questions)
 
-    def _clustered(self, routes: Iterable[_Route], embedder: Embedder, *, entered: bool) -> dict[tuple[str, str], str]:
-        """The canonical intents of some routes: a category whose intents are those of the last time is not clustered
-        again."""
+    def _clustered(self, routes: Iterable[_Key], embedder: Embedder) -> dict[tuple[str, str], str]:
+        """The canonical intents of some routes; the last two clusterings of a category (all, entered) are cached."""
         by_category: dict[str, set[str]] = {}
         for category, intent, _ in routes:
             by_category.setdefault(category, set()).add(intent)
         canonical: dict[tuple[str, str], str] = {}
-        for category, found in sorted(by_category.items()):
-            intents = sorted(found)
-            for kind in (entered, not entered):
-                last = self._clusterings.get((category, kind))
-                if last is not None and last[0] == intents:
-                    names = last[1]
-                    break
-            else:
-                names = canonical_intents(intents, embedder, self.rules.thresholds.eps, self._vectors)
-            self._clusterings[category, entered] = intents, names
+        for category, intents in sorted(by_category.items()):
+            cached, key = self._clusterings.setdefault(category, {}), tuple(sorted(intents))
+            names = cached.pop(key, None)
+            if names is None:
+                names = canonical_intents(key, embedder, self.rules.thresholds.eps, self._vectors)
+            cached[key] = names
+            if len(cached) > 2:
+                del cached[next(iter(cached))]
             canonical |= {(category, intent): name for intent, name in names.items()}
         return canonical
 
-    def _tally(self, successes: _Successes, sign: int) -> None:
-        if not successes.entered:
-            self._pending += sign
-            self._due += sign if successes.last == self.generation else 0
-
-    def _tally_all(self) -> None:
-        self._pending = self._due = 0
-        for successes in self._record.values():
-            self._tally(successes, 1)
-
-    def _count(self) -> None:
-        """Work out paths and uses from the record, `_canonical` and `_stands_for`."""
-        self._paths, self._uses, self._last = {}, {}, {}
-        for (category, intent, path), kept in self._stands_for.items():
+    def _fill(self, represented_by: Mapping[_Key, StepNames]) -> None:
+        """Derive the bank and the pending routes from the record, the canonical intents and `represented_by`."""
+        self._represented_by = dict(sorted(represented_by.items()))
+        self._bank = {}
+        for (category, intent, path), kept in self._represented_by.items():
             if path == kept:
-                self._paths.setdefault((category, intent), []).append(path)
-                self._uses[category, intent, path] = set()
-                self._last[category, intent, path] = 0
+                self._bank.setdefault((category, intent), {})[path] = _Successes(set(), 0, 0, True)
         for route, successes in self._record.items():
-            place = self._place(route) if successes.entered else None
-            if place is not None:
-                self._uses[place] |= successes.questions
-                self._last[place] = max(self._last[place], successes.last)
+            kept_path = self._kept(route) if successes.entered else None
+            if kept_path is not None:
+                kept_path.questions |= successes.questions
+                kept_path.last = max(kept_path.last, successes.last)
+        self._pending = {route for route, successes in self._record.items() if not successes.entered}
+        self._due = {route for route in self._pending if self._record[route].last == self.generation}
 
-    def _place(self, route: _Route) -> _Route | None:
-        """Where a route stands in the bank; None where it does not."""
+    def _kept(self, route: _Key) -> _Successes | None:
+        """The successes of the kept path that represents a route; None if the bank does not hold it."""
         category, intent, path = route
-        # A canonical name that is no intent of the record (one that was cut) stands for itself.
+        # A canonical name that is not an intent of the record (a truncated one) is its own canonical name.
         canonical = self._canonical.get((category, intent), intent)
-        kept = self._stands_for.get((category, canonical, path))
-        return None if kept is None else (category, canonical, kept)
+        kept = self._represented_by.get((category, canonical, path))
+        return None if kept is None else self._bank[category, canonical][kept]
 
-    def _bank_path(self, place: _Route) -> BankPath:
-        return BankPath(place[2], len(self._uses[place]), self._last[place])
-
-    def _tidy(self, category: str, intent: str, path: Sequence[str]) -> _Route:
+    def _normalised(self, category: str, intent: str, path: Sequence[str]) -> _Key:
         category, intent = one_line(category), one_line(intent)
         if not self.rules.faithful:
             category, intent = category.lower(), intent.lower()
         return category, intent, tuple(map(one_line, path))
 
-    # Several banks, other embedders.
+    # Other rules, other banks.
 
     def check(self, embedder: Embedder) -> None:
-        """Raise `BankError` if this is not the embedder of the bank: its thresholds would mean something else."""
+        """Raise `BankError` for another embedder than the bank's: the thresholds belong to that one."""
         if embedder.name != self.rules.embedder:
             raise BankError(
                 f"the bank was made with the embedder {self.rules.embedder!r}, this one is {embedder.name!r}; open "
-                "the first one, or cluster the bank anew (PathBank.rederived)"
+                "the first one, or derive the bank for this one (PathBank.rederived)"
             )
 
     def check_rules(self, **wanted: Any) -> None:
-        """Raise `BankError` if a rule of the bank is not as wanted: nothing of it would be heeded in silence.
+        """Raise `BankError` if a rule of the bank is not as wanted; otherwise the setting would be ignored silently.
 
-        `wanted`: fields of `Rules` or of `Thresholds` by name, such as `cap=50, route=.3`. Raises TypeError for a name
-        that is neither.
+        `wanted`: fields of `BankRules` or of `Thresholds` by name, such as `cap=50, route=.3`. Raises TypeError for a
+        name that is neither.
         """
-        mine = {each.name: getattr(self.rules, each.name) for each in fields(Rules)}
-        mine |= {each.name: getattr(self.rules.thresholds, each.name) for each in fields(Thresholds)}
-        if unknown := sorted(wanted.keys() - mine.keys()):
-            raise TypeError(f"{', '.join(unknown)}: no rule of a bank; expected some of {', '.join(sorted(mine))}")
-        if different := [name for name in mine if name in wanted and mine[name] != wanted[name]]:
-            told = ", ".join(f"{name} ({mine[name]!r}, asked for is {wanted[name]!r})" for name in different)
+        rules = {each.name: getattr(self.rules, each.name) for each in fields(BankRules)}
+        rules |= {each.name: getattr(self.rules.thresholds, each.name) for each in fields(Thresholds)}
+        if unknown := sorted(wanted.keys() - rules.keys()):
+            raise TypeError(
+                f"{', '.join(unknown)}: unknown rule of a bank; expected some of {', '.join(sorted(rules))}"
+            )
+        if different := [name for name in rules if name in wanted and rules[name] != wanted[name]]:
+            listed = ", ".join(f"{name} ({rules[name]!r}, expected {wanted[name]!r})" for name in different)
             raise BankError(
-                f"the bank was made by other rules: {told}. Leave these settings out, or work the bank out anew by "
-                "them and write it to another file (PathBank.rederived, PathBank.to_file)"
+                f"the bank was made by other rules: {listed}. Leave these settings out, or derive the bank by them "
+                "and write it to another file (PathBank.rederived, PathBank.to_file)"
             )
 
     def rederived(self, embedder: Embedder, **changes: Any) -> PathBank:
-        """The bank that the same record gives with another embedder or other fields of `Rules`.
+        """The bank that the same record gives with another embedder or other fields of `BankRules`.
 
         Raises `BankError` for an embedder without known thresholds, unless `changes` has `thresholds`.
         """
@@ -421,25 +395,27 @@ class PathBank:
             if known is None:
                 raise BankError(
                     f"no thresholds are known for the embedder {embedder.name!r}: give thresholds=..., for example "
-                    "those of rlkd.rationales.bank.embedders.calibrate(embedder, entries)"
+                    "those of rlkd.rationales.bank.thresholds.calibrate(embedder, entries)"
                 )
             changes["thresholds"] = known
         if changes.get("faithful"):
             changes = _FAITHFUL | changes
-        return self._like(replace(self.rules, embedder=embedder.name, **changes), self._record, embedder)
+        rules = replace(self.rules, embedder=embedder.name, **changes)
+        return self._like(rules, self._record, self.generation, embedder)
 
     def merge(self, other: PathBank, embedder: Embedder) -> PathBank:
-        """The bank of both records, clustered anew.
+        """The bank derived from both records.
 
-        Commutative, associative, and a bank merged with itself is that bank clustered anew: the records are united
-        (questions, the earlier place in the order, the later use), and the rest follows from them. What does not
-        commute is recording: two banks that grew apart flushed at other moments than one bank would have, and their
-        generations count different flushes, so ties by recency mean little across banks. Pending routes stay pending,
-        until `flush`. Raises `BankError` where the rules differ, with the fields.
+        Commutative, associative, and a bank merged with itself is that bank reclustered: the records are united
+        (questions, the earlier rank, the later use), and the rest follows from them. Recording does not commute: two
+        banks that grew apart were flushed at other moments than one bank would have been, and their generations count
+        different flushes, so ties by recency mean little across banks. Pending routes stay pending until `flush`.
+        Raises `BankError` with the fields if the rules differ.
         """
-        mine, theirs = asdict(self.rules), asdict(other.rules)
-        different = [f"{name} ({mine[name]!r} and {theirs[name]!r})" for name in mine if mine[name] != theirs[name]]
-        if different:
+        rules, theirs = asdict(self.rules), asdict(other.rules)
+        if different := [
+            f"{name} ({rules[name]!r} and {theirs[name]!r})" for name in rules if rules[name] != theirs[name]
+        ]:
             raise BankError(
                 f"the banks have different rules: {', '.join(different)}. Bring one to the rules of the other first "
                 "(PathBank.rederived)"
@@ -447,199 +423,140 @@ class PathBank:
         record = dict(self._record)
         for route, successes in other._record.items():
             record[route] = record[route].merged(successes) if route in record else successes
-        merged = self._like(self.rules, record, embedder)
-        merged.generation = max(self.generation, other.generation)
-        merged._tally_all()
-        return merged
+        return self._like(self.rules, record, max(self.generation, other.generation), embedder)
 
-    def _like(self, rules: Rules, record: Mapping[_Route, _Successes], embedder: Embedder) -> PathBank:
+    def _like(
+        self, rules: BankRules, record: Mapping[_Key, _Successes], generation: int, embedder: Embedder
+    ) -> PathBank:
         bank = PathBank(rules)
-        bank.generation = self.generation
+        bank.generation = generation
         if rules.embedder == self.rules.embedder:
             bank._vectors = self._vectors
-        bank._record = {route: replace(record[route], questions=set(record[route].questions)) for route in record}
+        bank._record = {route: replace(each, questions=set(each.questions)) for route, each in record.items()}
         bank.recluster(embedder)
         return bank
 
     # Its file.
 
     def to_json(self) -> dict[str, Any]:
-        """The bank as JSON; two banks are the same if this is."""
-        near: dict[_Route, list[Path]] = {}
-        for (category, intent, path), kept in self._stands_for.items():
-            near.setdefault((category, intent, kept), []).extend([path] if path != kept else [])
+        """The bank as JSON; two banks are equal if this is."""
+        also: dict[_Key, list[StepNames]] = {}
+        for (category, intent, path), kept in self._represented_by.items():
+            if path != kept:
+                also.setdefault((category, intent, kept), []).append(path)
         bank: dict[str, dict[str, Any]] = {}
         for category, intent in self.intents():
-            bank.setdefault(category, {})[intent] = [
-                {"path": list(path.names), "uses": path.uses}
-                | (
-                    {"also": [list(each) for each in also]}
-                    if (also := sorted(near[category, intent, path.names]))
-                    else {}
-                )
-                for path in self.paths(category, intent)
-            ]
+            lines = bank.setdefault(category, {}).setdefault(intent, [])
+            for path in self.paths(category, intent):
+                near = sorted(also.get((category, intent, path.names), ()))
+                line = {"path": list(path.names), "uses": path.uses}
+                lines.append(line | ({"also": list(map(list, near))} if near else {}))
         intents: dict[str, dict[str, str]] = {}
         for (category, intent), name in sorted(self._canonical.items()):
             intents.setdefault(category, {})[intent] = name
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "rules": asdict(self.rules),
-            "generation": self.generation,
-            "bank": bank,
-            "intents": intents,
-            "record": [
-                {
-                    "category": category,
-                    "intent": intent,
-                    "path": list(path),
-                    "questions": sorted(successes.questions),
-                    "first": successes.first,
-                    "last": successes.last,
-                    "entered": successes.entered,
-                }
-                for (category, intent, path), successes in sorted(self._record.items())
-            ],
-        }
+        record = [
+            {"category": category, "intent": intent, "path": list(path)}
+            | {"questions": sorted(each.questions), "first": each.first, "last": each.last, "entered": each.entered}
+            for (category, intent, path), each in sorted(self._record.items())
+        ]
+        head = {"format": FORMAT, "version": VERSION, "rules": asdict(self.rules), "generation": self.generation}
+        return {**head, "bank": bank, "intents": intents, "record": record}
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Write the bank as JSON that a person can read, at once: a reader sees the old file or the whole new one."""
-        target = FilePath(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("w", encoding="utf-8") as stream:
-                stream.write(_laid_out(self.to_json()) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        """Write the bank as indented JSON, atomically: a reader sees the old file or the whole new one."""
+        from rlkd.rationales.output import whole_file
+
+        with whole_file(Path(path)) as stream:
+            json.dump(self.to_json(), stream, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], embedder: Embedder | None = None, **wanted: Any) -> PathBank:
-        """Read what `to_file` wrote.
+        """Read a file of `to_file`.
 
-        Raises `BankError` for anything else, if `embedder` is not the bank's, and if its rules are not as `wanted`
-        (`check_rules`).
+        Raises `BankError` for any other file, for another `embedder` than the bank's, and for rules that are not as
+        `wanted` (`check_rules`).
         """
         try:
-            content = json.loads(FilePath(path).read_bytes().decode("utf-8"))
+            content = json.loads(Path(path).read_bytes().decode("utf-8"))
         except OSError as error:
             raise BankError(f"path bank {path}: {error.strerror}; write one with PathBank.to_file") from error
         except ValueError as error:
-            raise BankError(f"path bank {path} is no JSON ({error}); restore it, or build it again") from error
+            raise BankError(f"path bank {path} is not JSON ({error}); restore it, or build it again") from error
         try:
-            bank = cls._read(content)
+            try:
+                bank = cls._read(content)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise BankError(
+                    f"it does not have the form of version {VERSION} ({type(error).__name__}: {error}); restore it, "
+                    "or build it again"
+                ) from error
             if embedder is not None:
                 bank.check(embedder)
             bank.check_rules(**wanted)
-        except BankError as error:
-            raise BankError(f"path bank {path}: {error}") from None
+        except ValueError as error:
+            raise BankError(f"path bank {path}: {error}") from error
         return bank
 
     @classmethod
     def _read(cls, content: Any) -> PathBank:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise BankError(f"this is no path bank; expected an object with 'format': {FORMAT!r}")
+            raise BankError(f"this is not a path bank; expected an object with 'format': {FORMAT!r}")
         if content.get("version") != VERSION:
             raise BankError(
                 f"version {content.get('version')!r}, this program reads version {VERSION}; build the bank again, or "
-                "take the release that wrote it"
+                "use the release that wrote it"
             )
-        try:
-            return cls._filled(content)
-        except BankError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise BankError(
-                f"it does not have the form of version {VERSION} ({type(error).__name__}: {error}); restore it, or "
-                "build it again"
-            ) from error
-
-    @classmethod
-    def _filled(cls, content: Mapping[str, Any]) -> PathBank:
         rules = dict(content["rules"])
-        bank = cls(Rules(**{**rules, "thresholds": Thresholds(**rules["thresholds"])}))
-        bank.generation = _count_of("generation", content["generation"])
-        for number, line in enumerate(content["record"]):
-            where = f"record {number + 1}"
-            category, intent = (_text(f"{where}, {name!r}", line[name]) for name in ("category", "intent"))
-            path, questions = (_list_of_texts(f"{where}, {name!r}", line[name]) for name in ("path", "questions"))
-            first, last = (_count_of(f"{where}, {name!r}", line[name]) for name in ("first", "last"))
-            if not isinstance(line["entered"], bool):
-                raise BankError(f"{where}, 'entered' is {line['entered']!r}, expected true or false")
-            if (category, intent, path) in bank._record:
-                raise BankError(f"{where} is there twice: {category!r}, {intent!r}, {list(path)}")
-            bank._record[category, intent, path] = _Successes(set(questions), first, last, line["entered"])
+        bank = cls(BankRules(**{**rules, "thresholds": Thresholds(**rules["thresholds"])}))
+        bank.generation = _checked("generation", content["generation"], _COUNT)
+        for number, line in enumerate(content["record"], start=1):
+            values = {name: _checked(f"record {number}, {name!r}", line[name], kind) for name, kind in _RECORD.items()}
+            route = (values["category"], values["intent"], tuple(values["path"]))
+            if route in bank._record:
+                raise BankError(f"record {number} is there twice: {route[0]!r}, {route[1]!r}, {list(route[2])}")
+            bank._record[route] = _Successes(
+                set(values["questions"]), values["first"], values["last"], values["entered"]
+            )
         for category, intents in content["intents"].items():
             for intent, name in intents.items():
-                bank._canonical[category, intent] = _text(f"the canonical intent of {intent!r}", name)
+                bank._canonical[category, intent] = _checked(f"the canonical intent of {intent!r}", name, _TEXT)
+        represented_by: dict[_Key, StepNames] = {}
         for category, by_intent in content["bank"].items():
             for intent, paths in by_intent.items():
                 for line in paths:
-                    where = f"a path of {category!r}, {intent!r}"
-                    kept = _list_of_texts(where, line["path"])
-                    for same in (kept, *(_list_of_texts(where, also) for also in line.get("also", ()))):
-                        bank._stands_for[category, intent, same] = kept
-        bank._stands_for = dict(sorted(bank._stands_for.items()))
-        bank._count()
-        bank._tally_all()
-        for (category, intent, path), users in bank._uses.items():
-            if not users:
+                    for path in (line["path"], *line.get("also", ())):
+                        _checked(f"a path of {category!r}, {intent!r}", path, _TEXTS)
+                        represented_by[category, intent, tuple(path)] = tuple(line["path"])
+        bank._fill(represented_by)
+        for (category, intent), kept in bank._bank.items():
+            if unused := [list(path) for path, successes in kept.items() if not successes.questions]:
                 raise BankError(
-                    f"the path {list(path)} of {category!r}, {intent!r} has no line in the record that has entered; "
+                    f"the path {unused[0]} of {category!r}, {intent!r} has no line in the record that has entered; "
                     "add one with a question id, or take the path out"
                 )
         return bank
 
 
-def path_entropy(paths: Iterable[Path]) -> float:
-    """The entropy of how often each path occurs among `paths`, in bits; 0 for none.
+# A check of a value of the file, and its description.
+_Kind = tuple[Callable[[Any], bool], str]
+_TEXT: _Kind = (lambda value: isinstance(value, str) and value != "", "a text")
+_TEXTS: _Kind = (
+    lambda value: isinstance(value, list) and value != [] and all(map(_TEXT[0], value)),
+    "a list of texts",
+)
+_COUNT: _Kind = (lambda value: type(value) is int and value >= 0, "a whole number of at least 0")
+_RECORD: dict[str, _Kind] = {
+    "category": _TEXT,
+    "intent": _TEXT,
+    "path": _TEXTS,
+    "questions": _TEXTS,
+    "first": _COUNT,
+    "last": _COUNT,
+    "entered": (lambda value: isinstance(value, bool), "true or false"),
+}
 
-    >>> path_entropy([("A",), ("A",), ("B",), ("C",)])
-    1.5
-    """
-    return _bits(Counter(paths).values())
 
-
-def _bits(counts: Iterable[int]) -> float:
-    sizes = [count for count in counts if count]
-    total = sum(sizes)
-    # `fsum` rounds once, so the order of the counts makes no difference.
-    return math.fsum(size / total * math.log2(total / size) for size in sizes)
-
-
-def _text(where: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise BankError(f"{where} is {value!r}, expected a text")
+def _checked(where: str, value: Any, kind: _Kind) -> Any:
+    if not kind[0](value):
+        raise BankError(f"{where} is {value!r}, expected {kind[1]}")
     return value
-
-
-def _list_of_texts(where: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
-        raise BankError(f"{where} is {value!r}, expected a list of texts")
-    return tuple(value)
-
-
-def _count_of(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise BankError(f"{where} is {value!r}, expected a whole number of at least 0")
-    return value
-
-
-def _laid_out(value: Any, margin: str = "", before: int = 0) -> str:
-    """JSON with whatever fits into a line of 119 columns on one line; `before` columns of it are taken."""
-    flat = json.dumps(value, ensure_ascii=False)
-    if len(margin) + before + len(flat) <= 118 or not isinstance(value, dict | list) or not value:
-        return flat
-    deeper = margin + " "
-    if isinstance(value, dict):
-        keys = {json.dumps(key, ensure_ascii=False) + ": ": each for key, each in value.items()}
-        parts = [key + _laid_out(each, deeper, len(key)) for key, each in keys.items()]
-    else:
-        parts = [_laid_out(each, deeper) for each in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    inside = f",\n{deeper}".join(parts)
-    return f"{opening}\n{deeper}{inside}\n{margin}{closing}"

@@ -1,15 +1,15 @@
-"""Which paths of a bank fit a question: the nearest intent, and the paths of that intent that are nearest.
+"""Routing: which paths of a bank fit a question: the nearest intent, and the nearest paths of that intent.
 
     router = Router(bank, embedder)
     for route in router.route(questions):
         print(route.category, route.intent, route.paths, route.similarity)
 
 D-RPC (arXiv 2605.07139) takes the pair of category and intent whose intent is nearest to the question by cosine, over
-all pairs, and ranks the paths of that pair by their cosine with the question. Ours beside it: below the threshold of
-the embedder (`Thresholds.route`) no path is offered, so that a teacher is not led along one that has nothing to do
-with the question; and three paths are offered, not one.
+all pairs, and ranks the paths of that pair by their cosine with the question. Ours: below the threshold of the
+embedder (`Thresholds.route`) no path is offered, so that a teacher is not led along an unrelated one; and three paths
+are offered, not one.
 
-`coverage` says how many questions were offered a path, and whether that is so few that the bank is in vain.
+`coverage` reports how many questions were offered a path, and whether that is too few.
 """
 
 from __future__ import annotations
@@ -18,32 +18,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlkd.rationales.bank.bank import PathBank, path_entropy
-from rlkd.rationales.bank.clustering import Path, path_words
-from rlkd.rationales.bank.embedders import on_grid
+from rlkd.embedders import Embedder, unit_rows
+from rlkd.rationales.bank.bank import PathBank
+from rlkd.rationales.bank.paths import StepNames, path_entropy, path_words
 
 if TYPE_CHECKING:
-    import numpy as np
+    from scipy.sparse import csr_array
 
-    from rlkd.rationales.bank.embedders import Embedder
-
-LEAST_SHARE = 0.5
-"""Of questions with a path offered: below it, `Coverage.message` says so."""
+MIN_SHARE = 0.5
+"""Share of questions with a path offered below which `Coverage.message` warns."""
 
 _PATHS, _PATHS_FAITHFUL = 3, 1
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a question leads in a bank.
+    """The place of a question in a bank.
 
     `category` and `intent` are the nearest ones (None for an empty bank), `similarity` the cosine of the question with
-    the intent. `paths` are those to offer, best first; none where the intent is too far.
+    the intent. `paths` are those to offer, best first; empty if the intent is too far.
     """
 
     category: str | None
     intent: str | None
-    paths: tuple[Path, ...]
+    paths: tuple[StepNames, ...]
     similarity: float
 
     @property
@@ -53,22 +51,22 @@ class Route:
 
     @property
     def budget(self) -> int | None:
-        """The most steps a rationale is to have: the length of the best path (D-RPC); None where none is offered."""
+        """The maximum number of steps of a rationale: the length of the best path (D-RPC); None without a path."""
         return max(1, len(self.paths[0])) if self.paths else None
 
     @property
     def difficulty(self) -> int | None:
-        """1 for a budget of up to 2 steps, else 2 (D-RPC); None where no path is offered."""
+        """1 for a budget of up to 2 steps, else 2 (D-RPC); None without a path."""
         return None if self.budget is None else 1 if self.budget <= 2 else 2
 
 
 class Router:
     """Routes questions by one state of a bank: after a flush, make another one.
 
-    Memory does not grow with the number of questions but for the routes: they are embedded and compared `block` at a
-    time. Similarities are exact in their bits (`rlkd.rationales.bank.embedders.cosines`), so a route depends neither
-    on the other questions nor on the size of the block, as far as the embedder's vectors do not. Ties go to the first
-    in the alphabet. Raises `BankError` for another embedder than the bank's.
+    Questions are embedded and compared `block` at a time, so memory grows with the routes only. Similarities are exact
+    (`rlkd.embedders.unit_rows`), so a route depends neither on the other questions nor on the size of the block, as
+    far as the embedder's vectors do not. Ties go to the first in alphabetical order. Raises `BankError` for another
+    embedder than the bank's.
     """
 
     def __init__(self, bank: PathBank, embedder: Embedder, *, block: int = 512) -> None:
@@ -82,10 +80,10 @@ class Router:
         self.generation = bank.generation
         self.intents = bank.intents()
         self._paths = [sorted(path.names for path in bank.paths(*pair)) for pair in self.intents]
-        self._intent_vectors = on_grid(embedder.embed([intent for _, intent in self.intents]))
-        self._path_vectors = [
-            on_grid(embedder.embed([self._path_text(path) for path in paths])) for paths in self._paths
-        ]
+        # The released code joins the names as they are; their words mean more to any embedder.
+        join = " ".join if self.faithful else path_words
+        self._intent_rows = unit_rows(embedder, [intent for _, intent in self.intents])
+        self._path_rows = [unit_rows(embedder, list(map(join, paths))) for paths in self._paths]
 
     def route(self, questions: Sequence[str], k: int | None = None) -> list[Route]:
         """The route of each question, with at most `k` paths (default: 3, faithful 1).
@@ -99,32 +97,30 @@ class Router:
             return [Route(None, None, (), 0.0)] * len(questions)
         routes: list[Route] = []
         for start in range(0, len(questions), self.block):
-            routes += self._block(on_grid(self.embedder.embed(questions[start : start + self.block])), k)
+            routes += self._block(unit_rows(self.embedder, questions[start : start + self.block]), k)
         return routes
 
-    def _block(self, vectors: np.ndarray, k: int) -> list[Route]:
+    def _block(self, rows: csr_array, k: int) -> list[Route]:
         import numpy as np
 
-        similarities = vectors @ self._intent_vectors.T  # (questions, intents)
+        similarities = (rows @ self._intent_rows.T).toarray()  # (questions, intents)
         nearest = similarities.argmax(axis=1)
-        nearness = similarities[np.arange(len(vectors)), nearest]
-        offered = np.full(len(vectors), True) if self.faithful else (nearness >= self.threshold) & vectors.any(axis=1)
-        ranked: dict[int, tuple[Path, ...]] = {}
+        nearness = similarities[np.arange(len(similarities)), nearest]
+        offered = np.full(len(nearest), True)
+        if not self.faithful:
+            offered = (nearness >= self.threshold) & (np.diff(rows.indptr) > 0)
+        ranked: dict[int, tuple[StepNames, ...]] = {}
         for pair in np.unique(nearest[offered]).tolist():
-            places = np.flatnonzero(offered & (nearest == pair))
-            scores = vectors[places] @ self._path_vectors[pair].T
+            indices = np.flatnonzero(offered & (nearest == pair))
+            scores = (rows[indices] @ self._path_rows[pair].T).toarray()
             # Stable, so that among equals the alphabet decides.
             order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            for place, row in zip(places.tolist(), order.tolist(), strict=True):
-                ranked[place] = tuple(self._paths[pair][index] for index in row)
+            for index, best in zip(indices.tolist(), order.tolist(), strict=True):
+                ranked[index] = tuple(self._paths[pair][each] for each in best)
         return [
-            Route(self.intents[pair][0], self.intents[pair][1], ranked.get(place, ()), similarity)
-            for place, (pair, similarity) in enumerate(zip(nearest.tolist(), nearness.tolist(), strict=True))
+            Route(*self.intents[pair], ranked.get(index, ()), similarity)
+            for index, (pair, similarity) in enumerate(zip(nearest.tolist(), nearness.tolist(), strict=True))
         ]
-
-    def _path_text(self, path: Path) -> str:
-        # The released code joins the names as they are; their words mean more to any embedder.
-        return " ".join(path) if self.faithful else path_words(path)
 
 
 @dataclass(frozen=True)
@@ -142,17 +138,17 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """The share of the questions that were offered a path; 1 where there was no question."""
+        """The share of the questions that were offered a path; 1 without questions."""
         return self.offered / self.questions if self.questions else 1.0
 
     def message(self) -> str | None:
-        """What to say, loudly, where fewer than half of the questions were offered a path; None otherwise."""
-        if self.share >= LEAST_SHARE:
+        """A warning if fewer than half of the questions were offered a path; None otherwise."""
+        if self.share >= MIN_SHARE:
             return None
         return (
             f"only {self.offered} of {self.questions} questions ({self.share:.0%}) were offered a path of the bank, "
-            f"less than {LEAST_SHARE:.0%}: most rationales are written without it. Enlarge the seed, lower the "
-            "threshold `route` (rlkd.rationales.bank.embedders.calibrate), or take an embedder that knows meaning "
+            f"less than {MIN_SHARE:.0%}: most rationales are written without it. Enlarge the seed, lower the "
+            "threshold `route` (rlkd.rationales.bank.thresholds.calibrate), or use an embedder that compares meaning "
             "(transformers:sentence-transformers/all-MiniLM-L6-v2)."
         )
 
@@ -161,11 +157,11 @@ class Coverage:
         return {**asdict(self), "share": self.share}
 
 
-def coverage(routes: Iterable[Route], used: Iterable[Path] | None = None) -> Coverage:
+def coverage(routes: Iterable[Route], used: Iterable[StepNames] | None = None) -> Coverage:
     """How far a bank reached on some questions.
 
-    `used` are the paths of the rationales that were written, one a rationale. None: as if each question that is
-    offered a path used the best one, for looking at a bank without asking a teacher.
+    `used` are the paths of the written rationales, one per rationale. None: as if each question that is offered a path
+    used the best one, to look at a bank without a teacher.
     """
     routes = list(routes)
     offered = [route.paths[0] for route in routes if route.paths]
@@ -176,6 +172,6 @@ def coverage(routes: Iterable[Route], used: Iterable[Path] | None = None) -> Cov
 def bank_sizes(
     bank: PathBank, embedder: Embedder, questions: Sequence[str], sizes: Sequence[int] = (50, 75, 125)
 ) -> dict[int, Coverage]:
-    """The coverage that the bank would have at other sizes: a small bank means fewer kinds of rationales, a large one
-    reaches more questions. In place of a bound from theory, whose statement is not public (our choice)."""
+    """The coverage of the bank at other sizes: a small bank means fewer kinds of rationales, a large one reaches more
+    questions. In place of a theoretical bound, whose statement is not public (our choice)."""
     return {size: coverage(Router(bank.rederived(embedder, cap=size), embedder).route(questions, 1)) for size in sizes}

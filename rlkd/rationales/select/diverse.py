@@ -27,7 +27,7 @@ class Diverse:
     The paper's measure is not known; all three are our choice:
 
     - `ngram`: Jaccard index of the sets of 3-grams of words, numbers and signs, below 0.5;
-    - `cosine`: of embeddings (`rlkd.rationales.bank.embedders`), below 0.9;
+    - `cosine`: of embeddings (`rlkd.embedders`), below 0.9;
     - `structure`: F1 of the steps that correspond in order (`rlkd.rationales.similarity.structure_similarity`), below
       0.75. The steps are the candidate's own where it has a structure, else its sentences with a calculation. Where
       neither of two has a step, their 3-grams are compared, by the threshold of those.
@@ -42,7 +42,9 @@ class Diverse:
 
     __name__ = "diverse"
 
-    def __init__(self, *, measure: Measure = "ngram", threshold: float | None = None, embedder: str = "tfidf") -> None:
+    def __init__(
+        self, *, measure: Measure = "ngram", threshold: float | None = None, embedder: str = "hashed-ngrams"
+    ) -> None:
         if measure not in get_args(Measure):
             raise ValueError(f"measure={measure!r}: expected {', '.join(map(repr, get_args(Measure)))}")
         if threshold is not None and not 0 < threshold <= 1:
@@ -52,7 +54,7 @@ class Diverse:
         self.judge = DeterministicJudge()
         self.embedder: Any = None
         if measure == "cosine":
-            from rlkd.rationales.bank.embedders import open_embedder
+            from rlkd.embedders import open_embedder
 
             self.embedder = open_embedder(embedder)
 

@@ -40,8 +40,9 @@ from rlkd.rationales.write.prompts import SCHEMA, Plan, StepReply, free_prompt, 
 from rlkd.registry import suggestion
 
 if TYPE_CHECKING:
-    from rlkd.rationales.bank.bank import PathBank, RouteEntry
-    from rlkd.rationales.bank.embedders import Embedder
+    from rlkd.rationales.bank.bank import PathBank
+    from rlkd.rationales.bank.entries import RouteEntry
+    from rlkd.embedders import Embedder
     from rlkd.rationales.bank.routing import Coverage, Route, Router
 
 logger = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ class Writer:
         if settings.asks and teacher is None:
             raise UsageError(f"writers {', '.join(settings.writers)} need a teacher: --teacher SPEC names one")
         if "bank" in settings.writers and embedder is None:
-            raise UsageError("the writer 'bank' needs an embedder: --embedder tfidf")
+            raise UsageError("the writer 'bank' needs an embedder: --embedder hashed-ngrams")
         if "bank" in settings.writers and embedder is not None:
             _check_bank(settings, embedder, bank, bank_size, route_threshold)
         self.settings = settings
@@ -240,7 +241,7 @@ class Writer:
     def _seed_bank(self, questions: Sequence[Question]) -> PathBank:
         """Solutions of the seed set, and the bank that is made of the right ones. They stay as candidates."""
         from rlkd.rationales.bank.bank import PathBank
-        from rlkd.rationales.bank.embedders import thresholds_for
+        from rlkd.rationales.bank.thresholds import thresholds_for
 
         assert self.embedder is not None
         chosen = seed_set(questions, self.settings.seed_share, self.settings.category, self.settings.seed)
@@ -407,7 +408,7 @@ class Writer:
 
     def _entry(self, question: Question, written: _Written) -> RouteEntry | None:
         """What a right solution tells the bank; None where it breaks the contract, which is counted."""
-        from rlkd.rationales.bank.bank import RouteEntry, violations
+        from rlkd.rationales.bank.entries import RouteEntry, violations
 
         reply, plan = written.reply, written.plan
         if reply is None:
@@ -487,16 +488,16 @@ def _check_bank(
     settings: Writing, embedder: Embedder, bank: PathBank | None, size: int | None, threshold: float | None
 ) -> None:
     """Raise `UsageError` for a bank that cannot be made with these settings, or that has others."""
-    from rlkd.rationales.bank.bank import Rules
-    from rlkd.rationales.bank.embedders import Thresholds
+    from rlkd.rationales.bank.bank import BankRules
+    from rlkd.rationales.bank.thresholds import Thresholds
 
     asked = {} if threshold is None else {"route": threshold}
     try:
         thresholds = replace(Thresholds(), **asked)
         if settings.faithful:
-            rules = Rules(embedder.name, thresholds, faithful=True, cap=None, support=1)
+            rules = BankRules(embedder.name, thresholds, faithful=True, cap=None, support=1)
         else:
-            rules = Rules(embedder.name, thresholds, cap=size)
+            rules = BankRules(embedder.name, thresholds, cap=size)
         if bank is not None:
             bank.check_rules(faithful=settings.faithful, cap=rules.cap, **asked)
     except ValueError as error:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlkd.embedders import open_embedder
 from rlkd.rationales.bank import bank as bank_module
-from rlkd.rationales.bank.bank import BankError, PathBank, Rules
-from rlkd.rationales.bank.embedders import Thresholds, open_embedder
-from rlkd.rationales.bank.entries import RouteEntry, path_violations, proper_names, violations
+from rlkd.rationales.bank.bank import BankError, BankRules, PathBank
+from rlkd.rationales.bank.entries import RouteEntry
+from rlkd.rationales.bank.thresholds import Thresholds
 
-NGRAMS = open_embedder("tfidf")
+NGRAMS = open_embedder("hashed-ngrams")
 NEAR = Thresholds(route=0.1, eps=0.25)
 A, B, C = ("AddPrices", "ApplyTax"), ("FindRate",), ("ListItems", "SumAll")
 
@@ -313,7 +314,7 @@ def test_as_released_nothing_is_evicted():
 )
 def test_rules_that_contradict_themselves_are_refused_with_their_values(values):
     with pytest.raises(BankError, match=next(iter(values))):
-        Rules("tfidf-1", **values)
+        BankRules("hashed-ngrams-1", **values)
 
 
 def test_the_entropy_is_that_of_the_uses():
@@ -368,9 +369,9 @@ routes = st.tuples(
 histories = st.lists(st.lists(routes, max_size=8), min_size=1, max_size=3)
 rules = st.sampled_from(
     [
-        Rules("tfidf-1", NEAR, cap=None),
-        Rules("tfidf-1", NEAR, cap=3),
-        Rules("tfidf-1", NEAR, support=1, duplicates="embedder"),
+        BankRules("hashed-ngrams-1", NEAR, cap=None),
+        BankRules("hashed-ngrams-1", NEAR, cap=3),
+        BankRules("hashed-ngrams-1", NEAR, support=1, duplicates="embedder"),
     ]
 )
 
@@ -519,11 +520,11 @@ def test_another_embedder_is_refused_wherever_it_could_be_taken(tmp_path):
         lambda: bank.merge(seeded(), Other()),
         lambda: PathBank.from_file(tmp_path / "bank.json", Other()),
     ):
-        with pytest.raises(BankError, match=r"'tfidf-1'.*'other'.*rederived"):
+        with pytest.raises(BankError, match=r"'hashed-ngrams-1'.*'other'.*rederived"):
             attempt()
     with pytest.raises(BankError, match=r"bank\.json: the bank was made with"):
         PathBank.from_file(tmp_path / "bank.json", Other())
-    assert PathBank.from_file(tmp_path / "bank.json", NGRAMS).rules.embedder == "tfidf-1"
+    assert PathBank.from_file(tmp_path / "bank.json", NGRAMS).rules.embedder == "hashed-ngrams-1"
 
 
 def test_a_bank_moves_to_another_embedder_with_its_thresholds_only():
@@ -533,19 +534,19 @@ def test_a_bank_moves_to_another_embedder_with_its_thresholds_only():
     moved = bank.rederived(Other(), thresholds=Thresholds(eps=0.3))
     assert (moved.rules.embedder, moved.rules.thresholds.eps) == ("other", 0.3)
     assert uses(moved, intent="compute cost") == {A: 1, B: 1}
-    assert bank.rules.embedder == "tfidf-1"
+    assert bank.rules.embedder == "hashed-ngrams-1"
 
 
 def test_a_bank_of_other_rules_than_asked_for_is_refused_with_the_fields_and_the_way_out(tmp_path):
     path = tmp_path / "bank.json"
     seeded(cap=50).to_file(path)
-    told = r"bank\.json: .*cap \(50, asked for is 75\), route \(0\.1, asked for is 0\.3\)\. Leave.*PathBank\.rederived"
+    told = r"bank\.json: .*cap \(50, expected 75\), route \(0\.1, expected 0\.3\)\. Leave.*PathBank\.rederived"
     with pytest.raises(BankError, match=told):
         PathBank.from_file(path, NGRAMS, cap=75, support=2, route=0.3, faithful=False)
-    with pytest.raises(BankError, match=r"faithful \(False, asked for is True\)"):
+    with pytest.raises(BankError, match=r"faithful \(False, expected True\)"):
         PathBank.from_file(path, faithful=True)
     assert PathBank.from_file(path, NGRAMS, cap=50, route=0.1).rules.cap == 50
-    with pytest.raises(TypeError, match="size: no rule of a bank; expected some of cap, "):
+    with pytest.raises(TypeError, match="size: unknown rule of a bank; expected some of cap, "):
         PathBank.from_file(path, size=50)
 
 
@@ -585,8 +586,8 @@ def test_a_file_can_be_read_by_a_person_and_holds_any_script(tmp_path):
     succeed(bank, ("求和",), "问题 1", "\ud800", category="算术", intent="Σ “all”")
     bank.to_file(tmp_path / "deep" / "bank.json")
     text = (tmp_path / "deep" / "bank.json").read_text(encoding="utf-8")
-    assert '"cost": {"compute total cost": [{"path": ["AddPrices", "ApplyTax"], "uses": 2}]}' in text
-    assert all(len(line) <= 119 for line in text.splitlines())
+    assert '"compute total cost": [' in text
+    assert len(text.splitlines()) > 40
     assert "问题 1" in text
     assert PathBank.from_file(tmp_path / "deep" / "bank.json").to_json() == bank.to_json()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["bank.json"]
@@ -616,11 +617,11 @@ def broken(change):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "no JSON"),
-        (b'{"format": "rlkd path', "no JSON"),
-        (b"\xff\xfe", "no JSON"),
-        (b"[]", "no path bank"),
-        (b'{"format": "another"}', "no path bank"),
+        (b"", "not JSON"),
+        (b'{"format": "rlkd path', "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "not a path bank"),
+        (b'{"format": "another"}', "not a path bank"),
         (broken(lambda it: it.update(version=2)), "version 2, this program reads version 1"),
         (broken(lambda it: it.pop("version")), "version None"),
         (broken(lambda it: it.pop("record")), "KeyError: 'record'"),
@@ -653,123 +654,3 @@ def test_a_broken_file_is_refused_with_its_name_and_the_place(tmp_path, content,
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(BankError, match=r"none\.json: No such file"):
         PathBank.from_file(tmp_path / "none.json")
-
-
-# What a teacher may say.
-
-
-def test_a_route_is_read_as_teachers_write_it():
-    route = {
-        "category": " Word  problems ",
-        "intents": "find the rest",
-        "difficulty": "2",
-        "budget": 3.0,
-        "path": ["AddUp ", "TakeAway"],
-    }
-    found = RouteEntry.from_route("q1", "How many?", route, True)
-    assert found == RouteEntry(
-        "q1", "How many?", "Word problems", ("find the rest",), 2, 3, ("AddUp", "TakeAway"), True
-    )
-    assert violations(found) == []
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("category", None),
-        ("category", " "),
-        ("intents", []),
-        ("intents", ["a", ""]),
-        ("intents", {"a": 1}),
-        ("path", None),
-        ("path", [["AddUp"]]),
-        ("difficulty", "hard"),
-        ("difficulty", True),
-        ("budget", 2.5),
-        ("budget", float("inf")),
-        ("budget", float("nan")),
-        ("budget", None),
-    ],
-)
-def test_a_route_that_cannot_be_read_is_refused_with_the_field(field, value):
-    route = {"category": "cost", "intents": ["add"], "difficulty": 1, "budget": 2, "path": ["AddUp"]}
-    RouteEntry.from_route("q1", "", route)
-    with pytest.raises(ValueError, match=f"route field '{field}' is"):
-        RouteEntry.from_route("q1", "", {**route, field: value})
-    del route[field]
-    with pytest.raises(ValueError, match=f"route field '{field}' is None"):
-        RouteEntry.from_route("q1", "", route)
-
-
-@pytest.mark.parametrize(
-    ("difficulty", "budget", "steps", "told"),
-    [
-        (1, 2, 1, []),
-        (1, 2, 2, []),
-        (2, 3, 3, []),
-        (3, 3, 1, []),
-        (1, 3, 2, ["difficulty 1 with a budget of 3"]),
-        (2, 2, 2, ["difficulty 2 with a budget of 2"]),
-        (3, 2, 2, ["difficulty 3 with a budget of 2"]),
-        (0, 2, 1, ["difficulty 0, expected 1, 2 or 3"]),
-        (4, 3, 1, ["difficulty 4, expected 1, 2 or 3"]),
-        (1, 2, 3, ["3 steps with a budget of 2"]),
-        (2, 3, 4, ["4 steps with a budget of 3", "4 steps, expected 1 to 3"]),
-        (2, 3, 0, ["0 steps, expected 1 to 3"]),
-    ],
-)
-def test_the_contract_of_difficulty_and_budget(difficulty, budget, steps, told):
-    path = ("AddUp", "TakeAway", "ShareOut", "RoundOff")[:steps]
-    assert violations(RouteEntry("q", "", "cost", ("add",), difficulty, budget, path)) == told
-
-
-def test_in_the_guided_round_the_budget_is_the_one_that_was_given():
-    given_one = RouteEntry("q", "", "cost", ("add",), 1, 1, ("AddUp",))
-    assert violations(given_one) == ["difficulty 1 with a budget of 1"]
-    assert violations(given_one, offered_budget=1) == []
-    assert violations(given_one, offered_budget=2) == ["budget 1, though 2 was given"]
-    longer = replace(given_one, path=("AddUp", "TakeAway"))
-    assert violations(longer, offered_budget=1) == ["2 steps with a budget of 1"]
-
-
-def test_a_route_without_category_or_intent_breaks_the_contract():
-    assert violations(replace(entry("q1"), category=" ")) == ["no category or no intent"]
-    assert violations(replace(entry("q1"), intents=())) == ["no category or no intent"]
-
-
-@pytest.mark.parametrize(
-    ("path", "told"),
-    [
-        (("ComputeTotal", "FindGCD", "SolveForX"), []),
-        (("computeTotal",), ["'computeTotal' is not TitleCase in letters only"]),
-        (("Compute Total",), ["'Compute Total' is not TitleCase in letters only"]),
-        (("Add48Clips",), ["'Add48Clips' is not TitleCase in letters only"]),
-        (("Add_Up",), ["'Add_Up' is not TitleCase in letters only"]),
-        (("StepOne", "AddUp"), ["'StepOne' does not say what is done"]),
-        (("Step",), ["'Step' does not say what is done"]),
-        (("FinalStep",), ["'FinalStep' does not say what is done"]),
-        (("StepFive",), ["'StepFive' does not say what is done"]),
-        (("StepOneAdd",), ["'StepOneAdd' does not say what is done"]),
-        (("PartBAdd",), ["'PartBAdd' does not say what is done"]),
-        (("One", "NextLast"), ["'One' does not say what is done", "'NextLast' does not say what is done"]),
-        (("STEPTWO",), ["'STEPTWO' does not say what is done"]),
-        (("StepwiseAdd", "AddTwoParts", "TakeThird"), []),
-        (("StageActors", "PartyTotal", "FirstAddAll"), []),
-        (("AddUp", "AddUp"), ["a step's name stands twice"]),
-        (("Add", "ADD"), ["a step's name stands twice"]),
-        (("CountNataliasClips",), ["'CountNataliasClips' names Natalia"]),
-        (("CountNataliaClips",), ["'CountNataliaClips' names Natalia"]),
-        (("CompareMonths", "AddMay"), ["'AddMay' names May"]),
-        (("HalveAmount",), []),
-    ],
-)
-def test_names_of_steps_suit_other_questions_too(path, told):
-    question = "Natalia sold clips to 48 friends in April. Halve of that in May. How many? Compute the total."
-    assert path_violations(path, question) == told
-
-
-def test_names_in_a_question_are_found_and_beginnings_of_sentences_are_not():
-    question = "If Ann's dog Rex eats 2 kg a day, how much? The Rex of tomorrow eats more. Find it. Élise asks."
-    assert proper_names(question) == ["Ann", "Rex", "Élise"]
-    assert proper_names("How many are left? What is 2 + 2?") == []
-    assert proper_names("") == []

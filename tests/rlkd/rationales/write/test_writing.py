@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rlkd.engines import Completion, EngineError
 from rlkd.errors import UsageError
-from rlkd.rationales.bank.embedders import open_embedder
+from rlkd.embedders import open_embedder
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.write.journal import Journal, Teacher
 from rlkd.rationales.write.prompts import EXAMPLE, SCHEMA, Plan, read_object, read_reply, step_prompt
@@ -79,7 +79,7 @@ def written(tmp_path):
 
     def write(engine: Scripted, wanted: list[Question], settings: Writing, name: str = "journal", **more: Any):
         with Journal(tmp_path / name) as journal:
-            embedder = open_embedder("tfidf") if "bank" in settings.writers else None
+            embedder = open_embedder("hashed-ngrams") if "bank" in settings.writers else None
             # As a rule every question is near enough: calibration is the bank's business.
             more = {"route_threshold": 0.05, **more}
             teacher = Teacher(engine, journal, batch=4, max_failure_rate=more.pop("max_failure_rate", 0.1))
@@ -553,7 +553,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from rlkd.engines import open_engine
-from rlkd.rationales.bank.embedders import open_embedder
+from rlkd.embedders import open_embedder
 from rlkd.rationales.pipeline import load_questions, write_stage
 from rlkd.rationales.write.writing import Writing
 
@@ -563,7 +563,7 @@ write_stage(
     load_questions(rows),
     Writing(("free", "bank"), candidates=2, hinted_retry=True, seed_share=0.2, wave=8),
     engine=open_engine(teacher, concurrency=4),
-    embedder=open_embedder("tfidf"),
+    embedder=open_embedder("hashed-ngrams"),
     route_threshold=0.05,
     concurrency=4,
 )
