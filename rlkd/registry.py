@@ -62,7 +62,7 @@ _KINDS: dict[Kind, _KindTraits] = {
     "judge": _KindTraits("judge", "rlkd.gsrm.judges"),
     "decomposer": _KindTraits("decomposer", "rlkd.gsrm.decomposers"),
     "engine": _KindTraits("engine", "rlkd.engines"),
-    "embedder": _KindTraits("embedder", "rlkd.rationales.bank.embedders"),
+    "embedder": _KindTraits("embedder", "rlkd.embedders"),
     "validity": _KindTraits("validity scorer", "rlkd.validity", ("questions",)),
     "selector": _KindTraits("selector", "rlkd.rationales.select", ("questions",)),
 }

@@ -42,8 +42,8 @@ from rlkd.steps import calculations
 from rlkd.structure import Structure
 
 if TYPE_CHECKING:
-    from rlkd.rationales.bank.bank import PathBank
     from rlkd.embedders import Embedder
+    from rlkd.rationales.bank.bank import PathBank
     from rlkd.rationales.select.limits import Limits
 
 # Questions that go through a selector together.

@@ -310,7 +310,7 @@ def test_a_bank_that_the_run_would_write_over_is_refused(recipe, arguments, teac
     before = bank.read_bytes()
     with pytest.raises(UsageError, match=r"bank.json is where this run writes its own bank"):
         recipe.main(arguments(bank_file=str(bank)), stage="write")
-    with pytest.raises(UsageError, match=r"route \(0.05, asked for is 0.99\)"):
+    with pytest.raises(UsageError, match=r"route \(0.05, expected 0.99\)"):
         recipe.main(
             arguments(bank_file=str(bank), route_threshold=0.99, output_dir=str(tmp_path / "other")), stage="write"
         )

@@ -40,9 +40,9 @@ from rlkd.rationales.write.prompts import SCHEMA, Plan, StepReply, free_prompt, 
 from rlkd.registry import suggestion
 
 if TYPE_CHECKING:
+    from rlkd.embedders import Embedder
     from rlkd.rationales.bank.bank import PathBank
     from rlkd.rationales.bank.entries import RouteEntry
-    from rlkd.embedders import Embedder
     from rlkd.rationales.bank.routing import Coverage, Route, Router
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlkd.embedders import open_embedder
 from rlkd.engines import Completion, EngineError
 from rlkd.errors import UsageError
-from rlkd.embedders import open_embedder
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.write.journal import Journal, Teacher
 from rlkd.rationales.write.prompts import EXAMPLE, SCHEMA, Plan, read_object, read_reply, step_prompt
@@ -483,12 +483,12 @@ def test_a_bank_that_cannot_be_is_refused_before_anything_is_asked(written, chan
 @pytest.mark.parametrize(
     ("setting", "changed", "message"),
     [
-        (BANK, {"route_threshold": 0.99}, r"route_threshold=0.99.*route \(0.05, asked for is 0.99\).*rederived"),
-        (BANK, {"bank_size": 50}, r"bank_size=50.*cap \(75, asked for is 50\)"),
+        (BANK, {"route_threshold": 0.99}, r"route_threshold=0.99.*route \(0.05, expected 0.99\).*rederived"),
+        (BANK, {"bank_size": 50}, r"bank_size=50.*cap \(75, expected 50\)"),
         (
             Writing(("bank",), faithful=True),
             {},
-            r"faithful \(False, asked for is True\), cap \(75, asked for is None\)",
+            r"faithful \(False, expected True\), cap \(75, expected None\)",
         ),
     ],
 )
