@@ -1,119 +1,88 @@
-"""The process from which worker processes are forked (`rlkd.workers.pool` starts it; nothing else imports it).
+"""The fork server: a small process from which `rlkd.workers.pool` forks its worker processes.
 
-It stays small, has one thread and holds nothing but the modules it was told to preload, so that a fork takes
-milliseconds. It ends when the process that started it is gone, however that ended, and takes all workers along.
+It has one thread and holds nothing but the preloaded modules, so a fork takes milliseconds. It ends when the process
+that started it is gone, however that ended, and takes all workers along.
+
+A request on the control connection is a pair (command, value), the reply a pair (value, problem).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
-import json
 import os
 import pickle
 import random
 import resource
-import select
 import signal
-import socket
-import struct
 import sys
 import traceback
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
+from multiprocessing.reduction import recv_handle
 from typing import Any
 
-# Commands on the control socket: a letter, a number, and for some a text of that length.
-HEADER = struct.Struct("!cq")
-FORK, KILL, PRELOAD, DONE, WRONG = b"F", b"K", b"P", b"D", b"W"
+import psutil
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+from rlkd.process import adopt_orphans, die_with_parent, kill_group
+
+inside = False  # whether this process is a worker
+_workers: set[int] = set()
+_ended: dict[int, int] = {}  # exit codes of workers that ended by themselves, until they are requested
 
 
-def main(control_fd: int, parent: int) -> None:
-    """Serve commands until the other end of the control socket is closed, or the parent is gone."""
-    control = socket.socket(fileno=control_fd)
-    # What a worker started and left behind is handed to this process and not to the system's first one.
-    _set(_PR_SET_CHILD_SUBREAPER, 1)
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
+def main(control_fd: str, parent: str) -> None:
+    """Serve requests until the other end of the control connection is closed, or the parent is gone."""
+    control = Connection(int(control_fd))
+    adopt_orphans()  # what a worker started and left behind becomes a child of this process
     try:
-        # The socket alone would not do: a process that the parent forked holds a copy of its end.
-        while os.getppid() == parent:
+        # The connection alone would not do: a process that the parent forked holds a copy of its end.
+        while os.getppid() == int(parent):
             _reap()
-            if not poll.poll(1000):
-                continue
-            message, descriptors, _, _ = socket.recv_fds(control, HEADER.size, 1)
-            if not message:
-                break
-            message += _receive(control, HEADER.size - len(message))
-            command, number = HEADER.unpack(message)
-            if command == FORK:
-                nursery = os.getpid()
+            if control.poll(1.0):
+                command, value = control.recv()
                 try:
-                    pid = os.fork()
-                except OSError as error:
-                    os.close(descriptors[0])
-                    _complain(control, error)
-                    continue
-                if pid == 0:
-                    control.close()
-                    _work(descriptors[0], nursery)
-                os.close(descriptors[0])
-                _workers.add(pid)
-                control.sendall(HEADER.pack(DONE, pid))
-            elif command == KILL:
-                if number in _workers:
-                    _end(number)
-                control.sendall(HEADER.pack(DONE, _ended.pop(number, 0)))
-            elif command == PRELOAD:
-                modules = json.loads(_receive(control, number))
-                try:
-                    for module in modules:
-                        importlib.import_module(module)
-                except BaseException as error:
-                    _complain(control, error)
-                else:
-                    control.sendall(HEADER.pack(DONE, 0))
-    except ConnectionError:
+                    reply = (_answer(control, command, value), "")
+                except (Exception, SystemExit) as error:
+                    reply = (0, repr(error))
+                control.send(reply)
+    except (EOFError, OSError):
         pass
     finally:
         for pid in list(_workers):
             _end(pid)
 
 
-_workers: set[int] = set()
-_ended: dict[int, int] = {}  # workers that ended by themselves, and how, until somebody asks
+def _answer(control: Connection, command: str, value: Any) -> int:
+    if command == "fork":
+        return _fork(control)
+    if command == "kill":
+        if value in _workers:
+            _end(value)
+        return _ended.pop(value, 0)
+    for module in value:  # preload
+        importlib.import_module(module)
+    return 0
 
 
-def _complain(control: socket.socket, error: BaseException) -> None:
-    text = repr(error).encode(errors="replace")
-    control.sendall(HEADER.pack(WRONG, len(text)) + text)
-
-
-def _receive(control: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = control.recv(count - len(data))
-        if not piece:
-            raise ConnectionError("the parent is gone")
-        data += piece
-    return data
-
-
-def _set(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value)
+def _fork(control: Connection) -> int:
+    fd = recv_handle(control)
+    server = os.getpid()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            _work(fd, server)
+    finally:
+        os.close(fd)
+    _workers.add(pid)
+    return pid
 
 
 def _reap() -> None:
-    """Take note of what has ended, so that nothing stays a zombie."""
+    """Record how processes ended, so that none stays a zombie."""
     while hasattr(os, "waitid"):
         try:
-            # A look first: a process that is waited for is gone, and its number may be another's.
+            # Only look: the id of a process that was waited for may be another's.
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
@@ -126,50 +95,37 @@ def _reap() -> None:
 
 
 def _end(worker: int) -> None:
-    """Kill a worker with all that it started, and note how it ended, as `os.waitstatus_to_exitcode` tells it."""
-    _kill(worker)
+    """Kill a worker with everything it started, and record its exit code."""
+    kill_group(worker)
     _ended[worker] = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     _workers.discard(worker)
-    # What left the worker's group has come to this process now, and so do its own children once it is killed.
-    while strays := list(_strays()):
+    # Processes that left the worker's group are children of this process by now, and so are their own once they die.
+    while strays := _strays():
         for pid in strays:
-            _kill(pid)
+            kill_group(pid)
             os.waitpid(pid, 0)
 
 
-def _kill(pid: int) -> None:
-    # A worker that has just been forked may have no group of its own yet.
-    for kill in (os.killpg, os.kill):
+def _strays() -> list[int]:
+    """Children of this process that are neither workers nor in the session of a worker that still runs."""
+    found = []
+    for process in psutil.Process().children():
         with contextlib.suppress(OSError):
-            kill(pid, signal.SIGKILL)
+            if process.pid not in _workers and os.getsid(process.pid) not in _workers:
+                found.append(process.pid)
+    return found
 
 
-def _strays() -> Iterator[int]:
-    """Children of this process that are no workers, nor of a worker's session and so left behind by one at work."""
-    if sys.platform != "linux":
-        return
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            pid = int(entry.name)
-            try:
-                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            except OSError:  # gone meanwhile
-                continue
-            parent, session = int(fields[1]), int(fields[3])
-            if parent == os.getpid() and pid not in _workers and session not in _workers:
-                yield pid
-
-
-def _work(fd: int, nursery: int) -> None:
-    """The life of a worker: take the function, then answer call after call. Never returns."""
+def _work(fd: int, server: int) -> None:
+    """Run as a worker: load the function, then answer call after call. Never returns."""
     code = 1
     try:
         os.setsid()
-        _set(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != nursery:  # it ended before that
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != server:  # it ended before that
             return
         random.seed()
-        if "numpy" in sys.modules:  # preloaded, and with one state for all
+        if "numpy" in sys.modules:  # preloaded, with one state for all workers
             sys.modules["numpy"].random.seed()
         global inside
         inside = True
@@ -197,8 +153,8 @@ def _serve(connection: Connection) -> None:
             with contextlib.suppress(OSError):
                 os.chdir(setup["folder"])
         if setup["memory"] is not None:
-            _, most = resource.getrlimit(resource.RLIMIT_AS)
-            memory = setup["memory"] if most == resource.RLIM_INFINITY else min(setup["memory"], most)
+            _, highest = resource.getrlimit(resource.RLIMIT_AS)
+            memory = setup["memory"] if highest == resource.RLIM_INFINITY else min(setup["memory"], highest)
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         function = pickle.loads(setup["function"])
     except BaseException as error:
@@ -207,20 +163,19 @@ def _serve(connection: Connection) -> None:
     connection.send(("ready", None, None))
     while True:
         try:
-            given = connection.recv_bytes()
-            answer = _answer(function, given, process)
+            arguments = connection.recv_bytes()
+            result = _call(function, arguments, process)
         except MemoryError:
-            # The last word: what is left of the memory is not known, nor, where it was the call itself that did not
-            # fit, what is left of that on the way.
+            # The last reply of this worker: how much memory is left, and of the message, is unknown.
             connection.send_bytes(pickle.dumps(("memory", "ran out of memory", None)))
             return
-        connection.send_bytes(answer)
+        connection.send_bytes(result)
 
 
-def _answer(function: Any, given: bytes, process: int) -> bytes:
-    """What a call came to: kind, value or message, and the exception (pickled). Raises MemoryError only."""
+def _call(function: Any, pickled: bytes, process: int) -> bytes:
+    """The pickled outcome of a call: kind, value or message, and the pickled exception. Raises MemoryError only."""
     try:
-        arguments = pickle.loads(given)
+        arguments = pickle.loads(pickled)
     except MemoryError:
         raise
     except BaseException as error:
@@ -232,7 +187,7 @@ def _answer(function: Any, given: bytes, process: int) -> bytes:
     except BaseException as error:
         return pickle.dumps(("error", described(error), _portable(error)))
     finally:
-        if os.getpid() != process:  # a fork of this worker, in which the function came to its end too
+        if os.getpid() != process:  # a fork of this worker that returned from the function as well
             os._exit(0)
     try:
         return pickle.dumps(("value", value, None))
@@ -243,20 +198,17 @@ def _answer(function: Any, given: bytes, process: int) -> bytes:
 
 
 def described(error: BaseException) -> str:
-    """An exception in one line, whatever its own methods do."""
+    """An exception in one line, even if its own methods fail."""
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # raised by an exception's own method
+    except Exception:
         return type(error).__name__
 
 
 def _portable(error: BaseException) -> bytes | None:
-    """The exception itself, where it survives pickling."""
+    """The pickled exception, or None if it does not survive pickling."""
     try:
         pickled = pickle.dumps(error)
         return pickled if type(pickle.loads(pickled)) is type(error) else None
     except Exception:
         return None
-
-
-inside = False

@@ -1,0 +1,113 @@
+"""Operating system helpers for processes that start, watch and end other processes.
+
+A process id alone identifies nothing, as ids are reused. `psutil.Process` is an id with its start time, and refuses to
+signal another process that has the id since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that started it ends (Linux; elsewhere nothing)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one that loses its own (Linux; elsewhere nothing)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def python_command(target: str, *arguments: str, flags: Sequence[str] = ()) -> list[str]:
+    """The command that calls `module:function` in a new interpreter with this one's import path.
+
+    A checkout need not be installed, and a file in the current folder shadows no module.
+    """
+    module, _, function = target.partition(":")
+    code = (
+        "import sys; n = int(sys.argv[1]) + 2; sys.path[:] = sys.argv[2:n]; del sys.argv[1:n]; "
+        f"from {module} import {function}; {function}(*sys.argv[1:])"
+    )
+    return [sys.executable, "-P", *flags, "-c", code, str(len(sys.path)), *map(str, sys.path), *arguments]
+
+
+def kill_group(pid: int) -> None:
+    """Kill a process group and its leader, which may not have become one yet."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(pid, signal.SIGKILL)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether this very process exists and has not ended (a zombie has)."""
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Running processes below this one."""
+    try:
+        return [process for process in psutil.Process(pid).children(recursive=True) if is_running(process)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def carriers(variable: str, prefix: str) -> list[psutil.Process]:
+    """Running processes in whose environment a variable starts with `prefix`.
+
+    This process and its ancestors are left out, and so are processes of other users, which cannot be read.
+    """
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid not in spared and process.environ().get(variable, "").startswith(prefix):
+                found += [process] * is_running(process)
+    return found
+
+
+def send(processes: Iterable[psutil.Process], number: int) -> None:
+    """Send a signal to those that still run."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
+
+
+def listeners(port: int, host: str | None = None) -> list[int]:
+    """The process id of each socket that listens on a port; with `host`, of those that a connection to it may reach.
+
+    Sockets whose owner the system does not show (other users' processes) are left out.
+    """
+    wanted = {"0.0.0.0", "::"}
+    if host is not None and host not in wanted:
+        with contextlib.suppress(OSError):
+            wanted |= {str(address[4][0]) for address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:  # macOS, without root
+        return []
+    return [
+        connection.pid
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.port == port
+        and connection.pid is not None
+        and (host in (None, "0.0.0.0", "::") or connection.laddr.ip.removeprefix("::ffff:") in wanted)
+    ]
