@@ -47,8 +47,9 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 from rewards import Scored
 from rewards.structure import StructureReward
 from rlkd.engines import EngineError, Message, ServerEngine, run
-from rlkd.gsrm import PromptedDecomposer, Trace, Verdict
-from rlkd.gsrm.judges import Field, _prompt, _question
+from rlkd.gsrm import PromptedDecomposer, ReasoningTrace, Verdict
+from rlkd.gsrm.judges import model_question
+from rlkd.gsrm.prompts import Field, verdict_request
 from rlkd.structure import Step, Structure
 
 GROUP = 8
@@ -171,7 +172,7 @@ def replies(samples: Sequence[Sample]) -> dict[str, str]:
     found: dict[str, str] = {}
     for sample in samples:
         for text, structure in ((sample.completion, sample.student), (sample.rationale, sample.teacher)):
-            prompt = decomposer._messages(Trace(sample.question, text))[-1]["content"]
+            prompt = decomposer._messages(ReasoningTrace(sample.question, text))[-1]["content"]
             found[prompt] = json.dumps({"steps": structure.to_list()})
         for mine, theirs, verdict in zip(sample.student, sample.teacher, sample.verdicts, strict=True):
             for field in FIELDS:
@@ -183,7 +184,7 @@ def replies(samples: Sequence[Sample]) -> dict[str, str]:
 
 def judge_prompt(field: Field, mine: str, theirs: str) -> list[Message]:
     """The question of our judge, which both schemes ask."""
-    return _prompt(*_question(field, mine, theirs))
+    return verdict_request(model_question(field, mine, theirs))
 
 
 # The two schemes. A result is the score and the verdicts it rests on.
@@ -196,7 +197,7 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
     engine = ServerEngine(url, MODEL, concurrency=CONCURRENCY)
     decomposer = PromptedDecomposer(engine)
 
-    async def decompose(trace: Trace) -> Structure:
+    async def decompose(trace: ReasoningTrace) -> Structure:
         [structure] = await decomposer.decompose([trace])
         if not isinstance(structure, Structure):
             raise structure
@@ -211,8 +212,8 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
         yes, no = reply
         return yes > no
 
-    students = [decompose(Trace(sample.question, sample.completion)) for sample in samples]
-    teachers = [decompose(Trace(sample.question, sample.rationale, teacher=True)) for sample in samples]
+    students = [decompose(ReasoningTrace(sample.question, sample.completion)) for sample in samples]
+    teachers = [decompose(ReasoningTrace(sample.question, sample.rationale, teacher=True)) for sample in samples]
     structures = await asyncio.gather(*students, *teachers)
     results = []
     for student, teacher in zip(structures[: len(samples)], structures[len(samples) :], strict=True):
@@ -237,7 +238,7 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
 
 
 def our_reward(url: str, folder: str) -> StructureReward:
-    return StructureReward("prompted", "model", norm="sum", engine=f"{url}#{MODEL}", store=folder)
+    return StructureReward("prompted", "model", alignment="sum", engine=f"{url}#{MODEL}", store=folder)
 
 
 def by_us(reward: StructureReward, samples: Sequence[Sample]) -> list[Result]:

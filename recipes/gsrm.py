@@ -1,4 +1,4 @@
-"""Train a structure model: (question, reasoning trace) -> the steps of that trace, one a line (`rlkd.gsrm.training`).
+"""Train a structure model: (question, reasoning trace) -> the steps of that trace, one a line (`rlkd.gsrm.augmentation`).
 
     accelerate launch recipes/gsrm.py                                    # the shipped one again, on a laptop
     accelerate launch recipes/gsrm.py --bf16 true                        # the same, where the CPU knows bfloat16
@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
+from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.factory import Engines
 from rlkd.gsrm.labelling import label
-from rlkd.gsrm.training import has_structure, training_pairs
 from rlkd.models import EMBEDDED, resolve_model
 from trainers.common.arguments import RowArguments, apply_model_config, say, start
 from trainers.common.checkpoints import resume_point, step_of

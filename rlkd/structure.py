@@ -78,6 +78,11 @@ class Step:
         if self.meta is None and self.question is None and self.answer is None:
             raise ValueError("a step needs at least one of meta, question and answer; all three are empty")
 
+    @property
+    def purpose(self) -> str:
+        """The text that says what the step is for: meta, or for a step without it question or answer."""
+        return self.meta or self.question or self.answer or ""
+
     def __str__(self) -> str:
         lines = [
             f"<{field}>{_escape(text)}</{field}>" for field in FIELDS if (text := getattr(self, field)) is not None

@@ -290,8 +290,10 @@ def read_arm(
     from trainers.common.run_files import iterate_steps, read_steps
 
     metrics = {record["step"]: record for record in iterate_steps(folder / "metrics.jsonl")}
-    by_rules = StructureReward(decomposer="rules", **{key: parameters[key] for key in ("norm",) if key in parameters})
-    kept = ("judge", "judge_engine", "engine", "embedding_model", "norm", "threshold", "store")
+    by_rules = StructureReward(
+        decomposer="rules", **{key: parameters[key] for key in ("alignment",) if key in parameters}
+    )
+    kept = ("judge", "judge_engine", "engine", "embedding_model", "alignment", "threshold", "store")
     again = StructureReward(decomposer="rules", **{key: parameters[key] for key in kept if key in parameters})
 
     scores = {}
@@ -359,20 +361,17 @@ def score_steps(
     reward: Any, records: Sequence[Mapping[str, Any]], branches: Mapping[str, Sequence[Structure]]
 ) -> list[float | None]:
     """The structure reward of the steps that were found in training, against other teachers."""
-    from rlkd.gsrm.model import comparable
-
     places, students, teachers = [], [], []
     for place, record in enumerate(records):
         steps = _detail(record).get("student")
-        usable = [branch for branch in branches.get(record["id"], ()) if comparable(branch, reward.gsrm.norm)]
+        usable = [branch for branch in branches.get(record["id"], ()) if reward.gsrm.alignment.comparable(branch)]
         if steps is not None and usable:
             places.append(place)
             students.append(Structure.from_list(steps))
             teachers.append(usable)
     scores: list[float | None] = [None] * len(records)
-    for place, judgement in zip(places, run(reward.gsrm.reward(students, teachers)), strict=True):
-        score = getattr(judgement, "score", None)
-        scores[place] = None if score is None else score.value
+    for place, score in zip(places, run(reward.gsrm.reward(students, teachers)), strict=True):
+        scores[place] = getattr(score, "value", None)
     return scores
 
 

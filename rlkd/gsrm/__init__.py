@@ -1,6 +1,6 @@
 """The generative structure reward model (GSRM) of RLKD: traces to structures, structures to scores."""
 
-from rlkd.gsrm.alignment import Norm, StructureScore, Verdict, best_branch, step_scores, structure_score
+from rlkd.gsrm.alignment import Alignment, BranchScore, Explanation, Verdict, best_branch, step_scores
 from rlkd.gsrm.decomposers import (
     Decomposer,
     DecompositionError,
@@ -8,37 +8,35 @@ from rlkd.gsrm.decomposers import (
     NativeDecomposer,
     PromptedDecomposer,
     RulesDecomposer,
-    Trace,
     UnreadableReply,
-    reasoning_part,
 )
 from rlkd.gsrm.judges import DeterministicJudge, EmbeddingJudge, Judge, JudgeError, ModelJudge
-from rlkd.gsrm.model import GSRM, Judgement, StructureStore
-from rlkd.gsrm.stores import VerdictStore
+from rlkd.gsrm.model import GSRM
+from rlkd.gsrm.stores import StructureStore, VerdictStore
+from rlkd.gsrm.traces import ReasoningTrace, reasoning_part
 
 __all__ = [
     "GSRM",
+    "Alignment",
+    "BranchScore",
     "Decomposer",
     "DecompositionError",
     "DeterministicJudge",
     "EmbeddingJudge",
+    "Explanation",
     "GenerativeDecomposer",
     "Judge",
     "JudgeError",
-    "Judgement",
     "ModelJudge",
     "NativeDecomposer",
-    "Norm",
     "PromptedDecomposer",
+    "ReasoningTrace",
     "RulesDecomposer",
-    "StructureScore",
     "StructureStore",
-    "Trace",
     "UnreadableReply",
     "Verdict",
     "VerdictStore",
     "best_branch",
     "reasoning_part",
     "step_scores",
-    "structure_score",
 ]

@@ -1,6 +1,6 @@
-r"""Calculations as they stand in steps: do two of them work out the same thing?
+r"""Reads the calculations of steps, so that two notations of the same calculation are equal.
 
-Two calculations are the same if they take the same numbers through the same operations, however they are written:
+Two calculations are the same if they take the same numbers through the same operations:
 
 >>> calculation("20/2") == calculation("0.5 × $20") == calculation("half of 20 apples")
 True
@@ -12,8 +12,8 @@ True
 (False, Fraction(24, 1))
 
 Our choice of what counts as the same: the order of summands and of factors does not matter, a division is a product
-with the reciprocal, a percentage a fraction, `24+24` is `2*24`, and units are ignored. What is no plain arithmetic
-(variables, equations, roots) is read by nobody here: None.
+with the reciprocal, a percentage a fraction, `24+24` is `2*24`, and units are ignored. Variables, equations and roots
+are not supported: None.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from functools import lru_cache
 
 @dataclass(frozen=True, slots=True)
 class Calculation:
-    """A calculation that was read: its exact value, what it does in a canonical form, and the numbers it starts from.
+    """A calculation: its exact value, its operations in a canonical form, and the numbers it starts from.
 
-    Two are equal if value and form are; `operands` take no part in this.
+    Two are equal if value and form are, whatever their `operands`.
     """
 
     value: Fraction
@@ -62,8 +62,46 @@ def calculation(text: str) -> Calculation | None:
         return None
 
 
+def canonical_calculation(text: str | None) -> str | None:
+    """A calculation without spaces, currency, units and thousands commas: `14 pieces/house * 60 houses` is `14*60`.
+
+    A text that is no plain arithmetic after that stays as it was.
+    """
+    if text is None:
+        return None
+    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    if _VARIABLE.search(text):
+        return text.strip()
+    plain = text.translate(_PLAIN_OPERATORS).replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
+    plain = re.sub(r"(?<![A-Za-z])(?:[xX](?=\s*[\d($.])|of\b|times\b)", "*", plain)
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
+    plain = re.sub(r"(?<=\d)-(?=[A-Za-z])", " ", plain)  # 8-hour
+    # A unit goes together with a slash inside it ("pieces/house"), but not with the slash of a division.
+    plain = re.sub(r"[A-Za-z][\w'’-]*(?:\s*/\s*[A-Za-z][\w'’-]*)*|/[A-Za-z][\w'’-]*|[$€£\\]", " ", plain)
+    if re.search(r"[\d).]\s+[\d(.]", plain):
+        return text.strip()
+    plain = re.sub(r"\s", "", plain)
+    # A bracket of the sentence around it.
+    while plain.count("(") > plain.count(")") and plain.startswith("("):
+        plain = plain[1:]
+    while plain.count(")") > plain.count("(") and plain.endswith(")"):
+        plain = plain[:-1]
+    if _DANGLING.search(plain):
+        return text.strip()
+    is_arithmetic = re.fullmatch(r"[-+]?[(\d.][-+*/^().%\d]*", plain) and re.search(r"\d.*[-+*/^].*\d", plain)
+    return plain if is_arithmetic else text.strip()
+
+
+# A letter of its own or behind a number (6x), but not an `x` that multiplies what follows.
+_VARIABLE = re.compile(r"(?<![A-Za-z\\])(?!a\b|[xX]\s*[\d($.])[A-Za-z](?![A-Za-z'’])")
+# An operator without an operand.
+_DANGLING = re.compile(r"[-+*/^][+*/^]|[-+*/^]$|^[*/^]|\([*/^]|[-+*/^]\)|--")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_PLAIN_OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
+
+
 class _Unreadable(Exception):
-    """This is no plain arithmetic."""
+    """The text is no plain arithmetic."""
 
 
 _HUNDRED = Fraction(100)
@@ -90,8 +128,8 @@ def _tokens(text: str) -> list[Fraction | str]:
         text = pattern.sub(plain, text)
     raw = [(match.lastgroup, match[0]) for match in _TOKEN.finditer(text) if match[0] not in _CURRENCY]
     found: list[Fraction | str] = []
-    for place, (kind, piece) in enumerate(raw):
-        next_kind, after = raw[place + 1] if place + 1 < len(raw) else (None, "")
+    for index, (kind, piece) in enumerate(raw):
+        next_kind, after = raw[index + 1] if index + 1 < len(raw) else (None, "")
         operand_before = bool(found) and (isinstance(found[-1], Fraction) or found[-1] in ")%")
         operand_after = next_kind == "number" or after in ("(", "[", "{", "-", "−")
         word = piece.lower()
@@ -107,7 +145,7 @@ def _tokens(text: str) -> list[Fraction | str]:
             elif len(piece) == 1 and word != "a":
                 raise _Unreadable  # a variable
         elif (sign := _SIGNS.get(piece, piece)) in "+-*/^()%":
-            # The sign of `miles/hour` and `half-full` belongs to a unit, unless a number stands behind the unit.
+            # The sign of `miles/hour` and `half-full` belongs to a unit, unless a number follows.
             if sign in "+-*/^" and next_kind == "word" and after.lower() not in _NUMBER_WORDS | _FACTOR_WORDS:
                 continue
             found.append(sign)
@@ -123,17 +161,17 @@ class _Reader:
 
     def __init__(self, tokens: list[Fraction | str]):
         self.tokens = tokens
-        self.place = 0
+        self.position = 0
         self.operators = 0
         self.operands: list[Fraction] = []
 
     @property
     def ahead(self) -> Fraction | str | None:
-        return self.tokens[self.place] if self.place < len(self.tokens) else None
+        return self.tokens[self.position] if self.position < len(self.tokens) else None
 
     def take(self) -> Fraction | str | None:
         token = self.ahead
-        self.place += 1
+        self.position += 1
         return token
 
     def sum(self) -> _Term:
@@ -156,8 +194,11 @@ class _Reader:
     def share(self) -> _Term:
         """A power; `20/100` and `20*.01` are read as 20 %, one number, as `50*20/100` is not half of 20."""
         found = self.power()
-        if found.is_number and self.tokens[self.place : self.place + 2] in (["/", _HUNDRED], ["*", 1 / _HUNDRED]):
-            self.place += 2
+        if found.is_number and self.tokens[self.position : self.position + 2] in (
+            ["/", _HUNDRED],
+            ["*", 1 / _HUNDRED],
+        ):
+            self.position += 2
             self.operators += 1
             return _Term(found.value / 100)
         return found
@@ -210,7 +251,7 @@ class _Term:
                 counts[term.key()] += sign
             return "sum", frozenset(counts.items())
         if self.factors:
-            # What divides is known by its reciprocal: `/2` is `*0.5`.
+            # A divisor is a factor with its reciprocal: `/2` is `*0.5`.
             counts = Counter(
                 term.value**exponent if term.is_number and term.value else (exponent, term.key())
                 for exponent, term in self.factors

@@ -1,8 +1,8 @@
-"""`rlkd gsrm`: what a structure model is worth, why a trace scores what it scores, and how good the judges are.
+"""`rlkd gsrm`: evaluates structure models, explains structure scores, evaluates judges.
 
     rlkd gsrm evaluate [--rationales FILE] [...]     parse rate, agreement, stability, faithfulness, AUROC table
     rlkd gsrm explain [...]                          two traces, their steps, every verdict and the arithmetic
-    rlkd gsrm judges [...]                           accuracy and errors of the judges on labelled pairs of steps
+    rlkd gsrm judges [...]                           accuracy and error rates of judges on labelled pairs of steps
 
 Numpy and models are imported by the command that needs them, never for `--help`.
 """
@@ -11,40 +11,48 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from rlkd.errors import UsageError
-from rlkd.gsrm.alignment import NORMS, Norm, best_branch
-from rlkd.gsrm.decomposers import Decomposer, DecompositionError, Level, Trace
-from rlkd.gsrm.factory import DECOMPOSERS, JUDGES, Engines, make_decomposer, make_judge
-from rlkd.gsrm.judges import Judge, JudgeError
-from rlkd.gsrm.model import GSRM, Judgement, comparable
+from rlkd.gsrm.alignment import BUILT_IN as ALIGNMENTS
+from rlkd.gsrm.alignment import BranchScore, best_branch
+from rlkd.gsrm.decomposers import BUILT_IN as DECOMPOSERS
+from rlkd.gsrm.decomposers import Level
+from rlkd.gsrm.factory import Engines, make
+from rlkd.gsrm.judges import BUILT_IN as JUDGES
+from rlkd.gsrm.model import GSRM, compare_traces
 from rlkd.structure import Structure
 
 EVALUATE = """\
-Measure a decomposer and a judge; every figure with a 95 % interval (bootstrap over questions).
+Evaluate a decomposer, a judge and alignment rules; every figure with a 95 % interval (bootstrap over questions).
 
 On held-out problems with Socratic steps (--rows, --data): parse rate, step count, agreement of questions, answers and
 meta parts on solutions joined into one paragraph; stability over layouts; faithfulness with swapped traces.
 
 With --rationales: how well the structure reward tells right from wrong solutions (AUROC, over all solutions and within
-each question), beside length, numbers alone, a crude cascade, shuffled teachers, and with the last step of both sides
-removed. FILE has one JSON object a line, further keys are passed over:
+each question), next to length, numbers alone, a crude cascade, shuffled teachers, and with the last step of both sides
+removed. FILE has one JSON object per line; further keys are ignored:
 
   {"question": "...", "rationales": [{"source": "human", "text": "...", "correct": true},
                                      {"source": "model-a", "text": "...", "correct": false}, ...]}
 
-The trace of --teacher-source is the teacher's; it and the sources in --exclude are no candidates."""
+The trace of --teacher-source is the teacher's; it and the sources in --exclude are not compared."""
 
 EXPLAIN = """\
-Show why a student's trace scores what it scores against a teacher's: steps side by side, verdicts, arithmetic.
+Show why a student's trace has its score against a teacher's: steps side by side, verdicts, arithmetic.
 
   rlkd gsrm explain                                                        a built-in example
   rlkd gsrm explain --student FILE --teacher FILE [FILE ...] [--question Q]  two or more traces
   rlkd gsrm explain --student FILE --data DATA --row ID                    teacher traces from a row of a data file
-  rlkd gsrm explain --rollouts FILE [--step N] [--index I]                 what a run recorded of a rollout"""
+  rlkd gsrm explain --rollouts FILE [--step N] [--index I]                 a recorded rollout of a run"""
+
+JUDGES_DESCRIPTION = """\
+Accuracy and both error rates of judges on labelled pairs of steps, with 95 % intervals.
+
+  rlkd gsrm judges                                        the default judge on the shipped pairs
+  rlkd gsrm judges --judge deterministic embedding --fit  with thresholds fitted on the other half first"""
 
 # An example of our own, with two ways to the answer.
 EXAMPLE_QUESTION = (
@@ -64,83 +72,105 @@ EXAMPLE_STUDENT = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run `rlkd gsrm`."""
-    parser = argparse.ArgumentParser(prog="rlkd gsrm", description="Structure models: measure and explain them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _evaluate_parser(commands)
-    _explain_parser(commands)
-    commands.add_parser("judges", help="accuracy and both error rates of the judges on labelled pairs of steps")
-    if arguments[:1] == ["judges"]:
-        from rlkd.gsrm.judge_eval import judges_main
-
-        return judges_main(list(arguments[1:]))
+    parser = argparse.ArgumentParser(prog="rlkd gsrm", description="Evaluate and explain structure models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run_command, add_options, summary, description in (
+        ("evaluate", evaluate, _evaluate_options, "parse rate, agreement, stability, faithfulness, AUROC", EVALUATE),
+        ("explain", explain, _explain_options, "the arithmetic of a structure score", EXPLAIN),
+        ("judges", judges, _judges_options, "accuracy and error rates of judges", JUDGES_DESCRIPTION),
+    ):
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=description.replace("%", "%%"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_options(command)
+        command.set_defaults(run=run_command)
     options = parser.parse_args(list(arguments))
-    return evaluate(options) if options.command == "evaluate" else explain(options)
+    return options.run(options)
 
 
-def _evaluate_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "evaluate",
-        help="parse rate, agreement, stability, faithfulness, AUROC table",
-        description=EVALUATE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     parser.add_argument(
-        "--norm", nargs="+", choices=NORMS, help="norms to measure (default: all; `ordered` not for --judge model)"
+        "--alignment",
+        nargs="+",
+        metavar="SPEC",
+        help=f"alignment rules: {_named(ALIGNMENTS)} (default: all built-in ones; `ordered` not for a costly judge)",
     )
-    parser.add_argument("--data", help="rows with structures: a data file (default: the embedded GSM8K test sample)")
-    parser.add_argument("--rows", type=_count, default=200, metavar="N", help="so many of them; 0: none (200)")
+    parser.add_argument("--data", help="data file of rows with structures (default: the embedded GSM8K test sample)")
+    parser.add_argument("--rows", type=_count, default=200, metavar="N", help="number of these rows; 0 for none (200)")
     parser.add_argument("--rationales", type=Path, metavar="FILE", help="right and wrong solutions; see above")
-    parser.add_argument("--teacher-source", default="human", metavar="NAME", help="whose trace teaches (human)")
+    parser.add_argument("--teacher-source", default="human", metavar="NAME", help="source of teacher traces (human)")
     parser.add_argument(
-        "--exclude", nargs="*", default=["socratic"], metavar="NAME", help="sources left out (socratic)"
+        "--exclude", nargs="*", default=["socratic"], metavar="NAME", help="excluded sources (socratic)"
     )
     parser.add_argument("--first", type=_count, default=0, metavar="I", help="first row of --rationales (0)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="so many rows of --rationales (all)")
-    parser.add_argument("--seed", type=_count, default=0, help="of the bootstrap and the swaps (0)")
-    parser.add_argument("--draws", type=_count, default=2000, help="of the bootstrap (2000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--limit", type=_count, metavar="N", help="number of rows of --rationales (all)")
+    parser.add_argument("--seed", type=_count, default=0, help="seed of the bootstrap and the swaps (0)")
+    parser.add_argument("--draws", type=_count, default=2000, help="bootstrap draws (2000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="output file for all figures")
     parser.add_argument(
         "--cache",
         type=Path,
         metavar="FILE",
-        help="keep structures (and verdicts of --judge model) there, so that a killed evaluation goes on. They are "
-        "kept under the engine's name: for another model under the same name, take another file",
+        help="file that stores structures and verdicts of a model, so that an interrupted evaluation can be resumed. "
+        "The key is the engine's name: for another model under the same name, use another file",
     )
 
 
-def _explain_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "explain",
-        help="why a trace scores what it scores",
-        description=EXPLAIN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _explain_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
-    parser.add_argument("--norm", choices=NORMS, default="teacher", help="how steps become a score (teacher)")
+    parser.add_argument(
+        "--alignment", default="teacher", metavar="SPEC", help=f"alignment rule: {_named(ALIGNMENTS)} (teacher)"
+    )
     parser.add_argument("--question", default="", help="the problem")
     parser.add_argument("--student", type=Path, metavar="FILE", help="the student's trace, as text")
-    parser.add_argument("--teacher", type=Path, nargs="+", metavar="FILE", help="the teacher's traces, one a file")
-    parser.add_argument("--data", help="a data file, or gsm8k-sample")
-    parser.add_argument("--row", metavar="ID", help="id of the row in --data whose teacher traces are taken")
+    parser.add_argument("--teacher", type=Path, nargs="+", metavar="FILE", help="the teacher's traces, one per file")
+    parser.add_argument("--data", help="data file, or gsm8k-sample")
+    parser.add_argument("--row", metavar="ID", help="id of the row in --data with the teacher's traces")
     parser.add_argument(
         "--rollouts", type=Path, metavar="FILE", help="rollouts of a run (OUTPUT_DIR/rollouts/*.jsonl)"
     )
     parser.add_argument("--step", type=_count, metavar="N", help="training step (default: any)")
-    parser.add_argument("--index", type=_count, metavar="I", help="place among these (default: the best structure)")
+    parser.add_argument("--index", type=_count, metavar="I", help="index among these (default: the best structure)")
+
+
+def _judges_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--judge", nargs="+", default=["deterministic"], metavar="SPEC", help=f"judges: {_named(JUDGES)}"
+    )
+    parser.add_argument("--engine", metavar="SPEC", help="engine of the judge 'model'")
+    parser.add_argument("--embedding-model", metavar="NAME", help="sentence encoder of the judge 'embedding'")
+    parser.add_argument("--store", type=Path, help="file that stores the replies of the judge 'model'")
+    tuned = parser.add_mutually_exclusive_group()
+    tuned.add_argument("--threshold", type=float, help="threshold of the one judge named; for 'model' in nats")
+    tuned.add_argument("--fit", action="store_true", help="fit each threshold on the half 'fit' first")
+    parser.add_argument("--pairs", type=Path, help="labelled pairs of your own (default: the shipped ones)")
+    parser.add_argument("--split", choices=("fit", "check", "all"), default="check", help="split (check)")
+    parser.add_argument("--sample", type=int, metavar="N", help="number of pairs, drawn at random (seed 0)")
+    parser.add_argument("--meta-only", action="store_true", help="drop question and answer from all steps")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--decomposer", choices=DECOMPOSERS, default="rules", help="how traces become steps (rules)")
-    parser.add_argument("--engine", metavar="SPEC", help="model that decomposes: transformers:NAME, http://...#NAME")
-    parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="room for a structure")
-    parser.add_argument("--level", choices=get_args(Level), default="calculation", help="of rules")
-    parser.add_argument("--as-written", action="store_true", help="generative: leave the reply as the model wrote it")
-    parser.add_argument("--judge", choices=JUDGES, default="deterministic", help="how steps are compared")
-    parser.add_argument("--judge-engine", metavar="SPEC", help="model of --judge model (default: --engine)")
-    parser.add_argument("--threshold", type=float, help="of the judges deterministic and embedding")
-    parser.add_argument("--embedding-model", metavar="NAME", help="of --judge embedding")
+    parser.add_argument(
+        "--decomposer", default="rules", metavar="SPEC", help=f"decomposer: {_named(DECOMPOSERS)} (rules)"
+    )
+    parser.add_argument("--engine", metavar="SPEC", help="decomposer engine: transformers:NAME, http://...#NAME")
+    parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="most tokens of a structure")
+    parser.add_argument("--level", choices=get_args(Level), help="level of the decomposer 'rules'")
+    parser.add_argument("--as-written", action="store_true", help="no grounding of the decomposer 'generative'")
+    parser.add_argument("--judge", default="deterministic", metavar="SPEC", help=f"judge: {_named(JUDGES)}")
+    parser.add_argument("--judge-engine", metavar="SPEC", help="judge engine (default: --engine)")
+    parser.add_argument("--threshold", type=float, help="judge threshold")
+    parser.add_argument("--embedding-model", metavar="NAME", help="sentence encoder of the judge 'embedding'")
     parser.add_argument("--deadline", type=float, default=1800.0, metavar="S", help="seconds for one batch (1800)")
+
+
+def _named(built_in: Iterable[str]) -> str:
+    return f"{', '.join(built_in)} or path/to/file.py:name"
 
 
 def _count(text: str) -> int:
@@ -150,21 +180,24 @@ def _count(text: str) -> int:
     return value
 
 
-def _models(options: argparse.Namespace) -> tuple[Decomposer, Judge]:
+def _models(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The decomposer and the judge that the options name."""
     engines = Engines(options.deadline)
     try:
-        decomposer = make_decomposer(
+        decomposer = make(
+            "decomposer",
             options.decomposer,
-            engines,
-            options.engine,
+            engines=engines,
+            engine=options.engine,
             max_new_tokens=options.max_new_tokens,
             ground=not options.as_written,
             level=options.level,
         )
-        judge = make_judge(
+        judge = make(
+            "judge",
             options.judge,
-            engines,
-            options.judge_engine or options.engine,
+            engines=engines,
+            engine=options.judge_engine or options.engine,
             threshold=options.threshold,
             embedding_model=options.embedding_model,
             store=getattr(options, "cache", None),
@@ -182,7 +215,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
     from rlkd.data.loading import load_rows
     from rlkd.data.samples import SAMPLE
-    from rlkd.gsrm.evaluation import evaluate_gsrm, load_rationales
+    from rlkd.gsrm.datasets import load_rationales
+    from rlkd.gsrm.evaluation import evaluate_gsrm
     from rlkd.report.terminal import render_evaluation
 
     rows = []
@@ -192,7 +226,7 @@ def evaluate(options: argparse.Namespace) -> int:
         if not rows:
             raise UsageError(f"{source}: no row has both a rationale and its structure; without such rows, --rows 0")
     if not rows and options.rationales is None:
-        raise UsageError("nothing to measure: give --rows above 0, --rationales FILE, or both")
+        raise UsageError("nothing to evaluate: give --rows above 0, --rationales FILE, or both")
     rated = []
     if options.rationales is not None:
         rated = load_rationales(
@@ -202,8 +236,10 @@ def evaluate(options: argparse.Namespace) -> int:
             first=options.first,
             limit=options.limit,
         )
-    norms: list[Norm] = options.norm or [n for n in NORMS if n != "ordered" or options.judge != "model"]
     decomposer, judge = _models(options)
+    rules = [make("alignment", spec) for spec in options.alignment or ALIGNMENTS]
+    if options.alignment is None and getattr(judge, "costly", False):
+        rules = [rule for rule in rules if not rule.every_pair]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         evaluation = evaluate_gsrm(
@@ -211,7 +247,7 @@ def evaluate(options: argparse.Namespace) -> int:
             judge,
             rows=rows[: options.rows],
             rated=rated,
-            norms=norms,
+            alignments=rules,
             store=options.cache,
             draws=max(1, options.draws),
             seed=options.seed,
@@ -232,35 +268,39 @@ def explain(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console()
+    rule = make("alignment", options.alignment)
     if options.rollouts is not None:
+        from rlkd.report.terminal import show_scores
+
         if options.student or options.teacher or options.data:
-            raise UsageError("--rollouts shows what a run recorded; leave out --student, --teacher and --data")
-        _explain_rollout(options, console)
+            raise UsageError("--rollouts shows a recorded rollout; leave out --student, --teacher and --data")
+        show_scores(_chosen_rollout(options), console, alignment=rule)
         return 0
-    question, student, teachers = _traces(options)
-    judgements = _judged(*_models(options), options.norm, question, student, teachers)
-    _show(console, question, judgements)
+    decomposer, judge = _models(options)
+    gsrm = GSRM(decomposer, judge, alignment=rule)
+    question, student, teachers = _traces(options, decomposer)
+    _show(console, question, compare_traces(gsrm, question, student, teachers), rule)
     return 0
 
 
-def _traces(options: argparse.Namespace) -> tuple[str, str, list[str | Structure]]:
-    """The question, the student's trace and the teacher's: the files', the row's, or the example's."""
+def _traces(options: argparse.Namespace, decomposer: Any) -> tuple[str, str, list[str | Structure]]:
+    """The question, the student's trace and the teacher's: of the files, the row, or the example."""
     if options.data is not None or options.row is not None:
         if options.data is None or options.row is None or options.student is None or options.teacher:
             raise UsageError("a row of a data file goes with --data, --row and --student, and without --teacher")
         from rlkd.data.loading import load_rows
-        from rlkd.data.rows import question_of
+        from rlkd.gsrm.traces import question_in
 
         rows = {row["id"]: row for row in load_rows(options.data)}
         if options.row not in rows:
             raise UsageError(f"{options.data} has no row {options.row!r}; it has {', '.join(list(rows)[:5])} ...")
         row = rows[options.row]
         teachers: list[str | Structure] = list(row["rationales"])
-        if options.decomposer not in ("rules", "generative") and row["structures"]:
+        if row["structures"] and not getattr(decomposer, "decomposes_teachers", False):
             teachers = [Structure.from_list(steps) for steps in row["structures"]]
         if not teachers:
             raise UsageError(f"{options.data}, row {options.row!r}: no rationale and no structure to compare with")
-        return row.get("question") or question_of(row["prompt"]), _read(options.student), teachers
+        return question_in(row), _read(options.student), teachers
     if options.student is None and not options.teacher:
         return EXAMPLE_QUESTION, EXAMPLE_STUDENT, list(EXAMPLE_TEACHERS)
     if options.student is None or not options.teacher:
@@ -275,59 +315,24 @@ def _read(path: Path) -> str:
         raise UsageError(f"{path} cannot be read as text: {error}") from error
 
 
-def _judged(
-    decomposer: Decomposer,
-    judge: Judge,
-    norm: Norm,
-    question: str,
-    student: str,
-    teachers: Sequence[str | Structure],
-) -> list[Judgement]:
-    """The judgement against each of the teacher's branches that has something to compare."""
-    from rlkd.engines import run
-
-    gsrm = GSRM(decomposer, judge, norm=norm)
-    mine = Trace(question, student)
-    theirs = [Trace(question, text, teacher=True) for text in teachers if isinstance(text, str)]
-    found = dict(zip([mine, *theirs], run(gsrm.structure([mine, *theirs])), strict=True))
-    for trace, structure in found.items():
-        if isinstance(structure, DecompositionError):
-            whose = "student" if trace is mine else "teacher"
-            raise UsageError(f"the {whose}'s trace cannot be decomposed: {structure}")
-    branches = [found[Trace(question, t, teacher=True)] if isinstance(t, str) else t for t in teachers]
-    usable = [branch for branch in branches if isinstance(branch, Structure) and comparable(branch, norm)]
-    if not usable:
-        raise UsageError(
-            "not applicable: no teacher trace has a step to compare with, so a run leaves this reward out"
-        )
-    own = found[mine]
-    assert isinstance(own, Structure)
-    [judged] = run(gsrm.compare([own], [usable]))
-    if isinstance(judged, JudgeError):
-        raise UsageError(f"the judge gave no verdict: {judged}")
-    return judged
-
-
-def _show(console: Any, question: str, judgements: Sequence[Judgement]) -> None:
+def _show(console: Any, question: str, scores: Sequence[BranchScore], rule: Any) -> None:
     from rich.text import Text
 
-    from rlkd.report.terminal import render_judgement
+    from rlkd.report.terminal import render_score
 
-    best = best_branch([judgement.score for judgement in judgements])
+    best = best_branch(scores)
     if question:
         console.print(Text(f"Question: {question}\n"))
-    if len(judgements) > 1:
-        for judgement in judgements:
-            mark = "   <- the maximum over branches counts" if judgement.score.branch == best.branch else ""
-            console.print(Text(f"branch {judgement.score.branch}: {judgement.score}{mark}"))
+    if len(scores) > 1:
+        for score in scores:
+            mark = "   <- the maximum over branches counts" if score is best else ""
+            console.print(Text(f"branch {score.branch}: {score}{mark}"))
         console.print()
-    console.print(render_judgement(judgements[best.branch].to_dict()))
+    console.print(render_score(best, rule))
 
 
-def _explain_rollout(options: argparse.Namespace, console: Any) -> None:
-    from rich.text import Text
-
-    from rlkd.report.terminal import arithmetic, best_rollout, show_rollout
+def _chosen_rollout(options: argparse.Namespace) -> Any:
+    from rlkd.report.terminal import best_rollout
 
     records = [
         record for record in _rollouts(options.rollouts) if options.step is None or record.get("step") == options.step
@@ -336,24 +341,14 @@ def _explain_rollout(options: argparse.Namespace, console: Any) -> None:
     if not records:
         raise UsageError(f"{options.rollouts}: no rollout{at}")
     if options.index is None:
-        record = best_rollout(records)
-    elif options.index < len(records):
-        record = records[options.index]
-    else:
+        return best_rollout(records)
+    if options.index >= len(records):
         raise UsageError(f"--index {options.index}: {options.rollouts} has {len(records)} rollouts{at}, from 0 on")
-    assert record is not None
-    show_rollout(record, console)
-    details = {n: o["detail"] for n, o in record["rewards"].items() if "verdicts" in (o.get("detail") or {})}
-    for name, detail in details.items():
-        console.print(Text(f"\n{name}:", style="bold"), *map(Text, arithmetic(detail)), sep="\n")
-    if not details:
-        console.print(
-            Text("No reward of this rollout compared structures (not applicable, failed, or not in the run).")
-        )
+    return records[options.index]
 
 
 def _rollouts(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a rollouts file; a last line that a kill cut short is passed over."""
+    """The records of a rollouts file; an incomplete last line (after a kill) is ignored."""
     try:
         with path.open(encoding="utf-8", newline="\n") as stream:
             for count, line in enumerate(stream, start=1):
@@ -365,3 +360,49 @@ def _rollouts(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as rollouts: {error}") from error
+
+
+def judges(options: argparse.Namespace) -> int:
+    """`rlkd gsrm judges`."""
+    import random
+    from dataclasses import asdict
+
+    from rlkd.engines import run
+    from rlkd.gsrm.judge_eval import evaluate_judge, fit_threshold, load_pairs, meta_only
+    from rlkd.report.terminal import render_judge_errors
+
+    def pairs_of(split: Any) -> list[Any]:
+        pairs = load_pairs(options.pairs, split)
+        if options.sample is not None and options.sample < len(pairs):
+            pairs = random.Random(0).sample(pairs, options.sample)
+        return meta_only(pairs) if options.meta_only else pairs
+
+    if options.threshold is not None and len(options.judge) > 1:
+        raise UsageError(f"--threshold {options.threshold} belongs to one judge; {len(options.judge)} are named")
+    results = {}
+    for spec in options.judge:
+        try:
+            judge = make(
+                "judge",
+                spec,
+                engines=Engines(None),
+                engine=options.engine,
+                threshold=options.threshold,
+                embedding_model=options.embedding_model,
+                store=options.store,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if options.fit:
+            run(fit_threshold(judge, pairs_of("fit")))
+        errors = run(evaluate_judge(judge, pairs_of(options.split)))
+        threshold = getattr(judge, "threshold", None)
+        results[spec] = {"threshold": threshold} | asdict(errors)
+        if not options.json:
+            from rich.console import Console
+
+            title = spec if threshold is None else f"{spec}, threshold {threshold:g}"
+            Console().print(render_judge_errors(title, errors))
+    if options.json:
+        print(json.dumps(results, indent=2))
+    return 0

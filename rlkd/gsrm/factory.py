@@ -1,9 +1,8 @@
-"""Decomposers and judges by name, as configs and commands name them.
+"""Builds the decomposer, the judge and the alignment rule that a config or command names.
 
-    >>> engines = Engines()
-    >>> make_decomposer("rules", engines).fingerprint
+    >>> make("decomposer", "rules").fingerprint
     'rules/calculation/1'
-    >>> make_judge("model", engines)
+    >>> make("judge", "model", engines=Engines())
     Traceback (most recent call last):
     ...
     ValueError: judge 'model' needs an engine: set `engine` to http://host:port/v1#model or transformers:path
@@ -13,25 +12,19 @@ Nothing is loaded or contacted here: engines open at the first request.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run, without_secrets
 from rlkd.errors import UsageError
-from rlkd.gsrm.decomposers import (
-    Decomposer,
-    GenerativeDecomposer,
-    Level,
-    NativeDecomposer,
-    PromptedDecomposer,
-    RulesDecomposer,
-)
-from rlkd.gsrm.judges import DeterministicJudge, Judge, ModelJudge
+from rlkd.registry import SpecError, build, is_factory, registry, settable_parameters
 
-DecomposerName = Literal["rules", "native", "prompted", "generative"]
-JudgeName = Literal["deterministic", "embedding", "model"]
-DECOMPOSERS: tuple[DecomposerName, ...] = get_args(DecomposerName)
-JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
+Part = Literal["alignment", "decomposer", "judge"]
+
+_MEMBERS: dict[Part, tuple[str, ...]] = {
+    "alignment": ("name", "every_pair", "pairs", "score", "comparable", "explain"),
+    "decomposer": ("fingerprint", "costly", "decompose"),
+    "judge": ("judge",),
+}
 
 
 class Engines:
@@ -79,60 +72,21 @@ class Engines:
                 )
 
 
-def make_decomposer(
-    name: DecomposerName,
-    engines: Engines,
-    engine: str | None = None,
-    *,
-    level: Level = "calculation",
-    max_new_tokens: int | None = None,
-    ground: bool = True,
-) -> Decomposer:
-    """The decomposer that `name` names.
+def make(kind: Part, spec: str, *, engines: Engines | None = None, engine: str | None = None, **options: Any) -> Any:
+    """The object that a spec names (`rlkd.registry`).
 
-    `engine`: spec of its model, where it has one. `level`: of `rules`. `max_new_tokens`: of `prompted` and
-    `generative`, None for each one's own default. `ground`: of `generative`. Raises ValueError for an unknown name or
-    a missing engine.
+    `engine`: spec of its model, opened in `engines` if the object takes an engine. `options`: values for parameters
+    that it may have; None for its own default. Raises `SpecError` for a spec that does not fit, ValueError for a
+    missing engine.
     """
-    if name == "rules":
-        return RulesDecomposer(level)
-    if name == "native":
-        return NativeDecomposer()
-    room: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    if name == "prompted":
-        return PromptedDecomposer(engines.open(f"decomposer {name!r}", engine), deadline=engines.deadline, **room)
-    if name == "generative":
-        asked = engines.open(f"decomposer {name!r}", engine)
-        return GenerativeDecomposer(asked, deadline=engines.deadline, ground=ground, **room)
-    raise ValueError(f"decomposer {name!r}: expected {_choice(DECOMPOSERS)}")
-
-
-def make_judge(
-    name: JudgeName,
-    engines: Engines,
-    engine: str | None = None,
-    *,
-    threshold: float | None = None,
-    embedding_model: str | None = None,
-    store: Path | None = None,
-) -> Judge:
-    """The judge that `name` names.
-
-    `engine`: spec of the model of `model`. `threshold`: of `deterministic` and `embedding`, None for each one's own
-    default. `embedding_model`: of `embedding`. `store`: file that keeps the verdicts of `model`. Raises ValueError for
-    an unknown name or a missing engine.
-    """
-    limit: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
-    if name == "deterministic":
-        return DeterministicJudge(**limit)
-    if name == "embedding":
-        from rlkd.gsrm.judges import EmbeddingJudge
-
-        return EmbeddingJudge(**limit) if embedding_model is None else EmbeddingJudge(embedding_model, **limit)
-    if name == "model":
-        return ModelJudge(engines.open(f"judge {name!r}", engine), deadline=engines.deadline, store=store)
-    raise ValueError(f"judge {name!r}: expected {_choice(JUDGES)}")
-
-
-def _choice(names: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
+    defaults = {name: value for name, value in options.items() if value is not None}
+    if engines is not None:
+        defaults["deadline"] = engines.deadline
+        found = registry(kind).find(spec)
+        if is_factory(kind, found.target) and "engine" in settable_parameters(found.target):
+            defaults["engine"] = engines.open(f"{kind} {found.name!r}", engine)
+    made = build(kind, spec, defaults=defaults).target
+    missing = [member for member in _MEMBERS[kind] if not hasattr(made, member)]
+    if missing:
+        raise SpecError(f"{kind} {spec!r} lacks {', '.join(missing)}; see docs/structure.md for an example")
+    return made

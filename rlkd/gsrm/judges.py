@@ -1,15 +1,15 @@
-"""Judges: do a student's step and the teacher's step at the same place agree?
+"""Judges: whether the fields of a student's step and a teacher's step agree.
 
-A judge gets aligned structures and gives the verdicts that `rlkd.gsrm.alignment` turns into a score. It may stop
-after the first step whose meta parts differ, since nothing after it counts.
+A judge gets pairs of structures and returns verdicts on their aligned steps, from which `rlkd.gsrm.alignment` computes
+a score. It may stop after the first step whose meta parts differ.
 
-| name            | meta                                       | question              | answer              |
-| --------------- | ------------------------------------------ | --------------------- | ------------------- |
-| `deterministic` | evidence of the calculation, else words    | same calculation      | same number or text |
-| `embedding`     | evidence of the calculation, else a cosine | same calculation      | same number or text |
-| `model`         | "same sub-problem?", yes against no        | calculation, else asked | number, else asked |
+| name            | meta                                    | question                  | answer               |
+| --------------- | --------------------------------------- | ------------------------- | -------------------- |
+| `deterministic` | evidence of the calculation, else words | same calculation          | same number or text  |
+| `embedding`     | evidence of the calculation, else cosine | same calculation         | same number or text  |
+| `model`         | Yes or No of a model                    | calculation, else a model | number, else a model |
 
-How often each of them errs, on labelled pairs of steps: `docs/judges.md`, `rlkd gsrm judges`.
+Error rates on labelled pairs of steps: `docs/judges.md`, `rlkd gsrm judges`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from rlkd.answers import number, squeezed
-from rlkd.engines.base import Engine, EngineError, Message
+from rlkd.engines.base import Engine, EngineError
 from rlkd.engines.embeddings import SentenceEncoder
-from rlkd.gsrm.alignment import Verdict
+from rlkd.gsrm.alignment import Pair, Verdict
 from rlkd.gsrm.calculations import calculation
-from rlkd.gsrm.stores import VerdictStore, verdict_key
+from rlkd.gsrm.prompts import Field, FieldQuestion, verdict_request
+from rlkd.gsrm.stores import VerdictStore
 from rlkd.gsrm.words import name_different_things, same_letters, share_of_words
 from rlkd.structure import Step, Structure
 
-Pair = tuple[Structure, Structure]
-Field = Literal["meta", "question", "answer"]
+BUILT_IN = {
+    "deterministic": "rlkd.gsrm.judges.DeterministicJudge",
+    "embedding": "rlkd.gsrm.judges.EmbeddingJudge",
+    "model": "rlkd.gsrm.judges.ModelJudge",
+}
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -42,25 +46,30 @@ class JudgeError(RuntimeError):
 
 
 class Judge(Protocol):
-    """Anything that compares (student, teacher) structures step by step, many at once."""
+    """Compares pairs of structures (student, teacher) step by step, many at once.
+
+    Optional attributes: `costly` (true where a verdict costs too much to compare every step with every other by
+    default), `threshold`, and `thresholds`, the values among which `rlkd gsrm judges --fit` chooses.
+    """
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
-        """The verdicts on each pair: one a pair of steps, ending early at most after a meta mismatch."""
+        """The verdicts on each pair: one per pair of steps, ending early at most after a meta mismatch."""
 
 
 class DeterministicJudge:
-    """Words and numbers. Free, exact, repeatable, and in need of no model.
+    """Words and numbers. Free, exact, repeatable, without a model.
 
     - answer: the same number where both are numbers ("$1,200" is 1200), else the same text but for case and spaces.
-    - question: the same calculation, however it is written (`rlkd.gsrm.calculations`); else shared words and the same
-      numbers.
-    - meta: what the calculations say of it (`purpose_by_evidence`), else shared words.
+    - question: the same calculation in any notation (`rlkd.gsrm.calculations`); else shared words and equal numbers.
+    - meta: the evidence of the calculations (`purpose_by_evidence`), else shared words.
 
     Args:
-        threshold: words are shared if their Jaccard index (`rlkd.gsrm.words`) reaches it. Our choice of 0.8, fitted on
-            half of the labelled pairs. Words alone cannot separate paraphrases from neighbouring steps; here they
+        threshold: least Jaccard index (`rlkd.gsrm.words`) of texts that share their words. Our choice of 0.8, fitted
+            on half of the labelled pairs. Words alone cannot separate paraphrases from neighbouring steps; here they
             decide only where the calculations say nothing.
     """
+
+    thresholds = tuple(round(0.3 + 0.05 * i, 2) for i in range(15))
 
     def __init__(self, threshold: float = 0.8):
         if not 0 < threshold <= 1:
@@ -71,153 +80,158 @@ class DeterministicJudge:
         """See `Judge`."""
         return [_until_break(student, teacher, self.compare) for student, teacher in pairs]
 
-    def compare(self, mine: Step, theirs: Step) -> Verdict:
+    def compare(self, student: Step, teacher: Step) -> Verdict:
         """The verdict on one pair of steps."""
-        meta = purpose_by_evidence(mine, theirs)
+        meta = purpose_by_evidence(student, teacher)
         if meta is None:
-            meta = share_of_words(*purposes(mine, theirs)) >= self.threshold
-        question = _compare(mine.question, theirs.question, self._same_question)
-        return Verdict(meta, question, _compare(mine.answer, theirs.answer, same_answer))
+            meta = share_of_words(student.purpose, teacher.purpose) >= self.threshold
+        question = _compare(student.question, teacher.question, self.same_question)
+        return Verdict(meta, question, _compare(student.answer, teacher.answer, same_answer))
 
-    def _same_question(self, mine: str, theirs: str) -> bool:
-        same = same_calculation(mine, theirs)
+    def same_question(self, student: str, teacher: str) -> bool:
+        """Whether two questions agree."""
+        same = same_calculation(student, teacher)
         if same is None:
-            same = share_of_words(mine, theirs) >= self.threshold and _numbers(mine) == _numbers(theirs)
+            same = share_of_words(student, teacher) >= self.threshold and _numbers(student) == _numbers(teacher)
         return same
 
 
 class EmbeddingJudge:
     """Sentence embeddings for the sub-questions; calculations and results exactly, since embeddings cannot count.
 
-    - meta: what the calculations say of it (`purpose_by_evidence`); else the cosine of the two texts.
+    - meta: the evidence of the calculations (`purpose_by_evidence`); else the cosine of the two texts.
     - question and answer: as `DeterministicJudge`, with the cosine in place of shared words.
 
     Args:
-        model: folder or hub id of a sentence encoder (`rlkd.engines.embeddings`).
-        threshold: the least cosine of texts that mean the same. It belongs to the model: fit it anew for another one
-            (`rlkd gsrm judges --judge embedding --embedding-model NAME --threshold X`).
-        device: where the model runs; by default cuda, else mps, else cpu.
+        embedding_model: folder or hub id of a sentence encoder (`rlkd.engines.embeddings`).
+        threshold: least cosine of texts that mean the same. It belongs to the model: fit it for another one
+            (`rlkd gsrm judges --judge embedding --embedding-model NAME --fit`).
+        device: device of the model; by default cuda, else mps, else cpu.
     """
 
-    def __init__(self, model: str = MINILM, threshold: float = 0.93, *, device: str | None = None):
+    thresholds = tuple(round(0.6 + 0.01 * i, 2) for i in range(40))
+
+    def __init__(self, embedding_model: str = MINILM, threshold: float = 0.93, *, device: str | None = None):
         if not -1 < threshold <= 1:
             raise ValueError(f"threshold {threshold}: expected a cosine above -1, at most 1")
         self.threshold = threshold
-        self.encoder = SentenceEncoder(model, device=device)
+        self.encoder = SentenceEncoder(embedding_model, device=device)
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
-        """See `Judge`. The texts of a batch are embedded in one call; where it fails, the pairs that need it do."""
-        compared: dict[tuple[str, str], None] = {}
+        """See `Judge`. The texts of a batch are embedded in one call; if it fails, so do the pairs that need it."""
+        needed: dict[tuple[str, str], None] = {}
         for student, teacher in pairs:
-            for mine, theirs in zip(student.steps, teacher.steps, strict=False):
-                meta = purpose_by_evidence(mine, theirs)
+            for own, other in zip(student.steps, teacher.steps, strict=False):
+                meta = purpose_by_evidence(own, other)
                 if meta is False:
                     break
                 if meta is None:
-                    compared[purposes(mine, theirs)] = None
-                if mine.question and theirs.question and same_calculation(mine.question, theirs.question) is None:
-                    compared[mine.question, theirs.question] = None
+                    needed[own.purpose, other.purpose] = None
+                if own.question and other.question and same_calculation(own.question, other.question) is None:
+                    needed[own.question, other.question] = None
         cosines: dict[tuple[str, str], float] = {}
         failure = ""
         try:
-            vectors = await self.encoder.encode([text for texts in compared for text in texts])
-            cosines = dict(zip(compared, (vectors[0::2] * vectors[1::2]).sum(1).tolist(), strict=True))
+            vectors = await self.encoder.encode([text for texts in needed for text in texts])
+            cosines = dict(zip(needed, (vectors[0::2] * vectors[1::2]).sum(1).tolist(), strict=True))
         except EngineError as error:
             failure = str(error)
 
-        def similar(mine: str, theirs: str) -> bool:
-            if (mine, theirs) not in cosines:
+        def similar(student: str, teacher: str) -> bool:
+            if (student, teacher) not in cosines:
                 raise JudgeError(failure)
-            return cosines[mine, theirs] >= self.threshold
+            return cosines[student, teacher] >= self.threshold
 
-        def same_question(mine: str, theirs: str) -> bool:
-            same = same_calculation(mine, theirs)
-            return similar(mine, theirs) and _numbers(mine) == _numbers(theirs) if same is None else same
+        def same_question(student: str, teacher: str) -> bool:
+            same = same_calculation(student, teacher)
+            return similar(student, teacher) and _numbers(student) == _numbers(teacher) if same is None else same
 
-        def compare(mine: Step, theirs: Step) -> Verdict:
-            meta = purpose_by_evidence(mine, theirs)
-            if not (similar(*purposes(mine, theirs)) if meta is None else meta):
+        def compare(student: Step, teacher: Step) -> Verdict:
+            meta = purpose_by_evidence(student, teacher)
+            if not (similar(student.purpose, teacher.purpose) if meta is None else meta):
                 return Verdict(False, None, None)
-            question = _compare(mine.question, theirs.question, same_question)
-            return Verdict(True, question, _compare(mine.answer, theirs.answer, same_answer))
+            question = _compare(student.question, teacher.question, same_question)
+            return Verdict(True, question, _compare(student.answer, teacher.answer, same_answer))
 
         return [_until_break(student, teacher, compare) for student, teacher in pairs]
 
 
 class ModelJudge:
-    """A model that is asked, and whose log-probability of "Yes" is compared with that of "No".
+    """A model whose log-probability of "Yes" is compared with that of "No": one forward pass per question.
 
-    Never a search for a word in generated text, and one forward pass a question. All distinct questions of a batch, on
-    all parts of all aligned steps, go out in one call: those about steps after a break are wasted then, but a second
-    call would make every batch wait twice. Not asked is what equal letters, equal calculations or two numbers settle,
-    and what has been answered before: answers are kept for the life of the judge, and in the `store` beyond it.
+    All distinct questions of a batch, on all fields of all aligned steps, go out in one call: those about steps after
+    a break are wasted then, but a second call would make every batch wait twice. Equal texts, equal calculations and
+    two numbers need no model, and no question is sent twice: replies are cached in memory, and in the `store` if there
+    is one.
 
-    A question names its two texts in alphabetical order (our choice): "the same?" has no direction, so a verdict
-    cannot depend on who is the student or on which pair of a batch came first, and is asked once for both.
+    A question names its two texts in alphabetical order (our choice): "the same?" has no direction, so a verdict must
+    not depend on who is the student or on which pair of a batch came first.
 
     Args:
         engine: the model.
-        margin: how much likelier than "no" (in nats) "yes" must be. Small models say yes too easily; raise it.
+        threshold: log-odds of "Yes" against "No", in nats, above which two texts agree. Small models say yes too
+            easily; raise it.
         deadline: seconds for one batch of questions.
-        store: a file that keeps the answers across runs (`rlkd.gsrm.stores`). Failures are not kept.
+        store: file that stores replies across runs (`rlkd.gsrm.stores`); failures are not stored.
     """
 
+    costly = True
+    thresholds = tuple(0.125 * i for i in range(-40, 81))
+
     def __init__(
-        self, engine: Engine, *, margin: float = 0.0, deadline: float | None = 300.0, store: Path | None = None
+        self, engine: Engine, threshold: float = 0.0, *, deadline: float | None = 300.0, store: Path | None = None
     ):
         self.engine = engine
-        self.margin = margin
+        self.threshold = threshold
         self.deadline = deadline
         self.store = VerdictStore(store) if store is not None else None
-        self._log_odds: dict[_Question, float] = {}
+        self._log_odds: dict[FieldQuestion, float] = {}
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
-        """See `Judge`. A question that the engine fails to answer costs its own pair of structures only."""
+        """See `Judge`. A question that the engine fails on costs its own pair of structures only."""
         questions = [
-            [_questions(mine, theirs) for mine, theirs in zip(student.steps, teacher.steps, strict=False)]
+            [_questions(own, other) for own, other in zip(student.steps, teacher.steps, strict=False)]
             for student, teacher in pairs
         ]
         self._recall(question for steps in questions for step in steps for question in step)
-        asked: dict[_Question, None] = {}
+        new: dict[FieldQuestion, None] = {}
         for steps in questions:
             for step in steps:
-                if step and step[0][0] == "meta" and self._log_odds.get(step[0], math.inf) <= self.margin:
-                    break  # known to be the end of the chain before anything is asked
-                asked |= dict.fromkeys(question for question in step if question not in self._log_odds)
-        errors = await self._ask(list(asked)) if asked else {}
+                if step and step[0][0] == "meta" and self._log_odds.get(step[0], math.inf) <= self.threshold:
+                    break  # known to end the chain before anything is sent
+                new |= dict.fromkeys(question for question in step if question not in self._log_odds)
+        errors = await self._send(list(new)) if new else {}
 
-        def same(field: Field, mine: str, theirs: str) -> bool:
-            settled = _settled(field, mine, theirs)
+        def same(field: Field, student: str, teacher: str) -> bool:
+            settled = _settled(field, student, teacher)
             if settled is not None:
                 return settled
-            question = _question(field, mine, theirs)
+            question = model_question(field, student, teacher)
             if question in errors:
                 raise JudgeError(errors[question])
-            return self._log_odds[question] > self.margin
+            return self._log_odds[question] > self.threshold
 
-        def compare(mine: Step, theirs: Step) -> Verdict:
-            if not same("meta", *purposes(mine, theirs)):
+        def compare(student: Step, teacher: Step) -> Verdict:
+            if not same("meta", student.purpose, teacher.purpose):
                 return Verdict(False, None, None)
-            question = _compare(mine.question, theirs.question, partial(same, "question"))
-            return Verdict(True, question, _compare(mine.answer, theirs.answer, partial(same, "answer")))
+            question = _compare(student.question, teacher.question, partial(same, "question"))
+            return Verdict(True, question, _compare(student.answer, teacher.answer, partial(same, "answer")))
 
         return [_until_break(student, teacher, compare) for student, teacher in pairs]
 
-    def _recall(self, questions: Iterable[_Question]) -> None:
-        """Take over what the store knows of these questions."""
-        if self.store is None:
-            return
-        keys = {verdict_key(self.engine.name, _prompt(*q)): q for q in questions if q not in self._log_odds}
-        for key, log_odds in self.store.get(list(keys)).items():
-            self._log_odds[keys[key]] = log_odds
+    def _recall(self, questions: Iterable[FieldQuestion]) -> None:
+        """Load the stored replies to these questions."""
+        if self.store is not None:
+            self._log_odds |= self.store.get(self.engine.name, (q for q in questions if q not in self._log_odds))
 
-    async def _ask(self, questions: Sequence[_Question]) -> dict[_Question, str]:
-        """Have the questions answered, in one call; why those failed that did."""
-        prompts = [_prompt(*question) for question in questions]
-        replies = await self.engine.choose(prompts, ("Yes", "No"), deadline=self.deadline)
-        errors: dict[_Question, str] = {}
-        kept: dict[str, float] = {}
-        for question, prompt, reply in zip(questions, prompts, replies, strict=True):
+    async def _send(self, questions: Sequence[FieldQuestion]) -> dict[FieldQuestion, str]:
+        """Get the replies to these questions in one call; returns the causes of those that failed."""
+        replies = await self.engine.choose(
+            [verdict_request(question) for question in questions], ("Yes", "No"), deadline=self.deadline
+        )
+        errors: dict[FieldQuestion, str] = {}
+        new: dict[FieldQuestion, float] = {}
+        for question, reply in zip(questions, replies, strict=True):
             if isinstance(reply, EngineError):
                 errors[question] = str(reply)
                 continue
@@ -225,93 +239,69 @@ class ModelJudge:
             if math.isnan(yes - no):
                 errors[question] = f"{self.engine.name}: no comparable log-probabilities of Yes ({yes}) and No ({no})"
                 continue
-            self._log_odds[question] = kept[verdict_key(self.engine.name, prompt)] = yes - no
+            new[question] = yes - no
+        self._log_odds |= new
         if self.store is not None:
-            self.store.put(kept)
+            self.store.put(self.engine.name, new)
         return errors
 
 
-_Question = tuple[Field, str, str]
-
-_WORDING: Mapping[Field, str] = {
-    "meta": "Are these two steps of reasoning devoted to the same sub-problem?",
-    "question": "Do these two ask for the same thing to be worked out?",
-    "answer": "Do these two state the same result?",
-}
+def model_question(field: Field, student: str, teacher: str) -> FieldQuestion:
+    """The question to a judge model about two texts."""
+    return (field, student, teacher) if student <= teacher else (field, teacher, student)
 
 
-def _question(field: Field, mine: str, theirs: str) -> _Question:
-    return (field, mine, theirs) if mine <= theirs else (field, theirs, mine)
-
-
-def _questions(mine: Step, theirs: Step) -> list[_Question]:
-    """What has to be asked about two steps, meta first."""
+def _questions(student: Step, teacher: Step) -> list[FieldQuestion]:
+    """The questions to a judge model about two steps, meta first."""
     parts: list[tuple[Field, str | None, str | None]] = [
-        ("meta", *purposes(mine, theirs)),
-        ("question", mine.question, theirs.question),
-        ("answer", mine.answer, theirs.answer),
+        ("meta", student.purpose, teacher.purpose),
+        ("question", student.question, teacher.question),
+        ("answer", student.answer, teacher.answer),
     ]
     return [
-        _question(field, left, right)
+        model_question(field, left, right)
         for field, left, right in parts
         if left and right and _settled(field, left, right) is None
     ]
 
 
-def _prompt(field: Field, first: str, second: str) -> list[Message]:
-    content = f"First: {first}\nSecond: {second}\n\n{_WORDING[field]} Answer with Yes or No."
-    return [{"role": "user", "content": content}]
-
-
-def _settled(field: Field, mine: str, theirs: str) -> bool | None:
-    """A verdict that needs no model: equal texts, one calculation in two ways of writing, or two numbers."""
+def _settled(field: Field, student: str, teacher: str) -> bool | None:
+    """A verdict that needs no model: equal texts, one calculation in two notations, or two numbers."""
     if field == "meta":
-        return same_letters(mine, theirs) or None
+        return same_letters(student, teacher) or None
     if field == "question":
-        return same_letters(mine, theirs) or same_calculation(mine, theirs) or None
-    numbers = None not in (number(mine), number(theirs))
-    return same_answer(mine, theirs) or (False if numbers else None)
+        return same_letters(student, teacher) or same_calculation(student, teacher) or None
+    numbers = None not in (number(student), number(teacher))
+    return same_answer(student, teacher) or (False if numbers else None)
 
 
-def purposes(mine: Step, theirs: Step) -> tuple[str, str]:
-    """The texts by which two steps are aligned: their meta parts; for a step without one, its question.
-
-    Our choice (the paper has no optional fields): a teacher's structure without meta parts is still followed in order.
-    """
-    return _purpose(mine), _purpose(theirs)
-
-
-def _purpose(step: Step) -> str:
-    return step.meta or step.question or step.answer or ""
-
-
-def purpose_by_evidence(mine: Step, theirs: Step) -> bool | None:
-    """Whether two steps pursue the same sub-problem, as far as names and calculations tell; None where they do not.
+def purpose_by_evidence(student: Step, teacher: Step) -> bool | None:
+    """Whether two steps pursue the same sub-problem, by names and calculations alone; None where these do not tell.
 
     Our choice, in this order:
 
     1. equal texts, or the same calculation with the same result: yes;
     2. each names something that the other does not (Monday and Tuesday, week 1 and week 2): no;
-    3. the same calculation, or the same with its two sides exchanged, whatever comes out: yes;
+    3. the same calculation, or the same with its two sides exchanged, whatever the results: yes;
     4. the result of one is an operand of the other, which is then a later step: no.
 
-    That the first rule stands before the second costs the few pairs in which one calculation serves two things, and
-    saves the many in which a structure model words a sub-question badly (`docs/judges.md` has both figures).
+    With the first rule before the second, the few pairs in which one calculation serves two things are judged wrongly,
+    and the many in which a structure model words a sub-question badly correctly (`docs/judges.md` has both figures).
     """
-    left_text, right_text = purposes(mine, theirs)
-    if same_letters(left_text, right_text) or _does_the_same(mine, theirs):
+    left_text, right_text = student.purpose, teacher.purpose
+    if same_letters(left_text, right_text) or _does_the_same(student, teacher):
         return True
     if name_different_things(left_text, right_text):
         return False
-    if mine.question is None or theirs.question is None:
+    if student.question is None or teacher.question is None:
         return None
-    left, right = calculation(mine.question), calculation(theirs.question)
+    left, right = calculation(student.question), calculation(teacher.question)
     if left is None or right is None:
-        return True if same_calculation(mine.question, theirs.question) else None
+        return True if same_calculation(student.question, teacher.question) else None
     exchanged = left.operands == right.operands and (left.value == -right.value or left.value * right.value == 1)
     if left == right or exchanged:
         return True
-    results = [None if step.answer is None else number(step.answer) for step in (mine, theirs)]
+    results = [None if step.answer is None else number(step.answer) for step in (student, teacher)]
     if results[0] != results[1] and (
         results[0] in right.operands - left.operands or results[1] in left.operands - right.operands
     ):
@@ -319,51 +309,51 @@ def purpose_by_evidence(mine: Step, theirs: Step) -> bool | None:
     return None
 
 
-def _does_the_same(mine: Step, theirs: Step) -> bool:
-    fields = (mine.question, theirs.question, mine.answer, theirs.answer)
+def _does_the_same(student: Step, teacher: Step) -> bool:
+    fields = (student.question, teacher.question, student.answer, teacher.answer)
     if any(field is None for field in fields):
         return False
     question, other, answer, other_answer = map(str, fields)
     return bool(same_calculation(question, other)) and same_answer(answer, other_answer)
 
 
-def same_calculation(mine: str, theirs: str) -> bool | None:
+def same_calculation(student: str, teacher: str) -> bool | None:
     """Whether two texts work out the same; None where one of them is no calculation.
 
     What `calculation` cannot read (variables, equations) is the same if it has the same numbers, operators and single
     letters in any order.
     """
-    left, right = calculation(mine), calculation(theirs)
+    left, right = calculation(student), calculation(teacher)
     if left is not None and right is not None:
         return left == right
-    signs = _signs(mine), _signs(theirs)
+    signs = _signs(student), _signs(teacher)
     return None if None in signs else signs[0] == signs[1]
 
 
-def same_answer(mine: str, theirs: str) -> bool:
+def same_answer(student: str, teacher: str) -> bool:
     """The same number where both are plain numbers, else the same text but for case, spaces and currency."""
-    left, right = number(mine), number(theirs)
+    left, right = number(student), number(teacher)
     if left is not None and right is not None:
         return left == right
-    return squeezed(mine) == squeezed(theirs)
+    return squeezed(student) == squeezed(teacher)
 
 
-def _compare(mine: str | None, theirs: str | None, same: Callable[[str, str], bool]) -> bool | None:
-    if mine is None and theirs is None:
+def _compare(student: str | None, teacher: str | None, same: Callable[[str, str], bool]) -> bool | None:
+    if student is None and teacher is None:
         return True
-    if mine is None or theirs is None:
+    if student is None or teacher is None:
         return None
-    return bool(same(mine, theirs))
+    return bool(same(student, teacher))
 
 
 def _until_break(
     student: Structure, teacher: Structure, compare: Callable[[Step, Step], Verdict]
 ) -> list[Verdict] | JudgeError:
-    """The verdicts on aligned steps up to the first meta mismatch; the error, where `compare` raises one before."""
+    """The verdicts on aligned steps up to the first meta mismatch, or an error that `compare` raises before it."""
     verdicts = []
-    for mine, theirs in zip(student.steps, teacher.steps, strict=False):
+    for own, other in zip(student.steps, teacher.steps, strict=False):
         try:
-            verdicts.append(compare(mine, theirs))
+            verdicts.append(compare(own, other))
         except JudgeError as error:
             return error
         if not verdicts[-1].meta:

@@ -1,8 +1,8 @@
-"""Structures by a teacher: any instruct model decomposes rationales, and what it writes is checked before it counts.
+"""Labels for structure models: an instruct model decomposes rationales, and its structures are checked.
 
-The structure model is to report what a trace says. So a label in which a number turns up that the trace does not hold,
-or whose last result is not the trace's answer, is rejected; the teacher is asked once more, and then the row is left
-out, with the reason. RLKD (arXiv 2505.16142) uses what GPT-4o writes without a check; the checks are our choice.
+A structure model must report what a trace says. So a label with a number that is not in the trace, or whose last
+result is not the trace's answer, is rejected and retried once; then the row is left out, with the reason. RLKD (arXiv
+2505.16142) uses GPT-4o's labels unchecked; the checks are our choice.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 from rlkd.answers import extract_answer, number, numbers
 from rlkd.engines import Engine, run
-from rlkd.gsrm.decomposers import PromptedDecomposer, Trace, reasoning_part
+from rlkd.gsrm.decomposers import PromptedDecomposer
 from rlkd.gsrm.judges import DeterministicJudge, same_answer
 from rlkd.gsrm.model import GSRM
-from rlkd.gsrm.training import question_in
+from rlkd.gsrm.traces import ReasoningTrace, question_in, reasoning_part
 from rlkd.structure import Structure
 
-# Traces that go to the engine together; each such batch is kept before the next one starts.
+# Traces per call of the engine; each batch is stored before the next one starts.
 BATCH = 32
 
 
@@ -33,19 +33,23 @@ def label(
     max_new_tokens: int = 1024,
     deadline: float | None = 600.0,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Rows with `structures`, one a rationale, made by `engine`; and how many rows were left out, by reason.
+    """Rows with `structures`, one per rationale, made by `engine`; and the number of rows left out, by reason.
 
-    A row that has structures keeps them. Of a row's rationales those stay whose structure passed `fault`. What the
-    teacher wrote is kept in `store` (SQLite) batch by batch: a labelling that was interrupted asks again only about
-    what it has not kept, and about what was rejected.
+    A row that has structures keeps them. Of a row's rationales those stay whose structure passed `fault`. Structures
+    are stored in `store` (SQLite) batch by batch: an interrupted labelling sends only the rest again, and what was
+    rejected.
     """
     from rich.progress import Progress
 
     decomposer = PromptedDecomposer(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=fault)
     gsrm = GSRM(decomposer, DeterministicJudge(), store=store)
-    asked = [row for row in rows if not row.get("structures")]
-    traces = [Trace(question_in(row), text, teacher=True) for row in asked for text in row.get("rationales") or ()]
-    found: dict[Trace, Any] = {}
+    unlabelled = [row for row in rows if not row.get("structures")]
+    traces = [
+        ReasoningTrace(question_in(row), text, teacher=True)
+        for row in unlabelled
+        for text in row.get("rationales") or ()
+    ]
+    found: dict[ReasoningTrace, Any] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task(f"structures by {engine.name}", total=len(traces))
         for start in range(0, len(traces), BATCH):
@@ -58,7 +62,7 @@ def label(
             labelled.append(row)
             continue
         texts = list(row.get("rationales") or ())
-        results = [found[Trace(question_in(row), text, teacher=True)] for text in texts]
+        results = [found[ReasoningTrace(question_in(row), text, teacher=True)] for text in texts]
         good = [(text, result) for text, result in zip(texts, results, strict=True) if isinstance(result, Structure)]
         if good:
             structures = [structure.to_list() for _, structure in good]
@@ -68,11 +72,11 @@ def label(
     return labelled, left_out
 
 
-def fault(trace: Trace, structure: Structure) -> str | None:
-    """What is wrong with a structure as a report of its trace; None if nothing is.
+def fault(trace: ReasoningTrace, structure: Structure) -> str | None:
+    """The fault of a structure as a report of its trace; None for a good one.
 
     >>> from rlkd.structure import Step
-    >>> fault(Trace("?", "6 * 7 = 42"), Structure([Step("What is it?", "6*7", "43")]))
+    >>> fault(ReasoningTrace("?", "6 * 7 = 42"), Structure([Step("What is it?", "6*7", "43")]))
     'the number 43 is not in the trace'
     """
     if not len(structure):
@@ -83,7 +87,7 @@ def fault(trace: Trace, structure: Structure) -> str | None:
     for step in structure:
         if not step.meta or not any(character.isalpha() for character in step.meta):
             return "a step without a sub-question"
-        # A result must stand in the trace; a calculation may also use what stands in the problem.
+        # A result must be in the trace; a calculation may also use the numbers of the problem.
         for field, known in ((step.answer, shown), (step.question, given)):
             for value in numbers(field or ""):
                 if value not in known:

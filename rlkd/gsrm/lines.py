@@ -1,11 +1,11 @@
-r"""The short text form of a structure, which a fine-tuned structure model writes: one step a line.
+r"""The short text form of a structure, which a fine-tuned structure model writes: one step per line.
 
     How many clips did Natalia sell in May? | 48/2 | 24
     How many clips did she sell in both months? | 48+24 | 72
 
-On GSM8K this takes half the tokens of the tagged form (80 against 166 a solution, SmolLM2's tokenizer), and so half
-the time of every decomposition. `rlkd.structure` has the tagged form for everything else: a model that is only
-prompted leaves tags in place more reliably than bars, and tagged fields may hold line breaks.
+On GSM8K this takes half the tokens of the tagged form (80 against 166 per solution, SmolLM2's tokenizer), and so half
+the time of every decomposition. `rlkd.structure` has the tagged form for everything else: a prompted model writes tags
+more reliably than bars, and tagged fields may hold line breaks.
 
 A field that is missing is empty. A bar inside a field is written `\|`; white space inside one becomes a single space.
 """
@@ -35,10 +35,9 @@ def render_line(step: Step) -> str:
 
 
 def parse_lines(text: str, *, complete: bool = True) -> Structure:
-    """Read lines back; what is no step (not three fields, or all of them empty) is left out. Never raises on a str.
+    """Read lines back; a line that is no step (not three fields, or all of them empty) is left out. Never raises.
 
-    `complete`: whether the author ended by itself. If not, the last line may lack its end ("72" cut to "7"), and is
-    left out.
+    `complete`: whether the author finished. If not, the last line may be truncated ("72" to "7"), and is left out.
     """
     lines = text.split("\n")
     if not complete:

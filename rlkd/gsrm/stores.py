@@ -1,38 +1,76 @@
-"""Verdicts of judge models on disk, so that no run asks a question that an earlier one has had answered."""
+"""Structures and verdicts on disk, in files that threads, processes and runs share (`rlkd.cache`).
+
+Only results are stored, never errors, and the first value of a key stays.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from rlkd.cache import Cache, cache_key
-from rlkd.engines.base import Message
+from rlkd.gsrm.prompts import FieldQuestion, verdict_request
+from rlkd.gsrm.traces import ReasoningTrace
+from rlkd.structure import Structure
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
-def verdict_key(engine: str, question: Sequence[Message]) -> str:
-    """What a verdict is kept under: the engine's name and the whole question, wording and texts alike.
-
-    So a question that is worded anew in a later version is a new question.
-    """
-    return cache_key("verdict", engine, list(question))
-
-
-class VerdictStore:
-    """Log-odds of yes against no in a file that threads, processes and runs share (`rlkd.cache`).
-
-    Log-odds and no verdicts: another margin decides anew and asks nothing. Only answers are kept, never failures.
-    """
-
+class _Store(ABC, Generic[K, V]):
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self.cache = Cache(self.path)
+        self.cache = Cache(Path(path))
 
-    def get(self, keys: Sequence[str]) -> dict[str, float]:
-        """The log-odds that are known among those of `keys`, by one query."""
-        return {key: float(kept) for key, kept in self.cache.get(keys).items()}
+    @abstractmethod
+    def _key(self, model: str, item: K) -> str: ...
 
-    def put(self, log_odds: Mapping[str, float]) -> None:
-        """Keep log-odds, in one transaction; what is there already stays as it is. Raises ValueError for nan."""
-        # Infinite where a model rules out one of the answers; JSON has no such number, so it is kept as text.
-        self.cache.put({key: str(odds) if math.isinf(odds) else odds for key, odds in log_odds.items()})
+    @abstractmethod
+    def _to_json(self, value: V) -> Any: ...
+
+    @abstractmethod
+    def _from_json(self, value: Any) -> V: ...
+
+    def get(self, model: str, items: Iterable[K]) -> dict[K, V]:
+        """The stored results of a model among those of `items`, by one query."""
+        keys = {self._key(model, item): item for item in items}
+        return {keys[key]: self._from_json(value) for key, value in self.cache.get(list(keys)).items()}
+
+    def put(self, model: str, values: Mapping[K, V]) -> None:
+        """Store results of a model, in one transaction."""
+        self.cache.put({self._key(model, item): self._to_json(value) for item, value in values.items()})
+
+
+class StructureStore(_Store[ReasoningTrace, Structure]):
+    """Structures of traces; `model` is the decomposer's fingerprint.
+
+    A teacher's trace and a student's have different keys: a decomposer may accept a truncated one from a student only.
+    """
+
+    def _key(self, model: str, item: ReasoningTrace) -> str:
+        return cache_key("structure", model, item.question, item.text, "teacher" if item.teacher else "student")
+
+    def _to_json(self, value: Structure) -> Any:
+        return value.to_list()
+
+    def _from_json(self, value: Any) -> Structure:
+        return Structure.from_list(value)
+
+
+class VerdictStore(_Store[FieldQuestion, float]):
+    """Log-odds of yes against no; `model` is the engine's name. The key holds the whole prompt, wording included.
+
+    Log-odds and not verdicts, so that another threshold needs no new request. Raises ValueError for nan.
+    """
+
+    def _key(self, model: str, item: FieldQuestion) -> str:
+        return cache_key("verdict", model, verdict_request(item))
+
+    def _to_json(self, value: float) -> Any:
+        # Infinite where a model rules out one of the answers; JSON has no such number.
+        return str(value) if math.isinf(value) else value
+
+    def _from_json(self, value: Any) -> float:
+        return float(value)

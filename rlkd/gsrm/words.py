@@ -1,4 +1,4 @@
-"""The words of sub-questions: how many two of them share, and whether they name different things."""
+"""Compares the words of sub-questions: the share of common words, and whether they name different things."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ _NUMBER = re.compile(r"(?<![$€£\d.])\d+(?:,\d{3})*(?:\.\d+)?(?!\d|\s?%)")
 _PIECE = re.compile(r"(?P<word>[^\W\d_]+)|(?P<possessive>['’]s?\b)|(?P<end>[.?!:](?=\s|\Z))|\S")
 
 
-def share_of_words(mine: str, theirs: str) -> float:
+def share_of_words(first: str, second: str) -> float:
     """The Jaccard index of two texts' content words (crude stems, no numbers); by letters where there are none."""
-    left, right = content_words(mine), content_words(theirs)
+    left, right = content_words(first), content_words(second)
     if not left and not right:
-        return float(same_letters(mine, theirs))
+        return float(same_letters(first, second))
     return len(left & right) / len(left | right)
 
 
-def same_letters(mine: str, theirs: str) -> bool:
-    """Whether two texts are one but for case, spaces and the mark at the end."""
+def same_letters(first: str, second: str) -> bool:
+    """Whether two texts are equal but for case, spaces and the mark at the end."""
     # For words only: a sub-question may end with any mark, but the answer "5!" is not "5".
-    return squeezed(mine).rstrip(".?!") == squeezed(theirs).rstrip(".?!")
+    return squeezed(first).rstrip(".?!") == squeezed(second).rstrip(".?!")
 
 
-def name_different_things(mine: str, theirs: str) -> bool:
+def name_different_things(first: str, second: str) -> bool:
     """Whether each of two sub-questions has a name, or each a number, that the other lacks.
 
     >>> name_different_things("How many did Ann sell on Monday?", "How many did Ann sell on Tuesday?")
@@ -62,12 +62,12 @@ def name_different_things(mine: str, theirs: str) -> bool:
     >>> name_different_things("Pages of the second week", "How many pages did Ann read in week two?")
     False
 
-    Numbers are `2`, `two` and `second`; names are capitalised words that do not begin a sentence. What one has and the
-    other leaves out says nothing. Nor does a sentence that states its calculation, which names much by the way: False.
+    Numbers are `2`, `two` and `second`; names are capitalised words that do not begin a sentence. A name that only one
+    of the two has tells nothing. Nor does a sentence that states its calculation, which names much in passing: False.
     """
-    if "=" in mine or "=" in theirs:
+    if "=" in first or "=" in second:
         return False
-    left, right = _references(mine), _references(theirs)
+    left, right = _references(first), _references(second)
     numbers = left.numbers - right.numbers and right.numbers - left.numbers
     names = left.names - right.words and right.names - left.words
     return bool(numbers or names)

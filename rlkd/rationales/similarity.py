@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from rlkd.gsrm.alignment import ordered_score
+from rlkd.gsrm.alignment import Ordered
 from rlkd.gsrm.judges import DeterministicJudge
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import Structure
@@ -39,7 +39,7 @@ def share_of_ngrams(mine: frozenset[tuple[str, ...]], theirs: frozenset[tuple[st
 
 
 def structure_similarity(mine: Structure, theirs: Structure, judge: DeterministicJudge) -> float:
-    """How much of the steps of two structures corresponds, in order: the norm `ordered` of `rlkd.gsrm.alignment`.
+    """How much of the steps of two structures corresponds, in order: the rule `ordered` of `rlkd.gsrm.alignment`.
 
     Symmetric, since F1 is and so are the judge's verdicts. Two structures without steps are alike (1), one with and
     one without are not (0). Our choice: n-grams call two ways of writing the same calculations different paths, and
@@ -47,8 +47,8 @@ def structure_similarity(mine: Structure, theirs: Structure, judge: Deterministi
     """
     if not len(mine) and not len(theirs):
         return 1.0
-    table = [[judge.compare(step, other) for other in theirs] for step in mine]
-    return ordered_score(table, len(mine), len(theirs)).value
+    verdicts = [[judge.compare(step, other)] for step in mine for other in theirs]
+    return Ordered().score(mine, theirs, verdicts, len(theirs)).value
 
 
 def rouge_l(answer: str, reference: str) -> float:

@@ -1,24 +1,34 @@
-"""In the terminal: a rollout, what each reward said of it, and why the structure reward said so.
+"""Terminal reports: a rollout with its rewards, the arithmetic of a structure score, the tables of an evaluation.
 
-Takes plain records (those of a run's `rollouts/rank0.jsonl`, `Judgement.to_dict()`, `Evaluation.to_dict()`), so
-whatever was written in the past can be shown as well.
+Takes plain records (of a run's `rollouts/rank0.jsonl`, `BranchScore.to_dict()`, `Evaluation.to_dict()`), so recorded
+runs can be shown as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from rlkd.data.rows import question_of
+from rlkd.gsrm.alignment import BUILT_IN, Alignment, BranchScore, Explanation
+from rlkd.gsrm.alignment.contract import explain_plainly
+from rlkd.gsrm.factory import make
+from rlkd.structure import Step
+
+if TYPE_CHECKING:
+    from rlkd.gsrm.judge_eval import JudgeErrors
+    from rlkd.statistics import Interval
 
 
-def show_rollout(record: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print one rollout record."""
-    (console or Console()).print(render_rollout(record))
+def show_rollout(
+    record: Mapping[str, Any], console: Console | None = None, *, alignment: Alignment | None = None
+) -> None:
+    """Print one rollout record; `alignment` is the rule that scored it, where that is not a built-in one."""
+    (console or Console()).print(render_rollout(record, alignment=alignment))
 
 
 def best_rollout(records: Sequence[Mapping[str, Any]], reward: str = "structure") -> Mapping[str, Any] | None:
@@ -31,7 +41,7 @@ def best_rollout(records: Sequence[Mapping[str, Any]], reward: str = "structure"
     )[1]
 
 
-def render_rollout(record: Mapping[str, Any]) -> RenderableType:
+def render_rollout(record: Mapping[str, Any], *, alignment: Alignment | None = None) -> RenderableType:
     """A rollout as a rich renderable."""
     parts: list[RenderableType] = [
         Text(f"Rollout of step {record['step']}, row {record.get('id')}", style="bold"),
@@ -43,7 +53,7 @@ def render_rollout(record: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(f"{name}: {_outcome(outcome)}"))
         detail = outcome.get("detail") or {}
         if "verdicts" in detail:
-            parts.append(_alignment(detail))
+            parts.append(_steps_table(BranchScore.from_dict(detail), alignment))
     if record["advantage"] is not None:  # a failed reward may have ended the run before there was one
         parts.append(Text(f"advantage within its group: {record['advantage']:+.3f}"))
     return Group(*parts)
@@ -56,73 +66,47 @@ def _outcome(outcome: Mapping[str, Any]) -> str:
     return outcome["status"].replace("_", " ") + cause
 
 
-def render_judgement(detail: Mapping[str, Any]) -> RenderableType:
-    """Why a structure scores what it scores: steps side by side, verdicts, and the arithmetic down to the value.
-
-    `detail`: a `Judgement.to_dict()`, or what a rollout keeps of one.
-    """
-    return Group(_alignment(detail), *(Text(line) for line in arithmetic(detail)))
-
-
-def arithmetic(detail: Mapping[str, Any]) -> list[str]:
-    """The sum that gives a structure's value, line by line, and where the chain broke."""
-    lines = []
-    steps, norm = detail["steps"], detail["norm"]
-    matches = detail.get("matches")
-    broken_at = None
-    for place, score in enumerate(steps):
-        verdict = detail["verdicts"][place] if place < len(detail["verdicts"]) else None
-        label = str(place + 1) if matches is None else "{} ~ {}".format(*(i + 1 for i in matches[place]))
-        if norm == "answers":
-            lines.append(f"step {label}: the same answer -> 1")
-        elif broken_at is not None:
-            lines.append(f"step {label}: g = 0, after the break -> 0")
-        elif verdict is not None and not verdict["meta"]:
-            broken_at = place
-            lines.append(f"step {label}: the meta parts differ, g = 0 from here on -> 0")
-        else:
-            halved = [said for field in ("question", "answer") if (said := _halving(verdict, field, norm))]
-            g = "" if norm == "ordered" else "g = 1, "
-            halvings = f"{' and '.join(halved)}: 1{' x 1/2' * len(halved)} = " if halved else "nothing halved -> "
-            lines.append(f"step {label}: {g}{halvings}{score:g}")
-    n_student, n_teacher = len(detail["student"]), len(detail["teacher"])
-    total = sum(steps)
-    summed = f"{' + '.join(f'{score:g}' for score in steps)} = {total:g}" if steps else "nothing to sum = 0"
-    lines.append(f"sum R: {summed}")
-    divisor = detail.get("divisor")
-    if divisor is None:  # written before divisors were
-        lines.append(f"norm {norm}: {n_student} student steps, {n_teacher} teacher steps")
-    else:
-        why = {
-            "sum": "the paper's sum is not divided",
-            "teacher": "steps of the longest branch",
-            "f1": f"mean of {n_student} student and {n_teacher} teacher steps",
-            "ordered": f"mean of {n_student} student and {n_teacher} teacher steps",
-            "answers": "mean number of answers of {} and {}".format(
-                *(sum(step.get("answer") is not None for step in detail[side]) for side in ("student", "teacher"))
-            ),
-        }[norm]
-        lines.append(f"norm {norm}: {total:g} / {divisor:g} = {total / divisor:.4g} ({why})")
-    if broken_at is not None:
-        mine, theirs = (_purpose(detail[side][broken_at]) for side in ("student", "teacher"))
-        lines.append(
-            f"The chain breaks at step {broken_at + 1}: the student turns to {mine!r}, the teacher to {theirs!r}; the "
-            f"judge takes these for two sub-problems."
+def show_scores(record: Mapping[str, Any], console: Console, *, alignment: Alignment | None = None) -> None:
+    """Print one rollout record, and the arithmetic of its structure scores."""
+    show_rollout(record, console, alignment=alignment)
+    details = {n: o["detail"] for n, o in record["rewards"].items() if "verdicts" in (o.get("detail") or {})}
+    for name, detail in details.items():
+        lines = arithmetic(BranchScore.from_dict(detail), alignment)
+        console.print(Text(f"\n{name}:", style="bold"), *map(Text, lines), sep="\n")
+    if not details:
+        console.print(
+            Text("No reward of this rollout compared structures (not applicable, failed, or not in the run).")
         )
-        if lost := min(n_student, n_teacher) - broken_at - 1:
-            lines.append(f"{lost} later {'pair' if lost == 1 else 'pairs'} of steps can therefore earn nothing.")
-    return lines
 
 
-def _halving(verdict: Mapping[str, Any] | None, field: str, norm: str) -> str | None:
-    same = None if verdict is None else verdict[field]
-    if same is None:
-        return None if norm == "sum" else f"{field} missing on one side"
-    return None if same else f"{field} differs"
+def render_score(score: BranchScore, alignment: Alignment | None = None) -> RenderableType:
+    """Why a structure has its score: steps side by side, verdicts, and the arithmetic down to the value."""
+    return Group(_steps_table(score, alignment), *map(Text, arithmetic(score, alignment)))
 
 
-def _purpose(step: Mapping[str, Any]) -> str:
-    return step.get("meta") or step.get("question") or step.get("answer") or ""
+def arithmetic(score: BranchScore, alignment: Alignment | None = None) -> list[str]:
+    """The arithmetic of a structure score, line by line."""
+    why = _explanation(score, alignment)
+    lines = [f"step {label}: {step}" for label, step in zip(_pair_labels(score), why.steps, strict=True)]
+    total = sum(score.steps)
+    terms = " + ".join(f"{points:g}" for points in score.steps)
+    lines.append(f"sum R: {terms} = {total:g}" if terms else "sum R: nothing to sum = 0")
+    meaning = f" ({why.divisor})" if why.divisor else ""
+    lines.append(f"alignment {score.alignment}: {total:g} / {score.divisor:g} = {score.value:.4g}{meaning}")
+    return [*lines, *why.notes]
+
+
+def _explanation(score: BranchScore, alignment: Alignment | None) -> Explanation:
+    if alignment is not None and alignment.name == score.alignment:
+        return alignment.explain(score)
+    # The name of a user's rule is not enough to load it.
+    return make("alignment", score.alignment).explain(score) if score.alignment in BUILT_IN else explain_plainly(score)
+
+
+def _pair_labels(score: BranchScore) -> list[str]:
+    if score.matches is None:
+        return [str(i + 1) for i in range(len(score.steps))]
+    return [f"{student + 1} ~ {teacher + 1}" for student, teacher in score.matches]
 
 
 def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
@@ -143,8 +127,9 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
             for name, figure in evaluation[section].items():
                 table.add_row(name, _figure(figure))
             parts.append(table)
-    for norm, reached in evaluation["at_shuffled_level"].items():
-        parts.append(Text(f"norm {norm}: swapped traces {'fall' if reached else 'do NOT fall'} to the shuffled level"))
+    for rule, reached in evaluation["at_shuffled_level"].items():
+        verb = "fall" if reached else "do NOT fall"
+        parts.append(Text(f"alignment {rule}: swapped traces {verb} to the shuffled level"))
     if evaluation["auroc"]:
         table = Table(title="AUROC of right against wrong solutions [95 % interval]", title_justify="left")
         table.add_column("score", overflow="fold", min_width=20)
@@ -157,7 +142,7 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
         parts.append(Text("A length counts in whichever sign tells better; ties count one half."))
     if evaluation["over_rules"]:
         table = Table(title="AUROC gained over rules + deterministic, paired", title_justify="left")
-        table.add_column("norm", overflow="fold")
+        table.add_column("alignment", overflow="fold")
         table.add_column("gain [95 % interval]", no_wrap=True)
         for name, figure in evaluation["over_rules"].items():
             table.add_row(name, _figure(figure))
@@ -184,43 +169,57 @@ def _figure(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def _alignment(detail: Mapping[str, Any]) -> Table:
-    student, teacher, verdicts = detail["student"], detail["teacher"], detail["verdicts"]
-    matches = detail.get("matches")
-    how = "steps in order" if matches is None else "steps that correspond"
-    table = Table(title=f"{how} (norm {detail['norm']}, teacher branch {detail['branch']})", show_lines=True)
+def render_judge_errors(title: str, errors: JudgeErrors) -> RenderableType:
+    """The tables of a judge's errors."""
+
+    def cell(rate: Interval | None) -> str:
+        return "-" if rate is None else f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}, n = {rate.n})"
+
+    table = Table("field", "accuracy", "false yes", "false no", title=title, title_justify="left")
+    for field, rates in errors.fields.items():
+        if rates.accuracy is not None:
+            table.add_row(field, cell(rates.accuracy), cell(rates.false_yes), cell(rates.false_no))
+    kinds = Table("kind", "pairs", "meta wrong", "question wrong", "answer wrong")
+    for kind, fields in errors.kinds.items():
+        count = fields["meta"].accuracy
+        accuracies = [rates.accuracy for rates in fields.values()]
+        wrong = [round((1 - accuracy.value) * accuracy.n) if accuracy else 0 for accuracy in accuracies]
+        kinds.add_row(kind, str(count.n if count else 0), *map(str, wrong))
+    return Group(table, kinds, Text(f"{errors.pairs} pairs, {errors.failed} without a verdict\n"))
+
+
+def _steps_table(score: BranchScore, alignment: Alignment | None) -> Table:
+    pairing = "steps in order" if score.matches is None else "steps that correspond"
+    table = Table(title=f"{pairing} (alignment {score.alignment}, teacher branch {score.branch})", show_lines=True)
     for column in ("", "student", "teacher", "same meta / question / answer", "score"):
         table.add_column(column, overflow="fold")
-    for mine, theirs, place in _aligned(len(student), len(teacher), matches):
-        score = "-" if place is None or place >= len(detail["steps"]) else f"{detail['steps'][place]:g}"
-        if place is None:
-            said = "no counterpart"
-        elif detail["norm"] == "answers":
-            said = "the same answer"
-        elif place < len(verdicts):
-            said = " / ".join(_YES_NO[verdicts[place][field]] for field in ("meta", "question", "answer"))
-        else:
-            said = "after the break"
-        numbers = [i + 1 for i in (mine, theirs) if i is not None]
-        label = f"{numbers[0]} ~ {numbers[-1]}" if len(set(numbers)) > 1 else str(numbers[0])
-        table.add_row(label, _step(student, mine), _step(teacher, theirs), said, score)
+    verdicts = _explanation(score, alignment).verdicts
+    for student, teacher, pair in _rows(score):
+        numbers = [i + 1 for i in (student, teacher) if i is not None]
+        table.add_row(
+            f"{numbers[0]} ~ {numbers[-1]}" if len(set(numbers)) > 1 else str(numbers[0]),
+            _step(None if student is None else score.student[student]),
+            _step(None if teacher is None else score.teacher[teacher]),
+            "no counterpart" if pair is None else verdicts[pair],
+            "-" if pair is None else f"{score.steps[pair]:g}",
+        )
     return table
 
 
-def _aligned(
-    n_student: int, n_teacher: int, matches: Sequence[Sequence[int]] | None
-) -> Iterator[tuple[int | None, int | None, int | None]]:
-    """Rows of (student's step, teacher's step, place among the scores), None for what a row lacks.
+def _rows(score: BranchScore) -> Iterator[tuple[int | None, int | None, int | None]]:
+    """Rows of (student's step, teacher's step, index of the scored pair), None for what a row lacks.
 
-    The student's steps stand in order; a teacher's step without a counterpart, as early as the others allow.
+    The student's steps are in order; a teacher's step without a counterpart is as early as the others allow.
     """
+    n_student, n_teacher = len(score.student), len(score.teacher)
+    matches = score.matches
     if matches is None:
         for i in range(max(n_student, n_teacher)):
-            paired = i < min(n_student, n_teacher)
+            paired = i < len(score.steps)
             yield i if i < n_student else None, i if i < n_teacher else None, i if paired else None
         return
-    partner = {mine: (theirs, place) for place, (mine, theirs) in enumerate(matches)}
-    left = [j for j in range(n_teacher) if j not in {theirs for _, theirs in matches}]
+    partner = {student: (teacher, pair) for pair, (student, teacher) in enumerate(matches)}
+    left = [j for j in range(n_teacher) if j not in {teacher for _, teacher in matches}]
     for i in range(n_student):
         if i in partner:
             while left and left[0] < partner[i][0]:
@@ -232,12 +231,8 @@ def _aligned(
         yield None, j, None
 
 
-_YES_NO = {True: "yes", False: "no", None: "missing"}
-
-
-def _step(steps: Sequence[Mapping[str, Any]], i: int | None) -> Text:
-    if i is None:
+def _step(step: Step | None) -> Text:
+    if step is None:
         return Text("")
-    step = steps[i]
-    computed = " = ".join(value for value in (step.get("question"), step.get("answer")) if value)
-    return Text("\n".join(value for value in (step.get("meta"), f"[{computed}]" if computed else None) if value))
+    computed = " = ".join(filter(None, (step.question, step.answer)))
+    return Text("\n".join(filter(None, (step.meta, f"[{computed}]" if computed else None))))

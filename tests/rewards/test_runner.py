@@ -465,7 +465,7 @@ PARAMETERS = {
     "soft_overlong": {"max_completion_len": 10, "soft_punish_cache": 4},
     "soft_overlong_punishment": {"max_completion_len": 10, "soft_punish_cache": 4},
     "get_cosine_scaled_reward": {"max_len": 100},
-    "structure": {"norm": "f1"},
+    "structure": {"alignment": "f1"},
     "think_format": {"answer_tags": True},
 }
 
@@ -540,13 +540,9 @@ def test_every_built_in_reward_can_be_built_by_its_name():
         ("accuracy", {"fallbak": "none"}, "Did you mean 'fallback'"),
         ("soft_overlong", {"max_completion_len": 10}, "needs the parameter 'soft_punish_cache'"),
         ("soft_overlong", {"max_completion_len": 10, "soft_punish_cache": 11}, "must lie between 0 and"),
-        ("structure", {"norm": "max"}, "norm 'max': expected one of teacher, sum, f1"),
-        (
-            "structure",
-            {"decomposer": "rule"},
-            "decomposer 'rule': expected 'rules', 'native', 'prompted' or 'generative'",
-        ),
-        ("structure", {"judge": "human"}, "judge 'human': expected 'deterministic', 'embedding' or 'model'"),
+        ("structure", {"alignment": "max"}, "unknown alignment 'max'. Known: answers, f1, ordered, sum, teacher"),
+        ("structure", {"decomposer": "rule"}, "unknown decomposer 'rule'. Did you mean 'rules'?"),
+        ("structure", {"judge": "human"}, "unknown judge 'human'. Known: deterministic, embedding, model"),
         ("structure", {"decomposer": "prompted"}, "needs an engine"),
         ("structure", {"judge": "model"}, "needs an engine"),
         ("structure", {"teacher": "hub"}, "teacher 'hub': expected 'rows' or 'decompose'"),

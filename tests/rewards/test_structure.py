@@ -10,7 +10,7 @@ from rlkd.data.rows import build_prompt
 from rlkd.data.samples import sample_rows
 from rlkd.engines.base import Completion, EngineError
 from rlkd.gsrm.lines import render_lines
-from rlkd.gsrm.training import INSTRUCTION
+from rlkd.gsrm.prompts import INSTRUCTION
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import Step, Structure, render
 
@@ -75,15 +75,15 @@ def values(results):
 # Scores
 
 
-@pytest.mark.parametrize("norm", ["teacher", "f1"])
-def test_a_student_that_writes_what_the_teacher_wrote_scores_one(norm):
-    reward = StructureReward(norm=norm)
+@pytest.mark.parametrize("rule", ["teacher", "f1"])
+def test_a_student_that_writes_what_the_teacher_wrote_scores_one(rule):
+    reward = StructureReward(alignment=rule)
     for row in ROWS:
         assert values(score(reward, row["rationales"], rationales=row["rationales"])) == [1.0], row["id"]
 
 
-def test_under_the_sum_norm_identical_traces_score_the_number_of_steps():
-    assert values(score(StructureReward(norm="sum"), [TEACHER], rationales=[TEACHER])) == [2.0]
+def test_under_the_sum_rule_identical_traces_score_the_number_of_steps():
+    assert values(score(StructureReward(alignment="sum"), [TEACHER], rationales=[TEACHER])) == [2.0]
 
 
 def test_a_worse_path_earns_less_and_none_at_all_earns_nothing():
@@ -101,14 +101,14 @@ def test_an_answer_after_the_thinking_changes_nothing():
 
 
 def test_the_student_may_take_any_of_the_teachers_ways():
-    taken = score(StructureReward(norm="f1"), [TEACHER, OTHER_WAY], rationales=[TEACHER, OTHER_WAY])
+    taken = score(StructureReward(alignment="f1"), [TEACHER, OTHER_WAY], rationales=[TEACHER, OTHER_WAY])
     assert values(taken) == [1.0, 1.0]
     assert [result.detail["branch"] for result in taken] == [0, 1]
 
 
-@pytest.mark.parametrize("norm", ["teacher", "f1"])
-def test_scores_of_any_pair_of_traces_lie_between_zero_and_one(norm):
-    reward = StructureReward(norm=norm)
+@pytest.mark.parametrize("rule", ["teacher", "f1"])
+def test_scores_of_any_pair_of_traces_lie_between_zero_and_one(rule):
+    reward = StructureReward(alignment=rule)
     traces = [row["rationales"][0] for row in ROWS]
     for row in ROWS:
         assert all(0.0 <= value <= 1.0 for value in values(score(reward, traces, rationales=row["rationales"])))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
-from rlkd.gsrm.decomposers import DecompositionError, RulesDecomposer, Trace
+from rlkd.gsrm.decomposers import DecompositionError, RulesDecomposer
 from rlkd.gsrm.judges import DeterministicJudge
+from rlkd.gsrm.traces import ReasoningTrace
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import Judgement
 from rlkd.rationales.similarity import ngrams, share_of_ngrams, structure_similarity
@@ -102,7 +103,9 @@ class Diverse:
 
 
 async def _structures(question: Question) -> list[Structure]:
-    read = await RulesDecomposer().decompose([Trace(question.question, each.text) for each in question.candidates])
+    read = await RulesDecomposer().decompose(
+        [ReasoningTrace(question.question, each.text) for each in question.candidates]
+    )
     structures = []
     for each, found in zip(question.candidates, read, strict=True):
         whole = each.structure if each.structure is not None else found

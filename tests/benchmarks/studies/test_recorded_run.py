@@ -157,9 +157,13 @@ def test_an_arm_whose_process_lives_on_is_not_started_again(study, tmp_path) -> 
 
 
 def test_the_command_line_changes_the_settings(study) -> None:
-    arguments = ["--eval_rows", "7", "--max_steps=9", "--reward_kwargs", '{"structure": {"norm": "f1"}}']
+    arguments = ["--eval_rows", "7", "--max_steps=9", "--reward_kwargs", '{"structure": {"alignment": "f1"}}']
     found = study.effective_settings(study.CONFIG, arguments)
-    assert (found["eval_rows"], found["max_steps"], found["reward_kwargs"]) == (7, 9, {"structure": {"norm": "f1"}})
+    assert (found["eval_rows"], found["max_steps"], found["reward_kwargs"]) == (
+        7,
+        9,
+        {"structure": {"alignment": "f1"}},
+    )
     assert found["seed"] == 7
 
 

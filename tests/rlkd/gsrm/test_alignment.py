@@ -1,23 +1,52 @@
 from collections import Counter
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlkd.gsrm.alignment import (
-    CASCADES,
-    NORMS,
-    StructureScore,
+    BUILT_IN,
+    F1,
+    Alignment,
+    Answers,
+    BranchScore,
+    Ordered,
+    Sum,
+    Teacher,
     Verdict,
-    answers_score,
     best_branch,
-    ordered_score,
     step_scores,
-    structure_score,
 )
+from rlkd.gsrm.alignment.contract import explain_plainly
+from rlkd.gsrm.factory import make
+from rlkd.registry import SpecError
+from rlkd.structure import Step, Structure
 
 ALL_VERDICTS = [Verdict(*fields) for fields in product((True, False), (True, False, None), (True, False, None))]
+CASCADES = [Teacher(), Sum(), F1()]
+YES, NO = Verdict(True, True, True), Verdict(False, False, False)
+
+
+def steps(n):
+    return Structure([Step(f"What is number {i}?", f"{i} + 1", str(i + 1)) for i in range(n)])
+
+
+def answers(values):
+    return Structure([Step("What?", None, None if value is None else str(value)) for value in values])
+
+
+def cascade(rule, verdicts, n_student, n_teacher, n_longest=None):
+    return rule.score(steps(n_student), steps(n_teacher), [verdicts], n_longest or n_teacher)
+
+
+def ordered(table, n_student, n_teacher):
+    verdicts = [[verdict] for row in table for verdict in row]
+    return Ordered().score(steps(n_student), steps(n_teacher), verdicts, n_teacher)
+
+
+def by_answers(student, teacher):
+    return Answers().score(answers(student), answers(teacher), [], len(teacher))
 
 
 def reference_steps(verdicts, missing_is_mismatch):
@@ -37,13 +66,13 @@ def reference_steps(verdicts, missing_is_mismatch):
     return scores
 
 
-def reference_value(verdicts, n_student, n_teacher, norm, n_longest):
+def reference_value(verdicts, n_student, n_teacher, rule, n_longest):
     if n_student == 0 or n_teacher == 0:
         return 0.0
-    if norm == "sum":
+    if rule == "sum":
         return sum(reference_steps(verdicts, False))
     total = sum(reference_steps(verdicts, True))
-    if norm == "teacher":
+    if rule == "teacher":
         return total / n_longest
     return total / n_teacher * total / n_student * 2 / (total / n_teacher + total / n_student) if total else 0.0
 
@@ -55,51 +84,42 @@ def test_every_combination_of_verdicts_scores_as_the_slow_reference_says(length)
             assert step_scores(verdicts, missing_is_mismatch=missing) == reference_steps(verdicts, missing)
 
 
-def test_every_combination_of_four_verdicts_scores_as_the_slow_reference_says_under_all_norms():
-    for verdicts in product(ALL_VERDICTS, repeat=4):
-        for norm in CASCADES:
-            score = structure_score(verdicts, 4, 6, norm)
-            assert score.steps == tuple(reference_steps(verdicts, norm != "sum"))
-            assert score.value == pytest.approx(reference_value(verdicts, 4, 6, norm, 6), rel=1e-12)
-
-
-@pytest.mark.parametrize("norm", CASCADES)
+@pytest.mark.parametrize("rule", CASCADES)
 @pytest.mark.parametrize(("n_student", "n_teacher"), list(product(range(4), repeat=2)))
-def test_the_norms_agree_with_the_reference_for_all_short_lengths(norm, n_student, n_teacher):
+def test_the_cascades_agree_with_the_reference_for_all_short_lengths(rule, n_student, n_teacher):
     for verdicts in product(ALL_VERDICTS, repeat=min(n_student, n_teacher, 2)):
         verdicts += (Verdict(True, True, None),) * (min(n_student, n_teacher) - len(verdicts))
-        for n_longest in (None, n_teacher + 2):
-            score = structure_score(verdicts, n_student, n_teacher, norm, n_longest)
-            expected = reference_value(verdicts, n_student, n_teacher, norm, n_longest or n_teacher)
+        for n_longest in (n_teacher, n_teacher + 2):
+            score = cascade(rule, verdicts, n_student, n_teacher, n_longest)
+            expected = reference_value(verdicts, n_student, n_teacher, rule.name, n_longest)
             assert score.value == pytest.approx(expected, rel=1e-12)
-            assert (score.n_student, score.n_teacher, score.norm, score.branch) == (n_student, n_teacher, norm, 0)
+            assert score.steps == tuple(reference_steps(verdicts, rule.name != "sum"))
 
 
 def test_the_example_of_the_paper_comes_out():
     verdicts = [Verdict(True, True, False), Verdict(True, False, True), Verdict(False, True, True)]
-    score = structure_score(verdicts, n_student=3, n_teacher=4, norm="sum")
-    assert score == StructureScore(1.0, (0.5, 0.5, 0.0), 3, 4, "sum", divisor=1.0, matches=None)
-    assert structure_score(verdicts, 3, 4).value == 0.25
-    assert structure_score(verdicts, 3, 4, "f1").value == pytest.approx(2 / 7)
+    score = cascade(Sum(), verdicts, 3, 4)
+    assert (score.value, score.steps, score.divisor, score.matches) == (1.0, (0.5, 0.5, 0.0), 1.0, None)
+    assert cascade(Teacher(), verdicts, 3, 4).value == 0.25
+    assert cascade(F1(), verdicts, 3, 4).value == pytest.approx(2 / 7)
 
 
-@pytest.mark.parametrize("norm", CASCADES)
-def test_judging_may_stop_at_the_first_meta_mismatch(norm):
-    judged = [Verdict(True, True, True), Verdict(False, None, None)]
-    whole = structure_score([*judged, Verdict(True, True, True)], 3, 3, norm)
-    assert structure_score(judged, 3, 3, norm) == whole
-    assert whole.steps == (1.0, 0.0, 0.0)
+@pytest.mark.parametrize("rule", CASCADES)
+def test_judging_may_stop_at_the_first_meta_mismatch(rule):
+    judged = [YES, Verdict(False, None, None)]
+    whole = cascade(rule, [*judged, YES], 3, 3)
+    assert (whole.value, whole.steps) == (cascade(rule, judged, 3, 3).value, (1.0, 0.0, 0.0))
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_a_number_of_verdicts_that_does_not_fit_is_refused_with_both_numbers(count):
     with pytest.raises(ValueError, match=rf"{count} verdicts .*n_student=3, n_teacher=5\) = 3"):
-        structure_score([Verdict(True, True, True)] * count, 3, 5)
+        cascade(Teacher(), [YES] * count, 3, 5)
 
 
 def test_too_many_verdicts_are_refused_even_after_a_mismatch():
     with pytest.raises(ValueError, match="2 verdicts"):
-        structure_score([Verdict(False, True, True)] * 2, 1, 1)
+        cascade(Teacher(), [NO] * 2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -108,71 +128,37 @@ def test_too_many_verdicts_are_refused_even_after_a_mismatch():
         (Verdict(True, None, True), 1.0, 0.5),
         (Verdict(True, None, None), 1.0, 0.25),
         (Verdict(True, False, None), 0.5, 0.25),
-        (Verdict(True, True, True), 1.0, 1.0),
+        (YES, 1.0, 1.0),
     ],
 )
 def test_a_field_that_one_side_lacks_costs_nothing_under_sum_and_half_a_step_otherwise(verdict, free, penalised):
-    assert structure_score([verdict], 1, 1, "sum").value == free
-    assert structure_score([verdict], 1, 1, "teacher").value == penalised
-    assert structure_score([verdict], 1, 1, "f1").value == penalised
+    assert [cascade(rule, [verdict], 1, 1).value for rule in (Sum(), Teacher(), F1())] == [free, penalised, penalised]
 
 
-@pytest.mark.parametrize("norm", ["sum", "teacher"])
-def test_a_truncated_structure_never_earns_more_than_the_whole_one(norm):
+@pytest.mark.parametrize("rule", [Sum(), Teacher()])
+def test_a_truncated_structure_never_earns_more_than_the_whole_one(rule):
     for verdicts in product(ALL_VERDICTS, repeat=3):
-        values = [structure_score(verdicts[:n], n, 3, norm).value for n in range(4)]
+        values = [cascade(rule, verdicts[:n], n, 3).value for n in range(4)]
         assert values == sorted(values)
 
 
 def test_surplus_student_steps_cost_something_under_f1_only():
-    perfect = [Verdict(True, True, True)] * 2
-    assert {norm: structure_score(perfect, 2, 2, norm).value for norm in CASCADES} == {"teacher": 1, "sum": 2, "f1": 1}
-    assert {norm: structure_score(perfect, 6, 2, norm).value for norm in CASCADES} == {
-        "teacher": 1.0,
-        "sum": 2.0,
-        "f1": 0.5,
-    }
+    assert [cascade(rule, [YES] * 2, 2, 2).value for rule in CASCADES] == [1, 2, 1]
+    assert [cascade(rule, [YES] * 2, 6, 2).value for rule in CASCADES] == [1.0, 2.0, 0.5]
 
 
 def test_dividing_by_the_longest_branch_does_not_favour_the_shortest():
-    short = structure_score([Verdict(True, True, True)], 1, 1, "teacher", n_longest=4)
-    long = structure_score([Verdict(True, True, True)] * 4, 4, 4, "teacher", n_longest=4)
-    assert (short.value, long.value) == (0.25, 1.0)
-
-
-def test_a_longest_branch_shorter_than_this_one_is_refused():
-    with pytest.raises(ValueError, match="n_longest=1 is less than n_teacher=2"):
-        structure_score([Verdict(True, True, True)], 1, 2, "teacher", n_longest=1)
-
-
-def test_negative_lengths_are_refused():
-    with pytest.raises(ValueError, match="n_student=-1"):
-        structure_score([], -1, 2)
-
-
-@pytest.mark.parametrize("norm", ["mean", "ordered", "answers"])
-def test_a_norm_that_is_no_cascade_is_refused_and_the_three_are_listed(norm):
-    with pytest.raises(ValueError, match=f"'{norm}' is no cascade; choose one of teacher, sum, f1"):
-        structure_score([], 0, 0, norm)
+    assert cascade(Teacher(), [YES], 1, 1, n_longest=4).value == 0.25
+    assert cascade(Teacher(), [YES] * 4, 4, 4, n_longest=4).value == 1.0
 
 
 def test_the_best_branch_is_the_maximum_and_the_first_wins_a_tie():
-    scores = [StructureScore(value, (), 2, 2, "teacher") for value in (0.25, 0.5, 0.5, 0.0)]
-    best = best_branch(scores)
-    assert (best.value, best.branch) == (0.5, 1)
-    assert [score.branch for score in scores] == [0, 0, 0, 0]
-
-
-def test_no_branches_and_mixed_norms_are_refused():
-    with pytest.raises(ValueError, match="no scores"):
-        best_branch([])
-    with pytest.raises(ValueError, match="different norms cannot be compared: f1, sum"):
-        best_branch([StructureScore(1.0, (1.0,), 1, 1, norm) for norm in ("sum", "f1")])
+    scores = [BranchScore(steps(2), steps(2), "teacher", (value,), 1.0) for value in (0.25, 0.5, 0.5, 0.0)]
+    assert best_branch(scores) is scores[1]
 
 
 def test_a_score_shows_its_steps_to_a_reader():
-    verdicts = [Verdict(True, True, False), Verdict(False, True, True)]
-    shown = str(structure_score(verdicts, 2, 4))
+    shown = str(cascade(Teacher(), [Verdict(True, True, False), Verdict(False, True, True)], 2, 4))
     assert shown == "0.125 (teacher, branch 0, 2 student steps, 4 teacher steps; per step: 0.5 0)"
 
 
@@ -188,8 +174,8 @@ def slow_ordered(table, n_student, n_teacher):
     """The largest sum, by trying every choice of steps on both sides."""
     best = 0.0
     for size in range(min(n_student, n_teacher) + 1):
-        for mine, theirs in product(combinations(range(n_student), size), combinations(range(n_teacher), size)):
-            chosen = [table[i][j] for i, j in zip(mine, theirs, strict=True)]
+        for rows, columns in product(combinations(range(n_student), size), combinations(range(n_teacher), size)):
+            chosen = [table[i][j] for i, j in zip(rows, columns, strict=True)]
             best = max(best, sum(reference_steps([v], True)[0] for v in chosen))
     return best
 
@@ -197,34 +183,24 @@ def slow_ordered(table, n_student, n_teacher):
 @given(st.data(), st.integers(0, 4), st.integers(0, 4))
 def test_the_ordered_score_is_the_best_of_all_choices_of_steps_in_order(data, n_student, n_teacher):
     table = data.draw(tables(n_student, n_teacher))
-    score = ordered_score(table, n_student, n_teacher)
+    score = ordered(table, n_student, n_teacher)
     assert sum(score.steps) == slow_ordered(table, n_student, n_teacher)
-    for (i, j), (k, m) in zip(score.matches, score.matches[1:], strict=False):
-        assert i < k
-        assert j < m
+    assert all(i < k and j < m for (i, j), (k, m) in pairwise(score.matches))
     assert score.steps == tuple(reference_steps([table[i][j]], True)[0] for i, j in score.matches)
+    assert score.verdicts == tuple(table[i][j] for i, j in score.matches)
     assert all(score.steps)
 
 
 def test_a_surplus_first_step_loses_the_cascade_but_only_its_share_when_ordered():
-    yes, no = Verdict(True, True, True), Verdict(False, False, False)
-    table = [[no, no], [yes, no], [no, yes]]
-    assert structure_score([table[0][0], table[1][1]], 3, 2, "f1").value == 0.0
-    score = ordered_score(table, 3, 2)
+    table = [[NO, NO], [YES, NO], [NO, YES]]
+    assert cascade(F1(), [table[0][0], table[1][1]], 3, 2).value == 0.0
+    score = ordered(table, 3, 2)
     assert (score.value, score.matches) == (pytest.approx(4 / 5), ((1, 0), (2, 1)))
 
 
 def test_steps_in_the_wrong_order_do_not_all_count_when_ordered_and_do_as_answers():
-    yes, no = Verdict(True, True, True), Verdict(False, False, False)
-    assert ordered_score([[no, yes], [yes, no]], 2, 2).value == 0.5
-    assert answers_score(["b", "a"], ["a", "b"]).value == 1.0
-
-
-@pytest.mark.parametrize(("n_student", "n_teacher"), [(1, 2), (2, 1), (3, 2)])
-def test_a_table_of_verdicts_that_does_not_fit_is_refused(n_student, n_teacher):
-    table = [[Verdict(True, True, True)] * 2] * 2
-    with pytest.raises(ValueError, match=f"expected n_student={n_student} rows of n_teacher={n_teacher}"):
-        ordered_score(table, n_student, n_teacher)
+    assert ordered([[NO, YES], [YES, NO]], 2, 2).value == 0.5
+    assert by_answers([2, 1], [1, 2]).value == 1.0
 
 
 ANSWERS = st.lists(st.sampled_from([None, 1, 2, 3]), max_size=6)
@@ -232,35 +208,77 @@ ANSWERS = st.lists(st.sampled_from([None, 1, 2, 3]), max_size=6)
 
 @given(ANSWERS, ANSWERS)
 def test_the_answers_score_is_the_f1_of_two_multisets(student, teacher):
-    mine, theirs = (Counter(answer for answer in side if answer is not None) for side in (student, teacher))
-    total = mine.total() + theirs.total()
-    score = answers_score(student, teacher)
-    assert score.value == pytest.approx(2 * (mine & theirs).total() / total if total else 0.0)
+    own, gold = (Counter(answer for answer in side if answer is not None) for side in (student, teacher))
+    total = own.total() + gold.total()
+    score = by_answers(student, teacher)
+    assert score.value == pytest.approx(2 * (own & gold).total() / total if total else 0.0)
     assert all(student[i] == teacher[j] is not None for i, j in score.matches)
-    assert all(len(set(places)) == len(score.matches) for places in zip(*score.matches, strict=True))
+    assert all(len(set(indices)) == len(score.matches) for indices in zip(*score.matches, strict=True))
     assert [i for i, _ in score.matches] == sorted(i for i, _ in score.matches)
 
 
 @given(ANSWERS, ANSWERS, st.randoms(use_true_random=False))
-def test_the_order_of_the_steps_is_nothing_to_the_answers_score(student, teacher, random):
-    mixed = random.sample(student, len(student))
-    assert answers_score(mixed, teacher).value == answers_score(student, teacher).value
+def test_the_answers_score_does_not_depend_on_the_order_of_the_steps(student, teacher, random):
+    shuffled = random.sample(student, len(student))
+    assert by_answers(shuffled, teacher).value == by_answers(student, teacher).value
 
 
-def test_a_number_said_over_and_over_counts_as_often_as_the_teacher_says_it():
-    assert answers_score([5] * 4, [5, 7]).value == pytest.approx(2 / 6)
+def test_a_repeated_answer_counts_as_often_as_the_teacher_has_it():
+    assert by_answers([5] * 4, [5, 7]).value == pytest.approx(2 / 6)
 
 
-@given(st.data(), st.sampled_from(NORMS), st.integers(0, 4), st.integers(0, 4))
-def test_under_every_norm_the_value_is_the_sum_of_the_steps_over_the_divisor(data, norm, n_student, n_teacher):
+# Rules as objects
+
+
+@given(st.data(), st.sampled_from(list(BUILT_IN)), st.integers(0, 4), st.integers(0, 4))
+def test_under_every_rule_the_value_is_the_sum_of_the_steps_over_the_divisor(data, name, n_student, n_teacher):
+    rule = make("alignment", name)
+    student, teacher = steps(n_student), steps(n_teacher)
     table = data.draw(tables(n_student, n_teacher))
-    if norm == "ordered":
-        score = ordered_score(table, n_student, n_teacher)
-    elif norm == "answers":
-        score = answers_score(range(n_student), range(n_teacher))
-    else:
-        score = structure_score([table[i][i] for i in range(min(n_student, n_teacher))], n_student, n_teacher, norm)
+    pairs = rule.pairs(student, teacher)
+    diagonal = [table[i][i] for i in range(min(n_student, n_teacher))]
+    flat = [[verdict] for row in table for verdict in row]
+    score = rule.score(student, teacher, flat if rule.every_pair else [diagonal] * len(pairs), n_teacher)
     assert score.divisor >= 1
     assert score.value == sum(score.steps) / score.divisor
     assert len(score.steps) == (min(n_student, n_teacher) if score.matches is None else len(score.matches))
-    assert (score.matches is None) == (norm in CASCADES)
+    assert (score.matches is None) == (name in ("teacher", "sum", "f1"))
+    assert BranchScore.from_dict(score.to_dict()) == score
+    why = rule.explain(score)
+    assert len(why.verdicts) == len(why.steps) == len(score.steps)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_rule_has_the_name_that_the_config_uses_and_equals_itself(name):
+    rule = make("alignment", name)
+    assert (rule.name, rule) == (name, make("alignment", name))
+    with pytest.raises(AttributeError):
+        rule.name = "other"
+
+
+def test_a_rule_needs_pairs_and_score_only():
+    class First(Alignment):
+        def pairs(self, student, branch):
+            return [(student, branch)]
+
+        def score(self, student, branch, verdicts, n_longest):
+            return BranchScore(student, branch, self.name, (1.0, 0.0), 2.0, verdicts=(YES,))
+
+    rule = First()
+    assert rule.name == "First"
+    assert rule.comparable(steps(1))
+    assert not rule.comparable(Structure())
+    why = rule.explain(rule.score(steps(2), steps(2), [[YES]], 2))
+    assert why == explain_plainly(rule.score(steps(2), steps(2), [[YES]], 2))
+    assert why.steps == ("yes / yes / yes -> 1", "not compared -> 0")
+
+
+def test_an_unknown_rule_is_refused_with_the_known_ones():
+    with pytest.raises(SpecError, match="'mean'.*Known: answers, f1, ordered, sum, teacher"):
+        make("alignment", "mean")
+
+
+def test_an_object_that_is_no_rule_is_refused_with_what_it_lacks(tmp_path):
+    (tmp_path / "rule.py").write_text("class Rule:\n    name = 'rule'\n")
+    with pytest.raises(SpecError, match=r"lacks every_pair, pairs, score, comparable, explain"):
+        make("alignment", f"{tmp_path / 'rule.py'}:Rule")

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 
@@ -39,13 +38,6 @@ def test_the_command_is_one_of_rlkds():
     assert cli._commands()["gsrm"][1] == "see rlkd gsrm --help"
 
 
-def test_judges_hands_its_arguments_on_untouched(monkeypatch):
-    module = ModuleType("rlkd.gsrm.judge_eval")
-    module.judges_main = lambda arguments: len(arguments)
-    monkeypatch.setitem(sys.modules, "rlkd.gsrm.judge_eval", module)
-    assert main(["judges", "--help", "--json", "x"]) == 3
-
-
 # explain
 
 
@@ -57,21 +49,21 @@ def test_without_arguments_an_example_shows_steps_verdicts_branches_and_the_arit
     assert "yes / yes / no" in text
     assert "step 2: g = 1, answer differs: 1 x 1/2 = 0.5" in text
     assert "sum R: 1 + 0.5 + 0 = 1.5" in text
-    assert "norm teacher: 1.5 / 3 = 0.5 (steps of the longest branch)" in text
+    assert "alignment teacher: 1.5 / 3 = 0.5 (steps of the longest branch)" in text
     assert "The chain breaks at step 3: the student turns to 'For the sold ones" in text
 
 
 @pytest.mark.parametrize(
-    ("norm", "said"),
+    ("rule", "line"),
     [
-        ("sum", "norm sum: 1.5 / 1 = 1.5 (the paper's sum is not divided)"),
-        ("f1", "norm f1: 1.5 / 3.5 = 0.4286 (mean of 4 student and 3 teacher steps)"),
-        ("ordered", "norm ordered: 2.5 / 3.5 = 0.7143"),
-        ("answers", "norm answers: 2 / 3.5 = 0.5714 (mean number of answers of 4 and 3)"),
+        ("sum", "alignment sum: 1.5 / 1 = 1.5 (the paper's sum is not divided)"),
+        ("f1", "alignment f1: 1.5 / 3.5 = 0.4286 (mean of 4 student and 3 teacher steps)"),
+        ("ordered", "alignment ordered: 2.5 / 3.5 = 0.7143"),
+        ("answers", "alignment answers: 2 / 3.5 = 0.5714 (mean number of answers of 4 and 3)"),
     ],
 )
-def test_every_norm_shows_its_own_division(capsys, norm, said):
-    assert said in shown(capsys, "explain", "--norm", norm)
+def test_every_rule_shows_its_own_division(capsys, rule, line):
+    assert line in shown(capsys, "explain", "--alignment", rule)
 
 
 def test_files_of_student_and_teachers_are_compared(capsys, tmp_path):
@@ -83,7 +75,7 @@ def test_files_of_student_and_teachers_are_compared(capsys, tmp_path):
     )
     assert "How many [bold]pens[/bold]?" in text
     assert "teacher branch 1" in text
-    assert "norm teacher: 1 / 1 = 1" in text
+    assert "alignment teacher: 1 / 1 = 1" in text
 
 
 def test_a_row_of_a_data_file_is_the_teacher(capsys, tmp_path):
@@ -127,8 +119,10 @@ def a_rollout(step, value, detail=True):
         "teacher": [{"meta": "How many?", "question": "2 + 3", "answer": "5"}],
         "verdicts": [{"meta": True, "question": True, "answer": False}],
         "steps": [0.5],
-        "norm": "teacher",
+        "alignment": "teacher",
         "branch": 0,
+        "divisor": 1.0,
+        "matches": None,
     }
     structure = {"status": "score", "value": value, "detail": found} if detail else {"status": "not_applicable"}
     return {
@@ -185,10 +179,10 @@ def test_an_evaluation_prints_tables_and_writes_every_figure(capsys, tmp_path):
     figures = tmp_path / "new" / "figures.json"
     text = shown(
         capsys, "evaluate", "--rows", 6, "--rationales", rationales, "--first", 1, "--limit", 4, "--draws", 50,
-        "--norm", "teacher", "answers", "--json", figures,
+        "--alignment", "teacher", "answers", "--json", figures,
     )  # fmt: skip
     assert "solutions joined into one paragraph" in text
-    assert "norm answers: swapped traces fall to the shuffled level" in text
+    assert "alignment answers: swapped traces fall to the shuffled level" in text
     assert "structure, answers, shuffled teacher" in text
     found = json.loads(figures.read_text())
     assert (found["setup"]["rows"], found["setup"]["rated_questions"]) == (6, 4)
@@ -200,13 +194,13 @@ def test_an_evaluation_prints_tables_and_writes_every_figure(capsys, tmp_path):
 def test_figures_can_be_had_of_rows_of_ones_own(capsys, tmp_path):
     rows = [{k: row[k] for k in ("question", "rationales", "structures")} for row in sample_rows("test")[:3]]
     data = write(tmp_path, "rows.jsonl", "\n".join(map(json.dumps, rows)))
-    assert "rows 3" in shown(capsys, "evaluate", "--data", data, "--draws", 20, "--norm", "answers")
+    assert "rows 3" in shown(capsys, "evaluate", "--data", data, "--draws", 20, "--alignment", "answers")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rows", "0"], "nothing to measure"),
+        (["--rows", "0"], "nothing to evaluate"),
         (["--rows", "1"], "rows: one problem is not enough"),
         (["--rationales", "nowhere.jsonl"], "there is no file"),
         (["--decomposer", "generative"], "decomposer 'generative' needs an engine"),

@@ -12,12 +12,12 @@ from rlkd.gsrm import (
     GenerativeDecomposer,
     NativeDecomposer,
     PromptedDecomposer,
+    ReasoningTrace,
     RulesDecomposer,
-    Trace,
     UnreadableReply,
     reasoning_part,
 )
-from rlkd.gsrm.training import request
+from rlkd.gsrm.augmentation import request
 from rlkd.structure import JSON_SCHEMA, Step, Structure, parse, render
 
 NATALIA = Structure(
@@ -30,7 +30,7 @@ ROWS = sample_rows("gsrm")
 
 
 def decompose(decomposer, *texts, question="?"):
-    return asyncio.run(decomposer.decompose([Trace(question, text) for text in texts]))
+    return asyncio.run(decomposer.decompose([ReasoningTrace(question, text) for text in texts]))
 
 
 # The reasoning of a completion
@@ -276,7 +276,7 @@ def test_a_structure_cut_off_by_the_limit_counts_for_a_student_and_is_an_error_f
             return [Completion(render(one) + "\n<step>\n<meta>And th", "length", 9) for _ in prompts]
 
     one = Structure((Step("How many?", "1 + 1", "2"),))
-    traces = [Trace("?", "1 + 1 = 2", teacher) for teacher in (False, True)]
+    traces = [ReasoningTrace("?", "1 + 1 = 2", teacher) for teacher in (False, True)]
     student, teacher = asyncio.run(PromptedDecomposer(CutOff()).decompose(traces))
     assert student == one
     assert isinstance(teacher, DecompositionError)

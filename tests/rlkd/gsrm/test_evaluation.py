@@ -6,23 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlkd.answers import numbers
 from rlkd.data.rows import RowError
 from rlkd.data.samples import sample_rows
 from rlkd.errors import UsageError
 from rlkd.gsrm import DecompositionError, DeterministicJudge, JudgeError, RulesDecomposer
-from rlkd.gsrm.evaluation import (
-    LAYOUTS,
-    LENGTH,
-    Candidate,
-    RatedQuestion,
-    agreement,
-    auroc_table,
-    derangement,
-    evaluate_gsrm,
-    load_rationales,
-    numbers,
-    solution_lines,
-)
+from rlkd.gsrm.alignment import Answers, Teacher
+from rlkd.gsrm.datasets import RatedQuestion, RatedSolution, load_rationales
+from rlkd.gsrm.evaluation import LENGTH, auroc_table, derangement, evaluate_gsrm
+from rlkd.gsrm.measures import LAYOUTS, agreement, solution_lines
 from rlkd.statistics import resample
 from rlkd.structure import Step, Structure
 
@@ -130,7 +122,7 @@ def evaluated(answer, **options):
 
 def test_a_decomposer_that_solves_the_problem_itself_agrees_with_gold_and_is_caught_by_swapped_traces():
     # It never reads the trace: perfect agreement, perfect stability.
-    found = evaluated(lambda trace: GOLD[trace.question], norms=["teacher", "answers"])
+    found = evaluated(lambda trace: GOLD[trace.question], alignments=[Teacher(), Answers()])
     assert found.joined["parse rate"].value == 1.0
     assert found.joined["step count: equal"].value == 1.0
     assert all(figure.value == 1.0 for name, figure in found.joined.items() if "F1" in name)
@@ -144,14 +136,14 @@ def test_a_decomposer_that_solves_the_problem_itself_agrees_with_gold_and_is_cau
 
 
 def test_a_decomposer_that_reads_the_trace_falls_to_the_shuffled_level_when_traces_are_swapped():
-    found = evaluated(rules_of_the_trace, norms=["teacher", "answers"])
+    found = evaluated(rules_of_the_trace, alignments=[Teacher(), Answers()])
     assert found.at_shuffled_level == {"teacher": True, "answers": True}
     assert found.faithfulness["structure score, answers: difference"].value == 0.0
     assert found.faithfulness["swapped trace, numbers in the output: from the trace given"].value == 1.0
 
 
 def test_what_cannot_be_decomposed_agrees_in_nothing_and_is_counted_by_cause():
-    found = evaluated(lambda trace: DecompositionError("no step"), norms=["teacher"])
+    found = evaluated(lambda trace: DecompositionError("no step"), alignments=[Teacher()])
     assert found.joined["parse rate"].value == 0.0
     assert found.joined["answer agreement (F1), order-free"].value == 0.0
     assert math.isnan(found.joined["structure score against gold, teacher"].value)
@@ -165,7 +157,7 @@ def test_a_judge_that_fails_leaves_its_figures_out_and_is_counted():
         async def judge(self, pairs):
             return [JudgeError("no verdict") for _ in pairs]
 
-    found = evaluate_gsrm(Scripted(rules_of_the_trace), Broken(), rows=ROWS, norms=["teacher"], draws=50)
+    found = evaluate_gsrm(Scripted(rules_of_the_trace), Broken(), rows=ROWS, alignments=[Teacher()], draws=50)
     assert math.isnan(found.joined["structure score against gold, teacher"].value)
     assert found.joined["answer agreement (F1), order-free"].value > 0.5
     assert list(found.failures) == ["judge: no verdict"]
@@ -184,7 +176,7 @@ def test_a_killed_evaluation_goes_on_from_its_store(tmp_path):
         return rules_of_the_trace(trace)
 
     # 12 rows in four layouts and one swap; the calls for three layouts are complete when it dies.
-    options = {"rows": ROWS, "store": tmp_path / "kept.sqlite", "draws": 50, "norms": ["answers"]}
+    options = {"rows": ROWS, "store": tmp_path / "kept.sqlite", "draws": 50, "alignments": [Answers()]}
     with pytest.raises(Killed):
         evaluate_gsrm(Scripted(dies_late), DeterministicJudge(), **options)
     again = Scripted(rules_of_the_trace)
@@ -201,14 +193,16 @@ def rated_rows(n=20):
         right = f"First we get {i} + 1 = {i + 1} apples. Then {i + 1} * 2 = {2 * i + 2} apples are there."
         wrong = f"First we get {i} + 1 = {i + 3} apples. Then {i + 3} * 2 = {2 * i + 6} apples are there."
         rated.append(
-            RatedQuestion(f"How many, with {i}?", right, (Candidate("a", right, True), Candidate("b", wrong, False)))
+            RatedQuestion(
+                f"How many, with {i}?", right, (RatedSolution("a", right, True), RatedSolution("b", wrong, False))
+            )
         )
     return rated
 
 
 def test_the_table_has_every_score_its_controls_and_their_differences_to_length():
     found = evaluate_gsrm(
-        RulesDecomposer(), DeterministicJudge(), rated=rated_rows(), norms=["teacher", "answers"], draws=100
+        RulesDecomposer(), DeterministicJudge(), rated=rated_rows(), alignments=[Teacher(), Answers()], draws=100
     )
     rows = {row.name: row for row in found.auroc}
     assert rows["structure, answers"].pooled.value == rows["structure, teacher"].within.value == 1.0
@@ -226,7 +220,7 @@ def test_the_table_has_every_score_its_controls_and_their_differences_to_length(
 
 
 def test_another_decomposer_is_shown_beside_the_rules():
-    found = evaluated(rules_of_the_trace, rows=(), rated=rated_rows(6), norms=["answers"])
+    found = evaluated(rules_of_the_trace, rows=(), rated=rated_rows(6), alignments=[Answers()])
     rows = {row.name: row for row in found.auroc}
     assert rows["rules + deterministic, answers"].pooled == rows["structure, answers"].pooled
     assert set(found.over_rules) == {"answers, all together", "answers, within questions"}
@@ -237,11 +231,11 @@ def test_another_decomposer_is_shown_beside_the_rules():
 def test_the_last_step_alone_shows_nothing_once_it_is_removed():
     rated = [
         RatedQuestion(
-            q.question, q.teacher, (q.candidates[0], Candidate("b", q.teacher.rpartition("= ")[0] + "= 1.", False))
+            q.question, q.teacher, (q.solutions[0], RatedSolution("b", q.teacher.rpartition("= ")[0] + "= 1.", False))
         )
         for q in rated_rows(8)
     ]
-    found = evaluate_gsrm(RulesDecomposer(), DeterministicJudge(), rated=rated, norms=["answers"], draws=100)
+    found = evaluate_gsrm(RulesDecomposer(), DeterministicJudge(), rated=rated, alignments=[Answers()], draws=100)
     rows = {row.name: row for row in found.auroc}
     assert rows["structure, answers"].within.value == 1.0
     assert rows["structure, answers, last step of both sides removed"].within.value == 0.5
@@ -277,14 +271,14 @@ def rationale(source, correct=True, text="1 + 1 = 2"):
     return {"source": source, "text": text, "correct": correct, "final": "2"}
 
 
-def test_the_teacher_and_what_is_excluded_are_no_candidates(tmp_path):
+def test_the_teacher_and_what_is_excluded_are_no_solutions(tmp_path):
     rationales = [rationale("human", text="by hand"), rationale("socratic"), rationale("m", False), rationale("n")]
     path = written(tmp_path, {"question": "Why?", "rationales": rationales, "gold": "2"})
     [rated] = load_rationales(path, limit=None)
     assert (rated.question, rated.teacher) == ("Why?", "by hand")
-    assert [(c.source, c.correct) for c in rated.candidates] == [("m", False), ("n", True)]
+    assert [(c.source, c.correct) for c in rated.solutions] == [("m", False), ("n", True)]
     [rated] = load_rationales(path, teacher="m", exclude=(), limit=None)
-    assert [c.source for c in rated.candidates] == ["human", "socratic", "n"]
+    assert [c.source for c in rated.solutions] == ["human", "socratic", "n"]
 
 
 def test_rows_are_chosen_by_their_place(tmp_path):
@@ -326,6 +320,6 @@ def test_a_missing_file_is_refused_with_its_path(tmp_path):
 
 
 def test_steps_without_answers_do_not_break_the_comparison_of_answers():
-    found = evaluated(lambda trace: Structure([Step("Let x be the price.")]), norms=["answers"])
+    found = evaluated(lambda trace: Structure([Step("Let x be the price.")]), alignments=[Answers()])
     assert found.joined["answer agreement (F1), in order"].value == 0.0
     assert found.stability["numbered against lines: same list of answers"].value == 1.0

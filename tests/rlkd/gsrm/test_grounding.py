@@ -2,8 +2,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkd.data.samples import sample_rows
+from rlkd.gsrm.augmentation import canonical_calculation
 from rlkd.gsrm.grounding import LONGEST, grounded
-from rlkd.gsrm.training import canonical_calculation
 from rlkd.steps import calculations, strip_calculator_marks
 from rlkd.structure import Step, Structure
 

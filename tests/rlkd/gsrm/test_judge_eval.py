@@ -8,7 +8,8 @@ import pytest
 from rlkd.data.samples import sample_rows
 from rlkd.errors import UsageError
 from rlkd.gsrm import DeterministicJudge, JudgeError, ModelJudge, Verdict
-from rlkd.gsrm.judge_eval import LabelledPair, fit_threshold, judges_main, load_pairs, measure, meta_only
+from rlkd.gsrm.cli import main
+from rlkd.gsrm.judge_eval import LabelledPair, evaluate_judge, fit_threshold, load_pairs, meta_only
 from rlkd.structure import FIELDS, Step
 
 PAIRS = load_pairs(split="all")
@@ -44,8 +45,8 @@ def labelled(meta, *label, kind="pair"):
     )
 
 
-def measured(judge, pairs):
-    return asyncio.run(measure(judge, pairs))
+def errors_of(judge, pairs):
+    return asyncio.run(evaluate_judge(judge, pairs))
 
 
 # The labelled pairs
@@ -83,7 +84,7 @@ def test_every_kind_has_one_label_for_meta(records):
 
 
 def test_a_judge_that_always_says_yes_has_all_the_false_yes_and_no_false_no():
-    found = measured(Scripted(lambda *_: True), PAIRS)
+    found = errors_of(Scripted(lambda *_: True), PAIRS)
     for errors in found.fields.values():
         assert (errors.false_yes.value, errors.false_no.value) == (1.0, 0.0)
     assert found.pairs == found.fields["meta"].accuracy.n == len(PAIRS)
@@ -95,7 +96,7 @@ def test_errors_are_counted_by_field_and_kind():
         labelled("b", True, False, False, kind="one"),
         labelled("c", False, False, False, kind="two"),
     ]
-    found = measured(Scripted(lambda field, mine, theirs: field == "question"), pairs)
+    found = errors_of(Scripted(lambda field, mine, theirs: field == "question"), pairs)
     meta, question = found.fields["meta"], found.fields["question"]
     assert (meta.accuracy.value, meta.false_yes.value, meta.false_no.value) == (1 / 3, 0, 1)
     assert (question.accuracy.value, question.false_yes.value, question.false_no.value) == (1 / 3, 1, 0)
@@ -111,19 +112,19 @@ def test_a_wrong_verdict_on_meta_hides_none_on_question_and_answer():
         alive = mine.meta == theirs.meta
         return alive if field == "meta" else (True if alive else None)
 
-    found = measured(Scripted(say), [labelled("another", True, True, True)])
+    found = errors_of(Scripted(say), [labelled("another", True, True, True)])
     assert found.fields["meta"].false_no.value == 1
     assert found.fields["question"].false_no.value == found.fields["answer"].false_no.value == 0
 
 
 def test_pairs_without_a_verdict_are_counted_apart():
-    found = measured(Scripted(lambda *_: True), [labelled("fail", True, True, True), labelled("a", True, True, True)])
+    found = errors_of(Scripted(lambda *_: True), [labelled("fail", True, True, True), labelled("a", True, True, True)])
     assert (found.pairs, found.failed, found.fields["meta"].accuracy.n) == (2, 1, 1)
 
 
 def test_a_judge_is_called_once():
     judge = Scripted(lambda *_: True)
-    measured(judge, PAIRS)
+    errors_of(judge, PAIRS)
     assert judge.calls == 1
 
 
@@ -132,19 +133,19 @@ def test_a_threshold_is_fitted_where_both_error_rates_are_least(scripted):
     engine = scripted(prefer=lambda text: (0.0, -2.0 if "right" in text else -1.0))
     judge = ModelJudge(engine)
     pairs = [labelled("right", True, True, True), labelled("wrong", False, True, True)]
-    assert 1 <= asyncio.run(fit_threshold("model", judge, pairs)) < 2
-    assert measured(judge, pairs).fields["meta"].accuracy.value == 1
+    assert 1 <= asyncio.run(fit_threshold(judge, pairs)) < 2
+    assert errors_of(judge, pairs).fields["meta"].accuracy.value == 1
 
 
 def test_the_default_judge_errs_rarely_on_the_half_that_it_was_not_fitted_on():
-    found = measured(DeterministicJudge(), load_pairs(split="check"))
+    found = errors_of(DeterministicJudge(), load_pairs(split="check"))
     assert found.fields["meta"].accuracy.value > 0.95
     assert found.fields["question"].accuracy.value > 0.98
     assert found.fields["answer"].accuracy.value > 0.98
 
 
-def test_without_arithmetic_only_meta_is_measured():
-    found = measured(DeterministicJudge(), meta_only(PAIRS))
+def test_without_arithmetic_only_meta_is_errors_of():
+    found = errors_of(DeterministicJudge(), meta_only(PAIRS))
     assert found.fields["meta"].accuracy.n == len(PAIRS)
     assert found.fields["question"].accuracy is None
 
@@ -183,14 +184,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_command_prints_a_table(capsys):
-    assert judges_main(["--threshold", "0.8"]) == 0
+    assert main(["judges", "--threshold", "0.8"]) == 0
     shown = capsys.readouterr().out
     assert "deterministic, threshold 0.8" in shown
     assert "same calculation" in shown
 
 
 def test_the_command_prints_json_with_intervals(capsys):
-    assert judges_main(["--json", "--fit", "--sample", "60"]) == 0
+    assert main(["judges", "--json", "--fit", "--sample", "60"]) == 0
     found = json.loads(capsys.readouterr().out)["deterministic"]
     assert found["pairs"] == 60
     meta = found["fields"]["meta"]["accuracy"]
@@ -199,18 +200,29 @@ def test_the_command_prints_json_with_intervals(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        ["--judge", "model"],
-        ["--judge", "nobody"],
-        ["--judge", "deterministic", "embedding", "--threshold", "0.5"],
-        ["--threshold", "7"],
-        ["--fit", "--threshold", "0.5"],
-        ["--judge", "model", "--engine", "http://localhost:1/v1"],
+        (["--judge", "model"], "judge 'model' needs an engine"),
+        (["--judge", "nobody"], "unknown judge 'nobody'"),
+        (["--judge", "deterministic", "embedding", "--threshold", "0.5"], "belongs to one judge"),
+        (["--threshold", "7"], "threshold 7.0: expected a number above 0"),
+        (["--judge", "model", "--engine", "http://localhost:1/v1"], "name the model"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        judges_main(arguments)
-    assert stopped.value.code == 2
-    assert "judges: error:" in capsys.readouterr().err
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        main(["judges", *arguments])
+
+
+def test_a_judge_from_a_file_is_evaluated(capsys, tmp_path):
+    (tmp_path / "judge.py").write_text(
+        "from rlkd.gsrm import Verdict\n\n\n"
+        "class Strict:\n"
+        "    async def judge(self, pairs):\n"
+        "        return [[Verdict(a.meta == b.meta, a.question == b.question, a.answer == b.answer)"
+        " for a, b in zip(own, other)] for own, other in pairs]\n"
+    )
+    assert main(["judges", "--judge", f"{tmp_path / 'judge.py'}:Strict", "--sample", "30", "--json"]) == 0
+    [errors] = json.loads(capsys.readouterr().out).values()
+    assert errors["fields"]["meta"]["false_yes"]["value"] == 0
+    assert errors["threshold"] is None

@@ -211,9 +211,9 @@ def test_each_field_has_a_question_of_its_own(scripted):
 
 
 @pytest.mark.parametrize(("lead", "same"), [(0.0, False), (0.5, False), (1.0, False), (1.5, True)])
-def test_yes_must_lead_by_more_than_the_margin(scripted, lead, same):
+def test_yes_must_lead_by_more_than_the_threshold(scripted, lead, same):
     engine = scripted(prefer=lambda text: (-1.0, -1.0 - lead))
-    [[verdict]] = judge(ModelJudge(engine, margin=1.0), ([MINE], [THEIRS]))
+    [[verdict]] = judge(ModelJudge(engine, threshold=1.0), ([MINE], [THEIRS]))
     assert verdict.meta is same
 
 
@@ -351,11 +351,11 @@ def test_a_store_spares_the_questions_of_later_runs(scripted, tmp_path):
     assert silent.chosen == []
 
 
-def test_another_margin_decides_anew_without_asking(scripted, tmp_path):
+def test_another_threshold_needs_no_new_request(scripted, tmp_path):
     path = tmp_path / "verdicts.sqlite"
     engine = scripted(prefer=lambda text: (-1.0, -2.0))
-    assert judge(ModelJudge(engine, margin=0.5, store=path), ([MINE], [THEIRS])) == [[ALL_AGREE]]
-    [[verdict]] = judge(ModelJudge(engine, margin=1.5, store=path), ([MINE], [THEIRS]))
+    assert judge(ModelJudge(engine, threshold=0.5, store=path), ([MINE], [THEIRS])) == [[ALL_AGREE]]
+    [[verdict]] = judge(ModelJudge(engine, threshold=1.5, store=path), ([MINE], [THEIRS]))
     assert verdict.meta is False
     assert len(engine.chosen) == 1
 
@@ -381,9 +381,13 @@ def test_failures_are_not_kept_on_disk(scripted, tmp_path):
 def test_a_model_judge_with_a_store_pickles(tmp_path):
     from rlkd.engines import open_engine
 
-    model = ModelJudge(open_engine("transformers:embedded"), margin=1.0, store=tmp_path / "verdicts.sqlite")
+    model = ModelJudge(open_engine("transformers:embedded"), threshold=1.0, store=tmp_path / "verdicts.sqlite")
     copy = pickle.loads(pickle.dumps(model))
-    assert (copy.margin, copy.engine.name, copy.store.path) == (1.0, "transformers:embedded", model.store.path)
+    assert (copy.threshold, copy.engine.name, copy.store.cache.path) == (
+        1.0,
+        "transformers:embedded",
+        model.store.cache.path,
+    )
 
 
 # Embedding

@@ -1,7 +1,7 @@
 import pytest
 
 from rlkd.engines.base import EngineError
-from rlkd.gsrm import Trace
+from rlkd.gsrm import ReasoningTrace
 from rlkd.gsrm.labelling import fault, label
 from rlkd.structure import Step, Structure, render
 
@@ -25,11 +25,11 @@ def row(name: str, text: str = TRACE, **more):
     ],
 )
 def test_a_label_must_report_what_the_trace_says(structure, reason) -> None:
-    assert fault(Trace("48 in April?", TRACE), structure) == reason
+    assert fault(ReasoningTrace("48 in April?", TRACE), structure) == reason
 
 
 def test_a_wrong_trace_is_reported_as_it_is() -> None:
-    wrong = Trace("48 in April?", "In May 48/2 = 20. In all 48+20 = 68.\n#### 68")
+    wrong = ReasoningTrace("48 in April?", "In May 48/2 = 20. In all 48+20 = 68.\n#### 68")
     assert fault(wrong, Structure([Step("May?", "48/2", "20"), Step("All?", "48+20", "68")])) is None
 
 

@@ -13,14 +13,14 @@ from rlkd.gsrm import (
     DecompositionError,
     DeterministicJudge,
     JudgeError,
+    ReasoningTrace,
     RulesDecomposer,
     StructureStore,
-    Trace,
     Verdict,
 )
-from rlkd.gsrm.alignment import NORMS
+from rlkd.gsrm.alignment import BUILT_IN
+from rlkd.gsrm.factory import make
 from rlkd.gsrm.judges import same_answer
-from rlkd.gsrm.model import comparable
 from rlkd.structure import Step, Structure
 
 STRUCTURES = [Structure.from_list(row["structures"][0]) for row in sample_rows("gsrm")[:60]]
@@ -59,16 +59,19 @@ class CountingJudge(DeterministicJudge):
 
 
 def traces(*texts):
-    return [Trace("?", text) for text in texts]
+    return [ReasoningTrace("?", text) for text in texts]
 
 
 def structure(gsrm, *texts, teacher=None):
     flags = teacher or [True] * len(texts)
-    return asyncio.run(gsrm.structure([Trace("?", text, flag) for text, flag in zip(texts, flags, strict=True)]))
+    return asyncio.run(
+        gsrm.structure([ReasoningTrace("?", text, flag) for text, flag in zip(texts, flags, strict=True)])
+    )
 
 
-def reward(students, teachers, norm="teacher", judge=None):
-    return asyncio.run(GSRM(CountingDecomposer(), judge or CountingJudge(), norm=norm).reward(students, teachers))
+def reward(students, teachers, rule="teacher", judge=None):
+    gsrm = GSRM(CountingDecomposer(), judge or CountingJudge(), alignment=make("alignment", rule))
+    return asyncio.run(gsrm.reward(students, teachers))
 
 
 # Structures
@@ -84,7 +87,7 @@ def test_each_distinct_trace_is_decomposed_once_and_results_keep_their_places():
 def test_the_same_text_about_another_problem_is_another_trace():
     decomposer = CountingDecomposer()
     gsrm = GSRM(decomposer, CountingJudge())
-    asyncio.run(gsrm.structure([Trace("one", "a"), Trace("two", "a")]))
+    asyncio.run(gsrm.structure([ReasoningTrace("one", "a"), ReasoningTrace("two", "a")]))
     assert decomposer.asked == [["a", "a"]]
 
 
@@ -131,17 +134,19 @@ def test_only_structures_of_teachers_are_stored(tmp_path):
 def test_what_a_student_wrote_is_not_taken_for_a_teachers(tmp_path):
     # A decomposer may take what was cut short from a student, never from a teacher.
     store = StructureStore(tmp_path / "structures.sqlite")
-    store.put("f", {Trace("?", "a"): one_step("cut")})
-    assert store.get("f", {Trace("?", "a", teacher=True)}) == {}
+    store.put("f", {ReasoningTrace("?", "a"): one_step("cut")})
+    assert store.get("f", {ReasoningTrace("?", "a", teacher=True)}) == {}
 
 
 def test_a_store_keeps_any_structure_and_its_first_version(tmp_path):
     store = StructureStore(tmp_path / "structures.sqlite")
-    kept = dict(zip(traces(*map(str, range(60))), STRUCTURES, strict=True)) | {Trace("?", "none"): Structure()}
+    kept = dict(zip(traces(*map(str, range(60))), STRUCTURES, strict=True)) | {
+        ReasoningTrace("?", "none"): Structure()
+    }
     store.put("f", kept)
-    store.put("f", {Trace("?", "none"): one_step("changed")})
+    store.put("f", {ReasoningTrace("?", "none"): one_step("changed")})
     assert store.get("f", set(kept)) == kept
-    assert store.get("f", {Trace("?", "unknown")}) == {}
+    assert store.get("f", {ReasoningTrace("?", "unknown")}) == {}
 
 
 def test_a_store_is_shared_by_threads_and_pickles_as_its_path(tmp_path):
@@ -166,36 +171,36 @@ def test_the_example_of_the_module_holds():
         "In May she sold 48/2 = 24 clips. In all she sold 48+24 = 72 clips.",
         "In May she sold 48/2 = 24 clips. So she sold 48+48 = 96 clips in all.",
     )
-    [judgement] = asyncio.run(gsrm.reward([student], [[teacher]]))
-    assert judgement.score.value == 0.625
-    assert judgement.score.steps == (1.0, 0.25)
+    [score] = asyncio.run(gsrm.reward([student], [[teacher]]))
+    assert score.value == 0.625
+    assert score.steps == (1.0, 0.25)
 
 
-@pytest.mark.parametrize("norm", ["teacher", "f1", "ordered", "answers"])
-def test_a_student_that_does_what_the_teacher_does_scores_one(norm):
-    for judgement in reward(STRUCTURES, [[s] for s in STRUCTURES], norm):
-        assert judgement.score.value == 1.0
+@pytest.mark.parametrize("rule", ["teacher", "f1", "ordered", "answers"])
+def test_a_student_that_does_what_the_teacher_does_scores_one(rule):
+    for score in reward(STRUCTURES, [[s] for s in STRUCTURES], rule):
+        assert score.value == 1.0
 
 
 def test_the_student_follows_whichever_branch_suits_it_best():
     away = Structure([Step("Why is the sky blue?", "rayleigh", "air")])
-    [judgement] = reward([STRUCTURES[0]], [[away, STRUCTURES[0], away]], "f1")
-    assert (judgement.score.value, judgement.score.branch) == (1.0, 1)
-    assert judgement.teacher == STRUCTURES[0]
+    [score] = reward([STRUCTURES[0]], [[away, STRUCTURES[0], away]], "f1")
+    assert (score.value, score.branch) == (1.0, 1)
+    assert score.teacher == STRUCTURES[0]
 
 
 def test_more_branches_never_make_the_best_one_worse_under_f1():
     for i, student in enumerate(STRUCTURES[:20]):
         branches = STRUCTURES[i : i + 3]
         [alone], [together] = reward([student], [branches[:1]], "f1"), reward([student], [branches], "f1")
-        assert together.score.value >= alone.score.value
+        assert together.value >= alone.value
 
 
-def test_under_the_teacher_norm_a_short_branch_is_measured_by_the_longest():
+def test_under_the_teacher_rule_a_short_branch_is_measured_by_the_longest():
     long = Structure([Step("How many in May?", "48/2", "24"), Step("How many in all?", "48+24", "72")])
     short = Structure(long.steps[:1])
-    [judgement] = reward([short], [[short, long]])
-    assert judgement.score.value == 0.5
+    [score] = reward([short], [[short, long]])
+    assert score.value == 0.5
 
 
 def test_equal_pairs_are_judged_once():
@@ -208,7 +213,7 @@ def test_equal_pairs_are_judged_once():
 def test_a_pair_that_the_judge_fails_on_costs_its_own_student_only():
     a = STRUCTURES[0]
     good, bad = reward([a, one_step("unjudgeable")], [[a], [a]])
-    assert good.score.value == 1.0
+    assert good.value == 1.0
     assert isinstance(bad, JudgeError)
 
 
@@ -219,16 +224,16 @@ def test_a_teacher_without_steps_is_refused_and_never_scores_zero(branches):
 
 
 def test_a_student_without_steps_scores_zero():
-    [judgement] = reward([Structure()], [[STRUCTURES[0]]])
-    assert judgement.score.value == 0.0
+    [score] = reward([Structure()], [[STRUCTURES[0]]])
+    assert score.value == 0.0
 
 
-def test_a_judgement_is_plain_values_for_a_log():
-    [judgement] = reward([STRUCTURES[0]], [[STRUCTURES[0]]])
-    logged = json.loads(json.dumps(judgement.to_dict()))
+def test_a_score_is_plain_values_for_a_log():
+    [score] = reward([STRUCTURES[0]], [[STRUCTURES[0]]])
+    logged = json.loads(json.dumps(score.to_dict()))
     assert logged["student"] == logged["teacher"] == STRUCTURES[0].to_list()
     assert logged["steps"] == [1.0] * len(STRUCTURES[0])
-    assert (logged["norm"], logged["branch"]) == ("teacher", 0)
+    assert (logged["alignment"], logged["branch"]) == ("teacher", 0)
     assert logged["verdicts"][0] == {"meta": True, "question": True, "answer": True}
 
 
@@ -241,10 +246,10 @@ SAMPLED = st.sampled_from(STRUCTURES)
     st.integers(0, 6),
     st.sampled_from(["teacher", "f1", "ordered", "answers"]),
 )
-def test_normalised_scores_lie_between_zero_and_one(student, branches, length, norm):
+def test_normalised_scores_lie_between_zero_and_one(student, branches, length, rule):
     student = Structure((student.steps + branches[0].steps)[:length])
-    [judgement] = reward([student], [branches], norm)
-    assert 0.0 <= judgement.score.value <= 1.0
+    [score] = reward([student], [branches], rule)
+    assert 0.0 <= score.value <= 1.0
 
 
 @given(st.lists(st.tuples(SAMPLED, SAMPLED), min_size=2, max_size=5), st.randoms(use_true_random=False))
@@ -256,21 +261,21 @@ def test_the_order_of_a_batch_changes_no_score(batch, random):
     assert shuffled == [plain[i] for i in order]
 
 
-# Norms without the cascade
+# Rules without the cascade
 
 
 def numbered(*answers):
     return Structure([Step(f"What is number {i}?", None, a) for i, a in enumerate(answers)])
 
 
-def test_under_answers_nobody_is_judged_and_the_matches_say_what_matched_what():
+def test_under_answers_nothing_is_judged_and_the_matches_say_what_matched_what():
     judge = CountingJudge()
-    [judgement] = reward([numbered("5", "9", "$7.00")], [[numbered("7", "6", "5 clips")]], "answers", judge)
+    [score] = reward([numbered("5", "9", "$7.00")], [[numbered("7", "6", "5 clips")]], "answers", judge)
     assert judge.asked == []
-    assert judgement.score.value == pytest.approx(2 / 3)
-    assert judgement.score.matches == ((0, 2), (2, 0))
-    assert judgement.verdicts == ()
-    assert judgement.to_dict()["matches"] == [[0, 2], [2, 0]]
+    assert score.value == pytest.approx(2 / 3)
+    assert score.matches == ((0, 2), (2, 0))
+    assert score.verdicts == ()
+    assert score.to_dict()["matches"] == [[0, 2], [2, 0]]
 
 
 @given(
@@ -279,8 +284,8 @@ def test_under_answers_nobody_is_judged_and_the_matches_say_what_matched_what():
 def test_answers_match_exactly_where_the_judges_rule_says_so(text, form):
     left, right = text.strip(), form.format(text).strip()
     if left and right:
-        [judgement] = reward([numbered(left)], [[numbered(right)]], "answers")
-        assert judgement.score.value == float(same_answer(left, right))
+        [score] = reward([numbered(left)], [[numbered(right)]], "answers")
+        assert score.value == float(same_answer(left, right))
 
 
 def test_under_ordered_all_pairs_of_steps_are_judged_in_one_call_and_equal_ones_once():
@@ -293,38 +298,34 @@ def test_under_ordered_all_pairs_of_steps_are_judged_in_one_call_and_equal_ones_
     assert all(len(mine) == len(theirs) == 1 for mine, theirs in asked)
 
 
-def test_the_verdicts_of_an_ordered_judgement_belong_to_its_matches():
+def test_the_verdicts_of_an_ordered_score_belong_to_its_matches():
     teacher = Structure([Step("How many in May?", "48/2", "24"), Step("How many in all?", "48+24", "72")])
     student = Structure([Step("Why is the sky blue?"), teacher[0], Step("How many in all?", "48+24", "71")])
-    [judgement] = reward([student], [[teacher]], "ordered")
-    assert judgement.score.matches == ((1, 0), (2, 1))
-    assert judgement.verdicts == (Verdict(True, True, True), Verdict(True, True, False))
-    assert judgement.score.value == pytest.approx(2 * 1.5 / 5)
+    [score] = reward([student], [[teacher]], "ordered")
+    assert score.matches == ((1, 0), (2, 1))
+    assert score.verdicts == (Verdict(True, True, True), Verdict(True, True, False))
+    assert score.value == pytest.approx(2 * 1.5 / 5)
 
 
-@pytest.mark.parametrize("norm", ["teacher", "ordered"])
-def test_a_judge_that_fails_leaves_no_judgement_under_any_norm_that_asks_it(norm):
-    [judgement] = reward([one_step("unjudgeable")], [[STRUCTURES[0]]], norm)
-    assert isinstance(judgement, JudgeError)
+@pytest.mark.parametrize("rule", ["teacher", "ordered"])
+def test_a_judge_that_fails_leaves_no_score_under_any_rule_that_needs_it(rule):
+    [score] = reward([one_step("unjudgeable")], [[STRUCTURES[0]]], rule)
+    assert isinstance(score, JudgeError)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_a_comparison_holds_every_branch_and_the_reward_is_the_best_of_them(norm):
-    gsrm = GSRM(CountingDecomposer(), CountingJudge(), norm=norm)
+@pytest.mark.parametrize("rule", BUILT_IN)
+def test_a_comparison_holds_every_branch_and_the_reward_is_the_best_of_them(rule):
+    gsrm = GSRM(CountingDecomposer(), CountingJudge(), alignment=make("alignment", rule))
     [compared] = asyncio.run(gsrm.compare([STRUCTURES[1]], [STRUCTURES[:3]]))
     [best] = asyncio.run(gsrm.reward([STRUCTURES[1]], [STRUCTURES[:3]]))
-    assert [judgement.score.branch for judgement in compared] == [0, 1, 2]
-    assert [judgement.teacher for judgement in compared] == STRUCTURES[:3]
+    assert [score.branch for score in compared] == [0, 1, 2]
+    assert [score.teacher for score in compared] == STRUCTURES[:3]
     assert best == compared[1]
-    assert best.score.value == max(judgement.score.value for judgement in compared)
+    assert best.score.value == max(score.value for score in compared)
 
 
 def test_a_teacher_without_answers_has_nothing_to_compare_under_answers_only():
     wordy = one_step("Let x be the price.")
-    assert {norm: comparable(wordy, norm) for norm in NORMS} == {norm: norm != "answers" for norm in NORMS}
-    assert not any(comparable(Structure(), norm) for norm in NORMS)
-
-
-def test_an_unknown_norm_is_refused_before_anything_is_scored():
-    with pytest.raises(ValueError, match="'mean': expected one of teacher, sum, f1, ordered, answers"):
-        GSRM(CountingDecomposer(), CountingJudge(), norm="mean")
+    rules = {name: make("alignment", name) for name in BUILT_IN}
+    assert {name: rule.comparable(wordy) for name, rule in rules.items()} == {n: n != "answers" for n in BUILT_IN}
+    assert not any(rule.comparable(Structure()) for rule in rules.values())

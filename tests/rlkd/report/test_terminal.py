@@ -5,8 +5,9 @@ import pytest
 from rich.console import Console
 
 from rlkd.gsrm import GSRM, DeterministicJudge
-from rlkd.gsrm.alignment import NORMS
-from rlkd.report.terminal import arithmetic, best_rollout, render_evaluation, render_judgement, show_rollout
+from rlkd.gsrm.alignment import BUILT_IN, BranchScore, Sum, Teacher, Verdict
+from rlkd.gsrm.factory import make
+from rlkd.report.terminal import arithmetic, best_rollout, render_evaluation, render_score, show_rollout
 from rlkd.structure import Step, Structure
 
 TEACHER = Structure(
@@ -28,7 +29,7 @@ STUDENT = Structure(
 
 @pytest.fixture
 def record():
-    [judgement] = asyncio.run(GSRM(None, DeterministicJudge()).reward([STUDENT], [[TEACHER]]))
+    [score] = asyncio.run(GSRM(None, DeterministicJudge()).reward([STUDENT], [[TEACHER]]))
     return {
         "step": 7,
         "id": "row-3",
@@ -38,7 +39,7 @@ def record():
         "advantage": -0.25,
         "rewards": {
             "accuracy": {"status": "score", "value": 1.0},
-            "structure": {"status": "score", "value": judgement.score.value, "detail": judgement.to_dict()},
+            "structure": {"status": "score", "value": score.value, "detail": score.to_dict()},
             "style": {"status": "failed", "cause": "ConnectionError: [server] is down"},
             "tone": {"status": "not_applicable"},
         },
@@ -76,7 +77,7 @@ def test_the_steps_stand_side_by_side_with_every_verdict(record):
     assert rows["3"][3:] == ["after the break", "0"]
     assert rows["4"][1:] == ["", "How much change?", "no counterpart", "-"]
     assert any("[9 - 4 = 6]" in line and "[9 - 4 = 5]" in line for line in lines)
-    assert any("norm teacher, teacher branch 0" in line for line in lines)
+    assert any("alignment teacher, teacher branch 0" in line for line in lines)
 
 
 def rollout(step, **values):
@@ -97,12 +98,13 @@ def test_without_the_reward_the_last_rollout_is_shown():
     assert best_rollout([]) is None
 
 
-# Judgements
+# Scores
 
 
-def judged(norm):
-    [judgement] = asyncio.run(GSRM(None, DeterministicJudge(), norm=norm).reward([STUDENT], [[TEACHER]]))
-    return judgement.to_dict()
+def judged(rule, student=STUDENT, teacher=TEACHER):
+    gsrm = GSRM(None, DeterministicJudge(), alignment=make("alignment", rule))
+    [score] = asyncio.run(gsrm.reward([student], [[teacher]]))
+    return score
 
 
 def test_the_arithmetic_of_a_cascade_goes_down_to_its_value_and_names_the_break():
@@ -111,7 +113,7 @@ def test_the_arithmetic_of_a_cascade_goes_down_to_its_value_and_names_the_break(
         "step 2: the meta parts differ, g = 0 from here on -> 0",
         "step 3: g = 0, after the break -> 0",
         "sum R: 0.5 + 0 + 0 = 0.5",
-        "norm teacher: 0.5 / 4 = 0.125 (steps of the longest branch)",
+        "alignment teacher: 0.5 / 4 = 0.125 (steps of the longest branch)",
         "The chain breaks at step 2: the student turns to 'Why is the sky blue?', the teacher to "
         "'What does one apple cost?'; the judge takes these for two sub-problems.",
         "1 later pair of steps can therefore earn nothing.",
@@ -123,37 +125,45 @@ def test_without_a_cascade_the_arithmetic_names_both_places_of_a_pair():
         "step 1 ~ 1: answer differs: 1 x 1/2 = 0.5",
         "step 3 ~ 3: nothing halved -> 1",
         "sum R: 0.5 + 1 = 1.5",
-        "norm ordered: 1.5 / 3.5 = 0.4286 (mean of 3 student and 4 teacher steps)",
+        "alignment ordered: 1.5 / 3.5 = 0.4286 (mean of 3 student and 4 teacher steps)",
     ]
     assert arithmetic(judged("answers")) == [
         "step 3 ~ 3: the same answer -> 1",
         "sum R: 1 = 1",
-        "norm answers: 1 / 3 = 0.3333 (mean number of answers of 2 and 4)",
+        "alignment answers: 1 / 3 = 0.3333 (mean number of answers of 2 and 4)",
     ]
 
 
-def test_a_missing_field_is_free_under_sum_only():
-    detail = {
-        "student": [{"meta": "Why?", "question": None, "answer": "5"}],
-        "teacher": [{"meta": "Why?", "question": "2 + 3", "answer": "5"}],
-        "verdicts": [{"meta": True, "question": None, "answer": True}],
-        "branch": 0,
-    }
-    assert arithmetic(detail | {"steps": [1.0], "norm": "sum"})[0] == "step 1: g = 1, nothing halved -> 1"
-    halved = "step 1: g = 1, question missing on one side: 1 x 1/2 = 0.5"
-    assert arithmetic(detail | {"steps": [0.5], "norm": "teacher"})[0] == halved
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Sum(), "step 1: g = 1, nothing halved -> 1"),
+        (Teacher(), "step 1: g = 1, question missing on one side: 1 x 1/2 = 0.5"),
+    ],
+)
+def test_a_missing_field_is_free_under_sum_only(rule, expected):
+    student, teacher = Structure([Step("Why?", None, "5")]), Structure([Step("Why?", "2 + 3", "5")])
+    assert arithmetic(rule.score(student, teacher, [[Verdict(True, None, True)]], 1))[0] == expected
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("mine", "theirs"), [(STUDENT, TEACHER), (TEACHER, STUDENT), (Structure(), TEACHER)])
-def test_every_step_of_both_sides_is_shown_once_under_every_norm(norm, mine, theirs):
-    [judgement] = asyncio.run(GSRM(None, DeterministicJudge(), norm=norm).reward([mine], [[theirs]]))
+@pytest.mark.parametrize("rule", BUILT_IN)
+@pytest.mark.parametrize(("student", "teacher"), [(STUDENT, TEACHER), (TEACHER, STUDENT), (Structure(), TEACHER)])
+def test_every_step_of_both_sides_is_shown_once_under_every_rule(rule, student, teacher):
     page = io.StringIO()
-    Console(width=200, file=page).print(render_judgement(judgement.to_dict()))
+    Console(width=200, file=page).print(render_score(judged(rule, student, teacher)))
     table = page.getvalue().partition("sum R")[0]
-    for step in (*mine, *theirs):
+    for step in (*student, *teacher):
         if step.meta not in ("How many apples are left?", "What do they cost together?"):  # on both sides
             assert table.count(f" {step.meta} ") == 1
+
+
+def test_a_score_of_an_unknown_rule_is_shown_without_its_words():
+    score = BranchScore(STUDENT, TEACHER, "mine", (0.5,), 2.0, (Verdict(True, True, False),), ((0, 0),))
+    assert arithmetic(score) == [
+        "step 1 ~ 1: yes / yes / no -> 0.5",
+        "sum R: 0.5 = 0.5",
+        "alignment mine: 0.5 / 2 = 0.25",
+    ]
 
 
 def test_an_evaluation_shows_what_was_measured_and_what_failed():
@@ -161,7 +171,7 @@ def test_an_evaluation_shows_what_was_measured_and_what_failed():
     nothing = {"value": None, "low": None, "high": None, "n": 0}
     row = {"name": "structure, answers", "pooled": figure, "within": figure, "over_length": figure}
     evaluation = {
-        "setup": {"decomposer": "rules", "norms": ["teacher", "answers"]},
+        "setup": {"decomposer": "rules", "alignments": ["teacher", "answers"]},
         "joined": {"parse rate": figure, "step count: equal": nothing},
         "stability": {},
         "faithfulness": {},

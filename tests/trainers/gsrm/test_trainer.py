@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
 from rlkd.data.samples import sample_rows
-from rlkd.gsrm.training import training_pairs
+from rlkd.gsrm.augmentation import training_pairs
 from trainers.gsrm.trainer import IGNORED, StructureCollator, StructureSFTTrainer, fine_grained_loss, structure_tokens
 
 PAIRS = training_pairs(sample_rows("gsrm")[:8], copies=1, seed=0)

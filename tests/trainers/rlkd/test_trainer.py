@@ -268,8 +268,14 @@ def test_a_reward_file_with_parameters_named_in_the_config_trains(tiny_model, ro
     ("changes", "message"),
     [
         ({"reward_funcs": ["acuracy"]}, "Did you mean 'accuracy'"),
-        ({"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"nrom": "f1"}}}, "Did you mean 'norm'"),
-        ({"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"norm": "f2"}}}, "teacher, sum, f1"),
+        (
+            {"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"alignmnet": "f1"}}},
+            "Did you mean 'alignment'",
+        ),
+        (
+            {"reward_funcs": ["structure"], "reward_kwargs": {"structure": {"alignment": "f2"}}},
+            "answers, f1, ordered, sum, teacher",
+        ),
         ({"reward_funcs": ["accuracy"], "reward_kwargs": {"structure": {}}}, "'structure', which is no reward"),
         ({"reward_funcs": ["accuracy", "accuracy"]}, "give one of them an alias"),
         ({"reward_funcs": ["accuracy"], "reward_weights": [1.0, 2.0]}, "2 entries .* for 1 rewards"),
@@ -372,10 +378,10 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_does(tiny_model, rows, tmp_
 
 
 def test_parameters_reach_a_reward_passed_to_the_trainer_under_its_alias(tiny_model, rows, tmp_path) -> None:
-    args = config(tmp_path, reward_kwargs={"short": {"norm": "f1"}})
+    args = config(tmp_path, reward_kwargs={"short": {"alignment": "f1"}})
     trainer = RLKDTrainer(tiny_model, reward_funcs=["short=structure", letters], args=args, train_dataset=rows)
     assert [reward.__name__ for reward in trainer.reward_funcs] == ["short", "letters"]
-    assert trainer.reward_funcs[0].function.gsrm.norm == "f1"
+    assert trainer.reward_funcs[0].function.gsrm.alignment.name == "f1"
     args = config(tmp_path, reward_kwargs={"structur": {}})
     with pytest.raises(RewardError, match="'structur', which is no reward of this run"):
         RLKDTrainer(tiny_model, reward_funcs=["structure"], args=args, train_dataset=rows)

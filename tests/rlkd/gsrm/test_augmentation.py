@@ -5,18 +5,18 @@ from collections import Counter
 import pytest
 
 from rlkd.data.samples import sample_rows
-from rlkd.gsrm.lines import parse_lines
-from rlkd.gsrm.training import (
-    CUT_OFF,
+from rlkd.gsrm.augmentation import (
     LAYOUTS,
     SWAPPED,
+    TRUNCATED,
     WRONG_NUMBER,
     Sentence,
-    canonical_calculation,
-    disguise,
-    request,
+    augmented,
     training_pairs,
 )
+from rlkd.gsrm.calculations import canonical_calculation
+from rlkd.gsrm.lines import parse_lines
+from rlkd.gsrm.prompts import fine_tuned_request
 from rlkd.structure import Step
 
 ROWS = sample_rows("gsrm")
@@ -74,7 +74,7 @@ def test_pairs_are_the_same_for_a_seed_and_differ_between_copies_and_seeds() -> 
 def test_every_pair_asks_about_one_row_and_answers_with_steps() -> None:
     questions = {row["id"]: row["question"] for row in ROWS}
     for pair in PAIRS:
-        assert pair["prompt"] == request(questions[pair["id"].rpartition("/")[0]], trace_of(pair))
+        assert pair["prompt"] == fine_tuned_request(questions[pair["id"].rpartition("/")[0]], trace_of(pair))
         assert len(structure_of(pair)) >= 1
 
 
@@ -94,18 +94,18 @@ def test_what_a_structure_says_stands_in_its_trace() -> None:
 
 
 def test_layouts_and_changes_come_about_as_often_as_they_say() -> None:
-    guises = [pair["guise"] for pair in PAIRS]
-    layouts = Counter(guise.removeprefix("swapped ").split(" + ")[0] for guise in guises)
+    variants = [pair["variant"] for pair in PAIRS]
+    layouts = Counter(variant.removeprefix("swapped ").split(" + ")[0] for variant in variants)
     for name, share in LAYOUTS.items():
-        assert layouts[name] / len(guises) == pytest.approx(share, abs=0.04)
-    assert sum("swapped" in guise for guise in guises) / len(guises) == pytest.approx(SWAPPED, abs=0.02)
+        assert layouts[name] / len(variants) == pytest.approx(share, abs=0.04)
+    assert sum("swapped" in variant for variant in variants) / len(variants) == pytest.approx(SWAPPED, abs=0.02)
     # Some of these find nothing to change.
-    assert 0.7 * WRONG_NUMBER < sum("wrong" in guise for guise in guises) / len(guises) <= 1.1 * WRONG_NUMBER
-    assert 0.7 * CUT_OFF < sum("cut off" in guise for guise in guises) / len(guises) <= 1.1 * CUT_OFF
+    assert 0.7 * WRONG_NUMBER < sum("wrong" in variant for variant in variants) / len(variants) <= 1.1 * WRONG_NUMBER
+    assert 0.7 * TRUNCATED < sum("truncated" in variant for variant in variants) / len(variants) <= 1.1 * TRUNCATED
 
 
 def test_a_paragraph_holds_no_line_break_before_its_answer() -> None:
-    paragraphs = [pair for pair in PAIRS if pair["guise"] == "paragraph"]
+    paragraphs = [pair for pair in PAIRS if pair["variant"] == "paragraph"]
     assert len(paragraphs) > 100
     for pair in paragraphs:
         body = re.split(r"\n(?:####|A:|The final|\\boxed)", trace_of(pair))[0]
@@ -123,8 +123,8 @@ def solution() -> list[Sentence]:
 def test_a_wrong_number_is_wrong_in_trace_and_structure_alike() -> None:
     seen = 0
     for seed in range(400):
-        trace, structure, guise = disguise(solution(), "?", "28", random.Random(seed))
-        if guise not in ("lines + wrong number", "paragraph + wrong number"):
+        trace, structure, variant = augmented(solution(), "?", "28", random.Random(seed))
+        if variant not in ("lines + wrong number", "paragraph + wrong number"):
             continue
         seen += 1
         right = {(s.step.question, s.step.answer) for s in solution()}
@@ -136,9 +136,11 @@ def test_a_wrong_number_is_wrong_in_trace_and_structure_alike() -> None:
 
 
 def test_merged_steps_hold_the_calculation_of_both() -> None:
-    merged = [disguise(solution(), "?", None, random.Random(seed)) for seed in range(400)]
+    merged = [augmented(solution(), "?", None, random.Random(seed)) for seed in range(400)]
     merged = [
-        (trace, structure) for trace, structure, guise in merged if guise in ("lines + merged", "paragraph + merged")
+        (trace, structure)
+        for trace, structure, variant in merged
+        if variant in ("lines + merged", "paragraph + merged")
     ]
     assert merged
     for trace, structure in merged:
@@ -149,9 +151,11 @@ def test_merged_steps_hold_the_calculation_of_both() -> None:
 
 
 def test_a_cut_trace_has_only_the_steps_that_it_finishes() -> None:
-    cut = [disguise(solution(), "?", "28", random.Random(seed)) for seed in range(600)]
+    cut = [augmented(solution(), "?", "28", random.Random(seed)) for seed in range(600)]
     cut = [
-        (trace, structure) for trace, structure, guise in cut if guise in ("lines + cut off", "paragraph + cut off")
+        (trace, structure)
+        for trace, structure, variant in cut
+        if variant in ("lines + truncated", "paragraph + truncated")
     ]
     assert cut
     for trace, structure in cut:

@@ -1,0 +1,114 @@
+"""Text measures of an evaluation: layouts of a solution, agreement with gold steps, origins of numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rlkd.answers import numbers
+from rlkd.gsrm.alignment import Pair, Verdict
+from rlkd.gsrm.judges import JudgeError, same_answer
+from rlkd.steps import strip_calculator_marks
+from rlkd.structure import Structure
+
+LAYOUTS: Mapping[str, Callable[[Sequence[str]], str]] = {
+    "lines": "\n".join,
+    "paragraph": lambda lines: " ".join(" ".join(lines).split()),
+    "numbered": lambda lines: "\n".join(f"{i}. {line}" for i, line in enumerate(lines, start=1)),
+    "bold": lambda lines: "\n".join(f"**Step {i}:** {line}" for i, line in enumerate(lines, start=1)),
+}
+"""Layouts of the same solution."""
+
+
+def solution_lines(solution: str) -> list[str]:
+    """The lines of a solution without calculator marks, empty lines and a closing `#### 72`."""
+    lines = [strip_calculator_marks(line).strip() for line in solution.splitlines()]
+    return [line for line in lines if line and not line.startswith("####")]
+
+
+def multiset_f1(left: Sequence[Any], right: Sequence[Any]) -> float:
+    """2 * shared / (all of both sides); 0 where both are empty."""
+    total = len(left) + len(right)
+    return 2 * sum((Counter(left) & Counter(right)).values()) / total if total else 0.0
+
+
+def agreement(
+    found: Sequence[str | None], gold: Sequence[str | None], same: Callable[[str, str], bool], *, in_order: bool
+) -> float:
+    """F1 of one field of the steps found against the gold ones, in [0, 1]; NaN where no gold step has the field.
+
+    In order: the i-th is compared with the i-th. Else each matches the first of the free gold ones that is the same.
+    """
+    total = sum(text is not None for side in (found, gold) for text in side)
+    if all(text is None for text in gold):
+        return math.nan
+    if in_order:
+        shared = sum(bool(f and g and same(f, g)) for f, g in zip(found, gold, strict=False))
+        return 2 * shared / total
+    free = [text for text in gold if text is not None]
+    shared = 0
+    for text in found:
+        index = next((i for i, other in enumerate(free) if text is not None and same(text, other)), None)
+        if index is not None:
+            del free[index]
+            shared += 1
+    return 2 * shared / total
+
+
+def same_answers(left: Any, right: Any) -> bool:
+    """Whether two decompositions succeeded and have the same list of answers."""
+    if not isinstance(left, Structure) or not isinstance(right, Structure) or len(left) != len(right):
+        return False
+    pairs = [(one.answer, other.answer) for one, other in zip(left, right, strict=True)]
+    return all(a == b or (a is not None and b is not None and same_answer(a, b)) for a, b in pairs)
+
+
+def number_origins(found: Any, trace: str, own: str) -> tuple[float, float, float]:
+    """Shares of the numbers in questions and answers that come from the trace, from the `own` text only, from neither.
+
+    NaN where there is no number.
+    """
+    written: Sequence[float] = ()
+    if isinstance(found, Structure):
+        written = numbers(" ".join(f"{step.question or ''} {step.answer or ''}" for step in found))
+    if not written:
+        return math.nan, math.nan, math.nan
+    there, here = set(numbers(trace)), set(numbers(own))
+    from_trace = sum(value in there for value in written)
+    from_own = sum(value in here and value not in there for value in written)
+    n = len(written)
+    return from_trace / n, from_own / n, (n - from_trace - from_own) / n
+
+
+def same_last_answer(student: Any, teacher: Any) -> float:
+    """1 or 0 for whether the last steps have the same answer; NaN where that cannot be compared."""
+    if not isinstance(student, Structure) or not isinstance(teacher, Structure) or not len(teacher):
+        return math.nan
+    last, gold = (structure[-1].answer if len(structure) else None for structure in (student, teacher))
+    return float(last is not None and gold is not None and same_answer(last, gold))
+
+
+class TokenOverlapJudge:
+    """The crude judge of the AUROC table: two texts are the same if half of their tokens are (Jaccard index)."""
+
+    async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
+        """See `rlkd.gsrm.judges.Judge`."""
+        return [
+            [
+                Verdict(
+                    _overlap(own.purpose, other.purpose),
+                    _overlap(own.question or "", other.question or ""),
+                    _overlap(own.answer or "", other.answer or ""),
+                )
+                for own, other in zip(student, teacher, strict=False)
+            ]
+            for student, teacher in pairs
+        ]
+
+
+def _overlap(first: str, second: str) -> bool:
+    left, right = (set(re.findall(r"\w+|[^\w\s]", text.lower())) for text in (first, second))
+    return len(left & right) >= 0.5 * len(left | right)
