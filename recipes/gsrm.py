@@ -1,4 +1,4 @@
-"""Train a structure model: (question, reasoning trace) -> the steps of that trace, one a line (`rlkd.gsrm.augmentation`).
+"""Train a structure model: (question, reasoning trace) -> its steps, one per line (`rlkd.gsrm.augmentation`).
 
     accelerate launch recipes/gsrm.py                                    # the shipped one again, on a laptop
     accelerate launch recipes/gsrm.py --bf16 true                        # the same, where the CPU knows bfloat16

@@ -25,7 +25,7 @@ IGNORED = -100
 
 
 def structure_tokens(tokenizer: Any, pair: dict[str, Any], max_length: int | None = None) -> dict[str, list[int]]:
-    """One pair of `rlkd.gsrm.augmentation` as tokens: `input_ids`, `labels` (prompt ignored), `meta` (1 on meta tokens).
+    """A pair of `rlkd.gsrm.augmentation` as tokens: `input_ids`, `labels` (prompt ignored), `meta` (1 on meta tokens).
 
     Raises ValueError where the chat template writes the prompt differently once an answer follows.
     """

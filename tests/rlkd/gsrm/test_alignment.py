@@ -274,7 +274,7 @@ def test_a_rule_needs_pairs_and_score_only():
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones():
-    with pytest.raises(SpecError, match="'mean'.*Known: answers, f1, ordered, sum, teacher"):
+    with pytest.raises(SpecError, match=r"'mean'.*Known: answers, f1, ordered, sum, teacher"):
         make("alignment", "mean")
 
 

@@ -17,7 +17,7 @@ from rlkd.gsrm import (
     UnreadableReply,
     reasoning_part,
 )
-from rlkd.gsrm.augmentation import request
+from rlkd.gsrm.prompts import fine_tuned_request
 from rlkd.structure import JSON_SCHEMA, Step, Structure, parse, render
 
 NATALIA = Structure(
@@ -290,7 +290,7 @@ def test_a_fine_tuned_model_is_asked_as_in_its_training_and_answers_in_lines(scr
     engine = scripted(write=lambda text, call: "How many? | 1+1 | 2\nHow much? | 2*3 | 6")
     (found,) = decompose(GenerativeDecomposer(engine), "<think>1+1 = 2, 2*3 = 6</think>It is 6.", question="How?")
     assert found == Structure([Step("How many?", "1+1", "2"), Step("How much?", "2*3", "6")])
-    assert engine.prompts == [[request("How?", "1+1 = 2, 2*3 = 6")]]
+    assert engine.prompts == [[fine_tuned_request("How?", "1+1 = 2, 2*3 = 6")]]
     assert engine.samplings[0].temperature == 0.0
 
 

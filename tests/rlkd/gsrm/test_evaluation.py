@@ -310,7 +310,7 @@ def test_a_row_that_does_not_fit_is_named_with_line_field_and_value(tmp_path, re
 
 def test_a_file_without_the_teachers_source_is_refused(tmp_path):
     path = written(tmp_path, {"question": "?", "rationales": [rationale("m"), rationale("n")]})
-    with pytest.raises(UsageError, match="no row from place 0 on has a rationale of the source 'human'"):
+    with pytest.raises(UsageError, match="no row from index 0 on has a rationale of the source 'human'"):
         load_rationales(path, limit=None)
 
 

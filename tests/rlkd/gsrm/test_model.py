@@ -321,7 +321,7 @@ def test_a_comparison_holds_every_branch_and_the_reward_is_the_best_of_them(rule
     assert [score.branch for score in compared] == [0, 1, 2]
     assert [score.teacher for score in compared] == STRUCTURES[:3]
     assert best == compared[1]
-    assert best.score.value == max(score.value for score in compared)
+    assert best.value == max(score.value for score in compared)
 
 
 def test_a_teacher_without_answers_has_nothing_to_compare_under_answers_only():
