@@ -14,6 +14,7 @@ from rlkd.gsrm import GSRM, DecompositionError, JudgeError, ReasoningTrace, Unre
 from rlkd.gsrm.decomposers import Level
 from rlkd.gsrm.factory import Engines, make
 from rlkd.models import cache_folder
+from rlkd.registry import SpecError
 from rlkd.structure import Structure
 
 logger = logging.getLogger(__name__)
@@ -79,24 +80,27 @@ class StructureReward:
             engine = GENERATIVE_ENGINE
         if decomposer == "generative" and judge == "model" and judge_engine is None:
             raise ValueError("judge 'model' needs a judge_engine: a model that was trained to list steps is no judge")
-        structures = make(
-            "decomposer",
-            decomposer,
-            engines=self._engines,
-            engine=engine,
-            level=level,
-            max_new_tokens=max_new_tokens,
-        )
-        verdicts = make(
-            "judge",
-            judge,
-            engines=self._engines,
-            engine=judge_engine or engine,
-            threshold=threshold,
-            embedding_model=embedding_model,
-            store=folder / "verdicts.sqlite",
-        )
-        rule = make("alignment", alignment)
+        try:
+            structures = make(
+                "decomposer",
+                decomposer,
+                engines=self._engines,
+                engine=engine,
+                level=level,
+                max_new_tokens=max_new_tokens,
+            )
+            verdicts = make(
+                "judge",
+                judge,
+                engines=self._engines,
+                engine=judge_engine or engine,
+                threshold=threshold,
+                embedding_model=embedding_model,
+                store=folder / "verdicts.sqlite",
+            )
+            rule = make("alignment", alignment)
+        except SpecError as error:
+            raise ValueError(str(error)) from error  # to which the builder of rewards adds this reward's name
         stored = folder / "structures.sqlite" if structures.costly else None
         self.gsrm = GSRM(structures, verdicts, alignment=rule, store=stored)
         decompose = getattr(structures, "decomposes_teachers", False)

@@ -71,7 +71,7 @@ def number_origins(found: Any, trace: str, own: str) -> tuple[float, float, floa
 
     NaN where there is no number.
     """
-    written: Sequence[float] = ()
+    written: Sequence[Any] = ()
     if isinstance(found, Structure):
         written = numbers(" ".join(f"{step.question or ''} {step.answer or ''}" for step in found))
     if not written:
