@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
+from rlkd.files import write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.factory import Engines
 from rlkd.gsrm.labelling import label
@@ -168,9 +169,7 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, 
     if not labelled:
         raise UsageError(f"{script.label_engine} gave no usable structure; the reasons are listed above")
     # What a later start trains on, whatever the teacher would say then.
-    partial = kept.with_suffix(".tmp")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in labelled), encoding="utf-8")
-    partial.replace(kept)
+    write_atomically(kept, "".join(json.dumps(row) + "\n" for row in labelled))
     return labelled
 
 

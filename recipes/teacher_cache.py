@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
+from rlkd.devices import best_device
 from rlkd.engines import EngineError
 from rlkd.engines.base import identified
 from rlkd.engines.server import without_secrets
@@ -205,20 +206,13 @@ def open_teacher(script: TeacherCacheScriptArguments, tokenizer: Any) -> tuple[T
     return teacher, config.get_text_config().vocab_size
 
 
-def device_here() -> str:
-    """Where a teacher in this process goes: a GPU if there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def dtype_of(script: TeacherCacheScriptArguments, config: Any) -> str:
     """The type of the teacher's weights by name; it is part of the teacher's name, so that no cache mixes two."""
     if script.teacher_dtype != "auto":
         return script.teacher_dtype
     # On a CPU float32, whatever the checkpoint has: few of them know bfloat16.
     found = config.dtype or config.get_text_config().dtype
-    return "float32" if device_here() == "cpu" or found is None else str(found).removeprefix("torch.")
+    return "float32" if best_device() == "cpu" or found is None else str(found).removeprefix("torch.")
 
 
 def load_teacher(script: TeacherCacheScriptArguments, path: str, dtype: str, tokenizer: Any) -> TopKTeacher:
@@ -226,7 +220,7 @@ def load_teacher(script: TeacherCacheScriptArguments, path: str, dtype: str, tok
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    return local_teacher(model.to(device_here()), tokenizer, script.top_k, batch_tokens=script.batch_tokens)
+    return local_teacher(model.to(best_device()), tokenizer, script.top_k, batch_tokens=script.batch_tokens)
 
 
 def made_by(script: TeacherCacheScriptArguments) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from rlkd.data.rows import question_of
 from rlkd.data.shuffle import shuffled_teachers
 from rlkd.engines import run
 from rlkd.errors import UsageError
+from rlkd.files import read_records
 from rlkd.statistics import Interval, block_length, series_mean, trend
 from rlkd.structure import Structure
 from trainers.common.arguments import DataArguments
@@ -243,12 +244,10 @@ def analyse(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_rollouts(folder: Path, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rollouts of an arm; raises `UsageError` where files are missing or a row is not in the data."""
-    from trainers.common.run_files import iterate_steps
-
     for name in ("metrics.jsonl", "eval.jsonl", "rollouts/rank0.jsonl"):
         if not (folder / name).is_file():
             raise UsageError(f"there is no {folder / name}; run the study first, without --analyse")
-    rollouts = [record for path in (folder / "rollouts").glob("rank*.jsonl") for record in iterate_steps(path)]
+    rollouts = [record for path in (folder / "rollouts").glob("rank*.jsonl") for record in read_records(path)]
     lost = next((record["id"] for record in rollouts if record["id"] not in rows), None)
     if lost is not None:
         raise UsageError(f"{folder}: row {lost!r} of a rollout is not in the data of the config")
@@ -287,9 +286,9 @@ def read_arm(
     teacher; it must be 0 where the reward is deterministic, else the arms were not what they are said to be.
     """
     from rewards.structure import StructureReward
-    from trainers.common.run_files import iterate_steps, read_steps
+    from trainers.common.run_files import read_steps
 
-    metrics = {record["step"]: record for record in iterate_steps(folder / "metrics.jsonl")}
+    metrics = {record["step"]: record for record in read_records(folder / "metrics.jsonl")}
     by_rules = StructureReward(
         decomposer="rules", **{key: parameters[key] for key in ("alignment",) if key in parameters}
     )

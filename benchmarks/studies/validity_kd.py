@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.errors import UsageError
+from rlkd.files import write_atomically
 from rlkd.statistics import two_level_mean
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,9 +180,7 @@ def read_run(folder: Path, arm: str, seed: int) -> dict[str, Any] | None:
 
 def write_runs(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """All finished runs, a JSON object a line; a kill leaves the file as it was."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(run) + "\n" for run in runs))
-    temporary.replace(path)
+    write_atomically(path, "".join(json.dumps(run) + "\n" for run in runs))
 
 
 def analyse(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

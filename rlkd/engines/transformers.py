@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from rlkd.devices import best_device
 from rlkd.engines.base import (
     Completion,
     EngineError,
@@ -207,7 +208,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-        device = torch.device(self.device or _best_device())
+        device = torch.device(self.device or best_device())
         on_cpu = device.type == "cpu"
         dtype = "float32" if self.dtype == "auto" and on_cpu else self.dtype
         # Building a model may draw random weights before it reads the real ones.
@@ -439,14 +440,6 @@ class _Beginnings:
         for layer, (keys, values) in enumerate(states):  # each (groups, heads, longest beginning, width)
             own.update(keys[places], values[places], layer)
         return own, mask[places]
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _store_column_major(model: Any) -> None:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rlkd.data.rows import RowError
 from rlkd.errors import UsageError
+from rlkd.files import atomic_file
 from rlkd.rationales.records import Candidate, Question
 
 # Upper ends of the classes of log RD (nats a token of the answer); the last one is open.
@@ -53,24 +53,6 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A text file to write that replaces `path` when the block ends well, and leaves it alone otherwise.
-
-    For one writer at a time (`alone_in`).
-    """
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def require_written(path: Path) -> None:
@@ -139,7 +121,7 @@ def write_rows(selected: Path, rows: Path, score_names: Iterable[str] | None = N
         score_names = {name for scores in found for name in scores}
     names = sorted(score_names)
     number = 0
-    with whole_file(rows) as file:
+    with atomic_file(rows) as file:
         for question in read_questions(selected):
             file.write(line_of(row_of(question, names)))
             number += 1
@@ -177,14 +159,9 @@ def _write_parquet(rows: Path, target: Path, score_names: Sequence[str]) -> None
         raise RowError(f"{rows}: a column that came with the data has values of different kinds: {error}") from error
     ours = [name for name in OURS if name != "stages" or "stage" in score_names]
     schema = pyarrow.schema([(name, known[name]) for name in ours] + list(others))
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with pyarrow.parquet.ParquetWriter(part, schema) as writer:
-            for block in _blocks(rows):
-                writer.write_table(pyarrow.Table.from_pylist(block, schema=schema))
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(target, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        for block in _blocks(rows):
+            writer.write_table(pyarrow.Table.from_pylist(block, schema=schema))
 
 
 def _blocks(path: Path) -> Iterator[list[dict[str, Any]]]:
@@ -223,9 +200,9 @@ def update_summary(folder: Path, stage: str, part: Mapping[str, Any]) -> dict[st
     if stage != "write" and path.is_file():
         summary = json.loads(path.read_text())
     summary[stage] = dict(part)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(json.dumps(summary, indent=1) + "\n")
-    with whole_file(folder / "summary.md") as file:
+    with atomic_file(folder / "summary.md") as file:
         file.write(page(summary))
     return summary
 

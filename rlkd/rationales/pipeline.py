@@ -23,6 +23,7 @@ from rlkd.data.loading import load_rows
 from rlkd.data.rows import RowError, json_records
 from rlkd.engines import Engine, ServerEngine, run
 from rlkd.errors import UsageError
+from rlkd.files import atomic_file
 from rlkd.rationales.output import (
     Tally,
     alone_in,
@@ -31,7 +32,6 @@ from rlkd.rationales.output import (
     read_questions,
     require_written,
     update_summary,
-    whole_file,
     write_rows,
 )
 from rlkd.rationales.records import Candidate, Question, candidate
@@ -150,7 +150,7 @@ def write_stage(
             advance=lambda count: progress.advance(task, count),
         )
         progress.update(task, total=writer.requests_expected(len(questions)) or None)
-        with whole_file(folder / "written.jsonl") as written, whole_file(folder / "dropped.jsonl") as dropped:
+        with atomic_file(folder / "written.jsonl") as written, atomic_file(folder / "dropped.jsonl") as dropped:
             for question, discarded in writer.write(questions):
                 written.write(line_of(question.to_json()))
                 for each in discarded:
@@ -209,7 +209,7 @@ def _select(
     earlier = [line for line in _lines(folder / "dropped.jsonl") if json.loads(line)["stage"] == WRITE]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("selecting", total=sum(1 for _ in _lines(source)))
-        with whole_file(folder / "selected.jsonl") as selected, whole_file(folder / "dropped.jsonl") as dropped:
+        with atomic_file(folder / "selected.jsonl") as selected, atomic_file(folder / "dropped.jsonl") as dropped:
             dropped.writelines(earlier)
 
             def drop(stage: str, reason: str, question_id: str, each: Candidate) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from rlkd.errors import UsageError
+from rlkd.files import lock_file, write_atomically
 from rlkd.models import cache_folder
 from rlkd.serve import processes
 from rlkd.serve.processes import Process
@@ -45,10 +45,8 @@ class StateFile:
 
     def hold(self) -> bool:
         """Take the lock, until `release` or the end of this process; whether it was free."""
-        import fcntl
-
         deadline = time.monotonic() + LONGEST_LOOK
-        while (handle := _lock(self.path.with_suffix(".lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)) is None:
+        while (handle := lock_file(self.path.with_suffix(".lock"))) is None:
             # A look from elsewhere (`held`) is in the way for a moment, and tells itself from a holder.
             if time.monotonic() > deadline or self.held():
                 return False
@@ -58,9 +56,7 @@ class StateFile:
 
     def held(self) -> bool:
         """Whether somebody has the lock, looked at so that other looks do not count."""
-        import fcntl
-
-        handle = _lock(self.path.with_suffix(".lock"), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        handle = lock_file(self.path.with_suffix(".lock"), shared=True)
         if handle is not None:
             handle.close()
         return handle is None
@@ -81,32 +77,11 @@ class StateFile:
 
     def write(self, content: dict[str, Any]) -> None:
         """Replace what is written, at once."""
-        scratch = self.path.with_suffix(".new")
-        scratch.write_text(json.dumps(content | {"where": where()}, indent=1), encoding="utf-8")
-        scratch.replace(self.path)
+        write_atomically(self.path, json.dumps(content | {"where": where()}, indent=1))
 
     def remove(self) -> None:
         """Forget it."""
         self.path.unlink(missing_ok=True)
-
-
-def _lock(path: Path, kind: int) -> IO[bytes] | None:
-    """The open and locked file; None where another has it. Raises `UsageError` where nothing can be locked."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("ab")
-    try:
-        fcntl.flock(handle, kind)
-    except BlockingIOError:
-        handle.close()
-        return None
-    except OSError as error:
-        handle.close()
-        raise UsageError(
-            f"{path} cannot be locked ({error.strerror}). Name a folder on a local disk: RLKD_CACHE=FOLDER"
-        ) from error
-    return handle
 
 
 @contextlib.contextmanager
@@ -115,9 +90,7 @@ def choosing_ports() -> Iterator[None]:
 
     vLLM listens only when it has loaded its model: until then, what is written is all that shows a port to be taken.
     """
-    import fcntl
-
-    handle = _lock(folder() / "ports.lock", fcntl.LOCK_EX)
+    handle = lock_file(folder() / "ports.lock", wait=True)
     assert handle is not None  # it waits
     with handle:
         yield

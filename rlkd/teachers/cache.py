@@ -37,7 +37,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlkd.errors import UsageError
+from rlkd.files import write_atomically
 from rlkd.teachers.topk import TopK, vocabulary_fingerprint
 
 if TYPE_CHECKING:
@@ -484,7 +484,7 @@ def _write_shard(
         "starts": np.array([trace.start for trace in traces], dtype=np.int32),
     }
     content = save(arrays)
-    _put(folder, name, content)
+    write_atomically(folder / name, content)
     return {
         "file": name,
         "bytes": len(content),
@@ -496,22 +496,7 @@ def _write_shard(
 
 
 def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    _put(folder, _INDEX, json.dumps(index, indent=1).encode())
-
-
-def _put(folder: Path, name: str, content: bytes) -> None:
-    """Write a file so that it appears under its name whole, and stays there after a power loss."""
-    part = folder / f".{name}.part"
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(folder / name)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_atomically(folder / _INDEX, json.dumps(index, indent=1))
 
 
 def _file_name(number: int) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkd.data.rows import question_of
+from rlkd.devices import best_device
 from rlkd.engines.base import EngineError
 from rlkd.models import resolve_model
 from rlkd.validity.asking import Asking
@@ -199,7 +200,7 @@ class ProcessRewardModel:
             good = self._good_class(config)
             kind: Any = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
             tokenizer = AutoTokenizer.from_pretrained(path)
-            device = torch.device(self.device or _best_device())
+            device = torch.device(self.device or best_device())
             dtype = torch.float32 if device.type == "cpu" else "auto"
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 model, report = kind.from_pretrained(
@@ -263,11 +264,3 @@ def _good_shares(loaded: _Loaded, rows: list[list[int]]) -> list[float]:
         logits = logits[torch.arange(len(rows)), mask.sum(1) - 1]
     good = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, loaded.good]
     return list(map(float, good.tolist()))
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -98,7 +98,7 @@ def test_the_type_of_the_weights_is_part_of_the_teachers_name(recipe, arguments,
         ("cuda", "auto", "bfloat16"),
         ("cpu", "float16", "float16"),
     ):
-        monkeypatch.setitem(recipe.dtype_of.__globals__, "device_here", lambda found=device: found)
+        monkeypatch.setitem(recipe.dtype_of.__globals__, "best_device", lambda found=device: found)
         assert recipe.dtype_of(arguments(teacher_dtype=dtype), stored) == expected
     teacher, _ = recipe.open_teacher(arguments(teacher_dtype="float32"), tokenizer)
     assert teacher.name.endswith("@float32")

@@ -37,10 +37,11 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer
 from rewards import RewardError
 from rlkd.data.rows import RESERVED_COLUMNS
 from rlkd.errors import UsageError
+from rlkd.files import read_records
 from rlkd.models import resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.rollouts import packed_attention, whole_text
-from trainers.common.run_files import RunFiles, iterate_steps
+from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import async_with, check_async_trl
 from trainers.vllm.checks import ask_server, get_json, installed_vllm, longest_prompt, rounded_length
 
@@ -125,7 +126,7 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
     def reward_figures(self) -> dict[str, str]:
         """For each reward, a line on what it said of all rollouts in the log, trained on or not."""
         outcomes: dict[str, list[Mapping[str, Any]]] = {}
-        for record in iterate_steps(self.rollouts_path) if self.rollouts_path.exists() else ():
+        for record in read_records(self.rollouts_path) if self.rollouts_path.exists() else ():
             for name, outcome in record["rewards"].items():
                 outcomes.setdefault(name, []).append(outcome)
         lines = {}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from rlkd.files import atomic_file, read_records
 from trainers.common.checkpoints import find_checkpoint, step_of
 
 logger = logging.getLogger(__name__)
@@ -34,14 +34,8 @@ class StepLog:
         """Take out the records of steps after `step`, and a last line that a kill cut short."""
         if not self.path.exists():
             return
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as sink:
-            for record in iterate_steps(self.path):
-                if record["step"] <= step:
-                    sink.write(json.dumps(record) + "\n")
-            sink.flush()
-            os.fsync(sink.fileno())
-        temporary.replace(self.path)
+        with atomic_file(self.path) as file:
+            file.writelines(json.dumps(record) + "\n" for record in read_records(self.path) if record["step"] <= step)
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add records; a kill of this process no longer loses them when this returns."""
@@ -50,23 +44,15 @@ class StepLog:
             stream.writelines(json.dumps(_finite(record), default=str) + "\n" for record in records)
 
 
-def iterate_steps(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete records of a file, one by one; a last line that a kill cut short is passed over."""
-    with path.open(encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            if line.endswith("\n"):
-                yield json.loads(line)
-
-
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """The complete records of a file, all at once."""
-    return list(iterate_steps(path))
+    return list(read_records(path))
 
 
 def last_steps(path: Path, count: int) -> list[dict[str, Any]]:
     """The records of the last `count` steps in a file; none where the file is missing or empty."""
     kept: dict[int, list[dict[str, Any]]] = {}
-    for record in iterate_steps(path) if path.exists() else ():
+    for record in read_records(path) if path.exists() else ():
         kept.setdefault(record["step"], []).append(record)
         if len(kept) > count:
             del kept[min(kept)]

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rlkd.embedders import KnownVectors
 from rlkd.errors import UsageError
+from rlkd.files import atomic_file
 from rlkd.rationales.bank.entries import RouteEntry, one_line, path_violations, violations
 from rlkd.rationales.bank.intents import canonical_intents
 from rlkd.rationales.bank.paths import StepNames, distinct_paths, entropy_bits
@@ -464,9 +465,7 @@ class PathBank:
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the bank as indented JSON, atomically: a reader sees the old file or the whole new one."""
-        from rlkd.rationales.output import whole_file
-
-        with whole_file(Path(path)) as stream:
+        with atomic_file(path) as stream:
             json.dump(self.to_json(), stream, ensure_ascii=False, indent=1)
 
     @classmethod

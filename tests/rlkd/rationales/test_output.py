@@ -10,7 +10,8 @@ import pytest
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.data.rows import RowError
 from rlkd.errors import UsageError
-from rlkd.rationales.output import page, rd_histogram, read_questions, whole_file, write_rows
+from rlkd.files import atomic_file
+from rlkd.rationales.output import page, rd_histogram, read_questions, write_rows
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import NOT_MEASURED, Judgement, SelectorError
@@ -116,7 +117,7 @@ def test_ids_that_stand_twice_and_counts_below_one_are_refused(tmp_path) -> None
 
 
 def selected(tmp_path: Path, questions: list[Question]) -> list[dict]:
-    with whole_file(tmp_path / "selected.jsonl") as file:
+    with atomic_file(tmp_path / "selected.jsonl") as file:
         file.writelines(json.dumps(each.to_json()) + "\n" for each in questions)
     write_rows(tmp_path / "selected.jsonl", tmp_path / "rationales.jsonl")
     return [json.loads(line) for line in (tmp_path / "rationales.jsonl").open()]
@@ -203,15 +204,6 @@ def test_columns_of_the_data_that_are_called_like_ours_come_through_in_both_file
         assert (found["stage"], found["topic"]) == ("grade 3", "sums")
         assert [found[f"data_{name}"] for name in ("scores", "sources", "paths", "stages")] == ["none", 7, None, 1]
         assert found["sources"] == ["ready"]
-
-
-def test_a_file_that_fails_in_the_middle_leaves_the_old_one(tmp_path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
-        file.write(str(1 / 0))
-    assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_lines_that_are_no_questions_are_named(tmp_path) -> None:
