@@ -1,10 +1,9 @@
-"""Trying a reward without a model: something for it to score, and what scoring that costs.
+"""Scores samples with a reward, without a model.
 
->>> from rewards import build_reward
->>> from rewards.testing.runner import samples_from, try_reward
+>>> from rewards.testing.runner import samples_from
 >>> samples = samples_from("gsm8k-sample", rows=1)
 >>> samples.names[:3]
-['gsm8k-train-39 (as written)', 'gsm8k-train-39 (once more)', 'gsm8k-train-39 (first half)']
+['gsm8k-train-39 (as written)', 'gsm8k-train-39 (duplicate)', 'gsm8k-train-39 (first half)']
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rewards.contract import Outcome, RewardError
-from rewards.runner import AsyncReward, Reward, build_reward
+from rewards.runner import AsyncReward, build_reward
 from rlkd.answers import number
 from rlkd.data.loading import records
 from rlkd.data.rows import TRL_ARGUMENTS, Row, RowError, build_prompt, check_row, completion_text, shown
@@ -29,20 +28,20 @@ from rlkd.errors import UsageError
 from rlkd.steps import strip_calculator_marks
 
 FIELDS = ("completion", "completions")
-"""Fields of a row that hold what a student wrote: a text or a conversation, or a list of these."""
+"""Fields of a row with completions: a text or a conversation, or a list of these."""
 
 ENOUGH = 20
-"""Rows are taken until there are so many samples, where nobody says how many."""
+"""Number of samples after which no more rows are taken by default."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions to score, with the columns that TRL hands to a reward.
+    """Completions to score, with the columns that TRL passes to a reward.
 
     Args:
-        batch: column -> one value a sample; `completions` is one of them.
-        names: of the samples, for messages. Default: their places.
-        origin: where they come from, in words.
+        batch: column -> one value per sample; one column is `completions`.
+        names: of the samples, for messages. Default: `sample 0` and so on.
+        origin: description of their source.
     """
 
     batch: Mapping[str, Sequence[Any]]
@@ -50,7 +49,7 @@ class Samples:
     origin: str = ""
 
     def __post_init__(self) -> None:
-        """Check that every column has a value a sample; raises `UsageError`."""
+        """Check that every column has one value per sample; raises `UsageError`."""
         if "completions" not in self.batch:
             raise UsageError(f"samples need the column 'completions'; there are {', '.join(self.batch) or 'none'}")
         for column, values in self.batch.items():
@@ -64,12 +63,12 @@ class Samples:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the data, without what TRL itself adds."""
+        """The columns of the data, without TRL's own."""
         return [name for name in self.batch if name not in TRL_ARGUMENTS]
 
-    def select(self, places: Sequence[int]) -> dict[str, list[Any]]:
-        """The batch of some of the samples, in that order."""
-        return {name: [values[place] for place in places] for name, values in self.batch.items()}
+    def select(self, indices: Sequence[int]) -> dict[str, list[Any]]:
+        """The batch of some samples, in the given order."""
+        return {name: [values[i] for i in indices] for name, values in self.batch.items()}
 
 
 def samples_from(
@@ -77,14 +76,14 @@ def samples_from(
 ) -> Samples:
     """Samples from rows (see `rlkd.data.rows`) or from the rollouts of a run.
 
-    A row's completions are in its field `completion` or `completions`, or in the one that `field` names. Where the
-    first row has none, they are made from each row's own rationale and answer: as written, once more, the first half,
-    with another answer, and empty. `completion_ids` are no tokens, since there is no tokenizer: one id a word or mark.
+    A row's completions are in its field `completion` or `completions`, or in `field`. If the first row has none, they
+    are made from each row's own rationale and answer: as written, a duplicate, the first half, with another answer,
+    and empty. `completion_ids` has one id per word or punctuation mark, since there is no tokenizer.
 
     Args:
-        rows: so many of them. Default: as many as give 20 samples.
+        rows: number of rows. Default: enough for 20 samples.
 
-    Raises `UsageError` for a source without rows, and for rows with neither completions nor anything to make them of.
+    Raises `UsageError` for a source without rows, completions or material for completions.
     """
     chosen: list[tuple[Row, list[tuple[str, Any]]]] = []
     made: bool | None = None
@@ -100,10 +99,10 @@ def samples_from(
         if len(chosen) == rows or (rows is None and count >= ENOUGH):
             break
     if not chosen:
-        lacking = f"no field {field!r}" if field else "no completions"
+        missing = f"no field {field!r}" if field else "no completions"
         raise UsageError(
-            f"{source}: nothing to score. The first row has {lacking}, and no row has rationales or an answer to make "
-            f"some of. Fields that hold completions: {', '.join(FIELDS)}, or another one by --completions FIELD."
+            f"{source}: nothing to score. The first row has {missing}, and no row has rationales or an answer to make "
+            f"completions from. Fields with completions: {', '.join(FIELDS)}, or another one by --completions FIELD."
         )
     columns = list(dict.fromkeys(name for row, _ in chosen for name in row if name != "prompt"))
     names: list[str] = []
@@ -118,42 +117,46 @@ def samples_from(
             batch["completion_ids"].append(_ids(completion_text(completion)))
             for name in columns:
                 batch[name].append(row.get(name))
-    plural = f"{len(chosen)} row{'s' * (len(chosen) > 1)}"
-    what = (
-        "no completions there, so they are made of each row's rationale and answer: as written, once more, the first "
-        "half, with another answer, empty"
+    source_of_completions = (
+        "completions made from each row's rationale and answer: as written, a duplicate, the first half, with another "
+        "answer, empty"
         if made
-        else "completions as they stand there"
+        else "completions as given"
     )
-    return Samples(batch, names, f"{len(names)} samples of {plural} of {source} ({what})")
+    plural = f"{len(chosen)} row{'s' * (len(chosen) > 1)}"
+    return Samples(batch, names, f"{len(names)} samples of {plural} of {source} ({source_of_completions})")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a reward said of samples, and what that took.
+class ScoredSamples:
+    """Outcomes of samples, and their cost.
 
-    `seconds`, `again`: for all samples, from an empty cache and once more. `distinct`: different inputs among the
-    samples, None for a reward that is not scored sample by sample; `hits`: samples that the cache had at the second
-    time. `broken`: how the reward broke the contract, and there are no outcomes.
+    Args:
+        outcomes: one per sample; none if the reward is `broken`.
+        seconds: for all samples, from an empty cache.
+        seconds_second_run: for all samples again.
+        distinct: number of different inputs; None for a reward of whole batches.
+        cache_hits: number of samples that the second run took from the cache.
+        broken: how the reward broke the contract.
     """
 
     outcomes: list[Outcome]
     seconds: float = 0.0
-    again: float = 0.0
+    seconds_second_run: float = 0.0
     distinct: int | None = None
-    hits: int = 0
+    cache_hits: int = 0
     broken: str | None = None
 
 
-def try_reward(
+def score_samples(
     spec: str,
     samples: Samples,
     arguments: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Trial:
-    """Score samples twice, as a run does it, with a cache of their own that is thrown away.
+) -> ScoredSamples:
+    """Score samples twice, as a run does, with a temporary cache.
 
-    Raises `RewardError` where the reward cannot be built, or needs a column that there is not.
+    Raises `RewardError` if the reward cannot be built or needs a missing column.
     """
     with TemporaryDirectory(prefix="rlkd-rewards-") as folder:
         runs = []
@@ -164,34 +167,31 @@ def try_reward(
                 reward.check_ready()
                 started = time.perf_counter()
                 try:
-                    outcomes = judge(reward, samples)
+                    judged = reward.judge(**samples.batch, **trl_extras())
+                    outcomes = _awaited(judged) if isinstance(reward, AsyncReward) else judged
                 except RewardError as error:
-                    return Trial([], broken=str(error))
+                    return ScoredSamples([], broken=str(error))
                 runs.append((outcomes, time.perf_counter() - started))
             finally:
                 reward.close()
-        (outcomes, seconds), (repeated, again) = runs
-        return Trial(
+        (outcomes, seconds), (repeated, seconds_second_run) = runs
+        return ScoredSamples(
             outcomes,
             seconds,
-            again,
+            seconds_second_run,
             distinct=sum(o.reused is None for o in outcomes) if reward.options.per_sample else None,
-            hits=sum(o.reused == "cache" for o in repeated),
+            cache_hits=sum(o.reused == "cache" for o in repeated),
         )
 
 
-def judge(reward: Reward, samples: Samples) -> list[Outcome]:
-    """The outcome of each sample."""
-    given = {**samples.batch, **trl_extras()}
-    if isinstance(reward, AsyncReward):
-        from rlkd.engines import run
+def _awaited(coroutine: Any) -> Any:
+    from rlkd.engines import run
 
-        return run(reward.judge(**given))
-    return reward.judge(**given)
+    return run(coroutine)
 
 
 def trl_extras() -> dict[str, Any]:
-    """What TRL hands to a reward beside columns: where the training is, and two places to log to (here: none)."""
+    """TRL's arguments besides the columns: the trainer's state, and two loggers (which drop everything here)."""
     return {
         "trainer_state": SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
         "log_extra": lambda column, values: None,
@@ -200,22 +200,22 @@ def trl_extras() -> dict[str, Any]:
 
 
 def _rows(source: str, split: str, field: str | None) -> Iterator[tuple[Row, list[Any] | None]]:
-    """Checked rows with their completions, None for a row that has none. Ids may repeat, as they do in rollouts."""
-    for position, (place, record) in enumerate(records(source, split, None)):
+    """Checked rows with their completions, None for a row without. Ids may repeat, as in rollouts."""
+    for position, (where, record) in enumerate(records(source, split, None)):
         names = [name for name in ([field] if field else FIELDS) if record.get(name) is not None]
-        written = [text for name in names for text in _completions(record[name], place, name)] if names else None
-        row = check_row({name: value for name, value in record.items() if name not in (*FIELDS, field)}, place)
+        written = [text for name in names for text in _completions(record[name], where, name)] if names else None
+        row = check_row({name: value for name, value in record.items() if name not in (*FIELDS, field)}, where)
         yield {"id": f"{Path(source).stem}-{position}", **row}, written
 
 
-def _completions(value: Any, place: str, field: str) -> list[Any]:
-    """The completions that a field holds: a text, a conversation, or a list of either."""
+def _completions(value: Any, where: str, field: str) -> list[Any]:
+    """The completions in a field: a text, a conversation, or a list of either."""
     if isinstance(value, str) or _is_conversation(value):
         return [value]
     if isinstance(value, list) and all(isinstance(item, str) or _is_conversation(item) for item in value):
         return value
     raise RowError(
-        f"{place}, field {field!r}: found {shown(value)}, expected a text, a list of messages with role and "
+        f"{where}, field {field!r}: found {shown(value)}, expected a text, a list of messages with role and "
         f"content, or a list of these"
     )
 
@@ -225,23 +225,20 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _variants(row: Row) -> Iterator[tuple[str, str]]:
-    """Completions made of a row's first rationale and its answer, right and broken; none for a row without either."""
+    """Right and broken completions made from a row's first rationale and its answer; none for a row without either."""
     answer = row["answer"]
     reasoning = strip_calculator_marks(row["rationales"][0]) if row["rationales"] else ""
     if not reasoning and answer is None:
         return
     text = reasoning if answer is None else f"{reasoning}\n#### {answer}".strip()
     yield "as written", text
-    yield "once more", text  # a group of rollouts holds equal ones, too
+    yield "duplicate", text  # groups of rollouts contain equal completions too
     yield "first half", text[: len(text) // 2]
     if answer is not None:
-        yield "other answer", f"{reasoning}\n#### {_another(answer)}".strip()
+        value = number(answer)
+        other = f"not {answer}" if value is None else str(value + 1)
+        yield "other answer", f"{reasoning}\n#### {other}".strip()
     yield "empty", ""
-
-
-def _another(answer: str) -> str:
-    value = number(answer)
-    return f"not {answer}" if value is None else str(value + 1)
 
 
 def _ids(text: str) -> list[int]:

@@ -57,13 +57,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
 # list
 
 
-def test_every_built_in_reward_is_listed_with_what_it_is(capsys):
+def test_every_built_in_reward_is_listed_with_its_description(capsys):
     code, shown = run(capsys, "list")
     assert code == 0
     lines = shown.splitlines()
     for name, source in BUILT_IN.items():
         place = next(i for i, line in enumerate(lines) if line.split() == [name, source])
-        assert lines[place + 1].startswith(" "), f"{name} has no line that says what it is"
+        assert lines[place + 1].startswith(" "), f"{name} has no description"
         assert lines[place + 1].strip()
 
 
@@ -79,7 +79,7 @@ def test_listing_imports_no_heavy_library():
 @pytest.mark.parametrize(
     "path", ["nowhere.module.name", "rewards.nowhere.name", "rewards.formats.nothing", "json", "a"]
 )
-def test_a_path_that_leads_nowhere_has_no_line(path):
+def test_an_unknown_path_has_no_docstring_line(path):
     from rewards.cli import _first_line
 
     assert _first_line(path) == ""
@@ -96,16 +96,16 @@ def test_a_reward_is_shown_with_parameters_columns_and_options(capsys):
     parameters, columns, options = (part.splitlines() for part in shown.split("\n\n")[-3:])
     assert parameters[0] == "parameters (reward_kwargs)"
     assert ["fallback", "'none'"] in [line.split() for line in parameters]
-    assert ["answer", "needed"] in [line.split() for line in columns]
+    assert ["answer", "required"] in [line.split() for line in columns]
     for line in (["per_sample", "True"], ["isolate", "False"], ["timeout", "None"], ["version", "'1'"]):
         assert line in [shown.split() for shown in options]
     assert {line.split()[0] for line in options[1:]} >= {"cache", "workers"}
 
 
-def test_columns_of_which_one_is_enough_are_shown(capsys):
+def test_alternative_columns_are_shown(capsys):
     _, shown = run(capsys, "show", "structure")
-    assert "rationales  one of rationales and structures is needed" in shown
-    assert "question    used where it is there" in shown
+    assert "rationales  one of rationales and structures is required" in shown
+    assert "question    optional" in shown
 
 
 def test_a_function_in_a_file_is_shown(capsys, some):
@@ -113,18 +113,18 @@ def test_a_function_in_a_file_is_shown(capsys, some):
     assert code == 0
     assert "More about it." in shown
     assert "  bonus  0.0" in shown
-    assert "  answer  needed" in shown
-    assert "bonus  used" not in shown
+    assert "  answer  required" in shown
+    assert "bonus  optional" not in shown
 
 
 def test_a_function_that_makes_a_reward_is_shown(capsys, some):
     _, shown = run(capsys, "show", f"{some}:make")
-    assert "  level  must be given\n  step   2" in shown
+    assert "  level  required\n  step   2" in shown
     assert "those of the reward that this function makes" in shown
 
 
 @pytest.mark.parametrize("command", ["show", "test"])
-def test_a_typo_is_answered_with_what_was_meant(capsys, command):
+def test_a_typo_gets_a_suggestion(capsys, command):
     code, shown = run(capsys, command, "acuracy")
     assert code == 1
     assert "Did you mean 'accuracy'?" in shown
@@ -137,7 +137,7 @@ def test_a_test_shows_scores_costs_and_the_contract(capsys, some):
     code, shown = run(capsys, "test", f"{some}:sound", "--rows", "1", "--kwargs", '{"bonus": 0.5}')
     assert code == 0
     assert "5 samples of 1 row of gsm8k-sample" in shown
-    assert "no completions there" in shown
+    assert "completions made from" in shown
     row = next(line for line in shown.splitlines() if "(as written)" in line)
     assert [cell.strip() for cell in row.split("│")][1:4] == ["gsm8k-train-39 (as written)", "score", "1.5"]
     for part in ("distinct inputs", "seconds per sample", "cache hits 0 of 5", "contract", "pickles"):
@@ -158,25 +158,25 @@ def test_options_reach_the_reward(capsys, some):
 def test_a_violation_is_marked_and_ends_in_an_error(capsys, some):
     code, shown = run(capsys, "test", f"{some}:by_place", "--rows", "1")
     assert code == 1
-    assert "VIOLATED  order       depends on the order of the batch: gsm8k-train-39 (as written)" in shown
+    assert "VIOLATED  order       depends on the order: gsm8k-train-39 (as written)" in shown
 
 
-def test_scores_that_cannot_be_read_are_a_violation_and_not_a_crash(capsys, some):
+def test_unreadable_scores_are_a_violation_and_not_a_crash(capsys, some):
     code, shown = run(capsys, "test", f"{some}:texts", "--rows", "1")
     assert code == 1
     assert "No scores: reward 'texts' returned '1.0' (str) for sample 0" in shown
     assert "VIOLATED  values" in shown
 
 
-def test_failures_of_single_samples_are_shown_and_are_no_violation(capsys, some, caplog):
+def test_failures_of_single_samples_are_shown_and_violate_nothing(capsys, some, caplog):
     code, shown = run(capsys, "test", f"{some}:half", "--rows", "1")
     assert code == 0
     assert "[server] is down" in shown  # as written, not as markup
     assert "4 score, 1 failed" in shown
-    assert not caplog.records  # the table has said it
+    assert not caplog.records  # the table shows it
 
 
-def test_everything_comes_as_json(capsys, some):
+def test_json_has_samples_checks_and_costs(capsys, some):
     code, shown = run(capsys, "test", f"{some}:half", "--rows", "1", "--json")
     found = json.loads(shown)
     assert code == 0
@@ -222,7 +222,7 @@ def test_a_mistake_is_one_line_and_exit_code_one(capsys, some, arguments, messag
         ([], "required: COMMAND"),
     ],
 )
-def test_arguments_that_do_not_fit_are_exit_code_two(capsys, arguments, message):
+def test_wrong_arguments_are_exit_code_two(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["rewards", *arguments])
     assert stopped.value.code == 2
@@ -264,14 +264,14 @@ def test_a_new_reward_passes_its_own_test_and_the_contract(capsys, tmp_path, mon
     assert note is None or note in shown
 
 
-def test_the_lines_of_a_config_that_new_prints_are_read_by_a_run(capsys, tmp_path, monkeypatch):
+def test_the_config_that_new_prints_builds_the_rewards(capsys, tmp_path, monkeypatch):
     import yaml
 
     from rewards import build_rewards
 
     monkeypatch.chdir(tmp_path)
     _, shown = run(capsys, "new", "my_reward")
-    config = yaml.safe_load(shown.partition("In a config:")[2].partition("Try it:")[0])
+    config = yaml.safe_load(shown.partition("In a config:")[2].partition("Test it:")[0])
     rewards = build_rewards(config["reward_funcs"], config["reward_kwargs"], cache=False)
     assert [reward.__name__ for reward in rewards] == ["accuracy", "my_reward"]
     assert len(config["reward_weights"]) == 2
@@ -288,9 +288,13 @@ def test_new_overwrites_nothing(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("my-reward", "cannot name a function"), ("class", "cannot name a function"), ("accuracy", "'accuracy' exists")],
+    [
+        ("my-reward", "cannot name a Python function"),
+        ("class", "cannot name a Python function"),
+        ("accuracy", "'accuracy' exists"),
+    ],
 )
-def test_new_refuses_names_that_cannot_be(capsys, tmp_path, name, message):
+def test_new_refuses_invalid_and_existing_names(capsys, tmp_path, name, message):
     code, shown = run(capsys, "new", name, "--folder", str(tmp_path))
     assert code == 1
     assert message in shown
@@ -300,7 +304,7 @@ def test_new_refuses_names_that_cannot_be(capsys, tmp_path, name, message):
 # report
 
 
-def test_a_report_is_printed_and_comes_as_json(capsys, tmp_path):
+def test_a_report_is_printed_or_json(capsys, tmp_path):
     (tmp_path / "rollouts").mkdir()
     record = {"step": 1, "id": "a", "rewards": {"accuracy": {"status": "score", "value": 0.5}}}
     (tmp_path / "rollouts" / "rank0.jsonl").write_text(2 * (json.dumps(record) + "\n"))

@@ -7,7 +7,7 @@ import pytest
 
 from rewards import BUILT_IN, Failed, RewardError, RewardOptions, build_reward
 from rewards.testing.contract import Check, check_contract, violations
-from rewards.testing.runner import Samples, samples_from, try_reward
+from rewards.testing.runner import Samples, samples_from, score_samples
 from rlkd.data.rows import RowError
 from rlkd.errors import UsageError
 
@@ -136,7 +136,7 @@ def checked(tmp_path: Path, samples: Samples):
     return check
 
 
-def test_a_sound_reward_holds_everything(checked):
+def test_a_sound_reward_holds_every_requirement(checked):
     found = checked("good", per_sample=True)
     assert list(found) == [
         *("scores", "length", "values", "arguments", "repetition", "order", "batching", "pickles", "name"),
@@ -147,17 +147,17 @@ def test_a_sound_reward_holds_everything(checked):
 @pytest.mark.parametrize(
     ("name", "violated", "evidence"),
     [
-        ("chance", "repetition", "differs from call to call: gsm8k-train-39 (as written) is 0."),
-        ("Grows", "repetition", "differs from call to call"),
+        ("chance", "repetition", "differs between calls: gsm8k-train-39 (as written) is 0."),
+        ("Grows", "repetition", "differs between calls"),
         ("by_place", "order", "shuffled"),
-        ("by_place", "batching", "(as written) is 0 alone, 1 after gsm8k-train-39 (once more)"),
+        ("by_place", "batching", "(as written) is 0 alone, 1 after gsm8k-train-39 (duplicate)"),
         ("by_longest", "batching", "(first half) is 1 alone, 0.498516 after gsm8k-train-39 (as written)"),
         ("too_few", "length", "1 values for an empty batch"),
         ("no_list", "length", "1.0 for an empty batch"),
         ("never_none", "length", "an empty batch: IndexError"),
         ("never_one", "length", "a batch of one: ValueError: nothing to compare with"),
-        ("one_at_a_time", "length", "a batch of 5, each of which is judged alone: ValueError: one at a time"),
-        ("infinite", "values", "gsm8k-train-39 (empty): inf, which is no score"),
+        ("one_at_a_time", "length", "a batch of 5 samples that score alone: ValueError: one at a time"),
+        ("infinite", "values", "gsm8k-train-39 (empty): inf is not finite"),
         ("texts", "values", "gsm8k-train-39 (as written): '1.0' (str)"),
         ("changes", "arguments", "changes 'completions'"),
         ("broken", "scores", "fails on all 5 samples: the server is down"),
@@ -176,17 +176,17 @@ def test_a_violation_is_found_with_its_evidence(checked, name, violated, evidenc
     ("name", "fact"),
     [("by_longest", "batching"), ("by_place", "order"), ("chance", "repetition"), ("nothing", "scores")],
 )
-def test_what_a_reward_of_whole_batches_may_do_is_a_note(checked, name, fact):
+def test_differences_of_a_reward_of_whole_batches_are_notes(checked, name, fact):
     found = checked(name, per_sample=False)
     assert found[fact].verdict == "note"
     assert violations(list(found.values())) == []
 
 
-def test_a_reward_that_could_be_scored_sample_by_sample_is_told(checked):
+def test_a_reward_that_could_be_per_sample_gets_a_note(checked):
     assert "per_sample=True" in checked("good")["batching"].note
 
 
-def test_an_asynchronous_reward_is_asked_too(checked):
+def test_an_asynchronous_reward_is_checked_too(checked):
     found = checked("later", per_sample=True)
     assert {check.verdict for check in found.values()} == {"holds"}
 
@@ -238,13 +238,13 @@ class Drifting:
         return Drifting, (self.copies + 1,)
 
 
-def test_a_copy_that_scores_otherwise_is_found(samples):
+def test_a_copy_with_other_scores_is_found(samples):
     [violation] = violations(check_contract(Drifting(), samples))
-    assert "a copy scores otherwise" in violation
-    assert "is 0 first, 1 the copy" in violation
+    assert "a copy gives other scores" in violation
+    assert "is 0 first, 1 from the copy" in violation
 
 
-def test_names_that_cannot_stand_in_metrics_are_refused(samples, tmp_path):
+def test_names_unfit_for_metrics_are_refused(samples, tmp_path):
     (tmp_path / "some.py").write_text(CODE)
     found = check_contract(build_reward(f"so good={tmp_path / 'some.py'}:good", cache=False), samples)
     assert violations(found) == [
@@ -252,7 +252,7 @@ def test_names_that_cannot_stand_in_metrics_are_refused(samples, tmp_path):
     ]
 
 
-def test_intermittent_failures_are_no_difference(samples):
+def test_intermittent_failures_are_not_differences(samples):
     calls = itertools.count()
 
     def sometimes(completions, **columns):
@@ -262,7 +262,7 @@ def test_intermittent_failures_are_no_difference(samples):
     assert found["repetition"] == "holds"
 
 
-def test_a_missing_column_is_said_before_anything_is_asked(samples):
+def test_a_missing_column_is_an_error_before_any_call(samples):
     def needs(completions, level, **columns):
         raise AssertionError
 
@@ -270,7 +270,7 @@ def test_a_missing_column_is_said_before_anything_is_asked(samples):
         check_contract(needs, samples)
 
 
-def test_what_trl_hands_over_besides_is_there(samples):
+def test_trls_extra_arguments_are_passed(samples):
     seen = []
 
     def logs(completions, trainer_state, log_metric, log_extra, **columns):
@@ -301,11 +301,11 @@ def test_built_in_rewards_keep_the_contract(name, arguments):
 # What is scored
 
 
-def test_completions_are_made_of_a_rows_own_rationale_and_answer():
+def test_completions_are_made_from_a_rows_own_rationale_and_answer():
     made = samples_from(rows=1)
     texts = [completion[0]["content"] for completion in made.batch["completions"]]
     assert [name.partition(" ")[2] for name in made.names] == [
-        *("(as written)", "(once more)", "(first half)", "(other answer)", "(empty)"),
+        *("(as written)", "(duplicate)", "(first half)", "(other answer)", "(empty)"),
     ]
     assert texts[0] == texts[1]
     assert texts[0].endswith("\n#### 15")
@@ -314,12 +314,12 @@ def test_completions_are_made_of_a_rows_own_rationale_and_answer():
     assert texts[3].endswith("\n#### 16")
     assert texts[4] == ""
     assert set(made.batch["answer"]) == {"15"}
-    assert "no completions there" in made.origin
-    trial = try_reward("accuracy", made)
-    assert [outcome.value for outcome in trial.outcomes] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert "completions made from" in made.origin
+    scored = score_samples("accuracy", made)
+    assert [outcome.value for outcome in scored.outcomes] == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_so_many_rows_are_taken_as_give_twenty_samples():
+def test_the_default_is_enough_rows_for_twenty_samples():
     assert len(samples_from()) == 20
     assert len(samples_from(rows=7)) == 35
 
@@ -334,13 +334,13 @@ def test_so_many_rows_are_taken_as_give_twenty_samples():
         ("mine", ["one"], ["one"]),
     ],
 )
-def test_a_rows_own_completions_are_taken_as_they_stand(tmp_path, field, value, texts):
+def test_a_rows_own_completions_are_used_unchanged(tmp_path, field, value, texts):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": 2, field: value}) + "\n")
     found = samples_from(str(tmp_path / "rows.jsonl"), field=field if field == "mine" else None)
     assert [completion[0]["content"] for completion in found.batch["completions"]] == texts
     assert found.batch["answer"] == ["2"] * len(texts)
     assert field not in found.columns
-    assert "as they stand there" in found.origin
+    assert "completions as given" in found.origin
 
 
 def test_text_prompts_have_text_completions(tmp_path):
@@ -365,13 +365,13 @@ def test_rollouts_may_repeat_their_ids(tmp_path):
         ("2", RowError, "expected a JSON object"),
     ],
 )
-def test_rows_that_give_nothing_to_score_are_named(tmp_path, line, error, message):
+def test_rows_without_anything_to_score_are_named(tmp_path, line, error, message):
     (tmp_path / "rows.jsonl").write_text(line + "\n")
     with pytest.raises(error, match=message):
         samples_from(str(tmp_path / "rows.jsonl"))
 
 
-def test_samples_of_ones_own_need_a_value_a_completion():
+def test_own_samples_need_one_value_per_completion():
     assert Samples({"completions": ["a", "b"], "answer": ["1", "2"]}).names == ["sample 0", "sample 1"]
     with pytest.raises(UsageError, match="column 'answer' has 1 values for 2 completions"):
         Samples({"completions": ["a", "b"], "answer": ["1"]})
@@ -379,19 +379,19 @@ def test_samples_of_ones_own_need_a_value_a_completion():
         Samples({"answer": ["1"]})
 
 
-def test_a_trial_counts_distinct_inputs_and_what_the_cache_had(tmp_path, samples, monkeypatch):
+def test_scoring_counts_distinct_inputs_and_cache_hits(tmp_path, samples, monkeypatch):
     monkeypatch.setenv("RLKD_CACHE", str(tmp_path / "cache"))
     (tmp_path / "some.py").write_text(CODE)
-    by_sample = try_reward(f"{tmp_path / 'some.py'}:good", samples, options={"per_sample": True})
-    assert (by_sample.distinct, by_sample.hits) == (4, 5)
+    by_sample = score_samples(f"{tmp_path / 'some.py'}:good", samples, options={"per_sample": True})
+    assert (by_sample.distinct, by_sample.cache_hits) == (4, 5)
     assert [outcome.reused for outcome in by_sample.outcomes] == [None, "batch", None, None, None]
-    whole = try_reward(f"{tmp_path / 'some.py'}:good", samples)
-    assert (whole.distinct, whole.hits) == (None, 0)
+    whole = score_samples(f"{tmp_path / 'some.py'}:good", samples)
+    assert (whole.distinct, whole.cache_hits) == (None, 0)
     assert not (tmp_path / "cache").exists()  # the user's own
 
 
-def test_a_trial_of_a_reward_that_breaks_the_contract_says_so(tmp_path, samples):
+def test_scoring_a_reward_that_breaks_the_contract_gives_the_reason(tmp_path, samples):
     (tmp_path / "some.py").write_text(CODE)
-    trial = try_reward(f"{tmp_path / 'some.py'}:texts", samples)
-    assert trial.outcomes == []
-    assert "returned '1.0' (str) for sample 0" in (trial.broken or "")
+    scored = score_samples(f"{tmp_path / 'some.py'}:texts", samples)
+    assert scored.outcomes == []
+    assert "returned '1.0' (str) for sample 0" in (scored.broken or "")
