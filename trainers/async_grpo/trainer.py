@@ -23,7 +23,6 @@ import logging
 import os
 import re
 import shlex
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,12 +37,13 @@ from rewards import RewardError
 from rlkd.data.rows import RESERVED_COLUMNS
 from rlkd.errors import UsageError
 from rlkd.files import read_records
+from rlkd.http import get_json, post_json
 from rlkd.models import resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.rollouts import packed_attention, whole_text
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import async_with, check_async_trl
-from trainers.vllm.checks import ask_server, get_json, installed_vllm, longest_prompt, rounded_length
+from trainers.vllm.checks import ask_server, installed_vllm, longest_prompt, rounded_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -351,11 +351,10 @@ def _slots(args: RLKDAsyncConfig) -> int:
 
 
 def _post(url: str, content: Mapping[str, Any] | None = None) -> None:
-    """Raises `OSError` where there is no answer, or one that says no."""
-    body = json.dumps(content).encode() if content is not None else b""
-    request = urllib.request.Request(url, body, {"content-type": "application/json"}, method="POST")
-    with urllib.request.urlopen(request, timeout=60) as response:
-        response.read()
+    """Raises `OSError` without a response, or if it is an error."""
+    status, _ = post_json(url, content)
+    if status >= 400:
+        raise OSError(f"{url} returned HTTP status {status}")
 
 
 def _revision(args: RLKDAsyncConfig) -> str:

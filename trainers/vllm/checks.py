@@ -6,7 +6,6 @@ fits the run.
 
 from __future__ import annotations
 
-import http.client
 import importlib.metadata
 import importlib.util
 import json
@@ -14,14 +13,13 @@ import logging
 import shlex
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkd.errors import UsageError
+from rlkd.http import get_json
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -274,22 +272,6 @@ def wait_for_server(url: str, seconds: float, advice: str) -> None:
             logger.warning("waiting up to %g s for the rollout server at %s (%s)", seconds, url, reason)
             told = True
         time.sleep(min(2.0, max(0.05, deadline - time.monotonic())))
-
-
-def get_json(url: str) -> tuple[int, dict[str, Any]]:
-    """Status and JSON object of an answer; raises `OSError` where there is none."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            status, body = response.status, response.read()
-    except urllib.error.HTTPError as error:
-        status, body = error.code, error.read()
-    except http.client.HTTPException as error:
-        raise OSError(f"what answers at {url} does not speak HTTP ({error!r})") from error
-    try:
-        content = json.loads(body)
-    except ValueError:
-        content = {}
-    return status, content if isinstance(content, dict) else {}
 
 
 def _url(args: RLKDConfig) -> str:
