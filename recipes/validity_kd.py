@@ -100,12 +100,12 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
 
 def _summarise(trainer: "ValidityKDTrainer", measured: list[tuple[int, Interval]]) -> None:
     from trainers.common.run_files import last_steps
-    from trainers.validity_kd.progress import telling_trace, trace_lines
+    from trainers.validity_kd.progress import most_contrasting_trace, trace_lines
 
     print()
     saved = trainer.args.save_rollouts
     recent = last_steps(trainer.rollouts_path, SHOWN_STEPS) if saved else []
-    if shown := telling_trace(recent):
+    if shown := most_contrasting_trace(recent):
         print(f"From the last {len({record['step'] for record in recent})} steps, where weights differ most:")
         print("\n".join(trace_lines(shown)))
         print()

@@ -5,6 +5,21 @@ server), the value found, the value expected and the way out. Anything else that
 and keeps its traceback.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+from logging import Logger
+
 
 class UsageError(ValueError):
     """A config, a row, a spec or a file does not fit."""
+
+
+def warn_of_failures(logger: Logger, what: str, consequence: str, causes: Sequence[str], total: int) -> None:
+    """Log the share of `total` items that failed and the most frequent of the `causes`; nothing without causes.
+
+    >>> warn_of_failures(logger, "selector 'x'", "candidates are dropped", ["timeout"], 8)  # doctest: +SKIP
+    WARNING selector 'x': 1 of 8 candidates are dropped; 1 times because: timeout
+    """
+    if causes:
+        cause, times = Counter(causes).most_common(1)[0]
+        logger.warning("%s: %d of %d %s; %d times because: %s", what, len(causes), total, consequence, times, cause)

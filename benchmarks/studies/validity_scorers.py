@@ -55,8 +55,7 @@ from rlkd.models import resolve_model
 from rlkd.statistics import auroc, percentile_interval, resample
 from rlkd.steps import strip_calculator_marks
 from rlkd.validity import REDUCTIONS, StepQuestion, expected_margins, load_scorer
-from rlkd.validity.likelihood import Likelihood
-from rlkd.validity.rollout import Rollout
+from rlkd.validity.rollout import RolloutScorer
 
 BOOTSTRAP_SEED, ORDER_SEED, DRAWS = 13, 5, 2000
 CHEAP, ASKING = ("likelihood", "expected"), ("judge", "prm", "rollout")
@@ -233,7 +232,7 @@ def ask(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[
     A request that fails while the server lives is a step without a score, which the table counts.
     """
     questions = [question for trace in traces for question in questions_of(trace, examples)]
-    if isinstance(scorer, Rollout):
+    if isinstance(scorer, RolloutScorer):
         counts = run(scorer.count(questions))
         values = [None if found is None else (found[0] + 1) / (found[1] + 2) for found in counts]
     else:
@@ -279,8 +278,8 @@ class Forward:
         found: dict[str, list[float | None]] = {}
         listed = taken.tolist()
         for reduction in REDUCTIONS:
-            likelihood = Likelihood(reduction=reduction)
-            found[f"likelihood {reduction}"] = likelihood.of_logprobs([listed[a:b] for a, b in spans])
+            likelihood: Any = load_scorer("likelihood", {"reduction": reduction})
+            found[f"likelihood {reduction}"] = likelihood.from_token_logprobs([listed[a:b] for a, b in spans])
             margins = expected_margins(statistics, spans, on_policy=True, reduction=reduction).margins
             found[f"expected {reduction}"] = [None if margin is None else -margin for margin in margins]
         return found

@@ -1,26 +1,31 @@
-"""Local validity of steps, and how hard the student is pulled there: scorers, margins, the weight map, controls.
+"""Local validity of steps and the weights made from it: scorers, margins, the weight map, controls.
 
-Under one prefix the teacher and the student each propose a next step. A *validity* V says how good each proposal is at
-that place; the difference scales the distillation loss on the tokens of the step that is trained on. The teacher
-still sets the direction: weights are never negative.
+Under one prefix the teacher and the student each propose a next step. A *validity* V says how good each proposal is
+there; the difference scales the distillation loss on the tokens of the step that is trained on. The teacher still sets
+the direction: weights are never negative.
 
     >>> from rlkd.validity import WeightMap
     >>> [round(w, 2) for w in WeightMap()([0.9, 0.5, 0.1, None], [0.1, 0.5, 0.1, 0.4])]
     [1.77, 1.0, 0.5, 1.0]
 
-The idea is that of "Validity-Calibrated Reasoning Distillation" (arXiv 2605.04078), of which we know no more than the
-abstract. Every formula here is our choice. `docs/validity.md` says what each does and what was measured.
+The idea is that of "Validity-Calibrated Reasoning Distillation" (arXiv 2605.04078), of which only the abstract is
+known.
+Every formula here is our choice. `docs/validity.md` explains each and gives measurements.
 
-Importing this loads no torch: models are read at the first request.
+Importing this loads no torch: models load at the first request.
 """
 
 from rlkd.validity.contract import (
     Scale,
     StepQuestion,
+    TokenLogprobScorer,
+    TokenStatisticsScorer,
     ValidityError,
     ValidityScorer,
     load_scorer,
+    score_logprobs,
     score_pairs,
+    score_statistics,
 )
 from rlkd.validity.controls import (
     CONTROLS,
@@ -33,14 +38,13 @@ from rlkd.validity.controls import (
     uniform,
 )
 from rlkd.validity.margins import REDUCTIONS, Reduction, StepValidities, expected_margins, reduce_tokens, step_means
-from rlkd.validity.weigher import StepEvidence, WeighedSteps, Weigher, joined
-from rlkd.validity.weights import AdaptiveTau, WeightMap
+from rlkd.validity.weighting import AdaptiveTau, StepEvidence, StepWeighting, WeightedSteps, WeightMap, joined
 
 BUILT_IN = {
-    "judge": "rlkd.validity.judge.Judge",
-    "likelihood": "rlkd.validity.likelihood.Likelihood",
-    "prm": "rlkd.validity.prm.ProcessRewardModel",
-    "rollout": "rlkd.validity.rollout.Rollout",
+    "judge": "rlkd.validity.judge.JudgeScorer",
+    "likelihood": "rlkd.validity.likelihood.likelihood",
+    "prm": "rlkd.validity.prm.PRMScorer",
+    "rollout": "rlkd.validity.rollout.RolloutScorer",
 }
 
 __all__ = [
@@ -55,18 +59,22 @@ __all__ = [
     "StepEvidence",
     "StepQuestion",
     "StepValidities",
+    "StepWeighting",
+    "TokenLogprobScorer",
+    "TokenStatisticsScorer",
     "ValidityError",
     "ValidityScorer",
-    "WeighedSteps",
-    "Weigher",
     "WeightMap",
+    "WeightedSteps",
     "divergence",
     "entropy",
     "expected_margins",
     "joined",
     "load_scorer",
     "reduce_tokens",
+    "score_logprobs",
     "score_pairs",
+    "score_statistics",
     "shuffled",
     "step_means",
     "teacher_only",

@@ -1,21 +1,30 @@
-"""What a validity scorer is, how one is named in a config, and how it is asked.
+"""The contract of validity scorers: the interface, how a config names one, and how the trainer calls it.
 
-A scorer gets a list of questions, "how valid is this step after this prefix?", and answers each with a number or None:
+A scorer gets a list of questions, "how valid is this step after this prefix?", and returns a number or None for each:
 
     def brevity(questions, limit=200):
         return [max(0.0, 1 - len(question.step) / limit) for question in questions]
 
 In a config it is `path/to/file.py:brevity`, a dotted path or a registered name (`@register("validity", "brevity")`),
-with parameters beside it. A class is made with the parameters, and its instances are called. Both may be `async`.
+with its parameters in `validity_kwargs`. A class is instantiated with the parameters, and the instance is called. Both
+may be `async`.
+
+A scorer may instead read the log-probabilities that the run's teacher gives to the tokens of a step. Each way is an
+optional method, which the trainer uses wherever a scorer has it:
+
+    from_token_logprobs(logprobs)                            with `proposals: generate`, in place of the call
+    from_token_statistics(statistics, spans, on_policy)      with `proposals: expected`, which requires it
+
+`TokenLogprobScorer` and `TokenStatisticsScorer` give shapes and units.
 
 The error model, in full:
 
-1. A finite number is a validity. On the scale `probability` it lies in [0, 1]; a function or object says
-   `scale = "log"` (an attribute) if its numbers are log-probabilities in nats a token.
+1. A finite number is a validity. On the scale `probability` it lies in [0, 1]; a scorer with the attribute
+   `scale = "log"` returns log-probabilities in nats per token.
 2. None, nan and infinities mean that the scorer failed on that question: the step gets weight 1, and is counted. Never
-   a 0: a step is not to be called invalid because a server was down.
+   return 0 for a failure: a step is not invalid because a server was down.
 3. An exception, or a call beyond its deadline, is a failure on every question of the call, logged with its cause.
-4. A result of the wrong length, of another type, or outside the scale is a mistake in the scorer. It ends the run as a
+4. A result of the wrong length, of another type, or outside the scale is a bug in the scorer. It ends the run with a
    `ValidityError` that names the scorer.
 5. Both proposals of a prefix come in one call, since some scorers (`rollout`) judge them together.
 """
@@ -27,14 +36,18 @@ import contextlib
 import inspect
 import logging
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from rlkd.engines.base import Message, distinct, run
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, warn_of_failures
 from rlkd.registry import build
+from rlkd.validity.margins import StepValidities
+
+if TYPE_CHECKING:
+    from rlkd.divergence import TokenStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +63,14 @@ class StepQuestion:
     """How valid is `step` after `prefix`?
 
     `prefix + step` is the completion up to and including the step, character by character: white space between the
-    two belongs to one of them. White space behind the step is left out, on both sides: two proposals must not differ
-    in how the line went on.
+    two belongs to one of them. White space after the step is left out for both proposals, so that they do not differ
+    in how the line continues.
 
     Args:
         prompt: messages, or text with any chat template already applied.
         prefix: the completion before the step; empty for the first step.
         step: the proposal.
-        answer: the right answer of the problem, where the data have one.
+        answer: the gold answer of the problem, where the data have one.
         prefix_ids: tokens of the prompt and the completion before the step, in the student's vocabulary.
         step_ids: tokens of the step.
         columns: the other columns of the row.
@@ -73,7 +86,7 @@ class StepQuestion:
 
 
 class ValidityScorer(Protocol):
-    """Anything that says how valid steps are. See the head of this module for what it may answer."""
+    """A scorer of texts."""
 
     __name__: str
     scale: Scale
@@ -81,23 +94,71 @@ class ValidityScorer(Protocol):
     def __call__(
         self, questions: Sequence[StepQuestion]
     ) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
-        """One validity a question, in order; None where there is none."""
+        """One validity per question, in order; None where the scorer failed."""
 
 
-def load_scorer(spec: str, parameters: Mapping[str, Any] | None = None) -> ValidityScorer:
+class TokenLogprobScorer(Protocol):
+    """A scorer that reads the teacher's log-probabilities of steps that were written."""
+
+    __name__: str
+    scale: Scale
+
+    def from_token_logprobs(self, logprobs: Sequence[Sequence[float]]) -> Sequence[float | None]:
+        """One validity per step, in order; None where the scorer failed.
+
+        `logprobs`: for each step the teacher's log-probability of each of its tokens given the tokens before, in nats,
+        at the sampling temperature of the run (1 for a server or a cache). White space after the step is left out.
+        """
+
+
+class TokenStatisticsScorer(Protocol):
+    """A scorer that compares a step with the other model's distribution at each token, so that none is generated."""
+
+    __name__: str
+    scale: Scale
+
+    def from_token_statistics(
+        self, statistics: TokenStatistics, spans: Sequence[tuple[int, int]], on_policy: bool
+    ) -> StepValidities:
+        """V_T and V_S of each step, in order; `rlkd.validity.margins.expected_margins` is the built-in one.
+
+        Args:
+            statistics: tensors [N] in nats over the N tokens of all traces, at the sampling temperature of the run.
+                The student's fields and `cross_entropy` are None on the student's rollouts.
+            spans: [start, stop) of each step in these tokens, without white space after it.
+            on_policy: whether the traces are the student's rollouts; else they are the teacher's.
+        """
+
+
+def load_scorer(spec: str, parameters: Mapping[str, Any] | None = None) -> Any:
     """The scorer that a spec names (`rlkd.registry`), with parameters from the config.
 
     The spec may name a scorer function (one with a parameter `questions`), a class of scorers, or a function that
-    makes a scorer. Reads no model and asks no server. What comes back has `__name__` (the alias, where there is one)
-    and `scale`. Raises `ValidityError` naming the spec, the parameter and what there is.
+    makes a scorer. Loads no model and sends no request. The result has `__name__` (the alias, if there is one),
+    `scale`, and at least one of the three methods of a scorer. Raises `ValidityError` naming the spec, the parameter
+    and the alternatives.
     """
-    made = build("validity", spec, parameters, error=ValidityError)
-    scale = _scale_of(made.target, made.label)
-    if made.parameters is not None:
-        return _checked(_Function(made.target, made.name, scale, made.parameters), made.label)
+    built = build("validity", spec, parameters, error=ValidityError)
+    scorer, scale = built.target, getattr(built.target, "scale", "probability")
+    if scale not in get_args(Scale):
+        raise ValidityError(f"{built.label} has scale = {scale!r}; expected {' or '.join(map(repr, get_args(Scale)))}")
+    if not (callable(scorer) or reads_logprobs(scorer) or reads_statistics(scorer)):
+        raise ValidityError(f"{built.label} is not a function or class of scorers, but {scorer!r}")
+    if built.parameters is not None:
+        scorer = partial(scorer, **built.parameters)
     with contextlib.suppress(AttributeError):
-        made.target.__name__, made.target.scale = made.name, scale
-    return _checked(made.target, made.label)
+        scorer.__name__, scorer.scale = built.name, scale
+    return scorer
+
+
+def reads_logprobs(scorer: Any) -> bool:
+    """Whether a scorer is a `TokenLogprobScorer`."""
+    return callable(getattr(scorer, "from_token_logprobs", None))
+
+
+def reads_statistics(scorer: Any) -> bool:
+    """Whether a scorer is a `TokenStatisticsScorer`."""
+    return callable(getattr(scorer, "from_token_statistics", None))
 
 
 def score_pairs(
@@ -107,104 +168,105 @@ def score_pairs(
     *,
     deadline: float | None = None,
 ) -> tuple[list[float | None], list[float | None]]:
-    """Ask for the teacher's and the student's proposals in one call: (V_T, V_S), None where the scorer failed.
+    """Score the teacher's and the student's proposals in one call: (V_T, V_S), None where the scorer failed.
 
-    Equal questions are asked once. Works from synchronous code, for synchronous and asynchronous scorers.
+    Equal questions are scored once. Works from synchronous code, for synchronous and asynchronous scorers.
 
     Args:
-        scorer: of `load_scorer`.
+        scorer: from `load_scorer`.
         teacher, student: the proposals under the same prefixes, in the same order.
         deadline: seconds for the call of an asynchronous scorer; None for none beyond its own.
 
-    Raises ValueError for lists of different length, and `ValidityError` for what the contract does not allow.
+    Raises ValueError for lists of different length, and `ValidityError` for a breach of the contract.
     """
     if len(teacher) != len(student):
-        raise ValueError(f"{len(teacher)} proposals of the teacher and {len(student)} of the student: one each")
+        raise ValueError(f"{len(teacher)} proposals of the teacher and {len(student)} of the student: expected pairs")
     questions, where = distinct([*teacher, *student])
-    if not questions:
-        return [], []
+    if not callable(scorer):
+        raise ValidityError(
+            f"validity scorer {scorer.__name__!r} reads the teacher's log-probabilities during training and cannot "
+            f"score texts"
+        )
+
+    def call() -> Any:
+        result = scorer(questions)
+        return run(_awaited(result, deadline)) if inspect.isawaitable(result) else result
+
+    values = _checked_call(scorer, call, len(questions))
+    return [values[index] for index in where[: len(teacher)]], [values[index] for index in where[len(teacher) :]]
+
+
+def score_logprobs(scorer: TokenLogprobScorer, logprobs: Sequence[Sequence[float]]) -> list[float | None]:
+    """The validities that `from_token_logprobs` returns, under the same error model as `score_pairs`."""
+    return _checked_call(scorer, lambda: scorer.from_token_logprobs(logprobs), len(logprobs))
+
+
+def score_statistics(
+    scorer: TokenStatisticsScorer, statistics: TokenStatistics, spans: Sequence[tuple[int, int]], on_policy: bool
+) -> StepValidities:
+    """The validities that `from_token_statistics` returns, under the same error model as `score_pairs`."""
+
+    def call() -> list[float | None]:
+        result = scorer.from_token_statistics(statistics, spans, on_policy)
+        if not isinstance(result, StepValidities):
+            raise ValidityError(
+                f"validity scorer {scorer.__name__!r} returned a {type(result).__name__} from from_token_statistics: "
+                f"expected rlkd.validity.StepValidities(teacher, student)"
+            )
+        return [*result.teacher, *result.student]
+
+    values = _checked_call(scorer, call, 2 * len(spans))
+    return StepValidities(values[: len(spans)], values[len(spans) :])
+
+
+def warn_of_failed_steps(name: str, causes: Sequence[str], total: int) -> None:
+    """Log on how many of the questions a scorer failed, and why; nothing where it failed on none."""
+    consequence = "steps have no validity and get weight 1"
+    warn_of_failures(logger, f"validity scorer {name!r}", consequence, causes, total)
+
+
+def _checked_call(scorer: Any, call: Callable[[], Any], expected: int) -> list[float | None]:
+    if not expected:
+        return []
     try:
-        answered = scorer(questions)
-        if inspect.isawaitable(answered):
-            answered = run(_awaited(answered, deadline))
+        result = call()
     except UsageError:
         raise
     except Exception as error:
-        report_failures(scorer.__name__, [str(error) or type(error).__name__] * len(questions), len(questions))
-        answered = [None] * len(questions)
-    values = _read(answered, scorer, len(questions))
-    return [values[place] for place in where[: len(teacher)]], [values[place] for place in where[len(teacher) :]]
+        warn_of_failed_steps(scorer.__name__, [str(error) or type(error).__name__] * expected, expected)
+        return [None] * expected
+    return _checked_values(result, scorer, expected)
 
 
-def report_failures(name: str, causes: Sequence[str], asked: int) -> None:
-    """Say in the log on how many of the questions a scorer failed, and why; nothing where it failed on none."""
-    if causes:
-        most, times = Counter(causes).most_common(1)[0]
-        logger.warning(
-            "validity scorer %r: no validity for %d of %d steps, which get weight 1; %d times because: %s",
-            name,
-            len(causes),
-            asked,
-            times,
-            most,
-        )
-
-
-class _Function:
-    """A scorer function with its parameters, as a `ValidityScorer`."""
-
-    def __init__(self, function: Callable[..., Any], name: str, scale: Scale, parameters: Mapping[str, Any]) -> None:
-        self.function = function
-        self.__name__ = name
-        self.scale = scale
-        self.parameters = parameters
-
-    def __call__(self, questions: Sequence[StepQuestion]) -> Any:
-        return self.function(questions=questions, **self.parameters)
-
-
-async def _awaited(answer: Awaitable[Any], deadline: float | None) -> Any:
+async def _awaited(result: Awaitable[Any], deadline: float | None) -> Any:
     try:
-        return await asyncio.wait_for(answer, deadline)
+        return await asyncio.wait_for(result, deadline)
     except TimeoutError:
-        raise TimeoutError("no answer within its time" + f" of {deadline:g} s" * (deadline is not None)) from None
+        raise TimeoutError("no result within its time" + f" of {deadline:g} s" * (deadline is not None)) from None
 
 
-def _read(answered: Any, scorer: ValidityScorer, expected: int) -> list[float | None]:
-    """The answers as numbers or None; `ValidityError` for what the contract does not know."""
+def _checked_values(result: Any, scorer: Any, expected: int) -> list[float | None]:
+    """The result as numbers or None; raises `ValidityError` for a breach of the contract."""
     what = f"validity scorer {scorer.__name__!r}"
-    if not isinstance(answered, (list, tuple)) and not hasattr(answered, "tolist"):
-        raise ValidityError(f"{what} returned a {type(answered).__name__}: expected a list of {expected} numbers")
-    listed = list(answered.tolist() if hasattr(answered, "tolist") else answered)
+    if not isinstance(result, (list, tuple)) and not hasattr(result, "tolist"):
+        raise ValidityError(f"{what} returned a {type(result).__name__}: expected a list of {expected} numbers")
+    listed = list(result.tolist() if hasattr(result, "tolist") else result)
     if len(listed) != expected:
         raise ValidityError(f"{what} returned {len(listed)} values for {expected} questions; expected one each")
     values: list[float | None] = []
-    for place, value in enumerate(listed):
+    for index, value in enumerate(listed):
         try:
-            number = None if value is None else float(value) if not isinstance(value, str) else None
+            number = None if value is None or isinstance(value, str) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = None
         if number is None and value is not None:
-            raise ValidityError(f"{what} returned {value!r} for question {place}; expected a number or None")
+            raise ValidityError(f"{what} returned {value!r} for question {index}; expected a number or None")
         if number is not None and not math.isfinite(number):
             number = None
         if number is not None and scorer.scale == "probability" and not 0 <= number <= 1:
             raise ValidityError(
-                f"{what} returned {number} for question {place}; on the scale 'probability' a validity is 0 to 1. "
-                f"Log-probabilities in nats a token need the attribute scale = 'log' on the scorer."
+                f"{what} returned {number} for question {index}; on the scale 'probability' a validity is 0 to 1. "
+                f"For log-probabilities in nats per token, set scale = 'log' on the scorer."
             )
         values.append(number)
     return values
-
-
-def _scale_of(scorer: Any, what: str) -> Scale:
-    scale: Any = getattr(scorer, "scale", "probability")
-    if scale not in get_args(Scale):
-        raise ValidityError(f"{what} has scale = {scale!r}; expected {' or '.join(map(repr, get_args(Scale)))}")
-    return cast(Scale, scale)
-
-
-def _checked(scorer: Any, what: str) -> ValidityScorer:
-    if not callable(scorer):
-        raise ValidityError(f"{what} is no function or class of callables, but {scorer!r}")
-    return scorer

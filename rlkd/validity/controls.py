@@ -1,16 +1,16 @@
-"""Controls: weights that lack one ingredient of the method, for telling what of it does the work.
+"""Controls: weights that lack one ingredient of the method, to show which of them matters.
 
 | control        | weights                                              | what beating it shows                 |
 | -------------- | ---------------------------------------------------- | ------------------------------------- |
 | `uniform`      | 1                                                    | weighting helps at all                |
-| `shuffled`     | the method's own, dealt out anew within the batch    | it matters which step gets which      |
+| `shuffled`     | the method's own, shuffled within the batch          | it matters which step gets which      |
 | `teacher_only` | the map with V_S held at the median V_T              | the comparison matters                |
-| `position`     | the method's mean weight at that place in the trace  | it is not "early steps count more"    |
+| `position`     | the method's mean weight at that relative position   | it is not "early steps count more"    |
 | `entropy`      | the map on -entropy of teacher and student           | it is more than uncertainty           |
 | `divergence`   | the map on the step's KL(S||T)                       | it is more than weighting by the loss |
 
 `shuffled` and `position` need the method's weights, `teacher_only` its validities; `entropy` and `divergence` need the
-teacher's distributions only, and no scorer is asked. `rlkd.validity.weigher` puts them to use.
+models' distributions and no scorer. `rlkd.validity.weighting` applies them.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ def uniform(steps: int) -> list[float]:
 def shuffled(weights: Sequence[float], valid: Sequence[bool], *, seed: int, step: int) -> list[float]:
     """The weights of the valid steps in an order drawn from `seed` and the training `step`; the others stay.
 
-    `valid`: whether the scorer answered for the step. Sum and distribution of the weights of a batch are kept.
+    `valid`: whether the step has a validity. Sum and distribution of the weights of a batch do not change.
     """
-    places = [place for place, good in enumerate(valid) if good]
-    order = places.copy()
+    indices = [index for index, is_valid in enumerate(valid) if is_valid]
+    order = indices.copy()
     random.Random(f"validity/shuffled/{seed}/{step}").shuffle(order)
-    dealt = list(weights)
-    for place, source in zip(places, order, strict=True):
-        dealt[place] = weights[source]
-    return dealt
+    result = list(weights)
+    for index, source in zip(indices, order, strict=True):
+        result[index] = weights[source]
+    return result
 
 
 def teacher_only(teacher: Validities) -> Pair:
     """V_T against the median V_T of the batch, as (teacher, student) for the map.
 
-    Our choice: with V_S = 0 the weights would be larger than the method's on the whole, and the control would differ
-    in the learning rate too.
+    Our choice: with V_S = 0 the weights would be larger than the method's overall, so that the control would also
+    differ in the effective learning rate.
     """
     known = [value for value in teacher if value is not None and math.isfinite(value)]
     middle = median(known) if known else None
@@ -59,15 +59,15 @@ def teacher_only(teacher: Validities) -> Pair:
 
 
 def entropy(teacher_entropy: Validities, student_entropy: Validities) -> Pair:
-    """-H_T against -H_S, each a step's mean in nats a token, as (teacher, student) for the map on the scale `log`."""
+    """-H_T against -H_S, each a step's mean in nats per token: (teacher, student) for the map on the scale `log`."""
     return _negative(teacher_entropy), _negative(student_entropy)
 
 
 def divergence(teacher_entropy: Validities, kl: Validities) -> Pair:
-    """The step's mean KL(S||T) in nats a token as margin: (teacher, student) for the map on the scale `log`.
+    """The step's mean KL(S||T) in nats per token as margin: (teacher, student) for the map on the scale `log`.
 
-    V_T is -H_T as in `expected_margins` on-policy, whose margin is in expectation KL(S||T) + H_S - H_T: what differs
-    from the method there is the entropy term alone. Off-policy the method has a floor (`v_0`), too.
+    V_T is -H_T as in `expected_margins` on-policy, whose margin is in expectation KL(S||T) + H_S - H_T: there the
+    control differs from the method by the entropy term alone. Off-policy the method also has a floor (`v_0`).
     """
     teacher = _negative(teacher_entropy)
     student = [None if v is None or d is None else v - d for v, d in zip(teacher, kl, strict=True)]
@@ -78,10 +78,10 @@ class PositionProfile:
     """The method's mean weight by relative position in the trace, over all steps so far.
 
     Args:
-        bins: parts of the trace, of equal length.
+        bins: number of parts of the trace, of equal length.
 
-    At the beginning a bin holds few steps, and the control still knows their own weights; this passes within a few
-    batches. In a run of several processes each is to be given the steps of all, so that all keep one profile.
+    At first a bin holds few steps, so that the control still reflects their own weights; this passes within a few
+    batches. In a run of several processes, give each the steps of all, so that all have the same profile.
     """
 
     def __init__(self, bins: int = 5) -> None:
@@ -92,26 +92,26 @@ class PositionProfile:
         self._counts = [0] * bins
 
     def __call__(self, weights: Sequence[float], positions: Sequence[float], valid: Sequence[bool]) -> list[float]:
-        """Take in the weights of the valid steps, and return the mean weight at each step's position.
+        """Add the weights of the valid steps, and return the mean weight at each step's position.
 
         `positions`: 0 for the first step of a trace to 1 for its last. A step that is not valid keeps its weight.
         """
-        where = [min(self.bins - 1, int(position * self.bins)) for position in positions]
-        for weight, place, good in zip(weights, where, valid, strict=True):
-            if good:
-                self._sums[place] += weight
-                self._counts[place] += 1
+        bins = [min(self.bins - 1, int(position * self.bins)) for position in positions]
+        for weight, index, is_valid in zip(weights, bins, valid, strict=True):
+            if is_valid:
+                self._sums[index] += weight
+                self._counts[index] += 1
         return [
-            self._sums[place] / self._counts[place] if good else weight
-            for weight, place, good in zip(weights, where, valid, strict=True)
+            self._sums[index] / self._counts[index] if is_valid else weight
+            for weight, index, is_valid in zip(weights, bins, valid, strict=True)
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: plain numbers."""
+        """The state for a checkpoint: plain numbers."""
         return {"sums": list(self._sums), "counts": list(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's `state_dict`. Raises ValueError for another number of bins."""
+        """Restore a checkpoint's `state_dict`. Raises ValueError for another number of bins."""
         if len(state["sums"]) != self.bins:
             raise ValueError(f"the checkpoint has {len(state['sums'])} bins of position, this run {self.bins}")
         self._sums, self._counts = list(map(float, state["sums"])), list(map(int, state["counts"]))

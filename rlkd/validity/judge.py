@@ -10,7 +10,7 @@ from typing import Any
 from rlkd.data.rows import question_of
 from rlkd.engines.base import EngineError, Message, Sampling
 from rlkd.validity.asking import Asking
-from rlkd.validity.contract import Scale, StepQuestion, report_failures
+from rlkd.validity.contract import Scale, StepQuestion, warn_of_failed_steps
 from rlkd.validity.templates import compiled, render
 
 TEMPLATE = """\
@@ -43,18 +43,18 @@ _BARE = re.compile(r"\s*(\d{1,2})\s*(?:/\s*10)?\s*\.?\s*")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
-class Judge:
-    """A model that grades one candidate a call: teacher's and student's step never stand side by side.
+class JudgeScorer:
+    """The scorer `judge`: a model grades one candidate per call, so that the two proposals never appear together.
 
-    Greedy, and guided by a JSON schema where the engine can (`Engine.guided`). A reply that holds no grade is a
+    Greedy, and guided by a JSON schema where the engine supports it (`Engine.guided`). A reply without a grade is a
     failure on that step, not a 0.
 
     Args:
-        engine: spec of the model. A small one grades at random: measure it first
+        engine: spec of the model. Small models grade at random: measure yours first
             (`benchmarks/studies/validity_scorers.py`).
         template: jinja2 text of the user message, with `problem`, `prefix`, `step`, `answer` and `columns`. It must
-            ask for {"grade": 0 to 10}. By default `TEMPLATE`.
-        max_new_tokens: of the reply.
+            request {"grade": 0 to 10}. By default `TEMPLATE`.
+        max_new_tokens: limit of the reply.
         deadline: seconds for one call.
 
     Raises ValueError for a template that does not render.
@@ -77,11 +77,11 @@ class Judge:
         self.asking = Asking("validity scorer 'judge'", engine, deadline)
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the engine is a server that does not answer or lacks the model."""
+        """Raise `UsageError` where the engine does not respond or lacks the model."""
         self.asking.check_ready()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
-        """See `rlkd.validity.contract`."""
+        """As `ValidityScorer`."""
         prompts: list[Any] = [self.prompt(question) for question in questions]
         replies = await self.asking.engine.generate(prompts, self.sampling, deadline=self.asking.deadline)
         values: list[float | None] = []
@@ -91,29 +91,29 @@ class Judge:
             if value is None:
                 causes.append(str(reply) if isinstance(reply, EngineError) else f"no grade in {reply.text[:80]!r}")
             values.append(None if value is None else value / 10)
-        report_failures(self.__name__, causes, len(questions))
+        warn_of_failed_steps(self.__name__, causes, len(questions))
         return values
 
     def prompt(self, question: StepQuestion) -> list[Message]:
-        """The conversation that asks for the grade of a step."""
+        """The conversation that requests the grade of a step."""
         return [{"role": "user", "content": render(self.template, question, question_of(question.prompt))}]
 
 
 def grade(reply: str) -> int | None:
-    """The grade of a reply: that of its first JSON object with one, or the number that is all of it; else None.
+    """The grade in a reply: that of its first JSON object with one, or a bare number; else None.
 
     >>> grade('{"grade": 7}'), grade("8/10"), grade("I would say 7 or 8."), grade('{"grade": 12}')
     (7, 8, None, None)
     """
     bare = _BARE.fullmatch(reply)
-    found: Any = int(bare[1]) if bare else None
-    if found is None:
+    value: Any = int(bare[1]) if bare else None
+    if value is None:
         for text in _OBJECT.findall(reply):
             try:
-                found = json.loads(text).get("grade")
+                value = json.loads(text).get("grade")
             except ValueError:
                 continue
             break
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= 10:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10:
         return None
-    return found
+    return value

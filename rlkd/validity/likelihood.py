@@ -1,71 +1,100 @@
-"""Validity by likelihood: the log-probability of a step under the teacher, in nats a token.
+"""Validity by likelihood: the log-probability of a step under the teacher, in nats per token.
 
-No further model and no training; but what is likely is not therefore right. `docs/validity.md` measures how often.
+It needs no further model and no training; but a likely step need not be right. `docs/validity.md` measures how often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rlkd.engines.base import EngineError
 from rlkd.validity.asking import Asking
-from rlkd.validity.contract import Scale, StepQuestion, ValidityError, report_failures
-from rlkd.validity.margins import Reduction, check_reduction, reduce_tokens
+from rlkd.validity.contract import Scale, StepQuestion, warn_of_failed_steps
+from rlkd.validity.margins import Reduction, StepValidities, check_reduction, expected_margins, reduce_tokens
+
+if TYPE_CHECKING:
+    from rlkd.divergence import TokenStatistics
 
 
-class Likelihood:
-    """The likelihood of steps under an engine's model, or under the teacher whose log-probabilities the trainer has.
+def likelihood(
+    engine: str | None = None,
+    *,
+    reduction: Reduction = "mean",
+    quantile: float = 0.9,
+    tokenizer: str | None = None,
+    deadline: float | None = 300.0,
+) -> TeacherLikelihoodScorer | EngineLikelihoodScorer:
+    """The scorer `likelihood`: under the run's own teacher, or under the model of an engine.
 
     Args:
-        engine: spec of the model (`rlkd.engines.open_engine`), which is asked at temperature 1. None: the trainer's
-            own teacher; the trainer gives `of_logprobs` what its forward pass found, at its sampling temperature.
+        engine: spec of the model (`rlkd.engines.open_engine`), which scores at temperature 1; None for the teacher of
+            the run, at its sampling temperature.
         reduction: of the surprisals of the step's tokens (`rlkd.validity.margins.reduce_tokens`): V is minus their
             mean, their maximum or their quantile.
-        quantile: of `reduction: quantile`.
+        quantile: quantile of `reduction: quantile`.
         tokenizer: name of the tokenizer whose chat template renders messages; by default that of the engine's model.
-        deadline: seconds for one call.
+        deadline: seconds for one call of the engine.
 
     Raises ValueError for values outside their ranges.
     """
+    check_reduction(reduction, quantile)
+    if engine is None:
+        return TeacherLikelihoodScorer(reduction, quantile)
+    asking = Asking("validity scorer 'likelihood'", engine, deadline, tokenizer)
+    return EngineLikelihoodScorer(asking, reduction, quantile)
+
+
+class TeacherLikelihoodScorer:
+    """The likelihood of steps under the run's own teacher, whose log-probabilities the trainer has."""
 
     __name__ = "likelihood"
     scale: Scale = "log"
 
-    def __init__(
-        self,
-        engine: str | None = None,
-        *,
-        reduction: Reduction = "mean",
-        quantile: float = 0.9,
-        tokenizer: str | None = None,
-        deadline: float | None = 300.0,
-    ) -> None:
-        check_reduction(reduction, quantile)
+    def __init__(self, reduction: Reduction, quantile: float) -> None:
         self.reduction: Reduction = reduction
         self.quantile = quantile
-        self.asking = None if engine is None else Asking("validity scorer 'likelihood'", engine, deadline, tokenizer)
 
-    def of_logprobs(self, logprobs: Sequence[Sequence[float]]) -> list[float | None]:
-        """The validity of steps whose tokens have these log-probabilities; None for a step without tokens."""
-        surprisals = [[-value for value in step] for step in logprobs]
-        reduced = [reduce_tokens(step, self.reduction, self.quantile) for step in surprisals]
-        return [None if value is None else -value for value in reduced]
+    def from_token_logprobs(self, logprobs: Sequence[Sequence[float]]) -> list[float | None]:
+        """As `TokenLogprobScorer`; None for a step without tokens."""
+        return reduced_logprobs(logprobs, self.reduction, self.quantile)
+
+    def from_token_statistics(
+        self, statistics: TokenStatistics, spans: Sequence[tuple[int, int]], on_policy: bool
+    ) -> StepValidities:
+        """As `TokenStatisticsScorer`."""
+        return expected_margins(
+            statistics, spans, on_policy=on_policy, reduction=self.reduction, quantile=self.quantile
+        )
+
+
+class EngineLikelihoodScorer:
+    """The likelihood of steps under an engine's model."""
+
+    __name__ = "likelihood"
+    scale: Scale = "log"
+
+    def __init__(self, asking: Asking, reduction: Reduction, quantile: float) -> None:
+        self.asking = asking
+        self.reduction: Reduction = reduction
+        self.quantile = quantile
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the engine is a server that does not answer or lacks the model."""
-        if self.asking is not None:
-            self.asking.check_ready()
+        """Raise `UsageError` where the engine does not respond or lacks the model."""
+        self.asking.check_ready()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
-        """See `rlkd.validity.contract`. Raises `ValidityError` without an engine."""
-        if self.asking is None:
-            raise ValidityError(
-                "validity scorer 'likelihood' without `engine` lives on the trainer's log-probabilities "
-                "(`of_logprobs`) and cannot be asked about texts. Set `engine`."
-            )
+        """As `ValidityScorer`."""
         texts = await self.asking.texts(list(questions))
         requests = [(text, question.step) for text, question in zip(texts, questions, strict=True)]
         replies = await self.asking.engine.score(requests, deadline=self.asking.deadline)
         causes = [str(reply) for reply in replies if isinstance(reply, EngineError)]
-        report_failures(self.__name__, causes, len(questions))
-        return self.of_logprobs([() if isinstance(reply, EngineError) else reply.logprobs for reply in replies])
+        warn_of_failed_steps(self.__name__, causes, len(questions))
+        logprobs = [() if isinstance(reply, EngineError) else reply.logprobs for reply in replies]
+        return reduced_logprobs(logprobs, self.reduction, self.quantile)
+
+
+def reduced_logprobs(logprobs: Sequence[Sequence[float]], reduction: Reduction, quantile: float) -> list[float | None]:
+    """Minus the reduced surprisal of each step; None for a step without tokens."""
+    reduced = [reduce_tokens([-value for value in step], reduction, quantile) for step in logprobs]
+    return [None if value is None else -value for value in reduced]

@@ -1,8 +1,8 @@
-"""Validities of steps from what the models' distributions say at each token: no step is generated for them.
+"""Validities of steps from both models' distributions at each token, without generating a step.
 
-`expected_margins` compares the step that stands there with what the other model would write there *on average*. All
-validities are log-probabilities under the teacher, in nats a token, at the sampling temperature (our choice: in
-probability space a margin is bounded by exp(-H), and an uncertain teacher would read as an invalid one).
+`expected_margins` compares the step in the trace with what the other model would write there *on average*. All
+validities are log-probabilities under the teacher, in nats per token, at the sampling temperature (our choice: in
+probability space a margin is bounded by exp(-H), and an uncertain teacher would look like an invalid one).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StepValidities:
 
     @property
     def margins(self) -> list[float | None]:
-        """V_T - V_S of each step, in nats a token."""
+        """V_T - V_S of each step, in nats per token."""
         pairs = zip(self.teacher, self.student, strict=True)
         return [None if t is None or s is None else t - s for t, s in pairs]
 
@@ -43,15 +43,15 @@ def expected_margins(
     reduction: Reduction = "mean",
     quantile: float = 0.9,
 ) -> StepValidities:
-    """The validities of each step, one of the two proposals being an expectation over a model's distribution.
+    """The validities of each step, where one of the two proposals is an expectation over a model's distribution.
 
-    On-policy the student's step stands there, and the margin of a token is its surprisal under the teacher minus the
+    On-policy the trace has the student's step, and the margin of a token is its surprisal under the teacher minus the
     teacher's entropy: V_S = log p_T(token), V_T = -H_T. Over the student's samples it is KL(S||T) + H_S - H_T on
-    average. Off-policy the teacher's step stands there: V_T = log p_T(token), V_S = -cross entropy(S, T), what the
-    teacher would think of the student's token on average.
+    average. Off-policy the trace has the teacher's step: V_T = log p_T(token), V_S = -cross entropy(S, T), the
+    log-probability under the teacher that a token of the student has on average.
 
-    `reduction` makes the margin of a step from those of its tokens. V_T is always the mean over the step, since the
-    map's floor asks for the teacher's step as a whole; V_S is V_T minus the margin.
+    `reduction` turns the margins of a step's tokens into that of the step. V_T is always the mean over the step, since
+    the map's floor applies to the teacher's step as a whole; V_S is V_T minus the margin.
 
     Args:
         statistics: of N tokens, each field [N] in nats (`rlkd.divergence.token_statistics`). Off-policy with
@@ -69,7 +69,7 @@ def expected_margins(
         teacher, student = expected, taken
     else:
         if statistics.cross_entropy is None:
-            raise ValueError("statistics without cross_entropy: off-policy they need the student's distribution too")
+            raise ValueError("statistics without cross_entropy: off-policy margins need the student's distribution")
         expected = [-value for value in _listed(statistics.cross_entropy)]
         teacher, student = taken, expected
     margins = [t - s for t, s in zip(teacher, student, strict=True)]
@@ -92,11 +92,11 @@ def step_means(values: Any, spans: Sequence[Span]) -> list[float | None]:
 
 
 def reduce_tokens(values: Sequence[float], reduction: Reduction = "mean", quantile: float = 0.9) -> float | None:
-    """One number for the tokens of a step: their mean, their maximum, or a quantile of them.
+    """One number for the tokens of a step: their mean, maximum, or a quantile.
 
-    A wrong digit is one token among many and hardly moves the mean; `max` sees nothing but the worst token, and every
-    rare name with it; `quantile` lies between (linear interpolation between neighbours). None for no tokens, and where
-    a value is not finite. Raises ValueError for an unknown reduction, and a quantile outside 0 to 1.
+    A wrong digit is one token among many and hardly moves the mean; `max` sees only the worst token, and so every
+    rare name; `quantile` lies between (linear interpolation between neighbours). None for no tokens, and where a value
+    is not finite. Raises ValueError for an unknown reduction, and a quantile outside 0 to 1.
     """
     check_reduction(reduction, quantile)
     if not values or not all(map(math.isfinite, values)):
@@ -106,10 +106,10 @@ def reduce_tokens(values: Sequence[float], reduction: Reduction = "mean", quanti
     ordered = sorted(values)
     if reduction == "max":
         return ordered[-1]
-    place = quantile * (len(ordered) - 1)
-    below = int(place)
+    index = quantile * (len(ordered) - 1)
+    below = int(index)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return ordered[below] + (index - below) * (ordered[above] - ordered[below])
 
 
 def check_reduction(reduction: str, quantile: float) -> None:

@@ -1,8 +1,8 @@
-"""Validity by a process reward model: the probability that a model trained on labelled steps gives to "good".
+"""Validity by a process reward model: the probability of "good" under a model trained on labelled steps.
 
-A model of transformers with a classification head, read at the end of the step, or an engine's model that is asked
-for one of two labels. Code from a checkpoint is never executed, so models that bring their own (`trust_remote_code`)
-do not load here; serve them and use `engine`.
+Either a transformers model with a classification head, read at the end of the step, or an engine's model that chooses
+between two labels. Code from a checkpoint is never executed, so models that need `trust_remote_code` do not load here;
+serve them and use `engine`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rlkd.devices import best_device
 from rlkd.engines.base import EngineError
 from rlkd.models import resolve_model
 from rlkd.validity.asking import Asking
-from rlkd.validity.contract import Scale, StepQuestion, ValidityError, report_failures
+from rlkd.validity.contract import Scale, StepQuestion, ValidityError, warn_of_failed_steps
 from rlkd.validity.templates import compiled, render
 
-# As TRL's PRMTrainer writes a row: problem and steps with a line end after each, which is where it is read. A step
-# comes without the white space behind it, so that both proposals are read at the same token.
+# As in TRL's PRMTrainer: a line end after the problem and each step, and the prediction is read there. A step comes
+# without the white space after it, so that both proposals are read at the same token.
 TEXT = "{{ problem }}\n{{ prefix }}{{ step }}\n"
-ASK = """\
+CHAT = """\
 Problem:
 {{ problem }}
 
@@ -41,20 +41,20 @@ Is the next step correct?"""
 _HEADS = ("ForTokenClassification", "ForSequenceClassification")
 
 
-class ProcessRewardModel:
-    """The probability of the good class for a step after its prefix.
+class PRMScorer:
+    """The scorer `prm`: the probability of the good class for a step after its prefix.
 
     Args:
         model: folder or hub id of a model for token classification (read at the last token) or sequence
             classification; or:
-        engine: spec of a model that is asked in a chat, by the log-probabilities of two `labels`.
-        good: of `model`: the class that means a good step, by name or number. By default the second of two; a model
-            with one output is read as a logit.
-        labels: of `engine`: the good label and the bad one.
-        template: jinja2 text of the model's input, with `problem`, `prefix`, `step`, `answer` and `columns`; by
-            default `TEXT` for `model` and `ASK` for `engine`.
-        device: of `model`; by default cuda, else mps, else cpu.
-        batch_tokens: of `model`: rows x longest row of a batch.
+        engine: spec of a chat model, read by the log-probabilities of two `labels`.
+        good: class of `model` that means a good step, by name or number. By default the second of two; a model with
+            one output is read as a logit.
+        labels: the good label and the bad one for `engine`.
+        template: jinja2 text of the input, with `problem`, `prefix`, `step`, `answer` and `columns`; by default
+            `TEXT` for `model` and `CHAT` for `engine`.
+        device: device of `model`; by default cuda, else mps, else cpu.
+        batch_tokens: limit of rows x longest row in a batch of `model`.
         deadline: seconds for one call.
 
     Raises ValueError for both or neither of `model` and `engine`, and for a template that does not render.
@@ -76,22 +76,22 @@ class ProcessRewardModel:
         deadline: float | None = 300.0,
     ) -> None:
         if (model is None) == (engine is None):
-            raise ValueError("expected either `model` (a classification head) or `engine` (asked for a label)")
+            raise ValueError("expected either `model` (a classification head) or `engine` (chooses a label)")
         if len(labels) != 2 or (engine is None and tuple(labels) != ("Yes", "No")):
-            raise ValueError(f"labels={list(labels)!r}: expected two, the good one first, beside `engine`")
+            raise ValueError(f"labels={list(labels)!r}: expected two, the good one first, together with `engine`")
         if engine is not None and good is not None:
             raise ValueError(f"good={good!r} is a class of `model`; with `engine` set `labels`")
         self.model = model
         self.good = good
         self.labels = tuple(labels)
-        self.template = (TEXT if engine is None else ASK) if template is None else template
+        self.template = (TEXT if engine is None else CHAT) if template is None else template
         compiled(self.template)
         self.device = device
         self.batch_tokens = batch_tokens
         self.deadline = deadline
         self.asking = None if engine is None else Asking("validity scorer 'prm'", engine, deadline)
         self._lock = threading.Lock()
-        self._loaded: _Loaded | None = None
+        self._loaded: _Classifier | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings without weights."""
@@ -101,7 +101,7 @@ class ProcessRewardModel:
         vars(self).update(state, _lock=threading.Lock(), _loaded=None)
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the server does not answer, or the model does not load."""
+        """Raise `UsageError` where the engine does not respond, or the model does not load."""
         if self.asking is not None:
             self.asking.check_ready()
         else:
@@ -109,10 +109,10 @@ class ProcessRewardModel:
                 self._load()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
-        """See `rlkd.validity.contract`. Raises `ValidityError` where the model does not load or lacks the class."""
+        """As `ValidityScorer`. Raises `ValidityError` where the model does not load or lacks the class."""
         texts = [render(self.template, question, question_of(question.prompt)) for question in questions]
         values, causes = await (asyncio.to_thread(self._classify, texts) if self.asking is None else self._ask(texts))
-        report_failures(self.__name__, causes, len(questions))
+        warn_of_failed_steps(self.__name__, causes, len(questions))
         return values
 
     async def _ask(self, texts: list[str]) -> tuple[list[float | None], list[str]]:
@@ -127,7 +127,7 @@ class ProcessRewardModel:
                 values.append(None)
                 continue
             good, bad = reply
-            if math.isnan(good - bad):  # neither is among what the server tells
+            if math.isnan(good - bad):  # neither label is among the server's top log-probabilities
                 causes.append(
                     f"no comparable log-probabilities of {self.labels[0]} ({good}) and {self.labels[1]} ({bad})"
                 )
@@ -143,10 +143,10 @@ class ProcessRewardModel:
         with self._lock:
             loaded = self._load()
             rows = {}
-            for place, text in enumerate(texts):
+            for index, text in enumerate(texts):
                 ids = loaded.tokenizer(text)["input_ids"]
                 if 0 < len(ids) <= loaded.context:
-                    rows[place] = ids
+                    rows[index] = ids
                 else:
                     causes.append(f"{len(ids)} tokens do not fit the model's context of {loaded.context}")
             for batch in self._batches(rows, padded=loaded.pad_id is not None):
@@ -154,28 +154,28 @@ class ProcessRewardModel:
                     causes += [f"the deadline of {self.deadline} s passed"] * len(batch)
                     continue
                 try:
-                    found = _good_shares(loaded, [rows[place] for place in batch])
+                    shares = _good_shares(loaded, [rows[index] for index in batch])
                 except Exception as error:
                     causes += [f"the model failed ({type(error).__name__}: {error})"] * len(batch)
                     continue
-                for place, value in zip(batch, found, strict=True):
-                    values[place] = value
+                for index, value in zip(batch, shares, strict=True):
+                    values[index] = value
                     if not math.isfinite(value):
-                        causes.append(f"the model gave {value}")
+                        causes.append(f"the model returned {value}")
         return values, causes
 
     def _batches(self, rows: dict[int, list[int]], *, padded: bool) -> Iterator[list[int]]:
-        """The places of the rows, shortest first, in batches that fit; one a batch where nothing can be padded."""
+        """The indices of the rows, shortest first, in batches that fit; one per batch without padding."""
         batch: list[int] = []
-        for place in sorted(rows, key=lambda place: len(rows[place])):
-            if batch and not (padded and (len(batch) + 1) * len(rows[place]) <= self.batch_tokens):
+        for index in sorted(rows, key=lambda index: len(rows[index])):
+            if batch and not (padded and (len(batch) + 1) * len(rows[index]) <= self.batch_tokens):
                 yield batch
                 batch = []
-            batch.append(place)
+            batch.append(index)
         if batch:
             yield batch
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> _Classifier:
         if self._loaded is not None:
             return self._loaded
         import torch
@@ -216,7 +216,7 @@ class ProcessRewardModel:
             )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-        self._loaded = _Loaded(
+        self._loaded = _Classifier(
             model=model.to(device).eval().requires_grad_(False),
             tokenizer=tokenizer,
             per_token=per_token,
@@ -242,7 +242,7 @@ class ProcessRewardModel:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Classifier:
     model: Any
     tokenizer: Any
     per_token: bool
@@ -251,7 +251,7 @@ class _Loaded:
     context: float
 
 
-def _good_shares(loaded: _Loaded, rows: list[list[int]]) -> list[float]:
+def _good_shares(loaded: _Classifier, rows: list[list[int]]) -> list[float]:
     """The probability of the good class at the end of each row."""
     import torch
 

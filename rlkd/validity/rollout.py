@@ -1,4 +1,4 @@
-"""Validity by rollouts: how often a model that goes on from a step arrives at the right answer."""
+"""Validity by rollouts: how often a model that continues after a step reaches the gold answer."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from typing import Literal
 
 from rlkd.answers import VerificationError, are_correct, extract_answer
 from rlkd.engines.base import EngineError, Sampling
+from rlkd.errors import warn_of_failures
 from rlkd.validity.asking import Asking
 from rlkd.validity.contract import Scale, StepQuestion
 
 logger = logging.getLogger(__name__)
 
 
-class Rollout:
-    """(k + 1) / (N + 2), where k of N sampled completions of prefix and step announce the right answer.
+class RolloutScorer:
+    """The scorer `rollout`: (k + 1) / (N + 2), where k of N sampled continuations announce the gold answer.
 
-    This is Laplace's rule: with 4 samples a validity is never surer than 1/6 or 5/6. Where no completion of any
-    proposal under a prefix is right, the sampling says nothing about their order, nor that the teacher's step is bad
-    (the model may just be too weak): all of them get None, hence weight 1. So both proposals must come in one call,
-    as they do by `score_pairs`. A step that announces an answer itself is judged by it, and nothing is sampled.
+    This is Laplace's rule: with 4 samples a validity is at least 1/6 and at most 5/6. Where no continuation of any
+    proposal under a prefix is right, the samples say nothing about their order, nor that the teacher's step is bad
+    (the model may be too weak): all of them get None, hence weight 1. So both proposals must come in one call, as
+    `score_pairs` does. A step that announces an answer is judged by it, without sampling.
 
-    Needs `answer`: a question without one, or with one that cannot be read, gets None. Completions that fail are left
-    out of N.
+    Needs `answer`: a question without one, or with one that cannot be parsed, gets None. Continuations that fail are
+    left out of N.
 
     Args:
-        engine: spec of the model that goes on; the teacher, or any model that solves a good share of the problems.
+        engine: spec of the continuing model: the teacher, or any model that solves a good share of the problems.
         samples: N.
-        temperature, top_p, max_new_tokens: of the completions. One that is cut off before it answers counts as wrong.
-        fallback: `last_number` takes the last number of a completion that announces no answer
+        temperature, top_p, max_new_tokens: sampling of the continuations. A truncated one counts as wrong.
+        fallback: `last_number` takes the last number of a continuation that announces no answer
             (`rlkd.answers.extract_answer`).
-        seed: of the samples; the same in every call, so that a resumed run goes on as it would have.
+        seed: random seed of the samples, the same in every call, so that a resumed run draws the same.
         tokenizer: name of the tokenizer whose chat template renders messages; by default that of the engine's model.
         deadline: seconds for one call.
 
@@ -66,74 +67,67 @@ class Rollout:
         self.asking = Asking("validity scorer 'rollout'", engine, deadline, tokenizer)
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the engine is a server that does not answer or lacks the model."""
+        """Raise `UsageError` where the engine does not respond or lacks the model."""
         self.asking.check_ready()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
-        """See `rlkd.validity.contract`."""
-        counted = await self.count(questions)
-        hits: dict[str, int] = defaultdict(int)
-        keys = [repr((question.prompt, question.prefix)) for question in questions]
-        for key, found in zip(keys, counted, strict=True):
-            hits[key] += found[0] if found else 0
+        """As `ValidityScorer`."""
+        counts = await self.count(questions)
+        right: dict[str, int] = defaultdict(int)
+        prefixes = [repr((question.prompt, question.prefix)) for question in questions]
+        for prefix, count in zip(prefixes, counts, strict=True):
+            right[prefix] += count[0] if count else 0
         return [
-            None if found is None or not hits[key] else (found[0] + 1) / (found[1] + 2)
-            for key, found in zip(keys, counted, strict=True)
+            None if count is None or not right[prefix] else (count[0] + 1) / (count[1] + 2)
+            for prefix, count in zip(prefixes, counts, strict=True)
         ]
 
     async def count(self, questions: Sequence[StepQuestion]) -> list[tuple[int, int] | None]:
-        """(k, N) of each question, each for itself; None where nothing could be counted, which is logged."""
+        """(k, N) of each question; None where N is 0, which is logged."""
         traces, causes = await self._traces(questions)
         golds = [question.answer or "" for question in questions for _ in range(self.samples)]
         flat = [trace or "" for row in traces for trace in row]
         verdicts = await asyncio.to_thread(are_correct, flat, golds, self.fallback)
-        counted: list[tuple[int, int] | None] = []
-        for place, (question, row) in enumerate(zip(questions, traces, strict=True)):
+        counts: list[tuple[int, int] | None] = []
+        for index, (question, row) in enumerate(zip(questions, traces, strict=True)):
             if not question.answer:
                 causes.append("the question has no answer to verify against")
-                counted.append(None)
+                counts.append(None)
                 continue
-            found = []
-            for trace, verdict in zip(row, verdicts[place * self.samples :], strict=False):
+            correct = []
+            for trace, verdict in zip(row, verdicts[index * self.samples :], strict=False):
                 if trace is None:
                     continue
                 if verdict is None:
-                    causes.append(f"the answer {question.answer[:80]!r} cannot be read")
+                    causes.append(f"the answer {question.answer[:80]!r} cannot be parsed")
                 elif isinstance(verdict, VerificationError):
                     causes.append(str(verdict))
                 else:
-                    found.append(verdict)
-            counted.append((sum(found), len(found)) if found else None)
-        if causes:
-            failed = counted.count(None)
-            logger.warning(
-                "validity scorer 'rollout': %d completions failed, %d of %d steps have none; first: %s",
-                len(causes),
-                failed,
-                len(questions),
-                causes[0],
-            )
-        return counted
+                    correct.append(verdict)
+            counts.append((sum(correct), len(correct)) if correct else None)
+        consequence = f"continuations failed, {counts.count(None)} of {len(questions)} steps have none"
+        warn_of_failures(logger, "validity scorer 'rollout'", consequence, causes, len(questions) * self.samples)
+        return counts
 
     async def _traces(self, questions: Sequence[StepQuestion]) -> tuple[list[list[str | None]], list[str]]:
-        """N whole traces a question (None for one that failed), and why those failed that did."""
-        open_places = [
-            place
-            for place, question in enumerate(questions)
+        """N whole traces per question (None for one that failed), and the causes of failures."""
+        undecided = [
+            index
+            for index, question in enumerate(questions)
             if question.answer and extract_answer(question.prefix + question.step) is None
         ]
         traces: list[list[str | None]] = [[q.prefix + q.step] * self.samples for q in questions]
         causes = []
-        if open_places:
-            texts = await self.asking.texts([questions[place] for place in open_places])
-            starts = [text + questions[place].step for text, place in zip(texts, open_places, strict=True)]
+        if undecided:
+            texts = await self.asking.texts([questions[index] for index in undecided])
+            starts = [text + questions[index].step for text, index in zip(texts, undecided, strict=True)]
             prompts = [start for start in starts for _ in range(self.samples)]
             replies = await self.asking.engine.generate(prompts, self.sampling, deadline=self.asking.deadline)
-            for index, reply in enumerate(replies):
-                place, sample = open_places[index // self.samples], index % self.samples
+            for number, reply in enumerate(replies):
+                index, sample = undecided[number // self.samples], number % self.samples
                 if isinstance(reply, EngineError):
-                    traces[place][sample] = None
+                    traces[index][sample] = None
                     causes.append(str(reply))
                 else:
-                    traces[place][sample] = questions[place].prefix + questions[place].step + reply.text
+                    traces[index][sample] = questions[index].prefix + questions[index].step + reply.text
         return traces, causes

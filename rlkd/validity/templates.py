@@ -1,7 +1,7 @@
-"""Prompts of scorers as jinja2 text, which a config can replace.
+"""Prompts of scorers as jinja2 templates, which a config can replace.
 
-A template sees `problem` (the last user message), `prefix`, `step`, `answer` and `columns`. Rendering is sandboxed. A
-name that does not exist is an error when the scorer is built.
+A template has `problem` (the last user message), `prefix`, `step`, `answer` and `columns`. Rendering is sandboxed. An
+unknown variable is an error when the scorer is built.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _EXAMPLE = StepQuestion(prompt="2 + 3 * 4?", prefix="3 * 4 = 12. ", step="12 + 2
 
 @lru_cache(maxsize=64)
 def compiled(template: str) -> Template:
-    """The template, tried on an example. Raises `ValidityError` with what is wrong with it."""
+    """The template, rendered once on an example. Raises `ValidityError` where that fails."""
     try:
         made = _ENVIRONMENT.from_string(template)
         _rendered(made, _EXAMPLE, str(_EXAMPLE.prompt))
     except (TemplateError, TypeError, ValueError) as error:
-        # A column that only the data have is no mistake of the template.
+        # Only the data have the columns, so a missing one is not an error here.
         if "columns" in template and "has no attribute" in str(error):
             return made
         raise ValidityError(
@@ -35,7 +35,7 @@ def compiled(template: str) -> Template:
 
 
 def render(template: str, question: StepQuestion, problem: str) -> str:
-    """The template's text for a question. Raises `ValidityError` for a column that the data lack."""
+    """The template filled in for a question. Raises `ValidityError` for a column that the data lack."""
     try:
         return _rendered(compiled(template), question, problem)
     except TemplateError as error:

@@ -13,7 +13,7 @@ from rlkd.engines import from_environment
 from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
 from rlkd.registry import suggestion
-from rlkd.validity import CONTROLS, AdaptiveTau, Weigher, WeightMap
+from rlkd.validity import CONTROLS, AdaptiveTau, StepWeighting, WeightMap
 from rlkd.validity.contract import Scale
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
 
@@ -169,7 +169,7 @@ class ValidityKDConfig(DistillationConfig):
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
         self.tau = _checked_tau(self.tau)
         try:
-            self.weigher("log")
+            self.step_weighting("log")
             self.divergence_for(on_policy=True)
             self.divergence_for(on_policy=False)
         except ValueError as error:
@@ -180,13 +180,13 @@ class ValidityKDConfig(DistillationConfig):
         kind, beta = (self.divergence, self.beta) if on_policy else (self.divergence_off_policy, self.beta_off_policy)
         return Divergence(kind, beta=beta, skew=self.skew, temperature=self.temperature)  # type: ignore[arg-type]
 
-    def weigher(self, scale: Scale) -> Weigher:
-        """What makes weights of validities on this scale; raises ValueError for values outside their ranges."""
+    def step_weighting(self, scale: Scale) -> StepWeighting:
+        """Turns validities on this scale into weights; raises ValueError for values outside their ranges."""
         adaptive = AdaptiveTau() if self.tau == "adapt" else None
         tau = {} if self.tau == "adapt" else {"tau": float(self.tau)}
         weight_map = WeightMap(w_min=self.w_min, w_max=self.w_max, v_0=self.v_0, scale=scale, **tau)
         control = None if self.control == "none" else self.control
-        return Weigher(weight_map, control=control, adaptive=adaptive, seed=self.seed)  # type: ignore[arg-type]
+        return StepWeighting(weight_map, control=control, adaptive=adaptive, seed=self.seed)  # type: ignore[arg-type]
 
     @property
     def scorer_parameters(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class ValidityKDConfig(DistillationConfig):
         return self.validity_kwargs if isinstance(self.validity_kwargs, dict) else {}
 
     @property
-    def asks_scorer(self) -> bool:
+    def needs_scorer(self) -> bool:
         """Whether a validity scorer is asked at all: some controls need none."""
         return self.control not in ("uniform", "entropy", "divergence")
 

@@ -25,8 +25,7 @@ from rlkd.teachers.topk import (
     trace_text,
     vocabulary_fingerprint,
 )
-from rlkd.validity import ValidityScorer, load_scorer
-from rlkd.validity.likelihood import Likelihood
+from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
 from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
 
@@ -74,7 +73,7 @@ def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | No
             f"lmbda {args.lmbda:g} with the teacher cache {teacher}: it knows the teacher's traces, not what the "
             f"student will write. Set lmbda: 0, or name a teacher that can be asked"
         )
-    if args.proposals == "generate" and args.asks_scorer:
+    if args.proposals == "generate" and args.needs_scorer:
         _check_proposals(args, teacher, kind)
 
 
@@ -83,7 +82,7 @@ def open_proposal_engine(args: ValidityKDConfig, teacher: Any) -> Engine | None:
 
     None where the teacher in this process writes them, and where nobody does.
     """
-    if args.proposals != "generate" or not args.asks_scorer:
+    if args.proposals != "generate" or not args.needs_scorer:
         return None
     spec = args.proposal_engine or (teacher if kind_of_teacher(teacher) == "server" else None)
     if spec is None:
@@ -172,12 +171,6 @@ def _check_sharding(args: ValidityKDConfig) -> None:
 
 
 def _check_proposals(args: ValidityKDConfig, teacher: Any, kind: str) -> None:
-    own_likelihood = args.validity == "likelihood" and not args.scorer_parameters.get("engine")
-    if kind == "cache" and own_likelihood:
-        raise UsageError(
-            "proposals: generate with validity: likelihood and a teacher cache: the teacher cannot be asked about "
-            "steps that the student writes anew. Set proposals: expected, or validity_kwargs: {engine: ...}"
-        )
     if kind == "top_k" and args.lmbda > 0 and args.proposal_engine is None:
         raise UsageError(
             "proposals: generate on the student's rollouts: this teacher gives log-probabilities and writes nothing. "
@@ -185,16 +178,22 @@ def _check_proposals(args: ValidityKDConfig, teacher: Any, kind: str) -> None:
         )
 
 
-def find_scorer(args: ValidityKDConfig) -> ValidityScorer | None:
-    """The scorer that the run names, ready to be asked, or None where its control asks none; raises `UsageError`."""
-    if not args.asks_scorer:
+def ready_scorer(args: ValidityKDConfig, teacher: Any) -> Any | None:
+    """The scorer of the run, checked, or None where its control needs none; raises `UsageError`."""
+    if not args.needs_scorer:
         return None
     scorer = load_scorer(args.validity, args.scorer_parameters)
-    if args.proposals == "expected" and not (isinstance(scorer, Likelihood) and scorer.asking is None):
+    if args.proposals == "expected" and not reads_statistics(scorer):
         raise UsageError(
-            f"proposals: expected with validity: {args.validity}: an expectation over the model's distribution "
-            f"exists for the likelihood under the run's own teacher only. Set proposals: generate, so that there is a "
-            f"step to score"
+            f"proposals: expected with validity: {args.validity}: a scorer needs the method from_token_statistics to "
+            f"compare a step with an expectation over the model's distribution, as likelihood under the run's own "
+            f"teacher does. Set proposals: generate, so that there is a step to score"
+        )
+    if args.proposals == "generate" and kind_of_teacher(teacher) == "cache" and reads_logprobs(scorer):
+        raise UsageError(
+            f"proposals: generate with validity: {args.validity} and a teacher cache: the scorer reads the teacher's "
+            f"log-probabilities of steps that the student generates, and a cache has none of them. Set proposals: "
+            f"expected, or a scorer with an engine of its own (validity_kwargs: {{engine: ...}})"
         )
     if callable(ready := getattr(scorer, "check_ready", None)) and not inspect.signature(ready).parameters:
         ready()

@@ -35,19 +35,18 @@ def kd_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
     return " | ".join(parts)
 
 
-def telling_trace(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Of the records of a rollout file the one whose weights differ most; None where no trace has two steps."""
+def most_contrasting_trace(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record of a rollout file whose weights differ most; None where no trace has two steps."""
 
     def spread(record: Mapping[str, Any]) -> float:
         weights = [step["weight"] for step in record["steps"]]
         return max(weights) - min(weights)
 
-    weighed = [record for record in records if len(record["steps"]) > 1]
-    return max(weighed, key=spread, default=None)
+    return max((record for record in records if len(record["steps"]) > 1), key=spread, default=None)
 
 
 def trace_lines(record: Mapping[str, Any]) -> list[str]:
-    """A trace as lines, each step behind its weight."""
+    """A trace as lines, each step after its weight."""
     whose = "the student's rollout" if record["policy"] == "student" else "the teacher's trace"
     lines = [f"Step {record['step']}, row {record['id']}, {whose}:"]
     for step in record["steps"]:

@@ -1,18 +1,18 @@
-"""Validity-calibrated distillation: how hard the student is pulled depends on how valid its own step is.
+"""The trainer of validity-calibrated distillation: the loss of each step is weighted by its validity.
 
-The trainer is TRL's DistillationTrainer, with these differences:
+It is TRL's DistillationTrainer, with these differences:
 
 1. a generation batch holds the student's rollouts or, by a coin (`lmbda`), the teacher's traces from `rationales`;
 2. each step of a trace gets a weight from the validities of the teacher's and the student's step after the same
    prefix (`rlkd.validity`), and the divergence of its tokens is multiplied by it;
-3. the divergence may be a skewed one, and the teacher may be a server or a cache of its k likeliest tokens;
-4. heads of different width are compared over what they share, and teachers with another tokenizer are refused;
-5. what cannot work fails before the model loads, every trace goes to a file with the weights of its steps, and a
-   resumed run goes on without gap or duplicate.
+3. the divergence may be a skewed one, and the teacher may be known by its k likeliest tokens only (a server, a cache);
+4. heads of different width are compared over their common rows, and teachers with another tokenizer are refused;
+5. invalid settings fail before the model loads, every trace is written to a file with the weights of its steps, and a
+   resumed run continues without gap or duplicate.
 
 With weights of 1 (`control: uniform`) on the student's rollouts (`lmbda: 1`) it trains as DistillationTrainer does.
 
-The idea is that of arXiv 2605.04078, of which we know the abstract only; every formula is our choice
+The idea is that of arXiv 2605.04078, of which only the abstract is known; every formula is our choice
 (`docs/validity.md`).
 """
 
@@ -41,7 +41,7 @@ from rlkd.engines import Sampling
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.teachers.topk import TopKTeacher, trace_ids, trace_text
-from rlkd.validity import Weigher
+from rlkd.validity import StepWeighting
 from trainers.common.checkpoints import step_of
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_distillation, trl_kernel
@@ -51,13 +51,12 @@ from trainers.validity_kd.preflight import (
     check_dataset,
     check_teacher_traces,
     check_vocabulary,
-    find_scorer,
     open_proposal_engine,
     open_top_k,
+    ready_scorer,
     usable_traces,
 )
 from trainers.validity_kd.proposals import Written, propose, write_by_engine, write_by_vllm, write_here
-from trainers.validity_kd.step_weights import StepWeights, WeighedBatch, figures
 from trainers.validity_kd.teachers import (
     DenseTeacher,
     KDTeacher,
@@ -68,20 +67,21 @@ from trainers.validity_kd.teachers import (
     padded_batch,
     rows_of,
 )
+from trainers.validity_kd.token_weights import TokenWeights, WeightedBatch, batch_metrics
 from trainers.vllm.checks import check_rollouts, longest_prompt
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 
-# Seconds for all steps of a batch that an engine proposes; what is unfinished then counts as not proposed.
+# Seconds for all steps of a batch that an engine proposes; unfinished ones count as not proposed.
 PROPOSAL_DEADLINE = 600.0
 
 
 class ValidityKDTrainer(RunFiles, DistillationTrainer):
-    """Distillation in which steps are weighed by their validity.
+    """Distillation in which steps are weighted by their validity.
 
-    Takes what `DistillationTrainer` takes. `model` and the teacher may be names of ours (`embedded`). `teacher_model`
-    is a model or its name, a server's spec, the folder of a teacher cache, or any `rlkd.teachers.topk.TopKTeacher`;
-    where it is not given, `args.teacher` names it.
+    Takes the arguments of `DistillationTrainer`. `model` and the teacher may be embedded models by name (`embedded`).
+    `teacher_model` is a model or its name, the spec of an engine, the folder of a teacher cache, or any
+    `rlkd.teachers.topk.TopKTeacher`; by default `args.teacher` names it.
 
     Raises `UsageError` before weights load where the run cannot work (`trainers.validity_kd.preflight`).
     """
@@ -113,8 +113,8 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
                 check_dataset(args, dataset, f"eval_dataset {part}".strip())
         kind = kind_of_teacher(teacher)
         if kind == "cache" and eval_dataset is not None:
-            raise UsageError("eval_dataset with a teacher cache: it does not know what the student will write there")
-        scorer = find_scorer(args)
+            raise UsageError("eval_dataset with a teacher cache: it has no log-probabilities of rollouts")
+        scorer = ready_scorer(args, teacher)
         student = resolve_model(model) if isinstance(model, str) else model
         tokenizer = processing_class or AutoTokenizer.from_pretrained(
             student if isinstance(student, str) else student.config._name_or_path,
@@ -162,10 +162,10 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         else:
             student_model: Any = self.model
             self._teacher = SparseTeacher(opened, len(student_model.get_output_embeddings().weight))
-        self.step_weights = StepWeights(
+        self.token_weights = TokenWeights(
             scorer=scorer,
             expected=args.proposals == "expected",
-            weigher=args.weigher(scorer.scale if scorer is not None else "log"),
+            weighting=args.step_weighting(scorer.scale if scorer is not None else "log"),
             teacher=self._teacher,
             tokenizer=self._tokenizer,
             propose=self._propose,
@@ -173,19 +173,19 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
             student_head=lambda: head_of(self.accelerator.unwrap_model(self.model), self._width),
         )
         self.open_run_files()
-        self.add_callback(_WeigherState(self.step_weights.weigher))
-        self._fresh_weigher = self.step_weights.weigher.state_dict()
+        self.add_callback(_StepWeightingState(self.token_weights.weighting))
+        self._fresh_weighting = self.token_weights.weighting.state_dict()
 
     def restore(self, checkpoint: Path | None) -> None:
         """Bring the order of rows and the weighting to a checkpoint, or to the start of a run."""
         self._steps_done = 0
-        self.step_weights.weigher.load_state_dict(self._fresh_weigher)  # an earlier call may have moved it
+        self.token_weights.weighting.load_state_dict(self._fresh_weighting)  # an earlier call may have moved it
         if checkpoint is not None:
             self._steps_done = step_of(checkpoint)
-            _WeigherState.restore(self.step_weights.weigher, checkpoint)
+            _StepWeightingState.restore(self.token_weights.weighting, checkpoint)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        """TRL's, in the order of the epoch that a resumed run is in: it would begin with the first one's again."""
+        """TRL's sampler, advanced to the epoch of a resumed run; TRL would start with the order of the first again."""
         sampler: Any = super()._get_train_sampler(dataset)
         rows = len(sampler.data_source)
         epochs = self._steps_done // max(1, rows // self.args.generation_batch)
@@ -199,14 +199,14 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         step = self.state.global_step
         on_policy = writes_itself(self.args.lmbda, self.args.seed, step)
         batch = super()._generate_and_score_completions(inputs) if on_policy else self._teacher_traces(inputs, step)
-        weighed = self.step_weights(inputs, batch, on_policy=on_policy, step=step)
+        weighted = self.token_weights(inputs, batch, on_policy=on_policy, step=step)
         loss_mask = _loss_mask(batch)
-        batch |= {"on_policy": self._flag(on_policy), "kd_weights": weighed.weights}
-        if weighed.seen and (self.args.keep_teacher_states or isinstance(self._teacher, SparseTeacher)):
-            batch |= weighed.seen
+        batch |= {"on_policy": self._flag(on_policy), "kd_weights": weighted.weights}
+        if weighted.observed and (self.args.keep_teacher_states or isinstance(self._teacher, SparseTeacher)):
+            batch |= weighted.observed
         if self.args.normalise == "weights":
-            batch["num_items_in_batch"] = gather((weighed.weights * loss_mask).sum()).sum()
-        self._log_batch(inputs, batch, weighed, on_policy, loss_mask)
+            batch["num_items_in_batch"] = gather((weighted.weights * loss_mask).sum()).sum()
+        self._log_batch(inputs, batch, weighted, on_policy, loss_mask)
         return batch
 
     def _compute_loss(
@@ -251,10 +251,11 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         return batch
 
     def _propose(self, on_policy: bool, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The step that the other model writes after each prefix: the teacher's on the student's traces, and so on."""
+        """The other model's step after each prefix: the teacher's on the student's rollouts, and vice versa."""
         longest, device = self.args.max_step_tokens, self.accelerator.device
+        tokenizer, config = self._tokenizer, self.generation_config
 
-        def write(asked: Sequence[Sequence[int]]) -> list[Written]:
+        def write(prefixes: Sequence[Sequence[int]]) -> list[Written]:
             if on_policy and self._engine is not None:
                 sampling = Sampling(
                     max_new_tokens=longest,
@@ -263,26 +264,26 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
                     stop=("\n",),
                     seed=_draw(self.args.seed, self.state.global_step, "proposals").getrandbits(31),
                 )
-                return write_by_engine(self._engine, asked, self._tokenizer, sampling, PROPOSAL_DEADLINE)
+                return write_by_engine(self._engine, prefixes, tokenizer, sampling, PROPOSAL_DEADLINE)
             if on_policy:
                 assert self.teacher_model is not None
-                return write_here(self.teacher_model, asked, self._tokenizer, self.generation_config, longest, device)
+                return write_here(self.teacher_model, prefixes, tokenizer, config, longest, device)
             if self.use_vllm:
                 if self.state.global_step != self._last_loaded_step:
                     self.vllm_generation.sync_weights()
                     self._last_loaded_step = self.state.global_step
-                return write_by_vllm(self.vllm_generation, asked, longest)
+                return write_by_vllm(self.vllm_generation, prefixes, longest)
             with unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
             ) as student:
-                return write_here(student, asked, self._tokenizer, self.generation_config, longest, device)
+                return write_here(student, prefixes, tokenizer, config, longest, device)
 
         return propose(write, self._tokenizer, prefixes, self.accelerator, [self._tokenizer.eos_token_id])
 
     def _hidden(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
-        """What goes into the head at the completion's tokens, [B, C, H]."""
+        """The head's input at the completion's tokens, [B, C, H]."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         return self._get_last_hidden_state(model, ids, mask, batch["completion_ids"].size(1))
@@ -292,7 +293,7 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
             return self._hidden(self.teacher_model, batch)
 
     def _student_hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        """The student's, in evaluation mode and a micro-batch at a time."""
+        """The student's hidden states, in evaluation mode and a micro-batch at a time."""
         student = self.accelerator.unwrap_model(self.model)
         count, size = len(batch["completion_ids"]), self.args.per_device_train_batch_size
         student.eval()
@@ -358,13 +359,13 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         self,
         rows: Sequence[Mapping[str, Any]],
         batch: Mapping[str, Any],
-        weighed: WeighedBatch,
+        weighted: WeightedBatch,
         on_policy: bool,
         loss_mask: Tensor,
     ) -> None:
         pairs = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
         texts = self._tokenizer.batch_decode([ids[mask.bool()] for ids, mask in pairs], skip_special_tokens=True)
-        logged = figures(weighed, rows, texts, loss_mask, on_policy) | {"kd/on_policy": float(on_policy)}
+        logged = batch_metrics(weighted, rows, texts, loss_mask, on_policy) | {"kd/on_policy": float(on_policy)}
         for name, value in logged.items():
             self._metrics["train"][name].append(value)
         if not self.args.save_rollouts:
@@ -381,7 +382,7 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
             }
             for row, text in zip(rows, texts, strict=True)
         ]
-        for step in weighed.records:
+        for step in weighted.records:
             shown = {name: value for name, value in vars(step).items() if name not in ("row", "position")}
             records[step.row]["steps"].append(shown)
         self.rollouts.append(records)
@@ -397,16 +398,16 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
 def writes_itself(lmbda: float, seed: int, step: int) -> bool:
     """Whether the generation batch of this step holds the student's rollouts: one coin, the same on all processes.
 
-    It depends on seed and step alone, so that a resumed run goes on with the same coins.
+    It depends on seed and step alone, so that a resumed run tosses the same coins.
     """
     return _draw(seed, step, "policy").random() < lmbda
 
 
 def choose_trace(row: Mapping[str, Any], seed: int, step: int) -> str:
-    """The trace of a row to train on at this step: one of its `rationales`, whatever process and place the row has."""
+    """The trace of a row for this step: one of its `rationales`, whatever the row's process and index."""
     traces = usable_traces(row["rationales"])
     if not traces:
-        raise UsageError(f"row {row.get('id')!r} has no trace of the teacher in 'rationales'")
+        raise UsageError(f"row {row.get('id')!r} has no teacher trace in 'rationales'")
     return _draw(seed, step, str(row.get("id")), json.dumps(row["prompt"])).choice(traces)
 
 
@@ -415,7 +416,7 @@ def _draw(seed: int, step: int, *what: str) -> random.Random:
 
 
 def _loss_mask(batch: Mapping[str, Any]) -> Tensor:
-    """1 for the tokens that count, (B, C): the completion's own, without what tools said."""
+    """1 for the tokens of the loss, (B, C): those of the completion, without the output of tools."""
     mask: Tensor = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
@@ -428,19 +429,19 @@ def _vllm_side(args: ValidityKDConfig) -> Any:
     return rollout_engine(args)  # type: ignore[arg-type]
 
 
-class _WeigherState(TrainerCallback, ExportableState):
-    """Has the weigher's state (tau, the profile of positions) saved with every checkpoint, in trainer_state.json."""
+class _StepWeightingState(TrainerCallback, ExportableState):
+    """Saves the state of the weighting (tau, the profile of positions) in every checkpoint's trainer_state.json."""
 
-    def __init__(self, weigher: Weigher):
-        self.weigher = weigher
+    def __init__(self, weighting: StepWeighting):
+        self.weighting = weighting
 
     def state(self) -> dict[str, Any]:
-        """What transformers puts into the trainer's state when it saves it."""
-        return {"args": {}, "attributes": self.weigher.state_dict()}
+        """The entry that transformers writes into the trainer's state."""
+        return {"args": {}, "attributes": self.weighting.state_dict()}
 
     @classmethod
-    def restore(cls, weigher: Weigher, checkpoint: Path) -> None:
-        """Bring the weigher to the state of a checkpoint."""
+    def restore(cls, weighting: StepWeighting, checkpoint: Path) -> None:
+        """Load the state from a checkpoint."""
         saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"].get(cls.__name__)
         if saved is not None:
-            weigher.load_state_dict(saved["attributes"])
+            weighting.load_state_dict(saved["attributes"])

@@ -8,7 +8,6 @@ import textwrap
 import pytest
 
 from rlkd.errors import UsageError
-from rlkd.registry import registry
 from rlkd.validity import BUILT_IN, StepQuestion, ValidityError, load_scorer, score_pairs
 
 USER = textwrap.dedent("""
@@ -68,9 +67,14 @@ def test_the_built_in_scorers_are_listed_without_loading_a_model_library():
     assert done.stdout.split("\n")[:2] == ["judge likelihood prm rollout", "[]"]
 
 
-def test_every_built_in_name_leads_to_a_class_of_that_name():
+def test_every_built_in_scorer_goes_by_its_name():
+    parameters = {
+        "judge": {"engine": "transformers:x"},
+        "rollout": {"engine": "transformers:x"},
+        "prm": {"model": "x"},
+    }
     for name in BUILT_IN:
-        assert registry("validity").find(name).target.__name__.lower() in (name, "processrewardmodel")
+        assert load_scorer(name, parameters.get(name)).__name__ == name
 
 
 def test_a_function_of_a_file_is_a_scorer_with_its_parameters(user):
@@ -109,7 +113,7 @@ def test_an_asynchronous_function_is_awaited_also_where_a_loop_runs_already(user
         ("Constant", {}, r"needs the parameter 'value'"),
         ("needy", {}, r"needs the parameter 'answer_key'"),
         ("ready", {"value": 1}, r"takes no parameters; found value"),
-        ("number", {}, r"is no function or class of callables, but 3"),
+        ("number", {}, r"is not a function or class of scorers, but 3"),
         ("brevty", {}, r"has no 'brevty'.*Did you mean 'brevity'"),
     ],
 )
@@ -140,7 +144,7 @@ def test_an_exception_is_a_failure_of_every_question_and_is_logged_with_its_caus
 
     with caplog.at_level(logging.WARNING):
         assert score_pairs(scorer_of(broken), [question()], [question("other")]) == ([None], [None])
-    assert "'broken': no validity for 2 of 2 steps" in caplog.text
+    assert "'broken': 2 of 2 steps have no validity" in caplog.text
     assert "the disk is full" in caplog.text
 
 
@@ -150,7 +154,7 @@ def test_a_scorer_that_takes_too_long_has_failed_and_the_log_says_so(caplog):
 
     with caplog.at_level(logging.WARNING):
         assert score_pairs(scorer_of(slow), [question()], [question("b")], deadline=0.01) == ([None], [None])
-    assert "no answer within its time of 0.01 s" in caplog.text
+    assert "no result within its time of 0.01 s" in caplog.text
 
 
 def test_a_mistake_that_is_the_users_to_mend_ends_the_run():

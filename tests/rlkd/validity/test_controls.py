@@ -11,7 +11,7 @@ from rlkd.validity import (
     AdaptiveTau,
     PositionProfile,
     StepEvidence,
-    Weigher,
+    StepWeighting,
     WeightMap,
     joined,
     shuffled,
@@ -31,8 +31,8 @@ LOG = WeightMap(scale="log")
 weight_lists = st.lists(st.tuples(st.floats(0, 2), st.booleans()), max_size=30)
 
 
-def weigh(control, evidence=EVIDENCE, step=0, **settings):
-    return Weigher(LOG, control=control, **settings)(evidence, step)
+def weights_of(control, evidence=EVIDENCE, step=0, **settings):
+    return StepWeighting(LOG, control=control, **settings)(evidence, step)
 
 
 @given(weight_lists, st.integers(0, 5), st.integers(0, 5))
@@ -51,9 +51,9 @@ def test_shuffling_differs_from_step_to_step_and_from_seed_to_seed():
 
 
 def test_teacher_only_does_not_see_the_student_and_favours_valid_teacher_steps():
-    weigher = Weigher(LOG, control="teacher_only")
-    assert weigher.needs == {"teacher"}
-    found = weigher(StepEvidence(positions=[0.0] * 3, teacher=[-0.1, -0.5, -0.9]), 0)
+    weighting = StepWeighting(LOG, control="teacher_only")
+    assert weighting.needs == {"teacher"}
+    found = weighting(StepEvidence(positions=[0.0] * 3, teacher=[-0.1, -0.5, -0.9]), 0)
     assert found.weights == sorted(found.weights, reverse=True)
     assert found.weights[1] == 1.0
 
@@ -65,41 +65,41 @@ def test_teacher_only_passes_over_failed_steps():
 
 def test_entropy_and_divergence_ask_no_scorer():
     for control in ("entropy", "divergence"):
-        assert not Weigher(WeightMap(), control=control).needs & {"teacher", "student"}
+        assert not StepWeighting(WeightMap(), control=control).needs & {"teacher", "student"}
         bare = StepEvidence(
             EVIDENCE.positions,
             teacher_entropy=EVIDENCE.teacher_entropy,
             student_entropy=EVIDENCE.student_entropy,
             kl=EVIDENCE.kl,
         )
-        assert weigh(control, bare) == weigh(control)
+        assert weights_of(control, bare) == weights_of(control)
 
 
 def test_the_margins_of_entropy_and_divergence_are_the_entropy_gap_and_the_divergence():
-    assert weigh("entropy").margins == pytest.approx([0.6, -0.2, -2.0, 0.0, 0.8])
-    assert weigh("divergence").margins == pytest.approx(EVIDENCE.kl)
+    assert weights_of("entropy").margins == pytest.approx([0.6, -0.2, -2.0, 0.0, 0.8])
+    assert weights_of("divergence").margins == pytest.approx(EVIDENCE.kl)
 
 
 def test_entropy_uses_nats_whatever_the_scale_of_the_map():
-    probability = Weigher(WeightMap(scale="probability"), control="entropy")(EVIDENCE, 0)
-    assert probability == weigh("entropy")
+    probability = StepWeighting(WeightMap(scale="probability"), control="entropy")(EVIDENCE, 0)
+    assert probability == weights_of("entropy")
 
 
 def test_divergence_differs_from_the_expected_margin_by_the_entropies_alone():
-    entropy_gap = weigh("entropy").margins
+    entropy_gap = weights_of("entropy").margins
     expected = [kl + gap for kl, gap in zip(EVIDENCE.kl, entropy_gap, strict=True)]
     teacher = [-h for h in EVIDENCE.teacher_entropy]
-    method = weigh(
+    method = weights_of(
         None, StepEvidence(EVIDENCE.positions, teacher, [t - m for t, m in zip(teacher, expected, strict=True)])
     )
-    gaps = [m - d for m, d in zip(method.margins, weigh("divergence").margins, strict=True)]
+    gaps = [m - d for m, d in zip(method.margins, weights_of("divergence").margins, strict=True)]
     assert gaps == pytest.approx(entropy_gap)
 
 
 def test_uniform_is_plain_distillation_and_needs_nothing():
-    weigher = Weigher(LOG, control="uniform", adaptive=AdaptiveTau())
-    assert weigher.needs == frozenset()
-    assert weigher(StepEvidence(positions=[0.0, 1.0]), 3).weights == [1.0, 1.0]
+    weighting = StepWeighting(LOG, control="uniform", adaptive=AdaptiveTau())
+    assert weighting.needs == frozenset()
+    assert weighting(StepEvidence(positions=[0.0, 1.0]), 3).weights == [1.0, 1.0]
 
 
 def test_position_gives_the_mean_weight_of_the_place():
@@ -117,32 +117,32 @@ def test_position_keeps_the_mean_weight_of_a_batch(cases):
 
 def test_a_step_that_failed_has_weight_1_under_every_arm_that_asks_a_scorer_and_is_counted():
     for control in (None, "shuffled", "teacher_only", "position"):
-        found = weigh(control)
+        found = weights_of(control)
         assert found.weights[3] == 1.0
         assert found.margins[3] is None
         assert found.failed == 1
 
 
 def test_steps_whose_teacher_is_below_the_floor_are_counted():
-    found = weigh(None)
+    found = weights_of(None)
     assert found.floored == 1
     assert found.weights[2] < 0.2
 
 
-def test_the_weigher_gives_what_the_map_gives():
-    assert weigh(None).weights == LOG(EVIDENCE.teacher, EVIDENCE.student)
+def test_the_weighting_gives_what_the_map_gives():
+    assert weights_of(None).weights == LOG(EVIDENCE.teacher, EVIDENCE.student)
 
 
 def test_shuffled_and_position_have_the_methods_weights_in_other_places():
-    method = weigh(None)
-    assert sorted(weigh("shuffled").weights) == sorted(method.weights)
-    assert sum(weigh("position").weights) == pytest.approx(sum(method.weights))
-    assert weigh("shuffled", step=1).weights != method.weights
+    method = weights_of(None)
+    assert sorted(weights_of("shuffled").weights) == sorted(method.weights)
+    assert sum(weights_of("position").weights) == pytest.approx(sum(method.weights))
+    assert weights_of("shuffled", step=1).weights != method.weights
 
 
 @pytest.mark.parametrize("control", [None, *CONTROLS])
-def test_a_resumed_weigher_goes_on_as_the_uninterrupted_one(control):
-    through, resumed = (Weigher(LOG, control=control, adaptive=AdaptiveTau(), seed=4) for _ in range(2))
+def test_a_resumed_weighting_continues_as_the_uninterrupted_one(control):
+    through, resumed = (StepWeighting(LOG, control=control, adaptive=AdaptiveTau(), seed=4) for _ in range(2))
     through(EVIDENCE, 0)
     resumed.load_state_dict(json.loads(json.dumps(through.state_dict())))
     assert through(EVIDENCE, 1) == resumed(EVIDENCE, 1)
@@ -167,23 +167,23 @@ def test_evidence_of_several_processes_joins_to_that_of_one(cut):
 def test_an_uncertain_teacher_is_no_invalid_one_where_its_validity_is_an_expectation():
     # The teacher as uncertain as e**-3, the student as good as it expects: a tie.
     tie = StepEvidence([0.0], [-3.0], [-3.0], [3.0], [3.0], [0.0])
-    assert weigh(None, tie).weights == [pytest.approx(math.exp(-3) / 0.2)]
+    assert weights_of(None, tie).weights == [pytest.approx(math.exp(-3) / 0.2)]
     expected = replace(tie, teacher_is_expected=True)
     for control in (None, "shuffled", "teacher_only", "position"):
-        found = weigh(control, expected)
+        found = weights_of(control, expected)
         assert (found.weights, found.floored) == ([1.0], 0), control
     for control in ("entropy", "divergence"):
-        found = weigh(control, tie)
+        found = weights_of(control, tie)
         assert (found.weights, found.floored) == ([1.0], 0), control
 
 
 def test_missing_evidence_is_named():
     with pytest.raises(ValueError, match="'divergence' needs kl of all 1 steps; found none"):
-        weigh("divergence", StepEvidence([0.0], teacher_entropy=[1.0]))
+        weights_of("divergence", StepEvidence([0.0], teacher_entropy=[1.0]))
     with pytest.raises(ValueError, match="'none' needs student of all 2 steps; found 1"):
-        weigh(None, StepEvidence([0.0, 1.0], [-1.0, -1.0], [-1.0]))
+        weights_of(None, StepEvidence([0.0, 1.0], [-1.0, -1.0], [-1.0]))
 
 
 def test_an_unknown_control_is_refused_with_what_there_is():
     with pytest.raises(ValueError, match=r"control='random': expected 'uniform', 'shuffled'"):
-        Weigher(LOG, control="random")
+        StepWeighting(LOG, control="random")

@@ -121,7 +121,7 @@ def test_a_special_token_that_template_and_tokenizer_both_begin_with_stands_ther
 def test_the_reductions_of_the_likelihood_are_ordered_and_none_for_no_tokens():
     logprobs = [[-0.1] * 9 + [-5.0], []]
     found = {
-        name: load_scorer("likelihood", {"reduction": name, "quantile": 0.95}).of_logprobs(logprobs)
+        name: load_scorer("likelihood", {"reduction": name, "quantile": 0.95}).from_token_logprobs(logprobs)
         for name in ("mean", "max", "quantile")
     }
     assert found["max"] == [-5.0, None]
@@ -135,12 +135,12 @@ def test_a_step_that_no_longer_fits_the_context_fails_alone_and_is_logged(tiny_m
         good, bad = run(scorer([question("So 14."), question("x" * 5000)]))
     assert good is not None
     assert bad is None
-    assert "no validity for 1 of 2 steps" in caplog.text
+    assert "1 of 2 steps have no validity" in caplog.text
     assert "context is 4096" in caplog.text
 
 
-def test_the_likelihood_of_the_trainers_teacher_cannot_be_asked_about_texts():
-    with pytest.raises(ValidityError, match="Set `engine`"):
+def test_the_likelihood_of_the_trainers_teacher_cannot_score_texts():
+    with pytest.raises(ValidityError, match="cannot score texts"):
         score_pairs(load_scorer("likelihood"), [question("a")], [question("b")])
 
 
@@ -416,10 +416,10 @@ def test_an_engine_is_asked_for_one_of_two_labels(tiny_model):
 
 
 def scorer_text(step):
-    from rlkd.validity.prm import ASK
+    from rlkd.validity.prm import CHAT
     from rlkd.validity.templates import render
 
-    return render(ASK, question(step), "How much is 3 * 4 + 2?\n")
+    return render(CHAT, question(step), "How much is 3 * 4 + 2?\n")
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def scorer_text(step):
         ({"model": "a", "engine": "transformers:b"}, "either `model`"),
         ({"engine": "transformers:b", "labels": ["Yes"]}, "expected two"),
         ({"engine": "transformers:b", "good": 1}, "with `engine` set `labels`"),
-        ({"model": "a", "labels": ["+", "-"]}, "beside `engine`"),
+        ({"model": "a", "labels": ["+", "-"]}, "together with `engine`"),
     ],
 )
 def test_parameters_that_contradict_each_other_are_refused(parameters, told):

@@ -41,7 +41,7 @@ def config(tmp_path, **changes) -> ValidityKDConfig:
         ({"tau": "adopt"}, "tau 'adopt': expected a number above 0, or adapt"),
         ({"tau": 0.0}, "tau=0.0: expected a number above 0"),
         ({"w_min": 2.0}, "w_min=2.0, w_max=1.8"),
-        ({"skew": 1.0}, r"skew=1.0 has to lie in \[0, 1\)"),
+        ({"skew": 1.0}, r"skew=1.0 must lie in \[0, 1\)"),
         ({"v_0": 3.0}, "v_0=3.0"),
         ({"max_step_tokens": 0}, "max_step_tokens 0: expected at least 1"),
         ({"validity_kwargs": "{bad"}, "is no JSON object"),
@@ -55,9 +55,9 @@ def test_a_value_of_the_wrong_kind_is_refused(tmp_path, changes, message) -> Non
 
 
 def test_tau_comes_as_text_from_the_command_line(tmp_path) -> None:
-    assert config(tmp_path, tau="0.5").weigher("log").weight_map.tau == 0.5
-    assert config(tmp_path, tau=0.5).weigher("log").weight_map.tau == 0.5
-    assert config(tmp_path, tau="adapt").weigher("log").adaptive is not None
+    assert config(tmp_path, tau="0.5").step_weighting("log").weight_map.tau == 0.5
+    assert config(tmp_path, tau=0.5).step_weighting("log").weight_map.tau == 0.5
+    assert config(tmp_path, tau="adapt").step_weighting("log").adaptive is not None
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_cache_needs_the_teachers_traces_alone(tiny_model, teacher_model, tmp_
     make_cache(tmp_path / "cache", live, tokenizer)
     for changes, message in (
         ({"lmbda": 0.5}, "lmbda 0.5 with the teacher cache .* Set lmbda: 0"),
-        ({"proposals": "generate"}, "the teacher cannot be asked about steps"),
+        ({"proposals": "generate"}, "a cache has none of them"),
         ({"temperature": 0.7}, "temperature 0.7 with a top-k teacher"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -265,7 +265,7 @@ def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
 
         asked = [trainer.train_dataset[i] for i in range(4)]
         trainer.model.train()
-        trainer.step_weights.propose = lambda on_policy, prefixes: [[] for _ in prefixes]
+        trainer.token_weights.propose = lambda on_policy, prefixes: [[] for _ in prefixes]
         batch = trainer._generate_and_score_completions(asked)
         ids = unpadded(batch["completion_ids"], batch["completion_mask"])
         traces = [token_steps(tokenizer, row) for row in ids]
@@ -280,28 +280,28 @@ def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
             written = write_by_engine(engine, prefixes, tokenizer, Sampling(), None)
             return [first_step(tokenizer, *item) for item in written]
 
-        trainer.step_weights.propose = propose
-        found[name] = trainer.step_weights(asked, batch, on_policy=False, step=0)
-    for weighed in found.values():
-        assert len(weighed.records) > 4
-        assert [record.margin for record in weighed.records] == pytest.approx([0.0] * len(weighed.records), abs=1e-5)
-        assert all(record.teacher is not None for record in weighed.records)
+        trainer.token_weights.propose = propose
+        found[name] = trainer.token_weights(asked, batch, on_policy=False, step=0)
+    for weighted in found.values():
+        assert len(weighted.records) > 4
+        assert [record.margin for record in weighted.records] == pytest.approx([0.0] * len(weighted.records), abs=1e-5)
+        assert all(record.teacher is not None for record in weighted.records)
 
 
 def test_a_step_that_was_cut_off_is_not_judged(tiny_model, teacher_model, tmp_path) -> None:
     settings = {"proposals": "generate", "validity": f"{__file__}:brevity", "validity_kwargs": {"limit": 200}}
     trainer, _ = run(tiny_model, teacher_model, tmp_path, max_completion_length=30, max_steps=1, **settings)
-    trainer.step_weights.propose = lambda on_policy, prefixes: [[40, 41, 42] for _ in prefixes]
+    trainer.token_weights.propose = lambda on_policy, prefixes: [[40, 41, 42] for _ in prefixes]
     trainer.model.train()
     asked = [trainer.train_dataset[i] for i in range(4)]
     batch = trainer._generate_and_score_completions(asked)
     assert trainer._tokenizer.eos_token_id not in batch["completion_ids"]
-    weighed = trainer.step_weights(asked, batch, on_policy=False, step=0)
+    weighted = trainer.token_weights(asked, batch, on_policy=False, step=0)
     for row in range(4):
-        first, last = [record for record in weighed.records if record.row == row]
+        first, last = [record for record in weighted.records if record.row == row]
         assert first.teacher is not None
         assert (last.teacher, last.student, last.weight) == (None, None, 1.0)
-    assert weighed.weighed.failed == 4
+    assert weighted.steps.failed == 4
 
 
 @pytest.mark.parametrize("lmbda", [0.0, 1.0], ids=["traces", "rollouts"])

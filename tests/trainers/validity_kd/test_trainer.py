@@ -263,10 +263,10 @@ def test_what_a_tool_said_has_weight_1_and_no_say_in_the_others(tiny_model, teac
     first = whole[0]["tokens"]
     tool_mask = batch["completion_mask"].clone()
     tool_mask[0, :first] = 0
-    weighed = trainer.step_weights(asked, batch | {"tool_mask": tool_mask}, on_policy=False, step=0)
-    assert weighed.weights[0, :first].tolist() == [1.0] * first
-    assert [record.text for record in weighed.records if record.row == 0] == [step["text"] for step in whole[1:]]
-    torch.testing.assert_close(weighed.weights[0, first:], batch["kd_weights"][0, first:])
+    weighted = trainer.token_weights(asked, batch | {"tool_mask": tool_mask}, on_policy=False, step=0)
+    assert weighted.weights[0, :first].tolist() == [1.0] * first
+    assert [record.text for record in weighted.records if record.row == 0] == [step["text"] for step in whole[1:]]
+    torch.testing.assert_close(weighted.weights[0, first:], batch["kd_weights"][0, first:])
     assert batch["kd_weights"][0, 0] != 1.0
 
 
@@ -405,7 +405,7 @@ def test_the_logged_figures_are_there_and_hang_together(tiny_model, teacher_mode
     assert "validity/margin_wrong" not in entry
     assert entry["kd_weight/q10"] <= entry["kd_weight/q50"] <= entry["kd_weight/q90"]
     assert entry["validity/failed"] == 0
-    assert entry["validity/tau"] == pytest.approx(trainer.step_weights.weigher.adaptive.value)
+    assert entry["validity/tau"] == pytest.approx(trainer.token_weights.weighting.adaptive.value)
     assert {"kd_weight/first_third", "kd_weight/middle_third", "kd_weight/last_third"} <= entry.keys()
     assert 0 <= entry["kd_weight/floored"] <= 1
 
@@ -436,7 +436,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoint-6")
     state = json.loads((tmp_path / "again" / "checkpoint-3" / "trainer_state.json").read_text())
-    assert "_WeigherState" in state["stateful_callbacks"]
+    assert "_StepWeightingState" in state["stateful_callbacks"]
     resumed = trainer("again")
     resumed.train(resume_from_checkpoint=True)
     for (name, one), (_, other) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):

@@ -1,0 +1,293 @@
+"""From the traces of a generation batch to one weight per token.
+
+    steps of each trace -> validities of both proposals -> weight of each step -> kd_weights (B, C)
+
+Tokens outside steps (the closing answer line, the end token, the output of a tool) have weight 1. Each process scores
+its own traces; the weights are made from the scores of all, so they do not depend on how rows are spread over
+processes.
+
+White space after a step gets the step's weight but does not count for its validity, in neither of the two proposals,
+whose texts often end differently (`TokenStep.end`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from rlkd.divergence import Head, TokenStatistics
+from rlkd.evaluate import accuracy
+from rlkd.validity import (
+    StepEvidence,
+    StepQuestion,
+    StepValidities,
+    StepWeighting,
+    WeightedSteps,
+    joined,
+    score_logprobs,
+    score_pairs,
+    score_statistics,
+    step_means,
+)
+from rlkd.validity.contract import reads_logprobs
+from trainers.validity_kd.teachers import KDTeacher, unpadded
+from trainers.validity_kd.token_spans import TokenStep, token_steps
+
+Proposer = Callable[[bool, Sequence[Sequence[int]]], list[list[int]]]
+"""Whether the traces are the student's, and prefixes, in; the other model's step after each prefix out, as ids."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step with its weight and scores; `teacher` and `student` are validities, None where there are none."""
+
+    row: int
+    position: float
+    text: str
+    tokens: int
+    weight: float
+    margin: float | None
+    teacher: float | None = None
+    student: float | None = None
+    proposal: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightedBatch:
+    """The weights of a batch's tokens (B, C), the steps behind them, and the tensors of the teacher's forward pass.
+
+    `steps` covers all processes, `records` this one.
+    """
+
+    weights: Tensor
+    records: list[StepRecord] = field(default_factory=list)
+    steps: WeightedSteps | None = None
+    observed: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _PlacedStep:
+    """A step, its row, its relative position there, and the ids of prompt and trace before it."""
+
+    row: int
+    position: float
+    step: TokenStep
+    ids: Sequence[int]
+    prefix_ids: Sequence[int]
+
+
+class TokenWeights:
+    """Makes the weights of a batch's tokens.
+
+    Args:
+        scorer: the validity scorer; None where the control needs none.
+        expected: whether the missing proposal is an expectation; else `propose` writes it.
+        weighting: turns validities into weights; its state belongs in checkpoints.
+        teacher: the teacher, as the trainer uses it.
+        tokenizer: the student's.
+        propose: called on every process, even without prefixes.
+        student_hidden: hidden states [B, C, H_s] of a batch's completions under the student, without gradients.
+        student_head: the student's last layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        scorer: Any | None,
+        expected: bool,
+        weighting: StepWeighting,
+        teacher: KDTeacher,
+        tokenizer: Any,
+        propose: Proposer,
+        student_hidden: Callable[[Mapping[str, Any]], Tensor],
+        student_head: Callable[[], Head],
+    ):
+        self.scorer = scorer
+        self.expected = expected
+        self.weighting = weighting
+        self.teacher = teacher
+        self.tokenizer = tokenizer
+        self.propose = propose
+        self.student_hidden = student_hidden
+        self.student_head = student_head
+
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any], *, on_policy: bool, step: int
+    ) -> WeightedBatch:
+        """The weights of the traces of `rows`, whose tokens are in `batch`; `step`: number of the generation batch."""
+        mask = batch["completion_mask"].bool()
+        if self.weighting.control == "uniform":
+            return WeightedBatch(torch.ones(mask.shape, device=mask.device))
+        placed = self._steps(batch, mask)
+        observed = self.teacher.observe(batch)
+        tokens = self._statistics(batch, mask, observed, on_policy)
+        starts = [0, *torch.cumsum(mask.sum(1), 0).tolist()]
+        spans = [(starts[one.row] + one.step.start, starts[one.row] + one.step.end) for one in placed]
+        proposals: list[list[int]] | None = None
+        validities = None
+        if self.scorer is not None and self.expected:
+            validities = score_statistics(self.scorer, tokens, spans, on_policy)
+        elif self.scorer is not None:
+            proposals = self.propose(on_policy, [one.prefix_ids for one in placed])
+            validities = self._score(rows, placed, proposals, tokens, spans, on_policy)
+        evidence = StepEvidence(
+            [one.position for one in placed],
+            teacher=None if validities is None else validities.teacher,
+            student=None if validities is None else validities.student,
+            teacher_entropy=step_means(tokens.teacher_entropy, spans),
+            student_entropy=None if tokens.student_entropy is None else step_means(tokens.student_entropy, spans),
+            kl=None if tokens.kl is None else step_means(tokens.kl, spans),
+            teacher_is_expected=self.expected and on_policy,
+        )
+        parts: list[StepEvidence] = gather_object([evidence])
+        weighted = self.weighting(joined(parts), step)
+        first = sum(len(part.positions) for part in parts[: PartialState().process_index])
+        weights = torch.ones(mask.shape)
+        records = []
+        for index, one in enumerate(placed):
+            weight = weighted.weights[first + index]
+            weights[one.row, one.step.start : one.step.stop] = weight
+            records.append(
+                StepRecord(
+                    row=one.row,
+                    position=one.position,
+                    text=one.step.text.strip(),
+                    tokens=one.step.stop - one.step.start,
+                    weight=weight,
+                    margin=weighted.margins[first + index],
+                    teacher=None if validities is None else validities.teacher[index],
+                    student=None if validities is None else validities.student[index],
+                    proposal=None if proposals is None else self._text(proposals[index]).strip(),
+                )
+            )
+        return WeightedBatch(weights.to(mask.device), records, weighted, observed)
+
+    def _steps(self, batch: Mapping[str, Any], mask: Tensor) -> list[_PlacedStep]:
+        """The steps of all traces, in order."""
+        prompts = unpadded(batch["prompt_ids"], batch["prompt_mask"])
+        completions = unpadded(batch["completion_ids"], mask)
+        written = unpadded(batch.get("tool_mask", batch["completion_mask"]), mask)
+        placed = []
+        for row, (prompt, ids, own) in enumerate(zip(prompts, completions, written, strict=True)):
+            steps = token_steps(self.tokenizer, ids, own)
+            for index, step in enumerate(steps):
+                position = index / max(1, len(steps) - 1)
+                own_ids = ids[step.start : step.end]
+                placed.append(_PlacedStep(row, position, step, own_ids, [*prompt, *ids[: step.start]]))
+        return placed
+
+    def _statistics(
+        self, batch: Mapping[str, Any], mask: Tensor, observed: Mapping[str, Any], on_policy: bool
+    ) -> TokenStatistics:
+        """Statistics of all completion tokens, in the order of `mask`; the student's forward only where needed."""
+        crossed = self.scorer is not None and self.expected and not on_policy
+        hidden, head = None, None
+        if crossed or self.weighting.needs & {"student_entropy", "kl"}:
+            hidden, head = self.student_hidden(batch)[mask], self.student_head()
+        return self.teacher.statistics(observed, mask, batch["completion_ids"][mask], hidden, head)
+
+    def _score(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        placed: Sequence[_PlacedStep],
+        proposals: Sequence[Sequence[int]],
+        tokens: TokenStatistics,
+        spans: Sequence[tuple[int, int]],
+        on_policy: bool,
+    ) -> StepValidities:
+        """The validities of both proposals; None for both where one of them is not a whole step.
+
+        That is where the other model wrote no step, and where the trace was truncated within its own.
+        """
+        whole = [index for index, proposal in enumerate(proposals) if proposal and not placed[index].step.open]
+        if reads_logprobs(self.scorer):
+            taken = tokens.teacher_logprob.tolist()
+            sequences = [[*placed[index].prefix_ids, *proposals[index]] for index in whole]
+            logprobs = self.teacher.logprobs(sequences, [len(placed[index].prefix_ids) for index in whole])
+            in_trace = [taken[slice(*spans[index])] for index in whole]
+            values = score_logprobs(self.scorer, [*in_trace, *logprobs])  # type: ignore[arg-type]
+            own, other = values[: len(whole)], values[len(whole) :]
+        else:
+            questions = [self._questions(rows[placed[i].row], placed[i], proposals[i]) for i in whole]
+            own, other = score_pairs(self.scorer, [q for q, _ in questions], [q for _, q in questions])  # type: ignore[arg-type]
+        student: list[float | None] = [None] * len(placed)
+        teacher: list[float | None] = [None] * len(placed)
+        for index, in_trace_value, proposed_value in zip(whole, own, other, strict=True):
+            pair = (in_trace_value, proposed_value)
+            student[index], teacher[index] = pair if on_policy else pair[::-1]
+        return StepValidities(teacher, student)
+
+    def _questions(
+        self, row: Mapping[str, Any], placed: _PlacedStep, proposal: Sequence[int]
+    ) -> tuple[StepQuestion, StepQuestion]:
+        """The step of the trace and the proposed one, as questions for the scorer."""
+        answer = row.get("answer")
+        columns = {key: value for key, value in row.items() if key not in ("prompt", "answer")}
+
+        def question(text: str, step_ids: Sequence[int]) -> StepQuestion:
+            return StepQuestion(
+                prompt=row["prompt"],
+                prefix=placed.step.prefix,
+                step=text.rstrip(),
+                answer=None if answer is None else str(answer),
+                prefix_ids=tuple(placed.prefix_ids),
+                step_ids=tuple(step_ids),
+                columns=columns,
+            )
+
+        return question(placed.step.text, placed.ids), question(self._text(proposal), proposal)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def batch_metrics(
+    batch: WeightedBatch, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], loss_mask: Tensor, on_policy: bool
+) -> dict[str, float]:
+    """The metrics of a generation batch, over all processes; must be called on every one of them.
+
+    `texts`: the completion of each row. Metrics over no step are left out. Right answers of rollouts and of the
+    teacher's traces, which are mostly right by construction, have two names: a log line may cover several batches.
+    """
+    right = [accuracy(row, text) for row, text in zip(rows, texts, strict=True)]
+    local = {
+        "steps": [(record.position, record.weight, record.margin, right[record.row]) for record in batch.records],
+        "weight": float((batch.weights * loss_mask).sum()),
+        "tokens": float(loss_mask.sum()),
+        "traces": len(rows),
+        "right": [value for value in right if value is not None],
+    }
+    parts = gather_object([local])
+    total = {name: sum(part[name] for part in parts) for name in ("weight", "tokens", "traces")}
+    verdicts = [value for part in parts for value in part["right"]]
+    metrics = {"kd_weight/mean": total["weight"] / max(1.0, total["tokens"])}
+    if verdicts:
+        metrics["kd/right" if on_policy else "traces/right"] = sum(verdicts) / len(verdicts)
+    steps = [step for part in parts for step in part["steps"]]
+    if batch.steps is None or not steps:
+        return metrics
+    weights = [weight for _, weight, _, _ in steps]
+    metrics |= {
+        "kd/steps_per_trace": len(steps) / total["traces"],
+        "kd_weight/floored": batch.steps.floored / len(steps),
+        "validity/failed": batch.steps.failed / len(steps),
+        "validity/tau": batch.steps.tau,
+    }
+    deciles = statistics.quantiles(weights, n=10, method="inclusive") if len(weights) > 1 else weights * 9
+    metrics |= {"kd_weight/q10": deciles[0], "kd_weight/q50": deciles[4], "kd_weight/q90": deciles[8]}
+    thirds = {"first_third": (-1.0, 1 / 3), "middle_third": (1 / 3, 2 / 3), "last_third": (2 / 3, 1.0)}
+    groups = {
+        f"kd_weight/{name}": [weight for position, weight, _, _ in steps if low < position <= high]
+        for name, (low, high) in thirds.items()
+    }
+    groups["validity/margin"] = [margin for _, _, margin, _ in steps if margin is not None]
+    for name, value in (("right", 1.0), ("wrong", 0.0)):
+        groups[f"validity/margin_{name}"] = [m for _, _, m, verdict in steps if m is not None and verdict == value]
+    return metrics | {name: statistics.fmean(values) for name, values in groups.items() if values}
