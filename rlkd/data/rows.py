@@ -93,21 +93,24 @@ def completion_text(completion: str | list[dict[str, str]]) -> str:
     return "\n".join(str(m.get("content") or "") for m in completion if m.get("role", "assistant") == "assistant")
 
 
-def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with its place for errors; raises `RowError` naming the line."""
-    # Bytes: lines end at "\n" alone, and text that is not UTF-8 is an error of its line.
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
+def json_records(path: Path, *, skip_unfinished: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its location for error messages.
+
+    `skip_unfinished`: ignore a last line without a line end. Raises `RowError` that names the line.
+    """
+    # Bytes: only "\n" ends a line, and text that is not UTF-8 is an error of its line.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip() or (skip_unfinished and not line.endswith(b"\n")):
                 continue
-            place = f"{path}, line {number}"
+            where = f"{path}, line {number}"
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise RowError(f"{place}: not JSON ({error}); expected one object a line") from error
+                raise RowError(f"{where}: not JSON ({error}); expected one object per line") from error
             if not isinstance(record, dict):
-                raise RowError(f"{place}: found {shown(record)}, expected a JSON object")
-            yield place, record
+                raise RowError(f"{where}: found {shown(record)}, expected a JSON object")
+            yield where, record
 
 
 def check_row(row: Row, place: str) -> Row:

@@ -1,6 +1,6 @@
-"""What the rewards of a run said, from its rollouts: `rlkd rewards report RUN`.
+"""Statistics of a run's rewards, from its rollouts: `rlkd rewards report RUN`.
 
-The files are read line by line, so a long run takes no more memory than a number or two a rollout.
+The files are read line by line, so memory grows by a few numbers per rollout.
 
     >>> from pathlib import Path
     >>> from rlkd.report.rewards import read_report, render_report
@@ -12,15 +12,17 @@ The files are read line by line, so a long run takes no more memory than a numbe
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from rlkd.data.rows import json_records
 from rlkd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
 
 CAUSES = 3
 SLOWEST = 5
-# Scores of a group that differ by less teach nothing: the tolerance with which TRL counts groups without spread.
-FLAT = 1e-8
+# Differences up to this do not count: the tolerance with which TRL counts zero-std groups.
+TOLERANCE = 1e-8
 
 
 @dataclass(frozen=True)
-class Slow:
-    """A slow call: the first of its samples, by row id and step, and how many samples it had."""
+class SlowCall:
+    """A slow call: row id and step of its first sample, and its number of samples."""
 
     seconds: float
     id: str
@@ -44,18 +46,18 @@ class Slow:
 
 @dataclass(frozen=True)
 class RewardFigures:
-    """One reward. Shares are of `samples`; what cannot be told is None.
+    """The figures of one reward; None for an undefined one. Shares are of `samples`.
 
-    `mean`, `spread`: of the scores as the reward gave them, the latter their standard deviation (n - 1). `causes`: the
-    most frequent ones of failures, with their counts. `seconds_p50`, `seconds_p95`: over samples that were not reused,
-    of the call that a sample was part of. `flat_groups`: the share of groups (step and row id) with two or more scores
-    that are all the same.
+    `mean`, `std`: of the scores as the reward returned them (n - 1). `causes`: the most frequent causes of failure,
+    with counts. `seconds_p50`, `seconds_p95`: duration of a sample's call, over samples that were not reused.
+    `groups`: number of groups (step and row id) with two scores or more; `zero_std_groups`: the share of them whose
+    scores are all equal.
     """
 
     samples: int
     scored: int
     mean: float | None
-    spread: float | None
+    std: float | None
     not_applicable: float
     failed: float
     causes: list[tuple[str, int]]
@@ -63,16 +65,16 @@ class RewardFigures:
     seconds_p95: float | None
     reused_batch: float | None
     reused_cache: float | None
-    slowest: list[Slow]
+    slowest: list[SlowCall]
     groups: int
-    flat_groups: float | None
+    zero_std_groups: float | None
 
 
 @dataclass(frozen=True)
 class RewardReport:
-    """A run's rewards.
+    """The rewards of a run.
 
-    `correlations`: Pearson's, over rollouts that both rewards have scored; None where undefined.
+    `correlations`: Pearson's, over rollouts that both rewards scored; None where undefined.
     """
 
     run: str
@@ -89,29 +91,27 @@ class RewardReport:
 def read_report(run: Path) -> RewardReport:
     """Read the rollouts of a run's output folder.
 
-    Raises `UsageError` where there are none, or a line is no rollout.
+    Raises `UsageError` if there are none, or a line is not a rollout.
     """
     folder = run / "rollouts"
     files = sorted([*folder.glob("rank*.jsonl"), *folder.glob("async.jsonl")])
     if not files:
         raise UsageError(f"{run} has no rollouts/rank*.jsonl or async.jsonl; give the output_dir of a run")
     tallies: dict[str, _Tally] = {}
-    pairs: dict[tuple[str, str], _Pair] = {}
     rollouts, steps = 0, set()
     for path in files:
-        for place, record in _records(path):
-            scores = {}
+        # A run may still be writing the last line.
+        for where, record in json_records(path, skip_unfinished=True):
             try:
+                # An asynchronous run counts groups; it does not know which step used one.
+                step = record["group"] if "group" in record else record["step"]
+                row = str(record["id"]) if record.get("id") is not None else json.dumps(record.get("prompt"))
                 for name, outcome in record["rewards"].items():
-                    tallies.setdefault(name, _Tally()).add(record, outcome, path.stem)
-                    if outcome["status"] == "score":
-                        scores[name] = outcome["value"]
-                rollouts += 1
-                steps.add(record["step"])
+                    tallies.setdefault(name, _Tally()).add(outcome, rollouts, path.stem, step, row)
             except (AttributeError, KeyError, TypeError) as error:
-                raise UsageError(f"{place}: no rollout of a run ({type(error).__name__}: {error})") from error
-            for pair in combinations(sorted(scores), 2):
-                pairs.setdefault(pair, _Pair()).add(scores[pair[0]], scores[pair[1]])
+                raise UsageError(f"{where}: not a rollout of a run ({type(error).__name__}: {error})") from error
+            rollouts += 1
+            steps.add(step)
     if not rollouts:
         raise UsageError(f"{run}: its rollouts are empty; the run has not finished a step")
     return RewardReport(
@@ -120,123 +120,81 @@ def read_report(run: Path) -> RewardReport:
         steps=len(steps),
         rewards={name: tally.figures() for name, tally in tallies.items()},
         correlations=[
-            (one, other, pairs[one, other].correlation() if (one, other) in pairs else None)
-            for one, other in combinations(sorted(tallies), 2)
+            (one, other, _correlation(tallies[one], tallies[other])) for one, other in combinations(sorted(tallies), 2)
         ],
     )
 
 
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.endswith(b"\n"):
-                return  # the run is at it, or was killed while it wrote
-            place = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"{place}: not JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise UsageError(f"{place}: no rollout of a run, but {line[:60]!r}")
-            if "group" in record:  # an asynchronous run counts groups; it does not know which step took one
-                record["step"] = record["group"]
-            yield place, record
-
-
-@dataclass
-class _Pair:
-    """Running sums of two series (Welford's updates, so that a large mean takes no precision)."""
-
-    n: int = 0
-    mean_x: float = 0.0
-    mean_y: float = 0.0
-    xx: float = 0.0
-    yy: float = 0.0
-    xy: float = 0.0
-
-    def add(self, x: float, y: float) -> None:
-        self.n += 1
-        off_x, off_y = x - self.mean_x, y - self.mean_y
-        self.mean_x += off_x / self.n
-        self.mean_y += off_y / self.n
-        self.xx += off_x * (x - self.mean_x)
-        self.yy += off_y * (y - self.mean_y)
-        self.xy += off_x * (y - self.mean_y)
-
-    def correlation(self) -> float | None:
-        """Pearson's r in [-1, 1]; None for fewer than two values, or where one series is constant."""
-        if self.n < 2 or min(self.xx, self.yy) <= FLAT**2 * self.n:
-            return None
-        return max(-1.0, min(1.0, self.xy / math.sqrt(self.xx * self.yy)))
-
-
 @dataclass
 class _Tally:
-    """What is counted of one reward."""
+    """Counts and scores of one reward."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
     causes: Counter[str] = field(default_factory=Counter)
-    scores: _Pair = field(default_factory=_Pair)
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    scored_rollouts: array[int] = field(default_factory=lambda: array("q"))
     seconds: array[float] = field(default_factory=lambda: array("d"))
-    knows_reuse: bool = False
-    # (file, step, seconds) is a call: two calls do not take the same time to the last digit. -> first id, samples
-    slowest: dict[tuple[str, int, float], list[Any]] = field(default_factory=dict)
-    # (step, row) -> scores, least, greatest
+    records_times: bool = False
+    # (file, step, seconds) identifies a call, since no two calls take equally long to the last digit.
+    slowest: dict[tuple[str, int, float], SlowCall] = field(default_factory=dict)
+    # (step, row) -> number of scores, minimum, maximum
     groups: dict[tuple[int, str], tuple[int, float, float]] = field(default_factory=dict)
 
-    def add(self, record: Mapping[str, Any], outcome: Mapping[str, Any], file: str) -> None:
+    def add(self, outcome: Mapping[str, Any], rollout: int, file: str, step: int, row: str) -> None:
         status, seconds, reused = outcome["status"], outcome.get("seconds"), outcome.get("reused")
         self.statuses[status] += 1
         if status == "failed":
             self.causes[outcome.get("cause") or "no cause given"] += 1
         if reused is not None:
             self.reused[reused] += 1
-        self.knows_reuse |= reused is not None or seconds is not None
-        row = str(record["id"]) if record.get("id") is not None else json.dumps(record.get("prompt"))
+        self.records_times |= reused is not None or seconds is not None
         if status == "score":
             value = outcome["value"]
-            self.scores.add(value, value)
-            count, low, high = self.groups.get((record["step"], row), (0, value, value))
-            self.groups[record["step"], row] = count + 1, min(low, value), max(high, value)
+            self.scores.append(value)
+            self.scored_rollouts.append(rollout)
+            count, low, high = self.groups.get((step, row), (0, value, value))
+            self.groups[step, row] = count + 1, min(low, value), max(high, value)
         if seconds is not None and reused is None:
             self.seconds.append(seconds)
-            self._time(file, record["step"], seconds, row)
-
-    def _time(self, file: str, step: int, seconds: float, row: str) -> None:
-        call = file, step, seconds
-        if call in self.slowest:
-            self.slowest[call][1] += 1
-            return
-        self.slowest[call] = [row, 1]
-        if len(self.slowest) > SLOWEST:
-            del self.slowest[min(self.slowest, key=lambda call: call[2])]
+            call = self.slowest.get((file, step, seconds), SlowCall(seconds, row, step, 0))
+            self.slowest[file, step, seconds] = SlowCall(seconds, call.id, step, call.samples + 1)
+            if len(self.slowest) > SLOWEST:
+                del self.slowest[min(self.slowest, key=lambda key: key[2])]
 
     def figures(self) -> RewardFigures:
-        samples, n = self.statuses.total(), self.scores.n
-        groups = [high - low <= FLAT for count, low, high in self.groups.values() if count > 1]
-        ordered = sorted(self.seconds)
-        slowest = sorted(self.slowest.items(), key=lambda item: -item[0][2])
+        samples, n = self.statuses.total(), len(self.scores)
+        constant = [high - low <= TOLERANCE for count, low, high in self.groups.values() if count > 1]
+        seconds = sorted(self.seconds)
         return RewardFigures(
             samples=samples,
             scored=n,
-            mean=self.scores.mean_x if n else None,
-            spread=math.sqrt(self.scores.xx / (n - 1)) if n > 1 else None,
+            mean=float(np.mean(self.scores)) if n else None,
+            std=float(np.std(self.scores, ddof=1)) if n > 1 else None,
             not_applicable=self.statuses["not_applicable"] / samples,
             failed=self.statuses["failed"] / samples,
             causes=self.causes.most_common(CAUSES),
-            seconds_p50=_percentile(ordered, 50),
-            seconds_p95=_percentile(ordered, 95),
-            reused_batch=self.reused["batch"] / samples if self.knows_reuse else None,
-            reused_cache=self.reused["cache"] / samples if self.knows_reuse else None,
-            slowest=[Slow(seconds, row, step, count) for (_, step, seconds), (row, count) in slowest],
-            groups=len(groups),
-            flat_groups=sum(groups) / len(groups) if groups else None,
+            seconds_p50=_percentile(seconds, 50),
+            seconds_p95=_percentile(seconds, 95),
+            reused_batch=self.reused["batch"] / samples if self.records_times else None,
+            reused_cache=self.reused["cache"] / samples if self.records_times else None,
+            slowest=sorted(self.slowest.values(), key=lambda call: -call.seconds),
+            groups=len(constant),
+            zero_std_groups=sum(constant) / len(constant) if constant else None,
         )
 
 
+def _correlation(one: _Tally, other: _Tally) -> float | None:
+    """Pearson's r over rollouts that both rewards scored; None for fewer than two, or where one does not vary."""
+    _, one_index, other_index = np.intersect1d(one.scored_rollouts, other.scored_rollouts, return_indices=True)
+    x, y = np.asarray(one.scores)[one_index], np.asarray(other.scores)[other_index]
+    if len(x) < 2 or min(x.std(), y.std()) <= TOLERANCE:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
 def _percentile(ordered: list[float], share: int) -> float | None:
-    """The least value that `share` per cent do not exceed (the nearest rank, as in the metrics of a run)."""
+    """The nearest-rank percentile of sorted values, as in the metrics of a run."""
     return ordered[-(-len(ordered) * share // 100) - 1] if ordered else None
 
 
@@ -246,49 +204,44 @@ def render_report(report: RewardReport) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    def table(title: str, header: tuple[str, ...], rows: list[list[str]]) -> Table:
+        made = Table(title=title, title_justify="left")
+        for column in header:
+            made.add_column(column, justify="left" if column in ("", "reward", "row") else "right")
+        for row in rows:
+            made.add_row(*map(Text, row))
+        return made
+
+    figures = report.rewards.items()
+    scores = [
+        [
+            *(name, str(f.samples), _number(f.mean), _number(f.std), _share(f.not_applicable), _share(f.failed)),
+            _share(f.zero_std_groups) + f" of {f.groups}" * (f.zero_std_groups is not None),
+        ]
+        for name, f in figures
+    ]
+    times = [
+        [name, _number(f.seconds_p50), _number(f.seconds_p95), _share(f.reused_batch), _share(f.reused_cache)]
+        for name, f in figures
+    ]
+    slow = [
+        [name, _number(call.seconds), call.id, str(call.step), str(call.samples)]
+        for name, f in figures
+        for call in f.slowest
+    ]
+    between = {frozenset((one, other)): _number(value) for one, other, value in report.correlations}
+    matrix = [[one, *(between.get(frozenset((one, other)), "") for other in report.rewards)] for one in report.rewards]
+    header = ("reward", "samples", "mean", "std", "not applicable", "failed", "zero-std groups")
     parts: list[Any] = [Text(f"{report.run}: {report.rollouts} rollouts of {report.steps} steps")]
-    table = Table(title="scores, as the rewards gave them", title_justify="left")
-    for column in ("reward", "samples", "mean", "spread", "not applicable", "failed", "groups without spread"):
-        table.add_column(column, justify="left" if column == "reward" else "right")
-    for name, figures in report.rewards.items():
-        flat = "-" if figures.flat_groups is None else f"{figures.flat_groups:.1%} of {figures.groups}"
-        shares = f"{figures.not_applicable:.1%}", f"{figures.failed:.1%}"
-        table.add_row(name, str(figures.samples), _number(figures.mean), _number(figures.spread), *shares, flat)
-    parts.append(table)
-    table = Table(title="time and reuse", title_justify="left")
-    for column in ("reward", "seconds p50", "p95", "reused in the batch", "from the cache"):
-        table.add_column(column, justify="left" if column == "reward" else "right")
-    for name, figures in report.rewards.items():
-        times = _number(figures.seconds_p50), _number(figures.seconds_p95)
-        table.add_row(name, *times, _share(figures.reused_batch), _share(figures.reused_cache))
-    parts.append(table)
-    for name, figures in report.rewards.items():
-        parts += [Text(f"{name}: failed {count} x {cause}") for cause, count in figures.causes]
-    table = Table(title="slowest calls", title_justify="left")
-    for column in ("reward", "seconds", "row", "step", "samples"):
-        table.add_column(column, justify="left" if column in ("reward", "row") else "right")
-    for name, figures in report.rewards.items():
-        for slow in figures.slowest:
-            table.add_row(name, _number(slow.seconds), Text(slow.id), str(slow.step), str(slow.samples))
-    if table.rows:
-        parts.append(table)
+    parts.append(table("scores, as the rewards returned them", header, scores))
+    header = ("reward", "seconds p50", "p95", "reused in the batch", "from the cache")
+    parts.append(table("time and reuse", header, times))
+    parts += [Text(f"{name}: failed {count} x {cause}") for name, f in figures for cause, count in f.causes]
+    if slow:
+        parts.append(table("slowest calls", ("reward", "seconds", "row", "step", "samples"), slow))
     if report.correlations:
-        parts.append(_matrix(report))
+        parts.append(table("correlation between rewards", ("", *report.rewards), matrix))
     return Group(*parts)
-
-
-def _matrix(report: RewardReport) -> RenderableType:
-    from rich.table import Table
-
-    known = {frozenset((one, other)): value for one, other, value in report.correlations}
-    table = Table(title="correlation between rewards", title_justify="left")
-    table.add_column("")
-    for name in report.rewards:
-        table.add_column(name, justify="right")
-    for one in report.rewards:
-        cells = ("" if one == other else _number(known[frozenset((one, other))]) for other in report.rewards)
-        table.add_row(one, *cells)
-    return table
 
 
 def _number(value: float | None) -> str:
