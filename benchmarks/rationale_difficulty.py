@@ -48,7 +48,8 @@ from rlkd.answers import extract_answer
 from rlkd.data.samples import sample_rows
 from rlkd.engines import EngineError, TransformersEngine, run
 from rlkd.rationales.records import Question, candidate
-from rlkd.rationales.select.rationale_difficulty import Difficulty, DifficultyMeter, leaks, strip_answer
+from rlkd.rationales.select.rationale_difficulty import DifficultyMeter, RationaleDifficulty
+from rlkd.rationales.select.stripping import leaks, strip_answer
 
 MOST_ERROR = 1e-4
 VARIANTS = 10
@@ -152,8 +153,8 @@ def nll(loaded: Any, context: str, answer: str, all_logits: bool) -> float:
     return -float(predicted.gather(-1, torch.tensor(end)[:, None]).mean())
 
 
-def log_rd(item: Difficulty | EngineError | None) -> float:
-    if not isinstance(item, Difficulty):
+def log_rd(item: RationaleDifficulty | EngineError | None) -> float:
+    if not isinstance(item, RationaleDifficulty):
         raise SystemExit(f"not measured: {item}")
     return item.log_rd
 

@@ -44,7 +44,7 @@ from trainers.common.arguments import RowArguments, start
 
 if TYPE_CHECKING:
     from rlkd.embedders import Embedder
-    from rlkd.rationales.select.limits import Limits
+    from rlkd.rationales.select.limits import SelectionLimits
 
 STAGES = ("write", "select", "all")
 # The scores that the built-in selectors give.
@@ -320,15 +320,15 @@ def name_of(spec: str) -> str:
     return alias or rest.rpartition(":" if ":" in rest else ".")[2]
 
 
-def open_limits(script: RationalesScriptArguments) -> "Limits | None":
+def open_limits(script: RationalesScriptArguments) -> "SelectionLimits | None":
     """The limits; None where there is none."""
     wanted = {name: getattr(script, name) for name in ("keep_ratio", "per_question", "token_budget")}
     if all(value is None for value in wanted.values()):
         return None
-    from rlkd.rationales.select.limits import Limits
+    from rlkd.rationales.select.limits import SelectionLimits
 
     try:
-        limits = Limits(by=script.limit_by, seed=script.seed, **wanted)
+        limits = SelectionLimits(by=script.limit_by, seed=script.seed, **wanted)
     except ValueError as error:
         raise UsageError(str(error)) from error
     specs = {split_alias(spec)[1] for spec in script.selectors}

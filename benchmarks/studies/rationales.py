@@ -53,7 +53,7 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.select import Selector, load_selector
-from rlkd.rationales.select.limits import Limits
+from rlkd.rationales.select.limits import SelectionLimits
 from rlkd.rationales.write.writing import Writing
 from validity_kd import (
     differences,
@@ -196,7 +196,7 @@ def select(
     print(f"{arm}-{seed}: selecting", flush=True)
     data.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(given.out / f"written-{ARMS[arm][0]}-{seed}" / "written.jsonl", data / "written.jsonl")
-    part = select_stage(data, chain, Limits(token_budget=given.budget, seed=seed), count=count)
+    part = select_stage(data, chain, SelectionLimits(token_budget=given.budget, seed=seed), count=count)
     if not part["kept"]:
         (data / "summary.json").unlink()
         raise UsageError(f"{arm}-{seed}: no rationale is left; {data / 'dropped.jsonl'} says why")

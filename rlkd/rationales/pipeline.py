@@ -44,7 +44,7 @@ from rlkd.structure import Structure
 if TYPE_CHECKING:
     from rlkd.embedders import Embedder
     from rlkd.rationales.bank.bank import PathBank
-    from rlkd.rationales.select.limits import Limits
+    from rlkd.rationales.select.limits import SelectionLimits
 
 # Questions that go through a selector together.
 BLOCK = 256
@@ -178,7 +178,7 @@ def write_stage(
 def select_stage(
     folder: Path,
     selectors: Sequence[Selector],
-    limits: Limits | None = None,
+    limits: SelectionLimits | None = None,
     *,
     count: Callable[[str], int] | None = None,
 ) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def select_stage(
 
 
 def _select(
-    folder: Path, selectors: Sequence[Selector], limits: Limits | None, count: Callable[[str], int] | None
+    folder: Path, selectors: Sequence[Selector], limits: SelectionLimits | None, count: Callable[[str], int] | None
 ) -> Tally:
     """Write `selected.jsonl` and `dropped.jsonl`."""
     from rich.console import Console
@@ -262,7 +262,7 @@ def _through(
 
 
 def _limited(
-    limits: Limits,
+    limits: SelectionLimits,
     count: Callable[[str], int] | None,
     questions: Iterable[Question],
     tally: Tally,

@@ -199,9 +199,9 @@ def test_where_nothing_is_left_the_warning_says_why(recipe, arguments, tmp_path,
 def test_a_selector_of_ones_own_is_taken_from_a_file_with_its_parameters(recipe, arguments, tmp_path) -> None:
     own = tmp_path / "own.py"
     own.write_text(
-        "from rlkd.rationales.select import Judgement\n"
+        "from rlkd.rationales.select import SelectorVerdict\n"
         "def brief(questions, limit=1000):\n"
-        "    return [[Judgement(None if len(c.text) <= limit else 'too long') for c in q.candidates]\n"
+        "    return [[SelectorVerdict(None if len(c.text) <= limit else 'too long') for c in q.candidates]\n"
         "            for q in questions]\n"
     )
     recipe.main(arguments(selectors=["correct", f"{own}:brief"], selector_kwargs={"brief": {"limit": 30}}))
@@ -327,7 +327,7 @@ def test_the_teacher_is_closed_before_the_student_is_loaded(recipe, arguments, t
         return opened[-1]
 
     own = tmp_path / "own.py"
-    own.write_text("from rlkd.rationales.select import Judgement\ndef look(questions):\n    raise LookupError\n")
+    own.write_text("from rlkd.rationales.select import SelectorVerdict\ndef look(questions):\n    raise LookupError\n")
     model = f"transformers:{tiny_model}"
     of_recipe["open_engine"] = opening
     try:

@@ -8,26 +8,26 @@
     >>> [each.answer for each in kept[0].candidates], [(each.candidate.answer, each.reason) for each in dropped]
     (['7'], [('8', 'wrong answer')])
 
-| name             | keeps                                                          | needs |
-| ---------------- | -------------------------------------------------------------- | ----- |
-| `clean`          | what is no rubbish: empty, endless, foreign, leaked, copied    | nothing |
-| `correct`        | right answers                                                  | nothing (or an engine) |
-| `diverse`        | one of those that go the same way                              | nothing, or an embedder |
-| `difficulty`     | those that help this student the most (MoRSD)                  | the student |
-| `rank_surprisal` | those that surprise the student and still fit it (RSR)         | the student |
-| `srd`            | all or the easiest, with the stage of a curriculum (SRD)       | the student |
-| `judge`          | what a model approves of                                       | an engine |
-| `random`, `longest`, `shortest` | controls                                        | nothing |
+| name                            | keeps                                                      | needs       |
+| ------------------------------- | ---------------------------------------------------------- | ----------- |
+| `clean`                         | well-formed texts: not empty, foreign, leaked or copied    |             |
+| `correct`                       | right answers                                              | (engine)    |
+| `diverse`                       | one of those that take the same way                        | (embedder)  |
+| `difficulty`                    | those that help this student the most (MoRSD)              | student     |
+| `rank_surprisal`                | those that surprise the student and still fit it (RSR)     | student     |
+| `srd`                           | all or the easiest, with the stage of a curriculum (SRD)   | student     |
+| `judge`                         | those that a model approves of                             | engine      |
+| `random`, `longest`, `shortest` | controls                                                   |             |
 
-`contract.py` says how to bring one's own. Importing this loads no model library. `docs/selection.md` has the figures.
+`contract.py` describes how to write your own. Importing this loads no model library. Figures: `docs/selection.md`.
 """
 
 from rlkd.rationales.select.contract import (
     NOT_MEASURED,
-    Dropped,
-    Judgement,
+    DroppedCandidate,
     Selector,
     SelectorError,
+    SelectorVerdict,
     apply,
     judges_whole_set,
     load_selector,
@@ -36,9 +36,9 @@ from rlkd.rationales.select.contract import (
 BUILT_IN = {
     "clean": "rlkd.rationales.select.clean.Clean",
     "correct": "rlkd.rationales.select.correct.Correct",
-    "difficulty": "rlkd.rationales.select.difficulty.Difficulty",
+    "difficulty": "rlkd.rationales.select.rationale_difficulty.DifficultySelector",
     "diverse": "rlkd.rationales.select.diverse.Diverse",
-    "judge": "rlkd.rationales.select.judge.Judge",
+    "judge": "rlkd.rationales.select.judge.JudgeSelector",
     "longest": "rlkd.rationales.select.controls.longest",
     "random": "rlkd.rationales.select.controls.random",
     "rank_surprisal": "rlkd.rationales.select.rank_surprisal.RankSurprisal",
@@ -49,10 +49,10 @@ BUILT_IN = {
 __all__ = [
     "BUILT_IN",
     "NOT_MEASURED",
-    "Dropped",
-    "Judgement",
+    "DroppedCandidate",
     "Selector",
     "SelectorError",
+    "SelectorVerdict",
     "apply",
     "judges_whole_set",
     "load_selector",

@@ -1,4 +1,4 @@
-"""The selector `clean`: takes out what no student should be trained on, whatever its answer.
+"""The selector `clean`: drops malformed texts, whatever their answer.
 
 The rules, in this order; the first that applies is the reason:
 
@@ -7,12 +7,12 @@ The rules, in this order; the first that applies is the reason:
 | `empty` | no letter and no digit |
 | `too long` | more than `max_characters` characters |
 | `control characters` | one of Unicode's categories Cc (but for line ends and tabs), Cs, Co and Cn, or a U+FFFD |
-| `another script` | of its letters, more than `max_foreign` belong to scripts that the question has no letter of |
+| `another script` | of its letters, more than `max_foreign` belong to scripts without a letter in the question |
 | `answer first` | its first line gives the answer away (see `answers_first`) |
 | `near copy` | shares at least `near_copy` of its 3-grams with a shorter candidate that is kept (Jaccard) |
 
-Languages of one script (English, French) are not told apart. The letters of mathematics (single Greek ones) fit into
-the share that is allowed. All rules but the last take time linear in the text; the last compares the candidates of one
+Languages of one script (English, French) are not told apart. Mathematical letters (single Greek ones) stay within
+the allowed share. All rules but the last take time linear in the text; the last compares the candidates of one
 question with those kept before it.
 """
 
@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from rlkd.answers import extract_answer, number, numbers, squeezed
-from rlkd.rationales.records import Candidate, Question
-from rlkd.rationales.select.contract import Judgement
-from rlkd.rationales.similarity import ngrams, share_of_ngrams
+from rlkd.rationales.records import Question
+from rlkd.rationales.select.contract import SelectorVerdict
+from rlkd.rationales.select.ngrams import jaccard, ngrams
 
 EMPTY = "empty"
 TOO_LONG = "too long"
@@ -40,12 +40,12 @@ _LABEL = re.compile(r"\s*(?:final )?(?:answer|result|solution)\s*(?:is|=|:)?\s*"
 
 
 class Clean:
-    """See the head of the module for the rules.
+    """The rules at the top of the module.
 
     Args:
-        max_characters: length of the longest rationale. A GSM8K solution has about 300, a long one 1,500.
-        max_foreign: share of letters, 0 to 1.
-        near_copy: share of 3-grams from which on two are copies of each other, above 0 and at most 1.
+        max_characters: maximum length of a rationale. A GSM8K solution has about 300, a long one 1,500.
+        max_foreign: maximum share of foreign letters, 0 to 1.
+        near_copy: share of common 3-grams from which two are copies of each other, above 0 and at most 1.
     """
 
     __name__ = "clean"
@@ -60,21 +60,20 @@ class Clean:
         self.max_foreign = max_foreign
         self.near_copy = near_copy
 
-    def __call__(self, questions: Sequence[Question]) -> list[list[Judgement]]:
+    def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
-        return [[Judgement(reason) for reason in self._reasons(question)] for question in questions]
+        return [list(map(SelectorVerdict, self._reasons(question))) for question in questions]
 
     def _reasons(self, question: Question) -> list[str | None]:
         reasons = [self._fault(question, each.text) for each in question.candidates]
-        sound = [place for place, reason in enumerate(reasons) if reason is None]
-        sound.sort(key=lambda place: _size(question.candidates[place]))
+        sound = [(len(each.text), each.id, n) for n, each in enumerate(question.candidates) if reasons[n] is None]
         kept: list[frozenset[tuple[str, ...]]] = []
-        for place in sound:
-            mine = ngrams(question.candidates[place].text)
-            if any(share_of_ngrams(mine, theirs) >= self.near_copy for theirs in kept):
-                reasons[place] = NEAR_COPY
+        for _, _, index in sorted(sound):
+            grams = ngrams(question.candidates[index].text)
+            if any(jaccard(grams, other) >= self.near_copy for other in kept):
+                reasons[index] = NEAR_COPY
             else:
-                kept.append(mine)
+                kept.append(grams)
         return reasons
 
     def _fault(self, question: Question, text: str) -> str | None:
@@ -90,15 +89,15 @@ class Clean:
 
 
 def answers_first(question: Question, text: str) -> bool:
-    """Whether the first line of a rationale gives the answer away before anything has been worked out.
+    """Whether the first line of a rationale gives the answer away before any calculation.
 
-    So it is, if other lines follow and the first, after a label such as `Answer:`,
+    It does if other lines follow and the first, after a label such as `Answer:`,
 
-    - announces an answer (`rlkd.answers`) without having calculated anything on that line,
+    - announces an answer (`rlkd.answers`) without a calculation on that line,
     - or is the right answer and nothing else,
-    - or has one number only, the right answer, which the question does not have, and no equals sign.
+    - or contains one number only, the right answer, which is not in the question, and no equals sign.
 
-    A text that only announces an answer is none of these: it has no other line.
+    A text that only announces an answer does not: it has no other line.
     """
     lines = [line for line in text.split("\n") if any(map(str.isalnum, line))]
     if len(lines) < 2 or (lines[1:] == [lines[-1]] and lines[-1].lstrip().startswith("####")):
@@ -121,12 +120,12 @@ def answers_first(question: Question, text: str) -> bool:
 
 
 def foreign_share(text: str, question: str) -> float:
-    """The share of a text's letters whose script the question has no letter of; 0 where either has no letters."""
+    """The share of a text's letters in scripts without a letter in the question; 0 if either has no letters."""
     home = {_script(character) for character in question if character.isalpha()}
-    found = Counter(_script(character) for character in text if character.isalpha())
-    if not home or not found:
+    counts = Counter(_script(character) for character in text if character.isalpha())
+    if not home or not counts:
         return 0.0
-    return sum(times for script, times in found.items() if script not in home) / found.total()
+    return sum(times for script, times in counts.items() if script not in home) / counts.total()
 
 
 @lru_cache(maxsize=2**16)
@@ -139,7 +138,3 @@ def _script(character: str) -> str:
 def _is_control(character: str) -> bool:
     unusable = unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") and character not in "\n\r\t"
     return unusable or character == "\ufffd"
-
-
-def _size(candidate: Candidate) -> tuple[int, str]:
-    return len(candidate.text), candidate.id

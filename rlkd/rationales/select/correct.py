@@ -1,4 +1,4 @@
-"""The selector `correct`: rationales whose answer is the right one (MoRSD, arXiv 2509.23574, second stage)."""
+"""The selector `correct`: rationales whose answer is right (MoRSD, arXiv 2509.23574, second stage)."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Literal
 from rlkd.answers import VERIFY_SECONDS, VerificationError, equal_pairs, extract_answer
 from rlkd.engines.base import Engine, EngineError, Sampling
 from rlkd.rationales.records import Candidate, Question
-from rlkd.rationales.select.asking import Asked
-from rlkd.rationales.select.contract import NOT_MEASURED, Judgement, report_failures
-from rlkd.rationales.select.rationale_difficulty import CUE, TEMPLATE, check_template, strip_answer
+from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
+from rlkd.rationales.select.engine import CUE, TEMPLATE, SelectorEngine, check_template, prompt_text
+from rlkd.rationales.select.stripping import strip_answer
 
 NO_GOLD = "the question has no right answer"
 NO_ANSWER = "no answer"
 WRONG = "wrong answer"
 UNREADABLE_GOLD = "the right answer cannot be read"
 NOT_COMPARED = "answers could not be compared"
-# No answer is as long, and comparing what is takes a worker all its time. Characters.
-_LONGEST_ANSWER = 500
+# A longer text is not an answer, and comparing it takes a worker all its time. Characters.
+MAX_ANSWER = 500
 NOT_FOLLOWED = "its steps do not lead to the answer"
 
 
 class Correct:
-    """Keeps what announces the right answer (`rlkd.answers`, in workers that are killed where a comparison hangs).
+    """Keeps rationales that announce the right answer (`rlkd.answers`, in workers that are killed if they hang).
 
-    A rationale that was written to a known answer (source `hinted`) always has the right one at its end. With
-    `second_look`, such a one also has to lead there: that engine gets the question and the rationale without its
-    answer, and must find the right answer in a few tokens. Our choice, after methods that verify rationales so.
+    A rationale written to a known answer (source `hinted`) always ends with the right one. With `second_look`, it also
+    has to lead there: that engine gets the question and the rationale without its answer, and must find the right
+    answer in a few tokens. Our choice, after methods that verify rationales so.
 
     Args:
-        second_look: spec of an engine, for `hinted` candidates; None: their own announcement is believed.
+        second_look: spec of an engine, for `hinted` candidates; None: their announced answer is trusted.
         template: the text before a rationale, with `{question}` in it.
-        fallback: `last_number` takes the last number of a rationale that announces no answer (`A: 18`); it also takes
-            that of one which was cut off.
-        seconds: for one comparison of two answers.
-        max_new_tokens: for the answer in a second look.
+        fallback: `last_number` takes the last number of a rationale that announces no answer (`A: 18`), also of a
+            truncated one.
+        seconds: time limit for one comparison of two answers.
+        max_new_tokens: of the answer in a second look.
         deadline: seconds for one call of the engine.
     """
 
@@ -53,36 +53,37 @@ class Correct:
         deadline: float | None = None,
     ) -> None:
         check_template(template)
-        self.asked = None if second_look is None else Asked("selector 'correct'", second_look, deadline)
-        self.template = template
         if fallback not in ("none", "last_number"):
             raise ValueError(f"fallback={fallback!r}: expected 'none' or 'last_number'")
+        self.second_look = None
+        if second_look is not None:
+            self.second_look = SelectorEngine("selector 'correct'", second_look, deadline)
+        self.template = template
         self.fallback: Literal["none", "last_number"] = fallback
         self.seconds = seconds
         self.sampling = Sampling(max_new_tokens=max_new_tokens, stop=("\n",))
-        self.deadline = deadline
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the engine is a server that does not answer or lacks the model."""
-        if self.asked is not None:
-            self.asked.check_ready()
+        """Raise `UsageError` if the engine is a server that does not answer or lacks the model."""
+        if self.second_look is not None:
+            self.second_look.check_ready()
 
-    async def __call__(self, questions: Sequence[Question]) -> list[list[Judgement]]:
+    async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
         pairs = [(question, each) for question in questions for each in question.candidates]
         answers = [each.answer or extract_answer(each.text, self.fallback) for _, each in pairs]
         reasons = await self._compare([question for question, _ in pairs], answers)
-        if self.asked is not None:
-            hinted = [place for place, (_, each) in enumerate(pairs) if each.source == "hinted" and not reasons[place]]
-            for place, reason in zip(hinted, await self._look_again([pairs[place] for place in hinted]), strict=True):
-                reasons[place] = reason
-        told = iter(reasons)
-        return [[Judgement(next(told)) for _ in question.candidates] for question in questions]
+        if self.second_look is not None:
+            hinted = [n for n, (_, each) in enumerate(pairs) if each.source == "hinted" and not reasons[n]]
+            second = await self._look_again(self.second_look, [pairs[n] for n in hinted]) if hinted else []
+            for n, reason in zip(hinted, second, strict=True):
+                reasons[n] = reason
+        return by_question(map(SelectorVerdict, reasons), questions)
 
     async def _compare(self, questions: Sequence[Question], answers: Sequence[str | None]) -> list[str | None]:
         golds = [extract_answer(question.answer or "") or (question.answer or "").strip() for question in questions]
         pairs = [(answer or "", gold) for answer, gold in zip(answers, golds, strict=True)]
-        short = [(answer if len(answer) <= _LONGEST_ANSWER else "", gold) for answer, gold in pairs]
+        short = [(answer if len(answer) <= MAX_ANSWER else "", gold) for answer, gold in pairs]
         compared = await asyncio.to_thread(equal_pairs, short, seconds=self.seconds)
         reasons: list[str | None] = []
         for (answer, gold), same in zip(pairs, compared, strict=True):
@@ -90,7 +91,7 @@ class Correct:
                 reasons.append(NO_GOLD)
             elif not answer.strip():
                 reasons.append(NO_ANSWER)
-            elif len(answer) > _LONGEST_ANSWER or isinstance(same, VerificationError):
+            elif len(answer) > MAX_ANSWER or isinstance(same, VerificationError):
                 reasons.append(NOT_COMPARED)
             elif same is None:
                 reasons.append(UNREADABLE_GOLD)
@@ -98,16 +99,12 @@ class Correct:
                 reasons.append(None if same else WRONG)
         return reasons
 
-    async def _look_again(self, pairs: Sequence[tuple[Question, Candidate]]) -> list[str | None]:
-        if self.asked is None or not pairs:
-            return []
-        prompts = [
-            (self.template.replace("{question}", question.question) + strip_answer(each.text)).rstrip() + CUE
-            for question, each in pairs
-        ]
-        replies = await self.asked.engine.generate(list(prompts), self.sampling, deadline=self.deadline)
-        causes = [str(reply) for reply in replies if isinstance(reply, EngineError)]
-        report_failures(self.__name__, causes, len(pairs))
+    async def _look_again(
+        self, second_look: SelectorEngine, pairs: Sequence[tuple[Question, Candidate]]
+    ) -> list[str | None]:
+        prompts = [prompt_text(self.template, question, strip_answer(each.text), CUE) for question, each in pairs]
+        replies = await second_look.engine.generate(prompts, self.sampling, deadline=second_look.deadline)
+        report_failures(self.__name__, [str(each) for each in replies if isinstance(each, EngineError)], len(pairs))
         texts = ["" if isinstance(reply, EngineError) else reply.text for reply in replies]
         answers = [extract_answer(text) or text.strip() for text in texts]
         reasons = await self._compare([question for question, _ in pairs], answers)

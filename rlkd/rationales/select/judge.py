@@ -1,4 +1,4 @@
-"""The selector `judge`: a model says yes or no to a rationale, and how surely."""
+"""The selector `judge`: a model says yes or no to a rationale, with a probability."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rlkd.cache import Cache, cache_key
 from rlkd.engines.base import Engine, EngineError, Message
 from rlkd.rationales.records import Candidate, Question
-from rlkd.rationales.select.asking import Asked
-from rlkd.rationales.select.contract import NOT_MEASURED, Judgement, report_failures
+from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
+from rlkd.rationales.select.engine import SelectorEngine, cached
 
 TEMPLATE = """\
 Problem:
@@ -23,23 +23,21 @@ the answer that the solution gives? Wording and style do not count. Answer with 
 CHOICES = ("Yes", "No")
 REFUSED = "the judge says no"
 
-# What a choice that the engine calls impossible counts as, in nats.
-_LEAST = -100.0
-# Prompts of one call of the engine: what has been measured is kept after each.
-_PROMPTS = 256
+# The value of a choice that the engine calls impossible, in nats.
+_MIN_LOGPROB = -100.0
 
 
-class Judge:
-    """Keeps what an engine says yes to. Score `judge`: the log-probability of Yes where it is Yes or No, in nats.
+class JudgeSelector:
+    """Keeps what an engine says yes to. Score `judge`: the log-probability of Yes, given Yes or No, in nats.
 
-    The right answer is not shown, so that the judge reads the steps. What a judge is worth must be measured on data
-    with known answers first: small models say yes to everything.
+    The right answer is not shown, so that the judge reads the steps. Measure a judge on data with known answers first:
+    small models say yes to everything.
 
     Args:
         engine: spec of the model.
-        threshold: probability of Yes from which on a rationale is kept, 0 to 1.
+        threshold: minimum probability of Yes of a kept rationale, 0 to 1.
         template: text of the message, with `{question}` and `{rationale}` in it; it must ask for Yes or No.
-        cache: where what was said is kept.
+        cache: cache of the scores.
         deadline: seconds for one call of the engine, of 256 prompts.
     """
 
@@ -59,59 +57,47 @@ class Judge:
         for field in ("{question}", "{rationale}"):
             if field not in template:
                 raise ValueError(f"template={template[:80]!r}...: expected a text with {field} in it")
-        self.asked = Asked("selector 'judge'", engine, deadline)
+        self.judge = SelectorEngine("selector 'judge'", engine, deadline)
         self.threshold = threshold
         self.template = template
         self.cache = cache
-        self.deadline = deadline
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the engine is a server that does not answer or lacks the model."""
-        self.asked.check_ready()
+        """Raise `UsageError` if the engine is a server that does not answer or lacks the model."""
+        self.judge.check_ready()
 
-    async def __call__(self, questions: Sequence[Question]) -> list[list[Judgement]]:
+    async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
         prompts = [self.prompt(question, each) for question in questions for each in question.candidates]
-        said: list[float | EngineError] = []
-        for start in range(0, len(prompts), _PROMPTS):
-            said += await self._ask(prompts[start : start + _PROMPTS])
-        report_failures(self.__name__, [str(item) for item in said if isinstance(item, EngineError)], len(said))
-        told = iter(said)
-        return [[self._judged(next(told)) for _ in question.candidates] for question in questions]
+        keys = [cache_key("judge of rationales", 1, self.judge.engine.name, prompt, CHOICES) for prompt in prompts]
+        scores = await cached(self.cache, keys, prompts, self._scores, batch=256)
+        report_failures(self.__name__, [str(each) for each in scores if isinstance(each, EngineError)], len(scores))
+        return by_question(map(self._verdict, scores), questions)
 
     def prompt(self, question: Question, each: Candidate) -> list[Message]:
         """The message about one rationale."""
-        # By parts, so that a question that holds `{rationale}` stays as it is.
+        # By parts, so that a question that contains `{rationale}` stays as it is.
         before, _, after = self.template.partition("{rationale}")
-        text = (
-            before.replace("{question}", question.question)
-            + each.text
-            + after.replace("{question}", question.question)
-        )
-        return [{"role": "user", "content": text}]
+        head, tail = (part.replace("{question}", question.question) for part in (before, after))
+        return [{"role": "user", "content": head + each.text + tail}]
 
-    def _judged(self, said: float | EngineError) -> Judgement:
-        if isinstance(said, EngineError):
-            return Judgement(NOT_MEASURED)
-        return Judgement(None if math.exp(said) >= self.threshold else REFUSED, {"judge": said})
+    def _verdict(self, score: float | EngineError) -> SelectorVerdict:
+        if isinstance(score, EngineError):
+            return SelectorVerdict(NOT_MEASURED)
+        return SelectorVerdict(None if math.exp(score) >= self.threshold else REFUSED, {"judge": score})
 
-    async def _ask(self, prompts: Sequence[list[Message]]) -> list[float | EngineError]:
-        engine = self.asked.engine
-        keys = [cache_key("judge of rationales", 1, engine.name, prompt, CHOICES) for prompt in prompts]
-        known: dict[str, float | EngineError] = {} if self.cache is None else dict(self.cache.get(keys))
-        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
-        replies = await engine.choose(list(missing.values()), CHOICES, deadline=self.deadline) if missing else []
-        fresh: dict[str, float] = {}
-        for key, reply in zip(missing, replies, strict=True):
+    async def _scores(self, prompts: list[list[Message]]) -> list[float | EngineError]:
+        engine = self.judge.engine
+        scores: list[float | EngineError] = []
+        for reply in await engine.choose(prompts, CHOICES, deadline=self.judge.deadline):
             if isinstance(reply, EngineError):
-                known[key] = reply
+                scores.append(reply)
             elif max(reply) == -math.inf or any(map(math.isnan, reply)):
-                known[key] = EngineError(engine.name, f"no log-probabilities of {' and '.join(CHOICES)}: {reply}.")
+                text = f"no log-probabilities of {' and '.join(CHOICES)}: {reply}."
+                scores.append(EngineError(engine.name, text))
             else:
-                known[key] = fresh[key] = log_share(*reply)
-        if self.cache is not None:
-            self.cache.put(fresh)
-        return [known[key] for key in keys]
+                scores.append(log_share(*reply))
+        return scores
 
 
 def log_share(yes: float, no: float) -> float:
@@ -120,6 +106,6 @@ def log_share(yes: float, no: float) -> float:
     >>> round(log_share(-1.0, -1.0), 4), log_share(-3.0, float("-inf"))
     (-0.6931, 0.0)
     """
-    yes, no = max(yes, _LEAST), max(no, _LEAST)
+    yes, no = max(yes, _MIN_LOGPROB), max(no, _MIN_LOGPROB)
     top = max(yes, no)
-    return max(_LEAST, min(0.0, yes - top - math.log(math.exp(yes - top) + math.exp(no - top))))
+    return max(_MIN_LOGPROB, min(0.0, yes - top - math.log(math.exp(yes - top) + math.exp(no - top))))

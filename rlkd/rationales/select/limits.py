@@ -1,12 +1,14 @@
-"""How many: a share of all, a number a question, a budget of tokens.
+"""SelectionLimits at the end of a selection: a number per question, a share of all rationales, a token budget.
 
-The cuts are over (score, id) and nothing else, so that neither the order of the candidates nor their division into
-shards changes what is kept. A cut of a whole set needs no texts: shards give their `Item`s, `Limits.cut` says which
-ids stay, and each shard keeps its own.
+The cuts compare (score, id) only, so neither the order of the candidates nor their division into shards changes the
+result. A cut of a whole set needs no texts: shards give their `LimitItem`s, `SelectionLimits.cut` returns the ids that
+stay, and each shard keeps its own.
 
-    >>> items = [Item("q1", "a", 0.3, 10), Item("q1", "b", 0.1, 10), Item("q2", "c", 0.2, 10)]
-    >>> sorted(Limits(by="log_rd", per_question=1).cut(items)), sorted(Limits(by="log_rd", token_budget=20).cut(items))
-    ([('q1', 'b'), ('q2', 'c')], [('q1', 'b'), ('q2', 'c')])
+    >>> items = [LimitItem("q1", "a", 0.3, 10), LimitItem("q1", "b", 0.1, 10), LimitItem("q2", "c", 0.2, 10)]
+    >>> sorted(SelectionLimits(by="log_rd", per_question=1).cut(items))
+    [('q1', 'b'), ('q2', 'c')]
+    >>> sorted(SelectionLimits(by="log_rd", token_budget=20).cut(items))
+    [('q1', 'b'), ('q2', 'c')]
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rlkd.rationales.records import Candidate, Question
-from rlkd.rationales.select.contract import Dropped, SelectorError
+from rlkd.rationales.select.contract import DroppedCandidate, SelectorError
 from rlkd.rationales.select.controls import draw
-from rlkd.rationales.similarity import pieces
+from rlkd.rationales.select.ngrams import pieces
 from rlkd.registry import suggestion
 
 PER_QUESTION = "over the number a question"
@@ -28,8 +30,8 @@ TOKEN_BUDGET = "over the token budget"
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """What a cut knows of a candidate. `score`: the lowest are kept; `tokens`: of its text, 0 without a budget."""
+class LimitItem:
+    """A candidate in a cut. `score`: the lowest are kept; `tokens`: of its text, 0 without a token budget."""
 
     question_id: str
     id: str
@@ -38,15 +40,15 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Cuts in this order, each over what the one before has left.
+class SelectionLimits:
+    """Cuts in this order, each on the result of the one before.
 
     Args:
-        by: the score that decides, lowest first; `-judge`: highest first. None: drawn by `seed`.
-        per_question: most candidates of one question.
-        keep_ratio: share of all candidates that is kept, above 0 and at most 1, rounded to the nearest number.
-        token_budget: tokens of all kept candidates together. They are taken in order until one does not fit: so a
-            smaller budget keeps a part of what a larger one keeps.
+        by: name of the score, lowest first; `-judge`: highest first. None: drawn by `seed`.
+        per_question: maximum number of candidates per question.
+        keep_ratio: share of all candidates to keep, above 0 and at most 1, rounded to the nearest number.
+        token_budget: tokens of all kept candidates together. They are taken in order until one does not fit, so a
+            smaller budget keeps a part of the candidates that a larger one keeps.
         seed: of the draw.
 
     Raises ValueError for numbers outside their ranges.
@@ -68,30 +70,24 @@ class Limits:
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio={self.keep_ratio!r}: expected a share above 0 and at most 1, or None")
 
-    def items(self, question: Question, count: Callable[[str], int] | None = None) -> list[Item]:
-        """What a cut needs of a question's candidates.
+    def items(self, question: Question, count: Callable[[str], int] | None = None) -> list[LimitItem]:
+        """The items of a question's candidates.
 
-        `count`: the tokens of a text, in those of the student; None: words, numbers and signs. Without a
-        `token_budget` nothing is counted, and an item's `tokens` is 0.
-        Raises `SelectorError` for a candidate that has no score of the name `by`.
+        `count`: counts the student's tokens of a text; None: words, numbers and signs. Texts are counted only for a
+        `token_budget`. Raises `SelectorError` for a candidate without the score `by`.
         """
-        measure = count or count_pieces
+        measure = (count or count_pieces) if self.token_budget is not None else lambda text: 0
         return [
-            Item(
-                question.id,
-                each.id,
-                self._key(question, each),
-                0 if self.token_budget is None else measure(each.text),
-            )
+            LimitItem(question.id, each.id, self._key(question, each), measure(each.text))
             for each in question.candidates
         ]
 
-    def cut(self, items: Iterable[Item]) -> set[tuple[str, str]]:
-        """Of all items the kept ones, as (question id, candidate id)."""
+    def cut(self, items: Iterable[LimitItem]) -> set[tuple[str, str]]:
+        """The kept ones of all items, as (question id, candidate id)."""
         return {name for name, reason in self.reasons(items).items() if reason is None}
 
-    def reasons(self, items: Iterable[Item]) -> dict[tuple[str, str], str | None]:
-        """For each item None where it is kept, else the cut that dropped it."""
+    def reasons(self, items: Iterable[LimitItem]) -> dict[tuple[str, str], str | None]:
+        """For each item None if it is kept, else the cut that dropped it."""
         order = sorted(items, key=lambda item: (item.score, item.id, item.question_id))
         reasons: dict[tuple[str, str], str | None] = {(item.question_id, item.id): None for item in order}
         if self.per_question is not None:
@@ -117,17 +113,20 @@ class Limits:
 
     def apply(
         self, questions: Sequence[Question], count: Callable[[str], int] | None = None
-    ) -> tuple[list[Question], list[Dropped]]:
+    ) -> tuple[list[Question], list[DroppedCandidate]]:
         """The questions with the candidates that all cuts keep, and the dropped ones; as a selector's `apply`."""
         reasons = self.reasons(item for question in questions for item in self.items(question, count))
         kept, dropped = [], []
         for question in questions:
-            why = [reasons[question.id, each.id] for each in question.candidates]
-            pairs = list(zip(question.candidates, why, strict=True))
-            dropped += [Dropped(question.id, "limits", reason, each) for each, reason in pairs if reason is not None]
-            remaining = tuple(each for each, reason in pairs if reason is None)
+            remaining = []
+            for each in question.candidates:
+                reason = reasons[question.id, each.id]
+                if reason is None:
+                    remaining.append(each)
+                else:
+                    dropped.append(DroppedCandidate(question.id, "limits", reason, each))
             if remaining:
-                kept.append(replace(question, candidates=remaining))
+                kept.append(replace(question, candidates=tuple(remaining)))
         return kept, dropped
 
     def _key(self, question: Question, each: Candidate) -> float:

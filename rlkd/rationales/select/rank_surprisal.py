@@ -4,10 +4,10 @@ The rank-surprisal ratio of a text (arXiv 2601.14249):
 
     RSR = sum_t min(rank_t, r) / sum_t surprisal_t             r = 100
 
-`rank_t` is the place of token t among all tokens in the order of the student's probability, 1 for the likeliest, and
-`surprisal_t` is its negative log-probability in nats. A low ratio is better: much to learn (surprisal) at little
-strangeness (rank). Formula and r are those of the authors' released code; the paper averages over the tokens of the
-response, and so does this.
+`rank_t` is the rank of token t among all tokens by the student's probability, 1 for the likeliest, and `surprisal_t`
+its negative log-probability in nats. A low ratio is better: much to learn (surprisal) at little strangeness (rank).
+Formula and r are those of the authors' released code; the paper averages over the tokens of the response, and so does
+this.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from typing import Any
 from rlkd.cache import Cache, cache_key
 from rlkd.engines.base import Engine, EngineError
 from rlkd.rationales.records import Question
-from rlkd.rationales.select.asking import Student
-from rlkd.rationales.select.contract import Judgement, SelectorError, check_keep, keep_first, report_failures
-from rlkd.rationales.select.rationale_difficulty import TEMPLATE
+from rlkd.rationales.select.contract import (
+    SelectorError,
+    SelectorVerdict,
+    by_question,
+    check_keep,
+    keep_first,
+    report_failures,
+)
+from rlkd.rationales.select.engine import TEMPLATE, Student, cached
 
 UNFIT = "fits the student worse than the kept ones"
-
-# Texts of one call of the engine: what has been measured is kept after each.
-_TEXTS = 256
 
 
 def rank_surprisal_ratio(ranks: Sequence[int], surprisals: Sequence[float], clip: int = 100) -> float:
     """The ratio of one text, from the rank and the surprisal in nats of each of its tokens; above 0.
 
-    A text without any surprise has nothing to teach: its ratio is as large as numbers get. Raises ValueError for
-    lists that differ in length or are empty.
+    A text without any surprise has nothing to teach: its ratio is huge. Raises ValueError for lists that differ in
+    length or are empty.
 
     >>> rank_surprisal_ratio([1, 500, 3], [0.5, 6.0, 1.5])
     13.0
@@ -46,12 +49,12 @@ class RankSurprisal:
     """Keeps the `keep` candidates of a question with the lowest rank-surprisal ratio. Score `rank_surprisal`.
 
     Args:
-        student: spec of the student before training: an engine that tells ranks (`score_with_ranks`), as
-            `transformers:` does.
-        keep: how many of a question; the paper takes the best one.
+        student: spec of the student before training: an engine with the ranks of tokens (`score_with_ranks`), such as
+            `transformers:`.
+        keep: number of candidates to keep per question; the paper takes the best one.
         clip: the largest rank that counts, r.
         template: the text before a rationale, with `{question}` in it.
-        cache: where what was measured is kept.
+        cache: cache of the ratios.
         deadline: seconds for one call of the engine, of 256 texts.
     """
 
@@ -80,53 +83,37 @@ class RankSurprisal:
             )
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the student is a server that does not answer or lacks the model."""
+        """Raise `UsageError` if the student is a server that does not answer or lacks the model."""
         self.student.check_ready()
 
-    async def __call__(self, questions: Sequence[Question]) -> list[list[Judgement]]:
+    async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
-        wanted = [
+        requests = [
             (self.student.prompt(question), f" {each.text.strip()}")
             for question in questions
             for each in question.candidates
         ]
-        ratios = await self._ratios(wanted)
-        causes = [str(ratio) for ratio in ratios if isinstance(ratio, EngineError)]
-        report_failures(self.__name__, causes, len(ratios))
-        values = [None if isinstance(ratio, EngineError) else ratio for ratio in ratios]
-        judgements, start = [], 0
-        for question in questions:
-            own = values[start : start + len(question.candidates)]
-            start += len(own)
+        name = self.student.engine.name
+        keys = [cache_key("rank-surprisal ratio", 1, name, self.clip, *request) for request in requests]
+        ratios = await cached(self.student.cache, keys, requests, self._ratios, batch=256)
+        report_failures(self.__name__, [str(each) for each in ratios if isinstance(each, EngineError)], len(ratios))
+        values = by_question((None if isinstance(each, EngineError) else each for each in ratios), questions)
+        verdicts = []
+        for question, own in zip(questions, values, strict=True):
             reasons = keep_first(question.candidates, own, self.keep, UNFIT)
-            judgements.append(
-                [
-                    Judgement(why, {} if ratio is None else {"rank_surprisal": ratio})
-                    for why, ratio in zip(reasons, own, strict=True)
-                ]
-            )
-        return judgements
+            scores = [{} if ratio is None else {"rank_surprisal": ratio} for ratio in own]
+            verdicts.append(list(map(SelectorVerdict, reasons, scores)))
+        return verdicts
 
-    async def _ratios(self, requests: Sequence[tuple[str, str]]) -> list[float | EngineError]:
-        name, cache = self.student.engine.name, self.student.cache
-        found: list[float | EngineError] = []
-        for start in range(0, len(requests), _TEXTS):
-            some = requests[start : start + _TEXTS]
-            keys = [cache_key("rank-surprisal ratio", 1, name, self.clip, *request) for request in some]
-            known: dict[str, Any] = {} if cache is None else cache.get(keys)
-            missing = {key: request for key, request in zip(keys, some, strict=True) if key not in known}
-            engine: Any = self.student.engine  # checked when it was made
-            replies = await engine.score_with_ranks(list(missing.values()), deadline=self.student.deadline)
-            fresh: dict[str, Any] = {}
-            for key, reply in zip(missing, replies, strict=True):
-                if not isinstance(reply, EngineError) and not reply.n_tokens:
-                    reply = EngineError(name, f"the text {missing[key][1][:80]!r} has no tokens.")
-                if isinstance(reply, EngineError):
-                    known[key] = reply
-                else:
-                    fresh[key] = rank_surprisal_ratio(reply.ranks, [-value for value in reply.logprobs], self.clip)
-            if cache is not None:
-                cache.put(fresh)
-            known |= fresh
-            found += [known[key] for key in keys]
-        return found
+    async def _ratios(self, requests: list[tuple[str, str]]) -> list[float | EngineError]:
+        engine: Any = self.student.engine  # checked when it was opened
+        ratios: list[float | EngineError] = []
+        replies = await engine.score_with_ranks(requests, deadline=self.student.deadline)
+        for (_, text), reply in zip(requests, replies, strict=True):
+            if isinstance(reply, EngineError):
+                ratios.append(reply)
+            elif not reply.n_tokens:
+                ratios.append(EngineError(engine.name, f"the text {text[:80]!r} has no tokens."))
+            else:
+                ratios.append(rank_surprisal_ratio(reply.ranks, [-value for value in reply.logprobs], self.clip))
+        return ratios

@@ -14,7 +14,7 @@ from rlkd.files import atomic_file
 from rlkd.rationales.output import page, rd_histogram, read_questions, write_rows
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.records import Question, candidate
-from rlkd.rationales.select import NOT_MEASURED, Judgement, SelectorError
+from rlkd.rationales.select import NOT_MEASURED, SelectorError, SelectorVerdict
 from rlkd.rationales.write.writing import Writing
 from rlkd.structure import Step, Structure
 
@@ -45,7 +45,9 @@ def keep_right(questions):
     keep_right.blocks.append(len(questions))
     return [
         [
-            Judgement(None if each.answer == question.answer else "wrong answer", {"length": float(len(each.text))})
+            SelectorVerdict(
+                None if each.answer == question.answer else "wrong answer", {"length": float(len(each.text))}
+            )
             for each in question.candidates
         ]
         for question in questions
@@ -64,7 +66,11 @@ class FirstHalf:
     def __call__(self, questions):
         half = len(questions) // 2
         return [
-            [Judgement(None if place < half else "second half", {"log_rd": -1.0, "leaks": 0.0, "stage": 1 + place})]
+            [
+                SelectorVerdict(
+                    None if place < half else "second half", {"log_rd": -1.0, "leaks": 0.0, "stage": 1 + place}
+                )
+            ]
             * len(question.candidates)
             for place, question in enumerate(questions)
         ]
@@ -230,7 +236,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path) -> None:
                 select_stage(folder, [])
             with pytest.raises(UsageError, match="another process writes"):
                 write_stage(folder, load_questions("gsm8k-sample", max_rows=1), READY)
-            return [[Judgement()] * len(question.candidates) for question in questions]
+            return [[SelectorVerdict()] * len(question.candidates) for question in questions]
 
     assert select_stage(folder, [Meanwhile()])["kept"] == 3  # type: ignore[list-item]
     assert select_stage(folder, [])["kept"] == 3
@@ -262,7 +268,7 @@ def test_a_new_writing_takes_the_files_of_an_old_selection_away(tmp_path) -> Non
 
 def test_a_selector_that_is_called_like_a_stage_of_ours_keeps_its_drops_apart(tmp_path) -> None:
     def nothing(questions):
-        return [[Judgement("no")] * len(question.candidates) for question in questions]
+        return [[SelectorVerdict("no")] * len(question.candidates) for question in questions]
 
     nothing.__name__ = "write"
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
@@ -278,7 +284,8 @@ def test_a_selector_that_is_called_like_a_stage_of_ours_keeps_its_drops_apart(tm
 def test_a_selection_ends_where_not_one_candidate_of_all_blocks_could_be_measured(tmp_path, unreachable, ends) -> None:
     def measure(questions):
         return [
-            [Judgement(NOT_MEASURED if int(question.answer) >= 303 - unreachable else None)] * len(question.candidates)
+            [SelectorVerdict(NOT_MEASURED if int(question.answer) >= 303 - unreachable else None)]
+            * len(question.candidates)
             for question in questions
         ]
 
@@ -347,7 +354,7 @@ def test_the_page_has_counts_paths_difficulty_and_tokens(tmp_path) -> None:
 
 def test_nothing_selected_is_a_result_too(tmp_path) -> None:
     def nothing(questions):
-        return [[Judgement("no")] * len(question.candidates) for question in questions]
+        return [[SelectorVerdict("no")] * len(question.candidates) for question in questions]
 
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
     write_stage(tmp_path / "out", questions, READY, say=logging.info)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlkd.rationales.records import Candidate, Question
 from rlkd.rationales.select import SelectorError
-from rlkd.rationales.select.limits import Item, Limits, count_pieces
+from rlkd.rationales.select.limits import LimitItem, SelectionLimits, count_pieces
 
 SCORES = {"q1": [3.0, 1.0, 2.0], "q2": [0.5, 5.0], "q3": [4.0]}
 
@@ -33,32 +33,32 @@ def kept(limits, given=None):
 
 
 def test_at_most_so_many_of_each_question_lowest_first():
-    left, dropped = kept(Limits(by="log_rd", per_question=2))
+    left, dropped = kept(SelectionLimits(by="log_rd", per_question=2))
     assert left == ["q1-1", "q1-2", "q2-0.5", "q2-5", "q3-4"]
     assert dropped == {"q1-3": "over the number a question"}
 
 
 def test_a_share_of_all_over_the_whole_set():
-    left, dropped = kept(Limits(by="log_rd", keep_ratio=0.5))
+    left, dropped = kept(SelectionLimits(by="log_rd", keep_ratio=0.5))
     assert left == ["q1-1", "q1-2", "q2-0.5"]
     assert set(dropped.values()) == {"over the share of all"}
-    assert kept(Limits(by="log_rd", keep_ratio=1.0))[1] == {}
+    assert kept(SelectionLimits(by="log_rd", keep_ratio=1.0))[1] == {}
 
 
 def test_a_minus_turns_the_order_round():
-    assert kept(Limits(by="-log_rd", keep_ratio=0.5))[0] == ["q1-3", "q2-5", "q3-4"]
+    assert kept(SelectionLimits(by="-log_rd", keep_ratio=0.5))[0] == ["q1-3", "q2-5", "q3-4"]
 
 
 def test_a_budget_ends_at_the_first_that_does_not_fit():
-    left, dropped = kept(Limits(by="log_rd", token_budget=7))
+    left, dropped = kept(SelectionLimits(by="log_rd", token_budget=7))
     assert left == ["q1-1", "q2-0.5"]  # three pieces each
     assert set(dropped.values()) == {"over the token budget"}
-    items = [Item("q", "a", 1.0, 4), Item("q", "b", 2.0, 9), Item("q", "c", 3.0, 1)]
-    assert Limits(by="x", token_budget=6).cut(items) == {("q", "a")}
+    items = [LimitItem("q", "a", 1.0, 4), LimitItem("q", "b", 2.0, 9), LimitItem("q", "c", 3.0, 1)]
+    assert SelectionLimits(by="x", token_budget=6).cut(items) == {("q", "a")}
 
 
 def test_tokens_are_those_of_whoever_counts():
-    limits = Limits(by="log_rd", token_budget=20)
+    limits = SelectionLimits(by="log_rd", token_budget=20)
     assert len(limits.apply(questions(), len)[1]) == 5  # 13 characters each
     assert count_pieces("Half of 48/2 is 12.5, so <<1+1=2>>.") == 10
 
@@ -68,13 +68,13 @@ def test_tokens_are_counted_only_where_a_budget_needs_them():
         raise AssertionError(f"counted {text!r}")
 
     [first, *_] = questions()
-    assert [item.tokens for item in Limits(by="log_rd", per_question=1).items(first, count)] == [0, 0, 0]
-    assert len(Limits(keep_ratio=0.5).apply(questions(), count)[1]) == 3
-    assert [item.tokens for item in Limits(token_budget=9).items(first)] == [3, 3, 3]
+    assert [item.tokens for item in SelectionLimits(by="log_rd", per_question=1).items(first, count)] == [0, 0, 0]
+    assert len(SelectionLimits(keep_ratio=0.5).apply(questions(), count)[1]) == 3
+    assert [item.tokens for item in SelectionLimits(token_budget=9).items(first)] == [3, 3, 3]
 
 
 def test_the_cuts_follow_each_other():
-    left, dropped = kept(Limits(by="log_rd", per_question=1, keep_ratio=0.67, token_budget=3))
+    left, dropped = kept(SelectionLimits(by="log_rd", per_question=1, keep_ratio=0.67, token_budget=3))
     assert left == ["q2-0.5"]
     assert dropped == {
         "q1-3": "over the number a question",
@@ -87,16 +87,16 @@ def test_the_cuts_follow_each_other():
 
 def test_without_a_score_the_seed_draws():
     many = questions({f"q{n}": [1.0, 2.0] for n in range(100)})
-    first, again, other = (kept(Limits(keep_ratio=0.3, seed=seed), many)[0] for seed in (1, 1, 2))
+    first, again, other = (kept(SelectionLimits(keep_ratio=0.3, seed=seed), many)[0] for seed in (1, 1, 2))
     assert first == again != other
     assert len(first) == 60
     assert 15 <= sum(name.endswith("-1") for name in first) <= 45
 
 
 def test_no_limits_keep_everything_and_a_missing_score_is_named():
-    assert kept(Limits())[1] == {}
+    assert kept(SelectionLimits())[1] == {}
     with pytest.raises(SelectorError, match=r"'log_RD'.*candidate q1-3 of question 'q1'.*Did you mean 'log_rd'"):
-        Limits(by="log_RD").apply(questions())
+        SelectionLimits(by="log_RD").apply(questions())
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_no_limits_keep_everything_and_a_missing_score_is_named():
 )
 def test_a_number_out_of_range_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Limits(**wrong)
+        SelectionLimits(**wrong)
 
 
 ITEMS = st.lists(
     st.builds(
-        Item,
+        LimitItem,
         st.sampled_from("abc"),
         st.text("xyz", min_size=1, max_size=3),
         st.sampled_from([0.0, 0.5, 1.0]),
@@ -119,7 +119,7 @@ ITEMS = st.lists(
     unique_by=lambda item: (item.question_id, item.id),
 )
 LIMITS = st.builds(
-    Limits,
+    SelectionLimits,
     by=st.just("score"),
     per_question=st.none() | st.integers(1, 4),
     keep_ratio=st.none() | st.floats(0.05, 1.0),
@@ -156,7 +156,7 @@ def test_of_two_candidates_of_a_question_the_better_is_never_dropped_alone(items
 def test_shards_that_hand_in_their_items_keep_together_what_one_process_keeps(shards):
     source = random.Random(3)
     given = questions({f"q{n}": [source.random() for _ in range(4)] for n in range(40)})
-    limits = Limits(by="log_rd", per_question=3, keep_ratio=0.5, token_budget=150)
+    limits = SelectionLimits(by="log_rd", per_question=3, keep_ratio=0.5, token_budget=150)
     parts = [given[start::shards] for start in range(shards)]
     names = limits.cut(item for part in reversed(parts) for each in part for item in limits.items(each))
     whole, _ = limits.apply(given)

@@ -13,7 +13,8 @@ from rlkd.engines import EngineError, ServerEngine, TransformersEngine, run
 from rlkd.rationales.pipeline import select_stage, write_stage
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import NOT_MEASURED, SelectorError, apply, load_selector
-from rlkd.rationales.select.rationale_difficulty import Difficulty, DifficultyMeter, leaks, strip_answer
+from rlkd.rationales.select.rationale_difficulty import DifficultyMeter, RationaleDifficulty
+from rlkd.rationales.select.stripping import leaks, strip_answer
 from rlkd.rationales.write.writing import Writing
 from tests.helpers.loopback import LoopbackServer
 
@@ -283,5 +284,5 @@ def test_a_student_that_can_measure_nothing_at_all_ends_the_selection(student, t
 
 
 def test_difficulty_is_a_difference_of_logarithms():
-    item = Difficulty(nll=1.0, nll_without=3.0, leaks=False)
+    item = RationaleDifficulty(nll=1.0, nll_without=3.0, leaks=False)
     assert math.exp(item.log_rd) == pytest.approx(math.exp(1.0) / math.exp(3.0))

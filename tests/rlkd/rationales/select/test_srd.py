@@ -11,8 +11,7 @@ from rlkd.engines import EngineError, Sampling, TransformersEngine, run
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import apply, load_selector
 from rlkd.rationales.select.judge import log_share
-from rlkd.rationales.select.srd import fused_ranks, stages_of
-from rlkd.rationales.similarity import rouge_l
+from rlkd.rationales.select.srd import fused_ranks, rouge_l, stages_of
 
 
 @pytest.fixture(scope="module")
