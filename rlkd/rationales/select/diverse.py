@@ -10,7 +10,6 @@ from rlkd.gsrm.alignment import Ordered
 from rlkd.gsrm.decomposers import DecompositionError, RulesDecomposer
 from rlkd.gsrm.judges import DeterministicJudge
 from rlkd.gsrm.traces import ReasoningTrace
-from rlkd.gsrm.traces import ReasoningTrace
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import SelectorVerdict, by_question
 from rlkd.rationales.select.ngrams import jaccard, ngrams
