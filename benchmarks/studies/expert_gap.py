@@ -10,7 +10,7 @@ A teacher that is no better than its student has nothing to teach, so a study of
 gives one greedy answer a question, and the two are compared question by question. The sets:
 
     mawps      the 142 test problems of `mawps-sample`
-    chains     150 arithmetic chains of the split that nothing is trained on (`rlkd.data.samples.chain_rows`)
+    chains     150 arithmetic chains of the split that nothing is trained on (`rlkd.data.arithmetic.chain_rows`)
     FILE       rows of your own, .jsonl or .parquet with `question` and `answer`
 
 The primary figure of each set, fixed before any result was seen: accuracy of the expert minus accuracy of the student,
@@ -33,9 +33,9 @@ from typing import Any
 
 import yaml
 
+from rlkd.data.arithmetic import chain_rows
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import build_prompt
-from rlkd.data.samples import chain_rows
 from rlkd.engines import Engine, EngineError, Sampling, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.evaluate import accuracy

@@ -1,2 +1,1 @@
-"""Rows: their schema (`rows`), the embedded samples (`samples`), loading them (`loading`), shuffled teachers
-(`shuffle`)."""
+"""Rows: fields (`rows`), embedded samples (`samples`, `arithmetic`), loading, shuffled teachers (`shuffle`)."""

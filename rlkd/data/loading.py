@@ -8,19 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkd.data.rows import FIELDS, Row, RowError, build_prompt, check_row, json_records, shown
-from rlkd.data.samples import (
-    EASY_SAMPLE,
-    EXPERT,
-    SAMPLE,
-    SAMPLES,
-    WARM_START,
-    distillation_rows,
-    expert_rows,
-    few_shot_examples,
-    mawps_rows,
-    sample_rows,
-    warm_start_rows,
-)
+from rlkd.data.samples import SAMPLES, embedded_rows, few_shot_examples
 from rlkd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,19 +29,19 @@ def load_rows(
 
     Args:
         source: an embedded sample, a `.jsonl`/`.json`/`.parquet` file, or a dataset name on the hub.
-        split: one of the sample's (see above); of a hub dataset its split; a file has none.
+        split: of an embedded sample (see `rlkd.data.rows`) or a hub dataset; a file has none.
         config: configuration name of a hub dataset.
-        columns: our field -> their column, e.g. `{question: problem, rationales: generations}`. Beside the fields
-            above, `correct` names a list of flags, one a rationale: rationales flagged false are
-            dropped, and so are rows that then have none.
-        max_rationales: keep the first so many rationales of a row (the RLKD paper: 1).
+        columns: our field -> their column, e.g. `{question: problem, rationales: generations}`. Besides the fields of
+            a row, `correct` names a list of flags, one per rationale: rationales flagged false are dropped, and so are
+            rows that then have none.
+        max_rationales: maximum number of rationales per row, from the first (the RLKD paper: 1).
 
-    Raises `RowError` for a row that does not fit, `UsageError` for a source that does not exist or has no rows.
+    Raises `RowError` for a malformed row, `UsageError` for a missing source or one without rows.
     """
     rows: list[Row] = []
     without = 0
-    for place, record in records(source, split, config):
-        row = check_row(_rename(record, columns or {}, place), place)
+    for where, record in records(source, split, config):
+        row = check_row(_rename(record, columns or {}, where), where)
         if "correct" in (columns or {}) and not row["rationales"]:
             without += 1
             continue
@@ -63,7 +51,7 @@ def load_rows(
             row["structures"] = row["structures"][:max_rationales]
         rows.append(row)
     if without:
-        logger.warning("%s: left out %d rows without a rationale that is flagged correct", source, without)
+        logger.warning("%s: left out %d rows without a rationale flagged as correct", source, without)
     if not rows:
         raise UsageError(f"{source} (split {split!r}) has no rows")
     _check_unique_ids(rows, source)
@@ -71,10 +59,10 @@ def load_rows(
 
 
 def to_dataset(rows: Sequence[Row], *, system_prompt: str | None = None, examples: int = 0) -> Dataset:
-    """Make the `datasets.Dataset` that trainers take, with a `prompt` made from `question` where there is none.
+    """Make the `datasets.Dataset` that trainers take; rows without a `prompt` get one made from `question`.
 
-    `system_prompt` and `examples` (worked examples, as turns of the conversation) apply to rows with a `question`;
-    a row's own `prompt` stays as it is. Every row gets the same keys, because TRL reads them off the first one.
+    `system_prompt` and `examples` (the number of few-shot examples, as turns of the conversation) apply to those rows.
+    Every row gets the same keys, because TRL reads them from the first row.
     """
     import pyarrow
     from datasets import Dataset
@@ -82,37 +70,33 @@ def to_dataset(rows: Sequence[Row], *, system_prompt: str | None = None, example
     pairs = few_shot_examples(examples)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     made = []
-    # A column holds texts or conversations, not both.
+    # A column contains texts or conversations, not both.
     form = type(rows[0].get("prompt") or []) if rows else list
     for row in rows:
         if not isinstance(row.get("prompt") or [], form):
             raise RowError(
                 f"row {row.get('id')!r}, field 'prompt': found {shown(row.get('prompt'))}, but the first row has a "
-                f"{'text' if form is str else 'list of messages'}; all prompts must be of one kind"
+                f"{'text' if form is str else 'list of messages'}; all prompts must have the same type"
             )
         prompt = row.get("prompt") or build_prompt(row["question"], system_prompt, pairs)
         made.append({"prompt": prompt, **{key: row.get(key) for key in keys if key != "prompt"}})
     try:
         return Dataset.from_list(made)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-        raise RowError(f"the rows do not fit one table, a field has values of different kinds: {error}") from error
+        raise RowError(f"the rows do not fit one table: a field has values of different types: {error}") from error
 
 
 def records(source: str, split: str, config: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The records of a source, unchecked, each with its place for error messages."""
-    if source == SAMPLE:
-        for row in sample_rows("rl" if split == "train" else split):  # type: ignore[arg-type]
-            yield f"{SAMPLE}, row {row['id']}", row
-        return
+    """The unchecked records of a source, each with its location for error messages."""
     if source in SAMPLES:
-        for row in _easy_rows(source, split):
+        for row in embedded_rows(source, split):
             yield f"{source}, row {row['id']}", row
         return
     path = Path(source).expanduser()
     if path.suffix in (".jsonl", ".json", ".parquet"):
         if not path.is_file():
             raise UsageError(f"there is no file {path.absolute()}")
-        yield from _file_records(path)
+        yield from _parquet_records(path) if path.suffix == ".parquet" else json_records(path)
         return
     import datasets
 
@@ -127,32 +111,21 @@ def records(source: str, split: str, config: str | None) -> Iterator[tuple[str, 
         yield f"{source}, split {split}, row {position}", record
 
 
-def _easy_rows(source: str, split: str) -> list[Row]:
-    if source in (WARM_START, EXPERT):
-        if split != "train":
-            raise UsageError(f"{source}, split {split!r}: expected 'train'; measure on {SAMPLE} or {EASY_SAMPLE}")
-        return warm_start_rows() if source == WARM_START else expert_rows()
-    return (mawps_rows if source == EASY_SAMPLE else distillation_rows)(split)  # type: ignore[arg-type]
+def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow.parquet
+
+    for position, record in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
+        yield f"{path}, row {position}", record
 
 
-def _file_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        for position, record in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
-            yield f"{path}, row {position}", record
-        return
-    yield from json_records(path)
-
-
-def _rename(record: Mapping[str, Any], columns: Mapping[str, str], place: str) -> Row:
+def _rename(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Row:
     unknown = set(columns) - {*FIELDS, "correct"}
     if unknown:
         known = ", ".join((*FIELDS, "correct"))
-        raise UsageError(f"columns: {sorted(unknown)[0]!r} is no field of a row. Fields: {known}.")
+        raise UsageError(f"columns: {sorted(unknown)[0]!r} is not a field of a row. Fields: {known}.")
     for field, column in columns.items():
         if column not in record:
-            raise RowError(f"{place}: no column {column!r} (for {field!r}); there are {', '.join(record)}")
+            raise RowError(f"{where}: no column {column!r} (for {field!r}); there are {', '.join(record)}")
     renamed = {field: record[column] for field, column in columns.items()}
     taken = set(columns.values())
     row = {key: value for key, value in record.items() if key not in taken and key not in renamed} | renamed
@@ -160,7 +133,7 @@ def _rename(record: Mapping[str, Any], columns: Mapping[str, str], place: str) -
     if flags is not None:
         traces = row.get("rationales") or []
         if not isinstance(flags, list) or len(flags) != len(traces):
-            raise RowError(f"{place}, field 'correct': expected {len(traces)} flags, found {shown(flags)}")
+            raise RowError(f"{where}, field 'correct': expected {len(traces)} flags, found {shown(flags)}")
         for name in ("rationales", "structures"):
             if isinstance(row.get(name), list) and len(row[name]) == len(flags):
                 row[name] = [value for value, flag in zip(row[name], flags, strict=True) if flag]
@@ -171,5 +144,5 @@ def _check_unique_ids(rows: Sequence[Row], source: str) -> None:
     seen: set[str] = set()
     for row in rows:
         if row["id"] in seen:
-            raise RowError(f"{source}: the id {row['id']!r} stands twice; ids must be unique")
+            raise RowError(f"{source}: the id {row['id']!r} occurs twice; ids must be unique")
         seen.add(row["id"])

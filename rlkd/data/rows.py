@@ -1,25 +1,25 @@
-"""Rows: what they hold, where they come from, and what is wrong with the one that does not fit.
+"""Rows: their fields, checks of each field, and conversions of prompts and completions.
 
-A row is a problem for the student with what is known about it:
+A row is a problem for the student:
 
 | field        | type                     | meaning |
 | ------------ | ------------------------ | ------- |
-| `id`         | str                      | unique name, for logs; made from the position where absent |
-| `prompt`     | list of messages, or str | what the student is shown; text goes in as it is |
-| `question`   | str                      | instead of `prompt`: becomes a conversation, with the run's system prompt |
+| `id`         | str                      | unique name, for logs; by default made from the position |
+| `prompt`     | list of messages, or str | the student's input; text goes in unchanged |
+| `question`   | str                      | instead of `prompt`: becomes a conversation with the run's system prompt |
 | `answer`     | str or None              | the gold answer |
 | `rationales` | list of str              | teacher traces |
-| `structures` | list (one a rationale) of lists of `{meta, question, answer}` | their steps, where known |
+| `structures` | list (one per rationale) of lists of `{meta, question, answer}` | their steps, if known |
 
-Any other field passes through to the rewards, which see it as a column. Rows come from an embedded sample, a `.jsonl`
-or `.parquet` file, or a dataset of the hub. The embedded samples:
+Any other field is passed to the rewards as a column. Rows come from an embedded sample, a `.jsonl` or `.parquet` file,
+or a dataset of the hub. The embedded samples:
 
-| name | what | splits |
+| name | content | splits |
 | --- | --- | --- |
 | `gsm8k-sample` | GSM8K | `rl` (the same as `train`), `gsrm`, `test` |
 | `mawps-sample` | easy word problems of MAWPS | `train`, `test` |
-| `distillation-sample` | MAWPS and arithmetic chains beside those that made the shipped expert | `train`, `test` |
-| `warm-start`, `expert` | what the shipped adapters of these names were trained on | `train` |
+| `distillation-sample` | MAWPS and arithmetic chains that the shipped expert was not trained on | `train`, `test` |
+| `warm-start`, `expert` | the training rows of the shipped adapters of these names | `train` |
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rlkd.errors import UsageError
 from rlkd.structure import Structure
 
 FIELDS = ("id", "prompt", "question", "answer", "rationales", "structures")
-# What TRL passes to a reward beside the columns of the data.
+# TRL's arguments of a reward besides the columns of the data.
 TRL_ARGUMENTS = (
     "prompts",
     "completions",
@@ -45,21 +45,21 @@ TRL_ARGUMENTS = (
     "log_metric",
     "environments",
 )
-# A column of such a name would collide; TRL swallows one called "completion".
+# Column names that would collide; TRL drops a column called "completion".
 RESERVED_COLUMNS = (*TRL_ARGUMENTS, "completion")
 
 Row = dict[str, Any]
 
 
 class RowError(UsageError):
-    """A row does not fit; the message names the place, the field, what was found and what is expected."""
+    """A row is malformed; the message names its location, the field, the value found and the value expected."""
 
 
 def split_half(question: str) -> Literal["gsrm", "rl"]:
-    """Which half of the training data a question belongs to: structure-model training, or reinforcement learning.
+    """The half of the training data that a question belongs to: structure-model training or reinforcement learning.
 
-    A hash of the question's words decides (our choice: it needs no list, and holds for the same question in any
-    file), so a structure model never judges a question it was trained on.
+    A hash of the question's words decides, so a structure model never judges a question it was trained on. Our choice:
+    it needs no list and gives the same half for the same question in any file.
     """
     digest = hashlib.sha256(" ".join(question.split()).lower().encode()).digest()
     return "gsrm" if digest[0] % 2 else "rl"
@@ -77,16 +77,16 @@ def build_prompt(
 
 
 def question_of(prompt: str | list[dict[str, str]]) -> str:
-    """The problem itself: the last user message of a conversation, or the text."""
+    """The question in a prompt: the last user message of a conversation, or the text itself."""
     if isinstance(prompt, str):
         return prompt
     return next((m["content"] for m in reversed(prompt) if m.get("role") == "user"), "")
 
 
 def completion_text(completion: str | list[dict[str, str]]) -> str:
-    """The text of a completion in either of TRL's forms (text, or a list of messages).
+    """The text of a completion in either of TRL's forms: text, or a list of messages.
 
-    What tools said is not the completion's; a message without a role, as in TRL's examples, is.
+    Includes the assistant's messages and messages without a role, as in TRL's examples, but not those of tools.
     """
     if isinstance(completion, str):
         return completion
@@ -113,55 +113,55 @@ def json_records(path: Path, *, skip_unfinished: bool = False) -> Iterator[tuple
             yield where, record
 
 
-def check_row(row: Row, place: str) -> Row:
-    """A copy of a row with all fields checked and filled in; raises `RowError` naming `place` and the field."""
+def check_row(row: Row, where: str) -> Row:
+    """A copy of a row with all fields checked and filled in; raises `RowError` naming `where` and the field."""
     for name in RESERVED_COLUMNS:
         if name in row:
-            raise RowError(f"{place}: the column name {name!r} is reserved by TRL; rename the column")
+            raise RowError(f"{where}: the column name {name!r} is reserved by TRL; rename the column")
     prompt, question = row.get("prompt"), row.get("question")
     if prompt is None and question is None:
-        raise RowError(f"{place}: neither 'prompt' nor 'question'; there are {', '.join(row)}")
+        raise RowError(f"{where}: neither 'prompt' nor 'question'; there are {', '.join(row)}")
     if question is not None and (not isinstance(question, str) or not question.strip()):
-        raise RowError(f"{place}, field 'question': expected text, found {shown(question)}")
+        raise RowError(f"{where}, field 'question': expected text, found {shown(question)}")
     if prompt is not None:
-        _check_prompt(prompt, place)
+        _check_prompt(prompt, where)
     checked = dict(row)
     answer = row.get("answer")
-    unreal = isinstance(answer, float) and not math.isfinite(answer)
-    if unreal or isinstance(answer, bool) or not isinstance(answer, (str, int, float, type(None))):
-        raise RowError(f"{place}, field 'answer': expected text or a number, found {shown(answer)}")
+    not_finite = isinstance(answer, float) and not math.isfinite(answer)
+    if not_finite or isinstance(answer, bool) or not isinstance(answer, (str, int, float, type(None))):
+        raise RowError(f"{where}, field 'answer': expected text or a number, found {shown(answer)}")
     checked["answer"] = None if answer is None else str(answer)
     rationales = row.get("rationales") or []
     if isinstance(rationales, str):
         rationales = [rationales]
     if not isinstance(rationales, list) or not all(isinstance(text, str) for text in rationales):
-        raise RowError(f"{place}, field 'rationales': expected a list of texts, found {shown(rationales)}")
+        raise RowError(f"{where}, field 'rationales': expected a list of texts, found {shown(rationales)}")
     checked["rationales"] = rationales
     structures = row.get("structures") or []
     if not isinstance(structures, list):
-        raise RowError(f"{place}, field 'structures': expected a list, found {shown(structures)}")
+        raise RowError(f"{where}, field 'structures': expected a list, found {shown(structures)}")
     if rationales and structures and len(structures) != len(rationales):
         raise RowError(
-            f"{place}, field 'structures': {len(structures)} for {len(rationales)} rationales; expected one each"
+            f"{where}, field 'structures': {len(structures)} for {len(rationales)} rationales; expected one each"
         )
     try:
         checked["structures"] = [Structure.from_list(steps).to_list() for steps in structures]
     except (TypeError, ValueError) as error:
-        raise RowError(f"{place}, field 'structures': {error}") from error
+        raise RowError(f"{where}, field 'structures': {error}") from error
     if checked.pop("id", None) is not None:
         checked["id"] = str(row["id"])
     return checked
 
 
-def _check_prompt(prompt: Any, place: str) -> None:
+def _check_prompt(prompt: Any, where: str) -> None:
     if isinstance(prompt, str) and prompt:
         return
     if isinstance(prompt, list) and prompt:
         for message in prompt:
             if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-                raise RowError(f"{place}, field 'prompt': expected messages with role and content: {shown(message)}")
+                raise RowError(f"{where}, field 'prompt': expected messages with role and content: {shown(message)}")
         return
-    raise RowError(f"{place}, field 'prompt': expected text or a list of messages, found {shown(prompt)}")
+    raise RowError(f"{where}, field 'prompt': expected text or a list of messages, found {shown(prompt)}")
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The control for teacher signals: every row gets the teacher of another row."""
+"""Shuffled teachers, the control for teacher signals: every row gets the teacher of another row."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from rlkd.errors import UsageError
 
 
 def shuffled_teachers(rows: Sequence[Row], seed: int) -> list[Row]:
-    """The rows, each with the `rationales` and `structures` of another row; question and answer stay.
+    """The rows, each with its own question and answer and the `rationales` and `structures` of another row.
 
     The control for "does the teacher's reasoning help, or would any text of that form?" (our choice). No row keeps its
-    own teacher, and no teacher is used twice. A teacher comes from a row with equally many steps, so that length is
-    no difference between the runs; where a number of steps occurs once, from a row with nearly as many. Equal seeds
-    give equal results, whatever the order of the rows.
+    own teacher, and no teacher is used twice. A teacher comes from a row with the same number of steps, so that length
+    does not differ between the runs; if a number of steps occurs only once, from a row with a similar number. Equal
+    seeds give equal results, whatever the order of the rows.
 
-    Rows without a teacher stay as they are. Raises `UsageError` where fewer than two rows have one.
+    Rows without a teacher stay unchanged. Raises `UsageError` if fewer than two rows have one.
     """
     teaching = sorted((row for row in rows if _teacher_steps(row)), key=lambda row: row["id"])
     if len(teaching) < 2:
         raise UsageError(
-            f"teachers cannot be shuffled: {len(teaching)} of {len(rows)} rows have rationales or structures, and two "
-            f"are the least"
+            f"teachers cannot be shuffled: {len(teaching)} of {len(rows)} rows have rationales or structures; "
+            f"expected at least two"
         )
     random.Random(seed).shuffle(teaching)
     teaching.sort(key=_teacher_steps)
@@ -44,7 +44,7 @@ def shuffled_teachers(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _teacher_steps(row: Row) -> int:
-    """Steps of a row's first teacher trace: those of its structure, else its lines. 0: it has none."""
+    """The number of steps in a row's first structure, or of lines in its first rationale; 0 without a teacher."""
     if row["structures"]:
         return max(1, len(row["structures"][0]))
     return max(1, len(list(filter(str.strip, row["rationales"][0].split("\n"))))) if row["rationales"] else 0

@@ -234,8 +234,8 @@ def render_report(report: RewardReport) -> RenderableType:
     header = ("reward", "samples", "mean", "std", "not applicable", "failed", "zero-std groups")
     parts: list[Any] = [Text(f"{report.run}: {report.rollouts} rollouts of {report.steps} steps")]
     parts.append(table("scores, as the rewards returned them", header, scores))
-    header = ("reward", "seconds p50", "p95", "reused in the batch", "from the cache")
-    parts.append(table("time and reuse", header, times))
+    columns = ("reward", "seconds p50", "p95", "reused in the batch", "from the cache")
+    parts.append(table("time and reuse", columns, times))
     parts += [Text(f"{name}: failed {count} x {cause}") for name, f in figures for cause, count in f.causes]
     if slow:
         parts.append(table("slowest calls", ("reward", "seconds", "row", "step", "samples"), slow))
