@@ -1,23 +1,23 @@
-"""What a structure reward costs at a server: the requests and the time of our scheme against those of RLKD's authors.
+"""Cost of a structure reward at a server: requests and time of our scheme against those of RLKD's authors.
 
-    python benchmarks/gsrm_calls.py            # 4 questions, 0.2 s a request: a minute and a half
-    python benchmarks/gsrm_calls.py --quick    # 2 questions, 0.1 s a request: half a minute
+    python benchmarks/gsrm_calls.py            # 4 questions, 0.2 s per request: a minute and a half
+    python benchmarks/gsrm_calls.py --quick    # 2 questions, 0.1 s per request: half a minute
 
-Compared, on one batch of 8 completions a question and six steps a trace, with the same prompts at the same server:
+Compared, on one batch of 8 completions per question and six steps per trace, with the same prompts at the same server:
 
 - **authors**: RLKD's released code (arXiv 2505.16142). For every completion the student's trace and the teacher's are
   decomposed; then pairs of steps are judged one request after another, first the meta parts in order until one
   differs, then question and answer of the steps before it. Where in doubt this arm is made cheaper than the original:
-  its decompositions go out side by side, and each meta question is asked once (the original asks it three times over).
-- **ours**: `StructureReward` as a run uses it. Each distinct trace is decomposed once, and a teacher's once for all
-  epochs; all questions on all steps go out together. So it asks about steps behind a break too, which a sequential
-  judge does not; in return, equal texts and plain numbers need no request, and verdicts are kept on disk.
+  its decompositions run concurrently, and each meta question is sent once (the original sends it three times).
+- **ours**: `StructureReward` as in a run. Each distinct trace is decomposed once, and a teacher's once for all epochs;
+  all questions about all steps go out together. So it also judges steps behind a break, which a sequential judge does
+  not; in return, equal texts and plain numbers need no request, and replies are stored on disk.
 
-The server has no model: it sleeps for the latency, at most 32 requests at a time, and gives the reply that is written
-down for the prompt. The completions all differ from one another and from the teacher's words. Three quarters of them
-turn to another sub-problem at some step, from the first to the last; some questions and answers differ. Half of the
-answers are plain numbers. Then come the next epoch (new completions of the same questions) and a repeated epoch (the
-completions of the first again, with a reward built anew, so that only what is on disk is known).
+The server has no model: it sleeps for the latency, at most 32 requests at a time, and returns the prepared reply to
+the prompt. The completions all differ from one another and from the teacher's words. Three quarters of them turn to
+another sub-problem at some step, from the first to the last; some questions and answers differ. Half of the answers are
+plain numbers. Then come the next epoch (new completions of the same questions) and a repeated epoch (the completions of the
+first again, with a new reward, so that only results on disk are known).
 
 Exits with 1 if scores or verdicts differ, or if a figure misses its bound: structure calls at most (G+1)/(2G) of the
 authors' and 1/2 in the next epoch, 1/8 of their time, no judge call in the repeated epoch.
@@ -61,7 +61,9 @@ FIELDS: tuple[Field, ...] = ("meta", "question", "answer")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count and time the requests of a structure reward.")
-    parser.add_argument("--quick", action="store_true", help="2 questions and 0.1 s a request in place of 4 and 0.2 s")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 questions and 0.1 s per request instead of 4 and 0.2 s"
+    )
     n_questions, latency = (2, 0.1) if parser.parse_args().quick else (4, 0.2)
 
     first, following = batch(n_questions, epoch=0), batch(n_questions, epoch=1)
@@ -82,7 +84,7 @@ def main() -> int:
         "latency_s": latency,
         "concurrency": CONCURRENCY,
         "structure_call_ratio": ours.structure_calls / authors.structure_calls,
-        # The authors keep nothing, so their first epoch stands for any other.
+        # The authors store nothing, so their first epoch stands for any other.
         "structure_call_ratio_next_epoch": next_epoch.structure_calls / authors.structure_calls,
         "judge_call_ratio": round(ours.judge_calls / authors.judge_calls, 3),
         "repeat_epoch_judge_calls": repeated.judge_calls,
@@ -131,7 +133,7 @@ def batch(n_questions: int, epoch: int) -> list[Sample]:
         # Completions 0 to 5 leave the teacher's path at one of the six steps, shifted so that all depths occur in
         # each group; the other two follow it to the end.
         leaves_at = (c + q + epoch) % STEPS if c < STEPS else STEPS
-        theirs, mine, verdicts = [], [], []
+        gold, own, verdicts = [], [], []
         for i in range(STEPS):
             verdict = Verdict(
                 meta=i != leaves_at, question=(q + 2 * c + i) % 4 > 0, answer=(q + c + epoch + i) % 3 > 0
@@ -140,14 +142,14 @@ def batch(n_questions: int, epoch: int) -> list[Sample]:
             found = result if verdict.answer else result + 1 + c
             way = f"in way {GROUP * epoch + c}"
             number_alone = i % 2 == 0
-            theirs.append(
+            gold.append(
                 Step(
                     meta=f"What is quantity {i} of problem {q}?",
                     question=f"{q + 1} * {i + 1} + {i}",
                     answer=f"{result}" if number_alone else f"{result} pieces of kind {i}",
                 )
             )
-            mine.append(
+            own.append(
                 Step(
                     meta=f"{'Which is' if verdict.meta else 'Leaving that aside, which is'} quantity {i} {way}?",
                     question=f"{'take' if verdict.question else 'guess'} {q + 1}, {i + 1} and {i} {way}",
@@ -155,13 +157,13 @@ def batch(n_questions: int, epoch: int) -> list[Sample]:
                 )
             )
             verdicts.append(verdict)
-        student, teacher = Structure(mine), Structure(theirs)
-        samples.append(Sample(f"Problem {q}?", told(student), told(teacher), student, teacher, tuple(verdicts)))
+        student, teacher = Structure(own), Structure(gold)
+        samples.append(Sample(f"Problem {q}?", as_text(student), as_text(teacher), student, teacher, tuple(verdicts)))
     assert len({sample.completion for sample in samples}) == len(samples)
     return samples
 
 
-def told(structure: Structure) -> str:
+def as_text(structure: Structure) -> str:
     """The reasoning that has this structure."""
     return " ".join(f"{step.meta} I {step.question}, and get {step.answer}." for step in structure)
 
@@ -174,17 +176,17 @@ def replies(samples: Sequence[Sample]) -> dict[str, str]:
         for text, structure in ((sample.completion, sample.student), (sample.rationale, sample.teacher)):
             prompt = decomposer._messages(ReasoningTrace(sample.question, text))[-1]["content"]
             found[prompt] = json.dumps({"steps": structure.to_list()})
-        for mine, theirs, verdict in zip(sample.student, sample.teacher, sample.verdicts, strict=True):
+        for own, gold, verdict in zip(sample.student, sample.teacher, sample.verdicts, strict=True):
             for field in FIELDS:
-                prompt = judge_prompt(field, getattr(mine, field), getattr(theirs, field))[-1]["content"]
+                prompt = judge_prompt(field, getattr(own, field), getattr(gold, field))[-1]["content"]
                 reply = "Yes" if getattr(verdict, field) else "No"
                 assert found.setdefault(prompt, reply) == reply, "one question, two answers"
     return found
 
 
-def judge_prompt(field: Field, mine: str, theirs: str) -> list[Message]:
-    """The question of our judge, which both schemes ask."""
-    return verdict_request(model_question(field, mine, theirs))
+def judge_prompt(field: Field, own: str, gold: str) -> list[Message]:
+    """The prompt of our judge, which both schemes send."""
+    return verdict_request(model_question(field, own, gold))
 
 
 # The two schemes. A result is the score and the verdicts it rests on.
@@ -203,10 +205,10 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
             raise structure
         return structure
 
-    async def same(field: Field, mine: str | None, theirs: str | None) -> bool:
-        if mine is None or theirs is None:
+    async def same(field: Field, own: str | None, gold: str | None) -> bool:
+        if own is None or gold is None:
             raise ValueError(f"a step without {field}: every step of this benchmark has all three parts")
-        [reply] = await engine.choose([judge_prompt(field, mine, theirs)], ("Yes", "No"))
+        [reply] = await engine.choose([judge_prompt(field, own, gold)], ("Yes", "No"))
         if isinstance(reply, EngineError):
             raise reply
         yes, no = reply
@@ -219,15 +221,15 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
     for student, teacher in zip(structures[: len(samples)], structures[len(samples) :], strict=True):
         pairs = list(zip(student, teacher, strict=False))
         alive = 0
-        for mine, theirs in pairs:
-            if not await same("meta", mine.meta, theirs.meta):
+        for own, gold in pairs:
+            if not await same("meta", own.meta, gold.meta):
                 break
             alive += 1
         score = 0.0
         verdicts: list[dict[str, bool | None]] = []
-        for mine, theirs in pairs[:alive]:
-            question = await same("question", mine.question, theirs.question)
-            answer = await same("answer", mine.answer, theirs.answer)
+        for own, gold in pairs[:alive]:
+            question = await same("question", own.question, gold.question)
+            answer = await same("answer", own.answer, gold.answer)
             score += (1.0 if question else 0.5) * (1.0 if answer else 0.5)
             verdicts.append({"meta": True, "question": question, "answer": answer})
         if alive < len(pairs):

@@ -1,17 +1,17 @@
 """Train a structure model: (question, reasoning trace) -> its steps, one per line (`rlkd.gsrm.augmentation`).
 
     accelerate launch recipes/gsrm.py                                    # the shipped one again, on a laptop
-    accelerate launch recipes/gsrm.py --bf16 true                        # the same, where the CPU knows bfloat16
+    accelerate launch recipes/gsrm.py --bf16 true                        # the same, if the CPU supports bfloat16
     accelerate launch recipes/gsrm.py --config recipes/gsrm_lora_1gpu.yaml
 
-Rows come with their structures (the embedded sample, a file), or get them from a teacher: any instruct model that
-`label_engine` names decomposes the rationales first (`rlkd.gsrm.labelling`); what it has done is kept on disk, so that
-an interrupted labelling goes on. The loss covers the structure, not the prompt; `fine_grained: true` weighs
-sub-questions against calculations and results as the RLKD paper describes.
+Rows have structures (the embedded sample, a file), or get them from a teacher: `label_engine`, any instruct model,
+decomposes the rationales first (`rlkd.gsrm.labelling`). Labels are stored on disk, so an interrupted labelling can be
+resumed. The loss covers the structure, not the prompt; `fine_grained: true` weights sub-questions against calculations
+and results as the RLKD paper describes.
 
 What this recipe leaves out of the paper (arXiv 2505.16142): its 7B base model and its data, decompositions of 114k
-R1 traces by GPT-4o, which are not public. What it adds: traces in many guises, so that the model does not live off
-GSM8K's line breaks.
+R1 traces by GPT-4o, which are not public. Its addition: many variants of each trace, so that the model does not rely
+on GSM8K's line breaks.
 """
 
 import sys
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
-from rlkd.files import write_atomically
+from rlkd.files import read_records, write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.factory import Engines
 from rlkd.gsrm.labelling import label
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class GSRMScriptArguments(RowArguments):
-    """Rows and how many guises of each; everything else is in TRL's configs."""
+    """Rows and their augmentation; everything else is in TRL's configs."""
 
-    copies: int = field(default=2, metadata={"help": "guises of each row to train on, each seen once an epoch"})
+    copies: int = field(default=2, metadata={"help": "variants of each row to train on, each seen once per epoch"})
     fine_grained: bool = field(
-        default=False, metadata={"help": "sub-questions weigh as much as calculations and results together"}
+        default=False, metadata={"help": "same weight for sub-questions as for calculations and results together"}
     )
     round_adapter: bool = field(default=False, metadata={"help": "save the adapter in bfloat16: half the size"})
     label_engine: str | None = field(
@@ -56,9 +56,9 @@ class GSRMScriptArguments(RowArguments):
             "help": "engine that decomposes rows without structures: http://host:port/v1#model, transformers:path"
         },
     )
-    label_max_new_tokens: int = field(default=2048, metadata={"help": "room for one structure of the label engine"})
-    label_deadline: float = field(default=1800.0, metadata={"help": "seconds for a batch of 32 traces to label"})
-    label_only: bool = field(default=False, metadata={"help": "label the rows, and stop; for runs on several GPUs"})
+    label_max_new_tokens: int = field(default=2048, metadata={"help": "max_new_tokens of the label engine"})
+    label_deadline: float = field(default=1800.0, metadata={"help": "seconds for labelling a batch of 32 traces"})
+    label_only: bool = field(default=False, metadata={"help": "label the rows and stop; for runs on several GPUs"})
 
 
 def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
@@ -70,7 +70,7 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     from trainers.common.run_files import MetricsCallback, prepare_folder
 
     output = Path(args.output_dir or ".")
-    # An interrupted run goes on; whether it can is settled before anything is loaded.
+    # Whether an interrupted run can be resumed is checked before anything is loaded.
     checkpoint, finished = resume_point(args)
     if finished:
         return
@@ -83,7 +83,7 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     if len(pairs) < needed:
         raise UsageError(
             f"{len(pairs)} pairs ({len(rows)} rows x {script.copies} copies) are less than one step takes: {needed}. "
-            f"Give more rows, or lower per_device_train_batch_size or gradient_accumulation_steps"
+            f"Use more rows, or lower per_device_train_batch_size or gradient_accumulation_steps"
         )
     say(args, f"{len(pairs)} pairs to train on.")
 
@@ -124,15 +124,15 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
         say(args, f"{output} held an earlier run; it was moved to {aside}.")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save(trainer, output, rounded=rounded)
-    say(args, f"model: {output.resolve()}\nMeasure it:  rlkd gsrm evaluate --help")
+    say(args, f"model: {output.resolve()}\nEvaluate it:  rlkd gsrm evaluate --help")
 
 
 def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, Any]]:
-    """The rows that have structures, or got them from the label engine, which are kept in `labelled.jsonl`."""
-    kept = Path(args.output_dir or ".") / "labelled.jsonl"
-    if kept.exists() and script.label_engine:
-        say(args, f"{kept}: rows that were labelled before (delete it to label anew).")
-        return [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
+    """The rows that have structures, or got them from the label engine; these are stored in `labelled.jsonl`."""
+    stored = Path(args.output_dir or ".") / "labelled.jsonl"
+    if stored.exists() and script.label_engine:
+        say(args, f"{stored}: rows of an earlier labelling (delete the file to label again).")
+        return list(read_records(stored))
     rows = script.train_rows()
     usable = [row for row in rows if has_structure(row)]
     if len(usable) == len(rows):
@@ -148,7 +148,7 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, 
         return usable
     if args.world_size > 1:
         raise UsageError(
-            f"{kept} is not there yet. Label the rows first, by one process: "
+            f"{stored} does not exist yet. Label the rows first, by one process: "
             f"python recipes/gsrm.py --config ... --label_only true"
         )
     engines = Engines(script.label_deadline)
@@ -160,7 +160,7 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, 
     labelled, reasons = label(
         rows,
         engine,
-        store=kept.with_name("labels.sqlite"),
+        store=stored.with_name("labels.sqlite"),
         max_new_tokens=script.label_max_new_tokens,
         deadline=script.label_deadline,
     )
@@ -168,8 +168,8 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, 
     say(args, f"{len(labelled)} of {len(rows)} rows have structures; left out: {reasons.total()}{causes}")
     if not labelled:
         raise UsageError(f"{script.label_engine} gave no usable structure; the reasons are listed above")
-    # What a later start trains on, whatever the teacher would say then.
-    write_atomically(kept, "".join(json.dumps(row) + "\n" for row in labelled))
+    # A later start trains on the same labels.
+    write_atomically(stored, "".join(json.dumps(row) + "\n" for row in labelled))
     return labelled
 
 

@@ -1,9 +1,9 @@
-r"""What a decomposed reasoning trace is, and the one text form it has everywhere.
+r"""Structures of reasoning traces, and their text form: defines, renders and parses them.
 
 Three terms of ours, defined here:
 
-- a **step** says why something is done now, what is done, and what comes out: `meta` (the sub-question), `question`
-  (what is computed) and `answer` (the result). Any of them may be missing, not all;
+- a **step** has the fields `meta` (the sub-question: why this, now), `question` (the calculation) and `answer` (the
+  result). Any of them may be missing, not all;
 - a **structure** is the ordered list of the steps of one trace;
 - a **branch** is one of several structures of the same problem, one for each correct trace of the teacher.
 
@@ -16,7 +16,7 @@ A step as text, fields that are None left out:
     </step>
 
 Tags and not JSON, because mathematical text is full of backslashes, which models get wrong inside JSON strings, and
-because a small student writes tags reliably. What an engine with guided decoding yields (`JSON_SCHEMA`) is read too:
+because a small student writes tags reliably. `parse` also reads the JSON of guided decoding (`JSON_SCHEMA`):
 
     >>> steps = [Step("How many in May?", "48/2", "24")]
     >>> parse("Sure!\n" + render(Structure(steps)) + "\n<step>\n<meta>How ma").structure == Structure(steps)
@@ -40,7 +40,7 @@ from rlkd.steps import split_calculation
 
 FIELDS = ("meta", "question", "answer")
 
-# What an engine with guided decoding has to produce; `parse` reads it.
+# The schema of guided decoding.
 JSON_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -92,7 +92,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The steps of one trace, in order; possibly none. Any iterable of steps will do. `str()` is `render()`.
+    """The steps of one trace, in order, possibly none; made from any iterable of steps. `str()` is `render()`.
 
     Raises TypeError if an element is not a Step; `from_list` is the way in for dicts.
     """
@@ -103,7 +103,7 @@ class Structure:
         steps = tuple(steps)
         for index, step in enumerate(steps):
             if not isinstance(step, Step):
-                raise TypeError(f"step {index}: expected a Step, got {step!r}; Structure.from_list reads dicts")
+                raise TypeError(f"step {index}: expected a Step, got {step!r}; Structure.from_list takes dicts")
         object.__setattr__(self, "steps", steps)
 
     def __len__(self) -> int:
@@ -150,8 +150,8 @@ class Structure:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
-    """A piece of a reply that `parse` could not use: the beginning of its text (200 characters) and why."""
+class DroppedText:
+    """A part of a reply that `parse` could not use: the beginning of its text (200 characters), and the reason."""
 
     text: str
     reason: str
@@ -159,10 +159,10 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What `parse` found in a reply, and what it had to drop, in the order of the text."""
+    """The steps of a reply, and the parts that were dropped, in the order of the text."""
 
     structure: Structure
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[DroppedText, ...] = ()
 
 
 def render(structure: Structure) -> str:
@@ -174,7 +174,7 @@ def parse(text: str) -> Parsed:
     """Read the steps in a model's reply; never raises on a str, and takes time linear in its length.
 
     Tags, tolerantly: prose and code fences around the steps, tags in any case and with whitespace inside, fields in
-    any order and a missing `</step>` before the next `<step>` are all right. Dropped and reported: a step that ends
+    any order and a missing `</step>` before the next `<step>` are accepted. Dropped and reported: a step that ends
     with a field still open, the unfinished step at the end (even if some of its fields are complete), an empty step,
     the second of two equal fields, words between the fields.
 
@@ -182,8 +182,8 @@ def parse(text: str) -> Parsed:
     answer, in whatever surrounds them: `{"steps": [...]}`, a bare list, lines. A backslash that begins a LaTeX command
     is kept as one (formally `"\\frac"` is a form feed and `rac`); `\\n` and `\\u00e9` are read as JSON.
 
-    A reply that is cut off gives a prefix of the steps of the whole reply, since text is read once, left to right.
-    The one exception is a reply with JSON steps before its first `<step>`, cut between the two.
+    A truncated reply gives a prefix of the steps of the whole reply, since text is read once, left to right.
+    The one exception is a reply with JSON steps before its first `<step>`, truncated between the two.
     """
     steps, dropped = _read_tags(text) if _has_step_tag(text) else _read_json(text)
     return Parsed(Structure(steps), tuple(dropped))
@@ -238,9 +238,9 @@ def _json_object(text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(repair_backslashes(text), strict=False, parse_float=str, parse_int=str)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is none: {error}") from None
+        raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is not: {error}") from None
     if not isinstance(value, Mapping):
-        raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is none")
+        raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is not")
     return value
 
 
@@ -280,7 +280,7 @@ def _has_step_tag(text: str) -> bool:
 
 
 class _OpenStep:
-    """The step that is being read: its fields so far, the field that is open, and what is wrong with it."""
+    """The step that is being read: its fields so far, the open field, and its first fault."""
 
     def __init__(self, start: int):
         self.start = start
@@ -289,10 +289,10 @@ class _OpenStep:
         self.fault: str | None = None
 
 
-def _read_tags(text: str) -> tuple[list[Step], list[Dropped]]:
+def _read_tags(text: str) -> tuple[list[Step], list[DroppedText]]:
     """One pass over the tags; a step is decided when its `</step>` or the next `<step>` is read, and never again."""
     steps: list[Step] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedText] = []
     step: _OpenStep | None = None
     since = 0  # where the previous tag ended
     last_step_end = 0
@@ -303,7 +303,7 @@ def _read_tags(text: str) -> tuple[list[Step], list[Dropped]]:
             if step is not None:
                 _finish(step, between, text[step.start : tag.start()], steps, dropped)
             elif closing:
-                dropped.append(Dropped(_excerpt(text[last_step_end : tag.end()]), "a </step> without its <step>"))
+                dropped.append(DroppedText(_excerpt(text[last_step_end : tag.end()]), "a </step> without its <step>"))
             step = None if closing else _OpenStep(tag.start())
             last_step_end = tag.end()
         elif step is None or step.fault:
@@ -317,35 +317,35 @@ def _read_tags(text: str) -> tuple[list[Step], list[Dropped]]:
         else:
             step.fault = f"<{step.open_field}> is not closed before {_excerpt(tag[0])}"
     if step is not None:
-        dropped.append(Dropped(_excerpt(text[step.start :]), "unfinished: the text ends before </step>"))
+        dropped.append(DroppedText(_excerpt(text[step.start :]), "unfinished: the text ends before </step>"))
     return steps, dropped
 
 
-def _fill(step: _OpenStep, name: str, content: str, dropped: list[Dropped]) -> None:
+def _fill(step: _OpenStep, name: str, content: str, dropped: list[DroppedText]) -> None:
     step.open_field = None
     content = _unescape(content).strip()
     if content and name in step.fields:
-        dropped.append(Dropped(_excerpt(content), f"a second <{name}> in one step; the first one counts"))
+        dropped.append(DroppedText(_excerpt(content), f"a second <{name}> in one step; the first one counts"))
     elif content:
         step.fields[name] = content
 
 
-def _finish(step: _OpenStep, rest: str, whole: str, steps: list[Step], dropped: list[Dropped]) -> None:
+def _finish(step: _OpenStep, rest: str, whole: str, steps: list[Step], dropped: list[DroppedText]) -> None:
     if step.fault is None and step.open_field is not None:
         step.fault = f"<{step.open_field}> is not closed before the step ends"
     if step.fault is not None:
-        dropped.append(Dropped(_excerpt(whole), step.fault))
+        dropped.append(DroppedText(_excerpt(whole), step.fault))
         return
     _report_words(rest, dropped)
     if step.fields:
         steps.append(Step(**step.fields))
     else:
-        dropped.append(Dropped(_excerpt(whole), "an empty step"))
+        dropped.append(DroppedText(_excerpt(whole), "an empty step"))
 
 
-def _report_words(between: str, dropped: list[Dropped]) -> None:
+def _report_words(between: str, dropped: list[DroppedText]) -> None:
     if any(map(str.isalnum, between)):
-        dropped.append(Dropped(_excerpt(between), "text outside the fields of a step"))
+        dropped.append(DroppedText(_excerpt(between), "text outside the fields of a step"))
 
 
 # JSON. An object counts if it is flat. Linear time, although every `{"` is tried: a brace inside a string of one
@@ -373,9 +373,9 @@ _LATEX = re.compile(
 )
 
 
-def _read_json(text: str) -> tuple[list[Step], list[Dropped]]:
+def _read_json(text: str) -> tuple[list[Step], list[DroppedText]]:
     steps: list[Step] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedText] = []
     position = 0
     while start := _OBJECT_START.search(text, position):
         end = _OBJECT_BODY.match(text, start.start()).end()  # type: ignore[union-attr]  # it matches any `{`
@@ -384,17 +384,19 @@ def _read_json(text: str) -> tuple[list[Step], list[Dropped]]:
             if _read_object(text[start.start() : end + 1], steps, dropped):
                 position = end + 1
         elif end == len(text) or _OPEN_STRING.match(text, end):
-            dropped.append(Dropped(_excerpt(text[start.start() :]), "unfinished: the text ends inside a JSON object"))
+            dropped.append(
+                DroppedText(_excerpt(text[start.start() :]), "unfinished: the text ends inside a JSON object")
+            )
             break
         elif _OWN_START.match(text, start.start()):
             dropped.append(
-                Dropped(_excerpt(text[start.start() : end + 1]), "a JSON object that is not flat or not closed")
+                DroppedText(_excerpt(text[start.start() : end + 1]), "a JSON object that is not flat or not closed")
             )
     return steps, dropped
 
 
-def _read_object(source: str, steps: list[Step], dropped: list[Dropped]) -> bool:
-    """Take one flat JSON object; False if it is none of ours, and its inside is still to be searched."""
+def _read_object(source: str, steps: list[Step], dropped: list[DroppedText]) -> bool:
+    """Read one flat JSON object; False if it is not a step, so that its inside must still be searched."""
     try:
         # Pairs, not a dict, so that the first of two equal keys wins; numbers stay as they are written.
         pairs = json.loads(
@@ -407,13 +409,13 @@ def _read_object(source: str, steps: list[Step], dropped: list[Dropped]) -> bool
         )
     except ValueError as error:
         if _OWN_START.match(source):
-            dropped.append(Dropped(_excerpt(source), f"not valid JSON: {error}"))
+            dropped.append(DroppedText(_excerpt(source), f"not valid JSON: {error}"))
         return _OWN_START.match(source) is not None
     fields: dict[str, Any] = {}
     for key, value in pairs:
         name = key.strip().lower()
         if name in fields and fields[name] not in (None, ""):
-            dropped.append(Dropped(_excerpt(str(value)), f"a second {name!r} in one step; the first one counts"))
+            dropped.append(DroppedText(_excerpt(str(value)), f"a second {name!r} in one step; the first one counts"))
         elif name in FIELDS:
             fields[name] = value
     if not fields:
@@ -421,7 +423,7 @@ def _read_object(source: str, steps: list[Step], dropped: list[Dropped]) -> bool
     try:
         steps.append(Step(**fields))
     except (TypeError, ValueError) as error:
-        dropped.append(Dropped(_excerpt(source), str(error)))
+        dropped.append(DroppedText(_excerpt(source), str(error)))
     return True
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from rlkd.errors import UsageError
+from rlkd.files import read_records
 from rlkd.gsrm.alignment import BUILT_IN as ALIGNMENTS
 from rlkd.gsrm.alignment import BranchScore, best_branch
 from rlkd.gsrm.decomposers import BUILT_IN as DECOMPOSERS
@@ -347,19 +348,15 @@ def _chosen_rollout(options: argparse.Namespace) -> Any:
     return records[options.index]
 
 
-def _rollouts(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a rollouts file; an incomplete last line (after a kill) is ignored."""
+def _rollouts(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8", newline="\n") as stream:
-            for count, line in enumerate(stream, start=1):
-                if not line.endswith("\n"):
-                    return
-                record = json.loads(line)
-                if not isinstance(record, dict) or not {"step", "prompt", "completion", "rewards"} <= record.keys():
-                    raise UsageError(f"{path}, line {count}: no rollout record, found {line[:80]!r}")
-                yield record
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        records = list(read_records(path))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as rollouts: {error}") from error
+    for record in records:
+        if not isinstance(record, dict) or not {"step", "prompt", "completion", "rewards"} <= record.keys():
+            raise UsageError(f"{path}: not a rollout record: {json.dumps(record)[:80]}")
+    return records
 
 
 def judges(options: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
 """The fine-grained loss of structure models: sub-questions count as much as calculations and results together.
 
 A completion of `rlkd.gsrm.lines` is mostly sub-questions, so in the plain loss the few tokens of calculations and
-results, which decide about answers, weigh little. RLKD (arXiv 2505.16142) speaks of a training that separates the two;
-its released code has no trace of it, so the formula is our choice. For one sequence with the meta tokens M and the
-other tokens of the completion S (bars, line ends and the end token included):
+results, which decide about answers, have little weight. RLKD (arXiv 2505.16142) mentions a training that separates the
+two; its released code does not contain it, so the formula is our choice. For one sequence with the meta tokens M and
+the other tokens of the completion S (bars, line ends and the end token included):
 
     L = 1/2 * mean of CE over M + 1/2 * mean of CE over S
 
@@ -27,14 +27,14 @@ IGNORED = -100
 def structure_tokens(tokenizer: Any, pair: dict[str, Any], max_length: int | None = None) -> dict[str, list[int]]:
     """A pair of `rlkd.gsrm.augmentation` as tokens: `input_ids`, `labels` (prompt ignored), `meta` (1 on meta tokens).
 
-    Raises ValueError where the chat template writes the prompt differently once an answer follows.
+    Raises ValueError if the chat template renders the prompt differently once an answer follows.
     """
     prompt = tokenizer.apply_chat_template(pair["prompt"], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template([*pair["prompt"], *pair["completion"]], tokenize=False)
     if not whole.startswith(prompt):
         raise ValueError(
-            "the chat template writes a prompt differently when an answer follows, so the answer's tokens cannot be "
-            "told apart; use fine_grained: false or another template"
+            "the chat template renders a prompt differently when an answer follows, so the answer's tokens cannot be "
+            "identified; use fine_grained: false or another template"
         )
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     meta_characters: set[int] = set()

@@ -27,7 +27,7 @@ class Ordered(Alignment):
 
     def pairs(self, student: Structure, branch: Structure) -> list[Pair]:
         """See `Alignment`: single steps, so that any can be compared with any."""
-        return [(Structure([mine]), Structure([theirs])) for mine in student for theirs in branch]
+        return [(Structure([own]), Structure([other])) for own in student for other in branch]
 
     def score(
         self, student: Structure, branch: Structure, verdicts: Sequence[Sequence[Verdict]], n_longest: int
