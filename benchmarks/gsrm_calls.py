@@ -15,9 +15,9 @@ Compared, on one batch of 8 completions per question and six steps per trace, wi
 
 The server has no model: it sleeps for the latency, at most 32 requests at a time, and returns the prepared reply to
 the prompt. The completions all differ from one another and from the teacher's words. Three quarters of them turn to
-another sub-problem at some step, from the first to the last; some questions and answers differ. Half of the answers are
-plain numbers. Then come the next epoch (new completions of the same questions) and a repeated epoch (the completions of the
-first again, with a new reward, so that only results on disk are known).
+another sub-problem at some step, from the first to the last; some questions and answers differ. Half of the answers
+are plain numbers. Then come the next epoch (new completions of the same questions) and a repeated epoch (the
+completions of the first again, with a new reward, so that only results on disk are known).
 
 Exits with 1 if scores or verdicts differ, or if a figure misses its bound: structure calls at most (G+1)/(2G) of the
 authors' and 1/2 in the next epoch, 1/8 of their time, no judge call in the repeated epoch.
