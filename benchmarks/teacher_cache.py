@@ -7,7 +7,7 @@ Compared are two ways to get the top 64 log-probabilities of a batch of 8 traces
 the student's chat template writes them):
 
     forward   `local_teacher`: the model's forward in float32, its head and top-k, in this process
-    lookup    `CachedTeacher`: hash, checksum, decoding, from the folder that `rlkd.teachers.cache.build` wrote
+    lookup    `CachedTeacher`: hash, checksum, decoding, from the folder that `build_cache` wrote
 
 interleaved batch by batch, in CPU-seconds, one thread. The files are in the system's page cache, as they are from the
 second epoch on.
@@ -40,7 +40,8 @@ import torch
 from rlkd.data.rows import build_prompt
 from rlkd.data.samples import sample_rows
 from rlkd.models import resolve_model
-from rlkd.teachers.cache import CachedTeacher, Trace, build, quantised
+from rlkd.teachers.cache import CachedTeacher, CachedTrace, build_cache
+from rlkd.teachers.coding import quantised
 from rlkd.teachers.topk import TopK, local_teacher, trace_ids, trace_text
 
 K = 64
@@ -63,7 +64,7 @@ def main() -> int:
         width = model.config.vocab_size
         # A shard is a batch here, so that the live teacher sees the batches that the cache was made of.
         for batch in batches:
-            built = build(folder, teacher, batch, vocabulary_size=width, made_by={}, shard_bytes=2**30)
+            built = build_cache(folder, teacher, batch, vocabulary_size=width, made_by={}, shard_bytes=2**30)
         size = sum(path.stat().st_size for path in folder.iterdir())
         opened = time.perf_counter()
         cached = CachedTeacher(folder, tokenizer=tokenizer, k=K)
@@ -115,7 +116,7 @@ def main() -> int:
     return 0 if equal and in_bounds else 1
 
 
-def embedded_setup() -> tuple[Any, Any, Any, list[Trace]]:
+def embedded_setup() -> tuple[Any, Any, Any, list[CachedTrace]]:
     """Teacher, student, tokenizer and traces: the embedded model, its warm start, GSM8K test questions."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -129,11 +130,11 @@ def embedded_setup() -> tuple[Any, Any, Any, list[Trace]]:
     for row in sample_rows("test")[:32]:
         text = trace_text(row["rationales"][0], row["answer"])
         prompt, completion = trace_ids(tokenizer, build_prompt(row["question"]), text, 256)
-        traces.append(Trace(row["id"], prompt + completion, len(prompt)))
+        traces.append(CachedTrace(row["id"], prompt + completion, len(prompt)))
     return model, student, tokenizer, traces
 
 
-def random_setup() -> tuple[Any, Any, Any, list[Trace]]:
+def random_setup() -> tuple[Any, Any, Any, list[CachedTrace]]:
     """The same of a random model of 2 million parameters, with random traces."""
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -148,7 +149,7 @@ def random_setup() -> tuple[Any, Any, Any, list[Trace]]:
     for each in (model, student):
         each.lm_head.weight.data *= 20  # as sharp as a trained model's distribution
     ids = torch.randint(4096, (16, 120)).tolist()
-    return model, student, tokenizer, [Trace(str(n), row, 40) for n, row in enumerate(ids)]
+    return model, student, tokenizer, [CachedTrace(str(n), row, 40) for n, row in enumerate(ids)]
 
 
 def same(one: TopK, other: TopK) -> bool:
@@ -157,7 +158,7 @@ def same(one: TopK, other: TopK) -> bool:
 
 
 def kl_errors(
-    student: Any, traces: list[Trace], live: list[TopK], found: list[TopK]
+    student: Any, traces: list[CachedTrace], live: list[TopK], found: list[TopK]
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Errors of forward and reverse KL, a value for each token, and the mean of the forward KL."""
     errors, sizes = [], []

@@ -37,7 +37,7 @@ from rlkd.engines.base import identified
 from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, resolve_model
-from rlkd.teachers.cache import Trace, build, check
+from rlkd.teachers.cache import CachedTrace, build_cache, check_cache
 from rlkd.teachers.topk import (
     TopK,
     TopKTeacher,
@@ -99,7 +99,7 @@ def main(script: TeacherCacheScriptArguments, _others: Any = None) -> None:
 
     folder = Path(script.cache_dir)
     if script.check_only:
-        problems = check(folder)
+        problems = check_cache(folder)
         print("\n".join(problems) or f"{folder}: every shard is as it was written.")
         sys.exit(1 if problems else 0)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -125,19 +125,19 @@ def main(script: TeacherCacheScriptArguments, _others: Any = None) -> None:
     )
     teacher, width = open_teacher(script, tokenizer)
     try:
-        built = build(
+        built = build_cache(
             folder,
             teacher,
             traces,
             vocabulary_size=width,
             made_by=made_by(script),
             shard_bytes=int(script.shard_mib * 2**20),
-            say=lambda line: print(line, flush=True),
+            report=lambda line: print(line, flush=True),
         )
     except EngineError as error:
         raise UsageError(f"{error}\nWhat was written stays; run the same command again to go on.") from error
     print(
-        f"{built.computed} traces asked for, {built.kept} were there, in {time.monotonic() - began:.0f} s.\n"
+        f"{built.computed} traces asked for, {built.cached} were there, in {time.monotonic() - began:.0f} s.\n"
         f"cache:    {folder.resolve()}\n"
         f"size:     {built.bytes / 2**20:.1f} MiB, {built.tokens} tokens, {built.bytes / built.tokens:.0f} bytes each"
     )
@@ -145,7 +145,7 @@ def main(script: TeacherCacheScriptArguments, _others: Any = None) -> None:
 
 def to_traces(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, script: TeacherCacheScriptArguments
-) -> "Iterator[Trace]":
+) -> "Iterator[CachedTrace]":
     """The ids of each rationale of each row; blank ones are left out."""
     fields = [{key: row.get(key) for key in ("id", "prompt", "question")} for row in rows]
     prompts = to_dataset(fields, system_prompt=script.system_prompt, examples=script.few_shot_examples)["prompt"]
@@ -161,7 +161,7 @@ def to_traces(
                 script.max_completion_length,
                 chat_template_kwargs=script.chat_template_kwargs,  # type: ignore[arg-type]
             )
-            yield Trace(f"row {row['id']}, rationale {number}", [*given, *completion], len(given))
+            yield CachedTrace(f"row {row['id']}, rationale {number}", [*given, *completion], len(given))
 
 
 @dataclass

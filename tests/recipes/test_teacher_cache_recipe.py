@@ -134,9 +134,9 @@ def test_another_teacher_is_refused_before_it_is_loaded(recipe, arguments, tiny_
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "other")
     for part in ("config.json",):  # no weights at all: loading it would fail
         (tmp_path / "other" / part).write_bytes((Path(tiny_model) / part).read_bytes())
-    with pytest.raises(CacheError, match=rf"is of the teacher .*, this run asks for transformers:{tmp_path}/other"):
+    with pytest.raises(CacheError, match=rf"the teacher is .* in the cache and transformers:{tmp_path}/other"):
         recipe.main(arguments(teacher=str(tmp_path / "other")))
-    with pytest.raises(CacheError, match=r"has k = 5, this run asks for 6"):
+    with pytest.raises(CacheError, match=r"k is 5 in the cache and 6 in this run"):
         recipe.main(arguments(top_k=6))
 
 

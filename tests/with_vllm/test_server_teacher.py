@@ -10,7 +10,8 @@ import torch
 from rlkd.data.rows import build_prompt
 from rlkd.data.samples import sample_rows
 from rlkd.engines import EngineError
-from rlkd.teachers.cache import CachedTeacher, Trace, build, quantised
+from rlkd.teachers.cache import CachedTeacher, CachedTrace, build_cache
+from rlkd.teachers.coding import quantised
 from rlkd.teachers.topk import TopK, local_teacher, server_teacher, trace_ids, trace_text
 from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 
@@ -38,19 +39,19 @@ def tokenizer(smollm: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def traces(tokenizer: Any) -> list[Trace]:
+def traces(tokenizer: Any) -> list[CachedTrace]:
     """Solutions of GSM8K questions, and one with tokens that the teacher never expects."""
     made = []
     for row in sample_rows("test")[:4]:
         text = trace_text(row["rationales"][0], row["answer"])
         prompt, completion = trace_ids(tokenizer, build_prompt(row["question"]), text, 64)
-        made.append(Trace(row["id"], prompt + completion, len(prompt)))
+        made.append(CachedTrace(row["id"], prompt + completion, len(prompt)))
     prompt, completion = trace_ids(tokenizer, "2 + 2 =", " 漢字 🙂 <|im_start|> zzz", 64)
-    return [*made, Trace("odd", prompt + completion, len(prompt))]
+    return [*made, CachedTrace("odd", prompt + completion, len(prompt))]
 
 
 @pytest.fixture(scope="module")
-def local(smollm: str, tokenizer: Any, traces: list[Trace]) -> list[TopK]:
+def local(smollm: str, tokenizer: Any, traces: list[CachedTrace]) -> list[TopK]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(smollm, dtype=torch.float32)
@@ -83,7 +84,7 @@ def test_a_cache_from_a_server_gives_back_what_the_server_said(
 ) -> None:
     teacher = server_teacher(spec(teacher_server), ALLOWED, tokenizer=tokenizer)
     folder = tmp_path / "cache"
-    build(folder, teacher, traces, vocabulary_size=len(tokenizer), made_by={})
+    build_cache(folder, teacher, traces, vocabulary_size=len(tokenizer), made_by={})
     cached = CachedTeacher(folder, tokenizer=tokenizer, k=ALLOWED)
     assert cached.name == f"vllm:{teacher_server.model}"
     found = cached.top_k([t.ids for t in traces], [t.start for t in traces])

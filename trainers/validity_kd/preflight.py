@@ -15,7 +15,7 @@ from rlkd.data.rows import RESERVED_COLUMNS
 from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from rlkd.teachers.cache import CachedTeacher, Trace
+from rlkd.teachers.cache import CachedTeacher, CachedTrace
 from rlkd.teachers.topk import (
     TopKTeacher,
     check_temperature,
@@ -136,14 +136,14 @@ def check_teacher_traces(args: ValidityKDConfig, dataset: Any, tokenizer: Any, t
     template: Any = args.chat_template_kwargs
     ended: list[bool] = []
 
-    def traces() -> Iterator[Trace]:
+    def traces() -> Iterator[CachedTrace]:
         for place in range(0, len(dataset), apart):
             row = dataset[place]
             for number, rationale in enumerate(usable_traces(row["rationales"])):
                 text = trace_text(rationale, row.get("answer"))
                 prompt, ids = trace_ids(tokenizer, row["prompt"], text, longest, chat_template_kwargs=template)
                 ended.append(ids[-1] == tokenizer.eos_token_id)
-                yield Trace(f"row {row.get('id', place)!r}, rationale {number}", [*prompt, *ids], len(prompt))
+                yield CachedTrace(f"row {row.get('id', place)!r}, rationale {number}", [*prompt, *ids], len(prompt))
 
     if isinstance(teacher, CachedTeacher):
         teacher.require(traces())

@@ -12,27 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from rlkd.teachers.cache import (
-    LARGEST_RANGE,
-    Built,
-    CachedTeacher,
-    CacheError,
-    Trace,
-    build,
-    bytes_per_token,
-    check,
-    decode,
-    encode,
-    quantised,
-    row_key,
-)
+from rlkd.files import lock_file
+from rlkd.teachers.cache import CacheBuild, CachedTeacher, CachedTrace, CacheError, build_cache, check_cache
+from rlkd.teachers.coding import LARGEST_RANGE, bytes_per_token, decode, encode, quantised
+from rlkd.teachers.shards import row_key
 from rlkd.teachers.topk import LOWEST, TopK, local_teacher
 
 K = 6
@@ -70,17 +59,17 @@ class Asked:
         return self.teacher.top_k(sequences, starts)
 
 
-def traces(count: int = 24) -> list[Trace]:
-    return [Trace(f"row {n}", [5 + n, 17, 40, *range(60, 72 - n % 2)], 3) for n in range(count)]
+def traces(count: int = 24) -> list[CachedTrace]:
+    return [CachedTrace(f"row {n}", [5 + n, 17, 40, *range(60, 72 - n % 2)], 3) for n in range(count)]
 
 
-def made(folder: Path, teacher: Any, rows: Sequence[Trace] | None = None, **options: Any) -> Built:
+def made(folder: Path, teacher: Any, rows: Sequence[CachedTrace] | None = None, **options: Any) -> CacheBuild:
     options = {
         "vocabulary_size": 261,
         "made_by": {"command": "make it", "student": "tiny"},
         "shard_bytes": SHARD,
     } | options
-    return build(folder, teacher, traces() if rows is None else rows, **options)
+    return build_cache(folder, teacher, traces() if rows is None else rows, **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -183,7 +172,7 @@ def test_a_token_that_is_impossible_spoils_nothing_else() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, 0.1])
 def test_what_is_no_log_probability_is_refused(value) -> None:
-    with pytest.raises(ValueError, match="no number or above 0"):
+    with pytest.raises(ValueError, match="not finite or above 0"):
         encode(TopK(torch.tensor([[1]]).int(), torch.tensor([[value]]), torch.zeros(1)), 16)
 
 
@@ -232,13 +221,13 @@ def test_a_part_of_a_trace_can_be_asked_for_and_nothing_before_it(teacher, tmp_p
     ids = traces()[0].ids
     [whole], [part] = cached.top_k([ids], [3]), cached.top_k([ids], [7])
     assert equal(part, TopK(whole.ids[4:], whole.logprobs[4:], whole.taken[4:]))
-    with pytest.raises(CacheError, match=r"holds tokens 3 to 14 of sequence 0, and 2 on is asked for"):
+    with pytest.raises(CacheError, match=r"has tokens 3 to 14 of sequence 0, but not from 2 on"):
         cached.top_k([ids], [2])
 
 
 def test_another_k_or_tokenizer_is_refused_with_both_values(teacher, tmp_path) -> None:
     made(tmp_path, teacher)
-    with pytest.raises(CacheError, match=r"has k = 6 tokens of each position, this run expects k = 64"):
+    with pytest.raises(CacheError, match=r"has k = 6 tokens per position, this run expects k = 64"):
         CachedTeacher(tmp_path, k=64)
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
     with pytest.raises(CacheError, match=rf"fingerprint {teacher.vocabulary}, this run's has [0-9a-f]{{16}}"):
@@ -310,7 +299,7 @@ def test_a_damaged_shard_is_named_and_rebuilt_alone(teacher, tmp_path, how) -> N
     damage(tmp_path, how)
     word = how.removeprefix("its rows ")
     name = rf"{tmp_path}/shard-00002\.safetensors is {word}.*"
-    [problem] = check(tmp_path)
+    [problem] = check_cache(tmp_path)
     assert "shard-00002" in problem
     assert word in problem
     with pytest.raises(CacheError, match=name + "make it"):
@@ -318,13 +307,13 @@ def test_a_damaged_shard_is_named_and_rebuilt_alone(teacher, tmp_path, how) -> N
 
     others = {path: path.stat().st_ino for path in tmp_path.glob("shard-*") if path.name != "shard-00002.safetensors"}
     asked, lines = Asked(teacher), []
-    built = made(tmp_path, asked, say=lines.append)
+    built = made(tmp_path, asked, report=lines.append)
     assert asked.sequences == [row.ids for row in traces()[6:9]]
-    assert (built.kept, built.computed, built.damaged) == (21, 3, [problem])
-    assert f"{problem}. It is built again." in lines
+    assert (built.cached, built.computed, built.damaged) == (21, 3, [problem])
+    assert f"{problem}. It is rebuilt." in lines
     assert content(tmp_path) == before
     assert {path: path.stat().st_ino for path in others} == others
-    assert check(tmp_path) == []
+    assert check_cache(tmp_path) == []
 
 
 def test_rows_of_other_shards_are_read_while_one_is_altered(teacher, tmp_path) -> None:
@@ -333,7 +322,9 @@ def test_rows_of_other_shards_are_read_while_one_is_altered(teacher, tmp_path) -
     cached = CachedTeacher(tmp_path)
     for number, row in enumerate(traces()):
         if number == 7:
-            with pytest.raises(CacheError, match=r"shard-00002\.safetensors is altered.*, at its row 1\. It is built"):
+            with pytest.raises(
+                CacheError, match=r"shard-00002\.safetensors is altered.*, at its row 1\. This command"
+            ):
                 cached.top_k([row.ids], [3])
         else:
             cached.top_k([row.ids], [3])
@@ -349,7 +340,7 @@ def test_a_damaged_shard_of_other_rows_is_not_taken_away_and_its_own_command_is_
         CachedTeacher(tmp_path).top_k([row.ids for row in traces()], [3] * 24)
     assert "make the others" not in str(named.value)
     asked = Asked(teacher)
-    with pytest.raises(CacheError, match=r"built of other traces than these. Build it again first: make it"):
+    with pytest.raises(CacheError, match=r"built of other traces than these. Rebuild it first: make it"):
         made(tmp_path, asked, traces()[12:], made_by={"command": "make the others"})
     assert content(tmp_path) == before
     assert asked.sequences == []
@@ -373,8 +364,8 @@ def test_rows_that_the_data_no_longer_have_are_said_to_be_lost(teacher, tmp_path
     made(tmp_path, teacher)
     damage(tmp_path, "truncated")
     lines: list[str] = []
-    made(tmp_path, teacher, [*traces()[:7], *traces()[9:]], say=lines.append)
-    assert "2 traces or more of the damaged shards are not among those given, and are lost." in lines
+    made(tmp_path, teacher, [*traces()[:7], *traces()[9:]], report=lines.append)
+    assert "2 traces or more of the damaged shards are not given again, and are lost." in lines
 
 
 def test_a_cache_says_at_once_how_many_traces_it_lacks_and_which_is_the_first(teacher, tmp_path) -> None:
@@ -388,7 +379,7 @@ def test_a_cache_says_at_once_how_many_traces_it_lacks_and_which_is_the_first(te
 # Building
 
 
-def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(teacher, tmp_path) -> None:
+def test_an_interrupted_build_continues_and_ends_with_the_same_bytes(teacher, tmp_path) -> None:
     made(tmp_path / "whole", teacher)
     for fails_after in (0, 3, 10):
         with pytest.raises(RuntimeError, match="went away"):
@@ -397,7 +388,7 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(teacher, tmp_
     (tmp_path / "cut" / ".shard-00004.safetensors.part").write_bytes(b"half")
     (tmp_path / "cut" / "shard-00005.safetensors").write_bytes(b"not counted")
     asked = Asked(teacher)
-    assert made(tmp_path / "cut", asked).kept == 12
+    assert made(tmp_path / "cut", asked).cached == 12
     assert asked.sequences == [row.ids for row in traces()[12:]]
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob(".*.part"))
@@ -423,7 +414,7 @@ def test_equal_traces_have_one_row(teacher, tmp_path) -> None:
 
 
 def test_a_shard_holds_what_fits_and_a_trace_that_does_not_fit_is_alone(teacher, tmp_path) -> None:
-    long = Trace("long", [5, 6, *[7, 8] * 40], 2)
+    long = CachedTrace("long", [5, 6, *[7, 8] * 40], 2)
     built = made(tmp_path, teacher, [*traces(2), long, *traces(4)[2:]])
     rows = [entry["rows"] for entry in json.loads((tmp_path / "index.json").read_text())["shards"]]
     assert rows == [2, 1, 2]
@@ -434,8 +425,8 @@ def test_a_shard_holds_what_fits_and_a_trace_that_does_not_fit_is_alone(teacher,
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"name": "other"}, r"is of the teacher tiny, this run asks for other"),
-        ({"k": 7}, r"has k = 6, this run asks for 7"),
+        ({"name": "other"}, r"the teacher is tiny in the cache and other in this run"),
+        ({"k": 7}, r"k is 6 in the cache and 7 in this run"),
         ({"vocabulary": "f" * 16}, r"fingerprint [0-9a-f]{16}, this run's has ffffffffffffffff"),
     ],
 )
@@ -450,16 +441,18 @@ def test_another_teacher_k_or_tokenizer_needs_another_folder(teacher, tmp_path, 
 
 
 def test_two_builds_of_one_folder_are_refused(teacher, tmp_path) -> None:
-    with FileLock(tmp_path / ".lock"), pytest.raises(CacheError, match="is being built by another process"):
+    lock = lock_file(tmp_path / ".lock")
+    assert lock is not None
+    with lock, pytest.raises(CacheError, match="is being built by another process"):
         made(tmp_path, teacher)
 
 
-def test_what_a_teacher_should_not_say_names_the_row(teacher, tmp_path) -> None:
+def test_an_invalid_log_probability_names_the_row(teacher, tmp_path) -> None:
     class Broken(Asked):
         def top_k(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TopK]:
             tops = super().top_k(sequences, starts)
             tops[1].logprobs[0, 0] = math.nan
             return tops
 
-    with pytest.raises(CacheError, match="the teacher tiny on row 1: a log-probability is no number"):
+    with pytest.raises(CacheError, match="the teacher tiny on row 1: a log-probability is not finite"):
         made(tmp_path, Broken(teacher))

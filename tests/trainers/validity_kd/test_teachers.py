@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd.engines import Completion, Sampling
 from rlkd.errors import UsageError
-from rlkd.teachers.cache import CachedTeacher, Trace, build
+from rlkd.teachers.cache import CachedTeacher, CachedTrace, build_cache
 from rlkd.teachers.topk import TopK, local_teacher, trace_ids, trace_text
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
@@ -73,8 +73,8 @@ def make_cache(folder: Path, teacher, tokenizer) -> None:
     traces = []
     for row in ROWS:
         prompt, completion = trace_ids(tokenizer, row["prompt"], trace_text(row["rationales"][0], row["answer"]), 100)
-        traces.append(Trace(row["id"], [*prompt, *completion], len(prompt)))
-    build(folder, teacher, traces, vocabulary_size=len(tokenizer), made_by={})
+        traces.append(CachedTrace(row["id"], [*prompt, *completion], len(prompt)))
+    build_cache(folder, teacher, traces, vocabulary_size=len(tokenizer), made_by={})
 
 
 @pytest.mark.parametrize("control", ["none", "uniform"])
@@ -92,7 +92,7 @@ def test_training_from_a_cache_is_training_from_the_live_top_k_teacher(
         name, k, vocabulary = live.name, live.k, live.vocabulary
 
         def top_k(self, sequences, starts):
-            from rlkd.teachers.cache import quantised
+            from rlkd.teachers.coding import quantised
 
             return [quantised(top) for top in live.top_k(sequences, starts)]
 
