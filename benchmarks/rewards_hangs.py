@@ -200,7 +200,7 @@ def work(path: Path) -> int:
 
     def judge(completions: list[str], solutions: list[str]) -> list[Outcome]:
         chats = [[{"role": "assistant", "content": text}] for text in completions]
-        outcomes: list[Outcome] = reward.judge(completions=chats, **{column: solutions})
+        outcomes: list[Outcome] = reward.score(completions=chats, **{column: solutions})
         return outcomes
 
     judge(["\\boxed{x+1}"], ["$x+2$"])  # loads the libraries and starts the first worker

@@ -360,10 +360,11 @@ def work(task: Path) -> int:
         warm_up(completions=[[{"role": "assistant", "content": "\\boxed{x+1}"}]], solution=["$x+2$"])
         reward = build_reward("accuracy_reward", cache=Path(plan["cache"]))
         wall, cpu = time.perf_counter(), cpu_seconds()
-        scores = reward(completions=completions, solution=plan["solutions"])
+        outcomes = reward.score(completions=completions, solution=plan["solutions"])
         spent = time.perf_counter() - wall, cpu_seconds() - cpu
-        reused = {source: sum(o.reused == source for o in reward.outcomes) for source in ("batch", "cache")}
-        for outcome in reward.outcomes:
+        reused = {source: sum(o.reused == source for o in outcomes) for source in ("batch", "cache")}
+        scores = [outcome.value for outcome in outcomes]
+        for outcome in outcomes:
             if outcome.status == "failed":
                 raise RuntimeError(f"a comparison failed: {outcome.cause}")
     result = {"scores": scores, "wall": spent[0], "cpu": spent[1], "reused": reused}

@@ -23,9 +23,10 @@ returns one of three outcomes:
 from collections.abc import Callable
 from typing import Any
 
+from rewards.build import build_reward, build_rewards
 from rewards.composite import CompositeReward
 from rewards.contract import Failed, Outcome, RewardError, RewardOptions, Scored
-from rewards.runner import Reward, build_reward, build_rewards
+from rewards.runner import Reward
 from rlkd.registry import register
 
 BUILT_IN = {

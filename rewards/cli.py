@@ -194,7 +194,7 @@ def _print_pairs(pairs: dict[str, str]) -> None:
 
 def test(options: argparse.Namespace) -> int:
     """`rlkd rewards test`."""
-    from rewards.runner import build_reward
+    from rewards import build_reward
     from rewards.testing.contract import check_contract, violations
     from rewards.testing.runner import samples_from, score_samples
 

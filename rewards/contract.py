@@ -1,4 +1,4 @@
-"""What a reward may return, and what becomes of it.
+"""What a reward may return, and the outcome of each sample.
 
 The error model of rewards, in full:
 
@@ -46,20 +46,19 @@ class RewardOptions:
     """How the runner treats a reward: declared by the reward, overridden in the config (`reward_options`).
 
     Args:
-        per_sample: a sample's score rests on that sample alone, and is the same every time. Then equal samples are
-            scored once, scores are kept, samples are spread over worker processes, and each has the limit to itself.
-            A reward that compares the completions of a batch, or draws random numbers, is none of these. It gets
+        per_sample: the score of a sample depends on that sample alone, and is always the same. Then equal samples are
+            scored once, scores are cached, samples are spread over worker processes, and the limit is per sample. Not
+            for a reward that compares the completions of a batch or draws random numbers. Such a reward gets
             `completion_ids` only if it names them: they would tell samples of equal text apart.
-        isolate: whether it runs in worker processes, where a hang can be killed. None: yes for a reward that is named
-            by a spec, no for a function that is handed over as an object (it may hold what no other process can).
-            Asynchronous rewards always run in this process.
-        timeout: seconds for one call, which is one sample for `per_sample` rewards and a batch for others. None for no
-            limit. A synchronous reward that is not isolated cannot be stopped; it is told of in the log.
-        workers: processes for a `per_sample` reward, and calls at a time for an asynchronous one; others have one.
+        isolate: run in worker processes, where a hang can be killed. None: yes for a reward that is named by a spec,
+            no for a function that comes as an object (it may hold what no other process can have). Asynchronous
+            rewards always run in this process.
+        timeout: seconds per call, which is one sample for `per_sample` rewards and a batch for others. None for no
+            limit. A synchronous reward that is not isolated cannot be stopped; the log has a warning.
+        workers: processes of a `per_sample` reward, concurrent calls of an asynchronous one; others have one.
             Default: `rlkd.workers.pool.default_workers()`, and 64 asynchronous calls.
-        cache: keep the scores of a `per_sample` reward across steps and runs.
-        version: part of the key that scores are kept under, for changes that neither the reward's source nor its
-            parameters show.
+        cache: cache the scores of a `per_sample` reward across steps and runs.
+        version: part of the cache key, for changes that neither the reward's source nor its parameters show.
     """
 
     per_sample: bool = False
@@ -83,10 +82,10 @@ class RewardOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a reward said of one sample. `value` is set for a score, `cause` for a failure.
+    """The outcome of one sample. `value` is set for a score, `cause` for a failure.
 
-    `seconds`: how long the call took that this sample was part of. `reused`: where the outcome is that of an equal
-    sample, in the same `batch` or from the `cache`.
+    `seconds`: duration of the call that scored this sample. `reused`: where the outcome of an equal sample was found,
+    in the same `batch` or in the `cache`.
     """
 
     status: Literal["score", "not_applicable", "failed"]
@@ -95,6 +94,12 @@ class Outcome:
     detail: Mapping[str, Any] | None = None
     seconds: float | None = None
     reused: Literal["batch", "cache"] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The fields that are set, as the rollouts file has them."""
+        values = {name: getattr(self, name) for name in ("status", "value", "cause", "seconds", "reused")}
+        detail = {"detail": dict(self.detail)} if self.detail else {}
+        return {name: value for name, value in values.items() if value is not None} | detail
 
     @classmethod
     def of(cls, returned: Any, reward: str, position: int) -> Outcome:

@@ -32,7 +32,7 @@ def root() -> Path:
 @pytest.fixture(autouse=True)
 def reward_scores_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds the scores of another one, or leaves any in the user's cache."""
-    monkeypatch.setattr("rewards.runner.default_cache", lambda: tmp_path_factory.mktemp("scores") / "rewards.sqlite")
+    monkeypatch.setattr("rewards.build.default_cache", lambda: tmp_path_factory.mktemp("scores") / "rewards.sqlite")
 
 
 @pytest.fixture(scope="session")

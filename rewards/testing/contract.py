@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from rewards.build import wrap
 from rewards.contract import Failed, Outcome, RewardError
-from rewards.runner import AsyncReward, Reward, wrap
+from rewards.runner import AsyncReward, Reward
 from rewards.testing.runner import Samples, samples_from, trl_extras
 from rlkd.registry import SpecError, registry, settable_parameters, split_alias
 from rlkd.workers.pool import Fault, IsolationError, WorkerPool

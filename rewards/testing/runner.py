@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+from rewards.build import build_reward
 from rewards.contract import Outcome, RewardError
-from rewards.runner import AsyncReward, build_reward
 from rlkd.answers import number
 from rlkd.data.loading import records
 from rlkd.data.rows import TRL_ARGUMENTS, Row, RowError, build_prompt, check_row, completion_text, shown
@@ -167,8 +167,7 @@ def score_samples(
                 reward.check_ready()
                 started = time.perf_counter()
                 try:
-                    judged = reward.judge(**samples.batch, **trl_extras())
-                    outcomes = _awaited(judged) if isinstance(reward, AsyncReward) else judged
+                    outcomes = reward.score(**samples.batch, **trl_extras())
                 except RewardError as error:
                     return ScoredSamples([], broken=str(error))
                 runs.append((outcomes, time.perf_counter() - started))
@@ -182,12 +181,6 @@ def score_samples(
             distinct=sum(o.reused is None for o in outcomes) if reward.options.per_sample else None,
             cache_hits=sum(o.reused == "cache" for o in repeated),
         )
-
-
-def _awaited(coroutine: Any) -> Any:
-    from rlkd.engines import run
-
-    return run(coroutine)
 
 
 def trl_extras() -> dict[str, Any]:

@@ -118,14 +118,14 @@ PER_SAMPLE_TEST = """\
 )
 def test_scores_equal_those_computed_by_hand(completion, gold, score):
     reward = build_reward(SPEC, {"limit": 24}, cache=False)
-    [outcome] = reward.judge(completions=[completion], answer=[gold])
+    [outcome] = reward.score(completions=[completion], answer=[gold])
     assert outcome.value == (None if score is None else pytest.approx(score))
 """
 
 BATCH_TEST = """\
 def test_scores_equal_those_computed_by_hand():
     reward = build_reward(SPEC, {"tie": 0.5}, cache=False)
-    outcomes = reward.judge(completions=["a", "bb", "cc", "d"], id=["first", "first", "first", "second"])
+    outcomes = reward.score(completions=["a", "bb", "cc", "d"], id=["first", "first", "first", "second"])
     # Both others are longer; one other is as long, which counts half; and the last one has nothing to compare with.
     assert [outcome.value for outcome in outcomes] == [pytest.approx(1.0), 0.25, 0.25, None]
 """

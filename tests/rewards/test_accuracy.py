@@ -2,8 +2,9 @@ import threading
 
 import pytest
 
-from rewards import Failed, build_reward
+from rewards import Failed
 from rewards.accuracy import Accuracy
+from tests.helpers.rewards import build_reward
 
 
 def score(text, gold, **parameters):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from trl.trainer.utils import nanstd
 
 from rewards import CompositeReward, Failed, Outcome, RewardError, build_rewards
-from rewards.runner import wrap
-from trainers.common.missing import apply_gates, drop_failed, fill_missing
+from rewards.arithmetic import settle
+from rewards.batch import ScoredBatch
+from rewards.build import wrap
 
 
 def one(completions, **columns):
@@ -60,24 +61,27 @@ def test_the_arithmetic_is_that_of_the_trainer_and_of_trl(columns, aggregation, 
     reward = composite(
         one, two, later, weights=weights, gates={"two": "one"}, aggregation=aggregation, on_failure=on_failure
     )
-    found = reward.combine([[outcome(value) for value in column] for column in columns])
+    names = ["one", "two", "later"]
+    group = ScoredBatch(
+        [{}] * len(columns[0]),
+        outcomes={name: [outcome(v) for v in column] for name, column in zip(names, columns, strict=True)},
+    )
+    found = reward.combine(group)
     # As RLKDTrainer settles it, and then TRL: shapes (completions, rewards).
     raw = torch.tensor(
         [[value if isinstance(value, float) else math.nan for value in column] for column in columns],
-        dtype=torch.float64,
-    ).T
+        dtype=torch.float32,
+    ).T.contiguous()
     failed = torch.tensor([[value == "failed" for value in column] for column in columns]).T
-    failed = failed if on_failure == "drop" else torch.zeros_like(failed)
-    filled = fill_missing(drop_failed(raw, failed), len(raw))
-    ready = apply_gates(drop_failed(filled, failed), {1: 0})
+    ready = settle(raw, failed, len(raw), on_failure=on_failure, gates={1: 0})
     unscorable = ready.isnan().all(dim=1)
     if aggregation == "normalize_then_sum":
         ready = (ready - ready.nanmean(dim=0, keepdim=True)) / (nanstd(ready, dim=0, keepdim=True) + 1e-4)
-    expected = (ready * torch.tensor(weights, dtype=torch.float64)).nansum(dim=1)
+    expected = (ready * torch.tensor(weights)).nansum(dim=1)
     for i, value in enumerate(found):
         assert (value is None) == bool(unscorable[i])
         if value is not None:
-            assert value == pytest.approx(expected[i].item(), abs=1e-6)
+            assert value == pytest.approx(expected[i].item(), abs=1e-5, rel=1e-5)
 
 
 def test_groups_are_settled_one_by_one() -> None:
@@ -87,7 +91,7 @@ def test_groups_are_settled_one_by_one() -> None:
 
 
 def test_completions_that_are_no_whole_groups_are_refused() -> None:
-    with pytest.raises(RewardError, match="3 completions are no groups of 2"):
+    with pytest.raises(RewardError, match="3 completions are not groups of 2"):
         scores(composite(one, group_size=2), "a", "b", "c")
 
 
@@ -107,7 +111,7 @@ def test_raise_names_the_reward_and_the_cause() -> None:
     ("settings", "message"),
     [
         ({"weights": [1.0]}, "1 weights"),
-        ({"gates": {"two": "on"}}, "'on' is no reward here. Did you mean 'one'"),
+        ({"gates": {"two": "on"}}, "'on' is not one of the rewards. Did you mean 'one'"),
         ({"aggregation": "mean"}, "aggregation 'mean'"),
         ({"on_failure": "ignore"}, "on_failure 'ignore'"),
     ],

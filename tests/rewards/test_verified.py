@@ -8,7 +8,7 @@ from itertools import groupby
 import pytest
 from trl.rewards import accuracy_reward, get_cosine_scaled_reward, reasoning_accuracy_reward
 
-from rewards import Failed, RewardError, build_reward
+from rewards import Failed, RewardError
 from rewards.verified import (
     AccuracyReward,
     CosineScaledReward,
@@ -18,6 +18,7 @@ from rewards.verified import (
     verdict,
 )
 from rlkd.data.samples import sample_rows
+from tests.helpers.rewards import build_reward
 
 LATEX = [
     r"\frac{1}{2}", "0.5", r"\frac12", "50\\%", "x+1", "1+x", r"\sqrt{2}", r"2\sqrt{3}",

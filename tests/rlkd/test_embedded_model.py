@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards import build_reward
 from rlkd.data.samples import sample_rows
 from rlkd.engines import Completion, EngineError, Sampling, open_engine, run
 from rlkd.models import ModelUnavailable, embedded_model, verify_embedded_model
+from tests.helpers.rewards import build_reward
 
 pytestmark = pytest.mark.slow
 

@@ -34,13 +34,13 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.experimental.async_grpo import AsyncGRPOTrainer
 
 from rewards import RewardError
-from rlkd.data.rows import RESERVED_COLUMNS
 from rlkd.errors import UsageError
 from rlkd.files import read_records
 from rlkd.http import get_json, post_json
 from rlkd.models import resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.rollouts import packed_attention, whole_text
+from trainers.common.preflight import check_columns
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import async_with, check_async_trl
 from trainers.vllm.checks import ask_server, installed_vllm, longest_prompt, rounded_length
@@ -81,11 +81,7 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         check_async_trl()
         log = Path(args.output_dir or ".").resolve() / "rollouts" / "async.jsonl"
         composite = args.composite(log if args.save_rollouts else None)
-        columns = train_dataset.column_names
-        for name in RESERVED_COLUMNS:
-            if name in columns:
-                raise UsageError(f"train_dataset: the column name {name!r} is reserved by TRL; rename the column")
-        composite.check_columns(columns)
+        composite.check_columns(check_columns(train_dataset, "train_dataset") or ())
         composite.check_ready()
         student = resolve_model(model)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(student, revision=_revision(args))
@@ -191,8 +187,6 @@ def check_async(
             f"the tokenizer of {model} has no chat template, and the asynchronous trainer asks in messages. Take an "
             f"instruct model"
         )
-    if dataset is not None and "prompt" not in dataset.column_names:
-        raise UsageError(f"train_dataset has no column 'prompt'; there are {', '.join(dataset.column_names)}")
     prompt_tokens = longest_prompt(dataset, tokenizer)
     needed = prompt_tokens + args.max_completion_length
     if args.token_budget is not None and 0 < args.token_budget < needed:

@@ -1,4 +1,4 @@
-"""The keys that name the rewards of a run, and say how they are run and become one."""
+"""The config keys of rewards: their names, parameters and options, and how they are combined."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.composite import AGGREGATIONS, CompositeReward
+from rewards import CompositeReward, Reward, RewardError, build_rewards
+from rewards.composite import AGGREGATIONS
 from rlkd.errors import UsageError
 from rlkd.registry import suggestion
 
@@ -17,7 +18,7 @@ MAPPINGS = ("reward_kwargs", "reward_options", "reward_gates")
 
 @dataclass
 class RewardSettings:
-    """Rewards by name, and how they become one: what the configs of all trainers with rewards share."""
+    """Rewards by name and how they are combined; part of the config of every trainer with rewards."""
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "structure"],
@@ -32,25 +33,25 @@ class RewardSettings:
     reward_options: dict[str, dict[str, Any]] | str | None = field(
         default=None,
         metadata={
-            "help": "How rewards are run: {name: {option: value}}, with the options timeout (seconds a call), isolate "
+            "help": "Options of rewards: {name: {option: value}}. Options: timeout (seconds per call), isolate "
             "(in worker processes), workers, per_sample, cache, version; see rewards.RewardOptions."
         },
     )
     reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "A weight for each reward, in the order of reward_funcs; by default 1 each."}
+        default=None, metadata={"help": "Weight of each reward, in the order of reward_funcs; by default 1 each."}
     )
     reward_cache: str = field(
         default="on",
         metadata={
-            "help": "Keep scores across steps and runs, for rewards that allow it: on (rewards.sqlite in the cache "
-            "folder), off, or a file."
+            "help": "Cache of scores across steps and runs, for rewards that allow it: on (rewards.sqlite in the "
+            "cache folder), off, or a file."
         },
     )
     reward_gates: dict[str, str] | str | None = field(
         default=None,
         metadata={
             "help": "{gated: condition}: the gated reward is multiplied by the condition, clipped to [0, 1]. "
-            "{structure: accuracy} pays for structure only where the answer is right."
+            "{structure: accuracy} rewards structure only where the answer is right."
         },
     )
     multi_objective_aggregation: str = field(
@@ -64,7 +65,7 @@ class RewardSettings:
     on_failure: str = field(
         default="impute",
         metadata={
-            "help": "What a failed reward does: impute (the group's mean of that reward stands in), drop (the "
+            "help": "Handling of a failed reward: impute (the group's mean of that reward replaces it), drop (the "
             "completion is left out), raise (the run ends).",
             "choices": ["impute", "drop", "raise"],
         },
@@ -81,7 +82,7 @@ class RewardSettings:
                 try:
                     value = json.loads(value)
                 except ValueError as error:
-                    raise UsageError(f"{name}: {value!r} is no JSON object ({error})") from error
+                    raise UsageError(f"{name}: {value!r} is not a JSON object ({error})") from error
                 setattr(self, name, value)
             if value is not None and not isinstance(value, dict):
                 raise UsageError(f"{name}: expected a mapping, found {value!r}")
@@ -94,23 +95,27 @@ class RewardSettings:
 
     def gates(self) -> dict[str, str]:
         """`reward_gates` as a mapping."""
-        return self.reward_gates if isinstance(self.reward_gates, dict) else {}
+        return dict(self.reward_gates or {})  # type: ignore[arg-type]  # read_reward_settings has read the text
+
+    def build_rewards(self, specs: Sequence[Any] | None = None) -> list[Reward]:
+        """The rewards that the config names, or the given ones with its parameters; raises `RewardError`."""
+        if specs is None and not self.reward_funcs:
+            raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the known names.")
+        return build_rewards(
+            self.reward_funcs if specs is None else specs,
+            self.reward_kwargs,  # type: ignore[arg-type]
+            self.reward_options,  # type: ignore[arg-type]
+            cache=self.cache(),
+        )
 
     def composite(self, log: Path | None = None) -> CompositeReward:
-        """The rewards as one, which scores one group a call and writes to `log`; raises `UsageError`."""
-        from rewards import RewardError, build_rewards
-
-        if not self.reward_funcs:
-            raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the names there are.")
-        kwargs = self.reward_kwargs if isinstance(self.reward_kwargs, dict) else {}
-        options = self.reward_options if isinstance(self.reward_options, dict) else {}
-        gates = self.gates()
-        rewards = build_rewards(self.reward_funcs, kwargs, options, cache=self.cache())
-        self._check(gates, [reward.__name__ for reward in rewards])
+        """The rewards as one, which scores one group per call and writes to `log`; raises `UsageError`."""
+        rewards = self.build_rewards()
+        self.check_names([reward.__name__ for reward in rewards])
         return CompositeReward(
             rewards,
             weights=self.reward_weights,
-            gates=gates,
+            gates=self.gates(),
             aggregation=self.multi_objective_aggregation,  # type: ignore[arg-type]
             on_failure=self.on_failure,  # type: ignore[arg-type]
             log=log,
@@ -121,13 +126,14 @@ class RewardSettings:
         known = {"on": True, "true": True, "off": False, "false": False, "none": False}
         return known.get(str(self.reward_cache).lower(), Path(str(self.reward_cache)).expanduser())
 
-    def _check(self, gates: dict[str, str], names: Sequence[str]) -> None:
+    def check_names(self, names: Sequence[str]) -> None:
+        """Check weights and gates against the names of the rewards; raises `UsageError`."""
         if self.reward_weights is not None and len(self.reward_weights) != len(names):
             raise UsageError(
                 f"reward_weights has {len(self.reward_weights)} entries {self.reward_weights} for {len(names)} "
-                f"rewards {list(names)}; give one weight a reward, in that order"
+                f"rewards {list(names)}; give one weight per reward, in that order"
             )
-        for gated, condition in gates.items():
+        for gated, condition in self.gates().items():
             for name in (gated, condition):
                 if name not in names:
                     raise UsageError(f"reward_gates: {name!r} is no reward of this run.{suggestion(name, names)}")

@@ -1,55 +1,49 @@
-"""The methods of TRL that our trainers override, and a check at start-up that they are still what we know.
+"""TRL's private surface: every private method and attribute that our trainers use, with checks at start-up.
 
-Overridden in `trainers/rlkd/trainer.py`, with unchanged names and parameters from TRL 0.24 to 1.16; tested with
-1.16.0:
+Checked on TRL 1.16.0. A method with other parameters ends the start (`check_trl`, `check_distillation`,
+`check_vllm_generation`, `check_async_trl`), a value of another shape the first use of it.
 
-- `_generate_and_score_completions(inputs)`: rows of this process in, tensors out; rollouts are written after it;
-- `_calculate_rewards(inputs, prompts, completions, completion_ids_list)`: the gathered rewards of all processes come
-  out, one row a completion and NaN for a missing reward; missing entries and gates are settled on them.
+`GRPOTrainer`, for `trainers/rlkd/trainer.py`; names and parameters as from TRL 0.24 on:
 
-Called there: `_log_metric(name, value)`, which TRL gives to rewards as `log_metric`; values are
-averaged over processes.
+- overridden: `_generate_and_score_completions`, `_calculate_rewards`, `_generate` (its result is passed on unread,
+  but for `reward_prefetch`: `completions_of`);
+- called: `_log_metric`;
+- read: `num_generations`, `num_generations_eval`, `reward_funcs`, `reward_func_names`; in the config,
+  `_VALID_DICT_FIELDS`.
 
-Read there: `num_generations`, `num_generations_eval`, `reward_funcs`, `reward_func_names`; and, in the config,
-extended: `_VALID_DICT_FIELDS`.
+`DistillationTrainer`, for `trainers/validity_kd/trainer.py`; names and parameters as from TRL 1.12 on:
 
-Overridden in `trainers/validity_kd/trainer.py`, with unchanged names and parameters from TRL 1.12 to 1.16; tested with
-1.16.0:
+- overridden: `_generate_and_score_completions`, `_compute_loss`, `_get_train_sampler` (a `RepeatSampler`, of which
+  `data_source`, `shuffle` and `generator` are read);
+- called: `_get_last_hidden_state`;
+- read: `_tokenizer`, `eos_token_ids`, `chat_template_kwargs`, `model_wrapped`, `vllm_generation` (of it, in
+  `trainers/validity_kd/proposals.py`, `max_completion_length`, `generation_kwargs`, `sync_weights`, `generate`);
+- read and written: `_metrics`, `generation_config`, `_last_loaded_step`, `teacher_model`;
+- keys of a batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `tool_mask`, `num_items_in_batch`;
+- its divergence, `trl_kernel`, which `check_distillation` compares with ours.
 
-- `DistillationTrainer._generate_and_score_completions(inputs)`: rows of this process in, tensors out;
-- `DistillationTrainer._compute_loss(unwrapped_student, inputs, num_items_in_batch)`: the loss of a micro-batch, with
-  the student's entropies summed and the number of tokens, out;
-- `DistillationTrainer._get_train_sampler(dataset)`: a `RepeatSampler`, whose `generator` orders each epoch.
+`trl.generation.vllm_generation`: the names `LLM` and `VLLMClient` are replaced while a trainer is built, and only
+where vLLM runs on a CPU or takes weights without NCCL (`build_vllm_with`); the clients in
+`trainers/vllm/weight_sync.py` override methods of `VLLMClient`.
 
-Called there: `_get_last_hidden_state(unwrapped_model, input_ids, attention_mask, logits_to_keep)`; read: `_tokenizer`,
-`eos_token_ids`, `chat_template_kwargs`, `model_wrapped`, `vllm_generation` (and of it, in
-`trainers/validity_kd/proposals.py`, `max_completion_length`, `generation_kwargs`, `sync_weights`, `generate`); read
-and written: `_metrics`, `generation_config`, `_last_loaded_step`, `teacher_model`; of the sampler `data_source`,
-`shuffle` and `generator`. The keys `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `tool_mask`,
-`num_items_in_batch` of a batch are TRL's.
-`trl_kernel` is TRL's divergence. `check_distillation` compares ours with it, and looks for methods and attributes.
-
-Replaced for the time a trainer is built, and only where vLLM runs on a CPU or takes weights without NCCL: the names
-`LLM` and `VLLMClient` in `trl.generation.vllm_generation` (`build_vllm_with`); see `trainers/vllm/weight_sync.py`,
-whose clients override methods of `VLLMClient` (`check_vllm_generation` names them).
-
-For `trainers/async_grpo/trainer.py`, on TRL's experimental AsyncGRPOTrainer: its question for the peak speed of the
-GPU is answered and its attention kernel replaced where there is no CUDA (`async_with`).
+`AsyncGRPOTrainer` (experimental), for `trainers/async_grpo/trainer.py`: without CUDA, its lookup of the GPU's peak
+FLOPs and its attention kernel are replaced (`async_with`).
 """
 
-import ast
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
-from textwrap import dedent
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlkd.errors import UsageError
+
+_INSTALL = 'Install a TRL that rlkd is tested with:  pip install "trl==1.16.0"'
 
 _HOOKS = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_log_metric": ["self", "name", "value"],
+    "_generate": ["self", "prompts"],
 }
 
 _DISTILLATION_HOOKS = {
@@ -59,19 +53,16 @@ _DISTILLATION_HOOKS = {
     "_get_last_hidden_state": ["self", "unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"],
 }
 
-# Set by its `__init__`, and read or written by us.
-_DISTILLATION_ATTRIBUTES = {
-    "_last_loaded_step",
-    "_metrics",
-    "_tokenizer",
-    "chat_template_kwargs",
-    "eos_token_ids",
-    "generation_config",
-    "teacher_model",
-    "vllm_generation",
+_CLIENT_METHODS = {
+    "init_communicator": ["self", "device"],
+    "update_named_params": ["self", "metadata", "named_params"],
+    "close_communicator": ["self"],
+    "_start_weight_update": ["self"],
+    "_finish_weight_update": ["self"],
+    "get_world_size": ["self"],
 }
 
-# What TRL gives to its kernel for attention in packed rows, computed for each of them.
+# The arguments of TRL's attention kernel for packed rows.
 _PACKED = [
     "tree_kv_index",
     "tree_cu_seqlens_q",
@@ -82,21 +73,14 @@ _PACKED = [
 
 
 def check_trl() -> None:
-    """Raise `UsageError` if TRL has no such method, or with other parameters: overrides would be silently skipped."""
+    """Raise `UsageError` where TRL lacks a method that we override, or has another: TRL would not call ours."""
     import trl
 
-    for name, expected in _HOOKS.items():
-        method = getattr(trl.GRPOTrainer, name, None)
-        found = list(inspect.signature(method).parameters) if method else None
-        if found != expected:
-            raise UsageError(
-                f"TRL {trl.__version__}: GRPOTrainer.{name} takes {found}, expected {expected}. "
-                f'Install a TRL that rlkd is tested with:  pip install "trl==1.16.0"'
-            )
+    _complain(_wrong_methods(trl.GRPOTrainer, _HOOKS))
 
 
 def check_distillation() -> None:
-    """Raise `UsageError` if TRL's DistillationTrainer has other methods than we override, or another loss than ours.
+    """Raise `UsageError` where TRL's DistillationTrainer has other methods than we override, or another loss.
 
     The loss is compared on a few random numbers, for the three kinds of `beta`: with weights of 1 ours is TRL's.
     """
@@ -105,14 +89,7 @@ def check_distillation() -> None:
 
     from rlkd.divergence import Divergence, Head, chunked_divergence
 
-    wrong = []
-    for name, expected in _DISTILLATION_HOOKS.items():
-        method = getattr(trl.DistillationTrainer, name, None)
-        found = list(inspect.signature(method).parameters) if method else None
-        if found is None or found[: len(expected)] != expected:
-            wrong.append(f"DistillationTrainer.{name} takes {found}, expected {expected}")
-    if lacking := sorted(_DISTILLATION_ATTRIBUTES - _names(trl.DistillationTrainer.__init__)):
-        wrong.append(f"DistillationTrainer does not set {', '.join(lacking)}")
+    wrong = _wrong_methods(trl.DistillationTrainer, _DISTILLATION_HOOKS)
     if not wrong:
         # A generator of its own: the random state belongs to the run.
         random = torch.Generator().manual_seed(0)
@@ -123,11 +100,7 @@ def check_distillation() -> None:
             ours, theirs = chunked_divergence(*arguments)[0], trl_kernel(*arguments)[0]
             if not torch.allclose(ours, theirs, atol=1e-5):
                 wrong.append(f"its divergence at beta {beta} is {theirs.tolist()}, ours {ours.tolist()}")
-    if wrong:
-        raise UsageError(
-            f"TRL {trl.__version__}: {'; '.join(wrong)}. Install a TRL that rlkd is tested with:  "
-            f'pip install "trl==1.16.0"'
-        )
+    _complain(wrong)
 
 
 def trl_kernel(student_hidden: Any, student: Any, teacher_hidden: Any, teacher: Any, divergence: Any) -> Any:
@@ -152,41 +125,26 @@ def trl_kernel(student_hidden: Any, student: Any, teacher_hidden: Any, teacher: 
     )
 
 
-def check_generate() -> None:
-    """Raise `UsageError` if TRL's `_generate` is not the one that `completions_of` reads (TRL 1.15 and 1.16).
-
-    It has changed its results from version to version, so only `reward_prefetch` touches it.
-    """
-    import trl
-
-    method = trl.GRPOTrainer._generate
-    parameters = list(inspect.signature(method).parameters)
-    ends = [node for node in ast.walk(ast.parse(dedent(inspect.getsource(method)))) if isinstance(node, ast.Return)]
-    returned = [ast.unparse(item) for item in getattr(ends[-1].value, "elts", [])] if ends else []
-    if parameters[:2] != ["self", "prompts"] or returned[1:4:2] != ["completion_ids", "completions"]:
-        raise UsageError(
-            f"reward_prefetch: TRL {trl.__version__}'s GRPOTrainer._generate takes {parameters} and returns "
-            f'{returned}, which rlkd does not know. Set reward_prefetch: false, or  pip install "trl==1.16.0"'
-        )
-
-
 def completions_of(generated: Any, count: int) -> tuple[list[Any], list[Any]]:
-    """The completion ids and the completions in what `_generate` returned, one each for `count` prompts."""
+    """The completion ids and the completions in the result of `_generate`, one each for `count` prompts.
+
+    Its result has changed between versions of TRL, so only `reward_prefetch` reads it.
+    """
     if isinstance(generated, tuple) and len(generated) > 3:
         completion_ids, completions = generated[1], generated[3]
         if isinstance(completions, list) and len(completion_ids) == len(completions) == count:
             return completion_ids, completions
     raise UsageError(
-        "reward_prefetch: TRL's GRPOTrainer._generate returned something that rlkd does not know; "
-        "set reward_prefetch: false"
+        f"reward_prefetch: TRL's GRPOTrainer._generate returned a value of unknown shape. Set reward_prefetch: false. "
+        f"{_INSTALL}"
     )
 
 
 @contextlib.contextmanager
 def build_vllm_with(**replacements: Any) -> Iterator[None]:
-    """While TRL's trainer is built, let it find these in place of its own `VLLMClient` or `LLM`.
+    """While TRL's trainer is built, let it find these instead of its own `VLLMClient` or `LLM`.
 
-    TRL makes both by name in one method and offers no other way in. Checked on TRL 1.16.0.
+    TRL looks both up by name in one method and offers no other hook.
     """
     from trl.generation import vllm_generation
 
@@ -207,67 +165,42 @@ def build_vllm_with(**replacements: Any) -> Iterator[None]:
 def check_vllm_generation() -> None:
     """Raise `UsageError` if TRL's vLLM side has other methods than `build_vllm_with` and our clients expect."""
     import trl
+    from trl.generation import vllm_generation
     from trl.generation.vllm_client import VLLMClient
     from trl.generation.vllm_generation import VLLMGeneration
 
-    known = {
-        "init_communicator": ["self", "device"],
-        "update_named_params": ["self", "metadata", "named_params"],
-        "close_communicator": ["self"],
-        "_start_weight_update": ["self"],
-        "_finish_weight_update": ["self"],
-        "get_world_size": ["self"],
-    }
-    wrong = [
-        f"VLLMClient.{name} takes {found}, expected {expected}"
-        for name, expected in known.items()
-        if (found := list(inspect.signature(getattr(VLLMClient, name, lambda: 0)).parameters)) != expected
-    ]
-    made = set(VLLMGeneration._init_vllm.__code__.co_names) if hasattr(VLLMGeneration, "_init_vllm") else set()
-    wrong += [f"VLLMGeneration makes no {name}" for name in ("LLM", "VLLMClient") if name not in made]
+    wrong = _wrong_methods(VLLMClient, _CLIENT_METHODS) + _wrong_methods(VLLMGeneration, {"_init_vllm": ["self"]})
+    # Both names are looked up there; `LLM` exists only if vLLM is installed.
+    if not hasattr(vllm_generation, "VLLMClient"):
+        wrong.append("vllm_generation has no VLLMClient")
     if wrong:
         raise UsageError(
             f"TRL {trl.__version__}: {'; '.join(wrong)}. With this version, rlkd can use vLLM only on a GPU with "
-            f'vllm_weight_transfer: nccl. Install  pip install "trl==1.16.0"'
+            f"vllm_weight_transfer: nccl. {_INSTALL}"
         )
 
 
 def check_async_trl() -> None:
     """Raise `UsageError` if TRL's asynchronous trainer is not the one that `async_with` and our subclass know."""
-    import trl
     from trl.experimental.async_grpo import async_grpo_trainer, async_rollout_worker, packing, vllm_client
 
-    def parameters(function: Any) -> list[str]:
-        return list(inspect.signature(function).parameters) if callable(function) else []
-
     attention = getattr(packing, "tree_attention", None)
-    speed = getattr(async_grpo_trainer, "get_peak_flops_per_device", None)
-    loop = getattr(async_rollout_worker, "_AsyncRolloutLoop", object)
-    client = getattr(vllm_client, "VLLMClient", object)
-    wrong = [
-        what
-        for what, known in {
-            "packed attention": [name for name in parameters(attention) if name.startswith("tree_")] == _PACKED,
-            "the question for the GPU's speed": parameters(speed) == ["accelerator", "dtype"],
-            "the trainer's start": "get_peak_flops_per_device" in _names(async_grpo_trainer.AsyncGRPOTrainer.__init__),
-            "the rollout process": "response_template" in _names(getattr(loop, "__init__", None)),
-            "the names of adapters": "load_lora_adapter" in dir(client),
-        }.items()
-        if not known
-    ]
-    if wrong:
-        raise UsageError(
-            f"TRL {trl.__version__}: its asynchronous trainer has changed ({', '.join(wrong)}), and rlkd does not "
-            f'know it. Install a TRL that rlkd is tested with:  pip install "trl==1.16.0"'
-        )
+    wrong = _wrong_methods(async_grpo_trainer, {"get_peak_flops_per_device": ["accelerator", "dtype"]})
+    if [name for name in _parameters(attention) if name.startswith("tree_")] != _PACKED:
+        wrong.append(f"packing.tree_attention takes {_parameters(attention)}")
+    if "processing_class" not in _parameters(getattr(async_rollout_worker, "_AsyncRolloutLoop", None)):
+        wrong.append("_AsyncRolloutLoop takes no processing_class")
+    if not hasattr(getattr(vllm_client, "VLLMClient", None), "load_lora_adapter"):
+        wrong.append("VLLMClient has no load_lora_adapter")
+    _complain(wrong)
 
 
 @contextlib.contextmanager
 def async_with(attention: Callable[..., Any]) -> Iterator[None]:
     """While TRL's AsyncGRPOTrainer is built, fit it to a machine without CUDA, with `attention` for its kernel.
 
-    `attention` is told of at transformers' own registry, under the name that TRL registers, and stays there. With
-    CUDA, nothing changes.
+    `attention` is registered with transformers under the name that TRL registers, and stays there. With CUDA, nothing
+    changes.
     """
     import torch
 
@@ -278,17 +211,33 @@ def async_with(attention: Callable[..., Any]) -> Iterator[None]:
     from trl.experimental.async_grpo import async_grpo_trainer
     from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
-    # It looks the GPU up by name, which raises without one. None is its own answer for GPUs that it does not know.
-    asked = async_grpo_trainer.get_peak_flops_per_device
+    # The lookup raises without a GPU. None is its own result for GPUs that it does not know.
+    lookup = async_grpo_trainer.get_peak_flops_per_device
     async_grpo_trainer.get_peak_flops_per_device = lambda accelerator, dtype: None
     try:
         yield
     finally:
-        async_grpo_trainer.get_peak_flops_per_device = asked
+        async_grpo_trainer.get_peak_flops_per_device = lookup
     # Last, as the trainer registers the kernel when it is built. Models look an attention up at every call.
     AttentionInterface.register(TREE_ATTENTION, attention)
 
 
-def _names(function: Any) -> set[str]:
-    code = getattr(function, "__code__", None)
-    return {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))} if code else set()
+def _wrong_methods(owner: Any, known: Mapping[str, Sequence[str]]) -> list[str]:
+    """The functions of `owner` that do not begin with the known parameters."""
+    wrong = []
+    for name, expected in known.items():
+        found = _parameters(getattr(owner, name, None))
+        if found[: len(expected)] != expected:
+            wrong.append(f"{owner.__name__}.{name} takes {found}, expected {expected}")
+    return wrong
+
+
+def _parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters) if callable(function) else []
+
+
+def _complain(wrong: Sequence[str]) -> None:
+    import trl
+
+    if wrong:
+        raise UsageError(f"TRL {trl.__version__}: {'; '.join(wrong)}. {_INSTALL}")

@@ -1,97 +1,80 @@
-"""Rewards that are worked out while the model computes the log-probabilities of the completions.
+"""Computes rewards while the model computes the log-probabilities of the completions.
 
-TRL asks the rewards when the forward passes behind the generation are over: those for the old policy, where several
-optimizer steps share one generation, and those for the reference model, where `beta` is above 0. A judge on a server
-could have answered meanwhile. With `reward_prefetch`, rewards get the completions as soon as they are there, and TRL's
-own call finds the outcomes. They are the same either way: if that call turns out to be about anything else than what
-was sent ahead, it is answered as if nothing had been.
+TRL calls the rewards after the forward passes that follow generation: those of the old policy, if several optimizer
+steps share one generation, and those of the reference model, if `beta` is above 0. A judge on a server could have
+answered meanwhile. With `reward_prefetch`, rewards get the completions at once, and TRL's own call finds the outcomes.
+They are the same either way: a call with other arguments than those of the prefetch is computed as without it.
 
-Sent ahead are rewards that run elsewhere or side by side anyway: asynchronous ones, those in worker processes, and
-`per_sample` ones. A function in this process that is none of these may use what the model is using.
+Prefetched are rewards that run elsewhere or concurrently anyway: asynchronous ones, those in worker processes, and
+`per_sample` ones. Any other function in this process may use what the model is using.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from rewards import Outcome, Reward
 from rewards.runner import AsyncReward
-from rlkd.engines import run
 
 
-class Ahead:
-    """What a reward was asked before TRL asks it."""
+class PrefetchedReward:
+    """A reward that computes its outcomes in a thread from `start` on; `score` returns them."""
 
-    def __init__(self, arguments: dict[str, Any], judge: Callable[..., list[Outcome]]):
-        self._arguments = arguments
+    def __init__(self, reward: Reward):
+        self.reward = reward
+        self._arguments: dict[str, Any] | None = None
+        self._outcomes: Future[list[Outcome]] = Future()
         self._logged: list[tuple[str, Any, Any]] = []
-        # What it logs is handed on when TRL asks: before that, TRL may still be at the batch before.
+
+    def start(self, rows: Sequence[Mapping[str, Any]], completions: Any, completion_ids: Any, state: Any) -> None:
+        """Start on a batch, with the columns that TRL will pass."""
+        columns = [name for name in rows[0] if name not in ("prompt", "completion", "completion_ids")]
+        self._arguments = {name: [row[name] for row in rows] for name in columns}
+        self._arguments |= {"prompts": [row["prompt"] for row in rows], "completions": completions}
+        self._arguments |= {"completion_ids": completion_ids, "trainer_state": state}
+        self._outcomes, self._logged = Future(), []
+        logged = self._logged
+        # Logged only when TRL calls: until then, TRL may still be at the batch before.
         recorders: dict[str, Any] = {
-            "log_metric": lambda name, value: self._logged.append(("log_metric", name, value)),
-            "log_extra": lambda column, values: self._logged.append(("log_extra", column, values)),
+            "log_metric": lambda name, value: logged.append(("log_metric", name, value)),
+            "log_extra": lambda column, values: logged.append(("log_extra", column, values)),
         }
-        self._future: Future[list[Outcome]] = Future()
-        # A daemon, and no pool of threads: the end of the process does not wait for a judge.
-        threading.Thread(target=self._ask, args=(judge, {**arguments, **recorders}), daemon=True).start()
+        # A daemon instead of a thread pool: the end of the process does not wait for a judge.
+        arguments = (self.reward, self._arguments | recorders, self._outcomes)
+        threading.Thread(target=_compute, args=arguments, daemon=True).start()
 
-    def _ask(self, judge: Callable[..., list[Outcome]], arguments: dict[str, Any]) -> None:
+    def score(self, **arguments: Any) -> list[Outcome]:
+        """The outcomes of the batch that was started; for other arguments, those of the reward."""
+        given = {name: value for name, value in arguments.items() if name not in ("log_metric", "log_extra")}
         try:
-            self._future.set_result(judge(**arguments))
-        except BaseException as error:
-            self._future.set_exception(error)
-
-    def answers(self, arguments: dict[str, Any]) -> bool:
-        """Whether `arguments`, as TRL gives them, are those that were sent ahead."""
-        asked = {name: value for name, value in arguments.items() if name not in ("log_metric", "log_extra")}
-        try:
-            return bool(asked == self._arguments)
+            is_started = bool(given == self._arguments)
         except Exception:  # a column of arrays
-            return False
-
-    def result(self, arguments: dict[str, Any]) -> list[Outcome]:
-        """The outcomes; what was logged goes on through the callbacks in `arguments`. Raises what was raised."""
-        outcomes = self._future.result()
+            is_started = False
+        self._arguments = None
+        if not is_started:
+            return self.reward.score(**arguments)
+        outcomes = self._outcomes.result()
         for callback, name, value in self._logged:
             if arguments.get(callback) is not None:
                 arguments[callback](name, value)
         return outcomes
 
 
-class Prefetch:
-    """Sends the completions of a generation batch to rewards ahead of TRL's own call."""
-
-    def __init__(self, rewards: Sequence[Any]):
-        self._rewards = [reward for reward in rewards if isinstance(reward, Reward) and _may_run_ahead(reward)]
-
-    @property
-    def names(self) -> list[str]:
-        """The rewards that are sent ahead."""
-        return [reward.__name__ for reward in self._rewards]
-
-    def start(self, rows: Sequence[dict[str, Any]], completions: Any, completion_ids: Any, state: Any) -> None:
-        """Send a batch, with the columns that TRL is going to give."""
-        if not rows:
-            return
-        columns = [name for name in rows[0] if name not in ("prompt", "completion", "completion_ids")]
-        arguments: dict[str, Any] = {name: [row[name] for row in rows] for name in columns}
-        arguments |= {
-            "prompts": [row["prompt"] for row in rows],
-            "completions": completions,
-            "completion_ids": completion_ids,
-            "trainer_state": state,
-        }
-        for reward in self._rewards:
-            reward.ahead = Ahead(arguments, _judge(reward))
+def prefetched_rewards(rewards: Sequence[Any]) -> dict[str, PrefetchedReward]:
+    """The rewards that may run while the model computes, by name."""
+    return {
+        reward.__name__: PrefetchedReward(reward)
+        for reward in rewards
+        if isinstance(reward, Reward)
+        and (isinstance(reward, AsyncReward) or reward.is_isolated or reward.options.per_sample)
+    }
 
 
-def _may_run_ahead(reward: Reward) -> bool:
-    return isinstance(reward, AsyncReward) or reward.is_isolated or reward.options.per_sample
-
-
-def _judge(reward: Reward) -> Callable[..., list[Outcome]]:
-    if isinstance(reward, AsyncReward):
-        return lambda **arguments: run(reward.judge(**arguments))
-    return reward.judge
+def _compute(reward: Reward, arguments: dict[str, Any], outcomes: Future[list[Outcome]]) -> None:
+    try:
+        outcomes.set_result(reward.score(**arguments))
+    except BaseException as error:
+        outcomes.set_exception(error)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkd.data.rows import RESERVED_COLUMNS
 from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
@@ -26,6 +25,7 @@ from rlkd.teachers.topk import (
     vocabulary_fingerprint,
 )
 from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
+from trainers.common.preflight import check_columns, check_size, check_unused_columns
 from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
 
@@ -44,8 +44,7 @@ def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | No
         raise UsageError(
             "there is no teacher. Set teacher: a model, http://HOST:PORT/v1#MODEL, or the folder of a teacher cache"
         )
-    if args.remove_unused_columns:
-        raise UsageError("remove_unused_columns=True takes away the teacher's traces; leave it at False")
+    check_unused_columns(args, "the teacher's traces")
     if args.restore_callback_states_from_checkpoint:
         raise UsageError(
             "restore_callback_states_from_checkpoint=True would replace the callback that keeps tau; leave it at "
@@ -200,27 +199,22 @@ def ready_scorer(args: ValidityKDConfig, teacher: Any) -> Any | None:
     return scorer
 
 
-def check_dataset(args: ValidityKDConfig, dataset: Any, part: str = "train_dataset") -> None:
+def check_dataset(args: ValidityKDConfig, dataset: Any, part: str) -> None:
     """Check a `datasets.Dataset` against the batch and the share of teacher traces; raise `UsageError`."""
-    columns = getattr(dataset, "column_names", None)
-    if columns is None:  # a streaming dataset of unknown features
+    columns = check_columns(dataset, part)
+    if columns is None:
         return
-    for name in RESERVED_COLUMNS:
-        if name in columns:
-            raise UsageError(f"{part}: the column name {name!r} is reserved by TRL; rename the column")
-    if "prompt" not in columns:
-        raise UsageError(f"{part} has no column 'prompt'; there are {', '.join(columns)}")
     if {"image", "images"} & set(columns):
         raise UsageError(f"{part} has images; steps are found in text only. Take TRL's DistillationTrainer")
     if part != "train_dataset" or not hasattr(dataset, "__len__"):
         return
-    if len(dataset) < args.generation_batch:
-        raise UsageError(
-            f"{part} has {len(dataset)} prompts, but one generation batch takes {args.generation_batch} "
-            f"(per_device_train_batch_size {args.per_device_train_batch_size} x processes {args.world_size} x "
-            f"gradient_accumulation_steps {args.gradient_accumulation_steps}). TRL would train zero steps without a "
-            f"word. Give more prompts, or lower one of these."
-        )
+    check_size(
+        dataset,
+        part,
+        args.generation_batch,
+        f"per_device_train_batch_size {args.per_device_train_batch_size} x processes {args.world_size} x "
+        f"gradient_accumulation_steps {args.gradient_accumulation_steps}",
+    )
     if args.lmbda < 1:
         _check_traces(args, dataset, part)
 

@@ -43,6 +43,7 @@ from rlkd.models import resolve_model
 from rlkd.teachers.topk import TopKTeacher, trace_ids, trace_text
 from rlkd.validity import StepWeighting
 from trainers.common.checkpoints import step_of
+from trainers.common.preflight import named_datasets
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_distillation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
@@ -106,11 +107,8 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         args = args or ValidityKDConfig("validity-kd-output")
         teacher = args.teacher if teacher_model is None else teacher_model
         check_config(args, teacher, tools)
-        if train_dataset is not None:
-            check_dataset(args, train_dataset)
-        for part, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
-            if dataset is not None:
-                check_dataset(args, dataset, f"eval_dataset {part}".strip())
+        for part, dataset in named_datasets(train_dataset, eval_dataset):
+            check_dataset(args, dataset, part)
         kind = kind_of_teacher(teacher)
         if kind == "cache" and eval_dataset is not None:
             raise UsageError("eval_dataset with a teacher cache: it has no log-probabilities of rollouts")

@@ -128,7 +128,7 @@ def test_the_trl_that_is_installed_is_the_one_we_know() -> None:
 
 def test_another_trl_is_refused_by_what_has_changed(monkeypatch) -> None:
     monkeypatch.setattr(packing, "tree_attention", lambda module, query, key, value, block_mask: None)
-    with pytest.raises(UsageError, match=r"has changed \(packed attention\).*trl==1\.16\.0"):
+    with pytest.raises(UsageError, match=r"packing.tree_attention takes.*trl==1\.16\.0"):
         check_async_trl()
 
 

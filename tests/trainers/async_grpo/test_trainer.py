@@ -276,7 +276,7 @@ def test_the_mistake_of_a_reward_is_told_as_trl_passes_it_on() -> None:
         ({"reward_funcs": ["accuracy"], "reward_gates": {"accuracy": "structure"}}, "'structure' is no reward"),
         ({"reward_funcs": ["accuracy"], "reward_gates": {"accuracy": "accuracy"}}, "its own condition"),
         ({"reward_funcs": ["accuracy"], "on_failure": "ignore"}, "on_failure 'ignore'"),
-        ({"reward_kwargs": "{"}, "no JSON object"),
+        ({"reward_kwargs": "{"}, "not a JSON object"),
         ({"reward_kwargs": {"structure": 3}}, "expected a mapping for 'structure'"),
     ],
 )

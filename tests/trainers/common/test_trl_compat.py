@@ -20,7 +20,7 @@ def test_a_method_with_other_parameters_is_named_with_the_version(monkeypatch) -
 
 def test_a_method_that_is_gone_is_named(monkeypatch) -> None:
     monkeypatch.delattr(trl.GRPOTrainer, "_generate_and_score_completions")
-    with pytest.raises(UsageError, match="_generate_and_score_completions takes None"):
+    with pytest.raises(UsageError, match=r"_generate_and_score_completions takes \[\]"):
         check_trl()
 
 
@@ -32,13 +32,10 @@ def test_the_installed_trl_distils_as_we_know_it() -> None:
     ("name", "method", "message"),
     [
         ("_compute_loss", lambda self, model, inputs: None, r"_compute_loss takes \['self', 'model', 'inputs'\]"),
-        ("_get_last_hidden_state", None, "_get_last_hidden_state takes None"),
-        ("__init__", lambda self: None, "does not set _last_loaded_step, _metrics, _tokenizer"),
+        ("_get_last_hidden_state", None, r"_get_last_hidden_state takes \[\]"),
     ],
 )
-def test_a_distillation_trainer_with_other_methods_or_attributes_is_refused(
-    monkeypatch, name, method, message
-) -> None:
+def test_a_distillation_trainer_with_other_methods_is_refused(monkeypatch, name, method, message) -> None:
     monkeypatch.setattr(trl.DistillationTrainer, name, method)
     with pytest.raises(UsageError, match=rf"TRL {trl.__version__}: .*DistillationTrainer.*{message}"):
         check_distillation()

@@ -15,8 +15,8 @@ from rlkd.data.loading import load_rows, to_dataset
 from rlkd.errors import UsageError
 from trainers import RLKDConfig, RLKDTrainer
 from trainers.common.checkpoints import find_checkpoint, step_of
-from trainers.common.failures import FailureWatch, correlations, zero_spread
 from trainers.common.run_files import read_steps
+from trainers.rlkd.failures import FailureWatch
 
 # Which completions fare how is decided by their texts, so that a sample's fate does not depend on its batch. Of 97
 # residues, 5 raise and 1 hangs.
@@ -211,8 +211,8 @@ def test_metrics_tell_where_a_reward_is_flat_and_which_rewards_say_the_same(tiny
     (entry,) = read_steps(trainer.metrics_path)
     assert entry["rewards/correlation/healthy~opposite"] == pytest.approx(-1)
     assert "rewards/correlation/healthy~flat" not in entry
-    assert entry["rewards/flat/zero_spread"] == 1
-    assert entry["rewards/healthy/zero_spread"] < 1
+    assert entry["rewards/flat/frac_zero_std"] == 1
+    assert entry["rewards/healthy/frac_zero_std"] < 1
     assert entry["rewards/healthy/seconds_p95"] >= entry["rewards/healthy/seconds_p50"] > 0
 
 
@@ -222,7 +222,7 @@ def test_metrics_tell_where_a_reward_is_flat_and_which_rewards_say_the_same(tiny
         ({"max_failure_rate": 1.5}, "max_failure_rate 1.5: expected a share"),
         ({"failure_window": 0}, "failure_window 0: expected at least 1"),
         ({"reward_options": {"accuracy": 3}}, "reward_options: expected a mapping for 'accuracy'"),
-        ({"reward_options": "{"}, "reward_options: '{' is no JSON object"),
+        ({"reward_options": "{"}, "reward_options: '{' is not a JSON object"),
     ],
 )
 def test_bad_settings_are_named(change, message, tmp_path) -> None:
@@ -245,7 +245,7 @@ def test_options_reach_a_function_that_is_handed_over(tiny_model, rows, tmp_path
 
     args = config(tmp_path, reward_options={"mine": {"isolate": True, "timeout": 7.0}})
     trainer = RLKDTrainer(tiny_model, reward_funcs=[mine], args=args, train_dataset=rows)
-    (reward,) = trainer.reward_funcs
+    (reward,) = trainer.rewards
     assert reward.is_isolated
     assert reward.options.timeout == 7.0
 
@@ -268,16 +268,6 @@ def test_the_watch_agrees_with_counting_the_last_batches_by_hand(batches, window
         assert (found is not None) == expected
         if found is not None:
             assert found == ("a", sum(last), len(last))
-
-
-def test_spread_and_correlation_pass_over_what_is_missing() -> None:
-    nan = math.nan
-    rewards = torch.tensor([[1.0, 0.0], [nan, 1.0], [2.0, 2.0], [3.0, nan], [5.0, 5.0], [nan, 1.0]])
-    assert zero_spread(rewards, 3) == [0.0, 0.0]
-    assert zero_spread(torch.tensor([[1.0], [nan], [1.0], [nan], [nan], [2.0]]), 3) == [1.0]
-    assert math.isnan(zero_spread(torch.tensor([[nan], [1.0]]), 2)[0])
-    assert correlations(rewards)[0, 1] == pytest.approx(93 / math.sqrt(78 * 114))
-    assert correlations(torch.tensor([[1.0, 2.0], [1.0, 3.0], [1.0, 4.0]])) == {}
 
 
 def test_outcomes_in_the_rollouts_have_their_seconds(tiny_model, rows, file, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Rewards asked ahead: the same rewards, at another time."""
+"""Prefetched rewards: the same rewards, computed earlier."""
 
 import asyncio
 import threading
@@ -8,13 +8,13 @@ import torch
 from datasets import Dataset
 
 from rewards import RewardError, RewardOptions
-from rewards.runner import wrap
+from rewards.build import wrap
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.errors import UsageError
 from trainers import RLKDConfig, RLKDTrainer
 from trainers.common.run_files import read_steps
-from trainers.common.trl_compat import check_generate, completions_of
-from trainers.rlkd.prefetch import Prefetch
+from trainers.common.trl_compat import completions_of
+from trainers.rlkd.prefetch import PrefetchedReward, prefetched_rewards
 
 
 @pytest.fixture
@@ -27,41 +27,41 @@ def residue(completion) -> float:
 
 
 class Judge:
-    """Asynchronous; keeps in which thread and how often it was asked."""
+    """Asynchronous; records in which threads it was called."""
 
     __name__ = "judge"
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self.before: list[bool] = []
         self.trainer: Watched | None = None
 
     async def __call__(self, completions, answer, log_metric, log_extra, **columns):
-        self.asked.append(threading.current_thread().name)
+        self.calls.append(threading.current_thread().name)
         assert self.trainer is not None
         # TRL is past the forward passes only when it calls `_calculate_rewards`.
-        self.before.append(not self.trainer.asking)
+        self.before.append(not self.trainer.scoring)
         self.trainer.judging.set()
-        log_metric("judge/asked", 1.0)
+        log_metric("judge/calls", 1.0)
         log_extra("seen", list(answer))
         await asyncio.sleep(0.01)
         return [residue(c) for c in completions]
 
 
 def here(completions, **columns):
-    """Runs in this process and looks at the whole batch: never sent ahead."""
-    here.asked.append(threading.current_thread().name)
+    """Runs in this process and reads the whole batch: never prefetched."""
+    here.calls.append(threading.current_thread().name)
     return [residue(c) for c in completions]
 
 
-here.asked = []  # type: ignore[attr-defined]
+here.calls = []  # type: ignore[attr-defined]
 
 
 class Watched(RLKDTrainer):
-    """Its forward passes take until the judge has been asked, if that is to happen meanwhile."""
+    """With prefetch, its forward passes take until the judge has been called."""
 
     def __init__(self, *arguments, **settings):
-        self.asking = False
+        self.scoring = False
         self.judging = threading.Event()
         super().__init__(*arguments, **settings)
 
@@ -69,11 +69,11 @@ class Watched(RLKDTrainer):
         if self.args.reward_prefetch:
             self.judging.wait(30)
         self.judging.clear()
-        self.asking = True
+        self.scoring = True
         try:
             return super()._calculate_rewards(*arguments)
         finally:
-            self.asking = False
+            self.scoring = False
 
 
 def trainer(model, rows, folder, rewards, kind=RLKDTrainer, **changes):
@@ -105,11 +105,11 @@ def test_training_is_the_same_bit_for_bit_and_each_batch_is_judged_once(tiny_mod
             tiny_model, rows, tmp_path / str(prefetch), [judge, "accuracy", here], Watched, reward_prefetch=prefetch
         )
         judge.trainer = made
-        here.asked.clear()
+        here.calls.clear()
         made.train()
-        assert len(judge.asked) == 3
+        assert len(judge.calls) == 3
         assert judge.before == [prefetch] * 3
-        assert set(here.asked) == {"MainThread"}
+        assert set(here.calls) == {"MainThread"}
         parameters = [parameter.detach().clone() for parameter in made.model.parameters()]
         records = [
             (r["completion"], {n: o.get("value") for n, o in r["rewards"].items()}, r["advantage"])
@@ -119,13 +119,13 @@ def test_training_is_the_same_bit_for_bit_and_each_batch_is_judged_once(tiny_mod
             {k: v for k, v in entry.items() if not any(word in k for word in ("seconds", "time", "reused"))}
             for entry in read_steps(made.metrics_path)
         ]
-        assert all(entry["judge/asked"] == 1.0 for entry in metrics)
+        assert all(entry["judge/calls"] == 1.0 for entry in metrics)
         found.append((parameters, records, metrics))
     assert all(torch.equal(one, other) for one, other in zip(found[0][0], found[1][0], strict=True))
     assert found[0][1:] == found[1][1:]
 
 
-def test_a_failure_ahead_is_a_failure_with_its_cause(tiny_model, rows, tmp_path) -> None:
+def test_a_failure_of_a_prefetched_reward_is_a_failure_with_its_cause(tiny_model, rows, tmp_path) -> None:
     async def down(completions, **columns):
         raise ConnectionError("no judge")
 
@@ -143,26 +143,39 @@ def test_a_broken_contract_ends_the_run_as_it_does_without(tiny_model, rows, tmp
         made.train()
 
 
-def test_what_was_sent_ahead_answers_only_the_same_question() -> None:
-    asked = []
+def test_a_started_batch_is_used_once_and_for_the_same_arguments_only() -> None:
+    calls = []
 
-    async def judge(completions, **columns):
-        asked.append(list(completions))
+    async def judge(completions, log_metric, **columns):
+        calls.append(list(completions))
+        log_metric("judge/calls", 1.0)
         return [float(len(c)) for c in completions]
 
-    reward = wrap(judge, cache=False)
-    prefetch = Prefetch([reward])
-    prefetch.start([{"prompt": "p", "answer": "1"}], ["abc"], [[1]], None)
-    common = {"prompts": ["p"], "completion_ids": [[1]], "trainer_state": None}
-    assert asyncio.run(reward(completions=["abcd"], answer=["1"], **common)) == [4.0]
-    # Once for what was sent ahead, once for what was asked; and what was sent ahead answers nothing any more.
-    prefetch.start([{"prompt": "p", "answer": "1"}], ["abc"], [[1]], None)
-    assert asyncio.run(reward(completions=["abc"], answer=["1"], **common)) == [3.0]
-    assert asyncio.run(reward(completions=["abc"], answer=["1"], **common)) == [3.0]
-    assert sorted(map(str, asked)) == ["['abc']", "['abc']", "['abc']", "['abcd']"]
+    logged: list[tuple[str, float]] = []
+    reward = PrefetchedReward(wrap(judge, cache=False))
+
+    def values(text: str) -> list[float | None]:
+        outcomes = reward.score(
+            completions=[text],
+            prompts=["p"],
+            completion_ids=[[1]],
+            answer=["1"],
+            trainer_state=None,
+            log_metric=lambda name, value: logged.append((name, value)),
+        )
+        return [outcome.value for outcome in outcomes]
+
+    reward.start([{"prompt": "p", "answer": "1"}], ["abc"], [[1]], None)
+    assert values("abcd") == [4.0]
+    # Once in advance, once for other completions; then once in advance, and once again as that was used.
+    reward.start([{"prompt": "p", "answer": "1"}], ["abc"], [[1]], None)
+    assert values("abc") == [3.0]
+    assert values("abc") == [3.0]
+    assert sorted(map(str, calls)) == ["['abc']", "['abc']", "['abc']", "['abcd']"]
+    assert logged == [("judge/calls", 1.0)] * 3
 
 
-def test_only_rewards_that_run_elsewhere_are_sent_ahead(tmp_path) -> None:
+def test_only_rewards_that_run_elsewhere_are_prefetched() -> None:
     async def judge(completions, **columns):
         return [0.0] * len(completions)
 
@@ -171,23 +184,10 @@ def test_only_rewards_that_run_elsewhere_are_sent_ahead(tmp_path) -> None:
 
     pure.reward_options = RewardOptions(per_sample=True)  # type: ignore[attr-defined]
     rewards = [wrap(function, cache=False) for function in (judge, pure, here)]
-    assert Prefetch([*rewards, torch.nn.Linear(1, 1)]).names == ["judge", "pure"]
-
-
-def test_this_trl_is_one_whose_generation_is_known() -> None:
-    check_generate()
-
-
-def test_another_trl_is_refused_with_the_way_out(monkeypatch) -> None:
-    def _generate(self, prompts, images):
-        return prompts, images
-
-    monkeypatch.setattr("trl.GRPOTrainer._generate", _generate)
-    with pytest.raises(UsageError, match=r"reward_prefetch: TRL .* Set reward_prefetch: false"):
-        check_generate()
+    assert list(prefetched_rewards([*rewards, torch.nn.Linear(1, 1)])) == ["judge", "pure"]
 
 
 @pytest.mark.parametrize("generated", [None, (1, 2), ([], [[1]], None, ["a", "b"]), ([], [[1]], None, "a")])
 def test_results_of_another_shape_are_refused(generated) -> None:
-    with pytest.raises(UsageError, match="returned something"):
+    with pytest.raises(UsageError, match="value of unknown shape"):
         completions_of(generated, 1)

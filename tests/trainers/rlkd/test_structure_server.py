@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from rewards import Failed, Scored, build_reward
+from rewards import Failed, Scored
 from rlkd.data.loading import to_dataset
 from tests.helpers import HELPERS, ROOT
+from tests.helpers.rewards import build_reward
 from tests.helpers.structure_server import MODEL, TEACHER, UNREADABLE
 from trainers import RLKDConfig, RLKDTrainer
-from trainers.common.failures import TooManyFailures
 from trainers.common.run_files import read_steps
+from trainers.rlkd.failures import TooManyFailures
 
 ROWS = [{"id": f"row-{i}", "question": f"Problem {i}?", "rationales": [f"{TEACHER} {i}."]} for i in range(4)]
 # Nothing here may hang; a test that does is told so well before a minute and a half has passed.

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.common.missing import apply_gates, drop_failed, fill_missing
+from rewards import RewardError
+from rewards.arithmetic import apply_gates, correlations, fill_missing, frac_zero_std, settle
 
 
 @st.composite
@@ -101,9 +102,25 @@ def test_plain_trl_would_turn_a_failed_penalty_into_a_prize() -> None:
 def test_dropping_takes_the_whole_completion_out() -> None:
     rewards = torch.tensor([[1.0, 0.5], [0.0, math.nan]])
     failed = torch.tensor([[False, False], [False, True]])
-    dropped = drop_failed(rewards, failed)
+    dropped = settle(rewards, failed, 2, on_failure="drop")
     assert torch.isnan(dropped[1]).all()
     assert dropped[0].tolist() == [1.0, 0.5]
+
+
+def test_a_dropped_completion_does_not_enter_the_means_of_its_group() -> None:
+    rewards = torch.tensor([[1.0, math.nan], [3.0, 0.5], [8.0, math.nan]])
+    failed = torch.tensor([[False, False], [False, False], [False, True]])
+    settled = settle(rewards, failed, 3, on_failure="drop")
+    assert settled[:2].tolist() == [[1.0, 0.5], [3.0, 0.5]]
+    assert torch.isnan(settled[2]).all()
+
+
+def test_raise_ends_with_the_description_of_the_failure() -> None:
+    failed = torch.tensor([[True], [False]])
+    with pytest.raises(RewardError, match="the judge is down"):
+        settle(torch.tensor([[math.nan], [1.0]]), failed, 2, on_failure="raise", describe=lambda: "the judge is down")
+    observed = torch.tensor([[0.5], [1.0]])
+    assert settle(observed, failed & False, 2, on_failure="raise").equal(observed)
 
 
 @settings(max_examples=100, deadline=None)
@@ -120,3 +137,13 @@ def test_a_gate_multiplies_by_its_condition_and_leaves_other_columns_alone(case)
 
 def test_a_missing_condition_makes_the_gated_reward_missing() -> None:
     assert math.isnan(apply_gates(torch.tensor([[0.5, math.nan]]), {0: 1})[0, 0].item())
+
+
+def test_spread_and_correlation_pass_over_what_is_missing() -> None:
+    nan = math.nan
+    rewards = torch.tensor([[1.0, 0.0], [nan, 1.0], [2.0, 2.0], [3.0, nan], [5.0, 5.0], [nan, 1.0]])
+    assert frac_zero_std(rewards, 3) == [0.0, 0.0]
+    assert frac_zero_std(torch.tensor([[1.0], [nan], [1.0], [nan], [nan], [2.0]]), 3) == [1.0]
+    assert math.isnan(frac_zero_std(torch.tensor([[nan], [1.0]]), 2)[0])
+    assert correlations(rewards)[0, 1] == pytest.approx(93 / math.sqrt(78 * 114))
+    assert correlations(torch.tensor([[1.0, 2.0], [1.0, 3.0], [1.0, 4.0]])) == {}

@@ -1,0 +1,118 @@
+"""The arithmetic on the rewards of a generation batch: missing entries, gates, and how rewards relate.
+
+Shape letters: N completions of the whole generation batch (all processes, groups in a row), G completions per group,
+M groups, F rewards. A missing reward is NaN.
+
+A reward that is missing for a completion must not move that completion within its group. TRL adds the weighted rewards
+of a completion with `nansum`, so that a missing one counts as 0 there: below every better score, above every penalty.
+So a missing entry r[i, f] becomes the mean of r[., f] over the other members of the group that have it, before
+anything is added up. Our choice; with any weights, the group mean of a reward is then the mean of the observed
+entries, a filled entry lies exactly there and adds nothing to the advantage, and equal completions stay equal
+whichever of them failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from rewards.contract import RewardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def settle(
+    rewards_NF: Tensor,
+    failed_NF: Tensor,
+    group_size: int,
+    *,
+    on_failure: str = "impute",
+    gates: Mapping[int, int] | None = None,
+    describe: Callable[[], str] = lambda: "a reward failed",
+) -> Tensor:
+    """The rewards to add up: missing entries filled or dropped, and gates applied.
+
+    Args:
+        rewards_NF: the rewards, NaN where missing.
+        failed_NF: whether a missing reward failed, instead of being not applicable.
+        group_size: completions per group.
+        on_failure: `impute` treats a failed reward as any missing one; `drop` makes all rewards of its completion
+            missing, so that TRL leaves it out (advantage 0); `raise` raises a `RewardError` with the text of
+            `describe()`.
+        gates: {gated column: condition column}, see `apply_gates`.
+    """
+    if on_failure == "raise" and failed_NF.any():
+        raise RewardError(describe())
+    if on_failure != "drop" or not failed_NF.any():
+        return apply_gates(fill_missing(rewards_NF, group_size), gates or {})
+    # A dropped completion neither enters the means of its group nor is filled from them.
+    dropped_N1 = failed_NF.any(dim=1, keepdim=True)
+    filled_NF = fill_missing(rewards_NF.masked_fill(dropped_N1, math.nan), group_size)
+    return apply_gates(filled_NF.masked_fill(dropped_N1, math.nan), gates or {})
+
+
+def fill_missing(rewards_NF: Tensor, group_size: int) -> Tensor:
+    """Fill each NaN with the mean of its column over the observed entries of its group.
+
+    A column that a whole group lacks stays NaN there: adding 0 to every member moves none of them.
+    """
+    import torch
+
+    if not torch.isnan(rewards_NF).any():
+        return rewards_NF
+    groups_MGF = rewards_NF.view(-1, group_size, rewards_NF.shape[1])
+    holes_MGF = torch.isnan(groups_MGF)
+    means_M1F = torch.nanmean(groups_MGF, dim=1, keepdim=True)
+    # The mean of equal scores may differ from them in its last bit, and TRL divides by a standard deviation.
+    lowest_M1F = groups_MGF.masked_fill(holes_MGF, torch.inf).amin(dim=1, keepdim=True)
+    highest_M1F = groups_MGF.masked_fill(holes_MGF, -torch.inf).amax(dim=1, keepdim=True)
+    means_M1F = torch.where(torch.isnan(means_M1F), means_M1F, means_M1F.maximum(lowest_M1F).minimum(highest_M1F))
+    return torch.where(holes_MGF, means_M1F, groups_MGF).view_as(rewards_NF)
+
+
+def apply_gates(rewards_NF: Tensor, gates: Mapping[int, int]) -> Tensor:
+    """Multiply column `gated` by column `condition`, clipped to [0, 1], for each entry `gated: condition` of `gates`.
+
+    For a condition of 0 or 1, as `accuracy`, the gated reward counts where the condition holds. A condition that was
+    filled with a group mean acts as its expectation; one that is missing makes the gated reward missing. Conditions
+    are read before any gate is applied, so the order of gates does not matter. A missing gated reward stays missing.
+    """
+    if not gates:
+        return rewards_NF
+    gated_NF = rewards_NF.clone()
+    for gated, condition in gates.items():
+        gated_NF[:, gated] = rewards_NF[:, gated] * rewards_NF[:, condition].clamp(0.0, 1.0)
+    return gated_NF
+
+
+def frac_zero_std(rewards_NF: Tensor, group_size: int) -> list[float]:
+    """For each reward, the share of groups in which all observed entries are equal (NaN: no group has two)."""
+    groups_MGF = rewards_NF.view(-1, group_size, rewards_NF.shape[1])
+    seen_MGF = ~groups_MGF.isnan()
+    low_MF = groups_MGF.masked_fill(~seen_MGF, math.inf).amin(dim=1)
+    high_MF = groups_MGF.masked_fill(~seen_MGF, -math.inf).amax(dim=1)
+    counted_MF = seen_MGF.sum(dim=1) >= 2
+    zero_std_F = ((low_MF == high_MF) & counted_MF).sum(dim=0)
+    return [
+        zero_std / counted if counted else math.nan
+        for zero_std, counted in zip(zero_std_F.tolist(), counted_MF.sum(dim=0).tolist(), strict=True)
+    ]
+
+
+def correlations(rewards_NF: Tensor) -> dict[tuple[int, int], float]:
+    """Pearson's correlation of each pair of rewards over the samples that both scored; none where it is undefined."""
+    import torch
+
+    found = {}
+    for first in range(rewards_NF.shape[1]):
+        for second in range(first + 1, rewards_NF.shape[1]):
+            pair_N2 = rewards_NF[:, [first, second]].double()
+            pair_N2 = pair_N2[~torch.isnan(pair_N2).any(dim=1)]
+            spread = pair_N2.std(dim=0) if len(pair_N2) > 2 else torch.zeros(2)
+            if (spread > 0).all():
+                value = torch.corrcoef(pair_N2.T)[0, 1].item()
+                if math.isfinite(value):
+                    found[first, second] = value
+    return found
