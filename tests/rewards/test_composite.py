@@ -67,17 +67,19 @@ def test_the_arithmetic_is_that_of_the_trainer_and_of_trl(columns, aggregation, 
         outcomes={name: [outcome(v) for v in column] for name, column in zip(names, columns, strict=True)},
     )
     found = reward.combine(group)
-    # As RLKDTrainer settles it, and then TRL: shapes (completions, rewards).
+    # As RLKDTrainer settles it, and then TRL: shapes (completions, rewards). In float32, as there, unless a deviation
+    # near 0 would make its rounding visible.
+    dtype = torch.float32 if aggregation == "sum_then_normalize" else torch.float64
     raw = torch.tensor(
         [[value if isinstance(value, float) else math.nan for value in column] for column in columns],
-        dtype=torch.float32,
+        dtype=dtype,
     ).T.contiguous()
     failed = torch.tensor([[value == "failed" for value in column] for column in columns]).T
     ready = settle(raw, failed, len(raw), on_failure=on_failure, gates={1: 0})
     unscorable = ready.isnan().all(dim=1)
     if aggregation == "normalize_then_sum":
         ready = (ready - ready.nanmean(dim=0, keepdim=True)) / (nanstd(ready, dim=0, keepdim=True) + 1e-4)
-    expected = (ready * torch.tensor(weights)).nansum(dim=1)
+    expected = (ready * torch.tensor(weights, dtype=dtype)).nansum(dim=1)
     for i, value in enumerate(found):
         assert (value is None) == bool(unscorable[i])
         if value is not None:
