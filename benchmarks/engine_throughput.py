@@ -45,7 +45,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
-from rlkd.engines import Completion, Sampling, ServerEngine, run
+from rlkd.engines import Completion, Sampling, run
+from rlkd.engines.server import ServerEngine
 from rlkd.models import resolve_model
 
 CONTEXT = 512

@@ -46,7 +46,8 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 from rewards import Scored
 from rewards.structure import StructureReward
-from rlkd.engines import EngineError, Message, ServerEngine, run
+from rlkd.engines import EngineError, Message, run
+from rlkd.engines.server import ServerEngine
 from rlkd.gsrm import PromptedDecomposer, ReasoningTrace, Verdict
 from rlkd.gsrm.judges import model_question
 from rlkd.gsrm.prompts import Field, verdict_request

@@ -46,7 +46,8 @@ import torch
 
 from rlkd.answers import extract_answer
 from rlkd.data.samples import sample_rows
-from rlkd.engines import EngineError, TransformersEngine, run
+from rlkd.engines import EngineError, run
+from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select.rationale_difficulty import DifficultyMeter, RationaleDifficulty
 from rlkd.rationales.select.stripping import leaks, strip_answer

@@ -27,11 +27,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rlkd.engines import EngineError
+from rlkd.engines import EngineError, EnginePool
 from rlkd.errors import UsageError
 from rlkd.files import read_records, write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
-from rlkd.gsrm.factory import Engines
 from rlkd.gsrm.labelling import label
 from rlkd.models import EMBEDDED, resolve_model
 from trainers.common.arguments import RowArguments, apply_model_config, say, start
@@ -151,7 +150,7 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, 
             f"{stored} does not exist yet. Label the rows first, by one process: "
             f"python recipes/gsrm.py --config ... --label_only true"
         )
-    engines = Engines(script.label_deadline)
+    engines = EnginePool(script.label_deadline)
     try:
         engine = engines.open("label_engine", script.label_engine)
         engines.check_ready()

@@ -32,7 +32,16 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.cache import Cache
 from rlkd.data.samples import SAMPLE
-from rlkd.engines import Engine, EngineError, ServerEngine, from_environment, open_engine, run, without_secrets
+from rlkd.engines import (
+    Engine,
+    EngineError,
+    check_ready,
+    from_environment,
+    open_engine,
+    require_identity,
+    run,
+    without_secrets,
+)
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
@@ -242,20 +251,13 @@ def _most_dropped(part: Mapping[str, Any]) -> str:
 
 
 def open_teacher(script: RationalesScriptArguments) -> Engine:
-    """The teacher's engine; a server is asked for its models, so that one that is away is known at once."""
-    spec = from_environment(script.teacher, "the teacher")
-    served = spec.startswith(("http://", "https://"))
+    """The teacher's engine. Raises `UsageError` where a server does not answer, or lacks the model."""
     # A long rationale takes as long as it takes, and one attempt that fails late leaves time for another.
-    options = {"concurrency": script.concurrency, "timeout": script.deadline / 2} if served else {}
-    engine = open_engine(spec, **options)
-    if isinstance(engine, ServerEngine) and engine.model:
-        try:
-            offered = run(engine.models())
-        except EngineError as error:
-            raise UsageError(f"--teacher: {error}") from error
-        if engine.model not in offered:
-            shown = without_secrets(script.teacher)
-            raise UsageError(f"--teacher {shown}: the server offers {', '.join(offered) or 'no model'}")
+    served = {"concurrency": script.concurrency, "timeout": script.deadline / 2}
+    engine = open_engine(from_environment(script.teacher, "the teacher"), defaults=served)
+    require_identity(engine, "teacher", engine.name)
+    if engine.is_remote:
+        check_ready(engine, f"--teacher {without_secrets(script.teacher)}")
     return engine
 
 
@@ -282,16 +284,9 @@ def check_models(script: RationalesScriptArguments) -> None:
             parameters.setdefault("student", script.student)
         specs += [value for value in parameters.values() if isinstance(value, str)]
     for spec in dict.fromkeys(specs):
-        scheme, _, name = spec.partition(":")
-        if scheme in ("transformers", "vllm"):
-            from transformers import AutoConfig, AutoTokenizer
-
-            model = resolve_model(name.partition("?")[0])
-            try:
-                AutoConfig.from_pretrained(model)
-                AutoTokenizer.from_pretrained(model)
-            except (OSError, ValueError) as error:
-                raise UsageError(f"{spec}: no model that the selection could ask: {error}") from error
+        # Other specs, such as those of embedders in a file, cannot be told from an engine's.
+        if spec.partition(":")[0] in registry("engine").names() and not (engine := open_engine(spec)).is_remote:
+            check_ready(engine, f"{spec}, which the selection needs")
 
 
 def second_look(script: RationalesScriptArguments) -> bool:

@@ -32,9 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
 from rlkd.devices import best_device
-from rlkd.engines import EngineError
+from rlkd.engines import EngineError, is_engine_spec, open_engine, require_identity
 from rlkd.engines.base import identified
-from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, resolve_model
 from rlkd.teachers.cache import CachedTrace, build_cache, check_cache
@@ -183,12 +182,8 @@ class TeacherOnDemand:
 
 def open_teacher(script: TeacherCacheScriptArguments, tokenizer: Any) -> tuple[TopKTeacher, int]:
     """The teacher, and how many ids its head may have. Raises `UsageError` where it is not of the student's kind."""
-    if script.teacher.startswith(("http://", "https://")):
-        if not script.teacher.partition("#")[2]:
-            raise UsageError(
-                f"teacher {(shown := without_secrets(script.teacher))!r}: name the model too, {shown}#MODEL, since "
-                f"the cache is kept under its name"
-            )
+    if is_engine_spec(script.teacher):
+        require_identity(open_engine(script.teacher), "teacher", script.teacher)
         served = server_teacher(script.teacher, script.top_k, tokenizer=tokenizer, concurrency=script.concurrency)
         return served, max(tokenizer.get_vocab().values()) + 1 + _PADDING
     from transformers import AutoConfig, AutoTokenizer

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from rewards.contract import Failed, RewardError, RewardOptions, Scored
 from rlkd.data.rows import completion_text, question_of
+from rlkd.engines import EnginePool
 from rlkd.errors import UsageError
 from rlkd.gsrm import GSRM, DecompositionError, JudgeError, ReasoningTrace, UnreadableReply
 from rlkd.gsrm.decomposers import Level
-from rlkd.gsrm.factory import Engines, make
+from rlkd.gsrm.factory import make
 from rlkd.models import cache_folder
 from rlkd.registry import SpecError
 from rlkd.structure import Structure
@@ -75,7 +76,7 @@ class StructureReward:
         if teacher not in (None, "rows", "decompose"):
             raise ValueError(f"teacher {teacher!r}: expected 'rows' or 'decompose'")
         folder = Path(store).expanduser() if store else cache_folder()
-        self._engines = Engines(deadline)
+        self._engines = EnginePool(deadline)
         if decomposer == "generative" and engine is None:
             engine = GENERATIVE_ENGINE
         if decomposer == "generative" and judge == "model" and judge_engine is None:
@@ -108,7 +109,7 @@ class StructureReward:
         self._warned: set[ReasoningTrace] = set()
 
     def check_ready(self) -> None:
-        """Raise `RewardError` where a server that this reward needs does not answer, or does not have the model."""
+        """Raise `RewardError` where an engine that this reward needs cannot answer."""
         try:
             self._engines.check_ready()
         except UsageError as error:

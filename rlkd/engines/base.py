@@ -1,19 +1,25 @@
 """The contract of an engine: a frozen model that answers batches of requests.
 
-    generate   prompts -> completions
-    score      (prompt, continuation) pairs -> log-probability of every token of the continuation
-    choose     prompts, choices -> log-probability of every choice as the continuation
+    generate       prompts -> completions
+    score          (prompt, continuation) pairs -> log-probability of each token of the continuation
+    choose         prompts, choices -> log-probability of each choice as the continuation
 
-What every engine keeps to:
+The rules for every engine:
 
-1. Results are aligned with the requests. A request that failed has an `EngineError` *instance* in its place, and never
+1. Results are aligned with the requests. A failed request has an `EngineError` *instance* as its result, and never
    costs the others. The coroutines raise only for misuse (`TypeError`, `ValueError`) and for cancellation.
-2. `deadline` is the time in seconds for the whole call. What is unfinished then is an `EngineError`; what is finished
-   is returned.
+2. `deadline` is the time in seconds for the whole call. A request that is unfinished then becomes an `EngineError`;
+   finished results are returned.
 3. An engine leaves the global random state alone.
 4. An engine pickles as its constructor arguments: no weights, no connection, no key.
 
-A worked example:
+Callers never test for a backend's class. They read the attributes of `Engine` (`is_remote`, `identity`, `concurrency`,
+`guided`, `tokenizer`) and test for an optional capability by its protocol:
+
+    TopLogprobsEngine   the k likeliest tokens at each position of a sequence of token ids
+    TokenRanksEngine    the rank of each token of a continuation
+
+An example:
 
     >>> from rlkd.engines import EngineError, Sampling, open_engine, run
     >>> engine = open_engine("transformers:embedded")
@@ -25,12 +31,15 @@ A worked example:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import os
 import threading
+from abc import abstractmethod
 from collections.abc import Coroutine, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rlkd.models import weights_identity
 
@@ -83,7 +92,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenScores:
     """The natural log-probability of each token of a given continuation, given the prompt and the tokens before it."""
 
     logprobs: tuple[float, ...]
@@ -97,6 +106,13 @@ class Scored:
     def total(self) -> float:
         """The log-probability of the whole continuation; 0 where it is empty."""
         return math.fsum(self.logprobs)
+
+
+@dataclass(frozen=True)
+class RankedScores(TokenScores):
+    """Token scores with the rank of each token among all possible ones: 1 for the likeliest."""
+
+    ranks: tuple[int, ...] = ()
 
 
 class EngineError(Exception):
@@ -119,16 +135,32 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """A frozen model. `name` is its identity in caches and logs; `guided` tells whether it follows a JSON schema."""
+    """A frozen model. A backend is a subclass: it implements `generate`, and `score` where it can.
+
+    Each constructor argument is kept as an attribute of the same name, which is how an engine pickles.
+
+    name: the model in logs and in the keys of caches; no secrets.
+    guided: whether `Sampling.json_schema` is followed.
+    is_remote: whether requests go to another process, which may be down: callers then set deadlines.
+    concurrency: requests in progress at a time, at each replica. 1: calls wait for each other, so send batches; None:
+        no limit of its own.
+    replicas: servers that share the requests.
+    tokenizer: folder or hub id of the tokenizer, whose chat template renders messages; None where it is unknown.
+    """
+
+    name: str
+    guided: bool = False
+    is_remote: bool = False
+    concurrency: int | None = 1
+    replicas: int = 1
+    tokenizer: str | None = None
 
     @property
-    def name(self) -> str:
-        """The identity of the model; no secrets."""
+    def identity(self) -> str | None:
+        """The model wherever it runs, for results that are stored for long; None where its name is unknown."""
+        return self.name
 
-    @property
-    def guided(self) -> bool:
-        """Whether `Sampling.json_schema` is followed."""
-
+    @abstractmethod
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
     ) -> list[Completion | EngineError]:
@@ -136,16 +168,72 @@ class Engine(Protocol):
 
     async def score(
         self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
-    ) -> list[Scored | EngineError]:
+    ) -> list[TokenScores | EngineError]:
         """Return the log-probabilities of every continuation, given its prompt."""
+        refusal = EngineError(self.name, "this engine computes no log-probabilities.", "Name another one.")
+        return [refusal for _ in check_requests(requests)]
 
     async def choose(
         self, prompts: Sequence[Prompt], choices: Sequence[str], *, deadline: float | None = None
     ) -> list[tuple[float, ...] | EngineError]:
         """Return the log-probability of every choice after every prompt, in the order of `choices`."""
+        prompts, choices = check_prompts(prompts), check_choices(choices)
+        scores = await self.score([(prompt, choice) for prompt in prompts for choice in choices], deadline=deadline)
+        results: list[tuple[float, ...] | EngineError] = []
+        for start in range(0, len(scores), len(choices)):
+            row = scores[start : start + len(choices)]
+            error = next((item for item in row if isinstance(item, EngineError)), None)
+            results.append(error or tuple(item.total for item in row if isinstance(item, TokenScores)))
+        return results
+
+    async def check_ready(self) -> None:
+        """Raise `EngineError` where the model is missing or its server does not answer. Reads no weights."""
 
     async def close(self) -> None:
-        """Free what the engine holds. A later request takes it up again."""
+        """Free the engine's resources. A later request acquires them again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return partial(type(self), **arguments), ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The k likeliest tokens at n successive positions of a sequence, at temperature 1.
+
+    `ids` and `logprobs` are [n][k], the likeliest first: natural log-probabilities over the whole vocabulary. `taken`
+    is [n]: that of the token at the position itself.
+    """
+
+    ids: Sequence[Sequence[int]]
+    logprobs: Sequence[Sequence[float]]
+    taken: Sequence[float]
+
+
+@runtime_checkable
+class TopLogprobsEngine(Protocol):
+    """The capability of an engine to give the likeliest tokens of each position, as distillation needs them."""
+
+    async def encode(self, texts: Sequence[str], *, deadline: float | None = None) -> list[list[int] | EngineError]:
+        """Return the token ids of each text, without special tokens."""
+
+    async def top_logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], k: int, *, deadline: float | None = None
+    ) -> list[TopTokens | EngineError]:
+        """Return the k likeliest tokens at the positions `start` (at least 1) to the last of each sequence of ids."""
+
+
+@runtime_checkable
+class TokenRanksEngine(Protocol):
+    """The capability of an engine to give the rank of each token of a continuation."""
+
+    async def score_with_ranks(
+        self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
+    ) -> list[RankedScores | EngineError]:
+        """`score`, with the rank of every token."""
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -43,29 +43,31 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from rlkd.engines.base import (
     Completion,
+    Engine,
     EngineError,
     Prompt,
     Sampling,
-    Scored,
+    TokenScores,
+    TopTokens,
     check_choices,
     check_prompts,
     check_requests,
     distinct,
 )
 from rlkd.engines.replicas import Replica, ReplicaLost, Replicas
+from rlkd.engines.spec import without_secrets
 from rlkd.engines.tokens import NO_TOKENS, encode_continuation, encode_prompt
+from rlkd.registry import SpecError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -84,7 +86,7 @@ _KNOWN = 1000  # continuations whose ids are remembered
 _TOP = 20  # the most that OpenAI's protocol allows, and vLLM's default limit
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """A model behind an OpenAI-compatible server, or behind several that serve the same one.
 
     `base_url` is the server's address, or those of its replicas with commas between. `model` may be left out where the
@@ -93,6 +95,9 @@ class ServerEngine:
     `tokenizer`, a folder or hub id, makes the tokens of `score` in this process. One engine may serve several event
     loops; each has its own connections and `concurrency`.
     """
+
+    is_remote = True
+    concurrency: int
 
     def __init__(
         self,
@@ -115,13 +120,16 @@ class ServerEngine:
                 f"expected at least 1, at least 0, more than 0 and at least 0"
             )
         self.base_url = ",".join(self.urls)
+        self.replicas = len(self.urls)
         self.model = model
+        self.name = f"{self.base_url}#{model}" if model else self.base_url
         self.concurrency = concurrency
         self.timeout = timeout
         self.retries = retries
         self.patience = patience
         self.api_key_env = api_key_env
         self.tokenizer = None if tokenizer is None else str(tokenizer)
+        self.guided = True
         self._refused_schemas: set[str] = set()
         self._has_taken_a_schema = False
         self._asked_model: str | None = None
@@ -132,22 +140,9 @@ class ServerEngine:
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, _Connection] = WeakKeyDictionary()
 
     @property
-    def name(self) -> str:
-        """The addresses and the model's name, as in a spec."""
-        model = self.model or self._asked_model
-        return f"{self.base_url}#{model}" if model else self.base_url
-
-    @property
-    def guided(self) -> bool:
-        """Whether the server follows JSON schemas: not where it has refused one and taken none."""
-        return self._has_taken_a_schema or not self._refused_schemas
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        settings = ("concurrency", "timeout", "retries", "patience", "api_key_env", "tokenizer")
-        return partial(type(self), self.base_url, self.model, **{name: getattr(self, name) for name in settings}), ()
-
-    def __repr__(self) -> str:
-        return f"<ServerEngine {self.name}>"
+    def identity(self) -> str | None:
+        """The model's name, whatever server it is on; None where neither the spec nor a server has named it yet."""
+        return self.model or self._asked_model
 
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
@@ -162,7 +157,7 @@ class ServerEngine:
 
     async def score(
         self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
-    ) -> list[Scored | EngineError]:
+    ) -> list[TokenScores | EngineError]:
         """Return the log-probabilities of every continuation."""
         unique, where = distinct(check_requests(requests))
         found = await self._each(len(unique), deadline, lambda place, patient: self._score(*unique[place], patient))
@@ -178,6 +173,22 @@ class ServerEngine:
             len(unique), deadline, lambda place, patient: self._choose(unique[place], choices, patient)
         )
         return [found[place] for place in where]
+
+    async def encode(self, texts: Sequence[str], *, deadline: float | None = None) -> list[list[int] | EngineError]:
+        """Return the ids of each text, without special tokens: by `tokenizer`, else by vLLM's own."""
+        return await self._each(
+            len(texts), deadline, lambda place, patient: self._encoded_by_server(texts[place], patient)
+        )
+
+    async def top_logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], k: int, *, deadline: float | None = None
+    ) -> list[TopTokens | EngineError]:
+        """Return the k likeliest tokens at the positions `start` to the last of each sequence (vLLM only)."""
+        return await self._each(
+            len(sequences),
+            deadline,
+            lambda place, patient: self._top_logprobs(list(sequences[place]), starts[place], k, patient),
+        )
 
     async def models(self) -> list[str]:
         """Return the names of the models that every server offers that answers. Raises `EngineError` if none does."""
@@ -202,6 +213,14 @@ class ServerEngine:
             [failed, *_] = [item for item in answers if isinstance(item, Exception)]
             raise await self._explained(_GaveUp(failed, 1, replicas.all[0].url))
         return sorted(set.intersection(*offers))
+
+    async def check_ready(self) -> None:
+        """Raise `EngineError` where no server answers, or one lacks the model."""
+        offered = await self.models()
+        if self.model is not None and self.model not in offered:
+            raise EngineError(
+                self.name, f"the server has no model {self.model!r}; it offers {', '.join(offered) or 'none'}."
+            )
 
     async def close(self) -> None:
         """Close the connections of the running event loop. A later request opens new ones."""
@@ -273,6 +292,7 @@ class ServerEngine:
                         f"Name one, as in {self.base_url}#{min(offered, default='MODEL')}.",
                     )
                 [self._asked_model] = offered
+                self.name = f"{self.base_url}#{self._asked_model}"
             self._is_vllm = "vllm" in offered.values()
 
     def _connection(self) -> _Connection:
@@ -441,6 +461,7 @@ class ServerEngine:
             text = json.dumps(schema)
             if text not in self._refused_schemas:
                 self._refused_schemas.add(text)
+                self.guided = self._has_taken_a_schema
                 log.warning(
                     "%s refuses the JSON schema %s (%s); from now on it generates unguided by it.",
                     self.name,
@@ -448,12 +469,12 @@ class ServerEngine:
                     self._clean(_server_message(refusal.error)),
                 )
         else:
-            self._has_taken_a_schema = True
+            self.guided = self._has_taken_a_schema = True
         return result
 
-    async def _score(self, prompt: Prompt, continuation: str, patient: bool) -> Scored:
+    async def _score(self, prompt: Prompt, continuation: str, patient: bool) -> TokenScores:
         if not continuation:
-            return Scored(())
+            return TokenScores(())
         if self._counts_tokens:
             return await self._score_ids(
                 await self._prompt_ids(prompt, patient), await self._continuation_ids(continuation, patient), patient
@@ -465,7 +486,7 @@ class ServerEngine:
                 "Give the engine tokenizer=NAME_OR_FOLDER, so that it can apply the chat template.",
             )
 
-        def read(answer: Any) -> Scored:
+        def read(answer: Any) -> TokenScores:
             given = answer.choices[0].logprobs
             n_prompt = answer.usage.prompt_tokens if answer.usage else len(given.tokens) - 1
             try:
@@ -485,7 +506,7 @@ class ServerEngine:
         """Whether prompts and continuations can be sent as ids: a tokenizer is here, or the server lends its own."""
         return self.tokenizer is not None or bool(self._is_vllm)
 
-    async def _score_ids(self, start: list[int], continuation: list[int], patient: bool) -> Scored:
+    async def _score_ids(self, start: list[int], continuation: list[int], patient: bool) -> TokenScores:
         ids = start + continuation
         if not self._is_vllm:
             return await self._complete(
@@ -498,7 +519,7 @@ class ServerEngine:
                 **_ECHO,
             )
 
-        def read(answer: Any) -> Scored:
+        def read(answer: Any) -> TokenScores:
             # One entry a token of the prompt, none for the first: a map from ids, as strings, to what is known.
             table = answer.choices[0].prompt_logprobs or []
             values = [entry.get(str(token)) for token, entry in zip(continuation, table[len(start) :], strict=False)]
@@ -508,7 +529,7 @@ class ServerEngine:
         extra = {"prompt_logprobs": 0, **_NO_DEFAULTS}
         return await self._complete(ids, read, patient, extra, max_tokens=1, temperature=0.0)
 
-    def _scored(self, values: Sequence[float | None], expected: int) -> Scored:
+    def _scored(self, values: Sequence[float | None], expected: int) -> TokenScores:
         known = [value for value in values if value is not None]
         if len(known) != expected:
             raise EngineError(
@@ -516,7 +537,7 @@ class ServerEngine:
                 f"log-probabilities of {len(known)} tokens came back, of {expected} expected.",
                 "Use a server that supports echo with logprobs, such as vLLM, and a prompt of at least one token.",
             )
-        return Scored(tuple(known))
+        return TokenScores(tuple(known))
 
     async def _choose(self, prompt: Prompt, choices: list[str], patient: bool) -> tuple[float, ...]:
         if self._counts_tokens:
@@ -531,7 +552,7 @@ class ServerEngine:
             for score in scores:
                 if isinstance(score, BaseException):
                     raise score
-            return tuple(score.total for score in scores if isinstance(score, Scored))
+            return tuple(score.total for score in scores if isinstance(score, TokenScores))
 
         def read(answer: Any) -> list[tuple[str, float]]:
             logprobs = answer.choices[0].logprobs
@@ -575,6 +596,71 @@ class ServerEngine:
         if values is None:
             self._names_tokens = False
         return values
+
+    async def _encoded_by_server(self, text: str, patient: bool) -> list[int]:
+        self._require_vllm()
+        return await self._tokenize({"prompt": text, "add_special_tokens": False}, patient)
+
+    async def _top_logprobs(self, ids: list[int], start: int, k: int, patient: bool) -> TopTokens:
+        self._require_vllm()
+        # One new token, whose value is dropped. With `prompt_logprobs` vLLM reads no prefix cache.
+        settings = {"max_tokens": 1, "temperature": 0.0}
+        try:
+            return await self._complete(
+                ids, lambda answer: self._read_top(answer, ids, start, k), patient, {"prompt_logprobs": k}, **settings
+            )
+        except EngineError:
+            raise
+        except Exception as error:
+            explained = await self._explained(error)
+            if "logprobs" in explained.what and "max" in explained.what:
+                explained = EngineError(
+                    self.name, explained.what, f"Start it with --max-logprobs {k} (or -1), or lower k."
+                )
+            raise explained from None
+
+    def _read_top(self, answer: Any, ids: list[int], start: int, k: int) -> TopTokens:
+        """One entry for each token of the prompt, none for the first: a map from ids, as strings, to what is known.
+
+        It holds the k likeliest tokens and the one at the position itself, which may or may not be among them.
+        """
+        table = getattr(answer.choices[0], "prompt_logprobs", None) or []
+        if len(table) != len(ids):
+            raise EngineError(
+                self.name,
+                f"log-probabilities of {len(table)} positions came back, of {len(ids)} expected.",
+                "Send requests to vLLM itself, not to a proxy that drops fields.",
+            )
+        tokens, logprobs, taken = [], [], []
+        for token, entry in zip(ids[start:], table[start:], strict=True):
+            known = sorted(((float(item["logprob"]), int(key)) for key, item in entry.items()), key=lambda x: -x[0])
+            if len(known) < k or str(token) not in entry:
+                raise EngineError(
+                    self.name,
+                    f"{len(known)} tokens came back at a position, of k = {k} expected"
+                    f"{'' if str(token) in entry else ', without the token at the position itself'}.",
+                    f"Start it with --max-logprobs {k} (or -1).",
+                )
+            tokens.append([key for _, key in known[:k]])
+            logprobs.append([value for value, _ in known[:k]])
+            taken.append(float(entry[str(token)]["logprob"]))
+            mass = math.fsum(map(math.exp, logprobs[-1]))
+            if mass > 1.01:
+                raise EngineError(
+                    self.name,
+                    f"these are no log-probabilities: those of {k} tokens come to a probability of {mass:.4g}.",
+                    "Start it with --logprobs-mode raw_logprobs or processed_logprobs.",
+                )
+        return TopTokens(tokens, logprobs, taken)
+
+    def _require_vllm(self) -> None:
+        if not self._is_vllm:
+            raise EngineError(
+                self.name,
+                "this is not vLLM by its list of models; no other server gives the log-probabilities of a prompt's "
+                "tokens.",
+                "Serve the teacher with `vllm serve MODEL --max-logprobs K`.",
+            )
 
     async def _prompt_ids(self, prompt: Prompt, patient: bool) -> list[int]:
         if self.tokenizer is not None:
@@ -859,25 +945,15 @@ async def _offered(client: AsyncOpenAI) -> dict[str, str]:
     return {str(model.id): str(getattr(model, "owned_by", "")) for model in page.data}
 
 
-def without_secrets(address: str) -> str:
-    """Return the address for a message: without a user and password, and without a query.
-
-    >>> without_secrets("ftp://user:secret@host/v1?key=secret")
-    'ftp://***@host/v1?***'
-    """
-    shown = re.sub(r"^([\w+.-]+://)?.*@", r"\1***@", address, flags=re.DOTALL)
-    return re.sub(r"\?.*", "?***", shown, flags=re.DOTALL)
-
-
 def _checked_url(url: str, api_key_env: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
+        raise SpecError(
             f"base_url={without_secrets(url)!r}: expected http://HOST:PORT/v1 or https://HOST/v1, several with commas "
             "between"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
+        raise SpecError(
             f"base_url of the server {parts.hostname}: a user, password, query or fragment has no place in it. "
             f"Put the key in the environment variable {api_key_env}."
         )

@@ -29,21 +29,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlkd.devices import best_device
 from rlkd.engines.base import (
     Completion,
     EngineError,
     Prompt,
+    RankedScores,
     Sampling,
-    Scored,
-    check_choices,
+    TokenScores,
     check_prompts,
     check_requests,
     distinct,
-    identified,
 )
+from rlkd.engines.local import WAY_OUT, Dtype, LocalEngine
 from rlkd.engines.tokens import check_room, encode_continuation, encode_prompt
 from rlkd.models import resolve_model
 
@@ -65,14 +65,7 @@ _MOST_PADDING, _SMALL_BATCH = 0.05, 128
 _CPU_BATCH = 640
 
 
-@dataclass(frozen=True)
-class Ranked(Scored):
-    """A `Scored` that also has the rank of each token among all that might stand there: 1 for the likeliest."""
-
-    ranks: tuple[int, ...] = ()
-
-
-class TransformersEngine:
+class TransformersEngine(LocalEngine):
     """A frozen causal language model, in this process.
 
     `model` is a folder, a hub id, or `embedded`. `dtype` is a torch type by name; `auto` is the checkpoint's own, and
@@ -82,38 +75,24 @@ class TransformersEngine:
     fast, logits equal to 3e-5). Code from a checkpoint is never executed, and only safetensors are read.
     """
 
-    guided = False
-
     def __init__(
         self,
         model: str,
         *,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Dtype = "auto",
         device: str | None = None,
         batch_tokens: int = 8192,
         adapter: str | None = None,
         column_major: bool = True,
     ) -> None:
-        if dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
+        super().__init__("transformers", model, dtype, adapter)
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens!r}: expected a whole number of at least 1")
-        self.model = str(model)
-        self.dtype = dtype
         self.device = device
         self.batch_tokens = batch_tokens
-        self.adapter = None if adapter is None else str(adapter)
         self.column_major = column_major
-        # What is kept under this name depends on the weights and, in rounding, on their type.
-        self.name = f"transformers:{identified(self.model)}"
-        self.name += f"+{identified(self.adapter)}" if self.adapter else ""
-        self.name += f"@{dtype}" if dtype != "auto" else ""
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        settings = ("dtype", "device", "batch_tokens", "adapter", "column_major")
-        return partial(type(self), self.model, **{name: getattr(self, name) for name in settings}), ()
 
     def __repr__(self) -> str:
         return f"<TransformersEngine {self.name}{'' if self._loaded else ', not loaded'}>"
@@ -129,7 +108,7 @@ class TransformersEngine:
 
     async def score(
         self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
-    ) -> list[Scored | EngineError]:
+    ) -> list[TokenScores | EngineError]:
         """Return the log-probabilities of every continuation; `tokens.py` says where a continuation begins."""
         unique, where = distinct(check_requests(requests))
         found = await self._work(len(unique), deadline, lambda job: self._score(job, unique))
@@ -137,24 +116,11 @@ class TransformersEngine:
 
     async def score_with_ranks(
         self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
-    ) -> list[Ranked | EngineError]:
+    ) -> list[RankedScores | EngineError]:
         """`score`, with the rank of every token: one more than the number of tokens that are likelier."""
         unique, where = distinct(check_requests(requests))
         found = await self._work(len(unique), deadline, lambda job: self._score(job, unique, ranks=True))
         results: list[Any] = [found[place] for place in where]
-        return results
-
-    async def choose(
-        self, prompts: Sequence[Prompt], choices: Sequence[str], *, deadline: float | None = None
-    ) -> list[tuple[float, ...] | EngineError]:
-        """Return the log-probability of every choice: the sum over its tokens."""
-        prompts, choices = check_prompts(prompts), check_choices(choices)
-        scored = await self.score([(prompt, choice) for prompt in prompts for choice in choices], deadline=deadline)
-        results: list[tuple[float, ...] | EngineError] = []
-        for start in range(0, len(scored), len(choices)):
-            row = scored[start : start + len(choices)]
-            error = next((item for item in row if isinstance(item, EngineError)), None)
-            results.append(error or tuple(item.total for item in row if isinstance(item, Scored)))
         return results
 
     async def close(self) -> None:
@@ -226,7 +192,7 @@ class TransformersEngine:
                 raise EngineError(
                     self.name,
                     f"the model does not load ({type(error).__name__}: {error}).",
-                    "Give a folder written by save_pretrained, or a hub id in the local cache or within reach.",
+                    WAY_OUT,
                 ) from None
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
@@ -284,8 +250,8 @@ class TransformersEngine:
 
     def _score(
         self, job: _Job, requests: list[tuple[Prompt, str]], *, ranks: bool = False
-    ) -> list[Scored | EngineError | None]:
-        results: list[Scored | EngineError | None] = [None] * len(requests)
+    ) -> list[TokenScores | EngineError | None]:
+        results: list[TokenScores | EngineError | None] = [None] * len(requests)
         rows = []
         for index, (prompt, text) in enumerate(requests):
             try:
@@ -298,7 +264,7 @@ class TransformersEngine:
             if continuation:
                 rows.append(_Row(index, start + continuation, len(start)))
             else:
-                results[index] = Ranked(()) if ranks else Scored(())
+                results[index] = RankedScores(()) if ranks else TokenScores(())
 
         def fits(batch: list[_Row], before: int = 0) -> bool:
             longest = max(len(row.ids) for row in batch)
@@ -654,7 +620,7 @@ class _Draw:
 
 def _score_batch(
     job: _Job, rows: list[_Row], *, ranks: bool = False, beginnings: _Beginnings | None = None
-) -> list[Scored]:
+) -> list[TokenScores]:
     import torch
 
     loaded = job.loaded
@@ -674,7 +640,7 @@ def _score_batch(
         # As a tensor: a number would cut out a view, on which the product with the vocabulary is several times slower.
         inputs["logits_to_keep"] = torch.arange(ids.shape[1] - kept, ids.shape[1], device=loaded.device)
     logits = loaded.model(**inputs).logits[:, -kept:]  # (rows, kept, vocabulary)
-    results: list[Scored] = []
+    results: list[TokenScores] = []
     for place, row in enumerate(rows):
         length = len(row.ids) - row.prompt
         predicted = logits[place, -length:].float()  # (length, vocabulary)
@@ -682,7 +648,7 @@ def _score_batch(
         chosen = predicted.gather(-1, targets[:, None])  # (length, 1)
         values = tuple((chosen[:, 0] - predicted.logsumexp(dim=-1)).tolist())
         if ranks:
-            results.append(Ranked(values, tuple((1 + (predicted > chosen).sum(dim=-1)).tolist())))
+            results.append(RankedScores(values, tuple((1 + (predicted > chosen).sum(dim=-1)).tolist())))
         else:
-            results.append(Scored(values))
+            results.append(TokenScores(values))
     return results

@@ -31,20 +31,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rlkd.engines.base import (
     Completion,
     EngineError,
     Prompt,
     Sampling,
-    Scored,
+    TokenScores,
     check_choices,
     check_prompts,
     check_requests,
     distinct,
-    identified,
 )
+from rlkd.engines.local import WAY_OUT, Dtype, LocalEngine
 from rlkd.engines.tokens import check_room, encode_continuation, encode_prompt
 from rlkd.models import resolve_model
 
@@ -54,7 +54,7 @@ _OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "tensor_parallel
 _ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-class VLLMEngine:
+class VLLMEngine(LocalEngine):
     """A frozen causal language model in this process, under vLLM.
 
     `model` is a folder, a hub id, or a name of `rlkd.models`. `dtype` is a torch type by name; `auto` is the
@@ -65,20 +65,20 @@ class VLLMEngine:
     """
 
     guided = True
+    concurrency = None
 
     def __init__(
         self,
         model: str,
         *,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Dtype = "auto",
         max_model_len: int | None = None,
         gpu_memory_utilization: float = 0.9,
         tensor_parallel_size: int = 1,
         adapter: str | None = None,
         enforce_eager: bool | None = None,
     ) -> None:
-        if dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
+        super().__init__("vllm", model, dtype, adapter)
         if max_model_len is not None and max_model_len < 2:
             raise ValueError(f"max_model_len={max_model_len!r}: expected None or a whole number of at least 2")
         if not 0 < gpu_memory_utilization <= 1:
@@ -87,22 +87,12 @@ class VLLMEngine:
             )
         if tensor_parallel_size < 1:
             raise ValueError(f"tensor_parallel_size={tensor_parallel_size!r}: expected a number of GPUs, at least 1")
-        self.model = str(model)
-        self.dtype = dtype
         self.max_model_len = max_model_len
         self.gpu_memory_utilization = gpu_memory_utilization
         self.tensor_parallel_size = tensor_parallel_size
-        self.adapter = None if adapter is None else str(adapter)
         self.enforce_eager = enforce_eager
-        # What is kept under this name depends on the weights and, in rounding, on their type.
-        self.name = f"vllm:{identified(self.model)}"
-        self.name += f"+{identified(self.adapter)}" if self.adapter else ""
-        self.name += f"@{dtype}" if dtype != "auto" else ""
         self._starting = threading.Lock()
         self._worker: _Worker | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), self.model, **{name: getattr(self, name) for name in _OPTIONS}), ()
 
     def __repr__(self) -> str:
         return f"<VLLMEngine {self.name}{'' if self._worker else ', not loaded'}>"
@@ -123,7 +113,7 @@ class VLLMEngine:
 
     async def score(
         self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
-    ) -> list[Scored | EngineError]:
+    ) -> list[TokenScores | EngineError]:
         """Return the log-probabilities of every continuation; `tokens.py` says where a continuation begins."""
         unique, where = distinct(check_requests(requests))
         jobs = [_Job(partial(_prepare_scores, prompt, [text]), _read_score) for prompt, text in unique]
@@ -484,8 +474,7 @@ def _load(settings: _Settings) -> _Loaded:
             raise EngineError(
                 settings.name,
                 f"the model does not load ({type(error).__name__}: {error}).",
-                "Give a folder written by save_pretrained, or a hub id in the local cache or within reach; on a GPU "
-                "that is in use, a smaller gpu_memory_utilization.",
+                f"{WAY_OUT} On a GPU that is in use, a smaller gpu_memory_utilization.",
             ) from None
 
 
@@ -586,18 +575,18 @@ def _read_completion(parts: list[_Part], outputs: list[Any]) -> Completion:
     return Completion(written.text, written.finish_reason, len(written.token_ids))
 
 
-def _read_scores(parts: list[_Part], outputs: list[Any]) -> list[Scored]:
+def _read_scores(parts: list[_Part], outputs: list[Any]) -> list[TokenScores]:
     scores = []
     for part, output in zip(parts, outputs, strict=True):
         if output is None:  # an empty continuation
-            scores.append(Scored(()))
+            scores.append(TokenScores(()))
             continue
         rows = list(zip(part.ids, output.prompt_logprobs, strict=True))[-part.scored :]
-        scores.append(Scored(tuple(float(table[token].logprob) for token, table in rows)))
+        scores.append(TokenScores(tuple(float(table[token].logprob) for token, table in rows)))
     return scores
 
 
-def _read_score(parts: list[_Part], outputs: list[Any]) -> Scored:
+def _read_score(parts: list[_Part], outputs: list[Any]) -> TokenScores:
     [score] = _read_scores(parts, outputs)
     return score
 

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from rlkd.engines import EnginePool
 from rlkd.errors import UsageError
 from rlkd.files import read_records
 from rlkd.gsrm.alignment import BUILT_IN as ALIGNMENTS
 from rlkd.gsrm.alignment import BranchScore, best_branch
 from rlkd.gsrm.decomposers import BUILT_IN as DECOMPOSERS
 from rlkd.gsrm.decomposers import Level
-from rlkd.gsrm.factory import Engines, make
+from rlkd.gsrm.factory import make
 from rlkd.gsrm.judges import BUILT_IN as JUDGES
 from rlkd.gsrm.model import GSRM, compare_traces
 from rlkd.structure import Structure
@@ -183,7 +184,7 @@ def _count(text: str) -> int:
 
 def _models(options: argparse.Namespace) -> tuple[Any, Any]:
     """The decomposer and the judge that the options name."""
-    engines = Engines(options.deadline)
+    engines = EnginePool(options.deadline)
     try:
         decomposer = make(
             "decomposer",
@@ -382,7 +383,7 @@ def judges(options: argparse.Namespace) -> int:
             judge = make(
                 "judge",
                 spec,
-                engines=Engines(None),
+                engines=EnginePool(None),
                 engine=options.engine,
                 threshold=options.threshold,
                 embedding_model=options.embedding_model,

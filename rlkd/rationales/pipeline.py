@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rlkd.answers import extract_answer
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import RowError, json_records
-from rlkd.engines import Engine, ServerEngine, run
+from rlkd.engines import Engine, require_identity, run
 from rlkd.errors import UsageError
 from rlkd.files import atomic_file
 from rlkd.rationales.output import (
@@ -120,7 +120,7 @@ def write_stage(
     from rich.progress import Progress
 
     if settings.asks and engine is not None:
-        _require_name(engine)
+        require_identity(engine, "teacher", engine.name)
     with (
         alone_in(folder),
         Progress(console=Console(stderr=True), transient=True) as progress,
@@ -302,15 +302,6 @@ def _paths(writer: Writer) -> dict[str, Any] | None:
             "message": coverage.message(),
         }
     return part
-
-
-def _require_name(engine: Engine) -> None:
-    """Raise `UsageError` for a server without a model's name: its answers are kept under that name."""
-    if isinstance(engine, ServerEngine) and not engine.model:
-        raise UsageError(
-            f"teacher {engine.name!r}: name the model too, {engine.name}#MODEL, since its answers are kept under that "
-            f"name"
-        )
 
 
 def _question(row: Mapping[str, Any], source: str) -> Question:

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlkd.answers import extract_answer
-from rlkd.engines.base import EngineError, identified, run
-from rlkd.engines.server import ServerEngine, without_secrets
+from rlkd.engines import Engine, EngineError, TopLogprobsEngine, open_engine, run
+from rlkd.engines.base import identified
 from rlkd.errors import UsageError
 from rlkd.registry import SpecError
 from rlkd.steps import strip_calculator_marks
@@ -256,17 +256,8 @@ def server_teacher(
     A request is one sequence, sent as ids (`/v1/completions` with `prompt_logprobs`). Raises `SpecError` for another
     kind of spec and `UsageError` for an impossible k; `top_k` raises `EngineError`.
     """
-    scheme, _, rest = spec.partition("://")
-    if scheme not in ("http", "https") or not rest:
-        raise SpecError(
-            f"{without_secrets(spec)!r} names no server: expected http://HOST:PORT/v1#MODEL, several with commas "
-            f"between"
-        )
-    url, _, model = spec.partition("#")
-    engine = _PromptLogprobs(
-        url, model or None, concurrency=concurrency, timeout=timeout, retries=retries, api_key_env=api_key_env
-    )
-    return _ServerTeacher(engine, k, tokenizer, deadline)
+    options = {"concurrency": concurrency, "timeout": timeout, "retries": retries, "api_key_env": api_key_env}
+    return _EngineTeacher(open_engine(spec, defaults=options), k, tokenizer, deadline)
 
 
 class _LocalTeacher:
@@ -356,10 +347,16 @@ class _LocalTeacher:
         return TopK(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-class _ServerTeacher:
-    def __init__(self, engine: _PromptLogprobs, k: int, tokenizer: Any, deadline: float | None) -> None:
+class _EngineTeacher:
+    def __init__(self, engine: Engine, k: int, tokenizer: Any, deadline: float | None) -> None:
         _check_k(k)
+        if not isinstance(engine, TopLogprobsEngine):
+            raise SpecError(
+                f"{engine.name} cannot be a top-k teacher: it gives no log-probabilities of a prompt's tokens. Name a "
+                f"vLLM server (http://HOST:PORT/v1#MODEL), or a backend with `encode` and `top_logprobs`"
+            )
         self.engine = engine
+        self.source: TopLogprobsEngine = engine
         self.k = k
         self.vocabulary = vocabulary_fingerprint(tokenizer)
         self.deadline = deadline
@@ -367,126 +364,48 @@ class _ServerTeacher:
 
     @property
     def name(self) -> str:
-        """The model's name at the server; where none was given the address, until something has been asked."""
-        return f"vllm:{self.engine.model or self.engine.asked_model or self.engine.base_url}"
+        """The model's name at a server; where the spec has none the address, until the first request."""
+        return f"vllm:{self.engine.identity or self.engine.name}" if self.engine.is_remote else self.engine.name
 
     def __repr__(self) -> str:
         return f"<top-{self.k} teacher {self.name}>"
 
     def top_k(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TopK]:
-        """As `TopKTeacher.top_k`: all sequences at once, as many as `concurrency` allows in flight."""
-        checked = _checked(sequences, starts)
-        if self._probe is not None:
-            run(self.engine.check_tokenizer(_PROBE, self._probe, self.deadline))
-            self._probe = None
-        found = run(self.engine.top_k(checked, list(starts), self.k, self.deadline))
-        for place, item in enumerate(found):
-            if isinstance(item, EngineError):
-                where = f"sequence {place} of {len(found)} ({len(checked[place])} tokens): {item.what}"
-                raise EngineError(item.engine, where, item.way_out)
-        return [item for item in found if isinstance(item, TopK)]
-
-
-class _PromptLogprobs(ServerEngine):
-    """A server engine that also asks for the k likeliest tokens at each position of a prompt (vLLM only)."""
-
-    @property
-    def asked_model(self) -> str | None:
-        """The one model of a server, once it was asked."""
-        return self._asked_model
-
-    async def check_tokenizer(self, text: str, expected: list[int], deadline: float | None) -> None:
-        """Raise `EngineError` where the server makes other ids of the text: then it has another tokenizer."""
-
-        async def ask(_: int, patient: bool) -> list[int]:
-            self._require_vllm()
-            return await self._tokenize({"prompt": text, "add_special_tokens": False}, patient)
-
-        [found] = await self._each(1, deadline, ask)
-        if isinstance(found, EngineError):
-            raise found
-        if found != expected:
-            place = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
-            raise EngineError(
-                self.name,
-                f"the server's tokenizer is not the student's: for a text of many scripts it has {len(found)} ids and "
-                f"the student's {len(expected)}; the first that differ are {found[place : place + 3]} and "
-                f"{expected[place : place + 3]}.",
-                "Serve a model with the student's vocabulary, or train on the teacher's texts: recipes/sft.py.",
-            )
-
-    async def top_k(
-        self, sequences: list[list[int]], starts: list[int], k: int, deadline: float | None
-    ) -> list[TopK | EngineError]:
-        """For each sequence what `TopKTeacher.top_k` says, or why not."""
-        return await self._each(
-            len(sequences),
-            deadline,
-            lambda place, patient: self._top_k(sequences[place], starts[place], k, patient),
-        )
-
-    async def _top_k(self, ids: list[int], start: int, k: int, patient: bool) -> TopK:
-        self._require_vllm()
-        # Of the new token nothing is wanted, but one there must be. With `prompt_logprobs` vLLM reads no prefix cache.
-        settings = {"max_tokens": 1, "temperature": 0.0}
-        try:
-            return await self._complete(
-                ids, lambda answer: self._read(answer, ids, start, k), patient, {"prompt_logprobs": k}, **settings
-            )
-        except EngineError:
-            raise
-        except Exception as error:
-            explained = await self._explained(error)
-            if "logprobs" in explained.what and "max" in explained.what:
-                explained = EngineError(
-                    self.name, explained.what, f"Start it with --max-logprobs {k} (or -1), or lower k."
-                )
-            raise explained from None
-
-    def _read(self, answer: Any, ids: list[int], start: int, k: int) -> TopK:
-        """One entry for each token of the prompt, none for the first: a map from ids, as strings, to what is known.
-
-        It holds the k likeliest and the token that stands there, which may or may not be one of them.
-        """
+        """As `TopKTeacher.top_k`: all sequences in one call, as many in flight as the engine's concurrency allows."""
         import torch
 
-        table = getattr(answer.choices[0], "prompt_logprobs", None) or []
-        if len(table) != len(ids):
-            raise EngineError(
-                self.name,
-                f"log-probabilities of {len(table)} positions came back, of {len(ids)} expected.",
-                "Ask vLLM's own server, not one that stands before it and drops fields.",
-            )
-        rows, taken = [], []
-        for token, entry in zip(ids[start:], table[start:], strict=True):
-            known = sorted(((float(item["logprob"]), int(key)) for key, item in entry.items()), key=lambda x: -x[0])
-            if len(known) < k or str(token) not in entry:
-                raise EngineError(
-                    self.name,
-                    f"{len(known)} tokens came back at a position, of k = {k} expected"
-                    f"{'' if str(token) in entry else ', and not the one that stands there'}.",
-                    f"Start it with --max-logprobs {k} (or -1).",
-                )
-            rows.append(known[:k])
-            taken.append(float(entry[str(token)]["logprob"]))
-        both = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), k, 2)
-        logprobs = both[..., 0].float()
-        mass = float(logprobs.exp().sum(-1).max()) if len(rows) else 0.0
-        if mass > 1.01:
-            raise EngineError(
-                self.name,
-                f"these are no log-probabilities: those of {k} tokens come to a probability of {mass:.4g}.",
-                "Start it with --logprobs-mode raw_logprobs or processed_logprobs.",
-            )
-        return TopK(both[..., 1].int(), logprobs, torch.tensor(taken, dtype=torch.float32))
+        checked = _checked(sequences, starts)
+        self._check_tokenizer()
+        results = []
+        found = run(self.source.top_logprobs(checked, list(starts), self.k, deadline=self.deadline))
+        for index, item in enumerate(found):
+            if isinstance(item, EngineError):
+                where = f"sequence {index} of {len(found)} ({len(checked[index])} tokens): {item.what}"
+                raise EngineError(item.engine, where, item.way_out)
+            ids, logprobs = torch.as_tensor(item.ids), torch.as_tensor(item.logprobs)
+            shape = (len(item.taken), self.k)
+            taken = torch.as_tensor(item.taken, dtype=torch.float32)
+            results.append(TopK(ids.int().reshape(shape), logprobs.float().reshape(shape), taken))
+        return results
 
-    def _require_vllm(self) -> None:
-        if not self._is_vllm:
+    def _check_tokenizer(self) -> None:
+        """Raise `EngineError` where the engine has another tokenizer: it makes other ids of a text of many scripts."""
+        if self._probe is None:
+            return
+        [found] = run(self.source.encode([_PROBE], deadline=self.deadline))
+        if isinstance(found, EngineError):
+            raise found
+        if found != self._probe:
+            pairs = enumerate(zip(found, self._probe, strict=False))
+            first = next((index for index, (theirs, ours) in pairs if theirs != ours), 0)
             raise EngineError(
-                self.name,
-                "this is not vLLM by its list of models; no other tells the log-probabilities of a prompt's tokens.",
-                "Serve the teacher with `vllm serve MODEL --max-logprobs K`.",
+                self.engine.name,
+                f"the server's tokenizer is not the student's: for a text of many scripts it has {len(found)} ids and "
+                f"the student's {len(self._probe)}; the first that differ are {found[first : first + 3]} and "
+                f"{self._probe[first : first + 3]}.",
+                "Serve a model with the student's vocabulary, or train on the teacher's texts: recipes/sft.py.",
             )
+        self._probe = None
 
 
 def check_logits(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype, teacher: str) -> None:

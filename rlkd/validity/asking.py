@@ -6,9 +6,7 @@ import asyncio
 import threading
 from typing import Any
 
-from rlkd.engines.base import Engine
-from rlkd.engines.server import ServerEngine
-from rlkd.gsrm.factory import Engines
+from rlkd.engines import Engine, EnginePool
 from rlkd.models import resolve_model
 from rlkd.validity.contract import StepQuestion, ValidityError
 
@@ -26,7 +24,7 @@ class Asking:
     """
 
     def __init__(self, role: str, spec: str | None, deadline: float | None, tokenizer: str | None = None) -> None:
-        self._engines = Engines(deadline)
+        self._engines = EnginePool(deadline)
         self.role = role
         self._spec = spec
         self.engine: Engine = self._engines.open(role, spec)
@@ -65,9 +63,7 @@ class Asking:
             if self._tokenizer is None:
                 from transformers import AutoTokenizer
 
-                engine = self.engine
-                own = getattr(engine, "tokenizer" if isinstance(engine, ServerEngine) else "model", None)
-                name = self._tokenizer_name or own
+                name = self._tokenizer_name or self.engine.tokenizer
                 if name is None:
                     raise ValidityError(
                         f"{self.role}: the prompts are messages, which a server cannot continue in the middle of its "

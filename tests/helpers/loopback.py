@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from rlkd.engines import EngineError, Sampling, TransformersEngine
+from rlkd.engines import EngineError, Sampling
 from rlkd.engines.tokens import encode_prompt
+from rlkd.engines.transformers import TransformersEngine
 
 
 class LoopbackServer:

@@ -3,12 +3,12 @@ import random
 
 import pytest
 
-import rlkd.gsrm.factory
+import rlkd.engines.pool
 from rewards import Failed, Scored, build_reward
 from rewards.structure import StructureReward
 from rlkd.data.rows import build_prompt
 from rlkd.data.samples import sample_rows
-from rlkd.engines.base import Completion, EngineError
+from rlkd.engines.base import Completion, Engine, EngineError
 from rlkd.gsrm.lines import render_lines
 from rlkd.gsrm.prompts import INSTRUCTION
 from rlkd.steps import strip_calculator_marks
@@ -20,7 +20,7 @@ OTHER_WAY = "In all she sold 48*1.5 = 72 clips."
 STEPS = Structure([Step("How many clips did she sell in May?", "48/2", "24"), Step("How many in all?", "48+24", "72")])
 
 
-class Engine:
+class InMemoryEngine(Engine):
     """Decomposes a trace into `STEPS`, or not at all where it says so, and answers every question with yes.
 
     In the form in which it is asked: tags, or the lines of a fine-tuned structure model.
@@ -54,8 +54,8 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch, tmp_path):
     """Stands in for whatever an engine spec names; stored structures go to a folder of the test."""
-    made = Engine()
-    monkeypatch.setattr(rlkd.gsrm.factory, "open_engine", lambda spec, **options: made)
+    made = InMemoryEngine()
+    monkeypatch.setattr(rlkd.engines.pool, "open_engine", lambda spec, **options: made)
     monkeypatch.setenv("RLKD_CACHE", str(tmp_path))
     return made
 
@@ -278,7 +278,9 @@ def test_what_a_generative_model_makes_up_earns_nothing(engine):
 
 def test_the_shipped_structure_model_is_the_default_of_the_generative_decomposer(monkeypatch, tmp_path):
     opened = []
-    monkeypatch.setattr(rlkd.gsrm.factory, "open_engine", lambda spec, **options: opened.append(spec) or Engine())
+    monkeypatch.setattr(
+        rlkd.engines.pool, "open_engine", lambda spec, **options: opened.append(spec) or InMemoryEngine()
+    )
     StructureReward("generative", store=str(tmp_path))
     assert opened == ["transformers:embedded-gsrm"]
 
@@ -309,9 +311,9 @@ def test_decomposer_and_judge_share_an_engine_of_one_name(monkeypatch, tmp_path)
 
     def open_engine(spec, **options):
         opened.append(spec)
-        return Engine()
+        return InMemoryEngine()
 
-    monkeypatch.setattr(rlkd.gsrm.factory, "open_engine", open_engine)
+    monkeypatch.setattr(rlkd.engines.pool, "open_engine", open_engine)
     monkeypatch.setenv("RLKD_CACHE", str(tmp_path))
     StructureReward("prompted", "model", engine="one")
     StructureReward("prompted", "model", engine="one", judge_engine="two")

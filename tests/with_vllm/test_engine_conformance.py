@@ -20,18 +20,10 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 
-from rlkd.engines import (
-    Completion,
-    Engine,
-    EngineError,
-    Sampling,
-    Scored,
-    ServerEngine,
-    TransformersEngine,
-    VLLMEngine,
-    open_engine,
-    run,
-)
+from rlkd.engines import Completion, Engine, EngineError, Sampling, TokenScores, open_engine, run
+from rlkd.engines.server import ServerEngine
+from rlkd.engines.transformers import TransformersEngine
+from rlkd.engines.vllm import VLLMEngine
 from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
@@ -103,8 +95,8 @@ def test_greedy_text_does_not_depend_on_batching_or_order(engine: Engine) -> Non
 
 def test_scores_agree_to_a_thousandth(engine: Engine, reference: TransformersEngine) -> None:
     for found, expected in zip(run(engine.score(SCORED)), run(reference.score(SCORED)), strict=True):
-        assert isinstance(found, Scored)
-        assert isinstance(expected, Scored)
+        assert isinstance(found, TokenScores)
+        assert isinstance(expected, TokenScores)
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
 
 
@@ -112,8 +104,8 @@ def test_scores_do_not_depend_on_batching(engine: Engine) -> None:
     together = run(engine.score(SCORED))
     for request, item in zip(SCORED, together, strict=True):
         [alone] = run(engine.score([request]))
-        assert isinstance(item, Scored)
-        assert isinstance(alone, Scored)
+        assert isinstance(item, TokenScores)
+        assert isinstance(alone, TokenScores)
         assert item.logprobs == pytest.approx(alone.logprobs, abs=1e-3)
 
 
@@ -150,7 +142,7 @@ def test_what_cannot_be_answered_is_named_and_costs_nothing_else(engine: Engine)
     assert [results[0], results[4]] == run(engine.generate(["e", "2 + 2 ="], GREEDY))
     scored = run(engine.score([("e", " f"), ("", "f"), ("x " * 9000, "y"), ("e", "")]))
     assert [isinstance(item, EngineError) for item in scored] == [False, True, True, False]
-    assert scored[3] == Scored(())
+    assert scored[3] == TokenScores(())
     assert engine.name in str(results[2])
 
 
@@ -269,7 +261,7 @@ def test_an_adapter_in_this_process_gives_the_scores_of_the_merged_weights(smoll
     merged = TransformersEngine(smollm, dtype="float32", device="cpu", adapter=WARM)
     requests = SCORED[:3]
     for found, expected in zip(run(engine.score(requests)), run(merged.score(requests)), strict=True):
-        assert isinstance(found, Scored)
+        assert isinstance(found, TokenScores)
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
     run(engine.close())
 

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from rlkd.engines import ServerEngine, TransformersEngine, run
+from rlkd.engines import run
+from rlkd.engines.server import ServerEngine
+from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select.rationale_difficulty import DifficultyMeter
 from tests.helpers.vllm_server import VLLMServer, start_server, stop_server

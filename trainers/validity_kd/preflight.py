@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkd.engines import Engine, EngineError, ServerEngine, open_engine, run
+from rlkd.engines import Engine, EngineError, check_ready, open_engine
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.teachers.cache import CachedTeacher, CachedTrace
@@ -88,11 +88,10 @@ def open_proposal_engine(args: ValidityKDConfig, teacher: Any) -> Engine | None:
         return None
     try:
         engine = open_engine(spec)
-        offered = run(engine.models()) if isinstance(engine, ServerEngine) and args.process_index == 0 else []
-    except (ValueError, EngineError) as error:
+    except ValueError as error:
         raise UsageError(f"proposal_engine: {error}") from error
-    if isinstance(engine, ServerEngine) and offered and engine.model not in (None, *offered):
-        raise UsageError(f"proposal_engine: {engine.base_url} has no model {engine.model!r}; it has {offered}")
+    if args.process_index == 0:
+        check_ready(engine, "proposal_engine")
     return engine
 
 

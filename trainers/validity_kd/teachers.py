@@ -30,6 +30,7 @@ from rlkd.divergence import (
     topk_divergence,
     topk_statistics,
 )
+from rlkd.engines import is_engine_spec
 from rlkd.teachers.topk import TopKTeacher, check_logits, logit_settings
 
 Batch = Mapping[str, Any]
@@ -273,7 +274,7 @@ def kind_of_teacher(teacher: Any) -> str:
     """`server`, `cache`, `top_k` (an object of that protocol) or `model`, from what a run names as its teacher."""
     if not isinstance(teacher, str):
         return "top_k" if hasattr(teacher, "top_k") and hasattr(teacher, "vocabulary") else "model"
-    if teacher.startswith(("http://", "https://")):
+    if is_engine_spec(teacher):
         return "server"
     # What recipes/teacher_cache.py writes has an index; what `save_pretrained` writes has a config.
     folder = Path(teacher).expanduser()

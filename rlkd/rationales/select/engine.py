@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from rlkd.cache import Cache, cache_key
+from rlkd.engines import EnginePool
 from rlkd.engines.base import Engine, EngineError
-from rlkd.gsrm.factory import Engines
 from rlkd.rationales.records import Question
 
 TEMPLATE = "Question: {question}\nAnswer: "
@@ -28,7 +28,7 @@ class SelectorEngine:
     """
 
     def __init__(self, role: str, engine: str | Engine | None, deadline: float | None = None) -> None:
-        self._engines = Engines(deadline)
+        self._engines = EnginePool(deadline)
         opened = engine is not None and not isinstance(engine, str)
         self.engine: Engine = engine if opened else self._engines.open(role, engine)  # type: ignore[assignment, arg-type]
         self.deadline = deadline

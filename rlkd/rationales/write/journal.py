@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.cache import cache_key
-from rlkd.engines import Completion, Engine, EngineError, Prompt, Sampling, ServerEngine, VLLMEngine
+from rlkd.engines import Completion, Engine, EngineError, Prompt, Sampling
 from rlkd.errors import UsageError
 
 # So many requests are gone through before a share of failures is called too high, unless fewer are all and all failed.
@@ -234,13 +234,13 @@ class Teacher:
         self.engine = engine
         self.journal = journal
         self.seed = seed
-        self.concurrency = concurrency * (len(engine.urls) if isinstance(engine, ServerEngine) else 1)
-        # These two put together what comes at the same time, and have a seed for each request.
-        self.batch = 1 if isinstance(engine, ServerEngine | VLLMEngine) else batch
-        self.deadline = deadline if isinstance(engine, ServerEngine) else None
+        self.concurrency = concurrency * engine.replicas
+        # An engine that works on several calls at a time batches them itself, and each request has a seed of its own.
+        self.batch = batch if engine.concurrency == 1 and not engine.is_remote else 1
+        self.deadline = deadline if engine.is_remote else None
         self.max_failure_rate = max_failure_rate
         # A server that has moved to another address is the same teacher.
-        self.name = engine.model if isinstance(engine, ServerEngine) and engine.model else engine.name
+        self.name = engine.identity or engine.name
         self.asked = self.known = self.failed = 0
         """Requests sent by this start, found in the journal, and failed."""
         self._again = 0

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlkd.engines import TransformersEngine
+from rlkd.engines.transformers import TransformersEngine
 from tests.helpers.loopback import LoopbackServer
 
 CONTEXT = 192

@@ -14,18 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rlkd.engines
-from rlkd.engines import (
-    Completion,
-    EngineError,
-    Sampling,
-    Scored,
-    ServerEngine,
-    TransformersEngine,
-    VLLMEngine,
-    open_engine,
-    run,
-)
+from rlkd.engines import Completion, EngineError, Sampling, TokenScores, open_engine, run
 from rlkd.engines.base import check_choices, check_prompts, check_requests, distinct
+from rlkd.engines.server import ServerEngine
+from rlkd.engines.transformers import TransformersEngine
+from rlkd.engines.vllm import VLLMEngine
 from rlkd.registry import SpecError
 
 
@@ -56,9 +49,9 @@ def test_a_sampling_value_out_of_range_is_named(field, value):
 
 
 def test_the_total_of_a_score_is_the_sum_over_its_tokens():
-    scored = Scored((-0.5, -1.25))
+    scored = TokenScores((-0.5, -1.25))
     assert (scored.n_tokens, scored.total) == (2, -1.75)
-    assert (Scored(()).n_tokens, Scored(()).total) == (0, 0)
+    assert (TokenScores(()).n_tokens, TokenScores(()).total) == (0, 0)
 
 
 def test_an_engine_error_names_the_engine_and_the_way_out_and_pickles():

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from rlkd.engines import EngineError, Sampling, ServerEngine, open_engine, run
+from rlkd.engines import EngineError, Sampling, open_engine, run
 from rlkd.engines.replicas import ReplicaLost, Replicas
+from rlkd.engines.server import ServerEngine
 from tests.helpers import HELPERS
 from tests.helpers.scripted_server import answer_to
 

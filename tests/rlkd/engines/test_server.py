@@ -11,9 +11,10 @@ from email.utils import format_datetime
 import pytest
 import torch
 
-from rlkd.engines import EngineError, Sampling, Scored, ServerEngine, TransformersEngine, open_engine, run
-from rlkd.engines.server import _seconds, choice_logprobs, continuation_start
+from rlkd.engines import EngineError, Sampling, TokenScores, open_engine, run
+from rlkd.engines.server import ServerEngine, _seconds, choice_logprobs, continuation_start
 from rlkd.engines.tokens import encode_prompt
+from rlkd.engines.transformers import TransformersEngine
 
 CHAT = [{"role": "user", "content": "How many eggs are left?"}]
 PROMPTS = ["She sold 48/2 =", "yes or no?", CHAT, "Höhe: 3 µm, 漢字 🙂", "e"]
@@ -93,7 +94,7 @@ def test_with_a_tokenizer_any_text_and_messages_are_scored_alike(server, engine,
 def test_scoring_messages_without_a_tokenizer_says_what_to_do(remote):
     refused, scored = run(remote.score([(CHAT, "yes"), ("a", " b")]))
     assert "tokenizer=" in str(refused)
-    assert isinstance(scored, Scored)
+    assert isinstance(scored, TokenScores)
 
 
 def test_a_token_across_the_boundary_is_refused_with_the_way_out(remote):
@@ -103,7 +104,7 @@ def test_a_token_across_the_boundary_is_refused_with_the_way_out(remote):
 
 
 def test_the_score_of_an_empty_continuation_needs_no_request(remote, server):
-    assert run(remote.score([("a", "")])) == [Scored(())]
+    assert run(remote.score([("a", "")])) == [TokenScores(())]
     assert server.requests == []
 
 
@@ -456,7 +457,7 @@ def test_ids_that_another_event_loop_forgets_meanwhile_are_still_returned(remote
 
     remote._known_ids = Forgetful()
     [scored] = run(remote.score([("She sold", " 24 clips")]))
-    assert isinstance(scored, Scored)
+    assert isinstance(scored, TokenScores)
 
 
 def test_a_guided_request_that_fails_for_another_reason_keeps_the_guidance(remote):

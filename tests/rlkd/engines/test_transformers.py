@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlkd.engines import EngineError, Sampling, Scored, TransformersEngine, open_engine, run
+from rlkd.engines import EngineError, Sampling, TokenScores, open_engine, run
+from rlkd.engines.transformers import TransformersEngine
 
 CHAT = [{"role": "user", "content": "How many eggs are left?"}]
 PROMPTS = [
@@ -283,7 +284,7 @@ def test_the_score_of_greedy_text_is_the_best_at_every_token(engine, reference):
 
 
 def test_the_score_of_an_empty_continuation_is_certain(engine):
-    assert run(engine.score([("a", "")])) == [Scored(())]
+    assert run(engine.score([("a", "")])) == [TokenScores(())]
 
 
 def test_choices_get_the_summed_log_probability_of_their_tokens(engine, reference):
@@ -439,8 +440,8 @@ def test_a_failure_inside_the_model_is_an_error_of_its_batch(model_folder, monke
     good, bad, also_good = run(engine.score([("a", "b"), ("a", "c"), ("a", "d")]))
     assert isinstance(bad, EngineError)
     assert "Lower batch_tokens=1" in str(bad)
-    assert isinstance(good, Scored)
-    assert isinstance(also_good, Scored)
+    assert isinstance(good, TokenScores)
+    assert isinstance(also_good, TokenScores)
 
 
 def test_the_deadline_keeps_what_is_finished(model_folder):

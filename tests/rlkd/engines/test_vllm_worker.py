@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlkd.engines import EngineError, VLLMEngine
-from rlkd.engines.vllm import _Job, _Loaded, _Part
+from rlkd.engines import EngineError
+from rlkd.engines.vllm import VLLMEngine, _Job, _Loaded, _Part
 
 GUARD = 20.0
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rlkd.engines import TransformersEngine
+from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Candidate, Question
 from rlkd.rationales.select import apply, load_selector
 

@@ -282,8 +282,8 @@ def test_the_name_of_a_server_teacher_is_the_model_wherever_it_is_served(tokeniz
     assert here == there == "vllm:qwen"
 
 
-def test_a_spec_that_is_no_server_is_refused(tokenizer) -> None:
-    with pytest.raises(UsageError, match=r"'transformers:embedded' names no server: expected http://"):
+def test_an_engine_without_log_probabilities_of_a_prompt_is_refused(tokenizer) -> None:
+    with pytest.raises(UsageError, match=r"transformers:embedded.* cannot be a top-k teacher.*Name a vLLM server"):
         server_teacher("transformers:embedded", 4, tokenizer=tokenizer)
 
 

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rlkd.engines import TransformersEngine, run
+from rlkd.engines import run
+from rlkd.engines.transformers import TransformersEngine
 from rlkd.errors import UsageError
 from rlkd.validity import StepQuestion, ValidityError, load_scorer, score_pairs
 from rlkd.validity.judge import TEMPLATE, grade

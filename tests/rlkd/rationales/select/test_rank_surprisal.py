@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd.cache import Cache
-from rlkd.engines import EngineError, TransformersEngine, run
+from rlkd.engines import EngineError, run
+from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import apply, load_selector
 from rlkd.rationales.select.rank_surprisal import rank_surprisal_ratio

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlkd.cache import Cache
-from rlkd.engines import EngineError, ServerEngine, TransformersEngine, run
+from rlkd.engines import EngineError, run
+from rlkd.engines.server import ServerEngine
+from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.pipeline import select_stage, write_stage
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import NOT_MEASURED, SelectorError, apply, load_selector

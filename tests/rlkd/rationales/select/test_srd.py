@@ -7,7 +7,8 @@ import random
 import pytest
 
 from rlkd.cache import Cache
-from rlkd.engines import EngineError, Sampling, TransformersEngine, run
+from rlkd.engines import EngineError, Sampling, run
+from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import apply, load_selector
 from rlkd.rationales.select.judge import log_share

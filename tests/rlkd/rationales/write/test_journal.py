@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlkd.engines import Completion, EngineError, Sampling, ServerEngine
+from rlkd.engines import Completion, Engine, EngineError, Sampling
+from rlkd.engines.server import ServerEngine
 from rlkd.errors import UsageError
 from rlkd.rationales.write.journal import Journal, JournalError, Request, Teacher
 
@@ -14,7 +15,7 @@ SAMPLED = Sampling(max_new_tokens=8, temperature=0.7)
 GREEDY = Sampling(max_new_tokens=8)
 
 
-class Scripted:
+class Scripted(Engine):
     """An engine that answers with prompt, seed and place, and fails on prompts that say so."""
 
     name = "scripted"

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkd.embedders import open_embedder
-from rlkd.engines import Completion, EngineError
+from rlkd.engines import Completion, Engine, EngineError
 from rlkd.errors import UsageError
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.write.journal import Journal, Teacher
@@ -56,7 +56,7 @@ def reply(prompt: list[dict[str, str]], *, right: bool = True, path: list[str] |
     return json.dumps({**route, "path": names, "rationale": texts, "answer": str(answer)})
 
 
-class Scripted:
+class Scripted(Engine):
     name = "scripted"
     guided = False
 

@@ -1,0 +1,49 @@
+"""The common part of the engines that load a model into this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal, get_args
+
+from rlkd.engines.base import Engine, EngineError, identified
+from rlkd.models import resolve_model
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+WAY_OUT = "Give a folder written by save_pretrained, or a hub id in the local cache or within reach."
+
+
+class LocalEngine(Engine):
+    """A frozen causal language model in this process.
+
+    scheme: of its specs.
+    model: a folder, a hub id, or a name of `rlkd.models`.
+    dtype: a torch type by name; `auto` is the checkpoint's own, and float32 on a CPU.
+    adapter: a PEFT adapter on the model.
+    """
+
+    def __init__(self, scheme: str, model: str, dtype: Dtype, adapter: str | None) -> None:
+        if dtype not in get_args(Dtype):
+            raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
+        self.model = self.tokenizer = str(model)
+        self.dtype = dtype
+        self.adapter = None if adapter is None else str(adapter)
+        # Results that are cached under this name depend on the weights and, in rounding, on their type.
+        self.name = f"{scheme}:{identified(self.model)}"
+        self.name += f"+{identified(self.adapter)}" if self.adapter else ""
+        self.name += f"@{dtype}" if dtype != "auto" else ""
+
+    async def check_ready(self) -> None:
+        """Raise `EngineError` where the model's configuration or tokenizer does not load."""
+        await asyncio.to_thread(self._check_ready)
+
+    def _check_ready(self) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        try:
+            path = resolve_model(self.model)
+            parts: list[Any] = [AutoConfig, AutoTokenizer]
+            for part in parts:
+                part.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise EngineError(self.name, f"the model cannot be read: {error}.", WAY_OUT) from None
