@@ -251,7 +251,7 @@ def test_a_bank_that_offers_too_little_is_told_loudly(recipe, arguments, tmp_pat
     ("changed", "message"),
     [
         ({"writers": ["bnak"]}, r"writers=\['bnak'\]: expected one or more of ready, free, steps, bank"),
-        ({"teacher": "http://127.0.0.1:1/v1"}, r"name the model too, http://127.0.0.1:1/v1#MODEL"),
+        ({"teacher": "http://127.0.0.1:1/v1"}, r"name the model, http://127.0.0.1:1/v1#MODEL"),
         ({"teacher": "http://127.0.0.1:1/v1#m"}, r"--teacher: .*no connection"),
         ({"teacher": "tranformers:embedded"}, r"does not name an engine"),
         ({"embedder": "word2vec"}, r"word2vec"),
@@ -264,9 +264,18 @@ def test_a_bank_that_offers_too_little_is_told_loudly(recipe, arguments, tmp_pat
         ({"bank_size": 0}, r"bank_size=0"),
         ({"category": "levle"}, r"category='levle'.*Did you mean 'level'"),
         ({"embedder": "transformers:/no/such/folder"}, r"--embedder transformers:/no/such/folder"),
-        ({"selectors": ["difficulty"], "student": "transformers:/no/such"}, r"transformers:/no/such: no model"),
-        ({"token_budget": 9, "student": "transformers:/no/such/folder"}, r"transformers:/no/such/folder: no model"),
-        ({"selector_kwargs": {"correct": {"second_look": "vllm:/no/such/folder"}}}, r"vllm:/no/such/folder: no model"),
+        (
+            {"selectors": ["difficulty"], "student": "transformers:/no/such"},
+            r"transformers:/no/such: the model cannot be read",
+        ),
+        (
+            {"token_budget": 9, "student": "transformers:/no/such/folder"},
+            r"transformers:/no/such/folder: the model cannot be read",
+        ),
+        (
+            {"selector_kwargs": {"correct": {"second_look": "vllm:/no/such/folder"}}},
+            r"vllm:/no/such/folder: the model cannot be read",
+        ),
         ({"limit_by": "log_rdd", "per_question": 1}, r"limit_by=log_rdd: no selector gives this score"),
         (
             {
@@ -368,7 +377,7 @@ def test_a_deadline_of_no_time_is_refused(arguments) -> None:
 
 
 def test_a_model_that_the_server_does_not_have_is_refused(recipe, arguments, teacher) -> None:
-    with pytest.raises(UsageError, match=r"the server offers scripted"):
+    with pytest.raises(UsageError, match=r"has no model 'other'; it offers scripted"):
         recipe.main(arguments(teacher=teacher.spec.replace("#scripted", "#other")))
 
 

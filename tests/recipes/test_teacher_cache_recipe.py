@@ -105,7 +105,7 @@ def test_the_type_of_the_weights_is_part_of_the_teachers_name(recipe, arguments,
 
 
 def test_no_password_of_an_address_is_printed(recipe, arguments, tiny_model) -> None:
-    with pytest.raises(UsageError, match=r"http://\*\*\*@h:1/v1#MODEL") as refused:
+    with pytest.raises(UsageError, match="a user, password, query or fragment") as refused:
         recipe.open_teacher(arguments(teacher="http://me:TOPSECRET@h:1/v1"), AutoTokenizer.from_pretrained(tiny_model))
     assert "TOPSECRET" not in str(refused.value)
 
@@ -150,7 +150,7 @@ def test_a_teacher_with_another_vocabulary_is_refused(recipe, arguments, tmp_pat
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"teacher": "http://127.0.0.1:1/v1"}, r"name the model too, http://127.0.0.1:1/v1#MODEL"),
+        ({"teacher": "http://127.0.0.1:1/v1"}, r"name the model, http://127.0.0.1:1/v1#MODEL"),
         ({"max_completion_length": 0}, r"max_completion_length=0: expected at least 1"),
     ],
 )
