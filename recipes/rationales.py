@@ -40,7 +40,6 @@ from rlkd.engines import (
     open_engine,
     require_identity,
     run,
-    without_secrets,
 )
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
@@ -257,7 +256,7 @@ def open_teacher(script: RationalesScriptArguments) -> Engine:
     engine = open_engine(from_environment(script.teacher, "the teacher"), defaults=served)
     require_identity(engine, "teacher", engine.name)
     if engine.is_remote:
-        check_ready(engine, f"--teacher {without_secrets(script.teacher)}")
+        check_ready(engine, "--teacher")
     return engine
 
 
@@ -286,7 +285,7 @@ def check_models(script: RationalesScriptArguments) -> None:
     for spec in dict.fromkeys(specs):
         # Other specs, such as those of embedders in a file, cannot be told from an engine's.
         if spec.partition(":")[0] in registry("engine").names() and not (engine := open_engine(spec)).is_remote:
-            check_ready(engine, f"{spec}, which the selection needs")
+            check_ready(engine, "the selection")
 
 
 def second_look(script: RationalesScriptArguments) -> bool:
