@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
@@ -84,6 +84,20 @@ def are_correct(
     answers = [extract_answer(text, fallback) for text in texts]
     pairs = [(answer or "", extract_answer(gold) or gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
     return equal_pairs(pairs, seconds=seconds)
+
+
+def accuracy(row: Mapping[str, Any], text: str) -> float | None:
+    """1 if the answer announced in `text` equals that of the row, else 0; None for a row without a readable answer.
+
+    The metric of evaluations: an answer that cannot be compared in time is wrong.
+    """
+    if row.get("answer") is None:
+        return None
+    try:
+        correct = is_correct(text, row["answer"])
+    except VerificationError:
+        return 0.0
+    return None if correct is None else float(correct)
 
 
 def equal(answer: str, gold: str, *, seconds: float = VERIFY_SECONDS) -> bool | None:

@@ -1,8 +1,8 @@
-"""The one base of errors that are the user's to mend.
+"""Base class of errors that the user can fix, and a summary of failures for the log.
 
-Recipes and the command line print these without a traceback: the message names the thing (file, line, key, reward,
-server), the value found, the value expected and the way out. Anything else that is raised is a fault of the program,
-and keeps its traceback.
+Recipes and the command line print these errors without a traceback: the message names the object (file, line, key,
+reward, server), the value found, the value expected and the way out. Any other exception is a bug and keeps its
+traceback.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from logging import Logger
 
 
 class UsageError(ValueError):
-    """A config, a row, a spec or a file does not fit."""
+    """A config, row, spec or file is invalid."""
 
 
 def warn_of_failures(logger: Logger, what: str, consequence: str, causes: Sequence[str], total: int) -> None:

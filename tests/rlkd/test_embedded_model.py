@@ -7,7 +7,7 @@ import pytest
 
 from rlkd.data.samples import sample_rows
 from rlkd.engines import Completion, EngineError, Sampling, open_engine, run
-from rlkd.models import ModelUnavailable, embedded_model, verify_embedded_model
+from rlkd.models import ModelUnavailable, embedded_model, verify_model
 from tests.helpers.rewards import build_reward
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def folder() -> Path:
 
 
 def test_the_converted_files_are_those_of_the_manifest(folder: Path) -> None:
-    verify_embedded_model()
+    verify_model("embedded")
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(
         json.loads((folder / "manifest.json").read_text())["files"]
     )

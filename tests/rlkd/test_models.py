@@ -36,6 +36,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 def wheel(tmp_path, monkeypatch) -> Path:
     """A carrier package with content of our own, pinned in place of the real one."""
     monkeypatch.setattr(models, "_GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(models, "_SOURCE", {"gguf_sha256": hashlib.sha256(CONTENT).hexdigest()})
     path = tmp_path / "carrier.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(models._MEMBER, CONTENT)
@@ -44,7 +45,7 @@ def wheel(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def conversions(monkeypatch) -> list[bytes]:
-    """Conversion takes the place of what needs torch; holds the content of every file that was converted."""
+    """Replaces the conversion, which needs torch; lists the content of every converted file."""
     done: list[bytes] = []
 
     def convert(gguf: Path, out: Path) -> None:
@@ -61,10 +62,10 @@ def leftovers(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
-# Names and places
+# Names and folders
 
 
-def test_any_name_but_ours_is_left_to_from_pretrained():
+def test_other_names_are_left_to_from_pretrained():
     assert resolve_model("org/model") == "org/model"
     assert resolve_model("./embedded") == "./embedded"
 
@@ -128,21 +129,21 @@ def pin_another_file(folder):
 @pytest.mark.parametrize(
     "damage", [delete_a_file, cut_a_file, delete_the_manifest, spoil_the_manifest, pin_another_file]
 )
-def test_an_incomplete_folder_is_made_again(cache, wheel, conversions, monkeypatch, damage):
+def test_an_incomplete_folder_is_created_again(cache, wheel, conversions, monkeypatch, damage):
     folder = fetch_embedded_model(wheel)
     damage(folder)
     monkeypatch.setattr(models, "_download", lambda scratch: wheel)
     assert embedded_model() == folder
     assert len(conversions) == 2
     assert (folder / "model.safetensors").read_bytes() == CONTENT
-    models.verify_embedded_model()
+    models.verify_model("embedded")
 
 
 def test_damage_that_keeps_the_size_is_found_by_the_full_check(cache, wheel, conversions):
     folder = fetch_embedded_model(wheel)
     (folder / "model.safetensors").write_bytes(CONTENT[:-1] + b"!")
-    with pytest.raises(UsageError, match=r"model\.safetensors has SHA-256 .*Delete .* to have it made again"):
-        models.verify_embedded_model()
+    with pytest.raises(UsageError, match=r"model\.safetensors has SHA-256 .*Delete .* to create it again"):
+        models.verify_model("embedded")
 
 
 def test_a_conversion_that_breaks_down_leaves_no_folder(cache, wheel, monkeypatch):
@@ -181,6 +182,7 @@ from rlkd import models
 
 log, wheel, gate = map(Path, sys.argv[1:4])
 models._GGUF_SHA256 = sys.argv[4]
+models._SOURCE = {"gguf_sha256": sys.argv[4]}
 def convert(gguf, out):
     with log.open("a") as stream:
         stream.write("converted\\n")
@@ -210,7 +212,7 @@ def test_processes_at_the_same_time_convert_once(cache, wheel, tmp_path):
     assert log.read_text() == "converted\n"
 
 
-# What is refused
+# Refused wheels
 
 
 def test_a_wheel_with_other_content_is_refused(cache, tmp_path, conversions):
@@ -233,7 +235,7 @@ def test_another_wheel_is_refused(cache, tmp_path, conversions):
     assert conversions == []
 
 
-def test_a_file_that_is_no_wheel_is_refused(cache, tmp_path, conversions):
+def test_a_file_that_is_not_a_wheel_is_refused(cache, tmp_path, conversions):
     path = tmp_path / "page.whl"
     path.write_text("<html>not found</html>")
     with pytest.raises(UsageError, match=r"page\.whl is not the wheel of"):
@@ -241,7 +243,7 @@ def test_a_file_that_is_no_wheel_is_refused(cache, tmp_path, conversions):
     assert conversions == []
 
 
-def test_a_wheel_that_is_not_there_is_named(cache, tmp_path, conversions):
+def test_a_missing_wheel_is_named(cache, tmp_path, conversions):
     with pytest.raises(UsageError, match=r"nowhere\.whl .*No such file"):
         fetch_embedded_model(tmp_path / "nowhere.whl")
 
@@ -320,7 +322,7 @@ def adapters(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def merges(monkeypatch) -> list[str]:
-    """Merging takes the place of what needs torch; holds the adapters that were merged."""
+    """Replaces the merge, which needs torch; lists the merged adapters."""
     done: list[str] = []
 
     def merge(base: Path, adapter: Path, out: Path) -> None:
@@ -376,7 +378,7 @@ def test_another_adapter_makes_another_folder_and_the_old_one_stays(cache, base,
     assert (newer / "model.safetensors").read_bytes() == change["weights"]
 
 
-def test_damage_to_a_merged_model_is_mended_or_found(cache, base, adapters, merges) -> None:
+def test_damage_to_a_merged_model_is_repaired_or_found(cache, base, adapters, merges) -> None:
     write_adapter(adapters / "embedded-warm", b"weights")
     folder = adapted_model("embedded-warm")
     (folder / "model.safetensors").write_bytes(b"weight")
@@ -384,7 +386,7 @@ def test_damage_to_a_merged_model_is_mended_or_found(cache, base, adapters, merg
     assert merges == ["embedded-warm"] * 2
     verify_model("embedded-warm")
     (folder / "model.safetensors").write_bytes(b"Weights")
-    with pytest.raises(UsageError, match=r"model\.safetensors has SHA-256 .*Delete .* to have it made again"):
+    with pytest.raises(UsageError, match=r"model\.safetensors has SHA-256 .*Delete .* to create it again"):
         verify_model("embedded-warm")
 
 
@@ -431,8 +433,8 @@ def test_a_missing_adapter_is_named_with_the_way_out(cache, adapters, missing) -
         resolve_model("embedded-gsrm")
 
 
-def test_a_name_that_is_no_adapter_of_ours_is_refused(adapters) -> None:
-    with pytest.raises(UsageError, match=r"'embedded-other' is no adapter of ours"):
+def test_an_unknown_adapter_is_refused(adapters) -> None:
+    with pytest.raises(UsageError, match=r"'embedded-other' is not a shipped adapter"):
         adapted_model("embedded-other")
 
 

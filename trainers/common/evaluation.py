@@ -26,8 +26,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
+from rlkd.answers import accuracy
 from rlkd.errors import UsageError
-from rlkd.evaluate import accuracy
 from rlkd.statistics import Interval, estimate
 from trainers.common.generation import greedy_completions
 from trainers.common.run_files import StepLog, read_steps

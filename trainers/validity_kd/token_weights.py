@@ -22,8 +22,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from rlkd.answers import accuracy
 from rlkd.divergence import Head, TokenStatistics
-from rlkd.evaluate import accuracy
 from rlkd.validity import (
     StepEvidence,
     StepQuestion,

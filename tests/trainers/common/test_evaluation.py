@@ -5,9 +5,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
+from rlkd.answers import accuracy
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.errors import UsageError
-from rlkd.evaluate import accuracy
 from trainers import RLKDConfig, RLKDTrainer
 from trainers.common.evaluation import HeldOutAccuracy
 from trainers.common.run_files import StepLog, read_steps
