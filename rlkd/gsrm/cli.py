@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from rlkd.data.rows import json_records
 from rlkd.engines import EnginePool
 from rlkd.errors import UsageError
-from rlkd.files import read_records
 from rlkd.gsrm.alignment import BUILT_IN as ALIGNMENTS
 from rlkd.gsrm.alignment import BranchScore, best_branch
 from rlkd.gsrm.decomposers import BUILT_IN as DECOMPOSERS
@@ -94,26 +94,25 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     _model_options(parser)
-    parser.add_argument(
+    add(
         "--alignment",
         nargs="+",
         metavar="SPEC",
         help=f"alignment rules: {_named(ALIGNMENTS)} (default: all built-in ones; `ordered` not for a costly judge)",
     )
-    parser.add_argument("--data", help="data file of rows with structures (default: the embedded GSM8K test sample)")
-    parser.add_argument("--rows", type=_count, default=200, metavar="N", help="number of these rows; 0 for none (200)")
-    parser.add_argument("--rationales", type=Path, metavar="FILE", help="right and wrong solutions; see above")
-    parser.add_argument("--teacher-source", default="human", metavar="NAME", help="source of teacher traces (human)")
-    parser.add_argument(
-        "--exclude", nargs="*", default=["socratic"], metavar="NAME", help="excluded sources (socratic)"
-    )
-    parser.add_argument("--first", type=_count, default=0, metavar="I", help="first row of --rationales (0)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="number of rows of --rationales (all)")
-    parser.add_argument("--seed", type=_count, default=0, help="seed of the bootstrap and the swaps (0)")
-    parser.add_argument("--draws", type=_count, default=2000, help="bootstrap draws (2000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="output file for all figures")
-    parser.add_argument(
+    add("--data", help="data file of rows with structures (default: the embedded GSM8K test sample)")
+    add("--rows", type=_count, default=200, metavar="N", help="number of these rows; 0 for none (200)")
+    add("--rationales", type=Path, metavar="FILE", help="right and wrong solutions; see above")
+    add("--teacher-source", default="human", metavar="NAME", help="source of teacher traces (human)")
+    add("--exclude", nargs="*", default=["socratic"], metavar="NAME", help="excluded sources (socratic)")
+    add("--first", type=_count, default=0, metavar="I", help="first row of --rationales (0)")
+    add("--limit", type=_count, metavar="N", help="number of rows of --rationales (all)")
+    add("--seed", type=_count, default=0, help="seed of the bootstrap and the swaps (0)")
+    add("--draws", type=_count, default=2000, help="bootstrap draws (2000)")
+    add("--json", type=Path, metavar="FILE", help="output file for all figures")
+    add(
         "--cache",
         type=Path,
         metavar="FILE",
@@ -123,52 +122,47 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _explain_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     _model_options(parser)
-    parser.add_argument(
-        "--alignment", default="teacher", metavar="SPEC", help=f"alignment rule: {_named(ALIGNMENTS)} (teacher)"
-    )
-    parser.add_argument("--question", default="", help="the problem")
-    parser.add_argument("--student", type=Path, metavar="FILE", help="the student's trace, as text")
-    parser.add_argument("--teacher", type=Path, nargs="+", metavar="FILE", help="the teacher's traces, one per file")
-    parser.add_argument("--data", help="data file, or gsm8k-sample")
-    parser.add_argument("--row", metavar="ID", help="id of the row in --data with the teacher's traces")
-    parser.add_argument(
-        "--rollouts", type=Path, metavar="FILE", help="rollouts of a run (OUTPUT_DIR/rollouts/*.jsonl)"
-    )
-    parser.add_argument("--step", type=_count, metavar="N", help="training step (default: any)")
-    parser.add_argument("--index", type=_count, metavar="I", help="index among these (default: the best structure)")
+    add("--alignment", default="teacher", metavar="SPEC", help=f"alignment rule: {_named(ALIGNMENTS)} (teacher)")
+    add("--question", default="", help="the problem")
+    add("--student", type=Path, metavar="FILE", help="the student's trace, as text")
+    add("--teacher", type=Path, nargs="+", metavar="FILE", help="the teacher's traces, one per file")
+    add("--data", help="data file, or gsm8k-sample")
+    add("--row", metavar="ID", help="id of the row in --data with the teacher's traces")
+    add("--rollouts", type=Path, metavar="FILE", help="rollouts of a run (OUTPUT_DIR/rollouts/*.jsonl)")
+    add("--step", type=_count, metavar="N", help="training step (default: any)")
+    add("--index", type=_count, metavar="I", help="index among these (default: the best structure)")
 
 
 def _judges_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--judge", nargs="+", default=["deterministic"], metavar="SPEC", help=f"judges: {_named(JUDGES)}"
-    )
-    parser.add_argument("--engine", metavar="SPEC", help="engine of the judge 'model'")
-    parser.add_argument("--embedding-model", metavar="NAME", help="sentence encoder of the judge 'embedding'")
-    parser.add_argument("--store", type=Path, help="file that stores the replies of the judge 'model'")
+    add = parser.add_argument
+    add("--judge", nargs="+", default=["deterministic"], metavar="SPEC", help=f"judges: {_named(JUDGES)}")
+    add("--engine", metavar="SPEC", help="engine of the judge 'model'")
+    add("--embedding-model", metavar="NAME", help="sentence encoder of the judge 'embedding'")
+    add("--store", type=Path, help="file that stores the replies of the judge 'model'")
     tuned = parser.add_mutually_exclusive_group()
     tuned.add_argument("--threshold", type=float, help="threshold of the one judge named; for 'model' in nats")
     tuned.add_argument("--fit", action="store_true", help="fit each threshold on the half 'fit' first")
-    parser.add_argument("--pairs", type=Path, help="labelled pairs of your own (default: the shipped ones)")
-    parser.add_argument("--split", choices=("fit", "check", "all"), default="check", help="split (check)")
-    parser.add_argument("--sample", type=int, metavar="N", help="number of pairs, drawn at random (seed 0)")
-    parser.add_argument("--meta-only", action="store_true", help="drop question and answer from all steps")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add("--pairs", type=Path, help="labelled pairs of your own (default: the shipped ones)")
+    add("--split", choices=("fit", "check", "all"), default="check", help="split (check)")
+    add("--sample", type=int, metavar="N", help="number of pairs, drawn at random (seed 0)")
+    add("--meta-only", action="store_true", help="drop question and answer from all steps")
+    add("--json", action="store_true", help="print JSON")
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--decomposer", default="rules", metavar="SPEC", help=f"decomposer: {_named(DECOMPOSERS)} (rules)"
-    )
-    parser.add_argument("--engine", metavar="SPEC", help="decomposer engine: transformers:NAME, http://...#NAME")
-    parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="most tokens of a structure")
-    parser.add_argument("--level", choices=get_args(Level), help="level of the decomposer 'rules'")
-    parser.add_argument("--as-written", action="store_true", help="no grounding of the decomposer 'generative'")
-    parser.add_argument("--judge", default="deterministic", metavar="SPEC", help=f"judge: {_named(JUDGES)}")
-    parser.add_argument("--judge-engine", metavar="SPEC", help="judge engine (default: --engine)")
-    parser.add_argument("--threshold", type=float, help="judge threshold")
-    parser.add_argument("--embedding-model", metavar="NAME", help="sentence encoder of the judge 'embedding'")
-    parser.add_argument("--deadline", type=float, default=1800.0, metavar="S", help="seconds for one batch (1800)")
+    add = parser.add_argument
+    add("--decomposer", default="rules", metavar="SPEC", help=f"decomposer: {_named(DECOMPOSERS)} (rules)")
+    add("--engine", metavar="SPEC", help="decomposer engine: transformers:NAME, http://...#NAME")
+    add("--max-new-tokens", type=_count, metavar="N", help="most tokens of a structure")
+    add("--level", choices=get_args(Level), help="level of the decomposer 'rules'")
+    add("--as-written", action="store_true", help="no grounding of the decomposer 'generative'")
+    add("--judge", default="deterministic", metavar="SPEC", help=f"judge: {_named(JUDGES)}")
+    add("--judge-engine", metavar="SPEC", help="judge engine (default: --engine)")
+    add("--threshold", type=float, help="judge threshold")
+    add("--embedding-model", metavar="NAME", help="sentence encoder of the judge 'embedding'")
+    add("--deadline", type=float, default=1800.0, metavar="S", help="seconds for one batch (1800)")
 
 
 def _named(built_in: Iterable[str]) -> str:
@@ -351,13 +345,13 @@ def _chosen_rollout(options: argparse.Namespace) -> Any:
 
 def _rollouts(path: Path) -> list[dict[str, Any]]:
     try:
-        records = list(read_records(path))
-    except (OSError, ValueError) as error:
+        records = list(json_records(path, skip_unfinished=True))
+    except (OSError, UsageError) as error:
         raise UsageError(f"{path} cannot be read as rollouts: {error}") from error
-    for record in records:
-        if not isinstance(record, dict) or not {"step", "prompt", "completion", "rewards"} <= record.keys():
-            raise UsageError(f"{path}: not a rollout record: {json.dumps(record)[:80]}")
-    return records
+    for location, record in records:
+        if not {"step", "prompt", "completion", "rewards"} <= record.keys():
+            raise UsageError(f"{location}: not a rollout record: {json.dumps(record)[:80]}")
+    return [record for _, record in records]
 
 
 def judges(options: argparse.Namespace) -> int:

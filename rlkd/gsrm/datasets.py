@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlkd.data.rows import RowError
+from rlkd.data.rows import RowError, json_records
 from rlkd.errors import UsageError
 
 
@@ -40,12 +40,10 @@ def load_rationales(
 
     Raises `RowError` for a row that does not fit, `UsageError` where no row is left.
     """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path.absolute()}")
     rated = []
-    for index, (location, record) in enumerate(_json_lines(path)):
-        if index < first:
-            continue
-        if limit is not None and index >= first + limit:
-            break
+    for location, record in islice(json_records(path), first, None if limit is None else first + limit):
         _check(location, record, question=str, rationales=list)
         solutions = []
         for i, item in enumerate(record["rationales"]):
@@ -60,23 +58,6 @@ def load_rationales(
             f"{path}: no row from index {first} on has a rationale of the source {teacher!r} and one of another source"
         )
     return rated
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file with their locations, for errors."""
-    if not path.is_file():
-        raise UsageError(f"there is no file {path.absolute()}")
-    with path.open("rb") as stream:
-        for count, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise RowError(f"{path}, line {count}: not JSON ({error}); expected one object per line") from error
-            if not isinstance(record, dict):
-                raise RowError(f"{path}, line {count}: expected a JSON object, found {record!r:.80}")
-            yield f"{path}, line {count}", record
 
 
 def _check(location: str, record: Any, **types: type) -> None:

@@ -19,7 +19,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, get_args
+from typing import ClassVar, Literal, Protocol, get_args
 
 from rlkd.engines.base import Completion, Engine, EngineError, Message, Sampling
 from rlkd.gsrm.grounding import grounded
@@ -124,17 +124,24 @@ class _EngineDecomposer(ABC):
     """
 
     costly = True
+    kind: ClassVar[str]
+    default_tokens: ClassVar[int]
 
-    kind: str
-
-    def __init__(self, engine: Engine, *, max_new_tokens: int, deadline: float | None, check: Check | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_new_tokens: int | None = None,
+        deadline: float | None = 300.0,
+        check: Check | None = None,
+    ):
         self.engine = engine
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = self.default_tokens if max_new_tokens is None else max_new_tokens
         self.deadline = deadline
         self.check = check
         prompt = hashlib.sha256(json.dumps(self._messages(ReasoningTrace("", ""))).encode()).hexdigest()[:12]
         checked = f"{check.__name__}/" if check else ""
-        self.fingerprint = f"{self.kind}/{engine.name}/{max_new_tokens}/{prompt}/{checked}1"
+        self.fingerprint = f"{self.kind}/{engine.name}/{self.max_new_tokens}/{prompt}/{checked}1"
 
     @abstractmethod
     def _messages(self, trace: ReasoningTrace, guided: bool = False) -> list[Message]:
@@ -216,16 +223,7 @@ class PromptedDecomposer(_EngineDecomposer):
     """
 
     kind = "prompted"
-
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        max_new_tokens: int = 1024,
-        deadline: float | None = 300.0,
-        check: Check | None = None,
-    ):
-        super().__init__(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=check)
+    default_tokens = 1024
 
     def _messages(self, trace: ReasoningTrace, guided: bool = False) -> list[Message]:
         return instruct_request(trace.question, reasoning_part(trace.text), as_json=guided)
@@ -248,6 +246,7 @@ class GenerativeDecomposer(_EngineDecomposer):
     """
 
     kind = "generative"
+    default_tokens = 256
     guided = False
     decomposes_teachers = True
 
@@ -255,7 +254,7 @@ class GenerativeDecomposer(_EngineDecomposer):
         self,
         engine: Engine,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         deadline: float | None = 300.0,
         ground: bool = True,
     ):

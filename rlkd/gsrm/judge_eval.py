@@ -7,13 +7,13 @@ word) and `split` (`fit` or `check`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rlkd.data.rows import json_records
 from rlkd.errors import UsageError
 from rlkd.gsrm.judges import Judge, JudgeError
 from rlkd.gsrm.prompts import Field
@@ -58,18 +58,12 @@ class JudgeErrors:
 
 def load_pairs(path: Path | None = None, split: Split = "check") -> list[LabelledPair]:
     """Labelled pairs from a file (None: the shipped one). Raises `UsageError` with the line that does not fit."""
-    if path is None:
-        text = files("rlkd.assets").joinpath("step_pairs.jsonl").read_text(encoding="utf-8")
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        raise UsageError(f"{path}: no such file; expected labelled pairs, one JSON object per line")
+    path = path or Path(str(files("rlkd.assets").joinpath("step_pairs.jsonl")))
+    if not path.is_file():
+        raise UsageError(f"there is no file {path.absolute()}")
     pairs = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for location, record in json_records(path):
         try:
-            record = json.loads(line)
             label = record["label"]
             if set(label) != set(FIELDS) or not all(isinstance(value, bool) for value in label.values()):
                 raise ValueError(f"label {label!r}: expected true or false for each of {', '.join(FIELDS)}")
@@ -77,11 +71,11 @@ def load_pairs(path: Path | None = None, split: Split = "check") -> list[Labelle
                 Step(**record["student"]), Step(**record["teacher"]), label, record.get("kind", "pair")
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UsageError(f"{path or 'step_pairs.jsonl'}, line {number}: {error!r}") from None
+            raise UsageError(f"{location}: {error!r}") from None
         if split in ("all", record.get("split", split)):
             pairs.append(pair)
     if not pairs:
-        raise UsageError(f"{path or 'step_pairs.jsonl'}: no pairs in the split {split!r}")
+        raise UsageError(f"{path}: no pairs in the split {split!r}")
     return pairs
 
 

@@ -6,8 +6,7 @@ Only results are stored, never errors, and the first value of a key stays.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,18 +19,12 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class _Store(ABC, Generic[K, V]):
-    def __init__(self, path: Path):
+class _Store(Generic[K, V]):
+    def __init__(
+        self, path: Path, key: Callable[[str, K], str], to_json: Callable[[V], Any], from_json: Callable[[Any], V]
+    ):
         self.cache = Cache(Path(path))
-
-    @abstractmethod
-    def _key(self, model: str, item: K) -> str: ...
-
-    @abstractmethod
-    def _to_json(self, value: V) -> Any: ...
-
-    @abstractmethod
-    def _from_json(self, value: Any) -> V: ...
+        self._key, self._to_json, self._from_json = key, to_json, from_json
 
     def get(self, model: str, items: Iterable[K]) -> dict[K, V]:
         """The stored results of a model among those of `items`, by one query."""
@@ -49,14 +42,8 @@ class StructureStore(_Store[ReasoningTrace, Structure]):
     A teacher's trace and a student's have different keys: a decomposer may accept a truncated one from a student only.
     """
 
-    def _key(self, model: str, item: ReasoningTrace) -> str:
-        return cache_key("structure", model, item.question, item.text, "teacher" if item.teacher else "student")
-
-    def _to_json(self, value: Structure) -> Any:
-        return value.to_list()
-
-    def _from_json(self, value: Any) -> Structure:
-        return Structure.from_list(value)
+    def __init__(self, path: Path):
+        super().__init__(path, _structure_key, Structure.to_list, Structure.from_list)
 
 
 class VerdictStore(_Store[FieldQuestion, float]):
@@ -65,12 +52,18 @@ class VerdictStore(_Store[FieldQuestion, float]):
     Log-odds and not verdicts, so that another threshold needs no new request. Raises ValueError for nan.
     """
 
-    def _key(self, model: str, item: FieldQuestion) -> str:
-        return cache_key("verdict", model, verdict_request(item))
+    def __init__(self, path: Path):
+        super().__init__(path, _verdict_key, _finite, float)
 
-    def _to_json(self, value: float) -> Any:
-        # Infinite where a model rules out one of the answers; JSON has no such number.
-        return str(value) if math.isinf(value) else value
 
-    def _from_json(self, value: Any) -> float:
-        return float(value)
+def _structure_key(model: str, trace: ReasoningTrace) -> str:
+    return cache_key("structure", model, trace.question, trace.text, "teacher" if trace.teacher else "student")
+
+
+def _verdict_key(model: str, question: FieldQuestion) -> str:
+    return cache_key("verdict", model, verdict_request(question))
+
+
+def _finite(log_odds: float) -> float | str:
+    # Infinite where a model rules out one of the answers; JSON has no such number.
+    return str(log_odds) if math.isinf(log_odds) else log_odds

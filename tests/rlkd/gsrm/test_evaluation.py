@@ -291,7 +291,7 @@ def test_rows_are_chosen_by_their_place(tmp_path):
     ("record", "named"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: expected a JSON object"),
+        ("[1]", "line 2: found list [1], expected a JSON object"),
         ({"rationales": []}, "line 2, field 'question': expected a str, found None"),
         ({"question": "?", "rationales": "x"}, "line 2, field 'rationales': expected a list, found 'x'"),
         ({"question": "?", "rationales": ["x"]}, "line 2, rationale 0, field 'source': expected a str, found 'x'"),
