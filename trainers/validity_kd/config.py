@@ -1,4 +1,4 @@
-"""The keys of a validity-calibrated distillation run, and what can be said of them before anything is loaded."""
+"""The configuration of validity-calibrated distillation, with the checks that need neither a model nor data."""
 
 from __future__ import annotations
 
@@ -29,114 +29,92 @@ CHOICES = {
 }
 
 
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class ValidityKDConfig(DistillationConfig):
-    """TRL's `DistillationConfig`, and what weighting by validity adds to it.
+    """TRL's `DistillationConfig` with the settings of weighting by validity.
 
-    `beta` and `temperature` are TRL's; `beta` counts on the student's own rollouts, `beta_off_policy` on the teacher's
+    `beta` and `temperature` are TRL's; `beta` applies to the student's rollouts, `beta_off_policy` to the teacher's
     traces.
     """
 
     _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "validity_kwargs"]  # noqa: RUF012 (TRL's form)
 
-    teacher: str | None = field(
-        default=None,
-        metadata={
-            "help": "The teacher: a model (a name of ours, a folder, a hub id), a vLLM server "
-            "(http://HOST:PORT/v1#MODEL), or the folder of a teacher cache."
-        },
+    teacher: str | None = _option(
+        None,
+        "Teacher: a model (an embedded one, a folder, a hub id), an engine that gives the log-probabilities of a "
+        "prompt's tokens (http://HOST:PORT/v1#MODEL of vLLM, or path/to/file.py:Backend), or the folder of a teacher "
+        "cache.",
     )
-    teacher_top_k: int = field(
-        default=64, metadata={"help": "Tokens of each position that a server teacher is asked for."}
+    teacher_top_k: int = _option(64, "Number of tokens per position requested from an engine teacher.")
+    keep_teacher_states: bool = _option(
+        True,
+        "Keep the teacher's hidden states of the weighting for the loss (rows x tokens x hidden size); false runs the "
+        "teacher again.",
     )
-    keep_teacher_states: bool = field(
-        default=True,
-        metadata={
-            "help": "Keep what the teacher's forward pass found for the weights until the loss needs it (rows x "
-            "tokens x hidden size); false runs the teacher again."
-        },
+    lmbda: float = _option(
+        0.5,
+        "Share of generation batches on the student's rollouts; the others are the traces in the column rationales. "
+        "1: rollouts only, 0: traces only.",
     )
-    lmbda: float = field(
-        default=0.5,
-        metadata={
-            "help": "Share of generation batches on the student's own rollouts; the others are the traces "
-            "in the column rationales. 1: rollouts only, 0: traces only."
-        },
+    beta_off_policy: float = _option(
+        0.0, "Coefficient beta on the teacher's traces: 0 forward KL, 1 reverse KL, in between JSD."
     )
-    beta_off_policy: float = field(
-        default=0.0, metadata={"help": "As beta, on the teacher's traces: 0 forward KL, 1 reverse KL, between JSD."}
+    divergence: str = _option(
+        "jsd", "Divergence on the student's rollouts: jsd (with beta), skewed_forward or skewed_reverse (with skew)."
     )
-    divergence: str = field(
-        default="jsd",
-        metadata={"help": "On the student's rollouts: jsd (with beta), skewed_forward or skewed_reverse (with skew)."},
+    divergence_off_policy: str = _option("jsd", "Divergence on the teacher's traces, with the same choices.")
+    skew: float = _option(0.1, "Mixture coefficient of the skewed divergences.")
+    kernel: str = _option(
+        "chunked", "Implementation of the divergence: chunked (ours) or trl (Triton on a GPU; jsd only)."
     )
-    divergence_off_policy: str = field(default="jsd", metadata={"help": "As divergence, on the teacher's traces."})
-    skew: float = field(default=0.1, metadata={"help": "Of the skewed divergences: the share of the mixture."})
-    kernel: str = field(
-        default="chunked",
-        metadata={"help": "What computes the divergence: chunked (ours) or trl (Triton on a GPU; jsd only)."},
-    )
-    validity: str = field(
-        default="likelihood",
-        metadata={
-            "help": "What scores steps: a registered name (likelihood, rollout, judge, prm), a dotted path, or "
-            "path/to/file.py:name."
-        },
+    validity: str = _option(
+        "likelihood",
+        "Validity scorer: a name (likelihood, rollout, judge, prm), a dotted path, or path/to/file.py:name.",
     )
     validity_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Parameters of the scorer, such as {reduction: max}."}
     )
-    proposals: str = field(
-        default="expected",
-        metadata={
-            "help": "What stands for the step that is not in the trace: expected (an expectation over the model's "
-            "distribution; likelihood only) or generate (the model writes it)."
-        },
+    proposals: str = _option(
+        "expected",
+        "Source of the step that is not in the trace: expected (an expectation over the model's distribution, for "
+        "scorers that support it) or generate (the model writes it).",
     )
-    proposal_engine: str | None = field(
-        default=None,
-        metadata={
-            "help": "With proposals: generate, the engine that writes the teacher's steps (transformers:NAME, "
-            "http://HOST:PORT/v1#MODEL); by default the teacher itself."
-        },
+    proposal_engine: str | None = _option(
+        None,
+        "Engine that writes the teacher's steps with proposals: generate (transformers:NAME, "
+        "http://HOST:PORT/v1#MODEL); by default the teacher.",
     )
-    max_step_tokens: int = field(default=96, metadata={"help": "Tokens of a proposed step at most."})
-    w_min: float = field(default=0.2, metadata={"help": "The least weight of a valid step of the teacher."})
-    w_max: float = field(default=1.8, metadata={"help": "The largest weight."})
-    tau: str = field(  # a number, or adapt: the command line cannot tell either
-        default="0.2",
-        metadata={
-            "help": "The margin that moves the weight half way to its end, in units of the validity; adapt: the "
-            "median margin so far."
-        },
+    max_step_tokens: int = _option(96, "Maximum length of a proposed step in tokens.")
+    w_min: float = _option(0.2, "Smallest weight of a valid teacher step.")
+    w_max: float = _option(1.8, "Largest weight.")
+    tau: str = _option(  # a number, or adapt: the command line cannot tell either
+        "0.2",
+        "Margin that moves the weight half way to its bound, in units of the validity; adapt: the median margin so "
+        "far.",
     )
-    v_0: float = field(
-        default=0.2,
-        metadata={"help": "The teacher's validity, as a probability, below which its step loses weight; 0: never."},
+    v_0: float = _option(
+        0.2, "Validity of the teacher's step, as a probability, below which its weight shrinks; 0: never."
     )
-    normalise: str = field(
-        default="tokens",
-        metadata={"help": "What the loss is divided by: tokens (weights change its size) or weights (they do not)."},
+    normalise: str = _option(
+        "tokens", "Denominator of the loss: tokens (weights change its size) or weights (they do not)."
     )
-    control: str = field(
-        default="none",
-        metadata={
-            "help": "Train a control: uniform (weight 1: plain distillation), shuffled, teacher_only, position, "
-            "entropy, divergence."
-        },
+    control: str = _option(
+        "none",
+        "Control to train in place of the method: uniform (weight 1: plain distillation), shuffled, teacher_only, "
+        "position, entropy, divergence.",
     )
-    save_rollouts: bool = field(
-        default=True, metadata={"help": "Write every trace with the weights of its steps to OUTPUT_DIR/rollouts."}
-    )
-    vllm_weight_transfer: str = field(
-        default="nccl",
-        metadata={
-            "help": "How the weights get to the rollout server (vllm_mode: server): nccl (GPUs, TRL's own way), gloo "
-            "(a TCP connection) or disk (files that both can read); the server must be started with the same backend."
-        },
+    save_rollouts: bool = _option(True, "Write every trace with the weights of its steps to OUTPUT_DIR/rollouts.")
+    vllm_weight_transfer: str = _option(
+        "nccl",
+        "Backend that sends the weights to the rollout server (vllm_mode: server): nccl (GPUs, TRL's own), gloo (a "
+        "TCP connection) or disk (files that both can read); start the server with the same backend.",
     )
 
-    vllm_importance_sampling_correction: ClassVar[bool] = False  # distillation has none; `trainers.vllm.checks` asks
+    vllm_importance_sampling_correction: ClassVar[bool] = False  # read by `trainers.vllm.checks`; TRL's has none here
 
     def __post_init__(self) -> None:
         """Check the values; raises `UsageError`."""
@@ -153,7 +131,7 @@ class ValidityKDConfig(DistillationConfig):
         if self.teacher is not None and self.teacher_model_name_or_path not in (None, self.teacher):
             raise UsageError(
                 f"teacher {without_secrets(self.teacher)!r} and teacher_model_name_or_path "
-                f"{without_secrets(self.teacher_model_name_or_path)!r} name two teachers; give one of them"
+                f"{without_secrets(self.teacher_model_name_or_path)!r} name two teachers; set one of them"
             )
         self.teacher = self.teacher or self.teacher_model_name_or_path
         if self.teacher is not None:
@@ -176,7 +154,7 @@ class ValidityKDConfig(DistillationConfig):
             raise UsageError(str(error)) from error
 
     def divergence_for(self, *, on_policy: bool) -> Divergence:
-        """What is minimised on the student's rollouts, or on the teacher's traces."""
+        """The divergence on the student's rollouts, or on the teacher's traces."""
         kind, beta = (self.divergence, self.beta) if on_policy else (self.divergence_off_policy, self.beta_off_policy)
         return Divergence(kind, beta=beta, skew=self.skew, temperature=self.temperature)  # type: ignore[arg-type]
 
@@ -195,7 +173,7 @@ class ValidityKDConfig(DistillationConfig):
 
     @property
     def needs_scorer(self) -> bool:
-        """Whether a validity scorer is asked at all: some controls need none."""
+        """Whether a validity scorer is used: some controls need none."""
         return self.control not in ("uniform", "entropy", "divergence")
 
     @property
@@ -205,7 +183,7 @@ class ValidityKDConfig(DistillationConfig):
 
 
 def _checked_tau(tau: str | float) -> str:
-    """As text, whether it came as text or, from YAML and Python, as a number."""
+    """`tau` as text, from text or a number."""
     if tau != "adapt":
         try:
             float(tau)
