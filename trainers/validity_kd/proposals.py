@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,14 +1,13 @@
-"""The teacher as the trainer asks it: with its weights in this process, or by the k likeliest tokens of a position.
+"""The teacher as the trainer uses it: with its weights in this process, or by the k likeliest tokens of a position.
 
-| `teacher`                 | what is known of a position | divergence                           |
-| ------------------------- | --------------------------- | ------------------------------------ |
-| a model                   | its hidden state            | over the whole vocabulary            |
-| a vLLM server             | k log-probabilities         | over the k and one bucket for others |
-| a folder, a teacher cache | the same, from a file     | the same                             |
+| `teacher`                 | known of a position | divergence                               |
+| ------------------------- | ------------------- | ---------------------------------------- |
+| a model                   | its hidden state    | over the whole vocabulary                |
+| an engine                 | k log-probabilities | over the k tokens and one for all others |
+| a folder, a teacher cache | k log-probabilities | over the k tokens and one for all others |
 
-Both answer in three parts: `observe` makes the tensors of a batch once (they travel with the batch, shuffled and split
-as TRL does it with all others), `compare` the divergence of a micro-batch for the loss, `statistics` what validities
-are made of.
+`observe` makes the tensors of a batch once (they travel with the batch, shuffled and split by TRL like all others),
+`compare` computes the divergence of a micro-batch for the loss, `statistics` the inputs of validities.
 """
 
 from __future__ import annotations
@@ -38,41 +37,42 @@ Batch = Mapping[str, Any]
 
 
 class KDTeacher(Protocol):
-    """What the trainer needs of a teacher."""
+    """The interface of a teacher to the trainer."""
 
     fields: tuple[str, ...]
-    """The tensors of a batch that `observe` makes."""
+    """The names of the tensors that `observe` makes."""
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
-        """What the teacher says about the completions of a batch, [B, C, ...] each, without gradients."""
+        """The teacher's tensors for the completions of a batch, [B, C, ...] each, without gradients."""
 
     def compare(
         self, seen: Batch, mask: Tensor, student_hidden: Tensor, head: Head, divergence: Divergence, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Divergence and student's entropy of the N tokens where `mask` [B, C] is set, [N] each.
 
-        `student_hidden` [N, H_s]; `weights` [N], what the divergence will be multiplied by.
+        `student_hidden` [N, H_s]; `weights` [N], later factors of the divergence.
         """
 
     def statistics(
         self, seen: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
     ) -> TokenStatistics:
-        """What the teacher, and a student if one is given, say about the N tokens `taken` where `mask` is set."""
+        """Statistics of the N tokens `taken` where `mask` is set, under the teacher and, if given, a student."""
 
     def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
-        """For each sequence the teacher's log-probabilities of its tokens `start` to the last."""
+        """The teacher's log-probabilities of the tokens `start` to the last of each sequence."""
 
 
 class DenseTeacher:
     """A teacher whose weights are in this process.
 
     Args:
-        model: it, as it was prepared for this process.
-        hidden_states: of a batch's completions, [B, C, H_t], from the teacher's forward pass.
-        temperature: of the run, at which log-probabilities are taken.
+        model: the model, prepared for this process.
+        hidden_states: returns the teacher's hidden states [B, C, H_t] of a batch's completions.
+        temperature: sampling temperature of the run, which log-probabilities are taken at.
         vocabulary: rows of both heads that are compared; None for all.
-        rows: of one forward pass.
-        kernel: computes the divergence in the place of `rlkd.divergence`.
+        rows: rows per forward pass.
+        pad_id: id of the padding token.
+        kernel: replaces `rlkd.divergence`.
     """
 
     fields: tuple[str, ...] = ("teacher_hidden",)
@@ -122,30 +122,29 @@ class DenseTeacher:
 
     def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
         """At the temperature of the run; sequences of similar length share a forward pass."""
-        found: dict[int, list[float]] = {}
-        order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
+        result: dict[int, list[float]] = {}
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         device = self._head().weight.device
         for start in range(0, len(order), self.rows):
-            places = order[start : start + self.rows]
-            prompts = [list(sequences[place][: starts[place]]) for place in places]
-            steps = [list(sequences[place][starts[place] :]) for place in places]
+            indices = order[start : start + self.rows]
+            prompts = [list(sequences[index][: starts[index]]) for index in indices]
+            steps = [list(sequences[index][starts[index] :]) for index in indices]
             batch = padded_batch(prompts, steps, self.pad_id, device)
             mask = batch["completion_mask"].bool()
             seen = {"teacher_hidden": self.hidden_states(batch)}
             values = self.statistics(seen, mask, batch["completion_ids"][mask], None, None).teacher_logprob.tolist()
-            for place, step in zip(places, steps, strict=True):
-                found[place], values = values[: len(step)], values[len(step) :]
-        return [found[place] for place in range(len(sequences))]
+            for index, step in zip(indices, steps, strict=True):
+                result[index], values = values[: len(step)], values[len(step) :]
+        return [result[index] for index in range(len(sequences))]
 
     def _head(self) -> Head:
         return head_of(self.model, self.vocabulary)
 
 
 class SparseTeacher:
-    """A teacher of whom the k likeliest tokens of each position are known: a server or a cache. Temperature 1.
+    """A teacher known by the k likeliest tokens of each position, at temperature 1: an engine or a cache.
 
-    `vocabulary`: rows of the student's head. What the teacher says of ids beyond it, which only pad a wider head, goes
-    to the bucket of all other tokens.
+    `vocabulary`: rows of the student's head. Ids beyond it, which only pad a wider head, count as other tokens.
     """
 
     fields: tuple[str, ...] = ("teacher_ids", "teacher_logprobs", "teacher_taken")
@@ -155,35 +154,34 @@ class SparseTeacher:
         self.vocabulary = vocabulary
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
-        """Ids [B, C, k], log-probabilities [B, C, k] and that of the token that stands there [B, C]."""
-        ids, mask = batch["completion_ids"], batch["completion_mask"]
-        prompts = [
-            row[keep.bool()].tolist() for row, keep in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
-        ]
-        completions = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        rows = [place for place, completion in enumerate(completions) if completion]
+        """Ids [B, C, k], log-probabilities [B, C, k], and that of the token in the trace [B, C]."""
+        ids = batch["completion_ids"]
+        prompts = unpadded(batch["prompt_ids"], batch["prompt_mask"])
+        completions = unpadded(ids, batch["completion_mask"])
+        rows = [index for index, completion in enumerate(completions) if completion]
         tops = self.teacher.top_k(
-            [prompts[place] + completions[place] for place in rows], [len(prompts[place]) for place in rows]
+            [prompts[index] + completions[index] for index in rows], [len(prompts[index]) for index in rows]
         )
         k = max((top.ids.shape[1] for top in tops), default=1)
         # An entry of log-probability -inf is padding.
         top_ids = torch.zeros(*ids.shape, k, dtype=torch.int32)
         logprobs = torch.full((*ids.shape, k), -torch.inf)
         taken = torch.zeros(ids.shape)
-        for place, top in zip(rows, tops, strict=True):
+        for index, top in zip(rows, tops, strict=True):
             length, width = top.ids.shape
-            top_ids[place, :length, :width] = top.ids
-            logprobs[place, :length, :width] = top.logprobs
-            taken[place, :length] = top.taken
+            top_ids[index, :length, :width] = top.ids
+            logprobs[index, :length, :width] = top.logprobs
+            taken[index, :length] = top.taken
         beyond = top_ids >= self.vocabulary
         top_ids[beyond], logprobs[beyond] = 0, -torch.inf
-        found = {"teacher_ids": top_ids, "teacher_logprobs": logprobs, "teacher_taken": taken}
-        return {name: tensor.to(ids.device) for name, tensor in found.items()}
+        return {
+            name: tensor.to(ids.device) for name, tensor in zip(self.fields, (top_ids, logprobs, taken), strict=True)
+        }
 
     def compare(
         self, seen: Batch, mask: Tensor, student_hidden: Tensor, head: Head, divergence: Divergence, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Over the k tokens and one bucket for all others."""
+        """Over the k tokens and one outcome for all others."""
         ids, logprobs = seen["teacher_ids"][mask].long(), seen["teacher_logprobs"][mask]
         return topk_divergence(student_hidden, head, ids, logprobs, divergence, anticipated_weights=weights)
 
@@ -192,16 +190,16 @@ class SparseTeacher:
     ) -> TokenStatistics:
         """Entropies and divergences are lower bounds, over k + 1 outcomes."""
         ids, logprobs = seen["teacher_ids"][mask].long(), seen["teacher_logprobs"][mask]
-        told = None if student_hidden is None else taken
-        return topk_statistics(ids, logprobs, seen["teacher_taken"][mask], student_hidden, head, told)
+        student_taken = None if student_hidden is None else taken
+        return topk_statistics(ids, logprobs, seen["teacher_taken"][mask], student_hidden, head, student_taken)
 
     def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
-        """As the server says."""
+        """At temperature 1."""
         return [top.taken.tolist() for top in self.teacher.top_k(sequences, starts)]
 
 
 def head_of(model: Any, vocabulary: int | None = None) -> Head:
-    """The last layer of a causal language model, cut to its first `vocabulary` rows where the rest only pads."""
+    """The last layer of a causal language model, cut to its first `vocabulary` rows if the rest only pads."""
     layer = model.get_output_embeddings()
     scale, softcap = logit_settings(model.config)
     bias = getattr(layer, "bias", None)
@@ -209,14 +207,14 @@ def head_of(model: Any, vocabulary: int | None = None) -> Head:
 
 
 def check_head(model: Any, hidden_states: Callable[[Batch], Tensor], ids: Sequence[int]) -> None:
-    """Raise `UsageError` where `head_of` is not all that a teacher does to get its logits, by one short forward.
+    """Raise `UsageError` where `head_of` does not give a teacher's own logits, by one short forward pass.
 
-    It would be another teacher in silence: an adapter on its last layer, or a scale under a name unknown here.
+    An adapter on the last layer, or a scale under an unknown name, would silently make it another teacher.
 
     Args:
         model: the teacher.
-        hidden_states: as of `DenseTeacher`.
-        ids: two tokens at least, any.
+        hidden_states: as for `DenseTeacher`.
+        ids: at least two tokens, any.
     """
     head = head_of(model)
     batch = padded_batch([ids[:1]], [ids[1:]], 0, head.weight.device)
@@ -243,26 +241,24 @@ def rows_of(batch: Batch, start: int, count: int) -> dict[str, Any]:
 def padded_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: Any
 ) -> dict[str, Tensor]:
-    """Ids and masks as TRL lays them out: prompts [B, P] padded on the left, completions [B, C] on the right."""
+    """Ids and masks in TRL's layout: prompts [B, P] padded on the left, completions [B, C] on the right."""
+    batch = {}
+    for name, rows, left in (("prompt", prompts, True), ("completion", completions, False)):
+        ids, mask = padded(rows, pad_id, left=left)
+        batch |= {f"{name}_ids": ids.to(device), f"{name}_mask": mask.to(device)}
+    return batch
 
-    def padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
-        width = max(map(len, rows), default=0)
-        ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for place, row in enumerate(rows):
-            where = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[place, where] = torch.tensor(row, dtype=torch.long)
-            mask[place, where] = 1
-        return ids.to(device), mask.to(device)
 
-    prompt_ids, prompt_mask = padded(prompts, True)
-    completion_ids, completion_mask = padded(completions, False)
-    return {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": prompt_mask,
-        "completion_ids": completion_ids,
-        "completion_mask": completion_mask,
-    }
+def padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids and mask of the rows, [rows, longest] each, padded on the right or on the left."""
+    width = max(map(len, rows), default=0)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        own = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, own] = torch.tensor(row, dtype=torch.long)
+        mask[index, own] = 1
+    return ids, mask
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""Where the steps of a completion lie among its tokens.
+"""The token spans of the steps of a completion.
 
-A weight belongs to a step and acts on tokens, so each step needs the place of its tokens among the completion's own
-ids. The text is never tokenised anew: a sampled completion is often not what the tokenizer would make of its text.
+A weight belongs to a step and acts on tokens, so each step needs the span of its tokens in the completion's own ids.
+The text is never tokenised again: a sampled completion often differs from the tokenizer's output for its text.
 
     >>> [(step.start, step.stop, step.text) for step in token_steps(tokenizer, ids)]  # doctest: +SKIP
     [(0, 9, '3 + 4 = 7 teachers.'), (9, 15, ' 70 / 7 = 10.')]
@@ -16,10 +16,10 @@ from typing import Any
 
 from rlkd.steps import sentences
 
-# What the decoder puts where the bytes of a character are not all there yet.
+# The decoder's output for the bytes of an incomplete character.
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-# Tokens that are decoded together while a character is unfinished: the longest has four bytes, and a damaged one never
-# ends.
+# Limit of tokens decoded together while a character is incomplete: a character has up to four bytes, and a damaged one
+# never completes.
 _LONGEST_CHARACTER = 8
 
 
@@ -27,8 +27,8 @@ _LONGEST_CHARACTER = 8
 class TokenStep:
     """A step of a completion: its tokens [start, stop), their text, and that of the tokens before them.
 
-    The tokens that are scored are [start, end): without those that hold nothing but the white space behind the step.
-    What stands there is how the writer's line went on, and one of two proposals often ends without it.
+    The scored tokens are [start, end), without tokens of white space only after the step: they show how the line
+    continues, and one of the two proposals often ends without them.
     """
 
     start: int
@@ -37,34 +37,34 @@ class TokenStep:
     text: str
     prefix: str
     open: bool
-    """Whether nothing stands behind the step, not even white space: where generation was cut off, it may go on."""
+    """Whether nothing follows the step, not even white space: a truncated completion may end within it."""
 
 
 def token_steps(tokenizer: Any, ids: Sequence[int], written: Sequence[int] | None = None) -> list[TokenStep]:
     """The steps of a completion (those of `rlkd.steps.sentences`), in order, each with at least one token.
 
-    `written`: for each token whether the model wrote it; where a tool did (0), it belongs to no step, and a step that
-    it interrupts ends there. None: all of them.
+    `written`: for each token whether the model wrote it, None for all. A tool's token (0) belongs to no step, and a
+    step that it interrupts ends there.
 
-    A token belongs to the last step of which it holds a character; white space between two steps goes with the first
-    of them. Tokens before the first step, and those behind the last one (the closing `#### 72`, the end token), belong
-    to none. A step whose characters all share a token with a later one is left out. Linear in the number of tokens.
+    A token belongs to the last step that it has a character of; white space between two steps goes with the first.
+    Tokens before the first step, and those after the last one (the closing `#### 72`, the end token), belong to none.
+    A step whose characters all share a token with a later one is left out. Linear in the number of tokens.
     """
     text, spans = token_spans(tokenizer, ids)
-    places = _places(text)
-    if not places:
+    sentence_spans = _sentence_spans(text)
+    if not sentence_spans:
         return []
-    end_of_last = places[-1][1]
+    end_of_last = sentence_spans[-1][1]
     tokens: dict[int, list[int]] = {}
     step = -1
     for index, (start, stop) in enumerate(spans):
-        while step + 1 < len(places) and places[step + 1][0] < stop:
+        while step + 1 < len(sentence_spans) and sentence_spans[step + 1][0] < stop:
             step += 1
         if start >= end_of_last and not text[start:stop].isspace():
             break
         if step >= 0 and (written is None or written[index]):
             tokens.setdefault(step, []).append(index)
-    found = []
+    steps = []
     for owned in tokens.values():
         stop = next((one + 1 for one, other in pairwise(owned) if other > one + 1), owned[-1] + 1)
         first, last = spans[owned[0]][0], spans[stop - 1][1]
@@ -72,31 +72,31 @@ def token_steps(tokenizer: Any, ids: Sequence[int], written: Sequence[int] | Non
         while end > owned[0] + 1 and text[slice(*spans[end - 1])].isspace():
             end -= 1
         is_open = stop == len(ids) and not text[first:last][-1:].isspace()
-        found.append(TokenStep(owned[0], stop, end, text[first:last], text[:first], is_open))
-    return found
+        steps.append(TokenStep(owned[0], stop, end, text[first:last], text[:first], is_open))
+    return steps
 
 
 def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The text of the tokens without special ones, and the characters [start, stop) that each token adds to it.
 
-    Tokens that share a character, as byte-level vocabularies have them, share its span; a special token has an empty
-    one. A token is decoded with the few before it, since its text may depend on them (a leading space).
+    Tokens that share a character, as in byte-level vocabularies, share its span; a special token has an empty one. A
+    token is decoded with the few before it, since its text may depend on them (a leading space).
     """
     pieces: list[str] = []
     spans: list[tuple[int, int]] = []
     length = 0
-    context, read = 0, 0  # tokens [context, read) are shown before the new ones
-    shown = ""
-    for place in range(len(ids)):
-        whole = _decode(tokenizer, ids[context : place + 1])
-        if whole.endswith(_UNFINISHED) and place - read < _LONGEST_CHARACTER and place + 1 < len(ids):
+    context, read = 0, 0  # tokens [context, read) are decoded together with the new ones
+    before = ""
+    for index in range(len(ids)):
+        whole = _decode(tokenizer, ids[context : index + 1])
+        if whole.endswith(_UNFINISHED) and index - read < _LONGEST_CHARACTER and index + 1 < len(ids):
             continue
-        added = whole[len(shown) :]
-        spans.extend([(length, length + len(added))] * (place + 1 - read))
+        added = whole[len(before) :]
+        spans.extend([(length, length + len(added))] * (index + 1 - read))
         pieces.append(added)
         length += len(added)
-        context, read = read, place + 1
-        shown = _decode(tokenizer, ids[context:read])
+        context, read = read, index + 1
+        before = _decode(tokenizer, ids[context:read])
     return "".join(pieces), spans
 
 
@@ -104,12 +104,12 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _places(text: str) -> list[tuple[int, int]]:
-    """Where the sentences stand in the text, as [start, stop) of each."""
-    places = []
+def _sentence_spans(text: str) -> list[tuple[int, int]]:
+    """The characters [start, stop) of each sentence."""
+    spans = []
     position = 0
     for sentence in sentences(text):
         start = text.index(sentence, position)
         position = start + len(sentence)
-        places.append((start, position))
-    return places
+        spans.append((start, position))
+    return spans

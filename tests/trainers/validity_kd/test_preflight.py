@@ -64,7 +64,7 @@ def test_tau_comes_as_text_from_the_command_line(tmp_path) -> None:
     ("changes", "message"),
     [
         ({"teacher": None}, "there is no teacher"),
-        ({"remove_unused_columns": True}, "takes away the teacher's traces"),
+        ({"remove_unused_columns": True}, "removes the teacher's traces"),
         ({"restore_callback_states_from_checkpoint": True}, "leave it at False"),
         ({"kernel": "trl", "divergence_off_policy": "skewed_forward"}, "kernel: trl has the divergence jsd only"),
         ({"teacher": "http://127.0.0.1:9/v1#x", "temperature": 0.5}, "temperature 0.5 with a top-k teacher"),

@@ -149,7 +149,7 @@ def test_a_proposal_is_cut_at_the_end_of_its_first_step(tokenizer, written, expe
 )
 def test_a_step_that_the_limit_on_tokens_cut_is_not_proposed(tokenizer, written, whole) -> None:
     ids = ids_of(tokenizer, written)
-    assert bool(first_step(tokenizer, ids, cut=True)) == whole
+    assert bool(first_step(tokenizer, ids, truncated=True)) == whole
     assert first_step(tokenizer, ids)
 
 
@@ -192,7 +192,9 @@ def test_an_engine_that_fails_on_every_prefix_ends_the_run_with_the_cause(tokeni
         async def generate(self, prompts, sampling, *, deadline):
             return [EngineError("http://h:1/v1", "cannot be reached.", "Start it.") for _ in prompts]
 
-    with pytest.raises(EngineError, match=r"for any of 2 prefixes, 2 times because: cannot be reached. Start it."):
+    with pytest.raises(
+        EngineError, match=r"for any of 2 prefixes; the first failed because: cannot be reached. Start it."
+    ):
         write_by_engine(Gone(), [[5], [6]], tokenizer, Sampling(), None)
 
 
@@ -227,9 +229,9 @@ def test_an_engine_gets_the_prefix_as_text_and_what_fails_proposes_nothing_and_i
     assert prefix_text(tokenizer, prefixes[0]) == "<|user|>1 + 1?<|end|><|assistant|>One."
     found = write_by_engine(engine, prefixes, tokenizer, Sampling(max_new_tokens=6), None)
     assert found[1].ids == []  # beyond the model's context
-    assert "no step was proposed for 1 of 2 prefixes" in caplog.text
+    assert "1 of 2 prefixes have no proposed step" in caplog.text
     assert "the model's context is 4096" in caplog.text
-    assert found[0].cut
+    assert found[0].truncated
     here = write_here(
         AutoModelForCausalLM.from_pretrained(tiny_model),
         prefixes[:1],
