@@ -193,7 +193,7 @@ def test_an_engine_that_fails_on_every_prefix_ends_the_run_with_the_cause(tokeni
             return [EngineError("http://h:1/v1", "cannot be reached.", "Start it.") for _ in prompts]
 
     with pytest.raises(
-        EngineError, match=r"for any of 2 prefixes; the first failed because: cannot be reached. Start it."
+        EngineError, match=r"any of 2 prefixes; the first failed because: cannot be reached. Start it."
     ):
         write_by_engine(Gone(), [[5], [6]], tokenizer, Sampling(), None)
 
