@@ -34,7 +34,6 @@ from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.labelling import label
 from rlkd.models import EMBEDDED, resolve_model
 from trainers.common.arguments import RowArguments, apply_model_config, say, start
-from trainers.common.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -63,16 +62,10 @@ class GSRMScriptArguments(RowArguments):
 def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Make the pairs, train, save the model or its adapter."""
     from datasets import Dataset
-    from trl import SFTTrainer, get_peft_config
+    from trl import get_peft_config
 
-    from trainers.common.adapters import RoundingCallback, name_base_model, save
-    from trainers.common.run_files import MetricsCallback, prepare_folder
-
-    output = Path(args.output_dir or ".")
-    # Whether an interrupted run can be resumed is checked before anything is loaded.
-    checkpoint, finished = resume_point(args)
-    if finished:
-        return
+    from trainers.common.recipes import run
+    from trainers.common.sft import RunSFTTrainer
 
     rows = _labelled(script, args)
     if script.label_only:
@@ -88,7 +81,13 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
 
     apply_model_config(args, model)
     name = resolve_model(model.model_name_or_path or EMBEDDED)
-    peft_config = get_peft_config(model)
+    common: dict[str, Any] = {
+        "model": name,
+        "args": args,
+        "peft_config": get_peft_config(model),
+        "base_model": model.model_name_or_path or EMBEDDED,
+        "round_adapter": script.round_adapter,
+    }
     if script.fine_grained:
         from transformers import AutoTokenizer
 
@@ -98,32 +97,17 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
         pad = tokenizer.pad_token_id
         args.remove_unused_columns = False
         args.dataset_kwargs = {"skip_prepare_dataset": True}
-        trainer: SFTTrainer = StructureSFTTrainer(
-            model=name,
-            args=args,
+        trainer: RunSFTTrainer = StructureSFTTrainer(
             data_collator=StructureCollator(pad if pad is not None else tokenizer.eos_token_id),
             train_dataset=Dataset.from_list([structure_tokens(tokenizer, pair, args.max_length) for pair in pairs]),
             processing_class=tokenizer,
-            peft_config=peft_config,
+            **common,
         )
     else:
-        trainer = SFTTrainer(
-            model=name,
-            args=args,
-            train_dataset=Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs]),
-            peft_config=peft_config,
-        )
-    if peft_config is not None:
-        name_base_model(trainer, model.model_name_or_path or EMBEDDED)
-    if rounded := script.round_adapter and peft_config is not None:
-        trainer.add_callback(RoundingCallback(trainer))
-    trainer.add_callback(MetricsCallback(output / "metrics.jsonl"))
-    aside = prepare_folder(trainer.accelerator, output, None if checkpoint is None else step_of(checkpoint))
-    if aside is not None:
-        say(args, f"{output} held an earlier run; it was moved to {aside}.")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save(trainer, output, rounded=rounded)
-    say(args, f"model: {output.resolve()}\nEvaluate it:  rlkd gsrm evaluate --help")
+        dataset = Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs])
+        trainer = RunSFTTrainer(train_dataset=dataset, **common)
+    run(trainer)
+    say(args, "Evaluate it:  rlkd gsrm evaluate --help")
 
 
 def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, Any]]:

@@ -31,44 +31,32 @@ from rlkd.data.loading import to_dataset
 from rlkd.data.shuffle import shuffled_teachers
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
-from rlkd.statistics import Interval
 from trainers.common.arguments import DataArguments, apply_model_config, say, start
-from trainers.common.checkpoints import resume_point
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from trainers import RLKDConfig, RLKDTrainer
-
-
-# The closing example is chosen from the rollouts of so many last steps.
-SHOWN_STEPS = 10
+    from trainers import RLKDConfig
+    from trainers.common.run_files import RunFiles
 
 
 @dataclass
 class RLKDScriptArguments(DataArguments):
-    """Data and measurement; everything else is in TRL's configs."""
+    """Data and evaluation; everything else is in TRL's configs."""
 
     shuffle_teachers: int | None = field(
         default=None,
-        metadata={"help": "a control: with this seed, every row gets the teacher traces and steps of another row"},
+        metadata={"help": "seed of a control run, in which every row has the teacher traces of another row"},
     )
 
 
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
-    """Load the data, build the trainer, train, and show what came out."""
-    from transformers import ProgressCallback
+    """Load the data, build the trainer, train, and show the result."""
     from trl import get_peft_config
 
     from trainers import RLKDTrainer
-    from trainers.common.evaluation import HeldOutAccuracy
-    from trainers.common.progress import StepLine
+    from trainers.common.recipes import held_out_accuracy, run
     from trainers.rlkd.progress import step_line
-
-    # An interrupted run goes on; whether it can is settled before anything is loaded.
-    checkpoint, finished = resume_point(args)
-    if finished:
-        return
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
     if script.shuffle_teachers is not None:
@@ -78,7 +66,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
             f"\n*** A CONTROL RUN: each row has ANOTHER row's teacher (--shuffle_teachers {script.shuffle_teachers}). "
             f"What it learns of structure is not the teacher's. ***\n",
         )
-    say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows to measure on.")
+    say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows for evaluation.")
 
     apply_model_config(args, model)
     trainer = RLKDTrainer(
@@ -87,49 +75,19 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         train_dataset=to_dataset(train_rows, **script.prompt_style),
         peft_config=get_peft_config(model),
     )
-
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(StepLine(step_line))
-
-    held_out = None
-    if test_rows:
-        prompts = to_dataset(test_rows, **script.prompt_style)["prompt"]
-        held_out = HeldOutAccuracy(trainer, test_rows, prompts, every=script.eval_every)
-        trainer.add_callback(held_out)
-
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(args.output_dir)
-    if trainer.accelerator.is_main_process:
-        _summarise(trainer, held_out.estimates() if held_out else [])
+    held_out = held_out_accuracy(trainer, script, test_rows)
+    run(trainer, line=step_line, held_out=held_out, show=show_best)
 
 
-def _summarise(trainer: "RLKDTrainer", measured: list[tuple[int, Interval]]) -> None:
-    from trainers.common.run_files import last_steps
-
-    print()
-    saved = trainer.args.save_rollouts
-    recent = last_steps(trainer.rollouts_path, SHOWN_STEPS) if saved else []
+def show_best(trainer: "RunFiles") -> None:
+    """Show the rollout of the last steps with the best structure, or any."""
+    recent = trainer.recent_rollouts()
     if shown := best_rollout(recent):
         steps = len({record["step"] for record in recent})
         scored = shown["rewards"].get("structure", {}).get("status") == "score"
         print(f"From the last {steps} steps, {'the rollout with the best structure' if scored else 'a rollout'}:")
         show_rollout(shown)
         print()
-    for step, accuracy in measured:
-        label = "before" if step == 0 else "after" if step == trainer.state.global_step else f"at step {step}"
-        print(f"{f'accuracy {label}:':<16} {accuracy:.1%}")
-    if measured:
-        print(
-            f"{measured[-1][1].n} test rows are few: only a change far beyond these intervals would mean anything "
-            f"(--eval_rows for more). Answers are cut off at {trainer.args.max_completion_length} tokens."
-        )
-    print(f"model:    {Path(trainer.args.output_dir).resolve()}")
-    print(f"metrics:  {trainer.metrics_path.resolve()}")
-    if measured:
-        print(f"measured: {trainer.metrics_path.with_name('eval.jsonl').resolve()}")
-    if saved:
-        print(f"rollouts: {trainer.rollouts_path.parent.resolve()}")
 
 
 if __name__ == "__main__":

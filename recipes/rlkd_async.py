@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 from rlkd.data.loading import to_dataset
 from rlkd.models import EMBEDDED
 from trainers.common.arguments import RowArguments, say, start
-from trainers.common.checkpoints import resume_point
 
 if TYPE_CHECKING:
     from trainers import RLKDAsyncConfig, RLKDAsyncTrainer
@@ -52,17 +51,12 @@ class RLKDAsyncScriptArguments(RowArguments):
 
 
 def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
-    """Load the data, build the trainer, train, and say what came out."""
+    """Load the data, build the trainer, train, and show the result."""
     from peft import LoraConfig
-    from transformers import ProgressCallback
 
     from trainers import RLKDAsyncTrainer
     from trainers.async_grpo.trainer import async_line
-    from trainers.common.progress import StepLine
-
-    checkpoint, finished = resume_point(args)
-    if finished:
-        return
+    from trainers.common.recipes import run
 
     rows = script.train_rows()
     say(args, f"{len(rows)} training rows of {script.dataset_name}.")
@@ -80,24 +74,13 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
             task_type="CAUSAL_LM",
         ),
     )
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(StepLine(async_line))
-
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(args.output_dir)
-    if trainer.accelerator.is_main_process:
-        _summarise(trainer)
+    run(trainer, line=async_line, show=show_rewards)
 
 
-def _summarise(trainer: "RLKDAsyncTrainer") -> None:
-    print()
-    if trainer.args.save_rollouts:
-        for name, figures in trainer.reward_figures().items():
-            print(f"{name + ':':<16} {figures}")
-        print(f"rollouts: {trainer.rollouts_path}")
-    print(f"model:    {trainer.metrics_path.parent}")
-    print(f"metrics:  {trainer.metrics_path}")
+def show_rewards(trainer: "RLKDAsyncTrainer") -> None:
+    """Show the figures of each reward over all rollouts."""
+    for name, figures in trainer.reward_figures().items():
+        print(f"{name + ':':<16} {figures}")
 
 
 if __name__ == "__main__":

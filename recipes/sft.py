@@ -39,57 +39,45 @@ from rlkd.errors import UsageError
 from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, resolve_model, shipped_adapters
 from rlkd.steps import strip_calculator_marks
 from trainers.common.arguments import DataArguments, apply_model_config, say, start
-from trainers.common.checkpoints import resume_point, step_of
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
-    from trainers.common.evaluation import HeldOutAccuracy
-
 
 @dataclass
 class SFTScriptArguments(DataArguments):
-    """Data, measurement and what is saved; everything else is in TRL's configs."""
+    """Data, evaluation and the saved adapter; everything else is in TRL's configs."""
 
     dataset_name: str = field(
         default=WARM_START, metadata={"help": f"{WARM_START}, a .jsonl or .parquet file, or a dataset of the hub"}
     )
-    max_completion_length: int = field(
-        default=96, metadata={"help": "answers are cut off at so many tokens when accuracy is measured"}
-    )
+    max_completion_length: int = field(default=96, metadata={"help": "max_new_tokens of the held-out evaluation"})
     similar_lengths: bool = field(
-        default=True, metadata={"help": "fill a micro-batch with rows of similar length, which saves padding"}
+        default=True, metadata={"help": "micro-batches of rows of similar length, which save padding"}
     )
     adapter: str | None = field(
         default=None,
-        metadata={"help": "go on training this LoRA adapter (embedded-warm, or a folder) in place of a new one"},
+        metadata={"help": "LoRA adapter to train further (embedded-warm, or a folder), instead of a new one"},
     )
     round_adapter: bool = field(
-        default=False, metadata={"help": "save the adapter in bfloat16: half the size; it is measured as saved"}
+        default=False, metadata={"help": "save the adapter in bfloat16: half the size; evaluated as saved"}
     )
 
 
 def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
-    """Load the data, build the trainer, train, and measure what came out."""
+    """Load the data, build the trainer, train, and evaluate the result."""
     from transformers import AutoTokenizer
-    from trl import SFTTrainer, get_peft_config
+    from trl import get_peft_config
 
-    from trainers.common.adapters import RoundingCallback, name_base_model, save
-    from trainers.common.evaluation import HeldOutAccuracy
-    from trainers.common.run_files import MetricsCallback, prepare_folder
-
-    output = Path(args.output_dir or ".")
-    # An interrupted run goes on; whether it can is settled before anything is loaded.
-    checkpoint, finished = resume_point(args)
-    if finished:
-        return
+    from trainers.common.recipes import held_out_accuracy, run
+    from trainers.common.sft import RunSFTTrainer
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
     examples = to_examples(train_rows, script.prompt_style)
     say(
         args,
         f"{len(examples)} examples from {len(train_rows)} rows of {script.dataset_name}, "
-        f"{len(test_rows)} rows to measure on.",
+        f"{len(test_rows)} rows for evaluation.",
     )
     if script.similar_lengths:
         # The examples are in their final order then, so the trainer must not shuffle them again.
@@ -98,38 +86,18 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
 
     apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
-    # Either a new adapter or one that is there: TRL makes the one, the other comes with its model.
-    peft_config = None if script.adapter else get_peft_config(model)
-    adapting = bool(script.adapter or peft_config)
-    trainer: Any = SFTTrainer(
+    # TRL makes a new adapter; an existing one comes with its model.
+    trainer: Any = RunSFTTrainer(
         model=with_adapter(name, script.adapter, args) if script.adapter else resolve_model(name),
         args=args,
         train_dataset=to_dataset(examples),
         processing_class=AutoTokenizer.from_pretrained(resolve_model(name), revision=model.model_revision),
-        peft_config=peft_config,
+        peft_config=None if script.adapter else get_peft_config(model),
+        base_model=name,
+        round_adapter=script.round_adapter,
     )
-    if adapting:
-        name_base_model(trainer, name)
     check_examples(trainer, len(examples))
-    trainer.add_callback(MetricsCallback(output / "metrics.jsonl"))
-    if rounded := script.round_adapter and adapting:
-        trainer.add_callback(RoundingCallback(trainer))  # before what measures
-    held_out = None
-    if test_rows:
-        prompts = to_dataset(test_rows, **script.prompt_style)["prompt"]
-        # Where a measurement looks for it.
-        args.max_completion_length = script.max_completion_length  # type: ignore[attr-defined]
-        held_out = HeldOutAccuracy(trainer, test_rows, prompts, every=script.eval_every)
-        trainer.add_callback(held_out)
-
-    aside = prepare_folder(trainer.accelerator, output, None if checkpoint is None else step_of(checkpoint))
-    if aside is not None:
-        say(args, f"{output} held an earlier run; it was moved to {aside}.")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step:
-        save(trainer, output, rounded=rounded)
-    if trainer.accelerator.is_main_process:
-        _summarise(trainer, output, held_out)
+    run(trainer, held_out=held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length))
 
 
 def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -222,18 +190,6 @@ def check_examples(trainer: Any, given: int) -> None:
             f"{tokenizer.convert_ids_to_tokens(sorted(known))} is in what the loss is taken on. The chat template "
             f"closes a turn with another token; name it: --eos_token TOKEN (or raise --max_length)."
         )
-
-
-def _summarise(trainer: Any, output: Path, held_out: "HeldOutAccuracy | None") -> None:
-    steps = trainer.state.global_step
-    print()
-    for step, accuracy in held_out.estimates() if held_out else []:
-        label = "before" if step == 0 else "after" if step == steps else f"at step {step}"
-        print(f"{f'accuracy {label}:':<17}{accuracy:.1%}")
-    if held_out:
-        print(f"measured: {held_out.path.resolve()}")
-    if steps:
-        print(f"model:    {output.resolve()}")
 
 
 if __name__ == "__main__":

@@ -32,44 +32,32 @@ from rlkd.data.loading import to_dataset
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED
-from rlkd.statistics import Interval
 from trainers.common.arguments import DataArguments, apply_model_config, say, start
-from trainers.common.checkpoints import resume_point
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from trainers import ValidityKDConfig, ValidityKDTrainer
-
-
-# The closing example is chosen from the traces of so many last steps.
-SHOWN_STEPS = 10
+    from trainers import ValidityKDConfig
+    from trainers.common.run_files import RunFiles
 
 
 @dataclass
 class ValidityKDScriptArguments(DataArguments):
-    """Data and measurement; everything else is in the configs of the trainer and the model."""
+    """Data and evaluation; everything else is in the configs of the trainer and the model."""
 
 
 def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "ModelConfig") -> None:
-    """Load the data, build the trainer, train, and show what came out."""
-    from transformers import ProgressCallback
+    """Load the data, build the trainer, train, and show the result."""
     from trl import get_peft_config
 
     from trainers import ValidityKDTrainer
-    from trainers.common.evaluation import HeldOutAccuracy
-    from trainers.common.progress import StepLine
+    from trainers.common.recipes import held_out_accuracy, run
     from trainers.validity_kd.progress import kd_line
-
-    # An interrupted run goes on; whether it can is settled before anything is loaded.
-    checkpoint, finished = resume_point(args)
-    if finished:
-        return
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
     if args.control != "none":
         say(args, f"\n*** A CONTROL RUN: the weights of steps are those of --control {args.control}. ***\n")
-    say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows to measure on.")
+    say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows for evaluation.")
 
     apply_model_config(args, model)
     trainer = ValidityKDTrainer(
@@ -78,51 +66,22 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
         train_dataset=to_dataset(train_rows, **script.prompt_style),
         peft_config=get_peft_config(model),
     )
-
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(StepLine(kd_line))
-
-    held_out = None
-    if test_rows:
-        prompts = to_dataset(test_rows, **script.prompt_style)["prompt"]
-        held_out = HeldOutAccuracy(trainer, test_rows, prompts, every=script.eval_every)
-        trainer.add_callback(held_out)
-
+    held_out = held_out_accuracy(trainer, script, test_rows)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        run(trainer, line=kd_line, held_out=held_out, show=show_trace, rollouts="traces")
     except EngineError as error:
-        raise UsageError(f"{error}\n--resume_from_checkpoint goes on from the last checkpoint.") from error
-    trainer.save_model(args.output_dir)
-    if trainer.accelerator.is_main_process:
-        _summarise(trainer, held_out.estimates() if held_out else [])
+        raise UsageError(f"{error}\n--resume_from_checkpoint continues from the last checkpoint.") from error
 
 
-def _summarise(trainer: "ValidityKDTrainer", measured: list[tuple[int, Interval]]) -> None:
-    from trainers.common.run_files import last_steps
+def show_trace(trainer: "RunFiles") -> None:
+    """Show the trace of the last steps whose weights differ most."""
     from trainers.validity_kd.progress import most_contrasting_trace, trace_lines
 
-    print()
-    saved = trainer.args.save_rollouts
-    recent = last_steps(trainer.rollouts_path, SHOWN_STEPS) if saved else []
+    recent = trainer.recent_rollouts()
     if shown := most_contrasting_trace(recent):
         print(f"From the last {len({record['step'] for record in recent})} steps, where weights differ most:")
         print("\n".join(trace_lines(shown)))
         print()
-    for step, accuracy in measured:
-        label = "before" if step == 0 else "after" if step == trainer.state.global_step else f"at step {step}"
-        print(f"{f'accuracy {label}:':<16} {accuracy:.1%}")
-    if measured:
-        print(
-            f"{measured[-1][1].n} test rows are few: only a change far beyond these intervals would mean anything "
-            f"(--eval_rows for more). Answers are cut off at {trainer.args.max_completion_length} tokens."
-        )
-    print(f"model:    {Path(trainer.args.output_dir).resolve()}")
-    print(f"metrics:  {trainer.metrics_path.resolve()}")
-    if measured:
-        print(f"measured: {trainer.metrics_path.with_name('eval.jsonl').resolve()}")
-    if saved:
-        print(f"traces:   {trainer.rollouts_path.parent.resolve()}")
 
 
 if __name__ == "__main__":

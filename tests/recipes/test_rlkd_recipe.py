@@ -133,7 +133,7 @@ def test_resuming_before_the_first_checkpoint_says_so_and_starts_afresh(root, tm
     done = start([sys.executable, root / "recipes/rlkd.py", "--resume_from_checkpoint", *quick], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no complete checkpoint" in done.stdout
-    assert "starts afresh" in done.stdout
+    assert "a new run starts" in done.stdout
     assert len(read_steps(tmp_path / "run" / "metrics.jsonl")) == 2
 
 

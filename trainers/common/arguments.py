@@ -1,4 +1,4 @@
-"""What the recipes share at their command line: data keys, the default config, device defaults, clear errors.
+"""The command line of the recipes: data keys, the default config, device defaults, clear errors.
 
     def main(script, args, model): ...
 
@@ -26,11 +26,12 @@ import yaml
 from rlkd.data.loading import load_rows
 from rlkd.data.samples import SAMPLE, SAMPLES
 from rlkd.errors import UsageError
+from trainers.common.checkpoints import is_finished
 
 
 @dataclass
 class RowArguments:
-    """Where rows come from."""
+    """The source of the rows."""
 
     dataset_name: str = field(
         default=SAMPLE,
@@ -41,7 +42,7 @@ class RowArguments:
     columns: dict[str, str] | str | None = field(
         default=None, metadata={"help": "our field -> column of the data, e.g. {question: problem}"}
     )
-    max_rationales: int | None = field(default=None, metadata={"help": "teacher traces to keep a row"})
+    max_rationales: int | None = field(default=None, metadata={"help": "teacher traces per row, at most"})
 
     def train_rows(self) -> list[dict[str, Any]]:
         """The rows to train on."""
@@ -56,15 +57,17 @@ class RowArguments:
 
 @dataclass
 class DataArguments(RowArguments):
-    """Where rows come from, how they become prompts, and what is measured on."""
+    """The source of the rows, how they become prompts, and the rows to evaluate on."""
 
-    dataset_test_name: str | None = field(default=None, metadata={"help": "where test rows are, if elsewhere"})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "split to measure accuracy on; none: skip"})
-    system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
-    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
-    eval_rows: int = field(default=24, metadata={"help": "test rows for the accuracy before and after; 0: skip"})
+    dataset_test_name: str | None = field(
+        default=None, metadata={"help": "dataset of the test rows; default: dataset_name"}
+    )
+    dataset_test_split: str | None = field(default=None, metadata={"help": "split to evaluate on; none: skip"})
+    system_prompt: str | None = field(default=None, metadata={"help": "text before every question"})
+    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) before a question"})
+    eval_rows: int = field(default=24, metadata={"help": "test rows to evaluate on before and after; 0: skip"})
     eval_every: int = field(
-        default=0, metadata={"help": "measure it also after every so many steps, where the recipe can; 0: only these"}
+        default=0, metadata={"help": "optimizer steps between two evaluations; 0: before and after only"}
     )
 
     @property
@@ -86,23 +89,28 @@ class DataArguments(RowArguments):
 
 
 def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Path) -> None:
-    """Run a recipe's `main` on its parsed command line; a mistake in config, data or rewards ends with one message."""
+    """Run a recipe's `main` on its parsed command line, unless the run it resumes is finished.
+
+    A mistake in config, data or rewards ends with one message.
+    """
     if not {"LOCAL_RANK", "WORLD_SIZE"} & set(os.environ):
-        # A single process on a machine with several GPUs: TRL refuses to spread over them without a launcher.
+        # A single process on a machine with several GPUs: TRL refuses to use them all without a launcher.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    # Deprecations between TRL and transformers are theirs to settle, not the reader's.
+    # Deprecations between TRL and transformers are not the user's.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"trl|transformers")
     try:
-        main(*parse(sys.argv[1:], kinds, default_config=default_config))
+        parsed = parse(sys.argv[1:], kinds, default_config=default_config)
+        if not any(is_finished(part) for part in parsed if hasattr(part, "resume_from_checkpoint")):
+            main(*parsed)
     except UsageError as error:
-        # The message says it all, a traceback would bury it.
+        # A traceback would bury the message.
         sys.exit(f"\n{type(error).__name__}: {error}")
 
 
 def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Path) -> tuple[Any, ...]:
     """One object of each of `kinds` (dataclasses) from config file and command line.
 
-    Raises `UsageError`; for a misspelt key it says what was probably meant.
+    Raises `UsageError`; for a misspelt key with the likely one.
     """
     from trl import TrlParser
 
@@ -116,7 +124,7 @@ def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Pat
     except OSError as error:
         raise UsageError(f"--config: {error}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"the config is no YAML: {error}") from error
+        raise UsageError(f"the config is not YAML: {error}") from error
     except ValueError as error:
         known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
         unknown = re.findall(r"'-{0,2}([a-z_]+)'", str(error)) if "rguments" in str(error) else []
@@ -141,7 +149,7 @@ def command_line(arguments: Sequence[str], default_config: Path) -> list[str]:
 
 
 def device_defaults() -> dict[str, Any]:
-    """What TRL's configs cannot know: without an accelerator it is float32 on the CPU, with one bfloat16 if it can."""
+    """Defaults for this machine: float32 on the CPU without an accelerator, else bfloat16 if it is supported."""
     import torch
 
     if torch.cuda.is_available():
@@ -152,7 +160,7 @@ def device_defaults() -> dict[str, Any]:
 
 
 def apply_model_config(args: Any, model: Any) -> None:
-    """Put what TRL's `ModelConfig` says about loading into the training arguments' `model_init_kwargs`, which win."""
+    """Add the loading options of TRL's `ModelConfig` to the training arguments' `model_init_kwargs`, which win."""
     from trl import get_quantization_config
 
     settings = {

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from."""
+"""Finds the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def find_checkpoint(wanted: str | Path | bool | None, output_dir: str | Path) ->
     """The checkpoint that `--resume_from_checkpoint` means; None if there is none yet.
 
     `wanted`: a folder; or true (the bare flag), `latest` for the newest complete checkpoint of `output_dir`; or
-    None/false for none. A checkpoint that a kill left incomplete is passed over: the trainer state is written last.
-    Raises `UsageError` for a named folder that is no complete checkpoint.
+    None/false for none. A checkpoint that a kill left incomplete is skipped: the trainer state is written last.
+    Raises `UsageError` for a named folder that is not a complete checkpoint.
     """
     if wanted is None or str(wanted).lower() in ("false", "none", "no", ""):
         return None
@@ -31,24 +31,24 @@ def find_checkpoint(wanted: str | Path | bool | None, output_dir: str | Path) ->
     return next((path for _, path in sorted(numbered, reverse=True) if _is_complete(path)), None)
 
 
-def resume_point(args: Any) -> tuple[Path | None, bool]:
-    """The checkpoint that a run with these training arguments goes on from, and whether nothing is left to train.
+def is_finished(args: Any) -> bool:
+    """Whether a run with these training arguments resumes at its last step, so that nothing is left to train.
 
-    Says what an early resume or a finished run comes to. To be asked before anything is loaded.
+    Prints why, and where there is no checkpoint to resume from. For a start, before anything is loaded.
     """
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     first = args.process_index == 0
     if checkpoint is None and args.resume_from_checkpoint and first:
-        print(f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so this starts afresh.")
+        print(f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so a new run starts.")
     # transformers would train one step more.
     finished = checkpoint is not None and 0 < _last_step(checkpoint, args.max_steps) <= step_of(checkpoint)
     if finished and first:
         print(f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
-    return checkpoint, finished
+    return finished
 
 
 def _last_step(checkpoint: Path, max_steps: int) -> int:
-    """The step at which the run ends: as it is set now, or, for a run by epochs, as its checkpoint has it."""
+    """The step at which the run ends: from its arguments, or, for a run by epochs, from its checkpoint."""
     return max_steps if max_steps > 0 else json.loads((checkpoint / "trainer_state.json").read_text())["max_steps"]
 
 

@@ -1,4 +1,4 @@
-"""Greedy completions of the model in training, for measurements before, during and after it."""
+"""Greedy completions of the model in training, for evaluations before, during and after it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from trl.models import unwrap_model_for_generation
 def greedy_completions(
     trainer: Any, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int = 16
 ) -> list[str]:
-    """One greedy completion a prompt, in order, at most `max_new_tokens` tokens long.
+    """One greedy completion per prompt, in order, at most `max_new_tokens` tokens long.
 
     To be called on every process; they share the prompts, and all get all texts. Neither the random state of the run
     nor the mode of the model is changed.
     """
     accelerator, tokenizer = trainer.accelerator, trainer.processing_class
-    mine = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
-    # Equal lengths side by side save padding; the order is restored by the numbers.
-    rendered = {i: _render(tokenizer, prompts[i]) for i in mine}
-    mine.sort(key=lambda i: len(rendered[i]))
+    own = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
+    # Equal lengths next to each other save padding; the numbers restore the order.
+    rendered = {i: _render(tokenizer, prompts[i]) for i in own}
+    own.sort(key=lambda i: len(rendered[i]))
     done: list[tuple[int, str]] = []
     was_training = trainer.model.training
     trainer.model.eval()
     try:
         with unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model, torch.no_grad():
-            for start in range(0, len(mine), batch_size):
-                batch = mine[start : start + batch_size]
+            for start in range(0, len(own), batch_size):
+                batch = own[start : start + batch_size]
                 inputs = tokenizer(
                     [rendered[i] for i in batch],
                     return_tensors="pt",

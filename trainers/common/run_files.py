@@ -1,7 +1,7 @@
-"""Files that grow with a run and survive its interruption: metrics and rollouts, a JSON object a line.
+"""The files of a run, which survive its interruption: metrics and rollouts as JSON Lines.
 
-When a run resumes from a checkpoint, lines of later steps are taken out first, because these steps are run again. When
-a run starts afresh in a folder that holds an earlier run, all that belongs to the earlier one is set aside first.
+When a run resumes from a checkpoint, lines of later steps are removed first, because these steps are run again. When a
+new run starts in the folder of an earlier one, everything of the earlier one is moved aside first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainers.common.checkpoints import find_checkpoint, step_of
 
 logger = logging.getLogger(__name__)
 
-# What a run leaves in its output folder.
+# The files of a run in its output folder.
 _TRACES = ("metrics.jsonl", "eval.jsonl", "rollouts", "checkpoint-*", "adapter_*", "model*.safetensors*")
 
 
@@ -31,14 +31,14 @@ class StepLog:
         self.path = Path(path)
 
     def cut(self, step: int) -> None:
-        """Take out the records of steps after `step`, and a last line that a kill cut short."""
+        """Remove the records of steps after `step`, and a last line that a kill truncated."""
         if not self.path.exists():
             return
         with atomic_file(self.path) as file:
             file.writelines(json.dumps(record) + "\n" for record in read_records(self.path) if record["step"] <= step)
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Add records; a kill of this process no longer loses them when this returns."""
+        """Add records; they survive a kill of this process once this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(_finite(record), default=str) + "\n" for record in records)
@@ -50,7 +50,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def last_steps(path: Path, count: int) -> list[dict[str, Any]]:
-    """The records of the last `count` steps in a file; none where the file is missing or empty."""
+    """The records of the last `count` steps in a file; none if the file is missing or empty."""
     kept: dict[int, list[dict[str, Any]]] = {}
     for record in read_records(path) if path.exists() else ():
         kept.setdefault(record["step"], []).append(record)
@@ -60,7 +60,7 @@ def last_steps(path: Path, count: int) -> list[dict[str, Any]]:
 
 
 def resume_logs(output_dir: Path, step: int) -> None:
-    """Bring the files of all processes in line with a run that goes on after `step`."""
+    """Cut the files of all processes to a run that continues after `step`."""
     for path in [
         output_dir / "metrics.jsonl",
         output_dir / "eval.jsonl",
@@ -69,39 +69,27 @@ def resume_logs(output_dir: Path, step: int) -> None:
         StepLog(path).cut(step)
 
 
-def prepare_folder(accelerator: Any, output_dir: Path, step: int | None) -> Path | None:
-    """Bring the logs in line with a run that goes on after `step`, or set aside what an earlier run left (None).
-
-    To be called on every process; the first one moves, when all have looked, and the others wait. Returns where an
-    earlier run went, on the first process.
-    """
-    aside = None
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if step is not None:
-            resume_logs(output_dir, step)
-        else:
-            aside = set_earlier_run_aside(output_dir)
-    accelerator.wait_for_everyone()
-    return aside
-
-
 def begin(accelerator: Any, output_dir: Path, wanted: str | Path | bool | None) -> Path | None:
-    """The checkpoint that a run goes on from, with the logs of the folder brought in line; None for a new run.
+    """The checkpoint that a run resumes from, None for a new run; prepares the output folder for either.
 
-    `wanted`: as `find_checkpoint` takes it. To be called on every process.
+    `wanted`: as `find_checkpoint` takes it. To be called on every process; the first one changes the files, after all
+    have looked for the checkpoint and before any goes on.
     """
     checkpoint = find_checkpoint(wanted, output_dir)
-    aside = prepare_folder(accelerator, output_dir, None if checkpoint is None else step_of(checkpoint))
-    if aside is not None:
-        logger.warning("%s held an earlier run; it was moved to %s", output_dir, aside)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if checkpoint is not None:
+            resume_logs(output_dir, step_of(checkpoint))
+        elif (aside := set_earlier_run_aside(output_dir)) is not None:
+            logger.warning("%s held an earlier run; it was moved to %s", output_dir, aside)
+    accelerator.wait_for_everyone()
     return checkpoint
 
 
 def set_earlier_run_aside(output_dir: Path) -> Path | None:
-    """Move what an earlier run left in its output folder into `earlier-N` there; None where there was nothing.
+    """Move the files of an earlier run in an output folder to `earlier-N` there; None where there are none.
 
-    Otherwise its checkpoints would be taken for this run's when this one resumes, and its records for this one's.
+    Otherwise this run could resume from a checkpoint of the earlier one, or add to its records.
     """
     found = [path for pattern in _TRACES for path in sorted(output_dir.glob(pattern))]
     if not found:
@@ -122,7 +110,7 @@ class MetricsCallback(TrainerCallback):
         self.log = StepLog(path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Add a line; the closing summary of a run (`train_runtime` ...) is no step and is left out."""
+        """Add a line; leaves out the closing summary of a run (`train_runtime` ...), which is not a step."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             self.log.append([{"step": state.global_step, **logs}])
 
@@ -151,6 +139,10 @@ class RunFiles:
         """The file of this process's rollouts."""
         return self.rollouts.path
 
+    def recent_rollouts(self, steps: int = 10) -> list[dict[str, Any]]:
+        """The rollouts of the last steps of this process."""
+        return last_steps(self.rollouts_path, steps)
+
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, as `Trainer.train` does.
 
@@ -162,12 +154,16 @@ class RunFiles:
         self.restore(checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)  # type: ignore[misc]
 
+    def save_final(self) -> None:
+        """Save the trained model."""
+        self.save_model(self.args.output_dir)  # type: ignore[attr-defined]
+
     def restore(self, checkpoint: Path | None) -> None:
         """Bring the trainer's own state to a checkpoint, or to the start of a run (None); by default there is none."""
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN: a mean over nothing is null."""
+    """NaN, which JSON lacks, becomes null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from trl import SFTTrainer
+
+from trainers.common.sft import RunSFTTrainer
 
 IGNORED = -100
 
@@ -75,8 +76,8 @@ class StructureCollator:
         }
 
 
-class StructureSFTTrainer(SFTTrainer):
-    """TRL's SFTTrainer with the fine-grained loss. Takes rows of `structure_tokens` and a `StructureCollator`.
+class StructureSFTTrainer(RunSFTTrainer):
+    """`RunSFTTrainer` with the fine-grained loss. Takes rows of `structure_tokens` and a `StructureCollator`.
 
     `remove_unused_columns` must be False, or `meta` would not get here.
     """

@@ -1,0 +1,67 @@
+"""What the training recipes share after their trainer is built: progress, evaluation, training, saving, a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback
+
+from rlkd.data.loading import to_dataset
+from trainers.common.arguments import DataArguments
+from trainers.common.evaluation import HeldOutAccuracy
+from trainers.common.progress import Line, StepLine
+
+
+def held_out_accuracy(
+    trainer: Any, script: DataArguments, rows: Sequence[dict[str, Any]], *, limit: int | None = None
+) -> HeldOutAccuracy | None:
+    """The evaluation on held-out rows that a recipe asks for; None without rows. `limit`: see `HeldOutAccuracy`."""
+    if not rows:
+        return None
+    prompts = to_dataset(rows, **script.prompt_style)["prompt"]
+    return HeldOutAccuracy(trainer, rows, prompts, every=script.eval_every, limit=limit)
+
+
+def run(
+    trainer: Any,
+    *,
+    line: Line | None = None,
+    held_out: HeldOutAccuracy | None = None,
+    show: Callable[[Any], None] | None = None,
+    rollouts: str = "rollouts",
+) -> None:
+    """Train from the checkpoint that the config names, save, and print a summary.
+
+    Args:
+        trainer: with the mixin `RunFiles`.
+        line: the line per step, by default TRL's dictionary of metrics.
+        held_out: the evaluation, if any.
+        show: prints the opening of the summary, given the trainer (only if it saves rollouts).
+        rollouts: label of the rollouts in the summary.
+    """
+    args = trainer.args
+    if line is not None and not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(StepLine(line))
+    if held_out is not None:
+        trainer.add_callback(held_out)
+    trainer.train(args.resume_from_checkpoint)
+    if trainer.state.global_step:
+        trainer.save_final()
+    if not trainer.accelerator.is_main_process:
+        return
+    print()
+    saved = getattr(args, "save_rollouts", False)
+    if show is not None and saved:
+        show(trainer)
+    if held_out is not None:
+        print(held_out.summary(trainer.state.global_step))
+    if trainer.state.global_step:
+        print(f"{'model:':<10}{Path(args.output_dir).resolve()}")
+    print(f"{'metrics:':<10}{trainer.metrics_path}")
+    if held_out is not None:
+        print(f"{'eval:':<10}{held_out.path.resolve()}")
+    if saved:
+        print(f"{rollouts + ':':<10}{trainer.rollouts_path.parent}")
