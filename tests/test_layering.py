@@ -1,4 +1,4 @@
-"""An import may only go down: recipes -> trainers -> rewards -> rlkd; and the distribution holds what it should."""
+"""The structure of the code: imports only go down and form no circle, and each name means one thing."""
 
 import ast
 import contextlib
@@ -27,6 +27,32 @@ def imported_modules(path: Path) -> set[str]:
     return found
 
 
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of the four packages by its dotted name."""
+    found = {}
+    for path in (path for layer in LAYERS for path in (root / layer).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports, inside functions and under TYPE_CHECKING too."""
+    known = modules(root)
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    submodule = f"{node.module}.{alias.name}"
+                    imported.add(submodule if submodule in known else node.module)
+        graph[name] = (imported & set(known)) - {name}
+    return graph
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_package_imports_only_packages_below_it(root: Path, layer: str) -> None:
     above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"recipes"}
@@ -35,6 +61,58 @@ def test_a_package_imports_only_packages_below_it(root: Path, layer: str) -> Non
     for path in files:
         tops = {module.split(".")[0] for module in imported_modules(path)}
         assert not tops & above, f"{path} imports {tops & above}"
+
+
+def test_imports_form_no_circle(root: Path) -> None:
+    graph = import_graph(root)
+    assert sum(map(len, graph.values())) > 300
+    while free := [name for name, imported in graph.items() if not imported & set(graph)]:
+        for name in free:
+            del graph[name]
+    left = {name: sorted(imported & set(graph)) for name, imported in graph.items()}
+    assert not left, f"these modules import each other, directly or by way of others: {left}"
+
+
+def test_a_class_name_means_one_thing(root: Path) -> None:
+    places: dict[str, list[str]] = {}
+    for path in (path for top in (*LAYERS, "benchmarks") for path in (root / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(root)))
+    assert len(places) > 100
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+ENGINE_CLASSES = {"ServerEngine", "TransformersEngine", "VLLMEngine"}
+ENGINE_SCHEMES = ("http", "https", "http://", "https://", "vllm:", "transformers:")
+
+
+def engine_tests(tree: ast.AST) -> list[int]:
+    """Lines that test for a class of engine, or for the prefix of an engine's spec."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = node.func
+            if isinstance(function, ast.Name) and function.id in ("isinstance", "issubclass"):
+                named = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+                named |= {n.attr for n in ast.walk(node.args[1]) if isinstance(n, ast.Attribute)}
+                if named & ENGINE_CLASSES:
+                    lines.append(node.lineno)
+            if isinstance(function, ast.Attribute) and function.attr in ("startswith", "removeprefix"):
+                words = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                if words & set(ENGINE_SCHEMES):
+                    lines.append(node.lineno)
+    return lines
+
+
+def test_only_engines_know_what_an_engine_is(root: Path) -> None:
+    """Everything else uses the protocol's capabilities, so that a user's own backend works wherever ours does."""
+    assert engine_tests(ast.parse("isinstance(x, (int, engines.ServerEngine))"))
+    assert engine_tests(ast.parse("spec.startswith(('http://', 'https://'))"))
+    for name, path in modules(root).items():
+        if not name.startswith("rlkd.engines"):
+            found = engine_tests(ast.parse(path.read_text()))
+            assert not found, f"{path}, lines {found}: use a capability of rlkd.engines.base.Engine"
 
 
 def test_what_is_imported_is_required(root: Path) -> None:
