@@ -20,37 +20,30 @@ Printed: both shares, and whether all arms end with the same parameters, bit for
 the full form also if less than 0.9 is hidden with the flag, or more than 0.1 without.
 """
 
-import os
+import harness  # before torch: one thread, no hub
 
-# One thread, and no hub: before torch and huggingface_hub are imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# isort: split
 
 import argparse
 import asyncio
-import itertools
-import json
 import sys
 import tempfile
 import time
-import warnings
-from pathlib import Path
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
-from trainer_overhead import questions, save_model
+from tiny import letters, questions, training_arguments
+from trainer_overhead import same, save_model
 from trainers import RLKDConfig, RLKDTrainer
 
 SHARE_OF_WINDOW = 0.8
 
 
 class Judge:
-    """An asynchronous reward that looks at the text and takes its time."""
+    """An asynchronous reward that depends on the text and takes its time."""
 
     __name__ = "judge"
 
@@ -60,7 +53,7 @@ class Judge:
     async def __call__(self, completions: Any, **columns: Any) -> list[float]:
         """Score a batch."""
         await asyncio.sleep(self.delay)
-        return [sum(map(ord, completion[0]["content"])) % 97 / 97 for completion in completions]
+        return letters(completions)
 
 
 class Timed(RLKDTrainer):
@@ -84,33 +77,24 @@ class Timed(RLKDTrainer):
 def main() -> int:
     """Run all arms; print the figures."""
     parser = argparse.ArgumentParser(description="Measure what reward_prefetch hides.")
-    parser.add_argument(
-        "--quick", action="store_true", help="1 round of 4 steps: a smoke test, its figures say little"
-    )
-    quick = parser.parse_args().quick
+    quick = harness.parse(parser, quick="1 round of 4 steps").quick
     rounds, steps = (1, 4) if quick else (6, 6)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    seconds: dict[str, list[float]] = {"no judge": [], "off": [], "on": []}
+    harness.quiet()
     equal = True
     with tempfile.TemporaryDirectory(prefix="rlkd-prefetch-") as folder:
-        model = save_model(Path(folder) / "model")
-        first, reference = train(model, Path(folder) / "first", steps, delay=0.0, prefetch=False)
+        trained = partial(train, save_model(f"{folder}/model"), folder, steps)
+        first, reference = trained(delay=0.0, prefetch=False)
         delay = SHARE_OF_WINDOW * median(first)
-        orders = list(itertools.permutations(seconds))
-        for turn in range(rounds):
-            for name in orders[turn % len(orders)]:
-                found, parameters = train(
-                    model,
-                    Path(folder) / f"{name}-{turn}",
-                    steps,
-                    delay=0.0 if name == "no judge" else delay,
-                    prefetch=name == "on",
-                )
+        arms = {
+            "no judge": partial(trained, delay=0.0, prefetch=False),
+            "off": partial(trained, delay=delay, prefetch=False),
+            "on": partial(trained, delay=delay, prefetch=True),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        for results in harness.in_turn(arms, rounds):
+            for name, (found, parameters) in results.items():
                 seconds[name] += found
-                equal &= all(torch.equal(one, other) for one, other in zip(reference, parameters, strict=True))
+                equal &= same(reference, parameters)
     window, off, on = (median(seconds[name]) for name in ("no judge", "off", "on"))
     hidden = {"off": 1 - (off - window) / delay, "on": 1 - (on - window) / delay}
     print(f"window {window:.3f} s, judge {delay:.3f} s; with the judge {off:.3f} s, with prefetch {on:.3f} s")
@@ -124,37 +108,24 @@ def main() -> int:
         "rounds": rounds,
         "steps": steps,
     }
-    print(json.dumps(figures))
-    in_bounds = quick or (hidden["on"] >= 0.9 and abs(hidden["off"]) <= 0.1)
-    return 0 if equal and in_bounds else 1
+    bounds = {
+        "parameters_equal": equal,
+        "hidden_share >= 0.9": quick or hidden["on"] >= 0.9,
+        "hidden_share_off <= 0.1": quick or abs(hidden["off"]) <= 0.1,
+    }
+    return harness.report(figures, bounds)
 
 
 def train(
-    model: str, output: Path, steps: int, *, delay: float, prefetch: bool
+    model: str, folder: str, steps: int, *, delay: float, prefetch: bool
 ) -> tuple[list[float], list[torch.Tensor]]:
     """Train; return the seconds from generation to rewards of all steps but the first, and the parameters."""
-    args = RLKDConfig(
-        output_dir=str(output),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=16,
-        num_generations=4,
-        max_completion_length=96,
-        max_steps=steps,
-        learning_rate=1e-3,
-        beta=0.05,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        reward_prefetch=prefetch,
-        seed=3,
-    )
+    sizes = {"per_device_train_batch_size": 16, "num_generations": 4, "max_completion_length": 96, "max_steps": steps}
+    settings = training_arguments(tempfile.mkdtemp(dir=folder), beta=0.05, reward_prefetch=prefetch, **sizes)
+    args = RLKDConfig(**settings | {"seed": 3})
     trainer = Timed(model, reward_funcs=Judge(delay), args=args, train_dataset=questions())
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return trainer.seconds[1:], [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    _, parameters = harness.train(trainer)
+    return trainer.seconds[1:], parameters
 
 
 if __name__ == "__main__":
