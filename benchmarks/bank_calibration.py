@@ -15,12 +15,12 @@ the five pairs become one intent with the published eps of .25.
 """
 
 import argparse
-import json
 import sys
 from typing import Any
 
 import numpy as np
 
+import harness
 from rlkd.data.samples import sample_rows
 from rlkd.embedders import open_embedder, unit_rows
 from rlkd.errors import UsageError
@@ -89,8 +89,7 @@ SAME = (
 def main() -> int:
     parser = argparse.ArgumentParser(description="Thresholds of a path bank, calibrated on hand-made problems.")
     parser.add_argument("--embedder", nargs="+", default=["hashed-ngrams"], help="specs (default: hashed-ngrams)")
-    parser.add_argument("--quick", action="store_true", help="40 GSM8K questions")
-    given = parser.parse_args()
+    given = harness.parse(parser, quick="40 GSM8K questions")
     held_out = [row["question"] for row in sample_rows("test")][: 40 if given.quick else 200]
     results = {}
     for spec in given.embedder:
@@ -101,8 +100,7 @@ def main() -> int:
             return 1
         print(spec, *(f"  {name}: {value}" for name, value in results[spec].items()), sep="\n")
     # A folder by its name only.
-    print(json.dumps({spec.rpartition("/")[2]: values for spec, values in results.items()}))
-    return 0
+    return harness.report({spec.rpartition("/")[2]: values for spec, values in results.items()}, {})
 
 
 def figures(spec: str, held_out: list[str]) -> dict[str, Any]:

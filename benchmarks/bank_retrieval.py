@@ -16,20 +16,13 @@ sides, medians of interleaved rounds. `questions_per_s`: of the whole run, embed
 with 1 where memory or results are out of bounds.
 """
 
-import os
+import harness  # before numpy: one thread
 
-# One thread: before numpy is imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+# isort: split
 
 import argparse
-import json
 import random
-import resource
-import subprocess
 import sys
-import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -52,17 +45,10 @@ ROUTE = 0.12
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure how questions are routed through a path bank.")
-    parser.add_argument("--quick", action="store_true", help="4,000 questions: a smoke test")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child is not None:
-        print(json.dumps(route_all(arguments.child)))
-        return 0
-
+    arguments = harness.parse(parser, quick="4,000 questions", child=route_all)
     count = QUICK_QUESTIONS if arguments.quick else QUESTIONS
     # In a process of its own, so that neither the reference nor this one's imports count.
-    child = [sys.executable, str(Path(__file__).resolve()), "--child", str(count)]
-    figures = json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    figures = harness.in_child(count)
     figures |= compared(QUICK_SUBSET, rounds=3) if arguments.quick else compared(SUBSET, rounds=7)
     width = 2 * HashedNgrams.half_width
     numbers = count * (width + CATEGORIES * INTENTS * (1 + PATHS))
@@ -73,19 +59,17 @@ def main() -> int:
     print(f"offered a path      {figures['offered_share']:>8.0%}")
     print(f"against reference   {figures['time_ratio']:>8} times as fast, embedding left out")
     print(f"same routes         {figures['results_equal']!s:>8} ({figures['subset']} questions, three sizes of block)")
-    print(json.dumps(figures))
-    return 0 if figures["peak_mib"] <= MOST_MIB and figures["results_equal"] else 1
+    bounds = {f"peak_mib <= {MOST_MIB}": figures["peak_mib"] <= MOST_MIB, "results_equal": figures["results_equal"]}
+    return harness.report(figures, bounds)
 
 
 def route_all(count: int) -> dict[str, float]:
-    """Route `count` questions and say what this process took."""
+    """Route `count` questions; memory and time of this process."""
     bank = made_bank()
     questions = made_questions(count)
-    began = time.process_time()
-    routes = Router(bank, HashedNgrams()).route(questions, K)
-    seconds = time.process_time() - began
+    routes, _, seconds = harness.timed(lambda: Router(bank, HashedNgrams()).route(questions, K))
     return {
-        "peak_mib": round(peak_mib(), 1),
+        "peak_mib": round(harness.peak_mib(), 1),
         "seconds": round(seconds, 1),
         "questions_per_s": round(count / seconds),
         "offered_share": round(sum(route.offered for route in routes) / count, 4),
@@ -93,17 +77,6 @@ def route_all(count: int) -> dict[str, float]:
         "intents": len(bank.intents()),
         "paths": len(bank),
     }
-
-
-def peak_mib() -> float:
-    """The greatest resident memory of this process so far, in MiB."""
-    try:
-        # `getrusage` would count what the parent held before this program was loaded.
-        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) / 1024
-    except (OSError, ValueError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def compared(subset: int, rounds: int) -> dict[str, float | bool]:
@@ -120,16 +93,12 @@ def compared(subset: int, rounds: int) -> dict[str, float | bool]:
     best = (exact @ intents.T).max(axis=1)
     error = max(abs(route.similarity - value) for route, value in zip(expected, best.tolist(), strict=True))
 
-    times: dict[str, list[float]] = {"blocks": [], "reference": []}
-    for turn in range(rounds):
-        for name in sorted(times, reverse=turn % 2 == 1):
-            began = time.process_time()
-            if name == "blocks":
-                routers[-1].route(questions, K)
-            else:
-                reference(bank, known, questions)
-            times[name].append(time.process_time() - began)
-    ratio = median(times["reference"]) / median(times["blocks"])
+    arms = {
+        "blocks": lambda: harness.timed(lambda: routers[-1].route(questions, K))[2],
+        "reference": lambda: harness.timed(lambda: reference(bank, known, questions))[2],
+    }
+    times = list(harness.in_turn(arms, rounds))
+    ratio = median(each["reference"] for each in times) / median(each["blocks"] for each in times)
     return {
         "results_equal": equal,
         "similarity_error": float(f"{error:.2g}"),

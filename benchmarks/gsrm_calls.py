@@ -28,7 +28,6 @@ import asyncio
 import itertools
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import threading
@@ -39,11 +38,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from typing import Any
-from urllib.request import urlopen
 
-# Before anything opens a connection: the server is on this machine.
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
-
+import harness
 from rewards import Scored
 from rewards.structure import StructureReward
 from rlkd.engines import EngineError, Message, run
@@ -51,6 +47,7 @@ from rlkd.engines.server import ServerEngine
 from rlkd.gsrm import PromptedDecomposer, ReasoningTrace, Verdict
 from rlkd.gsrm.judges import model_question
 from rlkd.gsrm.prompts import Field, verdict_request
+from rlkd.http import get_json
 from rlkd.structure import Step, Structure
 
 GROUP = 8
@@ -62,11 +59,8 @@ FIELDS: tuple[Field, ...] = ("meta", "question", "answer")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count and time the requests of a structure reward.")
-    parser.add_argument(
-        "--quick", action="store_true", help="2 questions and 0.1 s per request instead of 4 and 0.2 s"
-    )
-    n_questions, latency = (2, 0.1) if parser.parse_args().quick else (4, 0.2)
-
+    quick = harness.parse(parser, quick="2 questions and 0.1 s per request instead of 4 and 0.2 s").quick
+    n_questions, latency = (2, 0.1) if quick else (4, 0.2)
     first, following = batch(n_questions, epoch=0), batch(n_questions, epoch=1)
     with server(replies([*first, *following]), latency) as url, tempfile.TemporaryDirectory() as folder:
         run(ServerEngine(url, MODEL).models())  # both arms find their libraries loaded
@@ -101,15 +95,14 @@ def main() -> int:
         print(f"{name:<24} {arm.structure_calls:>16} {arm.judge_calls:>12} {arm.at_once:>8} {arm.seconds:>8.2f}")
     scores = sorted({score for score, _ in authors.results})
     print(f"\nscores of the first epoch: {', '.join(f'{score:g}' for score in scores)}")
-    print(json.dumps(figures))
-    within = (
-        figures["scores_equal"]
-        and figures["structure_call_ratio"] <= (GROUP + 1) / (2 * GROUP)
-        and figures["structure_call_ratio_next_epoch"] <= 1 / 2
-        and wall_ratio <= 1 / 8
-        and repeated.judge_calls == 0
-    )
-    return 0 if within else 1
+    bounds = {
+        "scores_equal": figures["scores_equal"],
+        "structure_call_ratio": figures["structure_call_ratio"] <= (GROUP + 1) / (2 * GROUP),
+        "structure_call_ratio_next_epoch": figures["structure_call_ratio_next_epoch"] <= 1 / 2,
+        "wall_ratio": wall_ratio <= 1 / 8,
+        "repeat_epoch_judge_calls": repeated.judge_calls == 0,
+    }
+    return harness.report(figures, bounds)
 
 
 # The data: completions with structures and verdicts that are known beforehand.
@@ -275,16 +268,13 @@ class Arm:
 def measured(url: str, work: Any) -> Arm:
     """Run a scheme; the requests are those that arrived at the server meanwhile."""
     counts(url)
-    start = time.perf_counter()
-    results = work()
-    seconds = time.perf_counter() - start
+    results, seconds, _ = harness.timed(work)
     return Arm(results, **counts(url), seconds=seconds)
 
 
 def counts(url: str) -> dict[str, int]:
     """The server's counts, which begin at 0 again."""
-    with urlopen(f"{url}/counts") as answer:
-        return json.load(answer)
+    return get_json(f"{url}/counts")[1]
 
 
 # The server, in a process of its own, so that it does not compete for the interpreter with its clients.

@@ -28,21 +28,19 @@ Exits with 1 in the full form if ours takes more than 1/10 of dense's or 1/4 of 
 if its peak grows by more than 5 % from T to 2 T, or if a gradient is off by more than 1e-5.
 """
 
-import os
+import harness  # before torch: one thread, no hub
 
-# One thread, and no hub: before torch and huggingface_hub are imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
+# isort: split
 
 import argparse
-import json
 import math
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 MIB = 2**20
 ARMS = ("dense", "trl", "ours")
@@ -63,14 +61,8 @@ class Size:
 def main() -> int:
     """Measure all arms; print the figures."""
     parser = argparse.ArgumentParser(description="Measure what the distillation loss costs.")
-    parser.add_argument("--quick", action="store_true", help="a small size: a smoke test, its figures say little")
-    parser.add_argument("--rounds", type=int, default=3, help="of the full form")
-    parser.add_argument("--measure", metavar="JSON", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        task = json.loads(options.measure)
-        measure(task["arm"], Size(**task["size"]), task["gradients"])
-        return 0
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the full form (default: %(default)s)")
+    options = harness.parse(parser, quick="a hundredth of the size", child=measure)
     rounds = 1 if options.quick else options.rounds
     full = Size(128, 16_384, 64) if options.quick else Size(2_048, 151_936, 256)
     with tempfile.TemporaryDirectory(prefix="rlkd-kd-loss-") as folder:
@@ -84,7 +76,6 @@ def main() -> int:
     error = errors["ours"]
     print(f"ours at {2 * full.tokens} tokens: {twice:.0f} MiB")
     print("error of the gradients: " + ", ".join(f"{arm} {value:.1e}" for arm, value in errors.items()))
-    sys.stdout.flush()
     figures = {
         "peak_mib": round(ours, 1),
         "peak_over_dense": round(ours / trained["dense"]["peak_mib"], 4),
@@ -99,21 +90,14 @@ def main() -> int:
         **asdict(full),
         "rounds": rounds,
     }
-    print(json.dumps(figures))
-    broken = [
-        name
-        for name, holds in {
-            "peak_over_dense <= 0.1": figures["peak_over_dense"] <= 0.1,
-            "peak_over_trl <= 0.25": figures["peak_over_trl"] <= 0.25,
-            "time_over_dense <= 1": figures["time_over_dense"] <= 1,
-            "gradient_error <= 1e-5": error <= 1e-5,
-            "growth_over_t <= 5 %": growth <= 0.05 * ours,
-        }.items()
-        if not holds
-    ]
-    if broken:
-        print(f"out of bounds: {', '.join(broken)}", file=sys.stderr)
-    return 1 if broken and not options.quick else 0
+    bounds = {
+        "peak_over_dense <= 0.1": figures["peak_over_dense"] <= 0.1,
+        "peak_over_trl <= 0.25": figures["peak_over_trl"] <= 0.25,
+        "time_over_dense <= 1": figures["time_over_dense"] <= 1,
+        "gradient_error <= 1e-5": error <= 1e-5,
+        "growth_over_t <= 5 %": growth <= 0.05 * ours,
+    }
+    return harness.report(figures, {} if options.quick else bounds)
 
 
 def at(size: Size, **changes: float) -> Size:
@@ -123,30 +107,22 @@ def at(size: Size, **changes: float) -> Size:
 def table(size: Size, rounds: int) -> dict[str, dict[str, float]]:
     """Peak and time of each arm: medians over the rounds, in an order that changes."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for turn in range(rounds):
-        for arm in (*ARMS[turn % 3 :], *ARMS[: turn % 3]):
-            found[arm].append(child(arm, size))
+    for results in harness.in_turn({arm: partial(child, arm, size) for arm in ARMS}, rounds):
+        for arm, result in results.items():
+            found[arm].append(result)
     medians = {
         arm: {name: round(median(run[name] for run in runs), 3) for name in ("peak_mib", "seconds")}
         for arm, runs in found.items()
     }
     print(f"head {'frozen' if size.frozen else 'trained'}, {size.tokens} tokens:")
     for arm, run in medians.items():
-        print(f"  {arm:6} {run['peak_mib']:8.1f} MiB {run['seconds']:7.2f} CPU-s")
-    sys.stdout.flush()
+        print(f"  {arm:6} {run['peak_mib']:8.1f} MiB {run['seconds']:7.2f} CPU-s", flush=True)
     return medians
 
 
 def child(arm: str, size: Size, gradients: str | None = None) -> dict[str, float]:
     """Measure in a process of its own."""
-    task = json.dumps({"arm": arm, "size": asdict(size), "gradients": gradients})
-    done = subprocess.run([sys.executable, __file__, "--measure", task], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(
-            f"the arm {arm} with {size} ended with status {done.returncode} (-9: it was out of memory)\n"
-            f"{done.stderr[-2000:]}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    return harness.in_child({"arm": arm, "size": asdict(size), "gradients": gradients})
 
 
 def gradient_errors(size: Size, folder: str, arms: tuple[str, ...], betas: tuple[float, ...]) -> dict[str, float]:
@@ -165,11 +141,12 @@ def gradient_errors(size: Size, folder: str, arms: tuple[str, ...], betas: tuple
     return errors
 
 
-def measure(arm: str, size: Size, gradients: str | None) -> None:
-    """Print peak (MiB) and time (CPU-seconds) of one pass; save its gradients, if asked to."""
+def measure(task: dict[str, Any]) -> dict[str, float]:
+    """Peak (MiB) and time (CPU-seconds) of one pass; saves its gradients where `gradients` names a file."""
     import torch
 
     torch.set_num_threads(1)
+    size = Size(**task["size"])
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -183,17 +160,16 @@ def measure(arm: str, size: Size, gradients: str | None) -> None:
     student = random(size.vocabulary, size.hidden).mul_(spread).requires_grad_(not size.frozen)
     teacher = random(size.vocabulary, size.hidden).mul_(spread)
     weights = random(size.tokens).abs_().clamp_(0.2, 1.8)
-    one_pass = {"dense": dense_pass, "trl": trl_pass, "ours": our_pass}[arm]
+    one_pass = {"dense": dense_pass, "trl": trl_pass, "ours": our_pass}[task["arm"]]
     one_pass(student_hidden[:2], student, teacher_hidden[:2], teacher, weights[:2], size.beta)
     student_hidden.grad = student.grad = None
-    before = start_peak()
-    start = cpu_seconds()
-    one_pass(student_hidden, student, teacher_hidden, teacher, weights, size.beta)
-    seconds = cpu_seconds() - start
-    peak = status("VmHWM") - before
-    if gradients:
-        torch.save([student_hidden.grad, student.grad], gradients)
-    print(json.dumps({"peak_mib": peak, "seconds": seconds}))
+    before = harness.reset_peak()
+    inputs = student_hidden, student, teacher_hidden, teacher, weights, size.beta
+    _, _, seconds = harness.timed(lambda: one_pass(*inputs))
+    peak = harness.peak_mib() - before
+    if task["gradients"]:
+        torch.save([student_hidden.grad, student.grad], task["gradients"])
+    return {"peak_mib": peak, "seconds": seconds}
 
 
 def dense_pass(student_hidden, student, teacher_hidden, teacher, weights, beta) -> None:
@@ -234,25 +210,6 @@ def our_pass(student_hidden, student, teacher_hidden, teacher, weights, beta) ->
         anticipated_weights=weights,
     )
     weighted_mean(per_token, weights, len(weights)).backward()
-
-
-def cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system
-
-
-def start_peak() -> float:
-    """The resident size in MiB; VmHWM counts from here on."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def status(name: str) -> float:
-    """A line of /proc/self/status, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise LookupError(f"/proc/self/status has no line {name}")
 
 
 if __name__ == "__main__":

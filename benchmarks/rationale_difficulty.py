@@ -28,17 +28,16 @@ question: the solution and nine variants of it (steps left out, turned round, nu
 of its own, so that nothing but the question can be read once for several.
 """
 
-import os
+import harness  # before torch: no hub
 
-# No hub: before huggingface_hub is imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# isort: split
 
 import argparse
 import json
 import random
 import re
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,11 @@ BEGINNINGS = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the scoring of rationale difficulty.")
-    parser.add_argument("--quick", action="store_true", help="2 questions")
     parser.add_argument("--rows", type=Path, help="JSON lines with question, answer or gold, and rationales")
     parser.add_argument("--model", default="embedded", help="folder or name of the student")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--questions", type=int, help="how many of the rows")
-    arguments = parser.parse_args()
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--questions", type=int, help="number of questions")
+    arguments = harness.parse(parser, quick="2 questions")
     torch.set_num_threads(arguments.threads)
 
     count = arguments.questions or (2 if arguments.quick else 16)
@@ -99,10 +97,10 @@ def main() -> int:
     for turn, start in enumerate(range(0, len(questions), GROUP)):
         some = questions[start : start + GROUP]
         for name in arms if turn % 2 == 0 else reversed(arms):
-            began, cpu_began = time.perf_counter(), time.process_time()
-            found[name] += arms[name](some)
-            seconds[name] += time.perf_counter() - began
-            cpu_seconds[name] += time.process_time() - cpu_began
+            values, wall, cpu = harness.timed(partial(arms[name], some))
+            found[name] += values
+            seconds[name] += wall
+            cpu_seconds[name] += cpu
     errors = [abs(mine - theirs) for name in arms for mine, theirs in zip(found["ours"], found[name], strict=True)]
     leaked = [
         (question, leaks(strip_answer(each.text), question.answer or ""))
@@ -114,11 +112,6 @@ def main() -> int:
     figures = {
         "throughput_ratio": round(seconds["reference"] / seconds["ours"], 2),
         "cpu_ratio": round(cpu_seconds["reference"] / cpu_seconds["ours"], 2),
-        **(
-            {"cpu_ratio_to_answer_logits": round(cpu_seconds["answer_logits"] / cpu_seconds["ours"], 2)}
-            if "answer_logits" in arms
-            else {}
-        ),
         "max_error": max(errors),
         "questions": len(questions),
         "rationales": len(found["ours"]),
@@ -129,8 +122,13 @@ def main() -> int:
         "threads": arguments.threads,
         "cpu_seconds": {name: round(value, 1) for name, value in cpu_seconds.items()},
     }
-    print(json.dumps(figures))
-    return 0 if figures["max_error"] <= MOST_ERROR and figures["throughput_ratio"] > 1 else 1
+    if "answer_logits" in arms:
+        figures["cpu_ratio_to_answer_logits"] = round(cpu_seconds["answer_logits"] / cpu_seconds["ours"], 2)
+    bounds = {
+        f"max_error <= {MOST_ERROR}": max(errors) <= MOST_ERROR,
+        "throughput_ratio > 1": seconds["reference"] > seconds["ours"],
+    }
+    return harness.report(figures, bounds)
 
 
 def one_at_a_time(loaded: Any, meter: DifficultyMeter, questions: list[Question], *, all_logits: bool) -> list[float]:

@@ -22,31 +22,32 @@ without the completions that hang. Nothing is cached.
 Exits with 1 if one of these is not as it should be: 0, true, at most 1.2, 0, 0.
 """
 
-import os
+import harness  # before torch: one thread, no hub
 
-# One thread, and no hub: before torch and huggingface_hub are imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
+# isort: split
 
 import argparse
 import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from rewards import Outcome, build_reward, verified
-from rewards_throughput import GROUP, PLAIN, descendants, group_batch, load_problems, processes
+from rewards_throughput import GROUP, PLAIN, group_batch, load_problems
+from rlkd.process import carriers, descendants, is_running
 from rlkd.workers.pool import Fault, WorkerPool, default_workers
 
 Caller = Literal["main thread", "thread", "asyncio.to_thread"]
@@ -79,14 +80,10 @@ HANGS: dict[str, Callable[[int], str]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Put completions that hang into a batch.")
-    parser.add_argument("--quick", action="store_true", help="256 completions, 6 hang, limit 1.5 s: a smoke test")
     parser.add_argument("--reward", choices=list(REWARDS), default="accuracy_reward", help="default: %(default)s")
     parser.add_argument("--data", type=Path, help="JSONL file of problems (default: GSM8K as shipped)")
     parser.add_argument("--check-kinds", action="store_true", help="only see how long each kind takes")
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.inside:
-        return work(given.inside)
+    given = harness.parse(parser, quick="256 completions, 6 hang, limit 1.5 s", child=work)
     if given.check_kinds:
         return check_kinds()
     size, n_hangs, limit, patience = (256, 6, 1.5, 3.0) if given.quick else (8192, 82, 5.0, 60.0)
@@ -140,9 +137,10 @@ def main() -> int:
         "trl": answers,
         "trl_waited_s": patience,
     }
-    print(json.dumps(figures))
-    good = figures["false_zeros"] == figures["left_computing"] == figures["orphans"] == 0 and figures["others_equal"]
-    return 0 if good and (given.quick or figures["added_over_budget"] <= BOUND) else 1
+    bounds = {f"{name} = 0": figures[name] == 0 for name in ("false_zeros", "left_computing", "orphans")}
+    bounds["others_equal"] = figures["others_equal"]
+    bounds[f"added_over_budget <= {BOUND}"] = given.quick or figures["added_over_budget"] <= BOUND
+    return harness.report(figures, bounds)
 
 
 def make_task(data: Path | None, size: int, n_hangs: int) -> dict[str, Any]:
@@ -167,33 +165,23 @@ def make_task(data: Path | None, size: int, n_hangs: int) -> dict[str, Any]:
 def in_a_process(task: dict[str, Any]) -> dict[str, Any]:
     """Score in a new Python process, and count what is alive after its end."""
     mark = uuid.uuid4().hex
-    with tempfile.TemporaryDirectory(prefix="rlkd-hangs-") as folder:
-        path, result = Path(folder) / "task.json", Path(folder) / "result.json"
-        path.write_text(json.dumps(task | {"result": str(result)}))
-        subprocess.run([sys.executable, __file__, "--inside", path], check=True, env={**os.environ, MARK: mark})
-        found = json.loads(result.read_text())
+    found = harness.in_child(task, **{MARK: mark})
     time.sleep(1.0)
     # A process id is used again; together with its start time it is not.
-    alive = {(pid, entry[1]) for pid, entry in processes().items() if entry[2] != "Z"}
+    alive = {(each.pid, each.create_time()) for each in running(psutil.process_iter())}
     children = {tuple(child) for child in found["descendants"]}
-    found["orphans"] = len({pid for pid, _ in alive & children} | marked(mark))
+    found["orphans"] = len({pid for pid, _ in alive & children} | {each.pid for each in carriers(MARK, mark)})
     return found
 
 
-def marked(mark: str) -> set[int]:
-    """The processes that have the mark in their environment."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in path.read_bytes():
-                found.add(int(path.parent.name))
-    return found
+def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended."""
+    return [each for each in processes if is_running(each)]
 
 
-def work(path: Path) -> int:
-    """The life of that process."""
-    logging.getLogger("rewards.runner").setLevel(logging.ERROR)  # it would tell the causes, which are counted below
-    task = json.loads(path.read_text())
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """What the process that scores does."""
+    logging.getLogger("rewards.runner").setLevel(logging.ERROR)  # the causes that it logs are counted below
     name, limit = task["reward"], task["limit"]
     reward = build_reward(name, {REWARDS[name]: limit}, cache=False)
     column = "solution" if name == "accuracy_reward" else "answer"
@@ -204,17 +192,17 @@ def work(path: Path) -> int:
         return outcomes
 
     judge(["\\boxed{x+1}"], ["$x+2$"])  # loads the libraries and starts the first worker
-    descended = {(pid, entry[1]) for pid, entry in descendants(os.getpid()).items()}
-    started = time.perf_counter()
-    outcomes = call_from(task["caller"], lambda: judge(task["completions"], task["solutions"]))
-    wall = time.perf_counter() - started
+    descended = {(each.pid, each.create_time()) for each in descendants(os.getpid())}
+    outcomes, wall, _ = harness.timed(
+        lambda: call_from(task["caller"], lambda: judge(task["completions"], task["solutions"]))
+    )
     time.sleep(1.0)
-    before = descendants(os.getpid())
+    before = spent()
     time.sleep(1.0)
-    after = descendants(os.getpid())
-    descended |= {(pid, entry[1]) for pid, entry in (before | after).items()}
-    computing = [pid for pid, entry in after.items() if pid not in before or entry[3] - before[pid][3] > 0.2]
-    result = {
+    after = spent()
+    descended |= {(each.pid, each.create_time()) for each in before | after}
+    computing = [each for each, seconds in after.items() if each not in before or seconds - before[each] > 0.2]
+    return {
         "wall": wall,
         "scores": [outcome.value for outcome in outcomes],
         "statuses": [outcome.status for outcome in outcomes],
@@ -222,8 +210,15 @@ def work(path: Path) -> int:
         "descendants": sorted(descended),
         "left_computing": len(computing),
     }
-    Path(task["result"]).write_text(json.dumps(result))
-    return 0
+
+
+def spent() -> dict[psutil.Process, float]:
+    """CPU-seconds of each process below this one."""
+    found = {}
+    for each in descendants(os.getpid()):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            found[each] = sum(each.cpu_times()[:4])
+    return found
 
 
 def call_from(caller: Caller, function: Callable[[], Any]) -> Any:

@@ -36,29 +36,31 @@ another load on the machine changes less. `verdicts_equal`: every verdict of eve
 if not, and, in the full form, where `cold_ratio` is below 2 or `warm_ratio` below 50 on the batch `group`.
 """
 
-import os
+import harness  # before torch: one thread, no hub
 
-# One thread, and no hub: before torch and huggingface_hub are imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
+# isort: split
 
 import argparse
 import json
+import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from rewards import build_reward, verified
 from rlkd.answers import comparison_pool, number
 from rlkd.data.samples import sample_rows, short_rows
 from rlkd.errors import UsageError
+from rlkd.process import descendants
 from rlkd.steps import strip_calculator_marks
 
 GROUP = 8
@@ -83,14 +85,10 @@ COLD_BOUND, WARM_BOUND = 2.0, 50.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time accuracy_reward against TRL's.")
-    parser.add_argument("--quick", action="store_true", help="256 completions, 1 round: a smoke test")
-    parser.add_argument("--completions", type=int, default=8192, help="in each batch (default: %(default)s)")
+    parser.add_argument("--completions", type=int, default=8192, help="size of each batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all arms (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="JSONL file of problems (default: GSM8K as shipped)")
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.inside:
-        return work(given.inside)
+    given = harness.parse(parser, quick="256 completions, 1 round", child=work)
     size, rounds = (256, 1) if given.quick else (given.completions, given.rounds)
     problems = load_problems(given.data)
 
@@ -99,10 +97,13 @@ def main() -> int:
         batch = make(problems, size)
         print(f"\n{name}: {described(batch)}")
         figures[name] = compared(batch, rounds)
-    print(json.dumps(figures))
     group = figures["group"]
-    in_bounds = given.quick or (group["cold_ratio"] >= COLD_BOUND and group["warm_ratio"] >= WARM_BOUND)
-    return 0 if group["verdicts_equal"] and figures["distinct"]["verdicts_equal"] and in_bounds else 1
+    bounds = {
+        "verdicts_equal": group["verdicts_equal"] and figures["distinct"]["verdicts_equal"],
+        f"cold_ratio >= {COLD_BOUND}": given.quick or group["cold_ratio"] >= COLD_BOUND,
+        f"warm_ratio >= {WARM_BOUND}": given.quick or group["warm_ratio"] >= WARM_BOUND,
+    }
+    return harness.report(figures, bounds)
 
 
 # The batches.
@@ -289,7 +290,7 @@ def compared(batch: Batch, rounds: int) -> dict[str, Any]:
             plans = plans[turn % len(plans) :] + plans[: turn % len(plans)]
             plans.append(("warm", {"arm": "ours", "workers": 2, "cache": kept}))
             for name, plan in plans:
-                arms.setdefault(name, []).append(in_a_process(plan, batch, Path(folder)))
+                arms.setdefault(name, []).append(Spent(**harness.in_child(plan | vars(batch))))
             times = [f"{name} {spent[-1].wall:.2f} s ({spent[-1].cpu:.2f} CPU-s)" for name, spent in arms.items()]
             print(f"round {turn + 1}: {', '.join(times)}", flush=True)
     reference = arms["trl"][0].scores
@@ -332,75 +333,37 @@ def middle(values: Sequence[float]) -> float:
     return round(median(values), 3)
 
 
-def in_a_process(plan: dict[str, Any], batch: Batch, folder: Path) -> Spent:
-    """Run one arm in a new Python process."""
-    task, result = folder / "task.json", folder / "result.json"
-    task.write_text(json.dumps({**plan, **vars(batch), "result": str(result)}))
-    subprocess.run([sys.executable, __file__, "--inside", task], check=True, stdout=subprocess.DEVNULL)
-    return Spent(**json.loads(result.read_text()))
-
-
-def work(task: Path) -> int:
-    """The life of that process: what the plan says."""
-    plan = json.loads(task.read_text())
+def work(plan: dict[str, Any]) -> dict[str, Any]:
+    """What an arm gives and takes, in a process of its own."""
     completions = [[{"role": "assistant", "content": text}] for text in plan["completions"]]
+    warm_up = [[{"role": "assistant", "content": "\\boxed{x+1}"}]]
     if plan["arm"] == "trl":
         from trl.rewards import accuracy_reward
 
-        score: Callable[..., list[float | None]] = accuracy_reward
-        score([[{"role": "assistant", "content": "\\boxed{x+1}"}]], ["$x+2$"])
-        reused = {"batch": 0, "cache": 0}
-        wall, cpu = time.perf_counter(), cpu_seconds()
-        scores = score(completions, plan["solutions"])
-        spent = time.perf_counter() - wall, cpu_seconds() - cpu
+        accuracy_reward(warm_up, ["$x+2$"])
+        score: Callable[[], list[Any]] = partial(accuracy_reward, completions, plan["solutions"])
     else:
         pool = comparison_pool(verified.verdict)
         pool.workers = plan["workers"]  # no parameter of the reward says how many
-        warm_up = build_reward("accuracy_reward", cache=False)
-        warm_up(completions=[[{"role": "assistant", "content": "\\boxed{x+1}"}]], solution=["$x+2$"])
+        build_reward("accuracy_reward", cache=False)(completions=warm_up, solution=["$x+2$"])
         reward = build_reward("accuracy_reward", cache=Path(plan["cache"]))
-        wall, cpu = time.perf_counter(), cpu_seconds()
-        outcomes = reward.score(completions=completions, solution=plan["solutions"])
-        spent = time.perf_counter() - wall, cpu_seconds() - cpu
-        reused = {source: sum(o.reused == source for o in outcomes) for source in ("batch", "cache")}
-        scores = [outcome.value for outcome in outcomes]
-        for outcome in outcomes:
-            if outcome.status == "failed":
-                raise RuntimeError(f"a comparison failed: {outcome.cause}")
-    result = {"scores": scores, "wall": spent[0], "cpu": spent[1], "reused": reused}
-    Path(plan["result"]).write_text(json.dumps(result))
-    return 0
-
-
-def processes() -> dict[int, tuple[int, int, str, float]]:
-    """All processes of the machine: pid -> (parent, start time in ticks, state, CPU-seconds with ended children)."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        ticks = sum(map(int, fields[11:15]))
-        found[int(path.parent.name)] = (int(fields[1]), int(fields[19]), fields[0], ticks / os.sysconf("SC_CLK_TCK"))
-    return found
-
-
-def descendants(root: int) -> dict[int, tuple[int, int, str, float]]:
-    """The entries of `processes` that descend from a process, itself not among them."""
-    everything = processes()
-    found: dict[int, tuple[int, int, str, float]] = {}
-    front = {root}
-    while front:
-        front = {pid for pid, entry in everything.items() if entry[0] in front}
-        found |= {pid: everything[pid] for pid in front}
-    return found
+        score = partial(reward.score, completions=completions, solution=plan["solutions"])
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    scores = score()
+    spent = {"wall": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
+    outcomes = [] if plan["arm"] == "trl" else scores
+    scores = [outcome.value for outcome in outcomes] or scores
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            raise RuntimeError(f"a comparison failed: {outcome.cause}")
+    reused = {source: sum(o.reused == source for o in outcomes) for source in ("batch", "cache")}
+    return {"scores": scores, "reused": reused, **spent}
 
 
 def cpu_seconds() -> float:
     """CPU time of this process and of all that it has started."""
-    times = os.times()
-    own = times.user + times.system + times.children_user + times.children_system
-    return own + sum(entry[3] for entry in descendants(os.getpid()).values())
+    times = [psutil.Process().cpu_times(), *(each.cpu_times() for each in descendants(os.getpid()))]
+    return sum(each.user + each.system + each.children_user + each.children_system for each in times)
 
 
 if __name__ == "__main__":

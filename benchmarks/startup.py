@@ -11,13 +11,15 @@ Exits with 1 if a command imports torch, transformers, trl, datasets or vllm.
 """
 
 import argparse
-import json
 import re
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import harness
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "vllm")
 COMMANDS = {"help": ["--help"], "list": ["rewards", "list"]}
@@ -25,19 +27,16 @@ COMMANDS = {"help": ["--help"], "list": ["rewards", "list"]}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the start-up time of the rlkd command.")
-    parser.add_argument("--quick", action="store_true", help="3 runs of each command in place of 7")
-    runs = 3 if parser.parse_args().quick else 7
-
+    runs = 3 if harness.parse(parser, quick="3 runs of each command").quick else 7
     entry = rlkd_command()
     arms = {"python": [sys.executable, "-c", "pass"]}
     arms |= {name: [sys.executable, *entry, *arguments] for name, arguments in COMMANDS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for command in arms.values():  # reads the files from disk once, and compiles what is not compiled yet
         timed(command)
-    for turn in range(runs):
-        names = list(arms) if turn % 2 == 0 else list(reversed(arms))
-        for name in names:
-            seconds[name].append(timed(arms[name]))
+    for results in harness.in_turn({name: partial(timed, command) for name, command in arms.items()}, runs):
+        for name, spent in results.items():
+            seconds[name].append(spent)
     heavy = sorted({module for arguments in COMMANDS.values() for module in heavy_imports(entry, arguments)})
 
     print(f"{runs} interleaved runs each, wall seconds of a whole process\n")
@@ -46,9 +45,9 @@ def main() -> int:
     for name, times in seconds.items():
         print(f"{shown[name]:<20} {median(times):>7.3f} {min(times):>8.3f} {max(times):>8.3f}")
     print(f"\nmodel libraries imported: {', '.join(heavy) or 'none'}")
-    figures = {f"{name}_s": round(median(times), 3) for name, times in seconds.items()}
-    print(json.dumps({**figures, "runs": runs, "imports_torch": bool(heavy), "heavy_imports": heavy}))
-    return 1 if heavy else 0
+    figures: dict[str, Any] = {f"{name}_s": round(median(times), 3) for name, times in seconds.items()}
+    figures |= {"runs": runs, "imports_torch": bool(heavy), "heavy_imports": heavy}
+    return harness.report(figures, {"no heavy import": not heavy})
 
 
 def rlkd_command() -> list[str]:
@@ -59,9 +58,7 @@ def rlkd_command() -> list[str]:
 
 def timed(command: list[str]) -> float:
     """Wall seconds of a process, from its start to its end; raises `CalledProcessError` if it fails."""
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
+    return harness.timed(lambda: subprocess.run(command, check=True, capture_output=True))[1]
 
 
 def heavy_imports(entry: list[str], arguments: list[str]) -> set[str]:

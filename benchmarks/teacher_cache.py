@@ -20,17 +20,14 @@ went in, bit for bit. Exits with 1 where that is false or a token takes more tha
 `lookup_over_forward`.
 """
 
-import os
+import harness  # before torch: one thread, no hub
 
-# One thread, and no hub: before torch and huggingface_hub are imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
+# isort: split
 
 import argparse
-import json
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,10 +48,8 @@ MOST_BYTES, MOST_LOOKUP = 400, 0.1
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the offline cache of a top-k teacher.")
-    parser.add_argument("--quick", action="store_true", help="a random model and 16 traces: a smoke test")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-
+    quick = harness.parse(parser, quick="a random model and 16 traces").quick
+    harness.quiet()
     model, student, tokenizer, traces = random_setup() if quick else embedded_setup()
     teacher = local_teacher(model, tokenizer, K, name="benchmark")
     batches = [traces[start : start + BATCH] for start in range(0, len(traces), BATCH)]
@@ -66,22 +61,20 @@ def main() -> int:
         for batch in batches:
             built = build_cache(folder, teacher, batch, vocabulary_size=width, made_by={}, shard_bytes=2**30)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        opened = time.perf_counter()
-        cached = CachedTeacher(folder, tokenizer=tokenizer, k=K)
-        open_s = time.perf_counter() - opened
+        cached, open_s, _ = harness.timed(lambda: CachedTeacher(folder, tokenizer=tokenizer, k=K))
 
         seconds: dict[str, list[float]] = {"forward": [], "lookup": []}
         live: list[TopK] = []
         found: list[TopK] = []
-        for turn in range(rounds):
-            for batch in batches:
-                arms = {"forward": teacher, "lookup": cached}
-                for name in list(arms) if turn % 2 == 0 else list(reversed(arms)):
-                    began = time.process_time()
-                    tops = arms[name].top_k([trace.ids for trace in batch], [trace.start for trace in batch])
-                    seconds[name].append(time.process_time() - began)
-                    if turn == 0:
-                        (live if name == "forward" else found).extend(tops)
+        for batch in batches:
+            ids, starts = [trace.ids for trace in batch], [trace.start for trace in batch]
+            work = {"forward": partial(teacher.top_k, ids, starts), "lookup": partial(cached.top_k, ids, starts)}
+            arms = {name: partial(harness.timed, call) for name, call in work.items()}
+            for results in harness.in_turn(arms, rounds):
+                for name, (_, _, spent) in results.items():
+                    seconds[name].append(spent)
+            live += results["forward"][0]
+            found += results["lookup"][0]
 
     equal = all(same(one, quantised(other)) for one, other in zip(found, live, strict=True))
     gaps = [float((one.logprobs - other.logprobs).abs().max()) for one, other in zip(found, live, strict=True)]
@@ -111,9 +104,12 @@ def main() -> int:
     print(f"largest error            {max(gaps):>9.1e} of a log-probability; bits as coded: {equal}")
     print(f"error of the forward KL  {forward_gaps.abs().max():>9.1e} of a token at most, KL {forward_kl:.3f}")
     print(f"error of the reverse KL  {reverse_gaps.abs().max():>9.1e} of a token at most")
-    print(json.dumps(figures))
-    in_bounds = figures["bytes_per_token"] <= MOST_BYTES and (quick or ratio <= MOST_LOOKUP)
-    return 0 if equal and in_bounds else 1
+    bounds = {
+        "bits_equal": equal,
+        f"bytes_per_token <= {MOST_BYTES}": figures["bytes_per_token"] <= MOST_BYTES,
+        f"lookup_over_forward <= {MOST_LOOKUP}": quick or ratio <= MOST_LOOKUP,
+    }
+    return harness.report(figures, bounds)
 
 
 def embedded_setup() -> tuple[Any, Any, Any, list[CachedTrace]]:
