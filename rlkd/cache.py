@@ -1,22 +1,22 @@
-"""What has been worked out once, kept on disk, so that no batch, process or later run works it out again.
+"""A cache of results on disk, shared by threads, processes and runs.
 
     >>> from pathlib import Path
     >>> from rlkd.cache import Cache, cache_key
     >>> cache = Cache(Path("scores.sqlite"))  # doctest: +SKIP
-    >>> key = cache_key("accuracy", 1, {"gold": "72"}, "So it is 72.")  # whatever the value depends on
+    >>> key = cache_key("accuracy", 1, {"gold": "72"}, "So it is 72.")  # everything that the value depends on
     >>> cache.put({key: 1.0})  # doctest: +SKIP
     >>> cache.get([key])  # doctest: +SKIP
     {'2f0c...': 1.0}
 
-What holds, whoever shares the file:
+Guarantees:
 
-1. An entry is kept once `put` has returned: a process killed at any moment loses nothing that it had put, leaves no
-   batch half written and no file that the others cannot read. Power loss may take what was put last, never the rest.
-2. The first value of a key stays. A value comes back as it went in: floats bit for bit, tuples as lists.
-3. A file that cannot be read or written never stops a run: nothing is found or kept, and one warning says why.
-4. With `max_bytes`, the oldest entries make room.
+1. An entry is durable once `put` has returned. A process killed at any moment loses no earlier entry, and leaves
+   neither a partial batch nor a file that others cannot read. A power failure may lose the latest entries only.
+2. The first value of a key stays. Values come back unchanged: floats bit for bit, but tuples as lists.
+3. An unreadable or unwritable file never stops a run: lookups miss, nothing is stored, and one warning says why.
+4. With `max_bytes`, the oldest entries are dropped.
 
-Only results belong here. That failures are not kept is up to the callers, who know what a failure is.
+Only results belong here; callers must not store failures.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SMALLEST_CAP = 2**16
-"""Bytes; an empty file has 12 kB, and a bound near that would keep nothing without saying so."""
+"""Bytes; an empty file has 12 kB, and a bound near that would silently store nothing."""
 
-# Seconds to wait for other processes that write: long, since waiting is what they do in normal use; short after a
-# failure, so that a file that stays locked (a hung network folder) costs a run one long wait and not one a batch.
+# Seconds to wait for other writers: long, since writers wait in normal use; short after a failure, so that a file that
+# stays locked (a hung network folder) costs a run one long wait and not one per batch.
 _PATIENCE, _PATIENCE_AFTER_FAILURE = 60.0, 1.0
 
-# What SQLite knows of a file's locks it knows per process, so a child that is forked while another thread is at work
-# inherits locks that nobody will ever release, and reads past those of others. So a fork waits until no thread is.
+# SQLite tracks a file's locks per process. A child forked while another thread works on the file would inherit locks
+# that nobody releases, and would ignore those of others. So a fork waits until no thread is working.
 _at_work = threading.RLock()
 os.register_at_fork(
     before=_at_work.acquire,
@@ -55,29 +55,28 @@ os.register_at_fork(
 
 
 def cache_key(*parts: Any) -> str:
-    """What an entry is kept under: a hash (SHA-256, 64 hexadecimal digits) of everything its value depends on.
+    """The key of an entry: a hash (SHA-256, 64 hexadecimal digits) of everything that its value depends on.
 
-    Different parts have different keys: 1, 1.0, True and "1" are four parts, and so are `"a", "b"` and `["a", "b"]`.
-    The same key have only tuples and lists, and dicts in different order. Raises TypeError for what JSON has no word
-    for (a set, an object, a dict whose keys are not strings), ValueError for nan and inf: a stand-in such as `str()`
-    would give two different things one key.
+    Different parts give different keys: 1, 1.0, True and "1" all differ, and so do `"a", "b"` and `["a", "b"]`. Only
+    tuples equal lists, and the order of a dict does not count. Raises TypeError for a part that JSON cannot express (a
+    set, an object, a dict with keys other than strings), and ValueError for nan and inf: a substitute such as `str()`
+    could give two different parts one key.
     """
     return hashlib.sha256(_encoded("a part of a cache key", parts, sort_keys=True)).hexdigest()
 
 
 class Cache:
-    """Entries of a JSON value under a key (`cache_key`), in one SQLite file that threads, processes and runs share.
+    """JSON values under keys (`cache_key`), in one SQLite file.
 
-    Several kinds of entries may share a file, as long as their keys name the kind. Pickles as its arguments. Like all
-    that has a length, an empty cache is false: ask `cache is None`.
+    Several kinds of entries may share a file if their keys name the kind. Pickles as its arguments. An empty cache is
+    falsy, like any empty container: test `cache is None`.
 
     Args:
-        path: the file; made when it is first needed, with its folder.
-        max_bytes: a bound on the pages in use, checked after every put. One that exceeds it has the oldest entries
-            taken out until a tenth is free. The file may outgrow the bound by one put, and keeps that size, as free
-            pages that are used again. Oldest means first put, not longest unused (our choice): for the latter each
-            read would have to write, and so wait for every writer; and what is dropped by mistake is only worked out
-            again. None: no bound.
+        path: the file; created with its folder on first use.
+        max_bytes: limit of the pages in use, checked after every put; None for no limit. A put that exceeds it drops
+            the oldest entries until a tenth is free. The file may exceed the limit by one put, and keeps that size as
+            reusable free pages. Oldest means first put, not least recently used (our choice): the latter would turn
+            each read into a write that waits for every writer, and a dropped entry is merely computed again.
     """
 
     def __init__(self, path: Path, *, max_bytes: int | None = None):
@@ -90,45 +89,45 @@ class Cache:
         self._process = 0
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The values that are known among those of `keys`, by one query."""
+        """The known values among `keys`, by one query."""
         if not keys:
             return {}
         return self._attempt(partial(_read, keys=json.dumps(list(keys)))) or {}
 
     def put(self, values: Mapping[str, Any]) -> None:
-        """Keep values, in one transaction; what is there already stays as it is.
+        """Store values in one transaction; existing entries stay.
 
-        Raises TypeError for a value that JSON has no word for, ValueError for nan and inf; nothing is kept then.
+        Raises TypeError for a value that JSON cannot express, ValueError for nan and inf; then nothing is stored.
         """
         rows = [(key, _encoded(f"the value of {key!r}", value)) for key, value in values.items()]
         if rows:
             self._attempt(partial(_write, rows=rows, max_bytes=self.max_bytes))
 
     def __len__(self) -> int:
-        """The number of entries; 0 where the file cannot be read."""
+        """The number of entries; 0 if the file is unreadable."""
         return self._attempt(_count) or 0
 
     def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
-        """The result of `work` on the file; None, after a warning, if the file does not allow it."""
+        """The result of `work` on the file; None after a warning if that fails."""
         with _at_work:
             try:
                 return work(self._connected())
             except (sqlite3.Error, OSError) as error:
-                self._disconnect()  # the file may be mended, freed or deleted: the next attempt begins anew
+                self._disconnect()  # the file may be repaired, unlocked or deleted before the next attempt
                 reason, first, self._warned = error, not self._warned, True
             except BaseException:
-                self._disconnect()  # which takes back what was half done
+                self._disconnect()  # rolls back the transaction
                 raise
         if first:
             logger.warning(
-                f"cache {self.path}: {type(reason).__name__}: {reason}. The run goes on, and works out again what it "
-                "cannot find there or keep. To mend it, make room or delete the file, or name another folder."
+                f"cache {self.path}: {type(reason).__name__}: {reason}. The run goes on without it and computes those "
+                "results again. To fix it, make room, delete the file or use another folder."
             )
         return None
 
     def _connected(self) -> sqlite3.Connection:
-        # One for each process, since SQLite forbids its use in a fork of the one that opened it. There it is let go,
-        # which harms nobody: it was idle when the process forked (`_at_work`). Within a process, threads take turns.
+        # One per process, since SQLite forbids the use of a connection in a fork. Dropping it there is harmless: it
+        # was idle when the process forked (`_at_work`). Within a process, threads take turns.
         if self._connection is None or self._process != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             patience = _PATIENCE_AFTER_FAILURE if self._warned else _PATIENCE
@@ -136,7 +135,7 @@ class Cache:
             self._connection = sqlite3.connect(
                 self.path,
                 timeout=patience,
-                isolation_level=None,  # `_write` says where its transaction begins
+                isolation_level=None,  # `_write` begins its transaction itself
                 check_same_thread=False,
             )
             _prepare(self._connection)
@@ -152,14 +151,14 @@ class Cache:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    # The journal stays SQLite's default, the rollback journal. A write-ahead log would save 1 ms of the 1.3 ms that a
-    # put of 64 entries takes, and nothing of a put of 8,192; but its index is memory shared by the processes, which a
-    # network folder cannot give. NORMAL is enough: a killed process loses nothing even without any sync, and after a
-    # power loss the file is still whole.
+    # The journal is SQLite's default, the rollback journal. A write-ahead log would save 1 ms of the 1.3 ms that a put
+    # of 64 entries takes, and nothing of a put of 8,192; but its index is memory shared between processes, which
+    # network folders do not support. NORMAL is enough: a killed process loses nothing even without any sync, and a
+    # power failure leaves the file intact.
     connection.execute("PRAGMA synchronous = NORMAL")
-    # A look first: so a file that may only be read is read, and nobody waits for writers in order to open it.
+    # Look first, so that read-only files work and opening does not wait for writers.
     if connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'entries'").fetchone() == (0,):
-        # The rowid is the order in which entries came: it is one more than the greatest there is.
+        # The rowid gives the order of insertion: each is one more than the largest so far.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
         connection.execute("COMMIT")
@@ -170,13 +169,13 @@ def _read(connection: sqlite3.Connection, keys: str) -> dict[str, Any]:
     rows = connection.execute(query, (keys,)).fetchall()
     try:
         return {key: json.loads(value) for key, value in rows}
-    except (TypeError, ValueError) as error:  # a table of another program, or bytes that have changed on the disk
-        raise sqlite3.DatabaseError(f"a value in the table 'entries' is no JSON: {error}") from error
+    except (TypeError, ValueError) as error:  # another program's table, or corrupted bytes
+        raise sqlite3.DatabaseError(f"a value in the table 'entries' is not JSON: {error}") from error
 
 
 def _write(connection: sqlite3.Connection, rows: Sequence[tuple[str, bytes]], max_bytes: int | None) -> None:
-    # IMMEDIATE, so that a writer waits for another before it has read anything. Two that have read and then want to
-    # write wait for each other, and SQLite ends that at once with "database is locked", whatever the timeout.
+    # IMMEDIATE, so that a writer waits for others before it reads. Two transactions that have read and then want to
+    # write would deadlock, which SQLite ends at once with "database is locked", whatever the timeout.
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?)", rows)
     if max_bytes is not None and _used_bytes(connection) > max_bytes:
@@ -196,27 +195,27 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
 
 
 def _drop_oldest(connection: sqlite3.Connection, target: int) -> None:
-    """Take out entries, first put first, until at most `target` bytes are in use or none is left."""
+    """Drop entries in the order of insertion until at most `target` bytes are in use."""
     while (used := _used_bytes(connection)) > target:
         oldest, newest = connection.execute("SELECT min(rowid), max(rowid) FROM entries").fetchone()
         if oldest is None:
             return
-        # As many as would do if all had one size. It takes a few rounds, since the index of the keys, in which they
-        # stand at random, frees a page only when most of its entries have gone.
+        # Enough if all entries had one size. It takes a few rounds, since the index has the keys in random order and
+        # frees a page only when most of its entries are gone.
         share = math.ceil((newest - oldest + 1) * (used - target) / used)
         connection.execute("DELETE FROM entries WHERE rowid < ?", (oldest + share,))
 
 
 def _encoded(name: str, value: Any, *, sort_keys: bool = False) -> bytes:
-    """A value as JSON, such that different values have different bytes."""
+    """A value as JSON; different values give different bytes."""
     _require_json(name, value)
-    # Not in ASCII: there, two surrogates that stand alone look the same as the character that a pair of them means.
+    # Not ASCII, in which two lone surrogates would look like the character that the pair encodes.
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
     return text.encode("utf-8", "surrogatepass")
 
 
 def _require_json(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError for what JSON cannot express, dict keys included, which `json` would convert."""
+    """Raise TypeError or ValueError for a value or dict key that JSON cannot express (`json` would convert keys)."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -23,7 +23,7 @@ import rlkd.cache
 from rlkd.cache import SMALLEST_CAP, Cache, cache_key
 
 LIMIT = 120
-"""Seconds after which something hangs; nothing here should come near it."""
+"""Seconds after which a test counts as hanging."""
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.
 
 
 def typed(value):
-    """A value in a form in which 1, 1.0, True and "1" differ, and so do 0.0 and -0.0."""
+    """A value in a form that distinguishes 1, 1.0, True and "1", and 0.0 from -0.0."""
     if isinstance(value, dict):
         return "dict", frozenset((key, typed(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -60,9 +60,9 @@ def typed(value):
     return type(value).__name__, repr(value)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(JSON, max_size=3), st.lists(JSON, max_size=3))
-def test_keys_are_equal_exactly_where_the_parts_are(one, other):
+def test_keys_are_equal_if_and_only_if_the_parts_are(one, other):
     assert (cache_key(*one) == cache_key(*other)) == (typed(one) == typed(other))
 
 
@@ -73,7 +73,7 @@ LOOK_ALIKES = [
 ]  # fmt: skip
 
 
-def test_parts_that_look_alike_have_keys_of_their_own():
+def test_similar_parts_have_different_keys():
     assert len({cache_key(*parts) for parts in LOOK_ALIKES}) == len(LOOK_ALIKES)
 
 
@@ -101,13 +101,13 @@ def test_a_key_is_the_same_in_every_process():
         ({"a": {None: 1}}, "key None of type NoneType"),
     ],
 )
-def test_a_part_that_json_cannot_express_is_refused_by_its_type(part, named):
+def test_a_part_that_json_cannot_express_is_refused_with_its_type(part, named):
     with pytest.raises(TypeError, match=named):
         cache_key("name", part)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
-def test_numbers_that_json_does_not_have_are_refused_in_keys_and_in_values(cache, number):
+def test_nan_and_inf_are_refused_in_keys_and_values(cache, number):
     with pytest.raises(ValueError, match=f"cache key has {number}"):
         cache_key({"a": [float(number)]})
     with pytest.raises(ValueError, match=f"'bad' has {number}"):
@@ -118,9 +118,9 @@ def test_numbers_that_json_does_not_have_are_refused_in_keys_and_in_values(cache
 # Entries
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.dictionaries(st.text().map(cache_key), JSON, max_size=5))
-def test_values_come_back_as_they_went_in(tmp_path_factory, values):
+def test_values_come_back_unchanged(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("cache") / "cache.sqlite"
     Cache(path).put(values)
     found = Cache(path).get(list(values))
@@ -133,7 +133,7 @@ def test_texts_with_broken_surrogates_and_tuples_come_back(cache):
     assert found == {"broken": "\ud83d\ude00", "whole": "\U0001f600", "nothing": None, "tuple": [1, 2]}
 
 
-def test_unknown_keys_are_missing_and_nothing_is_asked_for_none(cache):
+def test_unknown_keys_are_missing_and_empty_calls_touch_no_file(cache):
     cache.put({})
     assert not cache.path.exists()
     cache.put({"a": 1.5})
@@ -149,15 +149,15 @@ def test_the_first_value_stays(cache):
 
 
 def test_many_keys_are_one_query(cache):
-    kept = {f"key {place}": place / 7 for place in range(5000)}
-    cache.put(kept)
+    stored = {f"key {i}": i / 7 for i in range(5000)}
+    cache.put(stored)
     statements = []
     cache._connected().set_trace_callback(statements.append)
-    assert cache.get(list(kept)) == kept
+    assert cache.get(list(stored)) == stored
     assert len(statements) == 1
 
 
-def test_a_value_that_is_no_json_is_refused_and_nothing_of_its_batch_is_kept(cache):
+def test_a_value_that_json_cannot_express_is_refused_with_its_batch(cache):
     with pytest.raises(TypeError, match=r"'bad' has a builtins\.set"):
         cache.put({"good": 1, "bad": {"a": {1}}})
     with pytest.raises(TypeError, match="key 1 of type int"):
@@ -187,10 +187,10 @@ def test_importing_the_cache_imports_no_other_module_of_the_project_and_nothing_
 
 
 def filled(path, batches, *, max_bytes, size=100):
-    """A cache into which batches of ten entries went; the keys in the order in which they came; bytes used after."""
+    """A cache filled with batches of ten entries; its keys in order; the bytes used after each batch."""
     cache, keys, used = Cache(path, max_bytes=max_bytes), [], []
     for batch in range(batches):
-        values = {cache_key(batch, place): "x" * size for place in range(10)}
+        values = {cache_key(batch, i): "x" * size for i in range(10)}
         cache.put(values)
         keys += values
         used.append(used_bytes(path))
@@ -198,20 +198,20 @@ def filled(path, batches, *, max_bytes, size=100):
 
 
 @pytest.mark.parametrize("size", [3, 100, 5000])
-def test_beyond_the_bound_the_oldest_entries_go_and_the_newest_stay(tmp_path, size):
+def test_beyond_the_bound_the_oldest_entries_are_dropped(tmp_path, size):
     cap = 200_000
     cache, keys, used = filled(tmp_path / "c.sqlite", 3 * cap // (10 * (size + 150)), max_bytes=cap, size=size)
     assert max(used) <= cap
     found = cache.get(keys)
-    assert list(found) != keys  # some did go
+    assert list(found) != keys  # some are dropped
     assert set(found) == set(keys[len(keys) - len(found) :])
-    assert len(found) * (size + 64) > cap / 3  # and not more than need be
+    assert len(found) * (size + 64) > cap / 3  # but no more than necessary
     assert all(after <= 0.9 * cap for before, after in pairwise(used) if after < before)
     one_put = 10 * (size + 150) + 3 * 4096
     assert cache.path.stat().st_size <= cap + one_put
 
 
-def test_an_entry_that_is_put_again_grows_no_younger(tmp_path):
+def test_putting_an_entry_again_does_not_renew_it(tmp_path):
     cache = Cache(tmp_path / "c.sqlite", max_bytes=SMALLEST_CAP)
     cache.put({"old": 0})
     place = 0
@@ -223,7 +223,7 @@ def test_an_entry_that_is_put_again_grows_no_younger(tmp_path):
     assert cache.get([f"key {place - 1}"])
 
 
-def test_a_batch_larger_than_the_bound_leaves_its_end(tmp_path):
+def test_of_a_batch_larger_than_the_bound_the_end_stays(tmp_path):
     cache = Cache(tmp_path / "c.sqlite", max_bytes=SMALLEST_CAP)
     keys = [f"key {place}" for place in range(1000)]
     cache.put(dict.fromkeys(keys, "x" * 1000))
@@ -232,12 +232,12 @@ def test_a_batch_larger_than_the_bound_leaves_its_end(tmp_path):
     assert set(found) == set(keys[-len(found) :])
 
 
-def test_without_a_bound_nothing_goes(tmp_path):
-    cache, keys, _ = filled(tmp_path / "c.sqlite", 100, max_bytes=None)
-    assert len(cache) == len(keys) == 1000
+def test_without_a_bound_nothing_is_dropped(tmp_path):
+    cache, keys, _ = filled(tmp_path / "c.sqlite", 20, max_bytes=None)
+    assert len(cache) == len(keys) == 200
 
 
-def test_a_bound_that_would_keep_nothing_is_refused(tmp_path):
+def test_a_bound_that_would_store_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"max_bytes=1024 of cache .*: expected at least 65536 bytes"):
         Cache(tmp_path / "c.sqlite", max_bytes=1024)
 
@@ -289,8 +289,8 @@ Cache(Path(sys.argv[1])).put({sys.argv[2]: 1})
 """
 
 
-def test_processes_that_make_the_file_at_the_same_moment_all_succeed(cache):
-    workers = [python(OPENER, cache.path, n, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for n in range(6)]
+def test_processes_that_create_the_file_at_the_same_moment_all_succeed(cache):
+    workers = [python(OPENER, cache.path, n, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for n in range(4)]
     for worker in workers:
         assert worker.stdout.readline() == b"ready\n"
     for worker in workers:
@@ -298,14 +298,14 @@ def test_processes_that_make_the_file_at_the_same_moment_all_succeed(cache):
         worker.stdin.flush()
     for worker in workers:
         worker.communicate(timeout=LIMIT)
-    assert [worker.returncode for worker in workers] == [0] * 6
-    assert cache.get([str(n) for n in range(6)]) == {str(n): 1 for n in range(6)}
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert cache.get([str(n) for n in range(4)]) == {str(n): 1 for n in range(4)}
 
 
 def _child_of_a_fork(cache, number):
     cache.put({f"child {number}": number})
     known = cache.get(["parent", f"child {number}"]) == {"parent": 0, f"child {number}": number}
-    # With a lock inherited from a thread that was writing, it would have waited for a minute and given up.
+    # With a lock inherited from a writing thread, it would wait for a minute and give up.
     os._exit(0 if known else 1)
 
 
@@ -325,7 +325,7 @@ def test_a_process_forked_while_another_thread_writes_works_on_its_own(cache):
     writer.start()
     try:
         context = multiprocessing.get_context("fork")
-        for number in range(20):
+        for number in range(8):
             child = context.Process(target=_child_of_a_fork, args=(cache, number))
             child.start()
             child.join(LIMIT)
@@ -333,83 +333,85 @@ def test_a_process_forked_while_another_thread_writes_works_on_its_own(cache):
     finally:
         stop.set()
         writer.join(LIMIT)
-    assert len(cache.get([f"child {number}" for number in range(20)])) == 20
+    assert len(cache.get([f"child {number}" for number in range(8)])) == 8
     with closing(sqlite3.connect(cache.path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-# Files that do not serve
+# Unusable files
 
 
 def warnings_of(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def assert_useless(cache):
+def not_a_database(path):
+    path.write_bytes(bytes(range(256)) * 64)
+
+
+def folder_is_a_file(path):
+    path.parent.rmdir()
+    path.parent.write_text("not a folder")
+
+
+def path_is_a_folder(path):
+    path.mkdir()
+
+
+def damaged_pages(path):
+    filled(path, 10, max_bytes=None, size=1000)
+    image = path.read_bytes()
+    path.write_bytes(image[:4096] + b"\xff" * (len(image) - 4096))
+
+
+def other_table(path):
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE entries (id INTEGER)")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (not_a_database, "file is not a database"),
+        (folder_is_a_file, "File exists"),
+        (path_is_a_folder, "unable to open database file"),
+        (damaged_pages, "malformed"),
+        (other_table, "table entries has 1 columns"),
+    ],
+)
+def test_an_unusable_file_costs_one_warning(cache, caplog, spoil, reason):
+    cache.path.parent.mkdir()
+    spoil(cache.path)
     for _ in range(3):
         cache.put({"a": 1})
         assert cache.get(["a"]) == {}
-        assert len(cache) == 0
-
-
-def test_a_file_that_is_no_database_costs_one_warning_and_serves_once_it_is_deleted(tmp_path, caplog):
-    path = tmp_path / "garbage.sqlite"
-    path.write_bytes(bytes(range(256)) * 64)
-    cache = Cache(path)
-    assert_useless(cache)
     [message] = warnings_of(caplog)
-    assert str(path) in message
-    assert "file is not a database" in message
+    assert str(cache.path) in message
+    assert reason in message
     assert "delete the file" in message
-    path.unlink()
-    cache.put({"a": 1})
-    assert cache.get(["a"]) == {"a": 1}
-    assert len(warnings_of(caplog)) == 1
 
 
-def test_a_place_where_no_file_can_be_costs_one_warning(tmp_path, caplog):
-    (tmp_path / "file").write_text("not a folder")
-    assert_useless(Cache(tmp_path / "file" / "cache.sqlite"))
-    [message] = warnings_of(caplog)
-    assert str(tmp_path / "file" / "cache.sqlite") in message
-    caplog.clear()
-    assert_useless(Cache(tmp_path))
-    [message] = warnings_of(caplog)
-    assert "unable to open database file" in message
-
-
-def test_a_database_with_damaged_pages_costs_one_warning(tmp_path, caplog):
-    cache, keys, _ = filled(tmp_path / "c.sqlite", 50, max_bytes=None, size=1000)
-    image = bytearray(cache.path.read_bytes())
-    image[4096:] = b"\xff" * (len(image) - 4096)
-    cache.path.write_bytes(image)
-    damaged = Cache(cache.path)
-    assert damaged.get(keys) == {}
-    damaged.put({"a": 1})
-    [message] = warnings_of(caplog)
-    assert "malformed" in message
-
-
-@pytest.mark.parametrize("kept", ["'no json'", "'[1'", "x'ff00'", "7"])
-def test_a_value_that_something_else_has_written_is_no_hit(cache, caplog, kept):
-    cache.put({"a": 1})
-    with closing(sqlite3.connect(cache.path)) as connection, connection:
-        connection.execute(f"INSERT INTO entries VALUES ('foreign', {kept})")
-    assert cache.get(["foreign"]) == {}
-    assert "no JSON" in warnings_of(caplog)[0]
-    assert cache.get(["a"]) == {"a": 1}
-
-
-def test_a_table_of_another_shape_costs_one_warning(cache, caplog):
+def test_a_cache_works_again_once_its_unusable_file_is_deleted(cache, caplog):
     cache.path.parent.mkdir()
-    with closing(sqlite3.connect(cache.path)) as connection, connection:
-        connection.execute("CREATE TABLE entries (id INTEGER)")
+    not_a_database(cache.path)
     cache.put({"a": 1})
-    assert cache.get(["a"]) == {}
+    cache.path.unlink()
+    cache.put({"a": 1})
+    assert cache.get(["a"]) == {"a": 1}
     assert len(warnings_of(caplog)) == 1
 
 
-def test_a_file_that_stays_locked_is_waited_for_once(cache, caplog, monkeypatch):
+@pytest.mark.parametrize("value", ["'[1'", "x'ff00'", "7"])
+def test_a_foreign_value_is_not_a_hit(cache, caplog, value):
+    cache.put({"a": 1})
+    with closing(sqlite3.connect(cache.path)) as connection, connection:
+        connection.execute(f"INSERT INTO entries VALUES ('foreign', {value})")
+    assert cache.get(["foreign"]) == {}
+    assert "not JSON" in warnings_of(caplog)[0]
+    assert cache.get(["a"]) == {"a": 1}
+
+
+def test_a_file_that_stays_locked_costs_one_long_wait(cache, caplog, monkeypatch):
     monkeypatch.setattr(rlkd.cache, "_PATIENCE", 0.2)
     monkeypatch.setattr(rlkd.cache, "_PATIENCE_AFTER_FAILURE", 0.0)
     cache.path.parent.mkdir()
@@ -439,7 +441,7 @@ assert cache.get(["before", "after", "0 0"]) == {"before": 1, "after": 2}
 """
 
 
-def test_a_full_disk_costs_one_warning_and_nothing_that_was_kept(cache):
+def test_a_full_disk_costs_one_warning_and_no_earlier_entry(cache):
     with python(FULL_DISK, cache.path, stderr=subprocess.PIPE, text=True) as process:
         _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, said
@@ -447,7 +449,7 @@ def test_a_full_disk_costs_one_warning_and_nothing_that_was_kept(cache):
     assert cache.get(["before", "after"]) == {"before": 1, "after": 2}
 
 
-def test_ctrl_c_passes_and_takes_back_what_was_half_done(tmp_path, monkeypatch, caplog):
+def test_ctrl_c_passes_and_rolls_back_the_transaction(tmp_path, monkeypatch, caplog):
     cache = Cache(tmp_path / "c.sqlite", max_bytes=SMALLEST_CAP)
     cache.put({"a": 1})
 
@@ -474,12 +476,12 @@ def value(label):
     return {"of": label, "score": int(cache_key(label)[:8], 16) / 7, "text": cache_key(label) * 8}
 
 def labels(name, batch):
-    # Some are this writer's alone; some are put by all.
+    # Some are this writer's own; all writers put the shared ones.
     return [f"{name}/{batch}/{n}" for n in range(30)] + [f"shared/{batch % 40}/{n}" for n in range(10)]
 
 if __name__ == "__main__":
     path, log, name, stop, pause = Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), float(sys.argv[5])
-    # The cache goes on where it cannot keep an entry; here that would be a loss.
+    # The cache only warns if it cannot store an entry; here that would be a loss.
     logging.getLogger("rlkd.cache").addFilter(lambda record: (os.write(2, record.getMessage().encode()), os._exit(3)))
     cache, marks = Cache(path), os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     batch = 0
@@ -500,8 +502,8 @@ def _marks(log):
     return begun, done
 
 
-def test_writers_killed_in_the_middle_of_writes_cost_the_others_nothing(tmp_path):
-    kills, seed = 50, random.Random(0)
+def test_killed_writers_cost_the_others_nothing(tmp_path):
+    kills, seed = 20, random.Random(0)
     path, stop = tmp_path / "cache.sqlite", tmp_path / "stop"
     logs = {}
 
@@ -528,7 +530,7 @@ def test_writers_killed_in_the_middle_of_writes_cost_the_others_nothing(tmp_path
 
     marks = {name: _marks(log) for name, log in logs.items()}
     amid = [name for name, (begun, done) in marks.items() if begun - done]
-    assert len(amid) >= kills // 5, f"only {len(amid)} of {kills} kills came while a batch was being written"
+    assert len(amid) >= kills // 5, f"only {len(amid)} of {kills} kills hit a batch that was being written"
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         kept = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM entries")}
@@ -542,4 +544,4 @@ def test_writers_killed_in_the_middle_of_writes_cost_the_others_nothing(tmp_path
         for batch in begun:
             own = [cache_key(label) in kept for label in made["labels"](name, batch) if label.startswith(name)]
             assert all(own) if batch in done else (all(own) or not any(own)), (name, batch)
-    assert min(len(marks[name][1]) for name in ("first", "second")) >= kills, "the others went on all the while"
+    assert min(len(marks[name][1]) for name in ("first", "second")) >= kills, "the other writers continued"
