@@ -18,6 +18,9 @@ import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# Arguments whose values are shown nowhere.
+SECRET_ARGUMENTS = ("--api-key", "--hf-token")
+HIDDEN = "***"
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -111,3 +114,27 @@ def listeners(port: int, host: str | None = None) -> list[int]:
         and connection.pid is not None
         and (host in (None, "0.0.0.0", "::") or connection.laddr.ip.removeprefix("::ffff:") in wanted)
     ]
+
+
+def masked(words: Iterable[str]) -> list[str]:
+    """A command without the values of `SECRET_ARGUMENTS`."""
+    found = []
+    hides = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            hides = name.replace("_", "-") in SECRET_ARGUMENTS
+            found.append(f"{name}={HIDDEN}" if hides and equals else word)
+        else:
+            found.append(HIDDEN if hides and word else word)
+    return found
+
+
+def title(process: psutil.Process | int) -> str:
+    """The command line of a process, if it can be read, without secrets."""
+    try:
+        process = psutil.Process(process) if isinstance(process, int) else process
+        line = " ".join(masked(process.cmdline()))
+    except psutil.Error:
+        return ""
+    return line if len(line) <= 120 else f"{line[:117]}..."

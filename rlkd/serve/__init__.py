@@ -1,18 +1,18 @@
-"""`rlkd serve`: the model servers of a run, started, watched and ended as one.
+"""`rlkd serve` starts, watches and ends the model servers of a run.
 
-A YAML file says which roles there are (rollout, GSRM, judge, teacher, ...), with which model, on which GPUs. Each role
-becomes one or more `vllm serve` processes.
+A YAML file lists the roles (rollout, GSRM, judge, teacher, ...) with their models and GPUs. Each role becomes one or
+more `vllm serve` processes.
 
-| module | what |
+| module | content |
 | --- | --- |
-| `config.py` | the file: keys, types, and what contradicts itself |
-| `checks.py` | the machine: is the model there, vLLM, the GPU, the port |
-| `commands.py` | the exact command and environment of each server |
-| `guard.py` | the process between us and a server, which ends all of it when we are gone |
-| `processes.py` | processes told apart, found and ended |
-| `state.py` | what a start writes down, so that the next one can clean up after it |
+| `config.py` | the file: keys, types, contradictions |
+| `vllm_command.py` | builder of `vllm serve` command lines, also for the hints of trainers and for benchmarks |
+| `checks.py` | checks of this machine: models, vLLM, ports |
+| `commands.py` | command and environment of each server |
 | `supervisor.py` | start, health, logs, restarts, end |
+| `guard.py` | the parent of each server, which ends everything below it when the supervisor is gone |
+| `state.py` | the file that other shells read for `--status` and `--stop`, and the next start for cleaning up |
 | `cli.py` | the command |
 
-Nothing here imports torch or vLLM: vLLM may live in another environment.
+Nothing here imports torch or vLLM: vLLM may be installed in another environment.
 """

@@ -1,27 +1,21 @@
-"""The process between the supervisor and a server: whatever becomes of either, all of the server ends.
+"""The parent of a server: when the server or the supervisor ends, everything below it ends, however that happened.
 
-    python guard.py CONTROL PARENT GRACE COMMAND [ARGUMENT ...]
+    main(PARENT, GRACE, STUCK, COMMAND, [ARGUMENT, ...])
 
-A server starts processes of its own, which may leave its process group and outlive it. The warden is their
-"subreaper": what is orphaned below it becomes its child, so that it can find and end everything. It ends
+A server starts processes of its own, which may leave its process group and outlive it. The guard is their "subreaper":
+orphans below it become its children, so that it finds all of them. It ends
 
-- when the server has ended by itself: with what the server left, and with the server's exit code or signal;
-- when told to through the descriptor CONTROL: `t` SIGTERM, `i` SIGINT, each followed by SIGKILL after GRACE seconds,
-  `k` SIGKILL at once;
-- when the process PARENT is gone, however it ended: as with `t`, after 5 seconds at most.
+- after the server has ended by itself: ends what the server left, and exits with the server's code or signal;
+- on SIGTERM or SIGINT: passes it on, and sends SIGKILL after GRACE seconds; on SIGUSR1: sends SIGKILL at once;
+- when the process PARENT is gone: like SIGTERM, with a grace of 5 seconds at most.
 
-What SIGKILL does not end within 10 seconds (stuck in a driver: state D) is named in the log and left behind.
-
-The server itself dies with the warden by a death signal; what it has started then is found by the mark in its
-environment (`state.py`). Where there is no `/proc`, the process group of the server is all that can be reached.
-
-Only the standard library, in an interpreter without site packages: a start takes 20 ms.
+Processes that SIGKILL does not end within STUCK seconds (state D, stuck in a driver) are listed in the log and left.
+The server itself dies with the guard. What it has started is then found by the variable MARK in its environment.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import select
@@ -29,106 +23,77 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (no package here)
-try:
-    import processes
-finally:
-    del sys.path[0]
+from rlkd.process import adopt_orphans, descendants, die_with_parent, send
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+MARK = "RLKD_SERVE_MARK"
 ORPHANED_GRACE = 5.0
-# What a server that ended by itself has left gets so long to end, too.
-REST_GRACE = 5.0
-# So long after SIGKILL, what is still there will not end.
-STUCK = 10.0
+REST_GRACE = 5.0  # for processes that an ended server left
+STUCK = "SIGKILL does not end process {} (stuck in a driver? state D in ps); left behind"
 
 
-class Warden:
+class Guard:
     """One server and everything below it."""
 
-    def __init__(self, control: int, parent: int, grace: float, command: list[str]):
-        self.control: int | None = control
+    def __init__(self, parent: int, grace: float, stuck: float, command: list[str]):
         self.parent = parent
         self.grace = grace
-        self.status: int | None = None
-        self.deadline: float | None = None  # of the end
-        self.told_rest = False
-        self.killed: float | None = None  # when SIGKILL was sent first
-        self.prctl = _prctl()
-        self.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.stuck = stuck
+        self.status: int | None = None  # of the server, once it has ended
+        self.deadline: float | None = None  # from then on, SIGKILL
         self.wakeup, writing = os.pipe()
         for end in (self.wakeup, writing):
             os.set_blocking(end, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # the numbers of signals arrive here
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, lambda *_: None)
-        self.server = subprocess.Popen(command, start_new_session=True, preexec_fn=self._in_server)
+        adopt_orphans()
+        die_with_parent(signal.SIGHUP)  # wakes this process at once
+        self.server = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
 
-    def _in_server(self) -> None:
-        self.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch(self) -> int:
-        """Until everything is gone; return the server's status as `waitpid` has it."""
+    def run(self) -> int:
+        """Wait until everything has ended; returns the server's status as `waitpid` gives it."""
+        has_terminated_rest = False
         while True:
             self._reap()
-            if self.killed is not None and time.monotonic() >= self.killed + STUCK and self._left():
-                return self._leave()
-            if self.status is not None:
-                if not self._rest():
+            now = time.monotonic()
+            if self.status is not None or (self.deadline is not None and now >= self.deadline):
+                left = descendants(os.getpid())
+                if self.status is not None and not left:
                     return self.status
-                self._end_rest()
-            elif self.deadline is not None and time.monotonic() >= self.deadline:
-                self._kill()
-            elif os.getppid() != self.parent:
-                self._orphaned()
-            # Short while something is to end, else only a look at the parent.
-            for command in self._commands(0.05 if self.deadline is not None else 1.0):
-                self._obey(command)
+                if self.status is not None and not has_terminated_rest:
+                    has_terminated_rest = True
+                    send(left, signal.SIGTERM)
+                    self._end_within(min(self.grace, REST_GRACE) if self.deadline is None else self.grace)
+                if self.deadline is not None and now >= self.deadline:
+                    send(left, signal.SIGKILL)
+                if self.deadline is not None and now >= self.deadline + self.stuck:
+                    pids = {process.pid for process in left} | ({self.server.pid} if self.status is None else set())
+                    print(STUCK.format(", ".join(map(str, sorted(pids)))), file=sys.stderr, flush=True)
+                    return signal.SIGKILL if self.status is None else self.status
+            if os.getppid() != self.parent:
+                self.parent = os.getppid()
+                self._terminate(signal.SIGTERM, min(self.grace, ORPHANED_GRACE))
+            for number in self._signals(1.0 if self.deadline is None and self.status is None else 0.05):
+                if number == signal.SIGUSR1:
+                    self._terminate(signal.SIGKILL, 0.0)
+                elif number in (signal.SIGTERM, signal.SIGINT):
+                    self._terminate(number, self.grace)
 
-    def _commands(self, seconds: float) -> bytes:
-        readable = [self.wakeup] if self.control is None else [self.wakeup, self.control]
-        ready, _, _ = select.select(readable, [], [], seconds)
-        told = b""
-        if self.wakeup in ready:
-            numbers = os.read(self.wakeup, 512)
-            if set(numbers) & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
-                told += b"t"
-        if self.control in ready and self.control is not None:
-            text = os.read(self.control, 512)
-            told += text
-            if not text:
-                self.control = None
-                self._orphaned()
-        return told
+    def _signals(self, seconds: float) -> bytes:
+        ready, _, _ = select.select([self.wakeup], [], [], seconds)
+        return os.read(self.wakeup, 512) if ready else b""
 
-    def _obey(self, command: int) -> None:
-        if command == ord("k"):
-            self.deadline = time.monotonic()
-            self._kill()
-        elif command == ord("i"):
-            # As a terminal does it: to the whole group.
-            self._until(self.grace)
-            if self.status is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.server.pid, signal.SIGINT)
-        elif command == ord("t"):
-            self._terminate(self.grace)
-
-    def _orphaned(self) -> None:
-        self.parent = os.getppid()
-        self._terminate(min(self.grace, ORPHANED_GRACE))
-
-    def _terminate(self, grace: float) -> None:
-        self._until(grace)
-        if self.status is None:
+    def _terminate(self, number: int, grace: float) -> None:
+        self._end_within(grace)
+        if self.status is None:  # not waited for, so the id is still the server's
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.server.pid, signal.SIGTERM)  # not reaped yet, so the id is the server's
+                # An interrupt goes to the whole group, as from a terminal.
+                (os.killpg if number == signal.SIGINT else os.kill)(self.server.pid, number)
 
-    def _until(self, grace: float) -> None:
-        end = time.monotonic() + grace
-        self.deadline = end if self.deadline is None else min(self.deadline, end)
+    def _end_within(self, grace: float) -> None:
+        deadline = time.monotonic() + grace
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -139,79 +104,18 @@ class Warden:
                 if pid == self.server.pid:
                     self.status = status
 
-    def _rest(self) -> bool:
-        if processes.HAS_PROC:
-            return bool(processes.descendants([os.getpid()]))
-        try:
-            os.killpg(self.server.pid, 0)
-        except OSError:
-            return False
-        return True
 
-    def _end_rest(self) -> None:
-        if self.deadline is None:
-            self.deadline = time.monotonic() + min(self.grace, REST_GRACE)
-        if not self.told_rest:
-            self.told_rest = True
-            self._signal_rest(signal.SIGTERM)
-        elif time.monotonic() >= self.deadline:
-            self._signal_rest(signal.SIGKILL)
-
-    def _left(self) -> list[int]:
-        """What is still there, as far as it can be told."""
-        server = [self.server.pid] if self.status is None else []
-        return [*server, *(each.pid for each in processes.descendants([os.getpid()]) if each.pid not in server)]
-
-    def _leave(self) -> int:
-        pids = ", ".join(map(str, self._left()))
-        print(
-            f"SIGKILL does not end process {pids} (stuck in a driver? state D in ps); left behind",
-            file=sys.stderr,
-            flush=True,
-        )
-        return signal.SIGKILL if self.status is None else self.status
-
-    def _kill(self) -> None:
-        if self.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.server.pid, signal.SIGKILL)
-        self._signal_rest(signal.SIGKILL)
-
-    def _signal_rest(self, number: int) -> None:
-        if number == signal.SIGKILL and self.killed is None:
-            self.killed = time.monotonic()
-        if processes.HAS_PROC:
-            for each in processes.descendants([os.getpid()]):
-                processes.send(each, number)
-        else:
-            with contextlib.suppress(OSError):
-                os.killpg(self.server.pid, number)
-
-
-def _prctl() -> Callable[[int, int], int]:
-    """The system call of that name; where there is none, a function that does nothing."""
-    if sys.platform != "linux":
-        return lambda *_: 0
-    call = ctypes.CDLL(None, use_errno=True).prctl
-    return lambda option, value: call(option, ctypes.c_ulong(value), 0, 0, 0)
-
-
-def main(arguments: list[str]) -> None:
-    """Run the command under a warden, and end as it ended."""
-    control, parent, grace, *command = arguments
+def main(parent: str, grace: str, stuck: str, *command: str) -> None:
+    """Run the command under a guard, and end as it ended."""
     try:
-        status = Warden(int(control), int(parent), float(grace), command).watch()
+        status = Guard(int(parent), float(grace), float(stuck), list(command)).run()
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(127)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the server's own dump is enough
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the server's own core dump is enough
         if number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     os._exit(os.waitstatus_to_exitcode(status))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

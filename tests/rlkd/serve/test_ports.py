@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from rlkd.serve import checks, processes, state
+from rlkd.process import listeners, masked, title
+from rlkd.serve import state
 from rlkd.serve.cli import main
 from rlkd.serve.state import StateFile
-from tests.rlkd.serve.test_serve import STUB, Place, free_port, get, place, until
+from tests.helpers.serving import STUB, Place, free_port, get, until
 
-__all__ = ["place"]  # the fixture
-pytestmark = pytest.mark.skipif(not processes.HAS_PROC, reason="reads /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the owner of a port is not shown")
 
 
 @contextlib.contextmanager
@@ -103,9 +103,9 @@ def test_a_listener_counts_where_a_connection_could_reach_it(local: str, asked: 
     with socket.socket() as one:
         one.bind((local, 0))
         port = one.getsockname()[1]
-        assert checks.listeners(port) == []  # bound, and not listening
+        assert listeners(port) == []  # bound, and not listening
         one.listen()
-        found = [os.getpid() in pids for pids in checks.listeners(port, asked)]
+        found = [os.getpid() == pid for pid in listeners(port, asked)]
     assert found == [True] * counts
 
 
@@ -132,21 +132,19 @@ def test_a_server_with_a_key_becomes_ready_and_the_key_is_in_no_log(
     assert "very secret" in capsys.readouterr().out
 
 
-def test_a_server_that_refuses_the_key_is_told_at_once(place: Place) -> None:
+def test_a_server_that_refuses_the_key_ends_the_start(place: Place) -> None:
     started = place.serve("locked")
     assert started.code() == 1
-    assert "gsrm: /v1/models says 401: it asks for a key, and there is none to send" in started.text
+    assert "gsrm: /v1/models answers 401: it requires a key, and none is configured" in started.text
     assert "workers.gsrm.environment: {VLLM_API_KEY: KEY}" in started.text
 
 
 def test_a_process_is_named_without_its_keys() -> None:
     command = ["vllm", "serve", "m", "--api_key", "one", "two", "--port", "1", "--hf-token=three"]
-    assert processes.masked(command) == [
-        *("vllm", "serve", "m", "--api_key", "***", "***", "--port", "1", "--hf-token=***")
-    ]
+    assert masked(command) == [*("vllm", "serve", "m", "--api_key", "***", "***", "--port", "1", "--hf-token=***")]
     with subprocess.Popen([sys.executable, "-c", "input()", "--api-key", "four"], stdin=subprocess.PIPE) as process:
-        until(lambda: "--api-key" in processes.title(process.pid), "its command line")
-        assert "four" not in processes.title(process.pid)
+        until(lambda: "--api-key" in title(process.pid), "its command line")
+        assert "four" not in title(process.pid)
         process.kill()
 
 
@@ -160,16 +158,16 @@ def test_a_start_waits_for_a_look_at_its_lock_and_not_for_a_holder(
     state.folder().mkdir(parents=True)
     with file.path.with_suffix(".lock").open("ab") as look:
         fcntl.flock(look, fcntl.LOCK_SH)
-        assert not file.held()  # another look does not count
+        assert not file.is_held()  # another look does not count
         waits = []
         monkeypatch.setattr(state.time, "sleep", lambda seconds: (waits.append(seconds), look.close()))
         assert file.hold()
     assert len(waits) == 1
-    assert file.held()
+    assert file.is_held()
     assert not StateFile.of(place.folder / "serve.yaml").hold()
     assert len(waits) == 1
     file.release()
-    assert not file.held()
+    assert not file.is_held()
 
 
 # What SIGKILL does not end
