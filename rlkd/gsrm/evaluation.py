@@ -31,7 +31,7 @@ from rlkd.answers import numbers
 from rlkd.data.rows import Row
 from rlkd.engines import run
 from rlkd.errors import UsageError
-from rlkd.gsrm.alignment import Alignment, Answers, Pair, Teacher, Verdict
+from rlkd.gsrm.alignment import Alignment, Answers, Teacher, Verdict
 from rlkd.gsrm.datasets import RatedQuestion
 from rlkd.gsrm.decomposers import Decomposer, DecompositionError, RulesDecomposer
 from rlkd.gsrm.judges import DeterministicJudge, Judge, JudgeError, same_answer
@@ -199,21 +199,6 @@ def derangement(n: int, seed: int) -> list[int]:
     return partner.tolist()
 
 
-class _CachingJudge:
-    """A judge that compares each pair of structures once: rules and controls share most of their pairs."""
-
-    def __init__(self, judge: Judge):
-        self.inner = judge
-        self._cached: dict[Pair, list[Verdict]] = {}
-
-    async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
-        """See `rlkd.gsrm.judges.Judge`."""
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._cached]
-        results = dict(zip(new, await self.inner.judge(new), strict=True)) if new else {}
-        self._cached |= {pair: verdicts for pair, verdicts in results.items() if not isinstance(verdicts, JudgeError)}
-        return [self._cached[pair] if pair in self._cached else results[pair] for pair in pairs]
-
-
 class _Scorer:
     """Calls decomposer and judge in batches, and counts their failures."""
 
@@ -225,7 +210,7 @@ class _Scorer:
         progress: Progress | None = None,
     ):
         self.decomposer = decomposer
-        self.judge = _CachingJudge(judge)
+        self.judge = judge
         self.store = store
         self.progress = progress
         self.failures: Counter[str] = Counter()
@@ -414,7 +399,7 @@ def _evaluate_auroc(
     add("structure, {}, shuffled teacher", scorer, shuffled_C)
     rules = _Scorer(RulesDecomposer(), DeterministicJudge(), progress=scorer.progress)
     rules_C, _ = pairs_of(rules, "by rules")
-    if not (isinstance(scorer.decomposer, RulesDecomposer) and isinstance(scorer.judge.inner, DeterministicJudge)):
+    if not (isinstance(scorer.decomposer, RulesDecomposer) and isinstance(scorer.judge, DeterministicJudge)):
         add("rules + deterministic, {}", rules, rules_C)
     # The gain of a structure model over parsing the calculations, which its `grounded` steps have, too.
     equations = _Scorer(RulesDecomposer("equation"), DeterministicJudge(), progress=scorer.progress)

@@ -138,7 +138,7 @@ def test_the_order_of_the_batch_changes_no_score():
     assert len(set(plain)) > 1
 
 
-def test_a_score_shows_what_it_rests_on():
+def test_a_score_has_its_steps_and_verdicts():
     [result] = score(StructureReward(), [TEACHER], rationales=[TEACHER])
     assert [step["question"] for step in result.detail["student"]] == ["48/2", "48+24"]
     assert len(result.detail["verdicts"]) == 2
@@ -203,7 +203,7 @@ def test_a_teacher_trace_whose_structure_cannot_be_read_makes_the_reward_not_app
     assert caplog.text.count("No structure reward for the question 'How many clips?'") == 2
 
 
-def test_a_student_trace_whose_structure_cannot_be_read_has_failed_and_nobody_else(engine):
+def test_a_student_trace_with_an_unreadable_structure_has_failed_and_no_other(engine):
     for decomposer in ("prompted", "generative"):
         reward = StructureReward(decomposer, engine="any")
         good, bad = score(reward, [TEACHER, "unreadable"], rationales=[TEACHER])
@@ -270,7 +270,7 @@ def test_a_generative_model_reads_both_sides_in_one_call(engine):
     assert values(score(by_rows, [student], structures=[other], rationales=[TEACHER])) == [0.0]
 
 
-def test_what_a_generative_model_makes_up_earns_nothing(engine):
+def test_made_up_steps_of_a_generative_model_earn_nothing(engine):
     assert values(score(StructureReward("generative", engine="any"), ["I do not know."], rationales=[TEACHER])) == [
         0.0
     ]
@@ -320,7 +320,7 @@ def test_decomposer_and_judge_share_an_engine_of_one_name(monkeypatch, tmp_path)
     assert opened == ["one", "one", "two"]
 
 
-def test_the_question_of_a_row_is_what_the_decomposer_sees(engine):
+def test_the_decomposer_gets_the_question_of_the_row(engine):
     reward = StructureReward("prompted", engine="any")
     score(reward, ["a"], structures=[STEPS.to_list()], question="The question as it is in the row?")
     score(reward, ["a"], structures=[STEPS.to_list()])
@@ -328,7 +328,7 @@ def test_the_question_of_a_row_is_what_the_decomposer_sees(engine):
     assert "How many clips?" in engine.generated[1][0]
 
 
-def test_an_attempt_at_a_server_may_take_half_of_what_a_batch_may_take():
+def test_an_attempt_at_a_server_may_take_half_the_time_of_a_batch():
     made = StructureReward("prompted", engine="http://127.0.0.1:9/v1#m", max_new_tokens=10000, deadline=1500)
     assert made.gsrm.decomposer.engine.timeout == 750
 

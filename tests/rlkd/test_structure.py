@@ -102,7 +102,7 @@ class TestStructure:
     def test_it_may_have_no_steps(self):
         assert (len(Structure()), render(Structure()), Structure().to_list()) == (0, "", [])
 
-    def test_it_refuses_what_is_no_step(self):
+    def test_it_refuses_objects_that_are_no_steps(self):
         with pytest.raises(TypeError, match=r"step 1: expected a Step, got \{'meta': 'a'\}"):
             Structure([Step("a"), {"meta": "a"}])
 
@@ -128,7 +128,7 @@ class TestStructure:
             (None, TypeError, "read from a list of steps, got None"),
         ],
     )
-    def test_a_bad_list_is_refused_with_the_place_and_the_value(self, items, error, message):
+    def test_a_bad_list_is_refused_with_the_index_and_the_value(self, items, error, message):
         with pytest.raises(error, match=message):
             Structure.from_list(items)
 
@@ -154,7 +154,7 @@ class TestTags:
         cut = data.draw(st.integers(0, len(text)))
         assert is_prefix(parse(text[:cut]).structure, structure)
 
-    def test_every_cut_gives_exactly_the_steps_that_are_closed(self):
+    def test_every_truncation_gives_exactly_the_closed_steps(self):
         for cut in range(len(NATALIA_TEXT)):
             parsed = parse(NATALIA_TEXT[:cut])
             assert parsed.structure.steps == NATALIA.steps[: NATALIA_TEXT[:cut].count("</step>")]
@@ -251,14 +251,14 @@ class TestJson:
         ],
         ids=["object", "indented", "list", "lines", "fence and prose", "keys and numbers"],
     )
-    def test_what_guided_decoding_yields_is_read(self, text):
+    def test_the_json_of_guided_decoding_is_read(self, text):
         assert parse(text) == Parsed(NATALIA)
 
     def test_it_is_not_looked_at_where_there_is_a_step_tag(self):
         text = '{"meta": "from JSON"} ' + NATALIA_TEXT
         assert parse(text) == Parsed(NATALIA)
 
-    def test_every_cut_gives_exactly_the_objects_that_are_closed(self):
+    def test_every_truncation_gives_exactly_the_closed_objects(self):
         for text in (self.AS_JSON, json.dumps(NATALIA.to_list(), indent=1)):
             for cut in range(len(text)):
                 parsed = parse(text[:cut])
@@ -323,7 +323,7 @@ class TestJson:
         assert parsed.structure == Structure([Step(answer="1.50")])
         assert [dropped.text for dropped in parsed.dropped] == ["2"]
 
-    def test_the_schema_describes_what_to_list_gives(self):
+    def test_the_schema_describes_the_output_of_to_list(self):
         items = JSON_SCHEMA["properties"]["steps"]["items"]
         assert tuple(NATALIA.to_list()[0]) == FIELDS == tuple(items["properties"]) == tuple(items["required"])
         assert JSON_SCHEMA["required"] == ["steps"]
@@ -429,7 +429,7 @@ def mutated(rng, text):
     return text
 
 
-def test_no_text_makes_parse_raise_and_each_cut_gives_a_prefix():
+def test_no_text_makes_parse_raise_and_each_truncation_gives_a_prefix():
     rng = random.Random(16142)
     recovered = reported = 0
     for number in range(100_000):

@@ -84,7 +84,7 @@ def test_no_row_of_the_half_for_reinforcement_learning_or_of_the_test_set_is_amo
     assert not asked & others
 
 
-def test_what_a_structure_says_stands_in_its_trace() -> None:
+def test_the_fields_of_a_structure_are_in_its_trace() -> None:
     foreign = 0
     for pair in PAIRS:
         shown = numbers(trace_of(pair))
@@ -150,7 +150,7 @@ def test_merged_steps_hold_the_calculation_of_both() -> None:
         assert not {"24", "72"} & {step.answer for step in structure} or len(numbers(trace)) < 8
 
 
-def test_a_cut_trace_has_only_the_steps_that_it_finishes() -> None:
+def test_a_truncated_trace_has_only_complete_steps() -> None:
     cut = [augmented(solution(), "?", "28", random.Random(seed)) for seed in range(600)]
     cut = [
         (trace, structure)

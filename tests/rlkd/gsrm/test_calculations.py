@@ -76,7 +76,7 @@ def test_other_numbers_or_another_order_of_work_are_another_calculation(mine, th
         "√2",
     ],
 )
-def test_what_is_no_plain_arithmetic_is_not_read(text):
+def test_text_that_is_no_plain_arithmetic_is_not_read(text):
     assert calculation(text) is None
 
 
@@ -116,7 +116,7 @@ def test_the_order_of_summands_and_factors_does_not_matter(numbers, operator, rn
         max_leaves=8,
     )
 )
-def test_the_value_is_what_python_computes(text):
+def test_the_value_is_that_of_python(text):
     import re
     from fractions import Fraction
 
@@ -130,7 +130,7 @@ def test_the_value_is_what_python_computes(text):
         assert found.value == expected
 
 
-def test_nearly_all_calculations_of_the_sample_are_read_and_give_the_results_that_stand_beside_them():
+def test_nearly_all_calculations_of_the_sample_are_read_and_give_the_stated_results():
     steps = [step for row in sample_rows("rl") for step in row["structures"][0] if step["question"] and step["answer"]]
     read = [(calculation(step["question"]), step["answer"]) for step in steps]
     right = [found.value == float(answer) for found, answer in read if found and answer.replace(".", "").isdigit()]

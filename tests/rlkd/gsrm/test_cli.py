@@ -86,7 +86,7 @@ def test_a_row_of_a_data_file_is_the_teacher(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--student", "here.txt"], "--student FILE and --teacher FILE"),
         (["--data", "gsm8k-sample"], "goes with --data, --row and --student"),
@@ -104,13 +104,13 @@ def test_a_row_of_a_data_file_is_the_teacher(capsys, tmp_path):
         (["--threshold", "7"], "threshold 7.0"),
     ],
 )
-def test_what_does_not_go_together_is_refused_with_the_way_out(tmp_path, monkeypatch, arguments, said):
+def test_options_that_contradict_each_other_are_refused_with_the_way_out(tmp_path, monkeypatch, arguments, message):
     write(tmp_path, "here.txt", EXAMPLE_STUDENT + "\n")
     write(tmp_path, "talk.txt", "I would rather not say.\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as refused:
         main(["explain", *arguments])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def a_rollout(step, value, detail=True):
@@ -143,13 +143,13 @@ def rollouts(tmp_path):
     return write(tmp_path, "rank0.jsonl", text + '{"step": 4, "pro')  # a kill cut the last line short
 
 
-def test_the_best_recorded_rollout_is_explained_without_asking_anybody_again(capsys, rollouts):
+def test_the_best_recorded_rollout_is_explained_without_a_new_judgement(capsys, rollouts):
     text = shown(capsys, "explain", "--rollouts", rollouts)
     assert "row row-2-0.75" in text
     assert "step 1: g = 1, answer differs: 1 x 1/2 = 0.5" in text
 
 
-def test_a_rollout_is_chosen_by_step_and_place(capsys, rollouts):
+def test_a_rollout_is_chosen_by_step_and_index(capsys, rollouts):
     assert "row row-2-0.5" in shown(capsys, "explain", "--rollouts", rollouts, "--step", 2, "--index", 0)
     assert "No reward of this rollout compared structures" in shown(
         capsys, "explain", "--rollouts", rollouts, "--step", 3
@@ -191,14 +191,14 @@ def test_an_evaluation_prints_tables_and_writes_every_figure(capsys, tmp_path):
     assert row["pooled"]["value"] == 1.0
 
 
-def test_figures_can_be_had_of_rows_of_ones_own(capsys, tmp_path):
+def test_rows_of_a_data_file_are_evaluated(capsys, tmp_path):
     rows = [{k: row[k] for k in ("question", "rationales", "structures")} for row in sample_rows("test")[:3]]
     data = write(tmp_path, "rows.jsonl", "\n".join(map(json.dumps, rows)))
     assert "rows 3" in shown(capsys, "evaluate", "--data", data, "--draws", 20, "--alignment", "answers")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--rows", "0"], "nothing to evaluate"),
         (["--rows", "1"], "rows: one problem is not enough"),
@@ -207,10 +207,10 @@ def test_figures_can_be_had_of_rows_of_ones_own(capsys, tmp_path):
         (["--decomposer", "prompted", "--engine", "http://localhost:1/v1"], "name the model"),
     ],
 )
-def test_an_evaluation_that_cannot_be_done_is_refused_before_it_starts(arguments, said):
+def test_an_evaluation_that_cannot_be_done_is_refused_before_it_starts(arguments, message):
     with pytest.raises(UsageError) as refused:
         main(["evaluate", *arguments])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_server_that_does_not_answer_is_named_before_anything_is_decomposed():

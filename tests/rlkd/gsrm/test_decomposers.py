@@ -50,7 +50,7 @@ def decompose(decomposer, *texts, question="?"):
         ("", ""),
     ],
 )
-def test_reasoning_is_what_stands_before_the_closing_think_tag_or_the_answer(text, reasoning):
+def test_reasoning_ends_at_the_closing_think_tag_or_the_answer(text, reasoning):
     assert reasoning_part(text) == reasoning
 
 
@@ -96,7 +96,7 @@ def test_rules_decompose_the_thinking_and_not_the_answer():
     assert [step.answer for step in structure] == ["2"]
 
 
-def test_a_solution_cut_after_a_line_gives_a_prefix_of_its_steps():
+def test_a_solution_truncated_after_a_line_gives_a_prefix_of_its_steps():
     for row in ROWS[:40]:
         lines = row["rationales"][0].splitlines()
         cuts = ["\n".join(lines[:i]) for i in range(len(lines) + 1)]
@@ -106,7 +106,7 @@ def test_a_solution_cut_after_a_line_gives_a_prefix_of_its_steps():
 
 
 @given(st.sampled_from(ROWS[:40]), st.floats(0, 1))
-def test_a_solution_cut_anywhere_differs_in_its_last_step_at_most(row, share):
+def test_a_truncated_solution_differs_in_its_last_step_at_most(row, share):
     text = row["rationales"][0]
     whole, part = decompose(RulesDecomposer(), text, text[: int(share * len(text))])
     settled = part.steps[:-1]
@@ -167,7 +167,7 @@ def test_a_student_that_writes_no_tags_has_no_steps():
 # Prompted
 
 
-def test_a_model_is_asked_once_and_greedily_if_its_reply_can_be_read(scripted):
+def test_a_readable_reply_takes_one_greedy_request(scripted):
     engine = scripted(lambda text, call: f"Sure!\n{render(NATALIA)}")
     assert decompose(PromptedDecomposer(engine), "trace a", "trace b") == [NATALIA, NATALIA]
     assert [len(texts) for texts in engine.generated] == [2]
@@ -197,7 +197,7 @@ def test_an_engine_that_can_guide_gets_the_schema_and_examples_in_json(scripted)
     assert set(json.loads(prompt[2]["content"])) == {"steps"}
 
 
-def test_an_unreadable_reply_is_asked_for_once_more_with_some_randomness(scripted):
+def test_an_unreadable_reply_is_retried_once_with_some_randomness(scripted):
     def write(text, call):
         return "I cannot do that." if "trace b" in text and call == 1 else render(NATALIA)
 
@@ -245,13 +245,13 @@ def test_an_engine_error_costs_its_own_trace_only(scripted):
     assert "connection refused" in str(bad)
 
 
-def test_a_reply_that_is_cut_off_counts_up_to_its_last_complete_step(scripted):
+def test_a_truncated_reply_counts_up_to_its_last_complete_step(scripted):
     engine = scripted(lambda text, call: render(NATALIA)[:-20])
     assert decompose(PromptedDecomposer(engine), "trace") == [Structure(NATALIA.steps[:1])]
 
 
 @pytest.mark.parametrize("text", ["", "  ", "<think></think> 72", "<answer>72</answer>"])
-def test_a_model_is_not_asked_about_reasoning_that_is_not_there(scripted, text):
+def test_a_trace_without_reasoning_is_not_sent(scripted, text):
     # It would solve the problem itself, and the student would earn the reward for it.
     engine = scripted(lambda text, call: render(NATALIA))
     assert decompose(PromptedDecomposer(engine), text) == [Structure()]
@@ -267,7 +267,7 @@ def test_both_attempts_together_keep_to_the_deadline(scripted):
     assert endless.deadlines == [None, None]
 
 
-def test_a_structure_cut_off_by_the_limit_counts_for_a_student_and_is_an_error_for_a_teacher():
+def test_a_truncated_structure_counts_for_a_student_and_is_an_error_for_a_teacher():
     class CutOff:
         name = "cut-off"
         guided = False
@@ -286,7 +286,7 @@ def test_a_structure_cut_off_by_the_limit_counts_for_a_student_and_is_an_error_f
 # The generative decomposer.
 
 
-def test_a_fine_tuned_model_is_asked_as_in_its_training_and_answers_in_lines(scripted):
+def test_a_fine_tuned_model_gets_its_training_prompt_and_replies_in_lines(scripted):
     engine = scripted(write=lambda text, call: "How many? | 1+1 | 2\nHow much? | 2*3 | 6")
     (found,) = decompose(GenerativeDecomposer(engine), "<think>1+1 = 2, 2*3 = 6</think>It is 6.", question="How?")
     assert found == Structure([Step("How many?", "1+1", "2"), Step("How much?", "2*3", "6")])
@@ -319,7 +319,7 @@ def test_a_line_that_comes_again_counts_once(scripted):
     assert len(found) == 1
 
 
-def test_lines_cut_off_by_the_limit_count_up_to_the_last_whole_one():
+def test_truncated_lines_count_up_to_the_last_complete_one():
     class CutOff:
         name, guided = "cut off", False
 
@@ -330,7 +330,7 @@ def test_lines_cut_off_by_the_limit_count_up_to_the_last_whole_one():
     assert found == Structure([Step("How many?", "1+1", "2")])
 
 
-def test_a_structure_with_a_fault_is_asked_for_again_and_then_an_error(scripted):
+def test_a_structure_with_a_fault_is_retried_and_then_an_error(scripted):
     def only_sevens(trace, structure):
         return None if structure[0].answer == "7" else f"{structure[0].answer} is no 7"
 

@@ -219,7 +219,7 @@ def test_the_table_has_every_score_its_controls_and_their_differences_to_length(
     assert (found.setup["candidates"], found.setup["candidates_right"]) == (40, 20)
 
 
-def test_another_decomposer_is_shown_beside_the_rules():
+def test_another_decomposer_is_shown_next_to_the_rules():
     found = evaluated(rules_of_the_trace, rows=(), rated=rated_rows(6), alignments=[Answers()])
     rows = {row.name: row for row in found.auroc}
     assert rows["rules + deterministic, answers"].pooled == rows["structure, answers"].pooled
@@ -271,7 +271,7 @@ def rationale(source, correct=True, text="1 + 1 = 2"):
     return {"source": source, "text": text, "correct": correct, "final": "2"}
 
 
-def test_the_teacher_and_what_is_excluded_are_no_solutions(tmp_path):
+def test_the_teacher_and_excluded_sources_are_not_compared(tmp_path):
     rationales = [rationale("human", text="by hand"), rationale("socratic"), rationale("m", False), rationale("n")]
     path = written(tmp_path, {"question": "Why?", "rationales": rationales, "gold": "2"})
     [rated] = load_rationales(path, limit=None)
@@ -281,7 +281,7 @@ def test_the_teacher_and_what_is_excluded_are_no_solutions(tmp_path):
     assert [c.source for c in rated.solutions] == ["human", "socratic", "n"]
 
 
-def test_rows_are_chosen_by_their_place(tmp_path):
+def test_rows_are_chosen_by_their_index(tmp_path):
     rows = [{"question": str(i), "rationales": [rationale("human"), rationale("m")]} for i in range(6)]
     chosen = load_rationales(written(tmp_path, *rows), first=2, limit=3)
     assert [rated.question for rated in chosen] == ["2", "3", "4"]

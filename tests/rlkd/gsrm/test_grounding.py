@@ -12,7 +12,7 @@ APPLES = Step("How much do the apples cost?", "1.5*4", "6")
 PEARS = Step("How much does a pear cost?", "(10-6)/2", "2")
 
 
-def test_what_is_copied_well_stays_as_it_is():
+def test_a_correct_copy_stays_unchanged():
     assert grounded(Structure([APPLES, PEARS]), TEXT) == Structure([APPLES, PEARS])
 
 
@@ -43,13 +43,13 @@ def test_a_calculation_in_words_stays_if_its_result_is_there():
     assert grounded(steps, text) == steps
 
 
-def test_a_trace_without_calculations_keeps_what_it_shows():
+def test_steps_whose_results_are_in_a_trace_without_calculations_stay():
     steps = Structure([Step("Who is older?", "compare Ann and Bob", "Ann"), Step("By how much?", None, "3")])
     assert grounded(steps, "Ann is older than Bob, by 3 years.") == steps
     assert grounded(steps, "Ann is older than Bob.") == Structure(steps.steps[:1])
 
 
-def test_a_step_in_words_stands_where_its_result_does():
+def test_a_step_in_words_has_the_position_of_its_result():
     text = "He picks 2*3 = 6 apples. Half of those, 3, are red. So 6-3 = 3 are not."
     model = Structure([Step("How many are red?", "6/2", "3"), Step("How many are not?", "6-3", "3")])
     assert [step.question for step in grounded(model, text)] == ["2*3", "6/2", "6-3"]
@@ -61,14 +61,14 @@ def test_another_calculation_with_the_same_result_is_another_step():
     assert grounded(model, text) == model
 
 
-def test_a_calculation_that_stands_twice_is_two_steps_if_the_model_says_so_and_one_if_it_does_not():
+def test_a_repeated_calculation_is_two_steps_only_if_the_model_has_two():
     text = "He bought 2*3 = 6 apples. She bought 2*3 = 6 pears. In all 6+6 = 12."
     twice = Structure([Step("His?", "2*3", "6"), Step("Hers?", "2*3", "6"), Step("All?", "6+6", "12")])
     assert grounded(twice, text) == twice
     assert len(grounded(Structure(), text)) == 2
 
 
-def test_a_completion_that_loops_is_cut_off():
+def test_a_completion_that_loops_is_truncated():
     text = " ".join(f"{i}*31 = {i * 31} and" for i in range(2000))
     assert len(grounded(Structure(), text)) == LONGEST
 
@@ -79,7 +79,7 @@ def test_a_wrong_calculation_stays_wrong():
     assert [(step.question, step.answer) for step in grounded(model, text)] == [("48/2", "25"), ("48+25", "72")]
 
 
-def test_the_order_of_the_trace_is_kept_and_each_calculation_stands_once():
+def test_the_steps_have_the_order_of_the_trace_and_each_calculation_occurs_once():
     for row in sample_rows("gsrm")[:60]:
         text = strip_calculator_marks(row["rationales"][0])
         found = list(dict.fromkeys((canonical_calculation(q), a) for _, q, a in calculations(text)))

@@ -137,7 +137,7 @@ def test_a_threshold_is_fitted_where_both_error_rates_are_least(scripted):
     assert errors_of(judge, pairs).fields["meta"].accuracy.value == 1
 
 
-def test_the_default_judge_errs_rarely_on_the_half_that_it_was_not_fitted_on():
+def test_the_default_judge_is_accurate_on_the_held_out_half():
     found = errors_of(DeterministicJudge(), load_pairs(split="check"))
     assert found.fields["meta"].accuracy.value > 0.95
     assert found.fields["question"].accuracy.value > 0.98
@@ -153,7 +153,7 @@ def test_without_arithmetic_only_meta_is_errors_of():
 # Files and the command
 
 
-def test_a_file_of_ones_own_needs_steps_and_labels_only(tmp_path):
+def test_a_file_needs_steps_and_labels_only(tmp_path):
     record = {"student": {"meta": "a"}, "teacher": {"meta": "b"}, "label": dict.fromkeys(FIELDS, True)}
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(record) + "\n\n" + json.dumps(record | {"split": "fit", "kind": "mine"}) + "\n")

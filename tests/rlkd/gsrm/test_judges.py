@@ -146,7 +146,7 @@ def test_questions_are_the_same_if_they_calculate_the_same(mine, theirs, same):
     assert compare(("Why?", theirs, None), ("Why?", mine, None)).question is same
 
 
-def test_a_step_without_a_purpose_stands_for_itself_by_its_calculation():
+def test_a_step_without_meta_is_compared_by_its_calculation():
     assert compare((None, "48/2", "24"), (None, "48/2", "24")) == ALL_AGREE
     assert compare((None, "count the clips", "23"), (None, "count the clips", "24")) == Verdict(True, True, False)
     assert compare((None, "count the clips", None), (None, "price the tickets", None)).meta is False
@@ -222,7 +222,7 @@ def test_a_tie_is_no(scripted):
     assert verdict.meta is False
 
 
-def test_what_letters_or_numbers_settle_is_not_asked(scripted):
+def test_equal_texts_and_numbers_are_not_sent(scripted):
     engine = scripted(prefer=lambda text: pytest.fail(f"asked: {text}"))
     same = Step("How many in May?", "48/2", "24")
     written_differently = Step("how many in May", " 48 / 2 ", "$24.0")
@@ -231,7 +231,7 @@ def test_what_letters_or_numbers_settle_is_not_asked(scripted):
     assert judge(ModelJudge(engine), ([same], [another_number])) == [[Verdict(True, True, False)]]
 
 
-def test_every_distinct_question_is_asked_once_in_the_life_of_a_judge(scripted):
+def test_every_distinct_question_is_sent_once_in_the_life_of_a_judge(scripted):
     engine = scripted(prefer=yes)
     model = ModelJudge(engine)
     for _ in range(2):
@@ -250,7 +250,7 @@ def test_all_questions_of_a_batch_go_out_in_one_call(scripted):
     assert [len(batch) for batch in engine.chosen] == [6]
 
 
-def test_nothing_is_asked_behind_a_break_that_is_known(scripted):
+def test_nothing_behind_a_known_break_is_sent(scripted):
     other = (Step("Why is the sky blue?"), Step("How many in July?"))
     engine = scripted(prefer=lambda text: no(text) if "sky" in text else yes(text))
     model = ModelJudge(engine)
@@ -279,13 +279,13 @@ def test_log_probabilities_that_cannot_be_compared_are_a_failure(scripted):
     assert "no comparable log-probabilities" in str(found)
 
 
-def test_one_calculation_written_in_two_ways_is_not_asked_about(scripted):
+def test_one_calculation_in_two_notations_is_not_sent(scripted):
     engine = scripted(prefer=yes)
     judge(ModelJudge(engine), ([Step("Half?", "48*0.5", "24")], [THEIRS]))
     assert [len(batch) for batch in engine.chosen] == [1]
 
 
-def test_fields_that_are_missing_are_not_asked_about(scripted):
+def test_missing_fields_are_not_sent(scripted):
     engine = scripted(prefer=yes)
     [[verdict]] = judge(ModelJudge(engine), ([Step("Sold in May?", None, None)], [Step("How many?", None, "24")]))
     assert verdict == Verdict(True, True, None)
@@ -306,7 +306,7 @@ def test_a_question_without_a_reply_costs_its_own_pair_only(scripted, about):
     assert "timed out" in str(bad)
 
 
-def test_a_question_that_failed_is_asked_again_next_time(scripted):
+def test_a_failed_question_is_sent_again_next_time(scripted):
     replies = iter([EngineError("scripted", "timed out")])
     engine = scripted(prefer=lambda text: next(replies, yes(text)))
     model = ModelJudge(engine)
@@ -327,7 +327,7 @@ def test_a_question_about_a_step_after_the_break_may_fail_without_harm(scripted)
     assert [verdict.meta for verdict in verdicts] == [True, False]
 
 
-def test_without_pairs_nothing_is_asked(scripted):
+def test_without_pairs_nothing_is_sent(scripted):
     engine = scripted(prefer=yes)
     assert judge(ModelJudge(engine)) == []
     assert judge(ModelJudge(engine), ([], [THEIRS])) == [[]]
@@ -360,7 +360,7 @@ def test_another_threshold_needs_no_new_request(scripted, tmp_path):
     assert len(engine.chosen) == 1
 
 
-def test_another_model_is_asked_itself(scripted, tmp_path):
+def test_replies_of_another_model_are_not_reused(scripted, tmp_path):
     path = tmp_path / "verdicts.sqlite"
     judge(ModelJudge(scripted(prefer=yes, name="one"), store=path), ([MINE], [THEIRS]))
     other = scripted(prefer=no, name="other")
@@ -368,7 +368,7 @@ def test_another_model_is_asked_itself(scripted, tmp_path):
     assert len(other.chosen) == 1
 
 
-def test_failures_are_not_kept_on_disk(scripted, tmp_path):
+def test_failures_are_not_stored(scripted, tmp_path):
     path = tmp_path / "verdicts.sqlite"
     broken = scripted(prefer=lambda text: EngineError("scripted", "timed out") if "sub-problem" in text else yes(text))
     [found] = judge(ModelJudge(broken, store=path), ([MINE], [THEIRS]))
@@ -424,7 +424,7 @@ def test_embeddings_tell_purposes_and_numbers_tell_the_rest():
     assert judge(embedding(), *pairs) == [[Verdict(True, False, False)], [Verdict(False, None, None)]]
 
 
-def test_what_calculations_settle_is_not_embedded():
+def test_steps_that_calculations_decide_are_not_embedded():
     made = embedding()
     same = Step("Apples eaten", "48/2", "24")
     later = Step("All in all", "48+24", "72")

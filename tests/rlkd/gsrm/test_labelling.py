@@ -24,7 +24,7 @@ def row(name: str, text: str = TRACE, **more):
         (Structure([Step("How many in May?", "48/2", "24")]), "the last result is 24, the answer of the trace is 72"),
     ],
 )
-def test_a_label_must_report_what_the_trace_says(structure, reason) -> None:
+def test_a_label_must_report_its_trace(structure, reason) -> None:
     assert fault(ReasoningTrace("48 in April?", TRACE), structure) == reason
 
 
@@ -33,7 +33,7 @@ def test_a_wrong_trace_is_reported_as_it_is() -> None:
     assert fault(wrong, Structure([Step("May?", "48/2", "20"), Step("All?", "48+20", "68")])) is None
 
 
-def test_rows_get_structures_and_what_is_rejected_is_asked_again_then_counted(scripted, tmp_path) -> None:
+def test_rows_get_structures_and_rejected_ones_are_retried_then_counted(scripted, tmp_path) -> None:
     def write(text, call):
         if "bad" in text:
             return render(Structure([Step("Why?", "1", "99")]))
@@ -50,7 +50,7 @@ def test_rows_get_structures_and_what_is_rejected_is_asked_again_then_counted(sc
     assert [len(asked) for asked in engine.generated] == [3, 2]
 
 
-def test_an_interrupted_labelling_asks_only_for_what_it_has_not_kept(scripted, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_labelling_sends_only_the_rest(scripted, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("rlkd.gsrm.labelling.BATCH", 2)
     rows = [row(str(i)) for i in range(6)]
 
@@ -71,7 +71,7 @@ def test_an_interrupted_labelling_asks_only_for_what_it_has_not_kept(scripted, t
     assert sum(map(len, engine.generated)) == 2
 
 
-def test_a_server_that_is_down_is_a_reason_and_nothing_is_kept(scripted, tmp_path) -> None:
+def test_a_server_that_is_down_is_a_reason_and_nothing_is_stored(scripted, tmp_path) -> None:
     down = scripted(write=lambda text, call: EngineError("scripted", "it is down."))
     labelled, left_out = label([row("a")], down, store=tmp_path / "labels.sqlite")
     assert (labelled, dict(left_out)) == ([], {"scripted: it is down.": 1})

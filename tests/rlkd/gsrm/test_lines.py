@@ -35,12 +35,12 @@ def test_reading_lines_never_raises(text) -> None:
     parse_lines(text, complete=False)
 
 
-def test_what_is_no_step_is_left_out() -> None:
+def test_a_line_that_is_no_step_is_left_out() -> None:
     text = "Sure, here are the steps:\nHow many? | 1+1 | 2\n |  | \nHow far? | 2*3\n\nWhen? | | noon"
     assert parse_lines(text) == Structure([Step("How many?", "1+1", "2"), Step("When?", None, "noon")])
 
 
-def test_the_last_line_of_a_text_that_was_cut_off_does_not_count() -> None:
+def test_the_last_line_of_a_truncated_text_does_not_count() -> None:
     text = "How many? | 1+1 | 2\nHow much? | 70+2 | 7"
     assert len(parse_lines(text)) == 2
     assert parse_lines(text, complete=False) == Structure([Step("How many?", "1+1", "2")])

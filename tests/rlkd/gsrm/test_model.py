@@ -77,7 +77,7 @@ def reward(students, teachers, rule="teacher", judge=None):
 # Structures
 
 
-def test_each_distinct_trace_is_decomposed_once_and_results_keep_their_places():
+def test_each_distinct_trace_is_decomposed_once_and_results_are_in_order():
     decomposer = CountingDecomposer()
     found = structure(GSRM(decomposer, CountingJudge()), "a", "b", "a", "a")
     assert found == [one_step(text) for text in "abaa"]
@@ -91,7 +91,7 @@ def test_the_same_text_about_another_problem_is_another_trace():
     assert decomposer.asked == [["a", "a"]]
 
 
-def test_without_traces_the_decomposer_rests():
+def test_without_traces_the_decomposer_is_not_called():
     decomposer = CountingDecomposer()
     assert structure(GSRM(decomposer, CountingJudge())) == []
     assert decomposer.asked == []
@@ -131,14 +131,14 @@ def test_only_structures_of_teachers_are_stored(tmp_path):
     assert again.asked == [["student"]]
 
 
-def test_what_a_student_wrote_is_not_taken_for_a_teachers(tmp_path):
+def test_a_students_structure_is_not_used_for_a_teacher(tmp_path):
     # A decomposer may take what was cut short from a student, never from a teacher.
     store = StructureStore(tmp_path / "structures.sqlite")
     store.put("f", {ReasoningTrace("?", "a"): one_step("cut")})
     assert store.get("f", {ReasoningTrace("?", "a", teacher=True)}) == {}
 
 
-def test_a_store_keeps_any_structure_and_its_first_version(tmp_path):
+def test_a_store_holds_any_structure_and_its_first_version(tmp_path):
     store = StructureStore(tmp_path / "structures.sqlite")
     kept = dict(zip(traces(*map(str, range(60))), STRUCTURES, strict=True)) | {
         ReasoningTrace("?", "none"): Structure()
@@ -268,7 +268,7 @@ def numbered(*answers):
     return Structure([Step(f"What is number {i}?", None, a) for i, a in enumerate(answers)])
 
 
-def test_under_answers_nothing_is_judged_and_the_matches_say_what_matched_what():
+def test_under_answers_nothing_is_judged_and_matches_name_the_pairs():
     judge = CountingJudge()
     [score] = reward([numbered("5", "9", "$7.00")], [[numbered("7", "6", "5 clips")]], "answers", judge)
     assert judge.asked == []

@@ -23,7 +23,7 @@ from rlkd.gsrm.words import content_words, name_different_things, share_of_words
         ("First of all: How many?", "Now: What is it?", False),
     ],
 )
-def test_things_differ_if_each_side_names_what_the_other_lacks(mine, theirs, different):
+def test_things_differ_if_each_side_has_a_name_that_the_other_lacks(mine, theirs, different):
     assert name_different_things(mine, theirs) is different
     assert name_different_things(theirs, mine) is different
 

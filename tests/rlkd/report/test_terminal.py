@@ -52,7 +52,7 @@ def shown(record) -> str:
     return page.getvalue()
 
 
-def test_a_rollout_shows_what_was_asked_written_and_expected(record):
+def test_a_rollout_shows_question_completion_and_gold_answer(record):
     text = shown(record)
     assert "Rollout of step 7, row row-3" in text
     assert "Question: What is the change?" in text
@@ -120,7 +120,7 @@ def test_the_arithmetic_of_a_cascade_goes_down_to_its_value_and_names_the_break(
     ]
 
 
-def test_without_a_cascade_the_arithmetic_names_both_places_of_a_pair():
+def test_without_a_cascade_the_arithmetic_names_both_steps_of_a_pair():
     assert arithmetic(judged("ordered")) == [
         "step 1 ~ 1: answer differs: 1 x 1/2 = 0.5",
         "step 3 ~ 3: nothing halved -> 1",
@@ -166,7 +166,7 @@ def test_a_score_of_an_unknown_rule_is_shown_without_its_words():
     ]
 
 
-def test_an_evaluation_shows_what_was_measured_and_what_failed():
+def test_an_evaluation_shows_figures_and_failures():
     figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
     nothing = {"value": None, "low": None, "high": None, "n": 0}
     row = {"name": "structure, answers", "pooled": figure, "within": figure, "over_length": figure}
