@@ -36,13 +36,14 @@ import math
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rlkd.models import weights_identity
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 Message = dict[str, str]
@@ -287,6 +288,13 @@ def distinct(items: Sequence[T]) -> tuple[list[T], list[int]]:
     where = [places.setdefault(repr(item), len(places)) for item in items]
     first = dict(zip(reversed(where), reversed(items), strict=True))
     return [first[place] for place in range(len(places))], where
+
+
+async def answer_distinct(items: Sequence[S], answer: Callable[[list[S]], Awaitable[list[T]]]) -> list[T]:
+    """Return what `answer` returns for the distinct items, aligned with all of them."""
+    unique, where = distinct(items)
+    results = await answer(unique)
+    return [results[index] for index in where]
 
 
 def identified(name: str) -> str:

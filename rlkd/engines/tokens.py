@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlkd.engines.base import Prompt
+from rlkd.models import resolve_model
 
 NO_TOKENS = "the prompt has no tokens: there is nothing to continue. Send at least one character."
 
@@ -50,6 +51,18 @@ def check_room(context: int | None, prompt: int, more: int, what: str) -> None:
             f"the prompt has {prompt} tokens and {what} {more}, together {prompt + more}; the model's context is "
             f"{context}. Shorten the request by {prompt + more - context} tokens."
         )
+
+
+def load_tokenizer(name: str) -> Any:
+    """Return the tokenizer of a folder or hub id. Raises `ValueError` where it does not load."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(name))
+    except Exception as error:
+        raise ValueError(
+            f"the tokenizer {name!r} does not load ({type(error).__name__}: {error}). Give a folder or hub id."
+        ) from None
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:

@@ -16,6 +16,7 @@ import pytest
 from rlkd.data.loading import load_rows
 from rlkd.errors import UsageError
 from tests.helpers import HELPERS
+from tests.helpers.quick_retries import shorten_pauses
 
 SERVER = HELPERS / "scripted_teacher.py"
 SERVED = SimpleNamespace(**runpy.run_path(str(SERVER), run_name="scripted_teacher"))
@@ -288,7 +289,8 @@ def test_a_bank_that_offers_too_little_is_told_loudly(recipe, arguments, tmp_pat
         ),
     ],
 )
-def test_what_cannot_work_is_said(recipe, arguments, teacher, changed, message) -> None:
+def test_what_cannot_work_is_said(recipe, arguments, teacher, changed, message, monkeypatch) -> None:
+    shorten_pauses(monkeypatch)
     with pytest.raises(UsageError, match=message):
         recipe.main(arguments(**changed))
     assert teacher.asked == []

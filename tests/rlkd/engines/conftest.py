@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlkd.engines.transformers import TransformersEngine
 from tests.helpers.loopback import LoopbackServer
+from tests.helpers.quick_retries import shorten_pauses
 
 CONTEXT = 192
 CORPUS = [
@@ -95,7 +96,7 @@ def _server(engine):
 @pytest.fixture
 def server(_server, monkeypatch):
     """The loopback server, with nothing wrong with it, and pauses between attempts cut short."""
-    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.01)
+    shorten_pauses(monkeypatch)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     _server.reset()
     yield _server

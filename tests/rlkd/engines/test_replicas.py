@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from rlkd.engines import EngineError, Sampling, open_engine, run
-from rlkd.engines.replicas import ReplicaLost, Replicas
 from rlkd.engines.server import ServerEngine
 from tests.helpers import HELPERS
+from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.scripted_server import answer_to
 
 SERVER = HELPERS / "scripted_server.py"
@@ -57,7 +57,7 @@ class Process:
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """Start scripted servers; all are ended after the test. Pauses between attempts are cut short."""
-    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.02)
+    shorten_pauses(monkeypatch, 0.02)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     started = []
@@ -177,70 +177,6 @@ def test_an_answer_that_the_server_broke_off_is_asked_for_again(start, count):
     servers = [start("ending", manner="abort"), start("other")][:count]
     assert texts(run(engine_of(*servers).generate(PROMPTS[:8], SAMPLING, deadline=GUARD))) == EXPECTED[:8]
     assert sum(len(server.noted("arrived")) for server in servers) == 9
-
-
-class Silent:
-    """A client whose server never answers a health check."""
-
-    def __init__(self) -> None:
-        self.models = self
-
-    async def list(self) -> None:
-        await asyncio.Event().wait()
-
-
-def replicas_of(*clients) -> Replicas:
-    found = {f"http://{number}/v1": client for number, client in enumerate(clients)}
-    return Replicas(found, concurrency=1, retries=2, patience=GUARD, first_pause=0.02, longest_pause=0.02)
-
-
-def test_the_watch_survives_attempts_whose_own_time_has_just_run_out(monkeypatch):
-    monkeypatch.setattr("rlkd.engines.replicas._CHECK_EVERY", 0.05)
-    monkeypatch.setattr("rlkd.engines.replicas._CHECK_TIMEOUT", 0.05)
-
-    async def attempt(replica) -> None:
-        async with asyncio.timeout(0) as limit:
-            replica.attempts.add(limit)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                while replica.away is None:  # closing a connection takes its time
-                    await asyncio.sleep(0.01)
-
-    async def expire() -> bool:
-        replicas = replicas_of(Silent(), Silent())
-        async with replicas.watched():
-            replica = await replicas.take((), False)
-            with pytest.raises(TimeoutError):
-                await attempt(replica)
-            replicas.free(replica)
-            await asyncio.sleep(0.1)
-            return replicas._watcher.done()
-
-    assert not asyncio.run(asyncio.wait_for(expire(), GUARD))
-
-
-def test_a_watch_that_fails_ends_the_wait_for_servers_that_are_away_and_the_next_call_begins_another(caplog):
-    async def fail() -> None:
-        replicas = replicas_of(Silent(), Silent())
-        watch = replicas._watch
-
-        async def broken() -> None:
-            await asyncio.sleep(0.05)
-            raise ZeroDivisionError("a slip")
-
-        replicas._watch = broken
-        async with replicas.watched():
-            for replica in replicas.all:
-                replicas.lost(replica, ReplicaLost("gone"))
-            with pytest.raises(EngineError, match="ZeroDivisionError"):
-                await replicas.take((), True)
-            replicas._watch = watch
-            async with replicas.watched():
-                assert not replicas._watcher.done()
-
-    asyncio.run(asyncio.wait_for(fail(), GUARD))
-    assert "the watch over http://0/v1, http://1/v1 failed" in caplog.text
 
 
 def test_a_replica_that_hangs_while_it_still_answers_health_checks_costs_one_time_out(start):
@@ -392,7 +328,7 @@ def test_cancelling_a_call_leaves_nothing_running(start):
         with pytest.raises(asyncio.CancelledError):
             await task
         left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        busy = [replica.in_flight for replica in engine._connection().replicas.all]
+        busy = [replica.in_flight for replica in engine._connection().all]
         await engine.close()
         return left, busy
 

@@ -5,14 +5,12 @@ import math
 import pickle
 import threading
 import time
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 
 import pytest
 import torch
 
 from rlkd.engines import EngineError, Sampling, TokenScores, open_engine, run
-from rlkd.engines.server import ServerEngine, _seconds, choice_logprobs, continuation_start
+from rlkd.engines.server import ServerEngine, choice_logprobs, continuation_start
 from rlkd.engines.tokens import encode_prompt
 from rlkd.engines.transformers import TransformersEngine
 
@@ -250,17 +248,6 @@ def test_the_pause_is_what_retry_after_asks_for(remote, server):
     start = time.monotonic()
     assert not isinstance(run(remote.generate(["e"], GREEDY))[0], EngineError)
     assert 0.6 <= time.monotonic() - start < 3
-
-
-def test_retry_after_is_read_as_seconds_or_as_a_date():
-    assert _seconds("2.5") == 2.5
-    assert _seconds("-3") == 0
-    assert _seconds(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)) == pytest.approx(
-        30, abs=2
-    )
-    assert _seconds("soon") is None
-    assert _seconds("") is None
-    assert _seconds("nan") is None
 
 
 def test_trouble_that_stays_ends_after_the_retries(remote, server):

@@ -8,6 +8,7 @@ from rlkd import cli
 from rlkd.data.samples import sample_rows
 from rlkd.errors import UsageError
 from rlkd.gsrm.cli import EXAMPLE_STUDENT, main
+from tests.helpers.quick_retries import shorten_pauses
 
 ROW = sample_rows("rl")[0]
 
@@ -213,6 +214,7 @@ def test_an_evaluation_that_cannot_be_done_is_refused_before_it_starts(arguments
     assert message in str(refused.value)
 
 
-def test_a_server_that_does_not_answer_is_named_before_anything_is_decomposed():
+def test_a_server_that_does_not_answer_is_named_before_anything_is_decomposed(monkeypatch):
+    shorten_pauses(monkeypatch)
     with pytest.raises(UsageError, match="localhost:1"):
         main(["evaluate", "--decomposer", "prompted", "--engine", "http://localhost:1/v1#m", "--rows", "2"])

@@ -32,6 +32,7 @@ from rlkd.teachers.topk import (
     trace_text,
     vocabulary_fingerprint,
 )
+from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.top_k_server import TopKServer
 
 CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "2 and 3?"}]
@@ -178,7 +179,7 @@ def test_only_temperature_one_is_possible(temperature, fits) -> None:
 
 @pytest.fixture
 def server(model, tokenizer, monkeypatch) -> Iterator[TopKServer]:
-    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.01)
+    shorten_pauses(monkeypatch)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     started = TopKServer(model, tokenizer)

@@ -14,6 +14,7 @@ from rlkd.engines.transformers import TransformersEngine
 from rlkd.errors import UsageError
 from rlkd.validity import StepQuestion, ValidityError, load_scorer, score_pairs
 from rlkd.validity.judge import TEMPLATE, grade
+from tests.helpers.quick_retries import shorten_pauses
 
 CHAT = [{"role": "user", "content": "How much is 3 * 4 + 2?"}]
 
@@ -68,7 +69,7 @@ class ScriptedServer:
 def server(monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.01)
+    shorten_pauses(monkeypatch)
     made = ScriptedServer()
     yield made
     made.http.shutdown()

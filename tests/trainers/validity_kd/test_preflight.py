@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlkd.errors import UsageError
+from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.validity_kd.progress import kd_line
@@ -83,7 +84,7 @@ def test_tau_comes_as_text_from_the_command_line(tmp_path) -> None:
     ],
 )
 def test_what_cannot_work_fails_before_a_model_loads(tiny_model, tmp_path, monkeypatch, changes, message) -> None:
-    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.01)
+    shorten_pauses(monkeypatch)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     args = config(tmp_path, **({"teacher": tiny_model} | changes))
     with pytest.raises(UsageError, match=message):

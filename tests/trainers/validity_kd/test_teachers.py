@@ -14,6 +14,7 @@ from rlkd.engines import Completion, Sampling
 from rlkd.errors import UsageError
 from rlkd.teachers.cache import CachedTeacher, CachedTrace, build_cache
 from rlkd.teachers.topk import TopK, local_teacher, trace_ids, trace_text
+from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
@@ -123,7 +124,7 @@ def test_a_cache_needs_the_teachers_traces_alone(tiny_model, teacher_model, tmp_
 
 @pytest.fixture
 def server(teacher_model, monkeypatch):
-    monkeypatch.setattr("rlkd.engines.server._FIRST_PAUSE", 0.01)
+    shorten_pauses(monkeypatch)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)
