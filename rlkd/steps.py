@@ -1,7 +1,7 @@
-"""The steps of a trace as plain text: cut a trace into sentences, and a sentence into (question, answer).
+"""Splits a trace into sentences, and a sentence into (question, answer).
 
 GSM8K writes a step as a sentence with a calculator mark, `She sold 48/2 = <<48/2=24>>24 clips.`; models write the same
-step without the mark, with units, currency signs or LaTeX. Both come out alike here:
+step without the mark, with units, currency signs or LaTeX. The results are the same:
 
     >>> split_calculation("She sold 48/2 = <<48/2=24>>24 clips.")
     ('48/2', '24')
@@ -18,7 +18,7 @@ import re
 _MARK = re.compile(r"<<([^<>\n]*+)>>")
 _FINAL_ANSWER = re.compile(r"(?:\A|\n)[ \t]*+####[^\n]*+\Z")
 
-# Sentence ends, tried at each place after a whole calculator mark, so that none is found inside a mark.
+# A calculator mark, or the end of a sentence outside of marks.
 _MARK_OR_END = re.compile(r"""<<[^<>]*+>>|(?<![.!?])[.!?]++["'’”)\]*]*+(?=\s)""")
 _LAST_WORD = re.compile(r"[\w.]+\Z")
 _ABBREVIATION = re.compile(
@@ -26,7 +26,7 @@ _ABBREVIATION = re.compile(
 )
 
 _NUMBER = r"(?:\d++ \d++/\d++|\d++(?>(?:,\d{3}(?!\d))*)(?>(?:\.\d++)?)|\.\d++)"
-# `x` multiplies where a number, an amount or a bracket comes next; elsewhere it is a variable.
+# `x` multiplies before a number, an amount or a bracket; elsewhere it is a variable.
 _OPERATOR = r"(?:[-+*/^×÷−–·]|(?<![a-zA-Z])[xX](?=\s?[\d.$€£(\\])|\\(?:times|cdot|div)\b)"
 # An equals sign (not part of <=, >=, != or ==), then a number that is the whole right side: `= $1,200.`, `= 3/4 of
 # it`, `= 24 - that is all`, `= \boxed{18}`, but not `= 150 + 90`, `= 12 + 8x`, `= 3x` or `= 4(3 + 2x)`.
@@ -44,11 +44,11 @@ _TOKEN = re.compile(
     r"|(?P<word>[^\W\d]++(?>(?:['’-][^\W\d]++)*))"
     r"|(?P<other>\S)"
 )
-# A result that is set off: `= **7**`, `= `7``, `= _7_`.
+# An emphasised result: `= **7**`, `= `7``, `= _7_`.
 _EMPHASIS = re.compile(r"(=[ \t]*)(\*\*|`|__?)([^*`_\n]{1,40})\2")
-# What an expression on the left of an equals sign cannot reach across.
+# Tokens that an expression on the left of an equals sign cannot contain.
 _EQUALS = re.compile(r"[=≈]|\bequals\b|\\approx\b|\\\(|\\\[|\$\$")
-# An expression ends at its equals sign, so only what stands shortly before it can belong to it.
+# Characters before an equals sign that are searched for its expression.
 _LONGEST_EXPRESSION = 300
 _LONGEST_UNIT = 4
 
@@ -59,11 +59,11 @@ def strip_calculator_marks(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The steps of a trace at the level of sentences, in order, each stripped and none empty.
+    """The sentences of a trace in order, each stripped and non-empty.
 
-    Cuts at newlines and after `.`, `!` and `?` that whitespace follows; not at decimals, abbreviations (`Mr.`,
-    `e.g.`), the number of a list item (`1. Add the two`) or inside a calculator mark. Lines without a letter or
-    digit (LaTeX brackets, rules) are left out, and so is a closing `#### 72`, which states the answer and is no step.
+    Splits at newlines and after `.`, `!` and `?` before whitespace, but not at decimals, abbreviations (`Mr.`, `e.g.`)
+    or the number of a list item (`1. Add the two`), nor inside a calculator mark. Leaves out lines without a letter or
+    digit (LaTeX brackets, rules) and a closing `#### 72`, which states the answer and is not a step.
     """
     found = []
     for line in _FINAL_ANSWER.sub("", text.rstrip()).splitlines():
@@ -78,7 +78,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _keeps_its_sentence_open(line: str, start: int, stop: int) -> bool:
-    """Whether the full stop before `stop` ends an abbreviation or a list number, not the sentence begun at `start`."""
+    """Whether the full stop before `stop` belongs to an abbreviation or a list number, not to the sentence's end."""
     if line[start:stop].strip(" \t*#-.").isdigit():
         return True
     window = max(start, stop - 20)
@@ -90,19 +90,19 @@ def _keeps_its_sentence_open(line: str, start: int, stop: int) -> bool:
 
 
 def split_calculation(sentence: str) -> tuple[str | None, str | None]:
-    """What a sentence computes and its result, as `(question, answer)`.
+    """The calculation in a sentence and its result, as `(question, answer)`.
 
-    The sources, the first that applies:
+    The first source that applies:
 
     1. the last calculator mark with an equals sign: `<<48/2=24>>` gives `("48/2", "24")`. A sentence with several
        marks computes intermediate values first, so the last mark is the step's result;
-    2. the last equals sign (`=`, `≈` or the word `equals`) that a plain number follows: `12 x 2 = 24 pages` gives
-       `("12 x 2", "24")`. The answer is that number alone, without currency, unit or thousands commas. The question is
-       the arithmetic that ends at the equals sign, or all words since the previous one if they hold no arithmetic
+    2. the last equals sign (`=`, `≈` or the word `equals`) before a plain number: `12 x 2 = 24 pages` gives
+       `("12 x 2", "24")`. The answer is that number without currency, unit or thousands commas. The question is the
+       arithmetic that ends at the equals sign, or all words since the previous one if there is no arithmetic
        (`Total = 24`);
     3. neither: the sentence is the question and there is no answer.
 
-    A side that is empty is None; an empty sentence gives `(None, None)`. Our choice: neither paper defines this split.
+    An empty side is None; an empty sentence gives `(None, None)`. Our choice: neither paper defines this split.
     """
     for mark in reversed(_MARK.findall(sentence)):
         left, equals, right = mark.rpartition("=")
@@ -114,10 +114,8 @@ def split_calculation(sentence: str) -> tuple[str | None, str | None]:
         pass
     if last is None:
         return text or None, None
-    before = text[max(0, last.start() - _LONGEST_EXPRESSION) : last.start()]
-    left = _EQUALS.split(before)[-1]
-    negative = "-" if last["sign"] or last["inner_sign"] else ""
-    return _trailing_expression(left) or left.strip() or None, negative + _plain_number(last["number"])
+    left = _left_side(text, last)
+    return _trailing_expression(left) or left.strip() or None, _value(last)
 
 
 def undecorated(text: str) -> str:
@@ -126,11 +124,11 @@ def undecorated(text: str) -> str:
 
 
 def calculations(text: str) -> list[tuple[int, str, str]]:
-    """All calculations of a text that have a result, as (position, question, answer), in order.
+    """All calculations with a result in a text, as (position, question, answer), in order.
 
-    `position`: of the equals sign in `undecorated(text)`. Left out is what has no arithmetic on its left (`x = 5`,
-    `Total = 24`), no plain number on its right (of `3*4 = 12*2 = 24` only the last part has one), or its equals sign
-    on another line.
+    `position`: of the equals sign in `undecorated(text)`. An equals sign is left out if it has no arithmetic on its
+    left (`x = 5`, `Total = 24`), no plain number on its right (in `3*4 = 12*2 = 24` only the last one has it), or if
+    these are on another line.
 
     >>> calculations("He has 2 * 3 = **6** apples and 6 + 1 = 7 pears, so n = 13.")
     [(13, '2 * 3', '6'), (34, '6 + 1', '7')]
@@ -139,13 +137,21 @@ def calculations(text: str) -> list[tuple[int, str, str]]:
     start = 0
     for line in undecorated(text).split("\n"):
         for result in _RESULT.finditer(line):
-            before = line[max(0, result.start() - _LONGEST_EXPRESSION) : result.start()]
-            question = _trailing_expression(_EQUALS.split(before)[-1])
-            if question:
-                negative = "-" if result["sign"] or result["inner_sign"] else ""
-                found.append((start + result.start(), question, negative + _plain_number(result["number"])))
+            if question := _trailing_expression(_left_side(line, result)):
+                found.append((start + result.start(), question, _value(result)))
         start += len(line) + 1
     return found
+
+
+def _left_side(text: str, result: re.Match[str]) -> str:
+    """The text from the previous equals sign to that of a result."""
+    before = text[max(0, result.start() - _LONGEST_EXPRESSION) : result.start()]
+    return _EQUALS.split(before)[-1]
+
+
+def _value(result: re.Match[str]) -> str:
+    negative = "-" if result["sign"] or result["inner_sign"] else ""
+    return negative + _plain_number(result["number"])
 
 
 def _plain_number(number: str) -> str:
@@ -155,9 +161,9 @@ def _plain_number(number: str) -> str:
 def _trailing_expression(text: str) -> str:
     """The arithmetic at the end of a text, `6 - 2` in `He has 6 - 2`; empty if there is none.
 
-    Walks left from the end over numbers, operators, brackets and one-letter variables. Words are taken along as the
-    unit of a number before them (`40 years / 80 years`, `80 seconds/floor * 12 floors`), and only where an operator or
-    the end comes next: in `5 apples and 3 + 4` the words belong to the sentence.
+    Walks left from the end over numbers, operators, brackets and one-letter variables. Words are included as the unit
+    of the number before them (`40 years / 80 years`, `80 seconds/floor * 12 floors`), but only before an operator or
+    the end: in `5 apples and 3 + 4` the words belong to the sentence.
     """
     tokens = list(_TOKEN.finditer(text))
     first = len(tokens)
@@ -189,7 +195,7 @@ def _trailing_expression(text: str) -> str:
 
 
 def _start_of_unit(tokens: list[re.Match[str]], stop: int) -> int | None:
-    """The index of the number whose unit ends at token `stop - 1`, or None if these words are no unit."""
+    """The index after the number whose unit ends at token `stop - 1`, or None if these words are not a unit."""
     if stop < len(tokens) and tokens[stop].lastgroup != "operator" and tokens[stop][0] not in (")", "]", "}"):
         return None
     for index in range(stop - 1, max(-1, stop - 2 - _LONGEST_UNIT), -1):

@@ -76,7 +76,7 @@ def test_a_text_that_announces_no_answer_has_none(text):
     assert extract_answer(text) is None
 
 
-def test_what_is_thought_is_no_answer():
+def test_a_thought_is_not_an_answer():
     assert extract_answer(r"<think>maybe \boxed{1}</think> The answer is 2.") == "2"
     assert extract_answer(r"<think>maybe \boxed{1}</think> I do not know") is None
     assert extract_answer(r"<think>maybe</think> \boxed{1} </think> so 2") is None
@@ -93,7 +93,7 @@ def test_what_is_thought_is_no_answer():
         ("minus -3", "-3"),
     ],
 )
-def test_the_last_number_counts_only_if_asked_for(text, answer):
+def test_the_last_number_counts_only_as_fallback(text, answer):
     assert extract_answer(text, "last_number") == answer
     assert extract_answer(text) is None
 
@@ -105,7 +105,7 @@ def test_an_announced_answer_beats_the_last_number():
 @given(
     st.text() | st.lists(st.sampled_from(["\\boxed{", "}", "####", "<answer>", "</think>", "answer is", "\n", "7"]))
 )
-def test_extracting_never_raises_and_never_gives_an_empty_answer(text):
+def test_extraction_never_raises_and_never_gives_an_empty_answer(text):
     text = text if isinstance(text, str) else "".join(text)
     for fallback in ("none", "last_number"):
         answer = extract_answer(text, fallback)
@@ -141,7 +141,7 @@ def test_extracting_never_raises_and_never_gives_an_empty_answer(text):
         (" 18 ", 18),
     ],
 )
-def test_a_plain_number_is_read_with_its_trimmings(text, value):
+def test_a_plain_number_is_read_with_currency_and_unit(text, value):
     assert number(text) == value
 
 
@@ -164,7 +164,7 @@ def test_a_plain_number_is_read_with_its_trimmings(text, value):
         "-",
     ],
 )
-def test_anything_else_is_no_plain_number(text):
+def test_anything_else_is_not_a_plain_number(text):
     assert number(text) is None
 
 
@@ -178,7 +178,7 @@ def test_thousands_commas_do_not_change_a_number(value):
     assert number(f"{value:,}") == value
 
 
-def test_a_long_run_of_spaces_is_read_in_linear_time():
+def test_a_long_run_of_spaces_takes_linear_time():
     # Quadratic reading of this many would outlast the time limit of the test.
     assert number("5" + " " * 1_000_000 + "!") is None
 
@@ -233,7 +233,7 @@ def test_another_value_is_not_equal(answer, gold):
 
 
 @pytest.mark.parametrize("gold", ["???", "-", "!!"])
-def test_a_gold_answer_that_cannot_be_read_compares_with_nothing_but_itself(gold):
+def test_an_unreadable_gold_answer_equals_only_itself(gold):
     assert equal("5", gold) is None
     assert equal(gold, gold) is True
 
@@ -263,7 +263,7 @@ def test_with_the_last_number_as_fallback_an_unannounced_answer_is_right():
     assert is_correct("So she sold 72.", "72", "last_number") is True
 
 
-def test_an_answer_that_never_ends_is_given_up_on_the_main_thread():
+def test_a_comparison_that_hangs_is_stopped_on_the_main_thread():
     with pytest.raises(VerificationError, match="took more than 2 s"):
         is_correct(TOWER, "5", seconds=2.0)
 
@@ -277,12 +277,12 @@ def test_an_answer_that_never_ends_is_given_up_on_the_main_thread():
         ("<answer>\\boxed{7}</answer>", "7"),
     ],
 )
-def test_the_announcement_that_stands_last_counts_unless_it_is_cut_off(text, answer):
+def test_the_last_announcement_counts_unless_it_is_truncated(text, answer):
     assert extract_answer(text) == answer
 
 
 @pytest.mark.parametrize("text", ["5 million", "5 x", "3 i", "2 dozen"])
-def test_what_may_change_a_value_is_no_unit(text):
+def test_words_that_may_change_a_value_are_not_units(text):
     assert number(text) is None
 
 
@@ -291,31 +291,31 @@ def test_off_the_main_thread_plain_numbers_are_compared():
     assert off_the_main_thread(lambda: is_correct("#### 999", "1000")) is False
 
 
-def test_off_the_main_thread_what_never_ends_is_an_error_and_the_rest_is_compared():
+def test_off_the_main_thread_a_comparison_that_hangs_is_an_error_and_the_others_are_made():
     error = off_the_main_thread(lambda: is_correct(TOWER, "5", seconds=2.0))
     assert isinstance(error, VerificationError)
     assert off_the_main_thread(lambda: is_correct("#### 1+x", "$x+1$")) is True
     assert off_the_main_thread(lambda: is_correct("#### 2+x", "$x+1$")) is False
 
 
-def test_one_that_never_ends_leaves_the_other_comparisons_as_they_are():
+def test_a_comparison_that_hangs_does_not_affect_the_others():
     found = are_correct([TOWER, "#### 1+x", "#### 2", "no answer"], ["5", "$x+1$", "2", "$y$"], seconds=2.0)
     assert isinstance(found[0], VerificationError)
     assert found[1:] == [True, True, False]
 
 
 @pytest.mark.parametrize("text", ["The answer is **18**.", "#### **18**", "So \\boxed{18}", "The answer is `18`."])
-def test_emphasis_around_an_answer_is_no_part_of_it(text):
+def test_emphasis_around_an_answer_is_not_part_of_it(text):
     assert is_correct(text, "18") is True
 
 
-def test_many_unclosed_answer_tags_are_read_in_one_pass():
+def test_many_unclosed_answer_tags_take_one_pass():
     # Quadratic, this would take minutes: a hang guard, no measurement.
     assert extract_answer("<answer>1</ANSWER>" + "<answer>" * 200_000) == "1"
     assert extract_answer("<answer>" * 200_000) is None
 
 
-def test_a_run_of_thousands_of_digits_is_no_number() -> None:
+def test_thousands_of_digits_are_not_a_number() -> None:
     assert numbers("7" * 5000 + " and 3") == [3]
 
 

@@ -74,7 +74,7 @@ def test_the_split_is_the_same_with_and_without_spaces_currency_and_commas(left,
 
 
 @given(st.text())
-def test_any_text_can_be_split_and_cut(text):
+def test_any_text_can_be_split(text):
     question, answer = split_calculation(text)
     assert question != ""
     assert answer != ""
@@ -99,7 +99,7 @@ def test_sentences_end_at_newlines_and_at_sentence_ends():
         "He has <<5. + 3.=8.>>8 left.",
     ],
 )
-def test_a_full_stop_that_ends_no_sentence_does_not_cut(sentence):
+def test_a_full_stop_inside_a_sentence_does_not_split(sentence):
     assert sentences(sentence) == [sentence]
 
 
@@ -107,7 +107,7 @@ def test_an_abbreviation_of_time_may_end_a_sentence():
     assert sentences("He left at 5 p.m. She stayed.") == ["He left at 5 p.m.", "She stayed."]
 
 
-def test_lines_without_letters_or_digits_are_no_sentences():
+def test_lines_without_letters_or_digits_are_not_sentences():
     assert sentences("So:\n\\[\n2 + 1 = 3\n\\]\n---\n") == ["So:", "2 + 1 = 3"]
 
 
@@ -116,7 +116,7 @@ def test_only_a_closing_final_answer_line_is_left_out():
     assert sentences("#### 72") == []
 
 
-def test_plain_gsm8k_solutions_cut_at_their_lines():
+def test_plain_gsm8k_solutions_split_at_their_lines():
     lines = [
         "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.",
         "Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.",
@@ -150,7 +150,7 @@ def test_calculator_marks_are_stripped_and_nothing_else():
         "a/",
     ],
 )
-def test_long_inputs_are_read_in_linear_time(unit):
+def test_long_inputs_take_linear_time(unit):
     text = unit * (200_000 // len(unit))
     assert split_calculation(text)[0] is None or split_calculation(text)[0] in text
     assert "".join("".join(sentences(text)).split()) in "".join(text.split())
