@@ -6,7 +6,7 @@
 Compared are two ways to get the top 64 log-probabilities of a batch of 8 traces (solutions of GSM8K test questions, as
 the student's chat template writes them):
 
-    forward   `local_teacher`: the model's forward in float32, its head and top-k, in this process
+    forward   `LocalTeacher`: the model's forward in float32, its head and top-k, in this process
     lookup    `CachedTeacher`: hash, checksum, decoding, from the folder that `build_cache` wrote
 
 interleaved batch by batch, in CPU-seconds, one thread. The files are in the system's page cache, as they are from the
@@ -39,7 +39,9 @@ from rlkd.data.samples import sample_rows
 from rlkd.models import resolve_model
 from rlkd.teachers.cache import CachedTeacher, CachedTrace, build_cache
 from rlkd.teachers.coding import quantised
-from rlkd.teachers.topk import TopK, local_teacher, trace_ids, trace_text
+from rlkd.teachers.local import LocalTeacher
+from rlkd.teachers.topk import TopK
+from rlkd.teachers.traces import trace_ids, trace_text
 
 K = 64
 BATCH = 8
@@ -51,7 +53,7 @@ def main() -> int:
     quick = harness.parse(parser, quick="a random model and 16 traces").quick
     harness.quiet()
     model, student, tokenizer, traces = random_setup() if quick else embedded_setup()
-    teacher = local_teacher(model, tokenizer, K, name="benchmark")
+    teacher = LocalTeacher(model, tokenizer, K, name="benchmark")
     batches = [traces[start : start + BATCH] for start in range(0, len(traces), BATCH)]
     rounds = 1 if quick else 2
     with tempfile.TemporaryDirectory() as scratch:

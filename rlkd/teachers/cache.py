@@ -44,7 +44,8 @@ from rlkd.teachers.shards import (
     size_problem,
     write_shard,
 )
-from rlkd.teachers.topk import TopK, vocabulary_fingerprint
+from rlkd.teachers.topk import TopK
+from rlkd.teachers.vocabulary import vocabulary_fingerprint
 
 if TYPE_CHECKING:
     from rlkd.teachers.topk import TopKTeacher

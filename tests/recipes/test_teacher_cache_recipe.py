@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlkd.errors import UsageError
 from rlkd.teachers.cache import CachedTeacher, CacheError
-from rlkd.teachers.topk import local_teacher, trace_ids
+from rlkd.teachers.local import LocalTeacher
+from rlkd.teachers.traces import trace_ids
 
 PROMPT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is 3 and 4?"}]
 
@@ -75,33 +76,32 @@ def test_a_run_keeps_what_the_teacher_says_and_a_second_one_asks_for_nothing(
 ) -> None:
     recipe.main(arguments())
     first = capsys.readouterr().out
-    assert "60 traces asked for, 0 were there" in first
+    assert "60 traces computed, 0 cached before" in first
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     cached = CachedTeacher(arguments().cache_dir, tokenizer=tokenizer, k=5)
     prompt, completion = trace_ids(tokenizer, PROMPT, "3 + 4 = 7\n#### 7", 256)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     [found] = cached.top_k([prompt + completion], [len(prompt)])
-    [live] = local_teacher(model, tokenizer, 5).top_k([prompt + completion], [len(prompt)])
+    [live] = LocalTeacher(model, tokenizer, 5).top_k([prompt + completion], [len(prompt)])
     torch.testing.assert_close(found.logprobs, live.logprobs, atol=1e-3, rtol=0)
     assert cached.name.startswith(f"transformers:{tiny_model}#")
     assert cached.index["made_by"]["max_completion_length"] == 256
 
     recipe.main(arguments(teacher=tiny_model))
-    assert "0 traces asked for, 60 were there" in capsys.readouterr().out
+    assert "0 traces computed, 60 cached before" in capsys.readouterr().out
 
 
 def test_the_type_of_the_weights_is_part_of_the_teachers_name(recipe, arguments, tiny_model, monkeypatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    stored = SimpleNamespace(dtype=torch.bfloat16)
+    stored = str(AutoConfig.from_pretrained(tiny_model).dtype).removeprefix("torch.")
     for device, dtype, expected in (
         ("cpu", "auto", "float32"),
-        ("cuda", "auto", "bfloat16"),
+        ("cuda", "auto", stored),
         ("cpu", "float16", "float16"),
     ):
-        monkeypatch.setitem(recipe.dtype_of.__globals__, "best_device", lambda found=device: found)
-        assert recipe.dtype_of(arguments(teacher_dtype=dtype), stored) == expected
-    teacher, _ = recipe.open_teacher(arguments(teacher_dtype="float32"), tokenizer)
-    assert teacher.name.endswith("@float32")
+        monkeypatch.setattr("rlkd.teachers.local.best_device", lambda device=device: device)
+        teacher, _ = recipe.open_teacher(arguments(teacher_dtype=dtype), tokenizer)
+        assert teacher.name.endswith(f"@{expected}")
 
 
 def test_no_password_of_an_address_is_printed(recipe, arguments, tiny_model) -> None:
@@ -113,7 +113,7 @@ def test_no_password_of_an_address_is_printed(recipe, arguments, tiny_model) -> 
 def test_cut_traces_are_counted(recipe, arguments, capsys) -> None:
     recipe.main(arguments(max_completion_length=10))
     assert "60 traces" in (said := capsys.readouterr().out)
-    assert "are cut at max_completion_length 10" in said
+    assert "are truncated at max_completion_length 10" in said
 
 
 def test_a_check_finds_the_damaged_shard(recipe, arguments, capsys) -> None:
@@ -207,6 +207,6 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(root, rows, 
 
     again = subprocess.run(command(cut), **run)
     assert again.returncode == 0, again.stderr
-    assert "0 were there" not in again.stdout
+    assert "0 cached before" not in again.stdout
     assert content(cut) == whole
     assert not list(cut.glob(".*.part"))

@@ -12,7 +12,10 @@ from rlkd.data.samples import sample_rows
 from rlkd.engines import EngineError
 from rlkd.teachers.cache import CachedTeacher, CachedTrace, build_cache
 from rlkd.teachers.coding import quantised
-from rlkd.teachers.topk import TopK, local_teacher, server_teacher, trace_ids, trace_text
+from rlkd.teachers.engine import EngineTeacher
+from rlkd.teachers.local import LocalTeacher
+from rlkd.teachers.topk import TopK
+from rlkd.teachers.traces import trace_ids, trace_text
 from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 
 ALLOWED = 32
@@ -55,7 +58,7 @@ def local(smollm: str, tokenizer: Any, traces: list[CachedTrace]) -> list[TopK]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(smollm, dtype=torch.float32)
-    return local_teacher(model, tokenizer, ALLOWED).top_k([t.ids for t in traces], [t.start for t in traces])
+    return LocalTeacher(model, tokenizer, ALLOWED).top_k([t.ids for t in traces], [t.start for t in traces])
 
 
 def assert_close(found: list[TopK], expected: list[TopK], most: float) -> None:
@@ -73,7 +76,7 @@ def spec(server: VLLMServer) -> str:
 
 
 def test_a_served_teacher_says_what_the_model_in_this_process_says(teacher_server, tokenizer, traces, local) -> None:
-    teacher = server_teacher(spec(teacher_server), ALLOWED, tokenizer=tokenizer, concurrency=4)
+    teacher = EngineTeacher(spec(teacher_server), ALLOWED, tokenizer=tokenizer, concurrency=4)
     found = teacher.top_k([t.ids for t in traces], [t.start for t in traces])
     assert_close(found, local, 1e-3)
     assert any((top.taken < top.logprobs[:, -1]).any() for top in found)  # tokens beyond the k are told, too
@@ -82,7 +85,7 @@ def test_a_served_teacher_says_what_the_model_in_this_process_says(teacher_serve
 def test_a_cache_from_a_server_gives_back_what_the_server_said(
     teacher_server, tokenizer, traces, local, tmp_path
 ) -> None:
-    teacher = server_teacher(spec(teacher_server), ALLOWED, tokenizer=tokenizer)
+    teacher = EngineTeacher(spec(teacher_server), ALLOWED, tokenizer=tokenizer)
     folder = tmp_path / "cache"
     build_cache(folder, teacher, traces, vocabulary_size=len(tokenizer), made_by={})
     cached = CachedTeacher(folder, tokenizer=tokenizer, k=ALLOWED)
@@ -92,13 +95,13 @@ def test_a_cache_from_a_server_gives_back_what_the_server_said(
 
 
 def test_more_log_probabilities_than_the_server_allows_name_its_option(teacher_server, tokenizer, traces) -> None:
-    teacher = server_teacher(spec(teacher_server), ALLOWED + 1, tokenizer=tokenizer)
+    teacher = EngineTeacher(spec(teacher_server), ALLOWED + 1, tokenizer=tokenizer)
     with pytest.raises(EngineError, match=rf"max allowed: {ALLOWED}.*--max-logprobs {ALLOWED + 1}"):
         teacher.top_k([traces[0].ids], [traces[0].start])
 
 
 def test_a_model_that_is_not_served_is_named(teacher_server, tokenizer, traces) -> None:
-    teacher = server_teacher(f"{teacher_server.url}/v1#absent", 4, tokenizer=tokenizer)
+    teacher = EngineTeacher(f"{teacher_server.url}/v1#absent", 4, tokenizer=tokenizer)
     with pytest.raises(EngineError, match=rf"absent.*The server offers: {Path(teacher_server.model)}"):
         teacher.top_k([traces[0].ids], [traces[0].start])
 
@@ -107,12 +110,12 @@ def test_a_student_with_another_tokenizer_is_refused(teacher_server, tiny_model,
     from transformers import AutoTokenizer
 
     other = AutoTokenizer.from_pretrained(tiny_model)
-    teacher = server_teacher(spec(teacher_server), 4, tokenizer=other)
+    teacher = EngineTeacher(spec(teacher_server), 4, tokenizer=other)
     with pytest.raises(EngineError, match="the server's tokenizer is not the student's"):
         teacher.top_k([traces[0].ids], [traces[0].start])
 
 
 def test_a_trace_beyond_the_context_is_named(teacher_server, tokenizer) -> None:
-    teacher = server_teacher(spec(teacher_server), 4, tokenizer=tokenizer)
+    teacher = EngineTeacher(spec(teacher_server), 4, tokenizer=tokenizer)
     with pytest.raises(EngineError, match=r"sequence 1 of 2 \(600 tokens\).*512"):
         teacher.top_k([[5] * 8, [5] * 600], [1, 1])

@@ -1,4 +1,4 @@
-"""Checks that a distillation run makes before any weights load: what would otherwise fail late, or in silence."""
+"""Checks of a distillation run before any weights load, of errors that would otherwise come late or stay silent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,10 @@ from rlkd.engines import Engine, EngineError, check_ready, open_engine
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.teachers.cache import CachedTeacher, CachedTrace
-from rlkd.teachers.topk import (
-    TopKTeacher,
-    check_temperature,
-    common_vocabulary,
-    server_teacher,
-    trace_ids,
-    trace_text,
-    vocabulary_fingerprint,
-)
+from rlkd.teachers.engine import EngineTeacher
+from rlkd.teachers.topk import TopKTeacher, check_temperature
+from rlkd.teachers.traces import trace_ids, trace_text
+from rlkd.teachers.vocabulary import common_vocabulary, vocabulary_fingerprint
 from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
 from trainers.common.preflight import check_columns, check_size, check_unused_columns
 from trainers.validity_kd.teachers import kind_of_teacher
@@ -34,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Rows whose traces are tokenised at the start to see how many are cut: enough for a share, and seconds.
-LOOKED_AT = 256
+# Rows whose traces are tokenised at the start to see how many are truncated: enough for a share, in seconds.
+SAMPLED_ROWS = 256
 
 
 def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | None) -> None:
@@ -47,14 +42,14 @@ def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | No
     check_unused_columns(args, "the teacher's traces")
     if args.restore_callback_states_from_checkpoint:
         raise UsageError(
-            "restore_callback_states_from_checkpoint=True would replace the callback that keeps tau; leave it at "
-            "False: what this trainer needs is restored anyway"
+            "restore_callback_states_from_checkpoint=True would replace the callback that saves tau; leave it at "
+            "False: the trainer restores its state anyway"
         )
     _check_sharding(args)
     if args.teacher_model_init_kwargs and kind_of_teacher(teacher) != "model":
         raise UsageError(
-            f"teacher_model_init_kwargs {args.teacher_model_init_kwargs} with a teacher that is not loaded here: a "
-            f"server or a cache was given its weights elsewhere. Leave the key out"
+            f"teacher_model_init_kwargs {args.teacher_model_init_kwargs} with a teacher whose weights are not loaded "
+            f"here. Leave the key out"
         )
     if args.use_vllm:
         check_installed()
@@ -69,25 +64,28 @@ def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | No
         raise UsageError("kernel: trl has the divergence jsd only. Set kernel: chunked for skewed divergences")
     if kind == "cache" and args.lmbda > 0:
         raise UsageError(
-            f"lmbda {args.lmbda:g} with the teacher cache {teacher}: it knows the teacher's traces, not what the "
-            f"student will write. Set lmbda: 0, or name a teacher that can be asked"
+            f"lmbda {args.lmbda:g} with the teacher cache {teacher}: it has the teacher's traces, but not the "
+            f"student's rollouts. Set lmbda: 0, or name a live teacher"
         )
-    if args.proposals == "generate" and args.needs_scorer:
-        _check_proposals(args, teacher, kind)
+    needs_steps = args.proposals == "generate" and args.needs_scorer and args.lmbda > 0
+    if needs_steps and kind == "top_k" and args.proposal_engine is None:
+        raise UsageError(
+            "proposals: generate on the student's rollouts: this teacher gives log-probabilities and generates no "
+            "text. Set proposal_engine"
+        )
 
 
-def open_proposal_engine(args: ValidityKDConfig, teacher: Any) -> Engine | None:
-    """The engine that writes the teacher's steps, asked whether it is there; raises `UsageError`.
+def open_proposal_engine(args: ValidityKDConfig, teacher: TopKTeacher | None) -> Engine | None:
+    """The engine that writes the teacher's steps, checked; raises `UsageError`.
 
-    None where the teacher in this process writes them, and where nobody does.
+    None where a teacher in this process writes them, and where none are written.
     """
     if args.proposals != "generate" or not args.needs_scorer:
         return None
-    spec = args.proposal_engine or (teacher if kind_of_teacher(teacher) == "server" else None)
-    if spec is None:
-        return None
+    if args.proposal_engine is None:
+        return teacher.engine if isinstance(teacher, EngineTeacher) else None
     try:
-        engine = open_engine(spec)
+        engine = open_engine(args.proposal_engine)
     except ValueError as error:
         raise UsageError(f"proposal_engine: {error}") from error
     if args.process_index == 0:
@@ -96,19 +94,19 @@ def open_proposal_engine(args: ValidityKDConfig, teacher: Any) -> Engine | None:
 
 
 def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any) -> TopKTeacher:
-    """A teacher that is a server, a cache or an object of that protocol, ready to be asked; raises `UsageError`.
+    """A teacher that is an engine, a cache or a `TopKTeacher`, checked; raises `UsageError`.
 
-    A server is asked for one token's log-probabilities, so that a wrong address, model, tokenizer or k shows at once.
+    An engine gets a request for one token, so that a wrong address, model, tokenizer or k shows at once.
     """
     kind = kind_of_teacher(teacher)
-    if kind == "server":
-        served = server_teacher(teacher, args.teacher_top_k, tokenizer=tokenizer)
+    if kind == "engine":
+        opened = EngineTeacher(teacher, args.teacher_top_k, tokenizer=tokenizer)
         if args.process_index == 0:
             try:
-                served.top_k([[0, 1]], [1])
+                opened.top_k([[0, 1]], [1])
             except EngineError as error:
-                raise UsageError(f"the teacher does not answer as it has to: {error}") from error
-        return served
+                raise UsageError(f"teacher check failed: {error}") from error
+        return opened
     if kind == "cache":
         return CachedTeacher(Path(teacher).expanduser(), tokenizer=tokenizer)
     if teacher.vocabulary != vocabulary_fingerprint(tokenizer):
@@ -116,44 +114,42 @@ def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any) -> TopKTeac
             f"the teacher {teacher.name} was made for a tokenizer of fingerprint {teacher.vocabulary}, and the "
             f"student's has {vocabulary_fingerprint(tokenizer)}: their ids mean different tokens"
         )
-    opened: TopKTeacher = teacher
-    return opened
+    return teacher  # type: ignore[no-any-return]
 
 
 def check_teacher_traces(args: ValidityKDConfig, dataset: Any, tokenizer: Any, teacher: TopKTeacher | None) -> None:
     """Compare the teacher's traces with the run's limits; raises `UsageError` (`CacheError`).
 
-    A cache must have a row for every one of them: otherwise the run would end at the first that it lacks, whenever
-    that is drawn. Of other teachers some traces are looked at, and a warning says how many are cut.
+    A cache must have a row for each of them: otherwise the run would end when a missing one is drawn. For other
+    teachers a sample is checked, and a warning says how many are truncated.
     """
     if args.lmbda == 1 or args.process_index > 0 or not hasattr(dataset, "__len__"):
         return
-    cached = isinstance(teacher, CachedTeacher)
-    apart = 1 if cached else max(1, len(dataset) // LOOKED_AT)
+    stride = 1 if isinstance(teacher, CachedTeacher) else max(1, len(dataset) // SAMPLED_ROWS)
     longest = args.max_completion_length or sys.maxsize
     template: Any = args.chat_template_kwargs
     ended: list[bool] = []
 
     def traces() -> Iterator[CachedTrace]:
-        for place in range(0, len(dataset), apart):
-            row = dataset[place]
+        for index in range(0, len(dataset), stride):
+            row = dataset[index]
             for number, rationale in enumerate(usable_traces(row["rationales"])):
                 text = trace_text(rationale, row.get("answer"))
                 prompt, ids = trace_ids(tokenizer, row["prompt"], text, longest, chat_template_kwargs=template)
                 ended.append(ids[-1] == tokenizer.eos_token_id)
-                yield CachedTrace(f"row {row.get('id', place)!r}, rationale {number}", [*prompt, *ids], len(prompt))
+                yield CachedTrace(f"row {row.get('id', index)!r}, rationale {number}", [*prompt, *ids], len(prompt))
 
     if isinstance(teacher, CachedTeacher):
         teacher.require(traces())
     else:
         deque(traces(), maxlen=0)
-    if cut := ended.count(False):
+    if truncated := ended.count(False):
         logger.warning(
-            "%d of %d traces of the teacher%s are longer than max_completion_length %d and are cut there: they teach "
+            "%d of %d %straces of the teacher are longer than max_completion_length %d and are truncated: they teach "
             "neither an answer nor an end. Raise it, or leave such rows out",
-            cut,
+            truncated,
             len(ended),
-            "" if apart == 1 else " that were looked at",
+            "" if stride == 1 else "sampled ",
             longest,
         )
 
@@ -165,14 +161,6 @@ def _check_sharding(args: ValidityKDConfig) -> None:
             "FSDP and ZeRO stage 3 split a model's last layer over the processes, and this trainer reads it whole. "
             "Use several processes without them (each holds student and teacher), ZeRO stage 1 or 2, or a teacher "
             "on a server"
-        )
-
-
-def _check_proposals(args: ValidityKDConfig, teacher: Any, kind: str) -> None:
-    if kind == "top_k" and args.lmbda > 0 and args.proposal_engine is None:
-        raise UsageError(
-            "proposals: generate on the student's rollouts: this teacher gives log-probabilities and writes nothing. "
-            "Set proposal_engine"
         )
 
 
@@ -204,7 +192,7 @@ def check_dataset(args: ValidityKDConfig, dataset: Any, part: str) -> None:
     if columns is None:
         return
     if {"image", "images"} & set(columns):
-        raise UsageError(f"{part} has images; steps are found in text only. Take TRL's DistillationTrainer")
+        raise UsageError(f"{part} has images; steps exist in text only. Use TRL's DistillationTrainer")
     if part != "train_dataset" or not hasattr(dataset, "__len__"):
         return
     check_size(
@@ -223,19 +211,19 @@ def _check_traces(args: ValidityKDConfig, dataset: Any, part: str) -> None:
     if "rationales" not in dataset.column_names:
         raise UsageError(
             f"{part} has no column 'rationales' (a list of the teacher's traces), and lmbda {args.lmbda:g} means that "
-            f"{1 - args.lmbda:.0%} of the batches are made of them; there are {', '.join(dataset.column_names)}. "
+            f"{1 - args.lmbda:.0%} of the batches consist of them; the columns are {', '.join(dataset.column_names)}. "
             f'{way_out}, or name their column: --columns \'{{"rationales": "COLUMN"}}\''
         )
-    without = [place for place, traces in enumerate(dataset["rationales"]) if not usable_traces(traces)]
+    without = [index for index, traces in enumerate(dataset["rationales"]) if not usable_traces(traces)]
     if without:
         raise UsageError(
-            f"{part}: {len(without)} of {len(dataset)} rows have no trace of the teacher in 'rationales', the first "
-            f"is row {without[0]}. {way_out}, or leave these rows out"
+            f"{part}: {len(without)} of {len(dataset)} rows have no teacher trace in 'rationales', the first is row "
+            f"{without[0]}. {way_out}, or leave these rows out"
         )
 
 
 def usable_traces(traces: Any) -> list[str]:
-    """The traces of a row that are not blank; a single text counts as one."""
+    """The traces of a row that are not blank; a single text is one trace."""
     listed = [traces] if isinstance(traces, str) else traces or []
     return [trace for trace in listed if isinstance(trace, str) and trace.strip()]
 
@@ -243,8 +231,8 @@ def usable_traces(traces: Any) -> list[str]:
 def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> None:
     """Compare the tokenizers of the student and of a teacher in this process; raise `UsageError` where they differ.
 
-    `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found is let pass with
-    a warning: the widths of the heads are all that can be compared then.
+    `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found passes with a
+    warning: only the widths of the heads can be compared then.
     """
     from transformers import AutoTokenizer
 
@@ -258,12 +246,12 @@ def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> None
     except Exception as error:
         if isinstance(teacher, str):
             raise UsageError(
-                f"teacher {teacher!r} cannot be read: {str(error).splitlines()[0]}. Give a folder written by "
-                f"save_pretrained, a hub id within reach, one of our names, a server (http://HOST:PORT/v1#MODEL), or "
-                f"the folder of a teacher cache (it holds index.json)"
+                f"teacher {teacher!r} cannot be read: {str(error).splitlines()[0]}. Name a folder written by "
+                f"save_pretrained, a reachable hub id, an embedded model, an engine (http://HOST:PORT/v1#MODEL), or "
+                f"the folder of a teacher cache (it has index.json)"
             ) from error
         logger.warning(
-            "the teacher came as an object whose tokenizer is not known (%r): that it shares the student's vocabulary "
+            "the teacher is an object whose tokenizer is unknown (%r): whether it shares the student's vocabulary "
             "cannot be checked",
             name,
         )

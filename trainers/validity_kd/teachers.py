@@ -30,7 +30,8 @@ from rlkd.divergence import (
     topk_statistics,
 )
 from rlkd.engines import is_engine_spec
-from rlkd.teachers.topk import TopKTeacher, check_logits, logit_settings
+from rlkd.teachers.local import check_logits, logit_settings
+from rlkd.teachers.topk import TopKTeacher
 
 Batch = Mapping[str, Any]
 """Tensors: `prompt_ids`, `prompt_mask` [B, P] padded on the left, `completion_ids`, `completion_mask` [B, C]."""
@@ -267,11 +268,11 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 
 def kind_of_teacher(teacher: Any) -> str:
-    """`server`, `cache`, `top_k` (an object of that protocol) or `model`, from what a run names as its teacher."""
+    """The kind of a run's teacher: `engine`, `cache`, `top_k` (an object of that protocol) or `model`."""
     if not isinstance(teacher, str):
         return "top_k" if hasattr(teacher, "top_k") and hasattr(teacher, "vocabulary") else "model"
-    if is_engine_spec(teacher):
-        return "server"
-    # What recipes/teacher_cache.py writes has an index; what `save_pretrained` writes has a config.
+    # A cache has an index, a folder of `save_pretrained` a config.
     folder = Path(teacher).expanduser()
-    return "cache" if (folder / "index.json").is_file() and not (folder / "config.json").is_file() else "model"
+    if (folder / "index.json").is_file() and not (folder / "config.json").is_file():
+        return "cache"
+    return "engine" if is_engine_spec(teacher) and not folder.is_dir() else "model"

@@ -40,7 +40,8 @@ from rlkd.divergence import weighted_mean
 from rlkd.engines import Sampling
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
-from rlkd.teachers.topk import TopKTeacher, trace_ids, trace_text
+from rlkd.teachers.topk import TopKTeacher
+from rlkd.teachers.traces import trace_ids, trace_text
 from rlkd.validity import StepWeighting
 from trainers.common.checkpoints import step_of
 from trainers.common.preflight import named_datasets
@@ -120,12 +121,12 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
             trust_remote_code=args.trust_remote_code,
         )
         if isinstance(tokenizer, ProcessorMixin):
-            raise UsageError("a student with images: steps are found in text only. Take TRL's DistillationTrainer")
+            raise UsageError("a student with images: steps exist in text only. Use TRL's DistillationTrainer")
         opened = None if kind == "model" else open_top_k(args, teacher, tokenizer)
         if kind == "model":
             check_vocabulary(args, tokenizer, teacher)
         check_teacher_traces(args, train_dataset, tokenizer, opened)
-        self._engine = open_proposal_engine(args, teacher)
+        self._engine = open_proposal_engine(args, opened)
         if args.use_vllm:
             name = student if isinstance(student, str) else str(student.config._name_or_path)
             check_rollouts(args, name, longest_prompt(train_dataset, tokenizer))  # type: ignore[arg-type]

@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from rlkd.files import lock_file
 from rlkd.teachers.cache import CacheBuild, CachedTeacher, CachedTrace, CacheError, build_cache, check_cache
 from rlkd.teachers.coding import LARGEST_RANGE, bytes_per_token, decode, encode, quantised
+from rlkd.teachers.local import LocalTeacher
 from rlkd.teachers.shards import row_key
-from rlkd.teachers.topk import LOWEST, TopK, local_teacher
+from rlkd.teachers.topk import LOWEST, TopK
 
 K = 6
 # Of the 24 traces three fit into a shard of so many bytes.
@@ -34,7 +35,7 @@ def teacher(tiny_model: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(40)  # probabilities from nearly 1 to nearly 0, as a trained model's
-    return local_teacher(model, AutoTokenizer.from_pretrained(tiny_model), K, name="tiny")
+    return LocalTeacher(model, AutoTokenizer.from_pretrained(tiny_model), K, name="tiny")
 
 
 @pytest.fixture(scope="module")

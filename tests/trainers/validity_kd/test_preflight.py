@@ -76,7 +76,7 @@ def test_tau_comes_as_text_from_the_command_line(tmp_path) -> None:
         ({"per_device_train_batch_size": 16}, "has 8 prompts, but one generation batch takes 16"),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}, "one generation batch takes 16"),
         ({"teacher": "no-such-teacher"}, "teacher 'no-such-teacher' cannot be read"),
-        ({"teacher": "http://127.0.0.1:9/v1#x"}, "the teacher does not answer as it has to: .*127.0.0.1:9"),
+        ({"teacher": "http://127.0.0.1:9/v1#x"}, "teacher check failed: .*127.0.0.1:9"),
         ({"teacher": "http://127.0.0.1:9/v1#x", "teacher_model_init_kwargs": {"dtype": "float32"}}, "Leave the key"),
         ({"proposals": "generate", "proposal_engine": "transformer:foo"}, "transformer:foo"),
         ({"proposals": "generate", "proposal_engine": "http://127.0.0.1:9/v1#x"}, "proposal_engine: .*127.0.0.1:9"),
@@ -95,8 +95,8 @@ def test_what_cannot_work_fails_before_a_model_loads(tiny_model, tmp_path, monke
     ("change", "message"),
     [
         (lambda row: {"prompt": row["prompt"]}, "has no column 'rationales'.*Set lmbda: 1"),
-        (lambda row: row | {"rationales": []}, "8 of 8 rows have no trace"),
-        (lambda row: row | {"rationales": [" "]}, "8 of 8 rows have no trace"),
+        (lambda row: row | {"rationales": []}, "8 of 8 rows have no teacher trace"),
+        (lambda row: row | {"rationales": [" "]}, "8 of 8 rows have no teacher trace"),
         (lambda row: row | {"completions": "x"}, "'completions' is reserved"),
         (lambda row: row | {"image": "x"}, "has images"),
         (lambda row: {"question": "x", "rationales": ["y"]}, "has no column 'prompt'"),
@@ -111,7 +111,7 @@ def test_a_dataset_that_does_not_fit_is_refused(tiny_model, tmp_path, change, me
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": "{url}#other"}, "the teacher does not answer as it has to: .*other"),
+        ({"teacher": "{url}#other"}, "teacher check failed: .*other"),
         ({"teacher": "{url}#tiny", "teacher_top_k": 30}, "Start it with --max-logprobs 30"),
         ({"proposals": "generate", "proposal_engine": "{url}#other"}, r"has no model 'other'; it offers tiny"),
     ],

@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlkd.engines import Completion, Sampling
 from rlkd.errors import UsageError
 from rlkd.teachers.cache import CachedTeacher, CachedTrace, build_cache
-from rlkd.teachers.topk import TopK, local_teacher, trace_ids, trace_text
+from rlkd.teachers.local import LocalTeacher
+from rlkd.teachers.topk import TopK
+from rlkd.teachers.traces import trace_ids, trace_text
 from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
@@ -83,7 +85,7 @@ def test_training_from_a_cache_is_training_from_the_live_top_k_teacher(
     tiny_model, teacher_model, tmp_path, control
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)
-    live = local_teacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=8)
+    live = LocalTeacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=8)
     make_cache(tmp_path / "cache", live, tokenizer)
     cache = CachedTeacher(tmp_path / "cache", tokenizer=tokenizer)
 
@@ -111,7 +113,7 @@ def test_training_from_a_cache_is_training_from_the_live_top_k_teacher(
 
 def test_a_cache_needs_the_teachers_traces_alone(tiny_model, teacher_model, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)
-    live = local_teacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=4)
+    live = LocalTeacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=4)
     make_cache(tmp_path / "cache", live, tokenizer)
     for changes, message in (
         ({"lmbda": 0.5}, "lmbda 0.5 with the teacher cache .* Set lmbda: 0"),
@@ -137,7 +139,7 @@ def server(teacher_model, monkeypatch):
 @pytest.mark.parametrize("lmbda", [0.0, 1.0], ids=["traces", "rollouts"])
 def test_a_server_teaches_as_the_same_model_here_does(tiny_model, teacher_model, tmp_path, server, lmbda) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)
-    here = local_teacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=6)
+    here = LocalTeacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=6)
     _, expected = run(tiny_model, here, tmp_path / "here", lmbda=lmbda)
     _, found = run(tiny_model, f"{server.url}#tiny", tmp_path / "server", lmbda=lmbda, teacher_top_k=6)
     for one, other in zip(expected, found, strict=True):
@@ -320,7 +322,7 @@ def test_what_a_wider_teacher_says_of_ids_that_only_pad_goes_to_all_others(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)
     width = len(tokenizer)
-    here = local_teacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=8)
+    here = LocalTeacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=8)
 
     class Wider:
         """The same, but that its second likeliest token is one that the student has no row for."""
@@ -352,7 +354,7 @@ def test_a_teacher_with_an_adapter_on_its_head_is_refused(tiny_model, teacher_mo
         AutoModelForCausalLM.from_pretrained(teacher_model),
         LoraConfig(r=4, target_modules=["lm_head", "q_proj"], init_lora_weights=False),
     )
-    with pytest.raises(UsageError, match=r"does something to its logits .* merge that into its weights"):
+    with pytest.raises(UsageError, match=r"changes its logits .* into the weights"):
         run(tiny_model, teacher, tmp_path)
     run(tiny_model, teacher.merge_and_unload(), tmp_path, max_steps=1)
 
@@ -361,7 +363,7 @@ def test_a_cache_that_lacks_a_trace_is_refused_before_a_model_loads(
     tiny_model, teacher_model, tmp_path, monkeypatch
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)
-    live = local_teacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=4)
+    live = LocalTeacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=4)
     make_cache(tmp_path / "cache", live, tokenizer)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UsageError, match="has no row for 8 of 8 traces, the first is row 'row-0', rationale 0"):
@@ -373,7 +375,7 @@ def test_a_cache_that_lacks_a_trace_is_refused_before_a_model_loads(
 
 def test_cut_traces_are_counted_at_the_start(tiny_model, teacher_model, tmp_path, caplog) -> None:
     run(tiny_model, teacher_model, tmp_path / "long", max_steps=1)
-    assert "are cut there" not in caplog.text
+    assert "are truncated" not in caplog.text
     run(tiny_model, teacher_model, tmp_path / "short", max_completion_length=40, max_steps=1)
     assert "8 of 8 traces of the teacher are longer than max_completion_length 40" in caplog.text
 

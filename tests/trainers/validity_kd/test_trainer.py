@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from trl import DistillationConfig, DistillationTrainer
 
 from rlkd.data.loading import load_rows, to_dataset
-from rlkd.teachers.topk import local_teacher, trace_ids, trace_text
+from rlkd.teachers.local import LocalTeacher
+from rlkd.teachers.traces import trace_ids, trace_text
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
 from trainers.validity_kd.trainer import choose_trace, writes_itself
@@ -370,7 +371,7 @@ def test_a_top_k_teacher_that_knows_all_tokens_is_as_good_as_its_weights(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(teacher_model)
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)
-    everything = local_teacher(model, tokenizer, k=len(tokenizer))
+    everything = LocalTeacher(model, tokenizer, k=len(tokenizer))
     found = []
     for name, teacher in (("dense", teacher_model), ("sparse", everything)):
         args = config(tmp_path / name, lmbda=0.0, max_completion_length=120)
