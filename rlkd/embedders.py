@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rlkd.engines.base import EngineError
 from rlkd.errors import UsageError
 from rlkd.registry import SpecError, build
 
@@ -73,16 +74,25 @@ def open_embedder(spec: str = DEFAULT, *, device: str | None = None) -> Embedder
     return embedder
 
 
-def check_embedder(embedder: Embedder) -> None:
-    """Embed one text. Raises `UsageError` if the result is not what `Embedder.embed` promises."""
+def checked_embedder(spec: str) -> Embedder:
+    """The embedder that a spec names, after it has embedded one text.
+
+    Raises `UsageError` for a model that does not load, and for a result that is not as `Embedder.embed` promises.
+    """
     import numpy as np
 
-    vectors = np.asarray(embedder.embed(["total cost"]))
-    if vectors.ndim != 2 or len(vectors) != 1 or not abs(np.linalg.norm(vectors[0].astype(np.float64)) - 1) < 1e-3:
+    embedder = open_embedder(spec)
+    try:
+        vectors = np.asarray(embedder.embed(["total cost"]))
+    except (EngineError, OSError) as error:
+        raise UsageError(f"--embedder {spec}: {error}") from error
+    length = float(np.linalg.norm(vectors.astype(np.float64)))
+    if vectors.ndim != 2 or len(vectors) != 1 or not abs(length - 1) < 1e-3:
         raise UsageError(
-            f"embedder {embedder.name!r}: expected one vector of length 1 for one text, found an array of shape "
-            f"{vectors.shape} with the length {np.linalg.norm(vectors):.3g}. Divide each vector by its length"
+            f"--embedder {spec}: expected one vector of length 1 for one text, found an array of shape {vectors.shape} "
+            f"with the length {length:.3g}. Divide each vector by its length"
         )
+    return embedder
 
 
 # Words that occur in every question. Without them a vector says more about the content of a text; our list. A change

@@ -15,6 +15,7 @@ import pytest
 
 from rlkd.data.loading import load_rows
 from rlkd.errors import UsageError
+from rlkd.rationales.write import teacher as teacher_module
 from tests.helpers import HELPERS
 from tests.helpers.quick_retries import shorten_pauses
 
@@ -101,7 +102,7 @@ def test_a_whole_run_ends_with_rows_to_train_on_and_a_second_one_asks_for_nothin
     recipe.main(arguments(hinted_retry=True))
     assert len(teacher.asked) == asked
     assert files(tmp_path / "out") == before
-    assert "0 requests asked" in capsys.readouterr().out
+    assert "0 requests sent" in capsys.readouterr().out
 
 
 def test_the_summary_counts_what_the_files_hold(recipe, arguments, tmp_path) -> None:
@@ -136,7 +137,7 @@ def test_one_prompt_that_is_refused_at_once_costs_its_own_question_and_never_the
         written = [json.loads(line) for line in (tmp_path / "out/written.jsonl").open()]
         assert [question["id"] for question in written if not question["candidates"]] == ["r0"]
         said = capsys.readouterr().out
-        assert f"{1 if start else 30} requests asked" in said
+        assert f"{1 if start else 30} requests sent" in said
         assert "1 failed.\nThe last failure: http://" in said
         assert "400" in said
 
@@ -226,7 +227,7 @@ def test_a_teacher_in_this_process_is_not_asked_twice_either(recipe, arguments, 
     assert run("out") == first
     assert run("other") == first
     counts = json.loads(first["summary.json"])["write"]["counts"]
-    assert counts["unusable"] == counts["cut"] == 6
+    assert counts["unusable"] == counts["truncated"] == 6
     assert counts["tokens"] == {"seed": 6, "guided": 30}
 
 
@@ -301,6 +302,7 @@ def test_the_scores_of_the_built_in_selectors_are_known(recipe, tiny_model) -> N
 
     from rlkd.rationales.records import Question, candidate
     from rlkd.rationales.select import BUILT_IN, apply, load_selector
+    from rlkd.rationales.select.selection import SCORES
 
     texts = ["3 + 4 = 7\n#### 7", "First 3 apples, then 4 pears, so 3 + 4 = 7 fruits.\n#### 7", "4 + 4 = 8\n#### 8"]
     questions = [
@@ -308,8 +310,8 @@ def test_the_scores_of_the_built_in_selectors_are_known(recipe, tiny_model) -> N
         for name in ("a", "b", "c")
     ]
     given = {"student": f"transformers:{tiny_model}", "engine": f"transformers:{tiny_model}"}
-    assert set(recipe.SCORES) == set(BUILT_IN)
-    for name, scores in recipe.SCORES.items():
+    assert set(SCORES) == set(BUILT_IN)
+    for name, scores in SCORES.items():
         kept, dropped = asyncio.run(apply(load_selector(name, defaults=given), questions))
         judged = [each for question in kept for each in question.candidates] + [each.candidate for each in dropped]
         assert {score for each in judged for score in each.scores} == set(scores), name
@@ -328,10 +330,11 @@ def test_a_bank_that_the_run_would_write_over_is_refused(recipe, arguments, teac
     assert (bank.read_bytes(), len(teacher.asked)) == (before, asked)
 
 
-def test_the_teacher_is_closed_before_the_student_is_loaded(recipe, arguments, tiny_model, tmp_path) -> None:
+def test_the_teacher_is_closed_before_the_student_is_loaded(
+    recipe, arguments, tiny_model, tmp_path, monkeypatch
+) -> None:
     opened: list[Any] = []
-    of_recipe = recipe.main.__globals__
-    real = of_recipe["open_engine"]
+    real = teacher_module.open_engine
 
     def opening(*given: Any, **settings: Any) -> Any:
         opened.append(real(*given, **settings))
@@ -340,14 +343,11 @@ def test_the_teacher_is_closed_before_the_student_is_loaded(recipe, arguments, t
     own = tmp_path / "own.py"
     own.write_text("from rlkd.rationales.select import SelectorVerdict\ndef look(questions):\n    raise LookupError\n")
     model = f"transformers:{tiny_model}"
-    of_recipe["open_engine"] = opening
-    try:
-        with pytest.raises(LookupError):
-            recipe.main(
-                arguments(teacher=model, writers=["free"], max_rows=2, max_new_tokens=4, selectors=[f"{own}:look"])
-            )
-    finally:
-        of_recipe["open_engine"] = real
+    monkeypatch.setattr(teacher_module, "open_engine", opening)
+    with pytest.raises(LookupError):
+        recipe.main(
+            arguments(teacher=model, writers=["free"], max_rows=2, max_new_tokens=4, selectors=[f"{own}:look"])
+        )
     [teacher] = opened
     assert (tmp_path / "out/written.jsonl").exists()
     assert "not loaded" in repr(teacher)
@@ -365,7 +365,7 @@ def test_the_shipped_configuration_with_hints_has_a_second_look(recipe, root) ->
 
     for path in sorted((root / "recipes").glob("rationales*.yaml")):
         script = recipe.RationalesScriptArguments(**yaml.safe_load(path.read_text()))
-        assert recipe.second_look(script) or not script.hinted_retry
+        assert script.selection().has_second_look or not script.hinted_retry
 
 
 def test_parameters_of_a_selector_that_is_not_used_are_refused(arguments) -> None:
@@ -383,12 +383,10 @@ def test_a_model_that_the_server_does_not_have_is_refused(recipe, arguments, tea
         recipe.main(arguments(teacher=teacher.spec.replace("#scripted", "#other")))
 
 
-def test_an_attempt_at_a_server_may_take_half_of_the_time_of_a_request(
-    recipe, arguments, teacher, monkeypatch
-) -> None:
-    assert recipe.open_teacher(arguments(deadline=900.0)).timeout == 450.0
+def test_an_attempt_at_a_server_may_take_half_of_the_time_of_a_request(teacher, monkeypatch) -> None:
+    assert teacher_module.open_teacher(teacher.spec, deadline=900.0).timeout == 450.0
     monkeypatch.setenv("RLKD_TEACHER_SPEC", teacher.spec)
-    named = recipe.open_teacher(arguments(deadline=900.0, teacher="env:RLKD_TEACHER_SPEC", concurrency=3))
+    named = teacher_module.open_teacher("env:RLKD_TEACHER_SPEC", deadline=900.0, concurrency=3)
     assert (named.timeout, named.concurrency) == (450.0, 3)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from rlkd import embedders
-from rlkd.embedders import KnownVectors, check_embedder, open_embedder, unit_rows
+from rlkd.embedders import KnownVectors, checked_embedder, open_embedder, unit_rows
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
 
@@ -264,10 +264,9 @@ class Nameless:
 
 def test_an_embedder_of_a_file_is_opened_by_its_path_and_checked(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
-    own = open_embedder(f"{tmp_path}/own.py:Letters")
-    check_embedder(own)
+    own = checked_embedder(f"{tmp_path}/own.py:Letters")
     assert (own.name, own.embed(["add"]).shape) == ("letters-26", (1, 26))
     with pytest.raises(UsageError, match=r"expected an object with a `name` \(text\) and `embed\(texts\)`"):
         open_embedder(f"{tmp_path}/own.py:Nameless")
     with pytest.raises(UsageError, match=r"shape \(1, 26\) with the length 2. Divide"):
-        check_embedder(open_embedder(f"{tmp_path}/own.py:Twice"))
+        checked_embedder(f"{tmp_path}/own.py:Twice")

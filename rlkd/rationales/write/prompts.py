@@ -1,8 +1,8 @@
-"""What a teacher is asked for, and how its step-keyed replies are read. The wording is ours.
+"""Prompts for the teacher, and the reader of its step-keyed replies. The wording is ours.
 
-There are two kinds of request. A *free* one asks for a worked solution as text. A *step-keyed* one asks for a JSON
-object with the route (category, intents, difficulty, budget, path) and the rationale, one text for each named step, as
-D-RPC does (arXiv 2605.07139); a plan from the path bank may stand in it. The gold answer is in `hinted_prompt` only.
+There are two kinds of request. A *free* one asks for a rationale as text. A *step-keyed* one asks for a JSON object
+with the route (category, intents, difficulty, budget, path) and the rationale, one text for each named step, as D-RPC
+does (arXiv 2605.07139); it may contain a plan from the path bank. The gold answer is in `hinted_prompt` only.
 
     >>> reply = read_reply('Sure! {"path": ["AddParts"], "rationale": {"AddParts": "3 + 4 = 7"}, "answer": 7/1}')
     >>> print(reply.text())
@@ -11,7 +11,7 @@ D-RPC does (arXiv 2605.07139); a plan from the path bank may stand in it. The go
     >>> reply.structure()[0].meta
     'Add Parts'
 
-What a reply lacks is None or empty; what cannot be read at all is None as a whole, and its text is kept as it is.
+Missing parts of a reply are None or empty; a reply that cannot be read at all is None, and its text is kept as it is.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkd.engines.base import Message
 from rlkd.structure import Structure, from_step_keyed, repair_backslashes
+
+if TYPE_CHECKING:
+    from rlkd.rationales.bank.routing import Route
 
 FREE = (
     "Solve the problem so that a student can learn from it: short lines, one step a line, every calculation written "
@@ -51,7 +54,7 @@ HINT = (
     "that the result was known."
 )
 
-# Ours: a problem that is in none of the data sets.
+# The few-shot example. Ours: a problem that is in none of the data sets.
 EXAMPLE = (
     "A pen costs 3 dollars, and a book costs 4 times as much. How many dollars do 2 books and a pen cost?",
     {
@@ -83,18 +86,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["category", "intents", "difficulty", "budget", "path", "rationale", "answer"],
     "additionalProperties": False,
 }
-"""What a step-keyed reply looks like, for engines that guide their decoding."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the bank offers for a question: where it belongs, and the paths that worked there."""
-
-    category: str
-    intent: str
-    difficulty: int
-    budget: int
-    paths: tuple[tuple[str, ...], ...]
+"""The schema of a step-keyed reply, for engines that guide their decoding."""
 
 
 @dataclass(frozen=True)
@@ -110,28 +102,28 @@ class StepReply:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The names of the steps that were written: what the route announced does not count (our choice)."""
+        """The names of the written steps; the path that the route announces does not count (our choice)."""
         return tuple(name for name, _ in self.steps)
 
     def text(self) -> str:
-        """The rationale as a student is trained on it: a line a step, then the answer."""
+        """The rationale as a student is trained on it: one line per step, then the answer."""
         lines = [f"{name}: {text}" for name, text in self.steps]
         return "\n".join([*lines, f"#### {self.answer}"] if self.answer else lines)
 
     def structure(self) -> Structure:
-        """Its steps: the name as the sub-question, calculation and result from the text."""
+        """The structure: step names as sub-questions, calculation and result from the text."""
         return from_step_keyed(dict(self.steps))
 
 
 def free_prompt(question: str) -> list[Message]:
-    """Ask for a worked solution in free form."""
+    """The request for a rationale in free form."""
     return [{"role": "system", "content": FREE}, {"role": "user", "content": question}]
 
 
-def step_prompt(question: str, plan: Plan | None = None) -> list[Message]:
-    """Ask for a step-keyed solution; with a plan, along one of its paths or a careful revision of it.
+def step_prompt(question: str, plan: Route | None = None) -> list[Message]:
+    """The request for a step-keyed rationale; with a plan, along one of its paths or a careful revision of it.
 
-    Without a plan the request is the same but for the plan: what is compared then is the bank and nothing else.
+    Both requests are equal except for the plan, so that a comparison of the two measures the bank and nothing else.
     """
     shown_question, shown_reply = EXAMPLE
     return [
@@ -142,8 +134,8 @@ def step_prompt(question: str, plan: Plan | None = None) -> list[Message]:
     ]
 
 
-def plan_text(plan: Plan) -> str:
-    """A plan as the teacher reads it."""
+def plan_text(plan: Route) -> str:
+    """The text of a plan: the place of the question in the bank, and the paths that worked there."""
     paths = [f"{number}. {' -> '.join(path)}" for number, path in enumerate(plan.paths, start=1)]
     return "\n".join(
         [
@@ -167,10 +159,10 @@ def hinted_prompt(prompt: Sequence[Message], answer: str) -> list[Message]:
 
 
 def read_reply(text: str) -> StepReply | None:
-    """Read a step-keyed reply; None where there is nothing usable in it. Takes time linear in the text.
+    """Read a step-keyed reply; None if nothing in it is usable. Takes time linear in the text.
 
     Tolerated: words and fences around the object (the outermost braces count), thoughts before a closing think tag,
-    bare fractions, commas too many, LaTeX backslashes, raw newlines in strings, a rationale as an escaped string or
+    bare fractions, extra commas, LaTeX backslashes, raw newlines in strings, a rationale as an escaped string or
     as a list of steps, texts that are numbers or objects of parts. A step without a name or text is left out.
     """
     try:
@@ -179,23 +171,23 @@ def read_reply(text: str) -> StepReply | None:
         return None
 
 
-def _read_reply(found: Mapping[str, Any] | None) -> StepReply | None:
-    if found is None:
+def _read_reply(reply: Mapping[str, Any] | None) -> StepReply | None:
+    if reply is None:
         return None
-    rationale = found.get("rationale")
+    rationale = reply.get("rationale")
     if isinstance(rationale, str):
         rationale = read_object(rationale)
     steps = tuple(_steps(rationale))
     if not steps:
         return None
-    intents = found.get("intents", found.get("intent"))
+    intents = reply.get("intents", reply.get("intent"))
     return StepReply(
         steps,
-        answer=_line(found.get("answer", found.get("ans"))) or None,
-        category=_line(found.get("category")) or None,
+        answer=_line(reply.get("answer", reply.get("ans"))) or None,
+        category=_line(reply.get("category")) or None,
         intents=tuple(filter(None, map(_line, intents if isinstance(intents, list) else [intents]))),
-        difficulty=_whole(found.get("difficulty")),
-        budget=_whole(found.get("budget")),
+        difficulty=_whole(reply.get("difficulty")),
+        budget=_whole(reply.get("budget")),
     )
 
 
@@ -217,7 +209,7 @@ def read_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-# Strings are passed over whole, so that nothing inside one is changed; one that is not closed reaches to the end.
+# Strings are matched whole, so that nothing inside one is changed; an unclosed one reaches to the end.
 _REPAIRED = re.compile(
     r'"(?>(?:[^"\\]|\\.)*)(?:"|\\?\Z)'
     r"|(?P<fraction>(?<![\w.])-?\d+(?:\.\d+)?\s?/\s?-?\d+(?:\.\d+)?(?![\w.]))"
@@ -226,10 +218,10 @@ _REPAIRED = re.compile(
 )
 
 
-def _repaired(found: re.Match[str]) -> str:
-    if found["fraction"]:
-        return f'"{found["fraction"]}"'
-    return "" if found["comma"] else found[0]
+def _repaired(match: re.Match[str]) -> str:
+    if match["fraction"]:
+        return f'"{match["fraction"]}"'
+    return "" if match["comma"] else match[0]
 
 
 def _steps(rationale: Any) -> list[tuple[str, str]]:

@@ -1,18 +1,18 @@
-"""Candidates for questions: brought along, or written by a teacher, freely or along the paths of a bank.
+"""Candidates for questions: brought by the rows, or written by a teacher, freely or along the paths of a bank.
 
-What *writers* there are, in any combination; a question's candidates stand in the order in which they are named:
+The *writers*, in any combination; a question's candidates are in the order of the writers:
 
-    ready    the rationales that the rows bring along
-    free     N worked solutions in free form
-    steps    N step-keyed solutions
-    bank     N step-keyed solutions along the paths of a bank, by the same request (D-RPC, arXiv 2605.07139)
+    ready    the rationales that the rows bring
+    free     N rationales in free form
+    steps    N step-keyed rationales
+    bank     N step-keyed rationales along the paths of a bank, by the same request (D-RPC, arXiv 2605.07139)
 
-A first-pass request never holds the gold answer. With `hinted_retry`, a question to which no candidate has the right
-answer is asked once more with the answer as a hint; what comes of it has the source `hinted`.
+A first-pass request never contains the gold answer. With `hinted_retry`, a question for which no candidate has the
+right answer is sent once more with the answer as a hint; these candidates have the source `hinted`.
 
-The bank grows while it is used, so questions are worked on in *waves*: within one the bank stands still, after it the
-right answers are entered in the order of the questions. So the result does not depend on which answer came first, and
-a run that starts again from its journal takes the same way.
+The bank grows while it is used, so questions are processed in *waves*: during a wave the bank does not change; after
+it the right answers are entered in the order of the questions. So the result does not depend on which answer came
+first, and a run that starts again from its journal takes the same course.
 
     >>> questions = [Question(f"q{i}", "?", columns={"topic": "ab"[i % 2]}) for i in range(40)]
     >>> len(seed_set(questions, 0.1, "topic"))
@@ -35,8 +35,8 @@ from rlkd.engines import Sampling, run
 from rlkd.engines.base import Message
 from rlkd.errors import UsageError
 from rlkd.rationales.records import Candidate, Question, candidate
-from rlkd.rationales.write.journal import Answer, Request, Teacher
-from rlkd.rationales.write.prompts import SCHEMA, Plan, StepReply, free_prompt, hinted_prompt, read_reply, step_prompt
+from rlkd.rationales.write.prompts import SCHEMA, StepReply, free_prompt, hinted_prompt, read_reply, step_prompt
+from rlkd.rationales.write.teacher import Answer, RationaleTeacher, Request
 from rlkd.registry import suggestion
 
 if TYPE_CHECKING:
@@ -48,26 +48,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WRITERS = ("ready", "free", "steps", "bank")
-# What a writer's requests are called in the journal and in the counts.
+# The stage of a writer's requests in the journal and in the counts.
 _STAGES = {"free": "free", "steps": "steps", "bank": "guided"}
-# Questions that are routed before few paths offered are worth a word while the run goes on.
+# Routed questions after which a low share of offered paths is reported during the run.
 EARLY = 50
 SEEDS_AT_ONCE = 256
-# No answer is as long, and comparing what is takes a worker all its time. Characters.
-_LONGEST_ANSWER = 500
+# A longer text is not an answer, and comparing it takes a worker all its time. Characters.
+MAX_ANSWER = 500
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How candidates come about.
+    """Settings of the writing.
 
-    `writers` and `hinted_retry` as above; `candidates` is N. `temperature` 0 makes the N candidates of a writer equal,
-    so more than one need a positive one. `wave` questions are written between two looks at the bank.
+    `writers` and `hinted_retry` as above; `candidates` is N. With temperature 0 the N candidates of a writer would be
+    equal, so more than one need a positive temperature. `wave` is the number of questions between two updates of the
+    bank.
 
-    Of the bank: `seed_share` of the questions (proportional to the column `category`, where there is one) get a
-    step-keyed solution first, from which the bank is made; `paths_offered` of its paths are shown to the teacher.
+    For the bank: `seed_share` of the questions (proportional to the column `category`, if there is one) get a
+    step-keyed rationale first, from which the bank is made; `paths_offered` of its paths are shown to the teacher.
     `faithful` is the released method where it differs from ours: one candidate at temperature 0, the best path only,
-    however far it is from the question, a bank without a bound, questions one by one; it overrides what is said here.
+    however far it is from the question, a bank without a bound, questions one by one; it overrides these settings.
     """
 
     writers: tuple[str, ...] = ("bank",)
@@ -106,12 +107,12 @@ class Writing:
             raise UsageError(str(error)) from error
 
     @property
-    def asks(self) -> bool:
-        """Whether a teacher is asked at all."""
+    def needs_teacher(self) -> bool:
+        """Whether any request goes to a teacher."""
         return self.hinted_retry or any(name != "ready" for name in self.writers)
 
     def sampling(self, *, steps: bool) -> Sampling:
-        """How the teacher writes; `steps`: a step-keyed reply."""
+        """The teacher's sampling; `steps`: for a step-keyed reply."""
         return Sampling(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
@@ -121,8 +122,8 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class Discarded:
-    """A candidate that was not taken in, and why."""
+class DiscardedCandidate:
+    """A candidate that was not added to its question, and why."""
 
     question_id: str
     candidate: Candidate
@@ -130,21 +131,21 @@ class Discarded:
 
 
 @dataclass
-class Counts:
-    """What came of the writing, so far. The same for a run in one go and one that was interrupted."""
+class WritingCounts:
+    """Counts of the writing so far: the same for an interrupted run and one without interruption."""
 
     questions: int = 0
     requests: Counter[str] = field(default_factory=Counter)  # by stage
     tokens: Counter[str] = field(default_factory=Counter)  # written, by stage
     prompt_characters: Counter[str] = field(default_factory=Counter)  # by stage
     failed: Counter[str] = field(default_factory=Counter)  # by stage
-    cut: int = 0  # stopped at max_new_tokens
-    unusable: int = 0  # no step-keyed reply; kept as text
+    truncated: int = 0  # at max_new_tokens
+    unusable: int = 0  # not a step-keyed reply; kept as text
     candidates: Counter[str] = field(default_factory=Counter)  # by source
     discarded: Counter[str] = field(default_factory=Counter)  # by reason
     right: int = 0  # candidates of questions with a gold answer
     wrong: int = 0
-    barred: Counter[str] = field(default_factory=Counter)  # right answers kept from the bank, by reason
+    barred: Counter[str] = field(default_factory=Counter)  # right answers kept out of the bank, by reason
 
     def to_json(self) -> dict[str, Any]:
         """The counts as JSON, keys sorted."""
@@ -155,40 +156,40 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A request to the teacher: of which question of the wave, for what kind of reply, along which plan."""
+class _Draft:
+    """A request for a candidate: index of its question in the wave, kind of reply, plan."""
 
-    place: int
+    index: int
     number: int
     prompt: list[Message]
     steps: bool
-    plan: Plan | None = None
+    plan: Route | None = None
 
 
 @dataclass(frozen=True)
 class _Written:
-    """A candidate on its way, with what the bank wants to know of it."""
+    """A candidate with its reply and plan. `feeds`: whether its path may enter the bank; `late`: see `Answer`."""
 
     candidate: Candidate
     reply: StepReply | None = None
-    plan: Plan | None = None
+    plan: Route | None = None
     feeds: bool = False
     late: bool = False
 
 
 class Writer:
-    """Writes candidates for questions; `write` gives them one after another.
+    """Writes candidates for questions; `write` yields them one by one.
 
-    `teacher` may be None where nobody is asked, `embedder` where no bank is used. `bank_size` bounds the paths of the
-    bank, and `route_threshold` is put in place of the embedder's. A `bank` that is given is used in place of a seed
-    round; it brings its own bound and threshold, so what is said here must be the same. `advance` is told how many
-    requests are done. Raises `UsageError` for what does not go together.
+    `teacher` may be None if no writer needs one, `embedder` if no bank is used. `bank_size` is the cap of the bank, and
+    `route_threshold` replaces the embedder's. A given `bank` replaces the seed round; it has its own cap and threshold,
+    so these settings must be the same. Calls `advance` with the number of requests that are done. Raises `UsageError`
+    for settings that contradict each other.
     """
 
     def __init__(
         self,
         settings: Writing,
-        teacher: Teacher | None = None,
+        teacher: RationaleTeacher | None = None,
         *,
         embedder: Embedder | None = None,
         bank: PathBank | None = None,
@@ -196,11 +197,11 @@ class Writer:
         route_threshold: float | None = None,
         advance: Callable[[int], object] = lambda count: None,
     ):
-        if settings.asks and teacher is None:
+        if settings.needs_teacher and teacher is None:
             raise UsageError(f"writers {', '.join(settings.writers)} need a teacher: --teacher SPEC names one")
-        if "bank" in settings.writers and embedder is None:
-            raise UsageError("the writer 'bank' needs an embedder: --embedder hashed-ngrams")
-        if "bank" in settings.writers and embedder is not None:
+        if "bank" in settings.writers:
+            if embedder is None:
+                raise UsageError("the writer 'bank' needs an embedder: --embedder hashed-ngrams")
             _check_bank(settings, embedder, bank, bank_size, route_threshold)
         self.settings = settings
         self.teacher = teacher
@@ -209,21 +210,21 @@ class Writer:
         self.bank_size = bank_size
         self.route_threshold = route_threshold
         self.advance = advance
-        self.counts = Counts()
+        self.counts = WritingCounts()
         self.routes: list[Route] = []
         self.paths_used: list[tuple[str, ...]] = []
-        self._router: tuple[int, Router] | None = None
+        self._router: Router | None = None
         self._seeds: dict[str, _Written] = {}
 
     def requests_expected(self, questions: int) -> int:
-        """About how many requests there will be for so many questions, hinted ones aside."""
+        """The approximate number of requests for a number of questions, without hinted ones."""
         return questions * self.settings.candidates * sum(name != "ready" for name in self.settings.writers)
 
-    def write(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Discarded]]]:
-        """Each question with its candidates, in order, and what was discarded.
+    def write(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[DiscardedCandidate]]]:
+        """Each question with its candidates, in order, and the discarded ones.
 
-        The candidates that questions come with are those of the writer `ready`. Raises `UsageError` where the teacher
-        fails too often.
+        The candidates that questions come with are those of the writer `ready`. Raises `UsageError` if too many
+        requests fail.
         """
         if "bank" in self.settings.writers and self.bank is None:
             self.bank = self._seed_bank(questions)
@@ -233,13 +234,13 @@ class Writer:
             self.teacher.check()
 
     def coverage(self) -> Coverage | None:
-        """How many questions were offered a path, and how varied the written ones are; None without a bank."""
+        """The share of questions that were offered a path, and the variety of the written ones; None without a bank."""
         from rlkd.rationales.bank.routing import coverage
 
         return coverage(self.routes, self.paths_used) if self.routes else None
 
     def _seed_bank(self, questions: Sequence[Question]) -> PathBank:
-        """Solutions of the seed set, and the bank that is made of the right ones. They stay as candidates."""
+        """Write rationales for the seed set, and make the bank from the right ones. They remain candidates."""
         from rlkd.rationales.bank.bank import PathBank
         from rlkd.rationales.bank.thresholds import thresholds_for
 
@@ -249,18 +250,18 @@ class Writer:
         entries = []
         for start in range(0, len(seeds), SEEDS_AT_ONCE):
             part = seeds[start : start + SEEDS_AT_ONCE]
-            asked = [_Asked(place, 0, step_prompt(question.question), True) for place, question in enumerate(part)]
-            found = self._ask("seed", part, asked)
-            for question, written, verdicts in zip(part, found, _verdicts(part, found), strict=True):
-                for each, is_right in zip(written, verdicts, strict=True):
+            drafts = [_Draft(index, 0, step_prompt(question.question), True) for index, question in enumerate(part)]
+            written = self._ask("seed", part, drafts)
+            for question, own, verdicts in zip(part, written, _verdicts(part, written), strict=True):
+                for each, is_right in zip(own, verdicts, strict=True):
                     if is_right and each.feeds and (entry := self._entry(question, each)) is not None:
                         entries.append(entry)
-                    # Once is enough, and a late one never was.
+                    # It enters the bank once, and never if it came late.
                     self._seeds[question.id] = replace(each, feeds=False)
         if not entries:
             logger.warning(
-                "none of the %d seed solutions is both right and usable: the bank begins empty, and no question is "
-                "offered a path until some are right. Raise seed_share, or take a stronger teacher.",
+                "none of the %d seed rationales is both right and usable: the bank begins empty, and no question is "
+                "offered a path until some are right. Raise seed_share, or use a stronger teacher.",
                 len(seeds),
             )
         thresholds = thresholds_for(self.embedder, entries)
@@ -270,133 +271,123 @@ class Writer:
         cap = None if faithful else self.bank_size
         return PathBank.from_seed(entries, self.embedder, thresholds=thresholds, faithful=faithful, cap=cap)
 
-    def _wave(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Discarded]]]:
-        found: list[list[_Written]] = [[] for _ in questions]
-        plans: list[Plan | None] = [None] * len(questions)
+    def _wave(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[DiscardedCandidate]]]:
+        written: list[list[_Written]] = [[] for _ in questions]
+        plans: list[Route | None] = [None] * len(questions)
         for writer in self.settings.writers:
             if writer == "ready":
-                for written, question in zip(found, questions, strict=True):
-                    written += map(_Written, question.candidates)
+                for own, question in zip(written, questions, strict=True):
+                    own += map(_Written, question.candidates)
                 continue
             if writer == "bank":
                 plans = self._plans(questions)
-            asked = []
-            for place, question in enumerate(questions):
-                first = 0
+            drafts = []
+            for index, question in enumerate(questions):
+                first, plan = 0, None
                 if writer == "bank":
-                    first = 0 if self._is_open(question) else 1
-                    found[place] += [self._seeds.pop(question.id)] if question.id in self._seeds else []
-                plan = plans[place] if writer == "bank" else None
+                    first, plan = 0 if self._is_open(question) else 1, plans[index]
+                    written[index] += [self._seeds.pop(question.id)] if question.id in self._seeds else []
                 for number in range(first, self.settings.candidates):
-                    asked.append(_Asked(place, number, _prompt(writer, question, plan), writer != "free", plan))
-            for written, new in zip(found, self._ask(_STAGES[writer], questions, asked), strict=True):
-                written += new
-        verdicts = _verdicts(questions, found)
+                    drafts.append(_Draft(index, number, _prompt(writer, question, plan), writer != "free", plan))
+            for own, new in zip(written, self._ask(_STAGES[writer], questions, drafts), strict=True):
+                own += new
+        verdicts = _verdicts(questions, written)
         if self.settings.hinted_retry:
-            self._retry(questions, plans, found, verdicts)
-        for question, written, right in zip(questions, found, verdicts, strict=True):
-            self._feed(question, written, right)
-            yield self._finished(question, written, right)
+            self._retry(questions, plans, written, verdicts)
+        for question, own, right in zip(questions, written, verdicts, strict=True):
+            self._feed(question, own, right)
+            yield self._finished(question, own, right)
         if self.bank is not None and self.embedder is not None:
             self.bank.flush(self.embedder)
 
-    def _plans(self, questions: Sequence[Question]) -> list[Plan | None]:
-        """What the bank offers for each question, None where nothing is near enough."""
+    def _plans(self, questions: Sequence[Question]) -> list[Route | None]:
+        """The bank's offer for each question, None if no path is near enough."""
         from rlkd.rationales.bank.routing import Router
 
         assert self.bank is not None
         assert self.embedder is not None
-        if self._router is None or self._router[0] != self.bank.generation:
-            self._router = self.bank.generation, Router(self.bank, self.embedder)
-        routes = self._router[1].route([question.question for question in questions], self.settings.paths_offered)
+        if self._router is None or self._router.generation != self.bank.generation:
+            self._router = Router(self.bank, self.embedder)
+        routes = self._router.route([question.question for question in questions], self.settings.paths_offered)
         before = len(self.routes)
-        # Of those that nothing is asked along a plan, the seed solution being all they need, the bank has no merit.
-        asked = [self.settings.candidates > 1 or self._is_open(question) for question in questions]
-        self.routes += [route for route, is_asked in zip(routes, asked, strict=True) if is_asked]
+        # A question whose seed rationale is its only candidate sends no request along a plan: it does not count.
+        self.routes += [
+            route
+            for route, question in zip(routes, questions, strict=True)
+            if self.settings.candidates > 1 or self._is_open(question)
+        ]
         if before < EARLY <= len(self.routes) and (coverage := self.coverage()) and (message := coverage.message()):
             logger.warning("%s", message)
-        return [
-            Plan(route.category or "", route.intent or "", route.difficulty or 2, route.budget or 3, route.paths)
-            if route.offered
-            else None
-            for route in routes
-        ]
+        return [route if route.offered else None for route in routes]
 
     def _is_open(self, question: Question) -> bool:
-        """Whether the first of its N solutions is still to be asked for: its seed solution is not there, or came late,
-        when another one had taken its place, which may have fed the bank."""
+        """Whether the first of the N rationales still has to be written: there is no seed rationale, or it came late,
+        after another one had replaced it, which may have fed the bank."""
         seed = self._seeds.get(question.id)
         return seed is None or seed.late
 
     def _retry(
         self,
         questions: Sequence[Question],
-        plans: Sequence[Plan | None],
-        found: list[list[_Written]],
+        plans: Sequence[Route | None],
+        written: list[list[_Written]],
         verdicts: list[list[bool]],
     ) -> None:
-        """Ask once more, with the answer as a hint, where nothing is right; adds to `found` and `verdicts`."""
-        manner = next((name for name in reversed(self.settings.writers) if name != "ready"), "free")
-        asked = []
-        for place, question in enumerate(questions):
-            if question.answer is not None and not any(verdicts[place]):
-                first = _prompt(manner, question, plans[place])
-                prompt = hinted_prompt(first, question.answer)
-                asked.append(_Asked(place, 0, prompt, manner != "free", plans[place]))
-        retried = self._ask("hinted", questions, asked)
-        for place, right in enumerate(_verdicts(questions, retried)):
-            found[place] += retried[place]
-            verdicts[place] += right
+        """Retry with the answer as a hint where no candidate is right; adds to `written` and `verdicts`."""
+        writer = next((name for name in reversed(self.settings.writers) if name != "ready"), "free")
+        drafts = []
+        for index, question in enumerate(questions):
+            if question.answer is not None and not any(verdicts[index]):
+                prompt = hinted_prompt(_prompt(writer, question, plans[index]), question.answer)
+                drafts.append(_Draft(index, 0, prompt, writer != "free", plans[index]))
+        retried = self._ask("hinted", questions, drafts)
+        for index, right in enumerate(_verdicts(questions, retried)):
+            written[index] += retried[index]
+            verdicts[index] += right
 
-    def _ask(self, stage: str, questions: Sequence[Question], asked: Sequence[_Asked]) -> list[list[_Written]]:
-        """What the teacher writes, by question; a request that failed is left out and counted."""
+    def _ask(self, stage: str, questions: Sequence[Question], drafts: Sequence[_Draft]) -> list[list[_Written]]:
+        """The teacher's candidates by question; failed requests are left out and counted."""
         results: list[list[_Written]] = [[] for _ in questions]
-        if not asked:
+        if not drafts:
             return results
         assert self.teacher is not None
         requests = []
-        for each in asked:
+        for each in drafts:
             sampling = self.settings.sampling(steps=each.steps)
-            requests.append(Request(questions[each.place].id, stage, each.number, list(each.prompt), sampling))
+            requests.append(Request(questions[each.index].id, stage, each.number, list(each.prompt), sampling))
         answers = run(self.teacher.ask(requests, self.advance))
-        for each, answer in zip(asked, answers, strict=True):
+        for each, answer in zip(drafts, answers, strict=True):
             self.counts.requests[stage] += 1
             self.counts.prompt_characters[stage] += sum(len(message["content"]) for message in each.prompt)
             if answer.completion is None:
                 self.counts.failed[stage] += 1
-                continue
-            results[each.place].append(self._written(stage, questions[each.place], each, answer))
+            else:
+                results[each.index].append(self._written(stage, questions[each.index], each, answer))
         return results
 
-    def _written(self, stage: str, question: Question, asked: _Asked, answer: Answer) -> _Written:
+    def _written(self, stage: str, question: Question, draft: _Draft, answer: Answer) -> _Written:
         assert answer.completion is not None
-        # Half a surrogate pair, which a model can write, has no place in a file.
-        text = answer.completion.text.encode("utf-8", "replace").decode()
         completion = answer.completion
+        # Models write lone surrogates, which files cannot hold.
+        text = completion.text.encode("utf-8", "replace").decode()
         self.counts.tokens[stage] += completion.n_tokens
-        self.counts.cut += completion.finish_reason == "length"
-        reply = read_reply(text) if asked.steps else None
+        self.counts.truncated += completion.finish_reason == "length"
+        reply = read_reply(text) if draft.steps else None
         source = "hinted" if stage == "hinted" else "generated"
         if reply is None:
-            self.counts.unusable += asked.steps
-            made = candidate(question.id, text.strip(), source, tokens=completion.n_tokens)
-            return _Written(made, plan=asked.plan, late=answer.late)
-        if source != "hinted" and asked.plan is not None and reply.path in asked.plan.paths:
+            self.counts.unusable += draft.steps
+            plain = candidate(question.id, text.strip(), source, tokens=completion.n_tokens)
+            return _Written(plain, plan=draft.plan, late=answer.late)
+        if source != "hinted" and draft.plan is not None and reply.path in draft.plan.paths:
             source = "bank"
         self.paths_used.append(reply.path)
-        made = candidate(
-            question.id,
-            reply.text(),
-            source,
-            path=reply.path,
-            structure=reply.structure(),
-            tokens=completion.n_tokens,
-        )
+        known = {"path": reply.path, "structure": reply.structure(), "tokens": completion.n_tokens}
         feeds = source != "hinted" and not answer.late
-        return _Written(made, reply, asked.plan, feeds=feeds, late=answer.late)
+        keyed = candidate(question.id, reply.text(), source, **known)
+        return _Written(keyed, reply, draft.plan, feeds=feeds, late=answer.late)
 
     def _feed(self, question: Question, written: Sequence[_Written], right: Sequence[bool]) -> None:
-        """Enter the paths of a question that led to the right answer; each path once, and wrong ones never."""
+        """Enter the paths of a question that led to the right answer; each path once."""
         if self.bank is None:
             return
         entered = set()
@@ -407,33 +398,30 @@ class Writer:
                     self.bank.record(entry)
 
     def _entry(self, question: Question, written: _Written) -> RouteEntry | None:
-        """What a right solution tells the bank; None where it breaks the contract, which is counted."""
+        """The bank entry of a right rationale; None if it breaks the contract, which is counted."""
         from rlkd.rationales.bank.entries import RouteEntry, violations
 
         reply, plan = written.reply, written.plan
         if reply is None:
             return None
+        category, intents = reply.category or "", reply.intents
+        difficulty, budget = reply.difficulty or 0, reply.budget or 0
+        if plan is not None:  # its values hold, whatever the reply says
+            category, intents = plan.category or "", (plan.intent or "",)
+            difficulty, budget = plan.difficulty or 0, plan.budget or 0
         entry = RouteEntry(
-            question_id=question.id,
-            question=question.question,
-            # A plan's category, intent and budget stand, whatever the teacher makes of them.
-            category=plan.category if plan else reply.category or "",
-            intents=(plan.intent,) if plan else reply.intents,
-            difficulty=plan.difficulty if plan else reply.difficulty or 0,
-            budget=plan.budget if plan else reply.budget or 0,
-            path=reply.path,
-            correct=True,
+            question.id, question.question, category, intents, difficulty, budget, reply.path, correct=True
         )
-        broken = violations(entry, offered_budget=plan.budget if plan else None)
+        broken = violations(entry, offered_budget=budget if plan else None)
         if self.settings.faithful and entry.category and entry.intents:
-            broken = []  # the released code looks at the answer only
+            broken = []  # the released code checks the answer only
         # Without the values, so that equal causes are counted together.
         self.counts.barred.update(re.sub(r"'.*?'|\d+|(?<=names ).*", "...", reason) for reason in broken[:1])
         return None if broken else entry
 
     def _finished(
         self, question: Question, written: Sequence[_Written], right: Sequence[bool]
-    ) -> tuple[Question, list[Discarded]]:
+    ) -> tuple[Question, list[DiscardedCandidate]]:
         """The question with its distinct candidates; the first of several with one text stays."""
         self.counts.questions += 1
         kept: dict[str, Candidate] = {}
@@ -447,7 +435,7 @@ class Writer:
                 self.counts.right += is_right
                 self.counts.wrong += question.answer is not None and not is_right
             else:
-                discarded.append(Discarded(question.id, each.candidate, reason))
+                discarded.append(DiscardedCandidate(question.id, each.candidate, reason))
                 self.counts.discarded[reason] += 1
         return replace(question, candidates=tuple(kept.values())), discarded
 
@@ -455,11 +443,11 @@ class Writer:
 def seed_set(
     questions: Sequence[Question], share: float, category: str | None = None, seed: int = 42
 ) -> frozenset[str]:
-    """Ids of the questions from which a bank is made: `share` of them, at least one, each category its part.
+    """Ids of the questions from which a bank is made: `share` of them, at least one, each category in proportion.
 
-    Parts are rounded by largest remainder. Which questions of a category are drawn is decided by a hash of seed and
-    id, so neither the order nor other categories matter (our choice; the released code draws with a generator).
-    Raises `UsageError` where no question has a column of that name.
+    Parts are rounded by largest remainder. A hash of seed and id draws the questions of a category, so neither the
+    order nor other categories matter (our choice; the released code draws with a generator). Raises `UsageError` if no
+    question has a column `category`.
     """
     if category and questions and not any(category in question.columns for question in questions):
         names = sorted({name for question in questions for name in question.columns})
@@ -480,38 +468,36 @@ def seed_set(
     return frozenset(each for name, ids in groups.items() for each in sorted(ids, key=drawn)[: quota[name]])
 
 
-def _prompt(writer: str, question: Question, plan: Plan | None) -> list[Message]:
+def _prompt(writer: str, question: Question, plan: Route | None) -> list[Message]:
     return free_prompt(question.question) if writer == "free" else step_prompt(question.question, plan)
 
 
 def _check_bank(
     settings: Writing, embedder: Embedder, bank: PathBank | None, size: int | None, threshold: float | None
 ) -> None:
-    """Raise `UsageError` for a bank that cannot be made with these settings, or that has others."""
+    """Raise `UsageError` if a bank cannot have these settings, or if the given bank has others."""
     from rlkd.rationales.bank.bank import BankRules
     from rlkd.rationales.bank.thresholds import Thresholds
 
-    asked = {} if threshold is None else {"route": threshold}
+    wanted = {} if threshold is None else {"route": threshold}
+    cap, support = (None, 1) if settings.faithful else (size, 2)
     try:
-        thresholds = replace(Thresholds(), **asked)
-        if settings.faithful:
-            rules = BankRules(embedder.name, thresholds, faithful=True, cap=None, support=1)
-        else:
-            rules = BankRules(embedder.name, thresholds, cap=size)
+        thresholds = replace(Thresholds(), **wanted)
+        BankRules(embedder.name, thresholds, faithful=settings.faithful, cap=cap, support=support)
         if bank is not None:
-            bank.check_rules(faithful=settings.faithful, cap=rules.cap, **asked)
+            bank.check_rules(faithful=settings.faithful, cap=cap, **wanted)
     except ValueError as error:
-        told = f"bank_size={size}, route_threshold={threshold}, faithful={settings.faithful}"
-        raise UsageError(f"{told}: {error}") from error
+        given = f"bank_size={size}, route_threshold={threshold}, faithful={settings.faithful}"
+        raise UsageError(f"{given}: {error}") from error
 
 
-def _verdicts(questions: Sequence[Question], found: Sequence[Sequence[_Written]]) -> list[list[bool]]:
-    """Whether each candidate's answer is right; false where that cannot be said."""
-    answers = [[each.candidate.answer or "" for each in written] for written in found]
+def _verdicts(questions: Sequence[Question], written: Sequence[Sequence[_Written]]) -> list[list[bool]]:
+    """Whether each candidate's answer is right; False if that is unknown."""
+    answers = [[each.candidate.answer or "" for each in own] for own in written]
     pairs = [
-        (answer if len(answer) <= _LONGEST_ANSWER else "", question.answer or "")
-        for question, of_question in zip(questions, answers, strict=True)
-        for answer in of_question
+        (answer if len(answer) <= MAX_ANSWER else "", question.answer or "")
+        for question, own in zip(questions, answers, strict=True)
+        for answer in own
     ]
     verdicts = iter(equal_pairs(pairs))
-    return [[next(verdicts) is True for _ in written] for written in found]
+    return [[next(verdicts) is True for _ in own] for own in written]

@@ -11,10 +11,12 @@ from rlkd.data.loading import load_rows, to_dataset
 from rlkd.data.rows import RowError
 from rlkd.errors import UsageError
 from rlkd.files import atomic_file
-from rlkd.rationales.output import page, rd_histogram, read_questions, write_rows
-from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
+from rlkd.rationales.output import read_questions, write_rows
+from rlkd.rationales.pipeline import select_stage, write_stage
+from rlkd.rationales.questions import load_questions
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import NOT_MEASURED, SelectorError, SelectorVerdict
+from rlkd.rationales.summary import page, rd_histogram
 from rlkd.rationales.write.writing import Writing
 from rlkd.structure import Step, Structure
 
@@ -113,7 +115,7 @@ def test_a_row_that_does_not_fit_is_named(tmp_path, row, message) -> None:
 
 def test_ids_that_stand_twice_and_counts_below_one_are_refused(tmp_path) -> None:
     source = rows_file(tmp_path, [traces(3), traces(3)])
-    with pytest.raises(RowError, match="the id '3' stands twice"):
+    with pytest.raises(RowError, match="the id '3' occurs twice"):
         load_questions(source, columns={"id": "test_index"})
     with pytest.raises(UsageError, match="max_rows=0"):
         load_questions(source, max_rows=0)
@@ -226,7 +228,7 @@ def test_lines_that_are_no_questions_are_named(tmp_path) -> None:
 def test_two_processes_do_not_work_in_one_folder(tmp_path) -> None:
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
     folder = tmp_path / "out"
-    write_stage(folder, questions, READY, say=logging.info)
+    write_stage(folder, questions, READY, log=logging.info)
 
     class Meanwhile:
         __name__ = "meanwhile"
@@ -250,7 +252,7 @@ def test_selecting_where_nothing_was_written_makes_no_folder(tmp_path) -> None:
 
 def test_questions_without_a_rationale_are_no_rows_to_train_on(tmp_path) -> None:
     questions = [*load_questions(rows_file(tmp_path, [traces(3)])), Question("empty", "What?", "1")]
-    write_stage(tmp_path / "out", questions, READY, say=logging.info)
+    write_stage(tmp_path / "out", questions, READY, log=logging.info)
     part = select_stage(tmp_path / "out", [])
     assert (part["questions"], part["kept"]) == (1, 3)
     assert [row["id"] for row in load_rows(str(tmp_path / "out/rationales.jsonl"))] == ["rows-0"]
@@ -259,10 +261,10 @@ def test_questions_without_a_rationale_are_no_rows_to_train_on(tmp_path) -> None
 def test_a_new_writing_takes_the_files_of_an_old_selection_away(tmp_path) -> None:
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
     folder = tmp_path / "out"
-    write_stage(folder, questions, READY, say=logging.info)
+    write_stage(folder, questions, READY, log=logging.info)
     select_stage(folder, [])
     assert {"rationales.jsonl", "rationales.parquet", "selected.jsonl"} <= {path.name for path in folder.iterdir()}
-    write_stage(folder, questions, READY, say=logging.info)
+    write_stage(folder, questions, READY, log=logging.info)
     assert not {"rationales.jsonl", "rationales.parquet", "selected.jsonl"} & {path.name for path in folder.iterdir()}
 
 
@@ -273,7 +275,7 @@ def test_a_selector_that_is_called_like_a_stage_of_ours_keeps_its_drops_apart(tm
     nothing.__name__ = "write"
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
     folder = tmp_path / "out"
-    write_stage(folder, questions, READY, say=logging.info)
+    write_stage(folder, questions, READY, log=logging.info)
     part = select_stage(folder, [nothing])  # type: ignore[list-item]
     assert [each["stage"] for each in part["stages"]] == ["write (1)"]
     select_stage(folder, [])
@@ -290,7 +292,7 @@ def test_a_selection_ends_where_not_one_candidate_of_all_blocks_could_be_measure
         ]
 
     rows = [{"question": f"{n}?", "answer": str(n), "rationales": [f"#### {n}"]} for n in range(3, 303)]
-    write_stage(tmp_path / "out", load_questions(rows_file(tmp_path, rows)), READY, say=logging.info)
+    write_stage(tmp_path / "out", load_questions(rows_file(tmp_path, rows)), READY, log=logging.info)
     if ends:
         with pytest.raises(SelectorError, match="'measure' could measure none of 300 candidates"):
             select_stage(tmp_path / "out", [measure])  # type: ignore[list-item]
@@ -311,7 +313,7 @@ def test_every_candidate_is_in_the_output_or_dropped_with_stage_and_reason(tmp_p
     twice = questions[0].candidates[0]
     questions[0] = Question("rows-0", questions[0].question, "4", (*questions[0].candidates, twice))
     folder = tmp_path / "out"
-    write_stage(folder, questions, READY, say=logging.info)
+    write_stage(folder, questions, READY, log=logging.info)
     keep_right.blocks.clear()
     part = select_stage(folder, [keep_right, FirstHalf()])  # type: ignore[list-item]
     assert keep_right.blocks == [256, 256, 88]
@@ -339,7 +341,7 @@ def test_every_candidate_is_in_the_output_or_dropped_with_stage_and_reason(tmp_p
 
 def test_the_page_has_counts_paths_difficulty_and_tokens(tmp_path) -> None:
     questions = load_questions(rows_file(tmp_path, [traces(n) for n in range(3, 9)]), columns={"answer": "gold"})
-    write_stage(tmp_path / "out", questions, READY, say=logging.info)
+    write_stage(tmp_path / "out", questions, READY, log=logging.info)
     select_stage(tmp_path / "out", [keep_right, FirstHalf()])  # type: ignore[list-item]
     text = (tmp_path / "out" / "summary.md").read_text()
     assert "6 questions, 18 candidates: 12 model, 6 human." in text
@@ -348,7 +350,7 @@ def test_the_page_has_counts_paths_difficulty_and_tokens(tmp_path) -> None:
     assert "| -2 to -1 | 12 | 6 |" in text
     assert len(text.splitlines()) < 60
     # A new writing takes the old selection away.
-    write_stage(tmp_path / "out", questions, READY, say=logging.info)
+    write_stage(tmp_path / "out", questions, READY, log=logging.info)
     assert "Selected" not in (tmp_path / "out" / "summary.md").read_text()
 
 
@@ -357,7 +359,7 @@ def test_nothing_selected_is_a_result_too(tmp_path) -> None:
         return [[SelectorVerdict("no")] * len(question.candidates) for question in questions]
 
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
-    write_stage(tmp_path / "out", questions, READY, say=logging.info)
+    write_stage(tmp_path / "out", questions, READY, log=logging.info)
     part = select_stage(tmp_path / "out", [nothing, keep_right])  # type: ignore[list-item]
     assert (part["kept"], part["questions"]) == (0, 0)
     assert part["stages"][1]["candidates"] == 0
@@ -365,7 +367,7 @@ def test_nothing_selected_is_a_result_too(tmp_path) -> None:
 
 def test_the_same_selector_twice_is_told_apart(tmp_path) -> None:
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
-    write_stage(tmp_path / "out", questions, READY, say=logging.info)
+    write_stage(tmp_path / "out", questions, READY, log=logging.info)
     part = select_stage(tmp_path / "out", [keep_right, keep_right])  # type: ignore[list-item]
     assert [each["stage"] for each in part["stages"]] == ["keep_right (1)", "keep_right (2)"]
 
@@ -382,7 +384,7 @@ def test_an_empty_summary_is_a_page() -> None:
 
 def test_what_a_selector_drops_is_told_with_its_scores(tmp_path) -> None:
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
-    write_stage(tmp_path / "out", questions, READY, say=logging.info)
+    write_stage(tmp_path / "out", questions, READY, log=logging.info)
     select_stage(tmp_path / "out", [keep_right])  # type: ignore[list-item]
     [dropped] = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").open()]
     assert dropped["candidate"]["scores"] == {"flagged": 0.0, "length": float(len("3 - 1 = 2\n#### 2"))}

@@ -273,14 +273,14 @@ def one_step(name, text):
 def test_a_question_too_long_for_the_student_ends_no_selection_wherever_it_stands(student, tmp_path, place):
     many = [one_step(str(number), "3 and 4?") for number in range(256)]
     many.insert(place, one_step("long", "3 and 4? " * 600))
-    write_stage(tmp_path, many, Writing(("ready",)), say=logging.info)
+    write_stage(tmp_path, many, Writing(("ready",)), log=logging.info)
     part = select_stage(tmp_path, [load_selector("difficulty", {"student": student})])
     assert part["kept"] == 256
     assert part["stages"][0]["dropped"] == {NOT_MEASURED: 1}
 
 
 def test_a_student_that_can_measure_nothing_at_all_ends_the_selection(student, tmp_path):
-    write_stage(tmp_path, [one_step("long", "3 and 4? " * 600)], Writing(("ready",)), say=logging.info)
+    write_stage(tmp_path, [one_step("long", "3 and 4? " * 600)], Writing(("ready",)), log=logging.info)
     with pytest.raises(SelectorError, match="'difficulty' could measure none of 1 candidates"):
         select_stage(tmp_path, [load_selector("difficulty", {"student": student})])
 

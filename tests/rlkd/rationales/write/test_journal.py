@@ -9,7 +9,8 @@ import pytest
 from rlkd.engines import Completion, Engine, EngineError, Sampling
 from rlkd.engines.server import ServerEngine
 from rlkd.errors import UsageError
-from rlkd.rationales.write.journal import Journal, JournalError, Request, Teacher
+from rlkd.rationales.write.journal import Journal, JournalError
+from rlkd.rationales.write.teacher import RationaleTeacher, Request
 
 SAMPLED = Sampling(max_new_tokens=8, temperature=0.7)
 GREEDY = Sampling(max_new_tokens=8)
@@ -41,7 +42,7 @@ def requests(count: int, sampling: Sampling = SAMPLED, prompt: str = "p{}") -> l
 
 def ask(path: Path, engine: Scripted, wanted: list[Request], **settings) -> list:
     with Journal(path) as journal:
-        return asyncio.run(Teacher(engine, journal, **settings).ask(wanted))
+        return asyncio.run(RationaleTeacher(engine, journal, **settings).ask(wanted))
 
 
 def texts(answers: list) -> list[str | None]:
@@ -186,7 +187,7 @@ def test_a_request_that_always_fails_does_not_keep_a_run_from_starting_again(tmp
     path = tmp_path / "j"
     for _ in range(2):
         with Journal(path) as journal:
-            teacher = Teacher(engine, journal, batch=1)
+            teacher = RationaleTeacher(engine, journal, batch=1)
             for start in range(0, 200, 10):
                 answers = asyncio.run(teacher.ask(requests(200)[start : start + 10]))
                 assert [answer.completion is None for answer in answers] == [start + n == 3 for n in range(10)]
@@ -256,7 +257,7 @@ def test_few_failures_among_few_requests_are_told_at_the_end(tmp_path) -> None:
     engine = Scripted()
     engine.broken = {"p1"}
     with Journal(tmp_path / "j") as journal:
-        teacher = Teacher(engine, journal, batch=1)
+        teacher = RationaleTeacher(engine, journal, batch=1)
         asyncio.run(teacher.ask(requests(4)))
         with pytest.raises(UsageError, match="1 of 4 requests failed"):
             teacher.check()
@@ -265,7 +266,8 @@ def test_few_failures_among_few_requests_are_told_at_the_end(tmp_path) -> None:
 def test_a_server_that_moved_is_the_same_teacher(tmp_path) -> None:
     with Journal(tmp_path / "j") as journal:
         names = {
-            Teacher(ServerEngine(f"http://127.0.0.1:{port}/v1", "teacher"), journal).name for port in (8000, 8001)
+            RationaleTeacher(ServerEngine(f"http://127.0.0.1:{port}/v1", "teacher"), journal).name
+            for port in (8000, 8001)
         }
     assert names == {"teacher"}
 
@@ -273,4 +275,4 @@ def test_a_server_that_moved_is_the_same_teacher(tmp_path) -> None:
 @pytest.mark.parametrize("settings", [{"concurrency": 0}, {"batch": 0}, {"max_failure_rate": 1.5}])
 def test_settings_out_of_range_are_refused(tmp_path, settings) -> None:
     with Journal(tmp_path / "j") as journal, pytest.raises(UsageError, match="expected"):
-        Teacher(Scripted(), journal, **settings)
+        RationaleTeacher(Scripted(), journal, **settings)

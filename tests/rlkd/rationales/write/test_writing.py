@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from rlkd.embedders import open_embedder
 from rlkd.engines import Completion, Engine, EngineError
 from rlkd.errors import UsageError
+from rlkd.rationales.bank.routing import Route
 from rlkd.rationales.records import Question, candidate
-from rlkd.rationales.write.journal import Journal, Teacher
-from rlkd.rationales.write.prompts import EXAMPLE, SCHEMA, Plan, read_object, read_reply, step_prompt
+from rlkd.rationales.write.journal import Journal
+from rlkd.rationales.write.prompts import EXAMPLE, SCHEMA, read_object, read_reply, step_prompt
+from rlkd.rationales.write.teacher import RationaleTeacher
 from rlkd.rationales.write.writing import Writer, Writing, seed_set
 from tests.helpers.scripted_teacher import ScriptedTeacher, mark
 
@@ -82,7 +84,7 @@ def written(tmp_path):
             embedder = open_embedder("hashed-ngrams") if "bank" in settings.writers else None
             # As a rule every question is near enough: calibration is the bank's business.
             more = {"route_threshold": 0.05, **more}
-            teacher = Teacher(engine, journal, batch=4, max_failure_rate=more.pop("max_failure_rate", 0.1))
+            teacher = RationaleTeacher(engine, journal, batch=4, max_failure_rate=more.pop("max_failure_rate", 0.1))
             writer = Writer(settings, teacher, embedder=embedder, **more)
             found = list(writer.write(wanted))
         return writer, [each for each, _ in found], [item for _, discarded in found for item in discarded]
@@ -97,7 +99,7 @@ BANK = Writing(("bank",), candidates=1, temperature=0.0, seed_share=0.2, wave=4)
 # Reading replies
 
 
-def test_the_worked_example_keeps_its_own_contract() -> None:
+def test_the_few_shot_example_keeps_its_own_contract() -> None:
     found = read_reply(json.dumps(EXAMPLE[1]))
     assert found is not None
     assert found.path == tuple(EXAMPLE[1]["path"])
@@ -197,7 +199,7 @@ def test_the_answer_is_a_hint_only_where_nothing_was_right_and_the_result_is_mar
 
 
 def test_without_a_bank_the_request_differs_by_the_plan_alone() -> None:
-    plan = Plan("buying", "total cost", 1, 2, (("FindUnitPrice", "AddCosts"), ("AddAll",)))
+    plan = Route("buying", "total cost", (("FindUnitPrice", "AddCosts"), ("AddAll",)), 0.5)
     with_plan, without = step_prompt("What?", plan), step_prompt("What?")
     assert with_plan[:-1] == without[:-1]
     assert with_plan[-1]["content"].startswith("What?\n\n")
@@ -554,7 +556,8 @@ import sys
 from pathlib import Path
 from rlkd.engines import open_engine
 from rlkd.embedders import open_embedder
-from rlkd.rationales.pipeline import load_questions, write_stage
+from rlkd.rationales.pipeline import write_stage
+from rlkd.rationales.questions import load_questions
 from rlkd.rationales.write.writing import Writing
 
 rows, folder, teacher = sys.argv[1:]

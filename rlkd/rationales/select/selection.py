@@ -1,0 +1,127 @@
+"""A selection as a config describes it: selectors with their parameters, the student, and the limits at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlkd.cache import Cache
+from rlkd.engines import Engine, check_ready, open_engine
+from rlkd.errors import UsageError
+from rlkd.rationales.select import BUILT_IN, Selector, load_selector
+from rlkd.rationales.select.limits import SelectionLimits
+from rlkd.registry import registry, settable_parameters, split_alias, suggestion
+
+# The scores of the built-in selectors.
+SCORES = {
+    **dict.fromkeys(BUILT_IN, ()),
+    "difficulty": ("log_rd", "leaks"),
+    "diverse": ("nearest",),
+    "judge": ("judge",),
+    "rank_surprisal": ("rank_surprisal",),
+    "srd": ("srd", "stage"),
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Settings of a selection.
+
+    Args:
+        selectors: specs (`rlkd.registry`), applied in order.
+        parameters: of the selectors, by alias or name.
+        student: spec of the engine that selectors measure rationales with.
+        limit_by, per_question, keep_ratio, token_budget: see `rlkd.rationales.select.limits.SelectionLimits`.
+        seed: of all random draws.
+
+    Raises `UsageError` for parameters of another selector, and for limits out of range or by an unknown score.
+    """
+
+    selectors: tuple[str, ...]
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    student: str = "transformers:embedded-warm"
+    limit_by: str | None = None
+    per_question: int | None = None
+    keep_ratio: float | None = None
+    token_budget: int | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.parameters) - set(map(_name_of, self.selectors))):
+            raise UsageError(f"selector_kwargs: {unknown[0]!r} is not among the selectors {list(self.selectors)}")
+        specs = {split_alias(spec)[1] for spec in self.selectors}
+        # The scores of a user's own selector are unknown before it runs.
+        if self.limits() is not None and self.limit_by is not None and specs <= SCORES.keys():
+            name = self.limit_by.removeprefix("-")
+            known = {"flagged", *(score for spec in specs for score in SCORES[spec])}
+            if name not in known:
+                raise UsageError(f"limit_by={self.limit_by}: no selector gives this score.{suggestion(name, known)}")
+
+    @property
+    def has_second_look(self) -> bool:
+        """Whether hinted rationales are verified, or may be by a selector of the user's own."""
+        known = {split_alias(spec)[1]: self.parameters.get(_name_of(spec)) or {} for spec in self.selectors}
+        return bool(known.get("correct", {}).get("second_look")) or not known.keys() <= set(BUILT_IN)
+
+    def limits(self) -> SelectionLimits | None:
+        """The limits; None if there are none."""
+        cuts = {name: getattr(self, name) for name in ("keep_ratio", "per_question", "token_budget")}
+        if all(value is None for value in cuts.values()):
+            return None
+        try:
+            return SelectionLimits(by=self.limit_by, seed=self.seed, **cuts)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def open(self, folder: Path) -> list[Selector]:
+        """The selectors in order, checked; their measurements are cached in `selection.sqlite`.
+
+        Raises `UsageError` for a selector, model or server that is missing: it is needed late in the run.
+        """
+        for spec in dict.fromkeys(self._engine_specs()):
+            engine = open_engine(spec)
+            if not engine.is_remote:
+                check_ready(engine, "the selection")
+        defaults = {"student": self.student, "cache": Cache(folder / "selection.sqlite"), "seed": self.seed}
+        selectors = [
+            load_selector(spec, self.parameters.get(_name_of(spec)), defaults=defaults) for spec in self.selectors
+        ]
+        for selector in selectors:
+            if hasattr(selector, "check_ready"):
+                selector.check_ready()
+        return selectors
+
+    def _engine_specs(self) -> list[str]:
+        """The specs of engines among the parameters, as far as they can be told from other texts."""
+        specs = [self.student] if self.token_budget is not None else []
+        for spec in self.selectors:
+            parameters = dict(self.parameters.get(_name_of(spec)) or {})
+            target = registry("selector").find(spec).target
+            if callable(target) and "student" in settable_parameters(target):
+                parameters.setdefault("student", self.student)
+            specs += [value for value in parameters.values() if isinstance(value, str)]
+        return [spec for spec in specs if spec.partition(":")[0] in registry("engine").names()]
+
+    def token_counter(self) -> Callable[[str], int] | None:
+        """The counter of a token budget: by the student's tokenizer if it is known, else None."""
+        return student_tokens(open_engine(self.student)) if self.token_budget is not None else None
+
+
+def student_tokens(student: Engine) -> Callable[[str], int] | None:
+    """A counter of the student's tokens in a text; None for a server, whose tokenizer may be missing here."""
+    if student.is_remote or student.tokenizer is None:
+        return None
+    from transformers import AutoTokenizer
+
+    from rlkd.models import resolve_model
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(student.tokenizer))
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _name_of(spec: str) -> str:
+    """The name of a selector's parameters: its alias, else the last part of its spec."""
+    alias, rest = split_alias(spec)
+    return alias or rest.rpartition(":" if ":" in rest else ".")[2]
