@@ -151,8 +151,8 @@ def main(script: RationalesScriptArguments, _others: Any = None, *, stage: str =
         selectors, count = selection.open(folder), selection.token_counter()
         if script.hinted_retry and not selection.has_second_look:
             print(
-                "WARNING: hinted_retry without a second look: a rationale written to a known answer always agrees with "
-                'it. --selector_kwargs \'{"correct": {"second_look": "SPEC"}}\' lets an engine check whether its '
+                "WARNING: hinted_retry without a second look: a rationale written to a known answer always agrees "
+                'with it. --selector_kwargs \'{"correct": {"second_look": "SPEC"}}\' lets an engine check whether its '
                 "steps lead there."
             )
     if stage != "select":

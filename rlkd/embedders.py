@@ -89,8 +89,8 @@ def checked_embedder(spec: str) -> Embedder:
     length = float(np.linalg.norm(vectors.astype(np.float64)))
     if vectors.ndim != 2 or len(vectors) != 1 or not abs(length - 1) < 1e-3:
         raise UsageError(
-            f"--embedder {spec}: expected one vector of length 1 for one text, found an array of shape {vectors.shape} "
-            f"with the length {length:.3g}. Divide each vector by its length"
+            f"--embedder {spec}: expected one vector of length 1 for one text, found an array of shape "
+            f"{vectors.shape} with the length {length:.3g}. Divide each vector by its length"
         )
     return embedder
 

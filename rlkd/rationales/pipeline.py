@@ -151,8 +151,8 @@ def select_stage(
     """Select from `written.jsonl`, and write the rows to train on; returns its part of the summary.
 
     `count` counts the tokens of a text for a token budget; None: words, numbers and signs
-    (`rlkd.rationales.select.limits`). Selectors are applied in order, `limits` last. Raises `UsageError` if nothing has
-    been written, and `SelectorError` if a selector could measure nothing.
+    (`rlkd.rationales.select.limits`). Selectors are applied in order, `limits` last. Raises `UsageError` if nothing
+    has been written, and `SelectorError` if a selector could measure nothing.
     """
     source = folder / "written.jsonl"
     require_written(source)

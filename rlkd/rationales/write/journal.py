@@ -144,8 +144,8 @@ def _parsed(line: bytes) -> tuple[str, dict[str, Any]]:
     record = json.loads(line) if line.endswith(b"\n") else None
     if isinstance(record, dict) and len(record) == 1:
         [(kind, entries)] = record.items()
-        fits = _KINDS.get(kind)
-        if fits is not None and isinstance(entries, dict):
-            if all(_DIGEST.fullmatch(digest) and fits(value) for digest, value in entries.items()):
-                return kind, entries
+        if kind in _KINDS and isinstance(entries, dict) and all(map(_DIGEST.fullmatch, entries)):
+            if not all(map(_KINDS[kind], entries.values())):
+                raise ValueError(f"found {str(entries)[:80]}")
+            return kind, entries
     raise ValueError("neither answers nor passed-over requests")

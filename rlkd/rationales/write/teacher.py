@@ -3,9 +3,9 @@
 1. The digest of a request covers model, prompt, sampling and, for a sampled request, seed, question, stage and number.
    So after a change of settings (more candidates, more rows, another `batch`) only new requests are sent.
 2. The random draw of a request depends on seed, question, stage and number: alone for an engine that batches requests
-   itself (a server, vLLM), where a call is one request. `TransformersEngine` has one seed per call, so there it depends
-   on the other requests of its first call. Calls are composed before the journal is consulted, so a run that starts
-   again with the same settings draws the same.
+   itself (a server, vLLM), where a call is one request. `TransformersEngine` has one seed per call, so there it
+   depends on the other requests of its first call. Calls are composed before the journal is consulted, so a run that
+   starts again with the same settings draws the same.
 """
 
 from __future__ import annotations

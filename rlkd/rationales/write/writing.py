@@ -180,10 +180,10 @@ class _Written:
 class Writer:
     """Writes candidates for questions; `write` yields them one by one.
 
-    `teacher` may be None if no writer needs one, `embedder` if no bank is used. `bank_size` is the cap of the bank, and
-    `route_threshold` replaces the embedder's. A given `bank` replaces the seed round; it has its own cap and threshold,
-    so these settings must be the same. Calls `advance` with the number of requests that are done. Raises `UsageError`
-    for settings that contradict each other.
+    `teacher` may be None if no writer needs one, `embedder` if no bank is used. `bank_size` is the cap of the bank,
+    `route_threshold` replaces the embedder's. A given `bank` replaces the seed round; it has its own cap and
+    threshold, so these settings must be the same. Calls `advance` with the number of requests that are done. Raises
+    `UsageError` for settings that contradict each other.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Writer:
             self.teacher.check()
 
     def coverage(self) -> Coverage | None:
-        """The share of questions that were offered a path, and the variety of the written ones; None without a bank."""
+        """The share of questions with an offered path, and the variety of the written ones; None without a bank."""
         from rlkd.rationales.bank.routing import coverage
 
         return coverage(self.routes, self.paths_used) if self.routes else None
