@@ -187,7 +187,7 @@ def test_an_empty_selection_still_makes_both_files(tmp_path) -> None:
 def test_a_column_of_two_kinds_is_named_and_leaves_no_torn_file(tmp_path) -> None:
     made = (candidate("a", "1", "ready"),)
     mixed = [Question(str(n), "?", "1", made, {"odd": value}) for n, value in enumerate(["a", 1])]
-    with pytest.raises(RowError, match="a column that came with the data has values of different kinds"):
+    with pytest.raises(RowError, match="a column of the data has values of different types"):
         selected(tmp_path, mixed)
     assert not (tmp_path / "rationales.parquet").exists()
     assert not list(tmp_path.glob(".*.part"))
