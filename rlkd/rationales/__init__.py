@@ -1,12 +1,10 @@
 """Better rationales: written along a bank of paths, and selected for the student that will learn from them.
 
-    records.py      what the stages hand on: questions with candidates
-    prompts.py      what a teacher is asked, and how its step-keyed replies are read
-    journal.py      asking a teacher once, whatever interrupts the run
-    writing.py      candidates for questions
-    bank.py         the path bank; embedders.py, clustering.py and routing.py serve it
-    selectors/      the registry kind `selector`; limits.py, difficulty.py and similarity.py serve it
-    output.py       the files of a run and its summary
+    records.py      the data of the stages: questions with candidates; questions.py loads them
+    write/          candidates: prompts, the teacher, its journal
+    bank/           the path bank: entries, intents, paths, thresholds, routing
+    select/         the registry kind `selector`: the contract, a selector per file, limits
+    output.py       the files of a run; summary.py its page
     pipeline.py     the stages of `recipes/rationales.py`
 
 Importing any of them loads neither torch nor scikit-learn. How to use them: `docs/rationales.md`.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from rlkd.engines import Engine, run
+from rlkd.engines import Engine, require_identity, run
 from rlkd.files import atomic_file
 from rlkd.rationales.output import dropped_line, line_of, only_process_in, read_questions, require_written, write_rows
 from rlkd.rationales.questions import load_questions
@@ -67,6 +67,8 @@ def write_stage(
     Removes the files of an earlier selection, which do not belong to the new candidates. Raises `UsageError` for
     contradicting settings before any request, and if too many requests fail.
     """
+    if engine is not None and settings.needs_teacher:
+        require_identity(engine, "teacher", engine.name)
     with (
         only_process_in(folder),
         Progress(console=Console(stderr=True), transient=True) as progress,

@@ -195,10 +195,8 @@ def test_where_nothing_is_left_the_warning_says_why(recipe, arguments, tmp_path,
     recipe.main(arguments(dataset_name=str(path), writers=["ready"]))
     said = capsys.readouterr().out
     assert "nothing is left to train on" in said
-    assert (
-        "dropped by correct: the question has no right answer (1). Name the column of the answer when writing: --columns"
-        in said
-    )
+    assert "dropped by correct: the question has no right answer (1). Name the column of the answer" in said
+    assert "--columns" in said
 
 
 def test_a_selector_of_ones_own_is_taken_from_a_file_with_its_parameters(recipe, arguments, tmp_path) -> None:

@@ -448,9 +448,9 @@ class PathBank:
         bank: dict[str, dict[str, Any]] = {}
         for category, intent in self.intents():
             lines = bank.setdefault(category, {}).setdefault(intent, [])
-            for path in self.paths(category, intent):
-                near = sorted(also.get((category, intent, path.names), ()))
-                line = {"path": list(path.names), "uses": path.uses}
+            for each in self.paths(category, intent):
+                near = sorted(also.get((category, intent, each.names), ()))
+                line: dict[str, Any] = {"path": list(each.names), "uses": each.uses}
                 lines.append(line | ({"also": list(map(list, near))} if near else {}))
         intents: dict[str, dict[str, str]] = {}
         for (category, intent), name in sorted(self._canonical.items()):

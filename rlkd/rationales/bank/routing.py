@@ -118,7 +118,7 @@ class Router:
             for index, best in zip(indices.tolist(), order.tolist(), strict=True):
                 ranked[index] = tuple(self._paths[pair][each] for each in best)
         return [
-            Route(*self.intents[pair], ranked.get(index, ()), similarity)
+            Route(self.intents[pair][0], self.intents[pair][1], ranked.get(index, ()), similarity)
             for index, (pair, similarity) in enumerate(zip(nearest.tolist(), nearness.tolist(), strict=True))
         ]
 
