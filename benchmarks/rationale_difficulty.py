@@ -6,7 +6,7 @@
 
 Both arms measure log RD = NLL(a | x, r) - NLL(a | x) of the same texts with the same model in this process:
 
-    ours       `DifficultyMeter` with a `TransformersEngine`: batched by length, the question read once for all its
+    ours       `DifficultySelector` with a `TransformersEngine`: batched by length, the question read once for all its
                rationales, logits at the answer only
     reference  one pair at a time in the plainest way: a forward pass over question, rationale and answer, log-softmax,
                mean over the answer; NLL(a | x) once a question
@@ -48,7 +48,7 @@ from rlkd.data.samples import sample_rows
 from rlkd.engines import EngineError, run
 from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
-from rlkd.rationales.select.rationale_difficulty import DifficultyMeter, RationaleDifficulty
+from rlkd.rationales.select.rationale_difficulty import DifficultySelector, RationaleDifficulty
 from rlkd.rationales.select.stripping import leaks, strip_answer
 
 MOST_ERROR = 1e-4
@@ -80,7 +80,7 @@ def main() -> int:
     count = arguments.questions or (2 if arguments.quick else 16)
     questions = (read_rows(arguments.rows) if arguments.rows else sample())[:count]
     engine = TransformersEngine(arguments.model, device="cpu", dtype="float32")
-    meter = DifficultyMeter(engine)
+    meter = DifficultySelector(engine)
     [warm] = run(engine.score([("a", "b")]))
     if isinstance(warm, EngineError):
         raise SystemExit(str(warm))
@@ -131,7 +131,9 @@ def main() -> int:
     return harness.report(figures, bounds)
 
 
-def one_at_a_time(loaded: Any, meter: DifficultyMeter, questions: list[Question], *, all_logits: bool) -> list[float]:
+def one_at_a_time(
+    loaded: Any, meter: DifficultySelector, questions: list[Question], *, all_logits: bool
+) -> list[float]:
     """Log RD by one forward pass for each context, first the one without a rationale."""
     found = []
     for question in questions:

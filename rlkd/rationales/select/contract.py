@@ -31,14 +31,13 @@ import contextlib
 import inspect
 import logging
 import math
-from collections import Counter
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, warn_of_failures
 from rlkd.rationales.records import Candidate, Question
 from rlkd.registry import build
 
@@ -164,10 +163,7 @@ def check_keep(keep: int) -> None:
 
 def report_failures(name: str, causes: Sequence[str], total: int) -> None:
     """Log how many of the candidates of one call a selector could not measure, and why."""
-    if causes:
-        cause, times = Counter(causes).most_common(1)[0]
-        text = "selector %r: %d of %d candidates could not be measured and are dropped; %d times because: %s"
-        logger.warning(text, name, len(causes), total, times, cause)
+    warn_of_failures(logger, f"selector {name!r}", "candidates could not be measured and are dropped", causes, total)
 
 
 def _checked(result: Any, selector: Selector, questions: Sequence[Question]) -> Sequence[Sequence[SelectorVerdict]]:

@@ -10,7 +10,7 @@ from rlkd.answers import VERIFY_SECONDS, VerificationError, equal_pairs, extract
 from rlkd.engines.base import Engine, EngineError, Sampling
 from rlkd.rationales.records import Candidate, Question
 from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
-from rlkd.rationales.select.engine import CUE, TEMPLATE, SelectorEngine, check_template, prompt_text
+from rlkd.rationales.select.engine import CUE, TEMPLATE, WithEngine, check_template, prompt_text
 from rlkd.rationales.select.stripping import strip_answer
 
 NO_GOLD = "the question has no right answer"
@@ -21,6 +21,10 @@ NOT_COMPARED = "answers could not be compared"
 # A longer text is not an answer, and comparing it takes a worker all its time. Characters.
 MAX_ANSWER = 500
 NOT_FOLLOWED = "its steps do not lead to the answer"
+
+
+class _SecondLook(WithEngine):
+    __name__ = "correct"
 
 
 class Correct:
@@ -57,7 +61,7 @@ class Correct:
             raise ValueError(f"fallback={fallback!r}: expected 'none' or 'last_number'")
         self.second_look = None
         if second_look is not None:
-            self.second_look = SelectorEngine("selector 'correct'", second_look, deadline)
+            self.second_look = _SecondLook(second_look, deadline=deadline)
         self.template = template
         self.fallback: Literal["none", "last_number"] = fallback
         self.seconds = seconds
@@ -100,7 +104,7 @@ class Correct:
         return reasons
 
     async def _look_again(
-        self, second_look: SelectorEngine, pairs: Sequence[tuple[Question, Candidate]]
+        self, second_look: WithEngine, pairs: Sequence[tuple[Question, Candidate]]
     ) -> list[str | None]:
         prompts = [prompt_text(self.template, question, strip_answer(each.text), CUE) for question, each in pairs]
         replies = await second_look.engine.generate(prompts, self.sampling, deadline=second_look.deadline)

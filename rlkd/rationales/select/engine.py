@@ -1,4 +1,4 @@
-"""The engine of a selector: opened from its parameters or shared by a run, with its prompt and its cached results."""
+"""Selectors with an engine: opened from a spec or shared by a run, with its prompt and its cached results."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ CUE = "\n####"
 Request = TypeVar("Request")
 
 
-class SelectorEngine:
-    """One engine.
+class WithEngine:
+    """A selector with one engine.
 
     Args:
-        role: the user of the engine, for errors: "selector 'difficulty'".
         engine: a spec (`rlkd.engines.open_engine`; a server with the name of its model), or an open engine.
+        cache: cache of its results.
         deadline: seconds for one call, None for no limit.
 
     Raises ValueError for a spec that names no engine.
     """
 
-    def __init__(self, role: str, engine: str | Engine | None, deadline: float | None = None) -> None:
+    __name__: str
+
+    def __init__(self, engine: str | Engine | None, cache: Cache | None = None, deadline: float | None = None) -> None:
         self._engines = EnginePool(deadline)
-        opened = engine is not None and not isinstance(engine, str)
-        self.engine: Engine = engine if opened else self._engines.open(role, engine)  # type: ignore[assignment, arg-type]
+        if engine is None or isinstance(engine, str):
+            engine = self._engines.open(f"selector {self.__name__!r}", engine)
+        self.engine: Engine = engine
+        self.cache = cache
         self.deadline = deadline
 
     def check_ready(self) -> None:
@@ -38,22 +42,15 @@ class SelectorEngine:
         self._engines.check_ready()
 
 
-class Student(SelectorEngine):
-    """The engine of the student, and the text that it continues.
-
-    Args:
-        role, student, deadline: as of `SelectorEngine`.
-        template: the text before a rationale, with `{question}` in it.
-        cache: cache of its results.
-    """
+class WithStudent(WithEngine):
+    """A selector with the student as its engine. `template`: the text before a rationale, with `{question}` in it."""
 
     def __init__(
-        self, role: str, student: str | Engine | None, template: str, cache: Cache | None, deadline: float | None
+        self, student: str | Engine | None, template: str, cache: Cache | None, deadline: float | None
     ) -> None:
         check_template(template)
-        super().__init__(role, student, deadline)
+        super().__init__(student, cache, deadline)
         self.template = template
-        self.cache = cache
 
     def prompt(self, question: Question) -> str:
         """The text before a rationale, without the space at its end, which belongs to the following text."""

@@ -9,7 +9,7 @@ from rlkd.cache import Cache, cache_key
 from rlkd.engines.base import Engine, EngineError, Message
 from rlkd.rationales.records import Candidate, Question
 from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
-from rlkd.rationales.select.engine import SelectorEngine, cached
+from rlkd.rationales.select.engine import WithEngine, cached
 
 TEMPLATE = """\
 Problem:
@@ -27,7 +27,7 @@ REFUSED = "the judge says no"
 _MIN_LOGPROB = -100.0
 
 
-class JudgeSelector:
+class JudgeSelector(WithEngine):
     """Keeps what an engine says yes to. Score `judge`: the log-probability of Yes, given Yes or No, in nats.
 
     The right answer is not shown, so that the judge reads the steps. Measure a judge on data with known answers first:
@@ -57,19 +57,14 @@ class JudgeSelector:
         for field in ("{question}", "{rationale}"):
             if field not in template:
                 raise ValueError(f"template={template[:80]!r}...: expected a text with {field} in it")
-        self.judge = SelectorEngine("selector 'judge'", engine, deadline)
+        super().__init__(engine, cache, deadline)
         self.threshold = threshold
         self.template = template
-        self.cache = cache
-
-    def check_ready(self) -> None:
-        """Raise `UsageError` if the engine is a server that does not answer or lacks the model."""
-        self.judge.check_ready()
 
     async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
         prompts = [self.prompt(question, each) for question in questions for each in question.candidates]
-        keys = [cache_key("judge of rationales", 1, self.judge.engine.name, prompt, CHOICES) for prompt in prompts]
+        keys = [cache_key("judge of rationales", 1, self.engine.name, prompt, CHOICES) for prompt in prompts]
         scores = await cached(self.cache, keys, prompts, self._scores, batch=256)
         report_failures(self.__name__, [str(each) for each in scores if isinstance(each, EngineError)], len(scores))
         return by_question(map(self._verdict, scores), questions)
@@ -87,14 +82,13 @@ class JudgeSelector:
         return SelectorVerdict(None if math.exp(score) >= self.threshold else REFUSED, {"judge": score})
 
     async def _scores(self, prompts: list[list[Message]]) -> list[float | EngineError]:
-        engine = self.judge.engine
         scores: list[float | EngineError] = []
-        for reply in await engine.choose(prompts, CHOICES, deadline=self.judge.deadline):
+        for reply in await self.engine.choose(prompts, CHOICES, deadline=self.deadline):
             if isinstance(reply, EngineError):
                 scores.append(reply)
             elif max(reply) == -math.inf or any(map(math.isnan, reply)):
                 text = f"no log-probabilities of {' and '.join(CHOICES)}: {reply}."
-                scores.append(EngineError(engine.name, text))
+                scores.append(EngineError(self.engine.name, text))
             else:
                 scores.append(log_share(*reply))
         return scores

@@ -26,7 +26,7 @@ from rlkd.rationales.select.contract import (
     keep_first,
     report_failures,
 )
-from rlkd.rationales.select.engine import TEMPLATE, Student, cached
+from rlkd.rationales.select.engine import TEMPLATE, WithStudent, cached
 
 UNFIT = "fits the student worse than the kept ones"
 
@@ -45,7 +45,7 @@ def rank_surprisal_ratio(ranks: Sequence[int], surprisals: Sequence[float], clip
     return sum(min(rank, clip) for rank in ranks) / max(sum(surprisals), 1e-12)
 
 
-class RankSurprisal:
+class RankSurprisal(WithStudent):
     """Keeps the `keep` candidates of a question with the lowest rank-surprisal ratio. Score `rank_surprisal`.
 
     Args:
@@ -73,29 +73,23 @@ class RankSurprisal:
         check_keep(keep)
         if clip < 1:
             raise ValueError(f"clip={clip}: expected a rank, 1 or more")
-        self.student = Student("selector 'rank_surprisal'", student, template, cache, deadline)
+        super().__init__(student, template, cache, deadline)
         self.keep = keep
         self.clip = clip
-        if not hasattr(self.student.engine, "score_with_ranks"):
+        if not hasattr(self.engine, "score_with_ranks"):
             raise SelectorError(
-                f"selector 'rank_surprisal': {self.student.engine.name} does not tell the ranks of tokens. Give the "
+                f"selector 'rank_surprisal': {self.engine.name} does not tell the ranks of tokens. Give the "
                 "student as transformers:MODEL."
             )
-
-    def check_ready(self) -> None:
-        """Raise `UsageError` if the student is a server that does not answer or lacks the model."""
-        self.student.check_ready()
 
     async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
         requests = [
-            (self.student.prompt(question), f" {each.text.strip()}")
-            for question in questions
-            for each in question.candidates
+            (self.prompt(question), f" {each.text.strip()}") for question in questions for each in question.candidates
         ]
-        name = self.student.engine.name
+        name = self.engine.name
         keys = [cache_key("rank-surprisal ratio", 1, name, self.clip, *request) for request in requests]
-        ratios = await cached(self.student.cache, keys, requests, self._ratios, batch=256)
+        ratios = await cached(self.cache, keys, requests, self._ratios, batch=256)
         report_failures(self.__name__, [str(each) for each in ratios if isinstance(each, EngineError)], len(ratios))
         values = by_question((None if isinstance(each, EngineError) else each for each in ratios), questions)
         verdicts = []
@@ -106,9 +100,9 @@ class RankSurprisal:
         return verdicts
 
     async def _ratios(self, requests: list[tuple[str, str]]) -> list[float | EngineError]:
-        engine: Any = self.student.engine  # checked when it was opened
+        engine: Any = self.engine  # checked when it was opened
         ratios: list[float | EngineError] = []
-        replies = await engine.score_with_ranks(requests, deadline=self.student.deadline)
+        replies = await engine.score_with_ranks(requests, deadline=self.deadline)
         for (_, text), reply in zip(requests, replies, strict=True):
             if isinstance(reply, EngineError):
                 ratios.append(reply)

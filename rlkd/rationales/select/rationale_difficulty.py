@@ -30,7 +30,7 @@ from rlkd.engines.base import Engine, EngineError
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import SelectorVerdict, check_keep, keep_first, report_failures
 from rlkd.rationales.select.correct import NO_GOLD
-from rlkd.rationales.select.engine import CUE, TEMPLATE, Student, check_template, mean_surprisals, prompt_text
+from rlkd.rationales.select.engine import CUE, TEMPLATE, WithStudent, mean_surprisals, prompt_text
 from rlkd.rationales.select.stripping import leaks, strip_answer
 
 HARDER = "harder for the student than the kept ones"
@@ -51,11 +51,16 @@ class RationaleDifficulty:
         return self.nll - self.nll_without
 
 
-class DifficultyMeter:
-    """Measures rationales under one student.
+class DifficultySelector(WithStudent):
+    """Keeps the `keep` candidates of a question with the lowest rationale difficulty.
+
+    Six is the paper's best number, according to a summary of it; the order of the stages is the paper's: after
+    `correct` and `diverse`. Scores `log_rd`, and `leaks`: 1 if the scored text still contained the answer.
 
     Args:
-        student: an engine.
+        student: spec of the student before training.
+        keep: number of candidates to keep per question.
+        worst: keep the highest difficulty instead: the control.
         template: the text before a rationale, with `{question}` in it. For an instruct model, write its chat markup
             out here: an engine cannot continue in the middle of a message.
         cue: the text between rationale and answer; a space and the answer follow.
@@ -63,21 +68,31 @@ class DifficultyMeter:
         deadline: seconds for one call of the engine, of about a thousand requests.
     """
 
+    __name__ = "difficulty"
+
     def __init__(
         self,
-        student: Engine,
+        student: str | Engine,
         *,
+        keep: int = 6,
+        worst: bool = False,
         template: str = TEMPLATE,
         cue: str = CUE,
         cache: Cache | None = None,
         deadline: float | None = None,
     ) -> None:
-        check_template(template)
-        self.student = student
-        self.template = template
+        check_keep(keep)
+        super().__init__(student, template, cache, deadline)
+        self.keep = keep
+        self.worst = worst
         self.cue = cue
-        self.cache = cache
-        self.deadline = deadline
+
+    async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
+        """See `rlkd.rationales.select.contract`."""
+        measured = await self.measure(questions)
+        flat = [each for row in measured for each in row]
+        report_failures(self.__name__, [str(each) for each in flat if isinstance(each, EngineError)], len(flat))
+        return [self._judged(question, row) for question, row in zip(questions, measured, strict=True)]
 
     async def measure(self, questions: Sequence[Question]) -> list[list[RationaleDifficulty | EngineError | None]]:
         """The difficulty of every candidate, one list per question; the error if the engine failed.
@@ -86,7 +101,7 @@ class DifficultyMeter:
         """
         requests = [self.requests(question) for question in questions]
         flat = [request for some in requests for request in some]
-        surprisals = iter(await mean_surprisals(self.student, flat, self.cache, self.deadline))
+        surprisals = iter(await mean_surprisals(self.engine, flat, self.cache, self.deadline))
         return [
             _difficulties(question, list(islice(surprisals, len(some))))
             for question, some in zip(questions, requests, strict=True)
@@ -102,6 +117,20 @@ class DifficultyMeter:
             return []
         rationales = ["", *(strip_answer(each.text) for each in question.candidates)]
         return [(prompt_text(self.template, question, each, self.cue), f" {answer}") for each in rationales]
+
+    def _judged(
+        self, question: Question, measured: Sequence[RationaleDifficulty | EngineError | None]
+    ) -> list[SelectorVerdict]:
+        sign = -1 if self.worst else 1
+        keys = [sign * each.log_rd if isinstance(each, RationaleDifficulty) else None for each in measured]
+        reasons = keep_first(question.candidates, keys, self.keep, EASIER if self.worst else HARDER)
+        verdicts = []
+        for each, reason in zip(measured, reasons, strict=True):
+            if isinstance(each, RationaleDifficulty):
+                verdicts.append(SelectorVerdict(reason, {"log_rd": each.log_rd, "leaks": float(each.leaks)}))
+            else:
+                verdicts.append(SelectorVerdict(NO_GOLD if each is None else reason))
+        return verdicts
 
 
 def _difficulties(
@@ -126,63 +155,3 @@ def _gold(question: Question) -> str | None:
     if question.answer is None or not question.answer.strip():
         return None
     return extract_answer(question.answer) or question.answer.strip()
-
-
-class DifficultySelector:
-    """Keeps the `keep` candidates of a question with the lowest rationale difficulty.
-
-    Six is the paper's best number, according to a summary of it; the order of the stages is the paper's: after
-    `correct` and `diverse`. Scores `log_rd`, and `leaks`: 1 if the scored text still contained the answer.
-
-    Args:
-        student: spec of the student before training.
-        keep: number of candidates to keep per question.
-        worst: keep the highest difficulty instead: the control.
-        template, cue: see `DifficultyMeter`.
-        cache: cache of the surprisals.
-        deadline: seconds for one call of the engine, of about a thousand requests.
-    """
-
-    __name__ = "difficulty"
-
-    def __init__(
-        self,
-        student: str | Engine,
-        *,
-        keep: int = 6,
-        worst: bool = False,
-        template: str = TEMPLATE,
-        cue: str = CUE,
-        cache: Cache | None = None,
-        deadline: float | None = None,
-    ) -> None:
-        check_keep(keep)
-        self.student = Student("selector 'difficulty'", student, template, cache, deadline)
-        self.meter = DifficultyMeter(self.student.engine, template=template, cue=cue, cache=cache, deadline=deadline)
-        self.keep = keep
-        self.worst = worst
-
-    def check_ready(self) -> None:
-        """Raise `UsageError` if the student is a server that does not answer or lacks the model."""
-        self.student.check_ready()
-
-    async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
-        """See `rlkd.rationales.select.contract`."""
-        measured = await self.meter.measure(questions)
-        flat = [each for row in measured for each in row]
-        report_failures(self.__name__, [str(each) for each in flat if isinstance(each, EngineError)], len(flat))
-        return [self._judged(question, row) for question, row in zip(questions, measured, strict=True)]
-
-    def _judged(
-        self, question: Question, measured: Sequence[RationaleDifficulty | EngineError | None]
-    ) -> list[SelectorVerdict]:
-        sign = -1 if self.worst else 1
-        keys = [sign * each.log_rd if isinstance(each, RationaleDifficulty) else None for each in measured]
-        reasons = keep_first(question.candidates, keys, self.keep, EASIER if self.worst else HARDER)
-        verdicts = []
-        for each, reason in zip(measured, reasons, strict=True):
-            if isinstance(each, RationaleDifficulty):
-                verdicts.append(SelectorVerdict(reason, {"log_rd": each.log_rd, "leaks": float(each.leaks)}))
-            else:
-                verdicts.append(SelectorVerdict(NO_GOLD if each is None else reason))
-        return verdicts

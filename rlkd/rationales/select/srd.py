@@ -22,7 +22,7 @@ from rlkd.cache import Cache, cache_key
 from rlkd.engines.base import Engine, EngineError, Sampling
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
-from rlkd.rationales.select.engine import TEMPLATE, Student, cached, mean_surprisals
+from rlkd.rationales.select.engine import TEMPLATE, WithStudent, cached, mean_surprisals
 from rlkd.rationales.select.ngrams import pieces
 
 TOO_HARD = "too hard for the student"
@@ -67,7 +67,7 @@ def stages_of(scores: Sequence[float], names: Sequence[str], stages: int) -> lis
     return result
 
 
-class SelectiveReflection:
+class SelectiveReflection(WithStudent):
     """Keeps the easiest share of all examples, and gives each its stage. Scores `srd` (high: easy) and `stage`.
 
     It ranks all candidates of all questions against each other, so it must see them in one call.
@@ -98,28 +98,23 @@ class SelectiveReflection:
     ) -> None:
         if stages < 1 or not 0 < keep <= 1:
             raise ValueError(f"stages={stages}, keep={keep}: expected at least 1, and a share above 0 and at most 1")
-        self.student = Student("selector 'srd'", student, template, cache, deadline)
+        super().__init__(student, template, cache, deadline)
         self.stages = stages
         self.keep = keep
         self.sampling = Sampling(max_new_tokens=max_new_tokens, stop=("\nQuestion:",))
 
-    def check_ready(self) -> None:
-        """Raise `UsageError` if the student is a server that does not answer or lacks the model."""
-        self.student.check_ready()
-
     async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
-        engine, cache = self.student.engine, self.student.cache
-        prompts = [self.student.prompt(question) for question in questions]
+        prompts = [self.prompt(question) for question in questions]
         settings = (self.sampling.max_new_tokens, self.sampling.stop)
-        keys = [cache_key("greedy answer", 1, engine.name, settings, prompt) for prompt in prompts]
-        answers = await cached(cache, keys, prompts, self._answers, batch=128)
+        keys = [cache_key("greedy answer", 1, self.engine.name, settings, prompt) for prompt in prompts]
+        answers = await cached(self.cache, keys, prompts, self._answers, batch=128)
         requests, rouges = [], []
         for question, prompt, answer in zip(questions, prompts, answers, strict=True):
             for each in question.candidates:
                 requests.append((prompt, f" {each.text.strip()}"))
                 rouges.append(answer if isinstance(answer, EngineError) else rouge_l(answer, each.text))
-        losses = await mean_surprisals(engine, requests, cache, self.student.deadline)
+        losses = await mean_surprisals(self.engine, requests, self.cache, self.deadline)
         # Ids are unique within a question.
         names = [f"{question.id}\x1f{each.id}" for question in questions for each in question.candidates]
         return by_question(self._judged(names, rouges, losses), questions)
@@ -151,5 +146,5 @@ class SelectiveReflection:
 
     async def _answers(self, prompts: list[str]) -> list[str | EngineError]:
         """The student's greedy answer to each prompt."""
-        replies = await self.student.engine.generate(prompts, self.sampling, deadline=self.student.deadline)
+        replies = await self.engine.generate(prompts, self.sampling, deadline=self.deadline)
         return [reply if isinstance(reply, EngineError) else reply.text for reply in replies]

@@ -15,7 +15,7 @@ from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.pipeline import select_stage, write_stage
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import NOT_MEASURED, SelectorError, apply, load_selector
-from rlkd.rationales.select.rationale_difficulty import DifficultyMeter, RationaleDifficulty
+from rlkd.rationales.select.rationale_difficulty import DifficultySelector, RationaleDifficulty
 from rlkd.rationales.select.stripping import leaks, strip_answer
 from rlkd.rationales.write.writing import Writing
 from tests.helpers.loopback import LoopbackServer
@@ -145,7 +145,7 @@ def test_an_answer_leaks_where_it_stands_as_a_number_or_a_word(text, answer, sti
 
 
 def test_the_measure_is_that_of_one_pair_at_a_time(telling_model, student):
-    meter = DifficultyMeter(student)
+    meter = DifficultySelector(student)
     # Beginnings of several lengths in one batch, so that there is padding between a question and its rationales.
     texts = ["?" * more + text for text, _ in QUESTIONS for more in range(3)]
     given = [
@@ -162,7 +162,7 @@ def test_the_measure_is_that_of_one_pair_at_a_time(telling_model, student):
 
 
 def test_what_is_asked_holds_neither_the_answer_nor_a_rationale_in_the_first_place(student):
-    first, *others = DifficultyMeter(student).requests(questions()[0])
+    first, *others = DifficultySelector(student).requests(questions()[0])
     assert first == (f"Question: {QUESTIONS[0][0]}\nAnswer:\n####", " 72")
     assert all(context.endswith("\n####") and "72" not in context for context, _ in others)
 
@@ -175,7 +175,7 @@ def test_the_engines_agree(student, telling_model, vllm, monkeypatch):
     try:
         tokenizer = None if vllm else telling_model
         remote = ServerEngine(server.url, "tiny", tokenizer=tokenizer)
-        here, there = (run(DifficultyMeter(engine).measure(questions())) for engine in (student, remote))
+        here, there = (run(DifficultySelector(engine).measure(questions())) for engine in (student, remote))
     finally:
         server.shut_down()
     for mine, theirs in zip(here, there, strict=True):
@@ -203,7 +203,7 @@ class Counting:
 def test_the_term_without_a_rationale_is_asked_once_a_question_and_equal_texts_once(student):
     counting = Counting(student)
     twice = questions([*TEXTS, *TEXTS])
-    run(DifficultyMeter(counting).measure(twice))
+    run(DifficultySelector(counting).measure(twice))
     # Nothing is left of "#### 72": that is the question alone.
     assert len(counting.asked) == 2 * len(TEXTS)
     assert len(set(counting.asked)) == len(counting.asked)
@@ -212,35 +212,35 @@ def test_the_term_without_a_rationale_is_asked_once_a_question_and_equal_texts_o
 def test_what_is_in_the_cache_is_not_asked_again_and_failures_are_not_kept(student, tmp_path):
     cache = Cache(tmp_path / "kept.sqlite")
     failing = Counting(student, fails=lambda context: "Half of 48" in context)
-    first = run(DifficultyMeter(failing, cache=cache).measure(questions()))
+    first = run(DifficultySelector(failing, cache=cache).measure(questions()))
     assert [isinstance(item, EngineError) for item in first[0]] == [False, True, False, False, False]
     sound = Counting(student)
-    second = run(DifficultyMeter(sound, cache=cache).measure(questions()))
+    second = run(DifficultySelector(sound, cache=cache).measure(questions()))
     assert len(sound.asked) == 2
     assert all("Half of 48" in context for context, _ in sound.asked)
     assert second[0][2:] == first[0][2:]
     other = Counting(student)
     other.name = "another student"
-    run(DifficultyMeter(other, cache=cache).measure(questions()))
+    run(DifficultySelector(other, cache=cache).measure(questions()))
     assert len(other.asked) == 2 * len(TEXTS)
 
 
 def test_the_measure_does_not_depend_on_order_or_company(student):
-    whole = run(DifficultyMeter(student).measure(questions()))
-    alone = [run(DifficultyMeter(student).measure([question]))[0] for question in reversed(questions(TEXTS[::-1]))]
+    whole = run(DifficultySelector(student).measure(questions()))
+    alone = [run(DifficultySelector(student).measure([question]))[0] for question in reversed(questions(TEXTS[::-1]))]
     for mine, theirs in zip(whole, reversed(alone), strict=True):
         assert [item.log_rd for item in mine] == pytest.approx([item.log_rd for item in reversed(theirs)], abs=1e-5)
 
 
 def test_a_question_without_a_right_answer_has_no_difficulty_and_its_candidates_go(student):
     bare = Question("x", "What?", None, (candidate("x", TEXTS[0], "ready"),))
-    assert run(DifficultyMeter(student).measure([bare])) == [[None]]
+    assert run(DifficultySelector(student).measure([bare])) == [[None]]
     _, dropped = asyncio.run(apply(load_selector("difficulty", {"student": student}), [bare]))
     assert [each.reason for each in dropped] == ["the question has no right answer"]
 
 
 def test_the_selector_keeps_the_easiest_and_as_a_control_the_hardest(student):
-    measured = [item.log_rd for item in run(DifficultyMeter(student).measure(questions()[:1]))[0]]
+    measured = [item.log_rd for item in run(DifficultySelector(student).measure(questions()[:1]))[0]]
     order = sorted(range(len(TEXTS)), key=lambda place: measured[place])
     for worst, expected in ((False, order[:2]), (True, order[-2:])):
         selector = load_selector("difficulty", {"student": student, "keep": 2, "worst": worst})
