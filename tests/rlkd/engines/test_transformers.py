@@ -90,8 +90,8 @@ def test_an_end_token_ends_the_text_and_is_counted(engine, reference):
 def test_equal_greedy_prompts_are_computed_once(engine, monkeypatch):
     rows = []
     monkeypatch.setattr(
-        "rlkd.engines.transformers._generate_batch",
-        lambda job, batch, *, sampling: rows.extend(batch) or [None] * len(batch),
+        "rlkd.engines.transformers.generate_batch",
+        lambda loaded, batch, **settings: rows.extend(batch) or [None] * len(batch),
     )
     run(engine.generate(["a", "b", "a", "a"], GREEDY))
     assert len(rows) == 2
@@ -164,20 +164,20 @@ def test_a_shared_beginning_saves_the_tokens_that_are_shared(engine, monkeypatch
 
 
 def test_the_division_into_groups_saves_the_most():
-    from rlkd.engines.transformers import _Row, _shared_beginnings
+    from rlkd.engines.passes import TokenRow, shared_prefixes
 
     common, deep = list(range(20)), list(range(100, 200))
     texts = [[*common, 1, 2, 3], [*common, 4, 5], common + deep + [6, 7], common + deep + [8], [9] * 30, common[:10]]
-    rows = [_Row(place, ids, len(ids) - 1) for place, ids in enumerate(texts)]
-    groups, alone = _shared_beginnings(rows)
+    rows = [TokenRow(place, ids, len(ids) - 1) for place, ids in enumerate(texts)]
+    groups, alone = shared_prefixes(rows)
     assert {(frozenset(row.index for row in group.rows), group.shared) for group in groups} == {
         (frozenset({0, 1}), 20),
         (frozenset({2, 3}), 119),
     }
     assert {row.index for row in alone} == {4, 5}
     # Of equal prompts the last token stays: it predicts the first of the continuation.
-    twins = [_Row(0, [*deep, 1], 100), _Row(1, [*deep, 2], 100)]
-    [group], _ = _shared_beginnings(twins)
+    twins = [TokenRow(0, [*deep, 1], 100), TokenRow(1, [*deep, 2], 100)]
+    [group], _ = shared_prefixes(twins)
     assert group.shared == 99
 
 
@@ -203,7 +203,7 @@ def test_a_model_with_a_sliding_window_shares_nothing_and_is_scored_all_the_same
     reference = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokenizer
     requests = shared(["She sold clips"], ENDINGS)
     scored = run(windowed.score(requests))
-    assert not windowed._loaded.shares_beginnings
+    assert not windowed._loaded.shares_prefixes
     for item, request in zip(scored, requests, strict=True):
         assert item.logprobs == pytest.approx(plain_score(reference, *request), abs=1e-4)
 
@@ -238,7 +238,7 @@ def test_a_model_whose_rotary_positions_depend_on_the_length_of_a_pass_shares_no
     requests = [(f"{beginning}then {word} what follows it at length", f" {word}") for word in ("yes", "not")]
     assert len(tokenizer(beginning)["input_ids"]) < 40 < len(tokenizer(requests[0][0])["input_ids"])
     scored = run(stretched.score(requests))
-    assert not stretched._loaded.shares_beginnings
+    assert not stretched._loaded.shares_prefixes
     for item, request in zip(scored, requests, strict=True):
         assert item.logprobs == pytest.approx(plain_score(reference, *request), abs=1e-4)
 
@@ -339,14 +339,16 @@ def test_equal_prompts_are_sampled_apart(engine):
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 1.0), (1.0, 0.6)])
 def test_tokens_are_drawn_with_the_probabilities_of_the_model(temperature, top_p):
-    from rlkd.engines.transformers import _Draw, _Row
+    from rlkd.engines.passes import SeededSampling, TokenRow
 
     logits = torch.tensor([2.0, 0.5, -1.0, 1.0, -torch.inf])
     expected = (logits / temperature).softmax(-1)
     if top_p < 1:  # by hand: .63 reaches .6 alone
         assert expected[0] > top_p
         expected = torch.tensor([1.0, 0, 0, 0, 0])
-    draw = _Draw(Sampling(temperature=temperature, top_p=top_p, seed=0), [_Row(i, [0], 1) for i in range(20000)])
+    draw = SeededSampling(
+        Sampling(temperature=temperature, top_p=top_p, seed=0), [TokenRow(i, [0], 1) for i in range(20000)]
+    )
     chosen = draw(torch.zeros(20000, 1), logits.expand(20000, -1)).argmax(-1)
     shares = torch.bincount(chosen, minlength=5) / 20000
     assert torch.allclose(shares, expected, atol=0.015)  # four standard deviations
@@ -429,14 +431,14 @@ def test_a_failure_inside_the_model_is_an_error_of_its_batch(model_folder, monke
     from rlkd.engines import transformers
 
     engine = TransformersEngine(str(model_folder), device="cpu", batch_tokens=1)
-    real = transformers._score_batch
+    real = transformers.score_batch
 
-    def broken(job, rows):
+    def broken(loaded, rows, **settings):
         if rows[0].index == 1:
             raise torch.OutOfMemoryError("too much")
-        return real(job, rows)
+        return real(loaded, rows, **settings)
 
-    monkeypatch.setattr(transformers, "_score_batch", broken)
+    monkeypatch.setattr(transformers, "score_batch", broken)
     good, bad, also_good = run(engine.score([("a", "b"), ("a", "c"), ("a", "d")]))
     assert isinstance(bad, EngineError)
     assert "Lower batch_tokens=1" in str(bad)
@@ -495,17 +497,17 @@ def test_two_callers_never_share_the_model(engine, monkeypatch):
     from rlkd.engines import transformers
 
     inside, most = 0, 0
-    real = transformers._score_batch
+    real = transformers.score_batch
 
-    def counting(job, rows):
+    def counting(loaded, rows, **settings):
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
         time.sleep(0.02)
         inside -= 1
-        return real(job, rows)
+        return real(loaded, rows, **settings)
 
-    monkeypatch.setattr(transformers, "_score_batch", counting)
+    monkeypatch.setattr(transformers, "score_batch", counting)
     expected = run(engine.score([("a", "b")]))
     results = []
     threads = [threading.Thread(target=lambda: results.append(run(engine.score([("a", "b")])))) for _ in range(4)]

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from rlkd.engines import EngineError
-from rlkd.engines.vllm import VLLMEngine, _Job, _Loaded, _Part
+from rlkd.engines.vllm import VLLMEngine
+from rlkd.engines.vllm_thread import PromptPart, VLLMJob, VLLMModel
 
 GUARD = 20.0
 
@@ -44,15 +45,18 @@ def loads(monkeypatch):
         given = coming.pop(0) if coming else FakeEngine()
         if isinstance(given, BaseException):
             raise given
-        return _Loaded(given, None, 100, None)
+        return VLLMModel(given, None, 100, None)
 
-    monkeypatch.setattr("rlkd.engines.vllm._load", load)
+    monkeypatch.setattr("rlkd.engines.vllm_thread.load", load)
     return coming
 
 
 def ask(engine, *ids, deadline=GUARD):
     """One request for each of the ids, which a good engine answers with the same ids."""
-    jobs = [_Job(lambda loaded, one=one: [_Part([one], None)], lambda parts, outputs: outputs[0].ids) for one in ids]
+    jobs = [
+        VLLMJob(lambda loaded, one=one: [PromptPart([one], None)], lambda parts, outputs: outputs[0].ids)
+        for one in ids
+    ]
     return engine._answer(jobs, False, deadline)
 
 
@@ -89,8 +93,8 @@ def test_an_engine_that_cannot_even_abort_fails_what_runs_and_is_replaced(loads)
 def test_a_thread_that_has_ended_is_replaced(loads):
     engine = VLLMEngine("some/model")
     assert asyncio.run(ask(engine, 1)) == [[1]]
-    engine._worker.inbox.put(None)
-    engine._worker.thread.join(GUARD)
+    engine._thread.inbox.put(None)
+    engine._thread.thread.join(GUARD)
     assert asyncio.run(ask(engine, 2)) == [[2]]
     asyncio.run(engine.close())
 
