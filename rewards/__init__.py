@@ -1,6 +1,6 @@
-"""Rewards: what a reward is, how it is named in a config, and the built-in ones.
+"""Rewards: the public API, and the names of the built-in ones.
 
-A reward is a callable over the columns of a batch, one score a completion:
+A reward is a callable over the columns of a batch that returns one score per completion:
 
     from rewards import reward
 
@@ -8,16 +8,16 @@ A reward is a callable over the columns of a batch, one score a completion:
     def brevity(completions, *, limit=400, **columns):
         return [max(0.0, 1 - len(c[0]["content"]) / limit) for c in completions]
 
-It is named in a config by its registered name, by a dotted path, or as `path/to/file.py:brevity`; parameters with a
-default (`limit`) can be set there, parameters without one are columns that the data must have. For each completion it
-returns one of three outcomes:
+A config names it by its registered name, by a dotted path, or as `path/to/file.py:brevity`. Parameters with a default
+(`limit`) can be set there; parameters without one are columns that the data must have. The outcome for a completion is
+one of three:
 
 1. a number: the score;
 2. `None`: not applicable, there is nothing to judge;
-3. `Failed("why")`, or an exception for the whole batch: the reward broke down. Never a 0.0: a completion is not to be
-   punished because a server was down.
+3. `Failed("why")`, or an exception for the whole batch: the reward broke down. A failure is never a 0.0, since a server
+   that is down must not punish a completion.
 
-`build_reward` turns a spec into a `Reward` that keeps these apart, and that TRL's own GRPOTrainer takes as it is.
+`build_reward` turns a spec into a `Reward` that distinguishes these, and that TRL's own GRPOTrainer accepts.
 """
 
 from collections.abc import Callable

@@ -29,11 +29,11 @@ def test_the_announced_answer_is_right_or_wrong(text, gold, value):
 
 
 @pytest.mark.parametrize("gold", [None, "", "???"])
-def test_without_a_gold_answer_that_can_be_read_accuracy_does_not_apply(gold):
+def test_without_a_readable_gold_answer_accuracy_does_not_apply(gold):
     assert score("#### 72", gold) is None
 
 
-def test_the_last_number_counts_if_asked_for():
+def test_the_last_number_counts_as_fallback():
     assert score("so 72", "72") == 0.0
     assert score("so 72", "72", fallback="last_number") == 1.0
 
@@ -43,7 +43,7 @@ def test_completions_may_be_messages():
     assert value == 1.0
 
 
-def test_a_comparison_that_cannot_be_made_has_failed_for_its_sample_only():
+def test_a_comparison_that_hangs_is_a_failure_of_its_sample_only():
     reward = build_reward("accuracy")
     given = {"completions": ["#### 5", r"\boxed{9^{9^{9^{9}}}}"], "answer": ["5", "5"]}
     returned = []
@@ -54,7 +54,7 @@ def test_a_comparison_that_cannot_be_made_has_failed_for_its_sample_only():
     assert [outcome.status for outcome in reward.outcomes] == ["score", "failed"]
 
 
-def test_failed_is_told_apart_from_wrong():
+def test_failed_differs_from_wrong():
     returned = []
     hard = ("#### 9^{9^{9^{9}}}", "5")
     thread = threading.Thread(target=lambda: returned.append(score(*hard, seconds=1.0)), daemon=True)

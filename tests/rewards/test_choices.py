@@ -46,11 +46,11 @@ def test_a_letter_or_the_options_text_is_the_answer(text):
 
 
 @pytest.mark.parametrize("text", ["", "A or B", "Z", "the answer is a bookshop", "B" + " or not" * 100, "A library"])
-def test_what_names_no_option_is_wrong(text):
+def test_an_answer_that_names_no_option_is_wrong(text):
     assert choose(text, choices=OPTIONS) == 0.0
 
 
-def test_an_option_that_begins_with_a_letter_is_no_letter():
+def test_an_option_that_begins_with_a_letter_is_not_a_letter():
     assert choose("The answer is a mall.", gold="D", choices=OPTIONS) == 1.0
     assert choose("The answer is a mall.", gold="A", choices=OPTIONS) == 0.0
 
@@ -65,7 +65,7 @@ def test_options_come_in_the_forms_of_public_data():
     assert choose("The answer is 2.", gold="2", choices=numbered) == choose("steam", gold="2", choices=numbered) == 1.0
 
 
-def test_a_text_that_stands_under_two_letters_is_right_if_either_is():
+def test_a_text_with_two_letters_is_right_if_either_is():
     twice = {"A": "drawer", "B": "cabinet", "C": "cabinet"}
     assert choose("The answer is cabinet.", gold="B", choices=twice) == 1.0
     assert choose("The answer is cabinet.", gold="C", choices=twice) == 1.0
@@ -88,7 +88,7 @@ def test_without_options_letters_and_equal_words_count():
         (9, OPTIONS),
     ],
 )
-def test_a_gold_answer_that_is_no_option_makes_the_choice_not_applicable(gold, choices):
+def test_a_gold_answer_without_an_option_makes_the_choice_not_applicable(gold, choices):
     assert choose("B", gold=gold, choices=choices) is None
 
 
@@ -152,7 +152,7 @@ def test_numbers_are_read_as_people_write_them(text, found):
 @pytest.mark.parametrize(
     "text", ["", "x", "1.2.3", r"\frac{1}{0}", r"\frac{x}{2}", "1e9999", "nan", "inf", "5 or 6", "e5"]
 )
-def test_what_is_no_number_is_none(text):
+def test_a_text_that_is_not_a_number_has_no_value(text):
     assert value(text) is None
 
 
@@ -166,7 +166,7 @@ def test_the_tolerance_is_the_larger_of_both_and_exact_at_its_edge():
     assert Numeric(relative=0.1)(completions=["-11", "-9", "-8.9"], answer=[-10] * 3) == [1.0, 1.0, 0.0]
 
 
-def test_a_gold_answer_that_is_no_number_makes_numeric_not_applicable():
+def test_a_gold_answer_that_is_not_a_number_makes_numeric_not_applicable():
     assert Numeric()(completions=["5"] * 3, answer=[None, "five", ""]) == [None] * 3
     assert Numeric()(completions=["5"] * 2, answer=["2 + 3 = 5\n#### 5", 5]) == [1.0, 1.0]
 
@@ -174,12 +174,12 @@ def test_a_gold_answer_that_is_no_number_makes_numeric_not_applicable():
 @pytest.mark.parametrize(
     "given", [{"relative": -1}, {"absolute": -0.1}, {"relative": float("nan")}, {"absolute": float("inf")}]
 )
-def test_a_tolerance_that_cannot_be_is_refused(given):
+def test_an_invalid_tolerance_is_refused(given):
     with pytest.raises(ValueError, match="expected 0 or above, and finite"):
         Numeric(**given)
 
 
-def test_thinking_and_long_texts_without_an_announcement_hold_no_answer():
+def test_thinking_and_long_texts_without_an_announcement_have_no_answer():
     assert announced("<think>the answer is 5</think>I give up" + "." * 300) == ""
     assert announced("6 " * 300) == ""
 
@@ -206,7 +206,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("name", ["multiple_choice", "boolean", "numeric"])
-def test_no_text_makes_them_hang(name):
+def test_no_text_makes_a_choice_reward_hang(name):
     reward = build_reward(name)
     assert not reward.is_isolated
     texts = [

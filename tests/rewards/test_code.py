@@ -1,5 +1,4 @@
 import json
-import os
 import pickle
 import threading
 import time
@@ -9,7 +8,8 @@ import pytest
 
 from rewards import Failed, RewardError, Scored, build_reward
 from rewards.code import Code, last_program, same_value
-from rlkd.sandbox import SandboxError, SandboxUnavailable, check
+from rlkd.sandbox import SandboxError, SandboxUnavailable
+from tests.helpers.sandbox import skip_without_sandbox
 
 DOUBLE = "```python\nprint(2 * int(input()))\n```"
 DOUBLES = [{"input": "1\n", "output": "2\n"}, {"input": "-3", "output": "-6"}]
@@ -20,35 +20,21 @@ SQUARES = [
 ]
 
 
-# Run everywhere; the others are skipped where the sandbox cannot be had.
+# These run everywhere; the others are skipped without a sandbox.
 NEED_NO_SANDBOX = {
     "test_the_program_is_the_last_python_block",
     "test_without_a_program_the_score_is_zero",
     "test_values_are_compared_as_json_with_floats_to_a_billionth",
     "test_without_tests_the_reward_does_not_apply",
-    "test_another_language_does_not_apply_and_is_told_once",
-    "test_tests_that_cannot_be_read_are_a_failure_and_no_zero",
-    "test_open_r1_s_tests_that_cannot_be_read_are_a_failure",
+    "test_another_language_does_not_apply_and_is_logged_once",
+    "test_unreadable_tests_are_a_failure_and_not_a_zero",
+    "test_unreadable_tests_of_open_r1_are_a_failure",
     "test_a_parameter_out_of_range_is_named_with_its_value",
-    "test_a_sandbox_that_breaks_down_has_failed_and_is_no_zero",
+    "test_a_sandbox_that_breaks_down_is_a_failure_and_not_a_zero",
 }
 
 
-@pytest.fixture(scope="module")
-def missing():
-    """What this machine lacks for the sandbox, in words; with CI set, nothing may be missing."""
-    if "CI" not in os.environ:
-        try:
-            check()
-        except SandboxUnavailable as error:
-            return str(error)
-    return ""
-
-
-@pytest.fixture(autouse=True)
-def skipped_without_the_sandbox(request, missing):
-    if missing and request.node.originalname not in NEED_NO_SANDBOX:
-        pytest.skip(missing)
+skipped_without_sandbox = skip_without_sandbox(NEED_NO_SANDBOX)
 
 
 def fenced(program):
@@ -170,7 +156,7 @@ def test_open_r1_s_format_is_read_as_an_object_and_as_json():
     ("given", "expected"),
     [("[1, 2]\n3", "6"), ([[1, 2], 3], 6), ("[1, 2]\n3\n", 6), ("[3]\n3", "6.0")],
 )
-def test_calls_in_open_r1_s_format_take_a_list_or_a_json_value_a_line(given, expected):
+def test_calls_in_open_r1_s_format_take_a_list_or_one_json_value_per_line(given, expected):
     case = {"type": "function_call", "fn_name": "add", "input": given, "output": expected}
     program = fenced("def add(xs, y): return sum(xs) + y")
     assert value(program, None, {"language": "python", "test_cases": [case]}) == 1.0
@@ -191,7 +177,7 @@ def test_without_tests_the_reward_does_not_apply(tests):
     assert Code()([DOUBLE]) == [None]
 
 
-def test_another_language_does_not_apply_and_is_told_once(caplog):
+def test_another_language_does_not_apply_and_is_logged_once(caplog):
     info = {"language": "cpp", "test_cases": [{"input": "1", "output": "2"}]}
     assert Code()([DOUBLE, DOUBLE], verification_info=[info, info]) == [None, None]
     assert caplog.text.count("'cpp'") == 1
@@ -215,13 +201,13 @@ def test_the_reason_is_free_of_control_sequences():
         7,
     ],
 )
-def test_tests_that_cannot_be_read_are_a_failure_and_no_zero(tests):
+def test_unreadable_tests_are_a_failure_and_not_a_zero(tests):
     found = score(DOUBLE, tests)
     assert isinstance(found, Failed)
     assert found.cause.startswith("tests of the row: ")
 
 
-def test_open_r1_s_tests_that_cannot_be_read_are_a_failure():
+def test_unreadable_tests_of_open_r1_are_a_failure():
     for info in ([1], {"test_cases": [{"type": "assert", "input": "", "output": ""}]}, {"test_cases": [{}]}):
         assert isinstance(score(DOUBLE, None, info), Failed)
 
@@ -279,7 +265,7 @@ def test_a_verdict_cannot_be_forged(program):
     assert value(fenced(program), [{"function": "square", "arguments": [3], "expected": 9}]) == 0.0
 
 
-def test_a_value_beyond_all_bounds_is_wrong_and_no_failure():
+def test_a_value_beyond_all_bounds_is_wrong_and_not_a_failure():
     for program in (
         "import os\ndef f(): os.write(3, b'[' * 900 + b']' * 900); os._exit(0)",
         "def f(): return 10 ** 4000",
@@ -299,7 +285,7 @@ open("/tmp/seen", "w").close()
     assert value(fenced(program), [{"input": "", "output": "False"}] * 3) == 1.0
 
 
-def test_a_sandbox_that_breaks_down_has_failed_and_is_no_zero(monkeypatch):
+def test_a_sandbox_that_breaks_down_is_a_failure_and_not_a_zero(monkeypatch):
     for error in (SandboxError("out of processes"), SandboxUnavailable("gone")):
 
         def broken(*_, error=error, **__):
@@ -309,7 +295,7 @@ def test_a_sandbox_that_breaks_down_has_failed_and_is_no_zero(monkeypatch):
         assert score(DOUBLE, DOUBLES) == Failed(f"sandbox: {error}")
 
 
-def test_a_machine_without_the_sandbox_is_told_before_a_model_loads(monkeypatch):
+def test_a_missing_sandbox_is_an_error_before_a_model_loads(monkeypatch):
     reward = build_reward("rewards.code.Code")
     reward.check_ready()
 
@@ -341,7 +327,7 @@ def test_a_parameter_out_of_range_is_named_with_its_value(parameters, text):
         Code(**parameters)
 
 
-def test_the_scores_of_a_batch_stand_in_its_order_whatever_the_workers():
+def test_scores_are_in_the_order_of_the_batch_with_any_number_of_workers():
     programs = [fenced(f"import time\ntime.sleep({(7 - i) / 20})\nprint({i % 3})") for i in range(8)]
     tests = [[{"input": "", "output": "0"}]] * 8
     expected = [float(i % 3 == 0) for i in range(8)]

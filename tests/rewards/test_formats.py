@@ -82,7 +82,7 @@ def test_with_answer_tags_the_rest_is_one_answer(text, value):
         ("<think>" * 2 + "</think>" * 2 + "<answer>" * 2 + "</answer>" * 2, 0.0),
     ],
 )
-def test_tag_count_pays_a_quarter_for_each_tag_that_stands_once(text, value):
+def test_tag_count_is_a_quarter_for_each_tag_that_occurs_once(text, value):
     assert tag_count(chat(text)) == tag_count([text]) == [value]
 
 
@@ -140,7 +140,7 @@ LAID_OUT = "<think>\na\n</think>\n<answer>\nb\n</answer>"
         ("", 0.0),
     ],
 )
-def test_format_asks_for_each_tag_on_its_line(text, value):
+def test_format_requires_each_tag_on_its_own_line(text, value):
     assert format_of_lines(chat(text)) == format_of_lines([text]) == [value]
 
 
@@ -204,7 +204,7 @@ def test_a_think_tag_and_line_break_that_the_template_opens_count_as_written():
         ("Second, a\n- b\n- c\n- d\n- e", 5),
     ],
 )
-def test_each_sign_of_a_step_pays_a_third_up_to_three(text, signs):
+def test_each_step_marker_is_a_third_up_to_three(text, signs):
     # min(1, signs / 3): 0, .333, .667, 1 and 1 again.
     assert reasoning_steps(chat(text)) == [pytest.approx(min(1.0, signs / 3))]
 

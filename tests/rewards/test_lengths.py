@@ -24,7 +24,7 @@ def test_soft_overlong_is_dapos_and_trls_at_every_length(longest, cache):
 
 
 @pytest.mark.parametrize(("longest", "cache"), [(10, 11), (10, -1), (0, 0)])
-def test_a_cache_that_does_not_fit_is_refused_with_both_numbers(longest, cache):
+def test_a_punishment_longer_than_the_maximum_is_refused_with_both_numbers(longest, cache):
     with pytest.raises(ValueError, match=rf"soft_punish_cache \({cache}\) must lie between 0 and .* \({longest}\)"):
         SoftOverlong(longest, cache)
 
@@ -34,7 +34,7 @@ def test_without_a_cache_the_punishment_is_a_step():
     assert get_soft_overlong_punishment(10, 0)([[0] * 10, [0] * 11]) == [0.0, -1.0]
 
 
-def test_soft_overlong_rests_on_the_length_alone():
+def test_soft_overlong_depends_on_the_length_alone():
     assert SoftOverlong(10, 5).keys(completion_ids=[[1, 2, 3], [4, 5, 6], [7]]) == [3, 3, 1]
 
 
@@ -49,7 +49,7 @@ def test_length_is_open_r1s_formula():
     assert scores == pytest.approx([0.5, 0.0, 0.25, 0.0, -0.5, -0.5])
 
 
-def test_completions_of_one_length_earn_nothing():
+def test_completions_of_equal_length_earn_nothing():
     assert RelativeLength()(completions=[RIGHT, WRONG], solution=["$3$"] * 2) == [0.0, 0.0]
     assert RelativeLength()(completions=[RIGHT], solution=["$3$"]) == [0.0]
     assert RelativeLength()(completions=[], solution=[]) == []
@@ -68,7 +68,7 @@ def test_by_group_compares_with_the_completions_of_the_same_prompt():
         RelativeLength(by_group=True)(completions=[RIGHT], solution=["$3$"])
 
 
-def test_a_completion_that_cannot_be_judged_is_not_scored_but_its_length_counts():
+def test_a_completion_with_an_unreadable_solution_is_not_scored_but_its_length_counts():
     texts = [RIGHT, RIGHT + "." * 10, r"\boxed{9^{9^{9^{9}}}}" + "." * 8]
     short, unreadable, hanging = RelativeLength(timeout=0.5)(completions=texts, solution=["$3$", "", "$3$"])
     # Lengths 9, 19, 29.

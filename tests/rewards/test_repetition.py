@@ -36,7 +36,7 @@ def test_the_penalty_over_words_is_open_r1s_formula(text, size, value):
     assert WordRepetition(size, max_penalty=-0.5)(completions=[text]) == [pytest.approx(value / 2)]
 
 
-def test_parameters_that_cannot_be_are_refused():
+def test_invalid_parameters_are_refused():
     for make in (TokenRepetition, WordRepetition):
         with pytest.raises(ValueError, match=r"max_penalty 0\.5: expected 0 or below"):
             make(3, 0.5)

@@ -69,34 +69,34 @@ def generated(count, seed):
 
 
 def test_accuracy_reward_agrees_with_trls():
-    texts, solutions = generated(1000, seed=0)
+    texts, solutions = generated(500, seed=0)
     ours = AccuracyReward()(completions=chat(texts), solution=solutions)
     assert ours == accuracy_reward(chat(texts), solutions)
-    assert all(ours.count(value) > 50 for value in (0.0, 1.0, None))
+    assert all(ours.count(value) > 25 for value in (0.0, 1.0, None))
     assert AccuracyReward()(completions=texts, answer=solutions) == ours
 
 
 @pytest.mark.parametrize("delimiters", [None, ["</thought>", "</think>", "==="]])
 def test_reasoning_accuracy_reward_agrees_with_trls(delimiters):
     rng = random.Random(1)
-    texts, solutions = generated(1000, seed=1)
+    texts, solutions = generated(500, seed=1)
     marks = ["", "</think>", "</think> so </think>", "=== </thought>"]
     texts = [f"<think>\nsurely \\boxed{{5}}{rng.choice(marks)}{text}" for text in texts]
     ours = ReasoningAccuracyReward(delimiters)(completions=chat(texts), solution=solutions)
     assert ours == reasoning_accuracy_reward(chat(texts), solutions, reasoning_delimiters=delimiters)
-    assert all(ours.count(value) > 50 for value in (0.0, 1.0, None))
+    assert all(ours.count(value) > 25 for value in (0.0, 1.0, None))
 
 
 def test_cosine_scaled_reward_agrees_with_trls():
     rng = random.Random(2)
-    texts, solutions = generated(1000, seed=2)
+    texts, solutions = generated(500, seed=2)
     ids = [[1] * rng.randint(0, 150) for _ in texts]
     bounds = {"min_value_wrong": -2.0, "max_value_wrong": -0.25, "min_value_correct": 0.75, "max_value_correct": 3.0}
     for arguments in ({"max_len": 100}, {"max_len": 70, **bounds}):
         ours = CosineScaledReward(**arguments)(completions=chat(texts), completion_ids=ids, solution=solutions)
         theirs = get_cosine_scaled_reward(**arguments)(chat(texts), solutions, ids)
         assert ours == [value if value is None else pytest.approx(value, abs=1e-12) for value in theirs]
-        assert ours.count(None) > 50
+        assert ours.count(None) > 25
 
 
 def deciding_match(text):
@@ -202,7 +202,7 @@ def test_an_answer_that_hangs_has_failed_and_the_others_are_scored(run):
         assert hang in score.cause.replace("\\\\", "\\")
 
 
-def test_failed_is_passed_on_by_the_rewards_that_rest_on_a_verdict():
+def test_rewards_that_use_a_verdict_pass_failures_on():
     given = {"completions": [HANGS[0]], "solution": ["5"], "completion_ids": [[1]]}
     assert isinstance(CosineScaledReward(10, timeout=0.5)(**given)[0], Failed)
     given["completions"] = ["</think>" + HANGS[0]]
@@ -218,7 +218,7 @@ def test_the_deciding_text_is_found_at_once_whatever_the_text(piece):
     assert len(in_thread(lambda: [deciding_text(text) for text in texts])) == 4
 
 
-def test_without_a_gold_solution_the_reward_does_not_apply_and_without_a_column_it_says_so():
+def test_without_a_solution_the_reward_does_not_apply_and_without_a_column_it_is_an_error():
     reward = AccuracyReward()
     assert reward(completions=[r"\boxed{5}"] * 2, solution=[None, "5"]) == [None, 1.0]
     assert reward(completions=[r"\boxed{5}"], solution=["5"], answer=["6"]) == [1.0]
@@ -248,7 +248,7 @@ def test_open_r1s_cosine_goes_by_characters():
         assert reward(completions=texts, solution=["$3$"] * 2) == pytest.approx([0.5, -0.5])
 
 
-def test_cosine_keys_tell_lengths_apart_up_to_the_maximum():
+def test_cosine_keys_distinguish_lengths_up_to_the_maximum():
     reward = CosineScaledReward(10)
     ids = [[0] * n for n in (1, 2, 10, 11)]
     keys = reward.keys(completions=[r"\boxed{3}"] * 4, completion_ids=ids, solution=["3"] * 4)
@@ -270,7 +270,7 @@ def test_cosine_keys_tell_lengths_apart_up_to_the_maximum():
         (lambda: CosineScaledReward(10, unit="words"), "unit 'words'"),
     ],
 )
-def test_a_parameter_that_cannot_be_is_refused_with_its_value(make, message):
+def test_an_invalid_parameter_is_refused_with_its_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -73,7 +73,7 @@ def test_lines_count_as_steps_where_there_is_no_structure() -> None:
         assert len(teacher_of(new).split("\n")) == len(teacher_of(old).split("\n"))
 
 
-def test_a_row_without_a_teacher_stays_as_it_is() -> None:
+def test_a_row_without_a_teacher_stays_unchanged() -> None:
     bare = row("bare", 1) | {"rationales": [], "structures": []}
     rows = [row("a", 2), bare, row("b", 2)]
     shuffled = shuffled_teachers(rows, 1)

@@ -30,6 +30,7 @@ from rlkd.sandbox import (
     stages,
 )
 from rlkd.sandbox.run import way_out
+from tests.helpers.sandbox import skip_without_sandbox
 
 ROOT = Path(rlkd.__file__).resolve().parent.parent
 MIB = 1 << 20
@@ -40,7 +41,7 @@ ROOT_USER = os.geteuid() == 0
 X86 = platform.machine() == "x86_64"
 
 
-# Run everywhere; the others are skipped where the sandbox cannot be had.
+# These run everywhere; the others are skipped without a sandbox.
 NEED_NO_SANDBOX = {
     "test_limits_that_make_no_sense_are_named",
     "test_the_numbers_of_the_calls_are_the_kernel_s",
@@ -50,21 +51,7 @@ NEED_NO_SANDBOX = {
 }
 
 
-@pytest.fixture(scope="module")
-def missing():
-    """What this machine lacks for the sandbox, in words; with CI set, nothing may be missing."""
-    if "CI" not in os.environ:
-        try:
-            check()
-        except SandboxUnavailable as error:
-            return str(error)
-    return ""
-
-
-@pytest.fixture(autouse=True)
-def skipped_without_the_sandbox(request, missing):
-    if missing and request.node.originalname not in NEED_NO_SANDBOX:
-        pytest.skip(missing)
+skipped_without_sandbox = skip_without_sandbox(NEED_NO_SANDBOX)
 
 
 def run(source, *, limits=PATIENT, **parameters):
