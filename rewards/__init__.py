@@ -14,8 +14,8 @@ one of three:
 
 1. a number: the score;
 2. `None`: not applicable, there is nothing to judge;
-3. `Failed("why")`, or an exception for the whole batch: the reward broke down. A failure is never a 0.0, since a server
-   that is down must not punish a completion.
+3. `Failed("why")`, or an exception for the whole batch: the reward broke down. A failure is never a 0.0, since an
+   unreachable server must not punish a completion.
 
 `build_reward` turns a spec into a `Reward` that distinguishes these, and that TRL's own GRPOTrainer accepts.
 """

@@ -98,7 +98,7 @@ class _Checker:
         # A sample that breaks its call breaks a batch too. The runner calls such samples of a `per_sample` reward
         # separately; for others they are part of the batch.
         self.sound = [call.indices[0] for call in self.alone if call.error is None or not self.per_sample]
-        self.whole = self._batch(self.sound) if self.sound else _Call((), outcomes=())
+        self.whole = self._batch(self.sound) if self.sound else _FunctionCall((), outcomes=())
 
     def checks(self) -> list[Check]:
         empty = self.caller.call_each([[]])[0]
@@ -107,7 +107,7 @@ class _Checker:
         checks = [self._scores(), self._length(empty), self._values(), self._arguments(), *comparisons]
         return [*checks, self._pickles(repeatable), self._name()]
 
-    def _batch(self, indices: Sequence[int], caller: _Caller | None = None) -> _Call:
+    def _batch(self, indices: Sequence[int], caller: _Caller | None = None) -> _FunctionCall:
         """One call with several samples. Where each has a time limit, the call may also take as long as they alone."""
         limit = self.reward.options.timeout
         if limit is not None and self.per_sample:
@@ -128,7 +128,7 @@ class _Checker:
         counts = f"{scored} scored, {missing} not applicable, {len(causes)} failed"
         return Check("scores", "holds" if scored else "note", counts)
 
-    def _length(self, empty: _Call) -> Check:
+    def _length(self, empty: _FunctionCall) -> Check:
         def violated(note: str) -> Check:
             return Check("length", "violated", note)
 
@@ -283,7 +283,7 @@ def _shown(value: float | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _FunctionCall:
     """The result of one call of a reward function.
 
     Args:
@@ -317,7 +317,7 @@ class _Caller:
         # One worker only: state that a reward carries from call to call would not show in another worker.
         self._pool = WorkerPool(partial(_call, reward), workers=1) if reward.is_isolated else None
 
-    def call_each(self, batches: Sequence[Sequence[int]], limit: float | None = None) -> list[_Call]:
+    def call_each(self, batches: Sequence[Sequence[int]], limit: float | None = None) -> list[_FunctionCall]:
         """One call for each batch of sample indices; `limit` in seconds replaces the reward's time limit."""
         limit = limit or self._reward.options.timeout
         arguments = [(batch, self._samples.select(batch)) for batch in batches]
@@ -325,7 +325,9 @@ class _Caller:
             try:
                 results = self._pool.map([(*pair, None) for pair in arguments], limit=limit)
                 return [
-                    _Call(batch, error=result.message, seconds=limit or 0.0) if isinstance(result, Fault) else result
+                    _FunctionCall(batch, error=result.message, seconds=limit or 0.0)
+                    if isinstance(result, Fault)
+                    else result
                     for batch, result in zip(batches, results, strict=True)
                 ]
             except IsolationError as error:  # such as a column that cannot be sent
@@ -339,7 +341,7 @@ class _Caller:
             self._pool.close()
 
 
-def _call(reward: Reward, indices: Sequence[int], batch: dict[str, Any], limit: float | None) -> _Call:
+def _call(reward: Reward, indices: Sequence[int], batch: dict[str, Any], limit: float | None) -> _FunctionCall:
     """Call the function of a reward; `limit` in seconds stops an asynchronous one only."""
     given = {**batch, **trl_extras()}
     if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(reward.function).parameters.values()):
@@ -357,10 +359,10 @@ def _call(reward: Reward, indices: Sequence[int], batch: dict[str, Any], limit: 
     except Exception as error:
         timed_out = isinstance(error, TimeoutError) and limit
         text = f"took more than {limit:g} s" if timed_out else f"{type(error).__name__}: {error}"
-        return _Call(indices, error=text, seconds=time.perf_counter() - started)
+        return _FunctionCall(indices, error=text, seconds=time.perf_counter() - started)
     seconds = time.perf_counter() - started
     changed = tuple(name for name, value in before.items() if given[name] != value)
-    call = _Call(indices, changed=changed, seconds=seconds)
+    call = _FunctionCall(indices, changed=changed, seconds=seconds)
     if values is None or len(values) != len(indices):
         return replace(call, wrong_length=repr(returned) if values is None else f"{len(values)} values")
     outcomes = []
