@@ -23,7 +23,6 @@ the first falls short or a text differs.
 import argparse
 import json
 import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -35,7 +34,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 # Of the server and of vLLM in this process; what the environment says comes first.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -47,9 +45,13 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 from rlkd.engines import Completion, Sampling, run
 from rlkd.engines.server import ServerEngine
+from rlkd.http import get_json
 from rlkd.models import resolve_model
+from rlkd.process import python_command
+from rlkd.serve.vllm_command import vllm_arguments
 
 CONTEXT = 512
+SHARE = 0.4  # of a GPU, on which both engines must fit
 SEQUENTIAL = 8  # prompts that the one-by-one rate is measured on
 EXPECTED = 0.75
 
@@ -138,26 +140,22 @@ def by_llm(llm: Any, settings: Any, prompts: list[str]) -> Written:
     return [(output.text, len(output.token_ids)) for output in outputs]
 
 
-def arguments_for(model: str) -> tuple[list[str], dict[str, Any]]:
-    """What the server and the offline engine are started with: the same."""
+def named_arguments() -> dict[str, Any]:
+    """Arguments of the offline engine, equal to those of the server."""
+    named: dict[str, Any] = {"max_model_len": CONTEXT, "generation_config": "vllm", "disable_log_stats": True}
+    return named | ({"dtype": "float32", "enforce_eager": True} if on_cpu() else {"gpu_memory_utilization": SHARE})
+
+
+def on_cpu() -> bool:
     from vllm.platforms import current_platform
 
-    words = ["--max-model-len", str(CONTEXT), "--generation-config", "vllm"]
-    named: dict[str, Any] = {"max_model_len": CONTEXT, "generation_config": "vllm", "disable_log_stats": True}
-    if current_platform.is_cpu():
-        words += ["--dtype", "float32", "--enforce-eager"]
-        named |= {"dtype": "float32", "enforce_eager": True}
-    else:  # both fit one GPU
-        words += ["--gpu-memory-utilization", "0.4"]
-        named |= {"gpu_memory_utilization": 0.4}
-    return words, named
+    return bool(current_platform.is_cpu())
 
 
 def load(model: str, tokens: int) -> tuple[Any, Any]:
     from vllm import LLM, SamplingParams
 
-    _, named = arguments_for(model)
-    return LLM(model=model, **named), SamplingParams(temperature=0.0, max_tokens=tokens)
+    return LLM(model=model, **named_arguments()), SamplingParams(temperature=0.0, max_tokens=tokens)
 
 
 @contextmanager
@@ -166,14 +164,21 @@ def server(model: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words, _ = arguments_for(model)
-    # The module behind `vllm serve`: the command itself fails where vLLM comes from another distribution.
+    # The module behind `vllm serve`: the command itself needs metadata that the CPU distribution lacks.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    command += ["--host", "127.0.0.1", "--port", str(port), *words]
+    command += vllm_arguments(
+        host="127.0.0.1",
+        port=port,
+        on_cpu=on_cpu(),
+        memory=None if on_cpu() else SHARE,
+        max_model_len=CONTEXT,
+        extra=["--generation-config", "vllm"],
+    )
+    guard = python_command("rlkd.serve.guard:main", str(os.getpid()), "20", "10", *command)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(guard, stdout=file, stderr=file, start_new_session=True)
         try:
             until = time.monotonic() + 600
             while not healthy(f"http://127.0.0.1:{port}/health"):
@@ -182,20 +187,13 @@ def server(model: str) -> Iterator[str]:
                 time.sleep(0.5)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            for sign in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, sign)
-                    process.wait(20)
-                except ProcessLookupError:
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
+            process.terminate()
+            process.wait()
 
 
 def healthy(url: str) -> bool:
     try:
-        with urlopen(url, timeout=5):
-            return True
+        return get_json(url, timeout=5)[0] == 200
     except OSError:
         return False
 

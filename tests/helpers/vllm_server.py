@@ -1,17 +1,17 @@
-"""A real `vllm serve` for tests: started on a free port, asked over HTTP, ended by its process group."""
+"""A real `vllm serve` for tests, on a free port, below a guard that ends it with all its processes."""
 
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rlkd.http import get_json, post_json
+from rlkd.process import python_command
+from rlkd.serve.vllm_command import vllm_arguments, vllm_environment
 
 START_SECONDS = 420
 # Of the servers that this session has started.
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 @dataclass
 class VLLMServer:
-    """A running `vllm serve`; `process.pid` is its process group, too."""
+    """A running `vllm serve`; `process` is its guard."""
 
     url: str
     model: str
@@ -35,16 +35,14 @@ class VLLMServer:
     process: subprocess.Popen[bytes]
 
     def get(self, path: str) -> dict[str, Any]:
-        with urllib.request.urlopen(self.url + path, timeout=60) as response:
-            return json.loads(response.read() or b"{}")
+        status, content = get_json(self.url + path, timeout=60)
+        assert status == 200, (path, status, content)
+        return content
 
     def post(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
-        """Raises `urllib.error.HTTPError` with the server's answer."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(content).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=300) as response:
-            return json.loads(response.read() or b"{}")
+        status, reply = post_json(self.url + path, content, timeout=300)
+        assert status == 200, (path, status, reply)
+        return reply
 
     def scores(self, token_ids: list[int], model: str | None = None) -> list[float]:
         """The log-probability of each token but the first, given those before it."""
@@ -62,16 +60,19 @@ def start_server(
     """Start `vllm serve` and wait until it is healthy; raises `RuntimeError` with the end of its log."""
     port = port or free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "1024", "--max-num-seqs", "16", "--no-enable-chunked-prefill"]
-    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
-    if backend:
-        command += ["--weight-transfer-config", json.dumps({"backend": backend})]
+    command += vllm_arguments(
+        host="127.0.0.1",
+        port=port,
+        on_cpu=True,
+        max_model_len=1024,
+        weight_transfer=backend or "lora",
+        extra=["--max-num-seqs", "16", *arguments],
+    )
     LOGS.append(log)
-    environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    environment = os.environ | vllm_environment(on_cpu=False, weight_transfer="lora")
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [*command, *arguments],
+            python_command("rlkd.serve.guard:main", str(os.getpid()), "20", "10", *command),
             env=environment,
             cwd=log.parent,
             stdout=file,
@@ -84,7 +85,7 @@ def start_server(
         try:
             server.get("/health")
             return server
-        except (OSError, ValueError):
+        except (OSError, AssertionError):
             if process.poll() is not None or time.monotonic() > deadline:
                 stop_server(server)
                 raise RuntimeError(f"vllm serve did not come up:\n{log.read_text()[-4000:]}") from None
@@ -92,13 +93,6 @@ def start_server(
 
 
 def stop_server(server: VLLMServer) -> None:
-    """End the server and its workers, politely first; by their process group, which is theirs alone."""
-    for sign, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(server.process.pid, sign)
-        except ProcessLookupError:
-            return
-        try:
-            server.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
+    """End the server and everything below it."""
+    server.process.terminate()
+    server.process.wait()

@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ from rlkd.errors import UsageError
 from rlkd.files import read_records
 from rlkd.http import get_json, post_json
 from rlkd.models import resolve_model
+from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.rollouts import packed_attention, whole_text
 from trainers.common.preflight import check_columns
@@ -213,25 +213,20 @@ def serve_command(args: RLKDAsyncConfig, model: str, rank: int, tokens: int) -> 
 
     `rank`: of the adapter; `tokens`: of the longest prompt with its completion.
     """
-    from trl.experimental.async_grpo.async_grpo_trainer import round_lora_rank
-
     url = urlparse(server_url(args))
-    dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-    words = ["vllm", "serve", model, "--host", url.hostname or "0.0.0.0", "--port", str(url.port or 8000)]
-    words += ["--enable-lora", "--max-lora-rank", str(round_lora_rank(rank)), "--max-loras", str(_slots(args))]
-    words += [
-        "--logprobs-mode",
-        "processed_logprobs",
-        "--max-model-len",
-        str(rounded_length(tokens)),
-        "--dtype",
-        dtype,
-    ]
-    environment = ["VLLM_SERVER_DEV_MODE=1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"]
-    if args.device.type == "cpu":
-        words += ["--enforce-eager"]
-        environment += ["VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind"]
-    return " ".join([*environment, shlex.join(words)])
+    on_cpu = args.device.type == "cpu"
+    arguments = vllm_arguments(
+        host=url.hostname or "0.0.0.0",
+        port=url.port or 8000,
+        on_cpu=on_cpu,
+        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        max_model_len=rounded_length(tokens),
+        max_lora_rank=rank,
+        max_loras=_slots(args),
+        weight_transfer="lora",
+    )
+    environment = vllm_environment(on_cpu=on_cpu, weight_transfer="lora")
+    return shell_line(environment, ["vllm", "serve", model, *arguments])
 
 
 def server_url(args: RLKDAsyncConfig) -> str:

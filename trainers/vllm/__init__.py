@@ -1,1 +1,1 @@
-"""Rollouts by vLLM: checks of servers, and the weights' way to them."""
+"""Rollouts with vLLM: checks of rollout servers, and weight transfer to them."""

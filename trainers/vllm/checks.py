@@ -1,7 +1,6 @@
-"""Checks of vLLM rollouts before any model loads: what TRL would find out late, or never.
+"""Checks a rollout server against the run before any model loads.
 
-In server mode the server itself is asked what it is. Each complaint ends with the command that starts a server which
-fits the run.
+The server reports its own configuration. Each error ends with the command that starts a server which fits the run.
 """
 
 from __future__ import annotations
@@ -10,35 +9,36 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import shlex
 import socket
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
+from rlkd.engines import open_engine
 from rlkd.errors import UsageError
 from rlkd.http import get_json
+from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
 
 logger = logging.getLogger(__name__)
 
-# What TRL 1.16 accepts; it warns about others.
+# The range that TRL 1.16 accepts; it warns about other versions.
 SUPPORTED_VLLM = ("0.22.0", "0.31.0")
-# Backends for weights: TRL's own, and those of rlkd.weight_transfer.
-# Of so many prompts, the longest in characters, tokens are counted.
+# Tokens are counted for this many prompts, the longest in characters.
 COUNTED_PROMPTS = 16
 
 
 def prepare_rollouts(
     args: RLKDConfig, model: Any, dataset: Any, tokenizer: Any = None
 ) -> AbstractContextManager[None]:
-    """Check the rollouts of a run; returns the context in which TRL's trainer is to be built.
+    """Check the rollouts of a run; returns the context in which TRL's trainer must be built.
 
-    `model`: the student, or its name or folder; `dataset`: the prompts; `tokenizer`: where it is not the student's.
+    `model`: the student, or its name or folder; `dataset`: the prompts; `tokenizer`: default: the student's.
     """
     if not args.use_vllm:
         return nullcontext()
@@ -58,8 +58,8 @@ def prepare_rollouts(
 def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Sequence[str] = ()) -> None:
     """Check that vLLM can do the rollouts of this run; raises `UsageError`.
 
-    `model`: name or folder of the student; `prompt_tokens`: of the longest prompt; `engines`: specs of the engines
-    that rewards use.
+    `model`: name or folder of the student; `prompt_tokens`: tokens of the longest prompt; `engines`: specs of the
+    engines that rewards use.
     """
     if not args.use_vllm:
         return
@@ -69,7 +69,7 @@ def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Se
         if on_cpu and args.vllm_weight_transfer == "nccl":
             raise UsageError(
                 "vllm_weight_transfer: nccl sends the weights between GPUs, and this run is on a CPU. Set "
-                "vllm_weight_transfer: gloo (or disk), and start the server so:\n" + _advice(args, model, needed)
+                "vllm_weight_transfer: gloo (or disk), and start the server with:\n" + _advice(args, model, needed)
             )
         if args.process_index == 0:
             _check_port(args)
@@ -78,7 +78,7 @@ def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Se
     if args.vllm_weight_transfer != "nccl":
         raise UsageError(
             f"vllm_weight_transfer: {args.vllm_weight_transfer} is for vllm_mode: server; in vllm_mode: colocate the "
-            f"engine is in this process, and nothing is transferred. Take it out, or start a server:\n"
+            f"engine is in this process, and nothing is transferred. Remove it, or start a server:\n"
             + _advice(args, model, needed)
         )
     if args.vllm_max_model_length is not None and args.vllm_max_model_length < needed:
@@ -93,21 +93,23 @@ def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Se
 
 def serve_command(args: RLKDConfig, model: str, max_model_len: int) -> str:
     """The command, with its environment, that starts a rollout server for this run."""
-    host, port = _host_and_port(args)
-    words = ["vllm", "serve", model, "--host", host, "--port", str(port)]
-    words += ["--weight-transfer-config", json.dumps({"backend": args.vllm_weight_transfer})]
-    words += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--max-model-len", str(max_model_len)]
-    environment = ["VLLM_SERVER_DEV_MODE=1"]
-    if args.device.type == "cpu":
-        words += ["--dtype", "float32", "--enforce-eager"]
-        environment += ["VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind"]
-    return " ".join([*environment, shlex.join(words)])
+    url = urlparse(_url(args))
+    on_cpu, transfer = args.device.type == "cpu", args.vllm_weight_transfer
+    arguments = vllm_arguments(
+        host=url.hostname or "0.0.0.0",
+        port=url.port or 8000,
+        on_cpu=on_cpu,
+        max_model_len=max_model_len,
+        weight_transfer=transfer,
+    )
+    environment = vllm_environment(on_cpu=on_cpu, weight_transfer=transfer)
+    return shell_line(environment, ["vllm", "serve", model, *arguments])
 
 
 def longest_prompt(dataset: Any, tokenizer: Any) -> int:
-    """Tokens of the longest prompt of a `datasets.Dataset`, or 0 where its length is not known (streaming).
+    """Tokens of the longest prompt of a `datasets.Dataset`, or 0 if its length is unknown (streaming).
 
-    Counts the tokens of the 16 prompts with the most characters, which is near enough.
+    Only the 16 prompts with the most characters are counted, which is close enough.
     """
     if dataset is None or not hasattr(dataset, "__len__"):
         return 0
@@ -127,9 +129,9 @@ def longest_prompt(dataset: Any, tokenizer: Any) -> int:
 
 
 def installed_vllm() -> str | None:
-    """The version of the installed vLLM, whatever its distribution is called; None where there is none."""
+    """The version of the installed vLLM, whichever distribution it comes from; None without vLLM."""
     spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:  # without origin: some folder of that name
+    if spec is None or spec.origin is None:  # without origin: a folder of that name
         return None
     for name in ("vllm", "vllm-cpu"):
         try:
@@ -140,12 +142,12 @@ def installed_vllm() -> str | None:
 
 
 def check_installed() -> None:
-    """Raise `UsageError` without vLLM in this environment; warn where TRL does not know its version."""
+    """Raise `UsageError` without vLLM in this environment; warn about a version that TRL does not support."""
     found = installed_vllm()
     if found is None:
         raise UsageError(
             'use_vllm=True, but vllm is not installed. Run  pip install "rlkd[vllm]"  or set use_vllm: false. (TRL '
-            "needs it here in server mode, too. Without a GPU: docs/vllm.md)"
+            "needs it here in server mode as well. Without a GPU: docs/vllm.md)"
         )
     if found != "unknown" and not _supported(found):
         logger.warning(
@@ -164,14 +166,14 @@ def _check_port(args: RLKDConfig) -> None:
             probe.bind(("", args.vllm_group_port))
         except OSError as error:
             raise UsageError(
-                f"vllm_group_port {args.vllm_group_port}, where the server would fetch the weights, is taken on this "
-                f"machine ({error.strerror}). Give another one, for instance --vllm_group_port {_free_port()}"
+                f"vllm_group_port {args.vllm_group_port}, from which the server fetches the weights, is taken on this "
+                f"machine ({error.strerror}). Set another one, for instance --vllm_group_port {_free_port()}"
             ) from error
 
 
 def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
     url = _url(args)
-    advice = "Start it so:\n" + _advice(args, model, needed)
+    advice = "Start it with:\n" + _advice(args, model, needed)
     _, config = ask_server(url, args, model, needed, advice)
     transfer = (config.get("weight_transfer_config") or {}).get("backend")
     if transfer != args.vllm_weight_transfer:
@@ -189,7 +191,7 @@ def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
     dtype = str(described.get("dtype", "")).removeprefix("torch.")
     if args.device.type == "cpu" and dtype not in ("", "float32"):
         logger.warning(
-            "%s computes in %s: on a CPU its log-probabilities then differ from the trainer's by up to 0.65. %s",
+            "%s computes in %s: its log-probabilities then differ from a CPU trainer's by up to 0.65. %s",
             url,
             dtype,
             advice,
@@ -205,31 +207,31 @@ def _check_version(url: str) -> None:
 
 
 def _check_memory(args: RLKDConfig, engines: Sequence[str], on_cpu: bool) -> None:
-    """Warn where rewards bring a model of their own onto the GPU that the rollout engine shares with the trainer."""
-    local = sorted({engine for engine in engines if engine.split(":")[0] in ("transformers", "vllm")})
-    if local and not on_cpu:
+    """Warn if rewards load models onto the GPU that the rollout engine shares with the trainer."""
+    local = [] if on_cpu else sorted({spec for spec in engines if not open_engine(spec).is_remote})
+    if local:
         logger.warning(
-            "vLLM takes %.0f %% of the GPU's memory (vllm_gpu_memory_utilization) beside the trainer, and rewards "
-            "load %s in this process, too. All of it must fit: with vllm:, the shares must stay well under 1 in all. "
-            "Where it does not, give the reward model a server on another GPU: engine: http://HOST:PORT/v1#MODEL",
+            "vLLM takes %.0f %% of the GPU's memory (vllm_gpu_memory_utilization) in addition to the trainer, and "
+            "rewards load %s in this process as well. Together they must fit (the shares of all vLLM engines: well "
+            "under 1). Otherwise serve the reward model on another GPU: engine: http://HOST:PORT/v1#MODEL",
             100 * args.vllm_gpu_memory_utilization,
             ", ".join(local),
         )
 
 
 def ask_server(url: str, args: Any, model: str, needed: int, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Wait for a rollout server; what it lists as models, and its configuration in vLLM's own words.
+    """Wait for a rollout server; returns its list of models and its vLLM configuration.
 
     `args`: a config with `vllm_server_timeout` and `max_completion_length`; `needed`: tokens of a prompt and its
-    completion. Raises `UsageError`, which ends with `advice`, where it does not come, is no vLLM in its development
-    mode, has another model than the student, or takes fewer tokens.
+    completion. Raises `UsageError`, which ends with `advice`, if it does not answer, is not vLLM in development mode,
+    serves another model than the student, or takes fewer tokens.
     """
     wait_for_server(url, args.vllm_server_timeout, advice)
     status, listed = get_json(f"{url}/v1/models")
-    # Adapters that are loaded have a parent.
+    # Loaded adapters have a parent.
     served = next((card for card in listed.get("data") or [] if not card.get("parent")), None)
     if status != 200 or served is None:
-        raise UsageError(f"{url} is no vLLM server: /v1/models answers HTTP {status}. {advice}")
+        raise UsageError(f"{url} is not a vLLM server: /v1/models answers HTTP {status}. {advice}")
     known_as = [str(served[key]) for key in ("id", "root") if served.get(key)]
     if not any(same_model(name, model) for name in known_as):
         raise UsageError(f"{url} serves {(known_as or ['no model'])[-1]}, and the student is {model}. {advice}")
@@ -246,16 +248,16 @@ def ask_server(url: str, args: Any, model: str, needed: int, advice: str) -> tup
         )
     config = information.get("vllm_config")
     if status != 200 or not isinstance(config, dict):
-        raise UsageError(f"{url} does not tell its configuration: /server_info answers HTTP {status}. {advice}")
+        raise UsageError(f"{url} does not return its configuration: /server_info answers HTTP {status}. {advice}")
     return listed, config
 
 
 def wait_for_server(url: str, seconds: float, advice: str) -> None:
-    """Return when a server is healthy; raises `UsageError`, which ends with `advice`, after `seconds` without one."""
+    """Wait until a server is healthy; raises `UsageError`, which ends with `advice`, after `seconds`."""
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"vllm_server_base_url {url!r}: expected http://HOST:PORT. {advice}")
     deadline = time.monotonic() + seconds
-    told = False
+    has_warned = False
     while True:
         try:
             status, _ = get_json(f"{url}/health")
@@ -268,9 +270,9 @@ def wait_for_server(url: str, seconds: float, advice: str) -> None:
             raise UsageError(
                 f"no rollout server at {url} after {seconds:g} seconds (vllm_server_timeout): {reason}. {advice}"
             )
-        if not told:
+        if not has_warned:
             logger.warning("waiting up to %g s for the rollout server at %s (%s)", seconds, url, reason)
-            told = True
+            has_warned = True
         time.sleep(min(2.0, max(0.05, deadline - time.monotonic())))
 
 
@@ -279,27 +281,20 @@ def _url(args: RLKDConfig) -> str:
     return (given or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
 
 
-def _host_and_port(args: RLKDConfig) -> tuple[str, int]:
-    from urllib.parse import urlparse
-
-    parsed = urlparse(_url(args))
-    return parsed.hostname or "0.0.0.0", parsed.port or 8000
-
-
 def _advice(args: RLKDConfig, model: str, needed: int) -> str:
     return "  " + serve_command(args, model, rounded_length(needed))
 
 
 def rounded_length(tokens: int) -> int:
-    """Up to the next multiple of 256, with some room for prompts that were not counted."""
+    """Round up to a multiple of 256, with some room for prompts that were not counted."""
     return -(-(tokens + 64) // 256) * 256
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names or folders are one model, as far as can be told without reading weights."""
+    """Whether two names or folders are one model, judged without reading weights."""
     if one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve():
         return True
-    # On another machine, the same folder may lie elsewhere.
+    # On another machine the folder may have another path.
     return Path(one).is_absolute() and not Path(one).exists() and Path(one).name == Path(other).name
 
 

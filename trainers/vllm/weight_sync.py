@@ -1,10 +1,10 @@
-"""The trainer's side of weights without NCCL, and vLLM in the trainer's own process on a CPU.
+"""Sends the trainer's weights to a rollout server without NCCL, and builds vLLM in the trainer's process on a CPU.
 
-TRL decides when weights go to the rollout engine and which (all of them, adapters merged); `VLLMClient` is how. The
-two clients here are TRL's, with the transport of `rlkd.weight_transfer` in place of NCCL. Generation is untouched.
+TRL decides when weights go to the rollout engine, and which (all of them, adapters merged); its `VLLMClient` sends
+them. The two clients here are TRL's with the transport of `rlkd.weight_transfer` instead of NCCL.
 
-A failed sync ends the run with an error that names the server: rollouts of a model that is not the trainer's would
-train on quietly. Nothing here is tried twice, as a weight update is no request that may arrive twice.
+A failed sync ends the run with an error that names the server; otherwise training would go on with rollouts of another
+model. Nothing is retried, as a weight update must not arrive twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-import requests
+import httpx
 import torch
 from trl.generation.vllm_client import VLLMClient
 
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 Metadata = list[tuple[str, str, list[int]]]
 
-# The weights of a large model are written in files of this size, so that host memory holds only one of them.
+# Size of the files for a large model's weights: host memory holds one of them at a time.
 SHARD_BYTES = 2**31
-# A transfer that is slower than so many bytes a second counts as hung (10 MiB: a tenth of Gigabit Ethernet).
+# A transfer slower than this, in bytes per second, counts as hung (10 MiB: a tenth of Gigabit Ethernet).
 SLOWEST = 10 * 2**20
-# Of what a server says in an error.
+# Length of a server's message in an error.
 SHOWN_CHARACTERS = 600
 
 
@@ -52,7 +52,7 @@ class SyncFailed(UsageError):
 
 
 class _HostClient(VLLMClient):
-    """TRL's client with weights through host memory; subclasses say how they travel."""
+    """TRL's client with weights through host memory; subclasses define the transport."""
 
     backend = ""
     _sent = 0  # bytes since the last update was finished
@@ -92,11 +92,11 @@ class _HostClient(VLLMClient):
         except SyncFailed as error:
             if "already active" not in str(error):
                 raise
-            logger.warning("%s: a trainer left a weight update unfinished; starting afresh", self.base_url)
+            logger.warning("%s: a trainer left a weight update unfinished; starting again", self.base_url)
             try:
                 self._call("finish_weight_update")
             except SyncFailed:
-                # What that trainer had sent cannot be read any more. It has been dropped; the next one is empty.
+                # The weights of that trainer cannot be read. They have been dropped; the next update is empty.
                 self._call("finish_weight_update")
             self._call("start_weight_update")
 
@@ -105,23 +105,24 @@ class _HostClient(VLLMClient):
         self._sent = 0
 
     def _call(self, endpoint: str, size: int = 0, **content: Any) -> None:
-        """Post once, with a time limit that grows with the `size` in bytes of what the server has to take meanwhile.
+        """Post once, with a time limit that grows with the `size` in bytes that the server must receive meanwhile.
 
-        Raises `SyncFailed` with the server's own words.
+        Raises `SyncFailed` with the server's message.
         """
         limit = self.seconds + size / SLOWEST
         try:
-            # Its own request, and not TRL's session: that repeats what has failed.
-            response = requests.post(f"{self.base_url}/{endpoint}", json=content, timeout=(10, limit))
-        except requests.RequestException as error:
-            told = f"does not answer {endpoint} within {limit:.0f} s (vllm_server_timeout is {self.seconds:g} s)"
-            raise self._failed(told, error) from error
+            # Not TRL's session, which retries failed requests.
+            timeout = httpx.Timeout(limit, connect=10)
+            response = httpx.post(f"{self.base_url}/{endpoint}", json=content, timeout=timeout)
+        except httpx.HTTPError as error:
+            problem = f"does not answer {endpoint} within {limit:.0f} s (vllm_server_timeout is {self.seconds:g} s)"
+            raise self._failed(problem, error) from error
         if response.status_code != 200:
-            raise self._failed(f"refuses {endpoint} (HTTP {response.status_code})", _said(response))
+            raise self._failed(f"refuses {endpoint} (HTTP {response.status_code})", _message(response))
 
-    def _failed(self, what: str, why: object) -> SyncFailed:
+    def _failed(self, problem: str, cause: object) -> SyncFailed:
         return SyncFailed(
-            f"the rollout server {self.base_url} {what}: {why}. Its log says more. The run goes on from its last "
+            f"the rollout server {self.base_url} {problem}: {cause}. See its log. The run continues from its last "
             f"checkpoint with --resume_from_checkpoint, once the server is up"
         )
 
@@ -142,7 +143,7 @@ class GlooClient(_HostClient):
             "world_size": world_size,
             "seconds": self.seconds,
         }
-        self.communicator = self._beside(
+        self.communicator = self._during(
             functools.partial(self._call, "init_weight_transfer_engine", init_info=announced),
             lambda watch: lead(store, world_size, self.seconds, watch),
         )
@@ -162,25 +163,25 @@ class GlooClient(_HostClient):
                 group.send(tensor, watch)
 
         size = sum(math.prod(shape) * getattr(torch, dtype).itemsize for _, dtype, shape in metadata)
-        self._beside(functools.partial(self._call, "update_weights", size=size, update_info=update), broadcast)
+        self._during(functools.partial(self._call, "update_weights", size=size, update_info=update), broadcast)
 
-    def _beside(self, call: Callable[[], None], work: Callable[[Callable[[], None]], Any]) -> Any:
-        """Do `work` while the server is busy with `call`; what the server says goes before what happens here."""
+    def _during(self, call: Callable[[], None], work: Callable[[Callable[[], None]], Any]) -> Any:
+        """Do `work` while the server handles `call`; an error of the server takes precedence over one here."""
         with ThreadPoolExecutor(max_workers=1) as executor:
-            answer: Future[None] = executor.submit(call)
+            response: Future[None] = executor.submit(call)
 
             def watch() -> None:
-                if answer.done():
-                    answer.result()
+                if response.done():
+                    response.result()
 
             try:
                 result = work(watch)
             except BaseException as error:
                 self.close_communicator()  # so that the server stops waiting, and answers
                 if isinstance(error, TransferFailed):
-                    answer.result()
+                    response.result()
                 raise
-            answer.result()
+            response.result()
             return result
 
     def close_communicator(self) -> None:
@@ -204,7 +205,7 @@ class DiskClient(_HostClient):
         self._call("init_weight_transfer_engine", init_info={})
 
     def _start_weight_update(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed run
         self._folder.mkdir(parents=True)
         super()._start_weight_update()
 
@@ -218,15 +219,12 @@ class DiskClient(_HostClient):
         shutil.rmtree(self._folder, ignore_errors=True)  # the server has read them
 
     def close_communicator(self) -> None:
-        """Nothing is open; files of a sync that failed are removed."""
+        """Remove the files of a failed sync; nothing else is open."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
-    """The context in which TRL must build its vLLM side, so that it fits `args`.
-
-    On a GPU with `vllm_weight_transfer: nccl` it changes nothing.
-    """
+    """The context in which TRL must build its vLLM part for `args`; no change on a GPU with `nccl`."""
     if not args.use_vllm:
         return nullcontext()
     if args.vllm_mode == "server":
@@ -240,16 +238,16 @@ def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
         return nullcontext()
     from vllm import LLM
 
-    # vLLM's defaults are a share of all memory, and this process tied to a single core.
+    # vLLM's defaults are a share of all memory, and this process pinned to a single core.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     keep_weights_live()
-    # TRL passes neither: vLLM would take bfloat16 and compile for minutes.
+    # TRL passes neither: vLLM would use bfloat16 and compile for minutes.
     return build_vllm_with(LLM=functools.partial(LLM, dtype="float32", enforce_eager=True))
 
 
 def own_address(server: str) -> str:
-    """The address of this machine under which the server at the URL `server` can reach it."""
+    """This machine's address as the server at the URL `server` can reach it."""
     parsed = urlparse(server)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((parsed.hostname or "127.0.0.1", parsed.port or 80))  # sends nothing
@@ -257,9 +255,9 @@ def own_address(server: str) -> str:
 
 
 def _write(folder: Path, named_params: Iterable[tuple[str, torch.Tensor]], shard_bytes: int) -> Iterator[Path]:
-    """Write the tensors to more files of about `shard_bytes` in `folder`; yield each path.
+    """Write the tensors to files of about `shard_bytes` in `folder`; yields each path.
 
-    Tensors are copied at once: with LoRA they are views of weights that are merged only until the next is asked for.
+    Tensors are copied at once: with LoRA they are views of weights that stay merged only until the next one.
     """
     from safetensors.torch import save_file
 
@@ -281,11 +279,11 @@ def _write(folder: Path, named_params: Iterable[tuple[str, torch.Tensor]], shard
         yield save()
 
 
-def _said(response: requests.Response) -> str:
-    """The message in a server's error response, which may go on for pages."""
+def _message(response: httpx.Response) -> str:
+    """The message of a server's error response, shortened."""
     try:
         error = json.loads(response.text)["error"]
-        said = str(error["message"] if isinstance(error, dict) else error)
+        message = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
-        said = response.text
-    return said if len(said) <= SHOWN_CHARACTERS else said[:SHOWN_CHARACTERS] + " ..."
+        message = response.text
+    return message if len(message) <= SHOWN_CHARACTERS else message[:SHOWN_CHARACTERS] + " ..."

@@ -136,7 +136,7 @@ def break_everything(server: PretendedServer) -> None:
         (break_no_transfer, r"without --weight-transfer-config, and this run sends them by gloo"),
         (break_other_transfer, r"for weights by nccl, and this run sends them by gloo"),
         (break_logprobs, r"gives raw_logprobs; the importance sampling correction needs processed_logprobs"),
-        (break_everything, r"is no vLLM server: /v1/models answers HTTP 404"),
+        (break_everything, r"is not a vLLM server: /v1/models answers HTTP 404"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -258,7 +258,7 @@ def test_a_reward_model_on_the_gpu_of_the_rollout_engine_is_warned_about(
     assert not caplog.text
     checks._check_memory(args, ["transformers:embedded-gsrm"], on_cpu=False)
     assert "vLLM takes 35 % of the GPU's memory" in caplog.text
-    assert "load transformers:embedded-gsrm in this process" in caplog.text
+    assert "load transformers:embedded-gsrm in this process as well" in caplog.text
 
 
 def test_an_unknown_transfer_is_refused(tmp_path: Any) -> None:

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-import requests
 import torch
 from safetensors.torch import load_file
 
@@ -119,13 +119,13 @@ def test_a_server_may_take_longer_for_more_weights(
 ) -> None:
     monkeypatch.setattr("trainers.vllm.weight_sync.SLOWEST", 100)  # bytes a second
     limits = []
-    post = requests.post
+    post = httpx.post
 
-    def note(url: str, timeout: tuple[float, float], **content: Any) -> Any:
-        limits.append((url.rpartition("/")[2], timeout[1]))
+    def note(url: str, timeout: httpx.Timeout, **content: Any) -> Any:
+        limits.append((url.rpartition("/")[2], timeout.read))
         return post(url, timeout=timeout, **content)
 
-    monkeypatch.setattr(requests, "post", note)
+    monkeypatch.setattr(httpx, "post", note)
     client = client_for(recorder.url, tmp_path / "weights")
     client.update_named_params([("a", "float32", [1000])], iter([("a", torch.ones(1000))]))
     client.update_named_params([("a", "float32", [1])], iter([("a", torch.ones(1))]))
