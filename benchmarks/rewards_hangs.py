@@ -1,25 +1,25 @@
-r"""What completions that hang math-verify do to a batch: to the other scores, to the time, and to the machine.
+r"""Effect of completions that hang math-verify on a batch: other scores, time, and processes left behind.
 
     python benchmarks/rewards_hangs.py                     # 8,192 completions, 1 % hang, limit 5 s: 12 minutes
     python benchmarks/rewards_hangs.py --quick             # 256 completions, 6 hang, limit 1.5 s
-    python benchmarks/rewards_hangs.py --reward accuracy   # this project's own way of reading answers
+    python benchmarks/rewards_hangs.py --reward accuracy   # this project's own reading of answers
     python benchmarks/rewards_hangs.py --check-kinds       # does each kind hang math-verify for 20 s? 4 minutes
 
-In groups of 8 (`rewards_throughput.py` says how they are made), one completion in a hundred announces an answer like
-`9^{9^{9^{9}}}`, `100000000!` or `\binom{10^9}{5\cdot 10^8}`; `HANGS` lists the kinds. Each takes math-verify over 20
-seconds, or all memory, and none is like another, since equal questions are asked once. The batch is scored three
-times, each in a new Python process: from the main thread, from a thread, and through `asyncio.to_thread`; and once
-without the completions that hang. Nothing is cached.
+In groups of 8 (see `rewards_throughput.py`), one completion in a hundred announces an answer like `9^{9^{9^{9}}}`,
+`100000000!` or `\binom{10^9}{5\cdot 10^8}`; `HANGS` lists the kinds. Each takes math-verify over 20 seconds, or all
+memory. All are different, since equal comparisons are made once. The batch is scored three times, each in a new Python
+process: from the main thread, from a thread, and through `asyncio.to_thread`; and once without the completions that
+hang. Nothing is cached.
 
-- `false_zeros`: hanging completions with a score at all; each must have the outcome "failed".
+- `false_zeros`: hanging completions with a score; each must have the outcome "failed".
 - `others_equal`: the other completions have the scores of the run without hangs.
 - `added_over_budget`: the wall clock that the hangs add / (hangs x limit / workers).
-- `left_computing`: processes that use the processor a second after the batch is done.
-- `orphans`: processes alive after the scoring process has ended, of those that descended from it or carry a mark that
-  it has in its environment.
-- `trl`: whether TRL's `accuracy_reward` returns from one such completion, within `trl_waited_s`.
+- `left_computing`: processes that use the processor one second after the batch.
+- `orphans`: processes alive after the end of the scoring process that descend from it or carry a mark from its
+  environment.
+- `trl`: whether TRL's `accuracy_reward` returns from one such completion within `trl_waited_s`.
 
-Exits with 1 if one of these is not as it should be: 0, true, at most 1.2, 0, 0.
+Exits with 1 unless these are 0, true, at most 1.2, 0 and 0.
 """
 
 import harness  # before torch: one thread, no hub
@@ -54,9 +54,9 @@ Caller = Literal["main thread", "thread", "asyncio.to_thread"]
 CALLERS: tuple[Caller, ...] = ("main thread", "thread", "asyncio.to_thread")
 MARK = "RLKD_BENCHMARK_MARK"
 BOUND = 1.2
-REWARDS = {"accuracy_reward": "timeout", "accuracy": "seconds"}  # and the parameter that is the limit
+REWARDS = {"accuracy_reward": "timeout", "accuracy": "seconds"}  # -> the parameter for the time limit
 
-# Each kind, with a place for a number that makes it another question.
+# Each kind, with a number that makes the answers different.
 HANGS: dict[str, Callable[[int], str]] = {
     "tower of powers": lambda i: f"9^{{9^{{9^{{{9 + i}}}}}}}",
     "factorial": lambda i: f"{100_000_000 + i}!",
@@ -144,7 +144,7 @@ def main() -> int:
 
 
 def make_task(data: Path | None, size: int, n_hangs: int) -> dict[str, Any]:
-    """A batch with hangs at random places; `hanging` says where, and of which kind."""
+    """A batch with hangs at random positions; `hanging` maps their positions to their kinds."""
     batch = group_batch(load_problems(data), size - size % GROUP)
     completions = list(batch.completions)
     places = sorted(random.Random(1).sample(range(len(completions)), n_hangs))
@@ -159,15 +159,15 @@ def make_task(data: Path | None, size: int, n_hangs: int) -> dict[str, Any]:
     return {"completions": completions, "solutions": batch.solutions, "hanging": hanging}
 
 
-# The process that scores, and what is left of it.
+# The scoring process, and the processes left after it.
 
 
 def in_a_process(task: dict[str, Any]) -> dict[str, Any]:
-    """Score in a new Python process, and count what is alive after its end."""
+    """Score in a new Python process, and count the processes alive after its end."""
     mark = uuid.uuid4().hex
     found = harness.in_child(task, **{MARK: mark})
     time.sleep(1.0)
-    # A process id is used again; together with its start time it is not.
+    # Process ids are reused; together with the start time they are unique.
     alive = {(each.pid, each.create_time()) for each in running(psutil.process_iter())}
     children = {tuple(child) for child in found["descendants"]}
     found["orphans"] = len({pid for pid, _ in alive & children} | {each.pid for each in carriers(MARK, mark)})
@@ -175,13 +175,13 @@ def in_a_process(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended."""
+    """The processes that have not ended."""
     return [each for each in processes if is_running(each)]
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
-    """What the process that scores does."""
-    logging.getLogger("rewards.runner").setLevel(logging.ERROR)  # the causes that it logs are counted below
+    """Score a batch, in the scoring process."""
+    logging.getLogger("rewards.runner").setLevel(logging.ERROR)  # the causes are counted below
     name, limit = task["reward"], task["limit"]
     reward = build_reward(name, {REWARDS[name]: limit}, cache=False)
     column = "solution" if name == "accuracy_reward" else "answer"
@@ -213,16 +213,16 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def spent() -> dict[psutil.Process, float]:
-    """CPU-seconds of each process below this one."""
+    """CPU seconds of each descendant of this process."""
     found = {}
     for each in descendants(os.getpid()):
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        with contextlib.suppress(psutil.Error):  # it has ended
             found[each] = sum(each.cpu_times()[:4])
     return found
 
 
 def call_from(caller: Caller, function: Callable[[], Any]) -> Any:
-    """The result of a call made from there."""
+    """The result of a call made from the given thread."""
     if caller == "main thread":
         return function()
     if caller == "asyncio.to_thread":
@@ -256,7 +256,7 @@ else:
 
 
 def start_trl() -> dict[str, subprocess.Popen[str]]:
-    """A process for each thread to ask from, at work."""
+    """One process for each calling thread, with one hanging call each."""
     answer = PLAIN % HANGS["tower of powers"](0)
     return {
         thread: subprocess.Popen(
@@ -270,7 +270,7 @@ def start_trl() -> dict[str, subprocess.Popen[str]]:
 
 
 def trl_answers(asked: dict[str, subprocess.Popen[str]], patience: float) -> dict[str, str]:
-    """What each said within `patience` seconds after it was loaded; then it is killed."""
+    """The output of each process within `patience` seconds after loading; then it is killed."""
     answers = {}
     for process in asked.values():
         assert process.stdout is not None
@@ -290,7 +290,7 @@ def trl_answers(asked: dict[str, subprocess.Popen[str]], patience: float) -> dic
 
 
 def check_kinds(seconds: float = 20.0) -> int:
-    """Print what becomes of each kind in a worker with 4 GiB and so many seconds; 1 if one comes to a verdict."""
+    """Print the result of each kind in a worker with 4 GiB and `seconds`; return 1 if one has a verdict."""
     pool = WorkerPool(verified.verdict, preload=["math_verify", "rewards.verified"], memory=4 * 2**30)
     calls = [(PLAIN % make(0), "$18$", "trl") for make in HANGS.values()]
     results = pool.map(calls, limit=seconds)

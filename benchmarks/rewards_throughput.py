@@ -1,39 +1,39 @@
-r"""How fast `accuracy_reward` scores a batch, against the reward of that name in TRL, whose verdicts it gives.
+r"""Speed of `accuracy_reward` on a batch, compared with TRL's reward of that name; the verdicts must be equal.
 
     python benchmarks/rewards_throughput.py                  # 8,192 completions, 5 rounds
     python benchmarks/rewards_throughput.py --quick          # 256 completions, 1 round
     python benchmarks/rewards_throughput.py --data FILE      # problems of your own
 
-Compared, each in a process of its own, which has its libraries loaded and its first comparison behind it:
+The arms, each in a process of its own, after loading its libraries and a first comparison:
 
     trl              trl.rewards.accuracy_reward, on the main thread, as GRPOTrainer calls it
-    ours, 1 worker   with an empty cache; twice a round (A and B), what differs between them is noise
+    ours, 1 worker   with an empty cache; twice per round (A and B), to show the noise
     ours, 2 workers  with an empty cache
-    ours, warm       a new Reward on the file that a run before has filled
+    ours, warm       a new Reward on the cache of an earlier run
 
-on two batches, in groups of 8 completions a problem:
+The two batches, in groups of 8 completions per problem:
 
-- **group**: what a policy gives in GRPO. No two completions of a group have the same words, but several come to the
-  same final answer. Of a group 0 to 8 are right (evenly spread); of the right ones a tenth write the value in another
-  way (`\frac{144}{2}` for 72, `\dfrac` for `\frac`); of the wrong ones three fifths make the mistake that is most
-  common for the problem, and the others each their own; one completion in twelve has no answer that can be read (it is
-  cut off, or ends with `####`). Answers are announced in three forms, the most frequent of which has three fifths.
-  That comes to about 3.8 different answers in a group. (For comparison: texts of eight different sources, models and
-  people, for one question of GSM8K came to 3.5; those of one policy are more alike.)
-- **distinct**: one right answer and seven others in each group, no two of a group equal, announced in one way. There
-  is next to nothing to ask only once. What is left is what workers gain, and that a gold text is read once.
+- **group**: the output of a policy in GRPO. No two completions of a group have the same words, but several have the
+  same final answer. In a group 0 to 8 are right (uniformly distributed). A tenth of the right ones write the value in
+  another form (`\frac{144}{2}` for 72, `\dfrac` for `\frac`). Three fifths of the wrong ones make the most common
+  mistake of the problem, each of the others its own. One completion in twelve has no readable answer (it is
+  truncated, or ends with `####`). There are three forms of announcement, the most frequent with a share of three
+  fifths. The result is about 3.8 different answers per group. (For comparison: texts from eight sources, models and
+  people, for one question of GSM8K have 3.5; those of one policy are more similar.)
+- **distinct**: one right answer and seven others in each group, all different, with one form of announcement. Almost
+  no comparison repeats; what remains is the gain from workers and from reading each gold text once.
 
-Problems are those of GSM8K that ship with the package. `--data` takes a JSONL file: its rows have `answer` (or `gold`)
-and `solution`, or `rationales`, a list of objects with `text` and `final`: then these texts with these answers are the
-batch `group`. The column `solution` holds the final answer alone. Problems that have to be used again get it in other
-words, so that a repeated problem is no repeated question.
+The problems are the GSM8K rows shipped with the package. `--data` takes a JSONL file with `answer` (or `gold`) and
+`solution`, or with `rationales`, a list of objects with `text` and `final`; these texts and answers then form the
+batch `group`. The column `solution` has the final answer alone. A problem that is used again gets its answer in
+another form, so that it is not the same comparison.
 
-Figures, medians of the rounds: `cold_ratio` is TRL's time / ours with 2 workers and an empty cache, and
-`cold_ratio_one_worker` the same with one worker, where nothing is gained but by asking once; `warm_ratio` TRL's / ours
-on the filled cache; `second_worker_ratio` ours with 1 worker / with 2, to be read beside `one_worker_spread`, the
-lowest and highest A / B. These are wall clock. `..._cpu_ratio...` are the same of CPU-seconds (all processes), which
-another load on the machine changes less. `verdicts_equal`: every verdict of every arm and round is TRL's. Exits with 1
-if not, and, in the full form, where `cold_ratio` is below 2 or `warm_ratio` below 50 on the batch `group`.
+Figures (medians over rounds): `cold_ratio` is TRL's time / ours with 2 workers and an empty cache;
+`cold_ratio_one_worker` the same with one worker, where only deduplication gains; `warm_ratio` TRL's / ours on the
+filled cache; `second_worker_ratio` ours with 1 worker / with 2, to be compared with `one_worker_spread`, the lowest
+and highest A / B. These are wall clock. `..._cpu_ratio...` are the same for CPU seconds (all processes), which other
+load on the machine affects less. `verdicts_equal`: every verdict of every arm and round equals TRL's. Exits with 1 if
+not, and, in the full form, if `cold_ratio` is below 2 or `warm_ratio` below 50 on the batch `group`.
 """
 
 import harness  # before torch: one thread, no hub
@@ -70,15 +70,15 @@ LEADS = (
     "Here is one way to do it.", "We can do this directly.", "Start with what is known.", "Let me set this up.",
     "What do we know?",
 )  # fmt: skip
-# The forms in which one model for mathematics (of the family Qwen2.5-Math, 1.5B, on GSM8K) announces its answers, and
-# about how often. A policy has a style; but it keeps it loosely.
+# The forms in which a mathematics model (Qwen2.5-Math, 1.5B, on GSM8K) announces its answers, with their approximate
+# frequencies.
 ANNOUNCEMENTS = {
     "Therefore, the answer is \\(\\boxed{%s}\\).": 12,
     "So, the total is:\n\\[\n\\boxed{%s}\n\\]": 4,
     "The final answer is \\boxed{%s}.": 4,
 }
 PLAIN = "The final answer is \\boxed{%s}."
-# The ways in which the column `solution` writes a gold answer, one for each time that a problem is used.
+# Forms of a gold answer in the column `solution`, one for each use of a problem.
 GOLDS = ("$%s$", "\\boxed{%s}", "$\\boxed{%s}$", "The answer is $%s$.", "It is \\(%s\\).")
 COLD_BOUND, WARM_BOUND = 2.0, 50.0
 
@@ -111,10 +111,10 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem as completions are made from it.
+    """A problem to make completions from.
 
-    `answer`: the gold answer in LaTeX. `texts`: reasoning, the first of which leads to it. `finals`: the answer that
-    each text came to, where they are rationales of different models.
+    `answer`: the gold answer in LaTeX. `texts`: reasoning texts; the first leads to the gold answer. `finals`: the
+    answer of each text, if they are rationales of different models.
     """
 
     answer: str
@@ -124,14 +124,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions as texts, each with its gold solution."""
+    """Completions as texts, with one gold solution each."""
 
     completions: list[str]
     solutions: list[str]
 
 
 def load_problems(path: Path | None = None) -> list[Problem]:
-    """The problems of a file, or those of GSM8K that ship. Raises `UsageError` for a file without the fields."""
+    """The problems of a file, or the shipped GSM8K ones. Raises `UsageError` for missing fields."""
     if path is None:
         rows = [*sample_rows("gsrm"), *sample_rows("rl"), *sample_rows("test"), *short_rows()]
         return [Problem(row["answer"], [strip_calculator_marks(row["rationales"][0])]) for row in rows]
@@ -151,12 +151,12 @@ def load_problems(path: Path | None = None) -> list[Problem]:
 
 
 def without_answer(text: str) -> str:
-    """A solution without the marks by which its answer is announced; the words stay."""
+    """A solution without the marks that announce its answer."""
     return text.partition("\n####")[0].replace("\\boxed", "").replace("\\fbox", "").rstrip()
 
 
 def group_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Batch:
-    """Groups as a policy gives them; see the module."""
+    """Groups as in the output of a policy; see the module."""
     rng = random.Random(seed)
     completions, solutions = [], []
     for turn in range(size // GROUP):
@@ -199,7 +199,7 @@ def distinct_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Bat
         solution = GOLDS[repetition] % problem.answer
         answers = [problem.answer]
         while len(answers) < GROUP:
-            # Gold answers recur among problems: there the same wrong answer is not taken again.
+            # Problems may share a gold answer; they must not share a wrong one.
             other = rng.choice(known)
             plain = number(other)
             if plain is not None and plain.denominator == 1:
@@ -214,12 +214,12 @@ def distinct_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Bat
 
 
 def pick(problems: Sequence[Problem], turn: int) -> tuple[Problem, int]:
-    """The problem whose turn it is, and how often it has been used before."""
-    repetition, place = divmod(turn, len(problems))
+    """The problem of a turn, and the number of its earlier uses."""
+    repetition, index = divmod(turn, len(problems))
     if repetition >= len(GOLDS):
         enough = len(problems) * GROUP * len(GOLDS)
         raise UsageError(f"{len(problems)} problems, each used {len(GOLDS)} times, give {enough} completions at most")
-    return problems[place], repetition
+    return problems[index], repetition
 
 
 def announcement(rng: random.Random) -> str:
@@ -227,7 +227,7 @@ def announcement(rng: random.Random) -> str:
 
 
 def rewritten(answer: str, rng: random.Random) -> str:
-    """The same value in another way."""
+    """The same value in another form."""
     value = number(answer)
     if value is not None and value.denominator == 1:
         n = int(value)
@@ -257,16 +257,16 @@ def described(batch: Batch) -> str:
     pairs = {verified.comparison(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
     return (
         f"{len(batch.completions)} completions, {len(set(batch.completions))} of them different, "
-        f"{len(pairs)} distinct questions ({len(pairs) / len(batch.completions):.0%})"
+        f"{len(pairs)} distinct comparisons ({len(pairs) / len(batch.completions):.0%})"
     )
 
 
-# The arms. Each runs in a process of its own, so that none finds what another has left in the caches of sympy.
+# The arms. Each runs in a process of its own, so that they do not share the caches of sympy.
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What an arm gave and what it took: wall clock and CPU time of all its processes, in seconds."""
+    """The scores of an arm, and the wall clock and CPU seconds of all its processes."""
 
     scores: list[float | None]
     wall: float
@@ -279,16 +279,16 @@ def compared(batch: Batch, rounds: int) -> dict[str, Any]:
     arms: dict[str, list[Spent]] = {}
     with tempfile.TemporaryDirectory(prefix="rlkd-throughput-") as folder:
         for turn in range(rounds):
-            kept = f"{folder}/cache-{turn}.sqlite"
+            filled = f"{folder}/cache-{turn}.sqlite"
             plans: list[tuple[str, dict[str, Any]]] = [
                 ("trl", {"arm": "trl"}),
                 ("1 worker A", {"arm": "ours", "workers": 1, "cache": f"{folder}/a-{turn}.sqlite"}),
-                ("2 workers", {"arm": "ours", "workers": 2, "cache": kept}),
+                ("2 workers", {"arm": "ours", "workers": 2, "cache": filled}),
                 ("1 worker B", {"arm": "ours", "workers": 1, "cache": f"{folder}/b-{turn}.sqlite"}),
             ]
-            # Another order in each round; what the warm arm finds is there before it starts.
+            # Another order in each round; the warm arm comes after the one that fills its cache.
             plans = plans[turn % len(plans) :] + plans[: turn % len(plans)]
-            plans.append(("warm", {"arm": "ours", "workers": 2, "cache": kept}))
+            plans.append(("warm", {"arm": "ours", "workers": 2, "cache": filled}))
             for name, plan in plans:
                 arms.setdefault(name, []).append(Spent(**harness.in_child(plan | vars(batch))))
             times = [f"{name} {spent[-1].wall:.2f} s ({spent[-1].cpu:.2f} CPU-s)" for name, spent in arms.items()]
@@ -325,7 +325,7 @@ def compared(batch: Batch, rounds: int) -> dict[str, Any]:
 
 
 def ratios(upper: Sequence[Spent], lower: Sequence[Spent], of: str = "wall") -> list[float]:
-    # CPU time comes in ticks of 10 ms: less than one is none.
+    # CPU time has a resolution of 10 ms.
     return [getattr(a, of) / max(getattr(b, of), 0.01) for a, b in zip(upper, lower, strict=True)]
 
 
@@ -334,7 +334,7 @@ def middle(values: Sequence[float]) -> float:
 
 
 def work(plan: dict[str, Any]) -> dict[str, Any]:
-    """What an arm gives and takes, in a process of its own."""
+    """Run one arm, in a process of its own."""
     completions = [[{"role": "assistant", "content": text}] for text in plan["completions"]]
     warm_up = [[{"role": "assistant", "content": "\\boxed{x+1}"}]]
     if plan["arm"] == "trl":
@@ -344,7 +344,7 @@ def work(plan: dict[str, Any]) -> dict[str, Any]:
         score: Callable[[], list[Any]] = partial(accuracy_reward, completions, plan["solutions"])
     else:
         pool = comparison_pool(verified.verdict)
-        pool.workers = plan["workers"]  # no parameter of the reward says how many
+        pool.workers = plan["workers"]  # the reward has no parameter for it
         build_reward("accuracy_reward", cache=False)(completions=warm_up, solution=["$x+2$"])
         reward = build_reward("accuracy_reward", cache=Path(plan["cache"]))
         score = partial(reward.score, completions=completions, solution=plan["solutions"])
@@ -361,7 +361,7 @@ def work(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all that it has started."""
+    """CPU time of this process and all its descendants."""
     times = [psutil.Process().cpu_times(), *(each.cpu_times() for each in descendants(os.getpid()))]
     return sum(each.user + each.system + each.children_user + each.children_system for each in times)
 
