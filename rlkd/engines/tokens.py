@@ -7,6 +7,7 @@ letter of one with the first of the other. A continuation that begins a new word
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlkd.engines.base import Prompt
@@ -51,6 +52,18 @@ def check_room(context: int | None, prompt: int, more: int, what: str) -> None:
             f"the prompt has {prompt} tokens and {what} {more}, together {prompt + more}; the model's context is "
             f"{context}. Shorten the request by {prompt + more - context} tokens."
         )
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows in batches of similar lengths: rows x longest is at most `batch_tokens`, or a row is alone."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def load_tokenizer(name: str) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlkd.devices import best_device
 from rlkd.engines.base import identified
+from rlkd.engines.tokens import batches_by_length
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.teachers.topk import LOWEST, TopK, check_k, checked_sequences
@@ -72,7 +73,7 @@ class LocalTeacher:
         self.model.eval()
         try:
             with torch.no_grad():
-                for batch in _by_length(checked, self.batch_tokens):
+                for batch in batches_by_length([len(sequence) for sequence in checked], self.batch_tokens):
                     hidden = self._hidden([checked[index] for index in batch])
                     for row, index in enumerate(batch):
                         tops[index] = self._top_k(hidden[row], checked[index], starts[index])
@@ -152,18 +153,6 @@ def logit_settings(config: Any) -> tuple[float, float | None]:
     if scale is None and getattr(config, "logits_scaling", None) is not None:
         scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
     return (1.0 if scale is None else float(scale)), getattr(config, "final_logit_softcapping", None)
-
-
-def _by_length(sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences in batches of similar lengths, rows x longest at most `batch_tokens`, or one alone."""
-    batch: list[int] = []
-    for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
-        if batch and (len(batch) + 1) * len(sequences[index]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 class LazyLocalTeacher:

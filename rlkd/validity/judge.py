@@ -9,8 +9,8 @@ from typing import Any
 
 from rlkd.data.rows import question_of
 from rlkd.engines.base import EngineError, Message, Sampling
-from rlkd.validity.asking import Asking
 from rlkd.validity.contract import Scale, StepQuestion, warn_of_failed_steps
+from rlkd.validity.engine import ScorerEngine
 from rlkd.validity.templates import compiled, render
 
 TEMPLATE = """\
@@ -74,16 +74,16 @@ class JudgeScorer:
         self.template = TEMPLATE if template is None else template
         compiled(self.template)
         self.sampling = Sampling(max_new_tokens, json_schema=SCHEMA)
-        self.asking = Asking("validity scorer 'judge'", engine, deadline)
+        self.engine = ScorerEngine("judge", engine, deadline)
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond or lacks the model."""
-        self.asking.check_ready()
+        self.engine.check_ready()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`."""
         prompts: list[Any] = [self.prompt(question) for question in questions]
-        replies = await self.asking.engine.generate(prompts, self.sampling, deadline=self.asking.deadline)
+        replies = await self.engine.engine.generate(prompts, self.sampling, deadline=self.engine.deadline)
         values: list[float | None] = []
         causes = []
         for reply in replies:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlkd.engines.base import EngineError
-from rlkd.validity.asking import Asking
 from rlkd.validity.contract import Scale, StepQuestion, warn_of_failed_steps
+from rlkd.validity.engine import ScorerEngine
 from rlkd.validity.margins import Reduction, StepValidities, check_reduction, expected_margins, reduce_tokens
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def likelihood(
     check_reduction(reduction, quantile)
     if engine is None:
         return TeacherLikelihoodScorer(reduction, quantile)
-    asking = Asking("validity scorer 'likelihood'", engine, deadline, tokenizer)
-    return EngineLikelihoodScorer(asking, reduction, quantile)
+    scorer_engine = ScorerEngine("likelihood", engine, deadline, tokenizer)
+    return EngineLikelihoodScorer(scorer_engine, reduction, quantile)
 
 
 class TeacherLikelihoodScorer:
@@ -74,20 +74,20 @@ class EngineLikelihoodScorer:
     __name__ = "likelihood"
     scale: Scale = "log"
 
-    def __init__(self, asking: Asking, reduction: Reduction, quantile: float) -> None:
-        self.asking = asking
+    def __init__(self, scorer_engine: ScorerEngine, reduction: Reduction, quantile: float) -> None:
+        self.engine = scorer_engine
         self.reduction: Reduction = reduction
         self.quantile = quantile
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond or lacks the model."""
-        self.asking.check_ready()
+        self.engine.check_ready()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`."""
-        texts = await self.asking.texts(list(questions))
+        texts = await self.engine.texts(list(questions))
         requests = [(text, question.step) for text, question in zip(texts, questions, strict=True)]
-        replies = await self.asking.engine.score(requests, deadline=self.asking.deadline)
+        replies = await self.engine.engine.score(requests, deadline=self.engine.deadline)
         causes = [str(reply) for reply in replies if isinstance(reply, EngineError)]
         warn_of_failed_steps(self.__name__, causes, len(questions))
         logprobs = [() if isinstance(reply, EngineError) else reply.logprobs for reply in replies]

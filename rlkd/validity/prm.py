@@ -11,16 +11,17 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlkd.data.rows import question_of
 from rlkd.devices import best_device
 from rlkd.engines.base import EngineError
+from rlkd.engines.tokens import batches_by_length
 from rlkd.models import resolve_model
-from rlkd.validity.asking import Asking
 from rlkd.validity.contract import Scale, StepQuestion, ValidityError, warn_of_failed_steps
+from rlkd.validity.engine import ScorerEngine
 from rlkd.validity.templates import compiled, render
 
 # As in TRL's PRMTrainer: a line end after the problem and each step, and the prediction is read there. A step comes
@@ -89,7 +90,7 @@ class PRMScorer:
         self.device = device
         self.batch_tokens = batch_tokens
         self.deadline = deadline
-        self.asking = None if engine is None else Asking("validity scorer 'prm'", engine, deadline)
+        self.engine = None if engine is None else ScorerEngine("prm", engine, deadline)
         self._lock = threading.Lock()
         self._loaded: _Classifier | None = None
 
@@ -102,8 +103,8 @@ class PRMScorer:
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond, or the model does not load."""
-        if self.asking is not None:
-            self.asking.check_ready()
+        if self.engine is not None:
+            self.engine.check_ready()
         else:
             with self._lock:
                 self._load()
@@ -111,14 +112,14 @@ class PRMScorer:
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`. Raises `ValidityError` where the model does not load or lacks the class."""
         texts = [render(self.template, question, question_of(question.prompt)) for question in questions]
-        values, causes = await (asyncio.to_thread(self._classify, texts) if self.asking is None else self._ask(texts))
+        values, causes = await (asyncio.to_thread(self._classify, texts) if self.engine is None else self._ask(texts))
         warn_of_failed_steps(self.__name__, causes, len(questions))
         return values
 
     async def _ask(self, texts: list[str]) -> tuple[list[float | None], list[str]]:
-        assert self.asking is not None
+        assert self.engine is not None
         prompts: list[Any] = [[{"role": "user", "content": text}] for text in texts]
-        replies = await self.asking.engine.choose(prompts, self.labels, deadline=self.asking.deadline)
+        replies = await self.engine.engine.choose(prompts, self.labels, deadline=self.engine.deadline)
         values: list[float | None] = []
         causes = []
         for reply in replies:
@@ -142,38 +143,29 @@ class PRMScorer:
         causes = []
         with self._lock:
             loaded = self._load()
-            rows = {}
+            rows: list[tuple[int, list[int]]] = []
             for index, text in enumerate(texts):
                 ids = loaded.tokenizer(text)["input_ids"]
                 if 0 < len(ids) <= loaded.context:
-                    rows[index] = ids
+                    rows.append((index, ids))
                 else:
                     causes.append(f"{len(ids)} tokens do not fit the model's context of {loaded.context}")
-            for batch in self._batches(rows, padded=loaded.pad_id is not None):
+            limit = 0 if loaded.pad_id is None else self.batch_tokens
+            for chosen in batches_by_length([len(ids) for _, ids in rows], limit):
+                batch = [rows[number] for number in chosen]
                 if time.monotonic() >= end:
                     causes += [f"the deadline of {self.deadline} s passed"] * len(batch)
                     continue
                 try:
-                    shares = _good_shares(loaded, [rows[index] for index in batch])
+                    shares = _good_shares(loaded, [ids for _, ids in batch])
                 except Exception as error:
                     causes += [f"the model failed ({type(error).__name__}: {error})"] * len(batch)
                     continue
-                for index, value in zip(batch, shares, strict=True):
+                for (index, _), value in zip(batch, shares, strict=True):
                     values[index] = value
                     if not math.isfinite(value):
                         causes.append(f"the model returned {value}")
         return values, causes
-
-    def _batches(self, rows: dict[int, list[int]], *, padded: bool) -> Iterator[list[int]]:
-        """The indices of the rows, shortest first, in batches that fit; one per batch without padding."""
-        batch: list[int] = []
-        for index in sorted(rows, key=lambda index: len(rows[index])):
-            if batch and not (padded and (len(batch) + 1) * len(rows[index]) <= self.batch_tokens):
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
 
     def _load(self) -> _Classifier:
         if self._loaded is not None:

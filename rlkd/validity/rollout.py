@@ -11,8 +11,8 @@ from typing import Literal
 from rlkd.answers import VerificationError, are_correct, extract_answer
 from rlkd.engines.base import EngineError, Sampling
 from rlkd.errors import warn_of_failures
-from rlkd.validity.asking import Asking
 from rlkd.validity.contract import Scale, StepQuestion
+from rlkd.validity.engine import ScorerEngine
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class RolloutScorer:
         self.samples = samples
         self.sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
         self.fallback: Literal["none", "last_number"] = fallback
-        self.asking = Asking("validity scorer 'rollout'", engine, deadline, tokenizer)
+        self.engine = ScorerEngine("rollout", engine, deadline, tokenizer)
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond or lacks the model."""
-        self.asking.check_ready()
+        self.engine.check_ready()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`."""
@@ -119,10 +119,10 @@ class RolloutScorer:
         traces: list[list[str | None]] = [[q.prefix + q.step] * self.samples for q in questions]
         causes = []
         if undecided:
-            texts = await self.asking.texts([questions[index] for index in undecided])
+            texts = await self.engine.texts([questions[index] for index in undecided])
             starts = [text + questions[index].step for text, index in zip(texts, undecided, strict=True)]
             prompts = [start for start in starts for _ in range(self.samples)]
-            replies = await self.asking.engine.generate(prompts, self.sampling, deadline=self.asking.deadline)
+            replies = await self.engine.engine.generate(prompts, self.sampling, deadline=self.engine.deadline)
             for number, reply in enumerate(replies):
                 index, sample = undecided[number // self.samples], number % self.samples
                 if isinstance(reply, EngineError):

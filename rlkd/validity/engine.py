@@ -1,0 +1,70 @@
+"""The engine of a scorer: opened once, checked before a run, and sent prompts that continue a completion."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from rlkd.engines import Engine, EnginePool
+from rlkd.engines.tokens import load_tokenizer
+from rlkd.validity.contract import StepQuestion, ValidityError
+
+
+class ScorerEngine:
+    """The engine of one scorer.
+
+    Args:
+        scorer: name of the scorer, for errors.
+        spec: spec of the engine (`rlkd.engines.open_engine`); a server needs the name of its model.
+        deadline: seconds for one call of the scorer.
+        tokenizer: name of the tokenizer whose chat template renders messages; by default that of the engine's model.
+
+    Raises ValueError for a spec that names no engine.
+    """
+
+    def __init__(self, scorer: str, spec: str | None, deadline: float | None, tokenizer: str | None = None) -> None:
+        self.role = f"validity scorer {scorer!r}"
+        self._engines = EnginePool(deadline)
+        self.engine: Engine = self._engines.open(self.role, spec)
+        self.deadline = deadline
+        self._tokenizer_name = tokenizer
+        self._tokenizer: Any = None
+
+    def check_ready(self) -> None:
+        """Raise `UsageError` where the engine does not respond or lacks the model."""
+        self._engines.check_ready()
+
+    async def texts(self, questions: list[StepQuestion]) -> list[str]:
+        """Prompt and prefix of each question as one text, messages through the chat template.
+
+        Raises `ValidityError` for messages without a tokenizer to render them.
+        """
+        return await asyncio.to_thread(lambda: [self._text(question) for question in questions])
+
+    def _text(self, question: StepQuestion) -> str:
+        if isinstance(question.prompt, str):
+            return question.prompt + question.prefix
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer()
+        tokenizer = self._tokenizer
+        text = str(tokenizer.apply_chat_template(question.prompt, add_generation_prompt=True, tokenize=False))
+        # The engine adds the tokenizer's special tokens to a text, and the template has written the first one already.
+        start = tokenizer.bos_token
+        if start and text.startswith(start) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+            text = text[len(start) :]
+        return text + question.prefix
+
+    def _load_tokenizer(self) -> Any:
+        name = self._tokenizer_name or self.engine.tokenizer
+        if name is None:
+            raise ValidityError(
+                f"{self.role}: the prompts are messages, and a server cannot continue in the middle of its reply. Set "
+                f"`tokenizer` to the name of the model whose chat template renders them."
+            )
+        try:
+            tokenizer = load_tokenizer(name)
+        except ValueError as error:
+            raise ValidityError(f"{self.role}: {error}") from error
+        if not tokenizer.chat_template:
+            raise ValidityError(f"{self.role}: the tokenizer {name!r} has no chat template for messages.")
+        return tokenizer
