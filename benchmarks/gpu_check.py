@@ -278,7 +278,7 @@ def distil(size: Size, student: Any, teacher: Any, tokenizer: Any, changes: dict
         "peak_gb": peak_gb(),
         "first_loss": steps[0]["loss"],
         "last_loss": steps[-1]["loss"],
-        "weighed_steps": sum(len(record["steps"]) for record in records),
+        "weighted_steps": sum(len(record["steps"]) for record in records),
     }
 
 

@@ -20,6 +20,6 @@ def test_distillation_steps_end_with_the_same_first_loss_by_both_kernels(root: P
     assert found["loss_difference"] < 1e-4
     for kernel in ("chunked", "trl"):
         assert found[kernel]["first_loss"] > 0
-        assert found[kernel]["weighed_steps"] > 0
+        assert found[kernel]["weighted_steps"] > 0
         assert found[kernel]["traces_step_s"] > 0
         assert found[kernel]["rollouts_step_s"] > 0
