@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,46 @@ Origin = tuple[str, dict[str, Any]]
 """The spec and the parameters that a reward was built from."""
 
 
-def identify(function: Callable[..., Any], origin: Origin | None, version: str) -> list[Any] | None:
-    """Name, source digests, parameters and fingerprint of a reward; None where these are not known.
+class Identity:
+    """Name, source digests, parameters and fingerprint of a reward, as `parts`; raises `UnknownIdentity`."""
 
-    Scores of a reward without an identity are not cached. Reads a source file again only after it has changed.
-    """
-    inner: Any = unwrapped(function)
-    parameters: list[Any] = [origin[1] if origin else {}]
-    if isinstance(function, partial):
-        parameters += [list(function.args), function.keywords]
-    target: Any = inner if inspect.isfunction(inner) else type(inner)
-    try:
-        if origin is None:
-            # The parameters of an object and the values in a closure are unknown; a name may be another function's.
-            if not _is_importable(inner) or inner.__closure__:
-                return None
-            name, digests = "", _digests(inner)
-        else:
-            spec = split_alias(origin[0])[1]
-            name = spec.rpartition(":")[2] if ".py:" in spec else spec
-            digests = _digests(inner) | _digests_of_spec(origin[0])
-        identity = [name, target.__module__, target.__qualname__, version, parameters]
-        identity += [sorted(digests), getattr(inner, "fingerprint", "")]
-        cache_key(identity)
-    except (TypeError, ValueError, OSError):  # SpecError is a ValueError
-        return None
-    return identity
+    def __init__(self, function: Callable[..., Any], origin: Origin | None, version: str):
+        inner: Any = unwrapped(function)
+        parameters: list[Any] = [origin[1] if origin else {}]
+        if isinstance(function, partial):
+            parameters += [list(function.args), function.keywords]
+        target: Any = inner if inspect.isfunction(inner) else type(inner)
+        # The parameters of an object and the values in a closure are unknown; a name may be another function's.
+        if origin is None and (not _is_importable(inner) or inner.__closure__):
+            raise UnknownIdentity(f"{function!r} is neither named by a spec nor an importable function")
+        name = ""
+        try:
+            files = _source_files(inner)
+            if origin is not None:
+                spec = split_alias(origin[0])[1]
+                name = spec.rpartition(":")[2] if ".py:" in spec else spec
+                files |= _source_files_of_spec(origin[0])
+            self._versions = {file: _version(file) for file in files}
+            self._digests = {file: _digest(file) for file in files}
+            self.parts = [name, target.__module__, target.__qualname__, version, parameters]
+            self.parts += [sorted(set(self._digests.values())), getattr(inner, "fingerprint", "")]
+            cache_key(self.parts)
+        except (TypeError, ValueError, OSError) as error:  # SpecError is a ValueError
+            raise UnknownIdentity(f"{function!r}: {error}") from error
+
+    def is_current(self) -> bool:
+        """Whether the source files still have the content of the start; reads a file again only if it was written."""
+        try:
+            for file, version in self._versions.items():
+                if _version(file) != version and _digest(file) != self._digests[file]:
+                    return False
+        except OSError:
+            return False
+        return True
+
+
+class UnknownIdentity(Exception):
+    """Nothing tells a reward apart from another one, so its scores are not cached."""
 
 
 def unwrapped(function: Any) -> Any:
@@ -66,10 +80,10 @@ def _is_importable(function: Any) -> bool:
         return False
 
 
-def _digests(function: Any) -> set[str]:
-    """Digests of the source files of a reward: its own, those of its decorators, and those of its base classes.
+def _source_files(function: Any) -> set[str]:
+    """The source files of a reward: its own, those of its decorators, and those of its base classes.
 
-    Raises TypeError or OSError where there is no file.
+    Raises TypeError where there is no file.
     """
     if not inspect.isfunction(function) and not inspect.isclass(function):
         function = type(function)
@@ -77,26 +91,25 @@ def _digests(function: Any) -> set[str]:
         sources = [kind for kind in function.__mro__ if kind.__module__ != "builtins"]
     else:
         sources = [function, inspect.unwrap(function)]
-    return {_digest(file) for file in {inspect.getsourcefile(source) or "" for source in sources}}
+    return {inspect.getsourcefile(source) or "" for source in sources}
 
 
-def _digests_of_spec(spec: str) -> set[str]:
+def _source_files_of_spec(spec: str) -> set[str]:
     """The same for the object that a spec names, which may make a reward whose own source is elsewhere."""
     found = registry("reward").find(spec)
     if inspect.isfunction(found.target) or inspect.isclass(found.target):
-        return _digests(found.target)
+        return _source_files(found.target)
     file = found.source  # an object, with the parameters that stand where it is made
     if not file.endswith(".py"):
         module = sys.modules.get(file.replace(":", ".").rpartition(".")[0])
         file = getattr(module, "__file__", None) or ""
-    return {_digest(file)}
+    return {file}
+
+
+def _version(file: str) -> tuple[int, ...]:
+    status = Path(file).stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _digest(file: str) -> str:
-    status = Path(file).stat()
-    return _read_digest(file, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-
-
-@lru_cache(maxsize=1024)
-def _read_digest(file: str, version: tuple[int, ...]) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()

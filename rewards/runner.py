@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rewards.contract import Outcome, RewardError, RewardOptions
-from rewards.identity import Origin, identify, unwrapped
+from rewards.identity import Identity, Origin, UnknownIdentity, unwrapped
 from rlkd.cache import Cache, cache_key
 from rlkd.data.rows import TRL_ARGUMENTS
 from rlkd.registry import SpecError, build, settable_parameters, suggestion
@@ -93,7 +93,9 @@ class Reward:
         self._cache_path = cache
         self._warned_of_change = False
         # Before the first batch: until then the file could change, and its digest not be that of the loaded code.
-        self._identity = self._identify()
+        self._identity: Identity | None = None
+        with contextlib.suppress(UnknownIdentity):
+            self._identity = Identity(function, origin, self.options.version)
 
     def __call__(self, **arguments: Any) -> Any:
         """The value of each completion; a coroutine for an `AsyncReward`."""
@@ -216,10 +218,7 @@ class Reward:
     @cached_property
     def _key_prefix(self) -> str:
         """Digest of the identity, part of every key."""
-        return cache_key(self._identity or self.__name__)
-
-    def _identify(self) -> list[Any] | None:
-        return identify(self.function, self.origin, self.options.version)
+        return cache_key(self._identity.parts if self._identity else self.__name__)
 
     def _settled(self, result: _CallResult | Fault, indices: Sequence[int]) -> _CallResult:
         """The result of a call for some samples, a fault turned into failures."""
@@ -268,9 +267,9 @@ class Reward:
         }
 
     def _write_cache(self, plan: _Plan) -> None:
-        if self._cache is None:
+        if self._cache is None or self._identity is None:
             return
-        if self._identify() != self._identity:
+        if not self._identity.is_current():
             # A replaced worker has loaded the new source, so a score may come from either.
             if not self._warned_of_change:
                 self._warned_of_change = True

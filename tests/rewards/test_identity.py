@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -217,3 +218,21 @@ mine.reward_options = RewardOptions(per_sample=True, workers=1)
     again(completions=["a", "b"])
     assert [outcome.reused for outcome in again.outcomes] == ["cache", None]
     assert [outcome.value for outcome in again.outcomes] == [1.0, 1.0]
+
+
+def test_a_source_is_read_again_only_after_it_was_written(tmp_path, monkeypatch):
+    path = tmp_path / f"still_{random.randrange(10**9)}.py"
+    path.write_text("def mine(completions, **columns):\n    return [1.0] * len(completions)\n")
+    identity = build_reward(f"{path}:mine")._identity
+    reads = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or read_bytes(self))
+    assert identity.is_current()
+    assert reads == []
+    path.write_text(path.read_text())  # the same content again
+    assert identity.is_current()
+    path.write_text(path.read_text() + "# changed\n")
+    assert not identity.is_current()
+    assert reads == [path] * 2
+    path.unlink()
+    assert not identity.is_current()

@@ -247,23 +247,6 @@ def test_trl_rewards_run_in_ours(tiny_model, rows, tmp_path) -> None:
     assert entry["rewards/accuracy_reward/failed"] == 0.0
 
 
-def test_a_reward_file_with_parameters_named_in_the_config_trains(tiny_model, rows, tmp_path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "class Brevity:\n"
-        "    def __init__(self, limit: int = 10, sharp: bool = False):\n"
-        "        self.limit, self.sharp = limit, sharp\n"
-        "    def __call__(self, completions, **columns):\n"
-        "        return [-len(c[0]['content']) / self.limit for c in completions]\n"
-    )
-    spec = f"short={file}:Brevity"
-    args = config(tmp_path, reward_funcs=[spec], reward_kwargs={"short": {"limit": 4}}, max_steps=1)
-    trainer = RLKDTrainer(tiny_model, args=args, train_dataset=rows)
-    trainer.train()
-    (entry,) = read_steps(trainer.metrics_path)
-    assert entry["rewards/short/mean"] < 0
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
