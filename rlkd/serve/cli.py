@@ -1,4 +1,4 @@
-"""The command `rlkd serve`; see `docs/serve.md`."""
+"""`rlkd serve`: starts the vLLM servers of a run, and a command that uses them; see `docs/serve.md`."""
 
 from __future__ import annotations
 

@@ -20,12 +20,26 @@ def rlkd(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.Com
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_help_names_every_command(capsys):
+def test_help_says_in_a_sentence_what_each_command_is_for(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--help"])
     assert stopped.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(command in shown for command in ("run", "fetch-model", "rewards"))
+    listed = capsys.readouterr().out.partition("commands:\n")[2].splitlines()
+    commands = {line.split()[0]: line.split(maxsplit=1)[1] for line in listed}
+    assert commands.keys() == {"run", "fetch-model", "rewards", "gsrm", "serve"}
+    assert all(sentence[0].isupper() and len(sentence.split()) > 3 for sentence in commands.values()), commands
+
+
+def test_help_of_a_command_of_another_package_reads_its_docstring_without_an_import(tmp_path):
+    (tmp_path / "their_command.py").write_text('"""`rlkd theirs`: prints a greeting to the user."""\n1 / 0\n')
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rlkd.commands]\ntheirs = their_command:main\n")
+    done = rlkd("--help", cwd=tmp_path, path=tmp_path)
+    assert ["theirs", "Prints a greeting to the user."] in [
+        line.split(maxsplit=1) for line in done.stdout.splitlines()
+    ]
 
 
 def test_the_version_is_the_package_version(capsys):
