@@ -1,18 +1,18 @@
-"""The server's side: what a vLLM worker does with weights that come over gloo or from files.
+"""The server's side of weight transfer: a vLLM worker receives weights over gloo or from files.
 
-An update has three calls: start, update (any number), finish. Weights are first received in full, in host memory, and
-only then put into the model: a trainer that dies in between leaves the server with the weights it had. The price is
-host memory for one copy of the weights a worker; `disk` reads its files while loading, and needs no such copy.
+An update has three calls: start, update (any number), finish. All weights are received in host memory before any is
+loaded into the model: if the trainer dies meanwhile, the server keeps its old weights. This costs host memory for one
+copy of the weights per worker; `disk` reads its files while loading, and needs no such copy.
 
-Three things go wrong in silence when weights are loaded into a running vLLM, and are taken care of here:
+Loading weights into a running vLLM has three silent failures, which are handled here:
 
-- On a CPU, vLLM packs a tied output head when it starts, and the head goes on using that copy whatever is loaded into
-  the embedding: texts look right, log-probabilities are those of a mixture. The head is packed again.
-- A fused layer (query, key and value are one) of which only a part arrives would be filled up with whatever lies in
+- On a CPU, vLLM packs a tied output head when it starts, and the head keeps using that copy whatever is loaded into
+  the embedding: texts look right, but log-probabilities are those of a mixture. The head is packed again.
+- A fused layer (query, key and value are one) of which only a part arrives would be completed with uninitialised
   memory. Such a layer keeps its old weights, and the update ends with an error that names it.
-- Loading ends with a synchronisation of the accelerator, which fails where there is none.
+- Loading ends with a synchronisation of the accelerator, which fails without one.
 
-Written for vLLM 0.30; what is used of its inside is checked when the engine is made.
+Written for vLLM 0.30; the internals used here are checked when the engine is created.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from rlkd.weight_transfer.transport import Group, join
+from rlkd.weight_transfer.transport import WeightGroup, join
 
 TESTED_VLLM = "0.30.0"
 
 
 @dataclass
 class GlooInit(WeightTransferInitInfo):
-    """Where the trainer waits. `rank_offset`: the rank of the first worker; `seconds`: the longest wait."""
+    """Address of the trainer. `rank_offset`: rank of the first worker; `seconds`: time limit of each wait."""
 
     master_address: str
     master_port: int
@@ -48,7 +48,7 @@ class GlooInit(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdate(WeightTransferUpdateInfo):
-    """Names, dtypes and shapes of the tensors that follow, in this order."""
+    """Names, dtypes and shapes of the following tensors, in this order."""
 
     names: list[str]
     dtype_names: list[str]
@@ -57,7 +57,7 @@ class GlooUpdate(WeightTransferUpdateInfo):
 
 @dataclass
 class DiskInit(WeightTransferInitInfo):
-    """Nothing to agree on."""
+    """No parameters."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _HostEngine(WeightTransferEngine):
         self._arrived: list[Iterable[tuple[str, torch.Tensor]]] = []
 
     def start_weight_update(self) -> None:
-        """Forget what an update that was never finished has left."""
+        """Drop the weights of an unfinished update."""
         self._arrived = []
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -88,26 +88,26 @@ class _HostEngine(WeightTransferEngine):
             raise
 
     def finish_weight_update(self) -> None:
-        """Put all that has arrived into the model; raises `RuntimeError` where a fused layer has got only a part."""
+        """Load all received weights into the model; raises `RuntimeError` if a fused layer received only a part."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-        heads = list(_tied_heads(self.model))  # loading takes the tie apart for a while
+        heads = list(_tied_heads(self.model))  # loading unties them temporarily
         initialize_layerwise_reload(self.model)
         try:
             self.model.load_weights(pair for part in self._arrived for pair in part)
         finally:
             self._arrived = []
-            halves = _take_back_halves(self.model)
+            partial = _revert_partial_layers(self.model)
             finalize_layerwise_reload(self.model, self.model_config)
             for head, embedding in heads:
                 head.weight = embedding.weight
                 head.quant_method.process_weights_after_loading(head)
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
-        if halves:
+        if partial:
             raise RuntimeError(
-                f"only a part of the weights of {', '.join(halves[:3])}{' ...' if len(halves) > 3 else ''} was sent; "
-                f"{len(halves)} fused layers keep their old weights. Send all parts of a layer in one update."
+                f"only a part of the weights of {', '.join(partial[:3])}{' ...' if len(partial) > 3 else ''} was "
+                f"sent; {len(partial)} fused layers keep their old weights. Send all parts of a layer in one update."
             )
 
 
@@ -117,10 +117,10 @@ class GlooEngine(_HostEngine):
     init_info_cls = GlooInit
     update_info_cls = GlooUpdate
 
-    _group: Group | None = None
+    _group: WeightGroup | None = None
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
-        """Meet the trainer; a group with an earlier trainer is left."""
+        """Join the trainer's group, and leave that of an earlier trainer."""
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         self.shutdown()
@@ -129,7 +129,7 @@ class GlooEngine(_HostEngine):
         )
 
     def receive_weights(self, update_info: GlooUpdate) -> None:
-        """Receive the announced tensors; they go into the model when the update is finished."""
+        """Receive the announced tensors; they are loaded into the model when the update is finished."""
         if self._group is None:
             raise RuntimeError("no trainer has called init_weight_transfer_engine, or the connection to it has failed")
         described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
@@ -138,7 +138,7 @@ class GlooEngine(_HostEngine):
                 (name, self._group.receive(shape, getattr(torch, dtype_name))) for name, dtype_name, shape in described
             ]
         except BaseException:
-            self.shutdown()  # nobody knows how many tensors are still on the way
+            self.shutdown()  # the number of tensors still in transit is unknown
             raise
         self._arrived.append(received)
 
@@ -159,11 +159,11 @@ class DiskEngine(_HostEngine):
         """Nothing to prepare."""
 
     def receive_weights(self, update_info: DiskUpdate) -> None:
-        """Take note of the files; they are read when the update is finished."""
+        """Record the files; they are read when the update is finished."""
         for path in update_info.paths:
             if not Path(path).is_file():
                 raise FileNotFoundError(
-                    f"the server cannot see {path}; the trainer's output_dir must be on a file system of both"
+                    f"the server cannot see {path}; the trainer's output_dir must be on a file system that both share"
                 )
         self._arrived += [_tensors_of(path) for path in update_info.paths]
 
@@ -172,7 +172,7 @@ class DiskEngine(_HostEngine):
 
 
 def check_vllm() -> None:
-    """Raise `RuntimeError` if this vLLM's weight transfer is not the one this module was written for."""
+    """Raise `RuntimeError` if this vLLM's weight transfer differs from the one this module was written for."""
     import vllm
 
     try:
@@ -199,8 +199,8 @@ def check_vllm() -> None:
         else:
             return
     raise RuntimeError(
-        f"rlkd's weight transfer does not know vLLM {vllm.__version__} ({missing}). Install vLLM {TESTED_VLLM}, which "
-        f"it is tested with, or use the backend nccl."
+        f"rlkd's weight transfer does not support vLLM {vllm.__version__} ({missing}). Install vLLM {TESTED_VLLM}, "
+        f"the tested version, or use the backend nccl."
     )
 
 
@@ -224,20 +224,20 @@ def _tied_heads(model: torch.nn.Module) -> Iterator[tuple[Any, Any]]:
                     yield head, embedding
 
 
-def _take_back_halves(model: torch.nn.Module) -> list[str]:
-    """The names of fused layers that have got only a part of their weights; vLLM will restore what they had.
+def _revert_partial_layers(model: torch.nn.Module) -> list[str]:
+    """Names of fused layers that received only a part of their weights; vLLM restores their old ones.
 
-    Looks at unquantized linear layers only: other layers may expect more elements than a checkpoint has (padding).
+    Checks unquantized linear layers only: other layers may expect more elements than a checkpoint has (padding).
     """
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    halves = []
+    partial = []
     for name, layer in model.named_modules():
         if isinstance(layer, LinearBase) and isinstance(layer.quant_method, UnquantizedLinearMethod):
             info = get_layerwise_info(layer)
             if info.can_load() and 0 < info.load_numel < info.load_numel_total:
                 info.loaded_weights.clear()
                 info.load_numel = 0
-                halves.append(name)
-    return halves
+                partial.append(name)
+    return partial

@@ -1,8 +1,8 @@
-"""For vLLM in the trainer's own process on a CPU: weights that stay where they can be written.
+"""Keeps weights writable for vLLM in the trainer's process on a CPU.
 
-When it has loaded a model, vLLM packs the weights of each linear layer for the CPU's matrix kernels and throws the
-layer's own tensor away, so nothing can be loaded into it afterwards. A rollout engine gets new weights at every step;
-its layers therefore keep their tensors and multiply with those. A little slower, and the only way that works.
+After loading a model, vLLM packs the weights of each linear layer for the CPU's matrix kernels and drops the layer's
+own tensor, so no weights can be loaded into it later. A rollout engine gets new weights at every step; its layers
+therefore keep their tensors and multiply with those, which is slightly slower.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from rlkd.errors import UsageError
 def keep_weights_live() -> None:
     """Make models that vLLM loads in this process from now on keep the weights of their linear layers.
 
-    Raises `UsageError` if this vLLM has no such place any more (written for 0.30).
+    Raises `UsageError` if this vLLM has no such function (written for 0.30).
     """
     import vllm
     from vllm.model_executor.layers import utils

@@ -1,6 +1,6 @@
-"""A process group of a trainer (rank 0) and the workers of a vLLM server, over gloo, apart from torch's global one.
+"""A gloo process group of a trainer (rank 0) and the workers of a vLLM server, separate from torch's global group.
 
-Each wait has an end: a peer that dies is noticed at once, one that hangs after `seconds`.
+Every wait is limited: a peer that dies is noticed at once, one that hangs after `seconds`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 
 class TransferFailed(RuntimeError):
-    """The other side did not come, or did not answer in time, or closed the connection."""
+    """The other side did not join, did not answer in time, or closed the connection."""
 
 
-class Group:
+class WeightGroup:
     """Broadcasts of tensors in host memory from rank 0 to the others.
 
-    `watch` is called while rank 0 waits, and may raise: it sees what the server says meanwhile.
+    `watch` is called while rank 0 waits, and may raise, for instance an error of the server.
     """
 
     def __init__(self, store: TCPStore, rank: int, world_size: int, seconds: float):
-        self._store: TCPStore | None = store  # the trainer's must live as long as the group
+        self._store: TCPStore | None = store  # the trainer's store must live as long as the group
         self._seconds = seconds
         self._group: Any = ProcessGroupGloo(
             PrefixStore("weights", store), rank, world_size, timedelta(seconds=seconds)
@@ -41,7 +41,7 @@ class Group:
         while not work.is_completed():
             watch()
             if time.monotonic() > deadline:
-                raise TransferFailed(f"the server took no weights for {self._seconds:g} seconds")
+                raise TransferFailed(f"the server received no weights for {self._seconds:g} seconds")
             time.sleep(0.0002)
         self._finish(work)
 
@@ -53,13 +53,13 @@ class Group:
         return content
 
     def close(self) -> None:
-        """Close the connections: the others stop waiting at once."""
+        """Close the connections; the others stop waiting at once."""
         self._group = self._store = None  # gloo's own shutdown leaves them open
 
     def _broadcast(self, content: torch.Tensor) -> Any:
         if self._group is None:
             raise TransferFailed("the connection is closed")
-        # As bytes: gloo does not know every dtype.
+        # As bytes: gloo does not support every dtype.
         options = torch.distributed.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
@@ -76,7 +76,7 @@ class Group:
 
 
 def host(port: int, world_size: int, seconds: float) -> TCPStore:
-    """Open the meeting point of a group on this machine; raises `TransferFailed` where the port is taken."""
+    """Open the rendezvous of a group on this machine; raises `TransferFailed` if the port is taken."""
     try:
         return TCPStore(
             "0.0.0.0", port, world_size, is_master=True, timeout=timedelta(seconds=seconds), wait_for_workers=False
@@ -85,8 +85,8 @@ def host(port: int, world_size: int, seconds: float) -> TCPStore:
         raise TransferFailed(f"port {port} cannot be opened: {error}") from error
 
 
-def lead(store: TCPStore, world_size: int, seconds: float, watch: Callable[[], None]) -> Group:
-    """Wait for all others at the meeting point, and make the group as its rank 0.
+def lead(store: TCPStore, world_size: int, seconds: float, watch: Callable[[], None]) -> WeightGroup:
+    """Wait until all others have joined, and create the group as its rank 0.
 
     Raises `TransferFailed` after `seconds`, and what `watch` raises while waiting.
     """
@@ -95,16 +95,16 @@ def lead(store: TCPStore, world_size: int, seconds: float, watch: Callable[[], N
         while not store.check([f"here/{rank}"]):
             watch()
             if time.monotonic() > deadline:
-                raise TransferFailed(f"worker {rank} of {world_size - 1} did not come within {seconds:g} seconds")
+                raise TransferFailed(f"worker {rank} of {world_size - 1} did not join within {seconds:g} seconds")
             time.sleep(0.01)
-    return Group(store, 0, world_size, seconds)
+    return WeightGroup(store, 0, world_size, seconds)
 
 
-def join(address: str, port: int, rank: int, world_size: int, seconds: float) -> Group:
-    """Come to the trainer's meeting point and enter the group as `rank`; raises `TransferFailed`."""
+def join(address: str, port: int, rank: int, world_size: int, seconds: float) -> WeightGroup:
+    """Join the trainer's group as `rank`; raises `TransferFailed`."""
     try:
         store = TCPStore(address, port, world_size, is_master=False, timeout=timedelta(seconds=seconds))
         store.set(f"here/{rank}", "yes")
-        return Group(store, rank, world_size, seconds)
+        return WeightGroup(store, rank, world_size, seconds)
     except RuntimeError as error:
         raise TransferFailed(f"the trainer at {address}:{port} cannot be reached: {error}") from error

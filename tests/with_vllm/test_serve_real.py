@@ -1,4 +1,4 @@
-"""`rlkd serve` with real vLLM servers: they answer, a recipe trains against them, and all are gone in the end."""
+"""`rlkd serve` with real vLLM servers: they answer, a recipe trains against them, and all are gone at the end."""
 
 import contextlib
 import json
@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
 from pathlib import Path
 
 import pytest
 
 from rlkd.engines import Sampling, open_engine, run
+from rlkd.http import get_json
+from rlkd.process import carriers
 from tests.with_vllm.test_recipe_with_vllm import REWARD
 from tests.with_vllm.test_weight_sync import EXACT
 
@@ -28,19 +29,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def carriers(secret: str) -> list[int]:
-    """The living processes with this in their environment: a variable that only this test's have."""
-    found = []
-    for path in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if path.name.isdecimal() and (path / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                found += [int(path.name)] * (secret.encode() in (path / "environ").read_bytes().split(b"\0"))
-    return found
+def left(secret: str) -> list[int]:
+    """The running processes of a test, found by a variable that only they have."""
+    return [process.pid for process in carriers("SERVE_TEST", secret)]
 
 
 def until_gone(secret: str, end: float) -> None:
-    while left := carriers(secret):
-        assert time.monotonic() < end, f"still there: {left}"
+    while pids := left(secret):
+        assert time.monotonic() < end, f"still there: {pids}"
         time.sleep(0.2)
 
 
@@ -55,9 +51,8 @@ workers:
   rollout: {{model: embedded-warm, gpus: cpu, port: {ports["rollout"]}, max_model_len: 512, weight_transfer: gloo}}
 """
     )
-    name, value = "SERVE_TEST", uuid.uuid4().hex
-    secret = f"{name}={value}"
-    environment = os.environ | {name: value}
+    secret = uuid.uuid4().hex
+    environment = os.environ | {"SERVE_TEST": secret}
     output = tmp_path / "output"
     with output.open("wb") as handle:
         process = subprocess.Popen(
@@ -84,16 +79,15 @@ workers:
             (completion,) = run(open_engine(spec).generate(["2 + 2 ="], Sampling(max_new_tokens=4)))
             assert completion.text
             assert any(line.startswith(f"[{role}]") for line in lines)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        world = opener.open(f"http://127.0.0.1:{ports['rollout']}/get_world_size", timeout=60)
-        assert json.load(world)["world_size"] == 1  # an endpoint of the dev mode, which weight_transfer needs
-        # Supervisor; for each server a warden, vLLM's front, its engine, and a worker or a tracker of resources.
-        assert len(carriers(secret)) >= 7
+        # An endpoint of the development mode, which weight_transfer needs.
+        assert get_json(f"http://127.0.0.1:{ports['rollout']}/get_world_size") == (200, {"world_size": 1})
+        # Supervisor; for each server a guard, vLLM's front, its engine, and a worker or a tracker of resources.
+        assert len(left(secret)) >= 7
         process.kill()
         process.wait(HANG_GUARD)
         until_gone(secret, end)
     finally:
-        for pid in carriers(secret):
+        for pid in left(secret):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -141,7 +135,7 @@ workers:
   rollout: {{model: embedded-warm, gpus: cpu, port: {free_port()}, max_model_len: 1024, weight_transfer: gloo}}
 """
     )
-    name, value = "SERVE_TEST", uuid.uuid4().hex
+    secret = uuid.uuid4().hex
     trainer = [sys.executable, str(root / "recipes" / "rlkd.py"), "--config", str(recipe)]
     output = tmp_path / "output"
     with output.open("wb") as handle:
@@ -150,12 +144,12 @@ workers:
             stdout=handle,
             stderr=subprocess.STDOUT,
             cwd=tmp_path,
-            env=os.environ | {name: value, "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"SERVE_TEST": secret, "HF_HUB_OFFLINE": "1"},
             timeout=1500,
         )
     shown = output.read_text(errors="replace")
     assert done.returncode == 0, shown[-8000:]
-    until_gone(f"{name}={value}", time.monotonic() + 60)
+    until_gone(secret, time.monotonic() + 60)
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics] == [1, 2, 3]
     # After each sync the server's log-probabilities are the trainer's, though the weights change at every step.
@@ -164,5 +158,5 @@ workers:
     assert max(gaps) < EXACT, gaps
     assert all(record["grad_norm"] > 0 for record in metrics)
     assert all(record["rewards/structure/failed"] == 0 for record in metrics)
-    # The structure model was asked over the network, and answered.
+    # The structure model received requests over the network.
     assert '"POST /v1/' in (tmp_path / "out" / "logs" / "gsrm.log").read_text(errors="replace")

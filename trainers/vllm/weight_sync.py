@@ -29,7 +29,7 @@ from trl.generation.vllm_client import VLLMClient
 
 from rlkd.errors import UsageError
 from rlkd.weight_transfer.live import keep_weights_live
-from rlkd.weight_transfer.transport import Group, TransferFailed, host, lead
+from rlkd.weight_transfer.transport import TransferFailed, WeightGroup, host, lead
 from trainers.common.trl_compat import build_vllm_with
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class GlooClient(_HostClient):
     """Weights over a TCP connection, one tensor after the other."""
 
     backend = "gloo"
-    communicator: Group | None  # type: ignore[assignment]
+    communicator: WeightGroup | None  # type: ignore[assignment]
 
     def _connect(self) -> None:
         world_size = self.get_world_size() + 1

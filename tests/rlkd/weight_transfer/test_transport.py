@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 import torch
 
-from rlkd.weight_transfer.transport import Group, TransferFailed, host, join, lead
+from rlkd.weight_transfer.transport import TransferFailed, WeightGroup, host, join, lead
 
 
 def free_port() -> int:
@@ -21,10 +21,10 @@ def nothing() -> None:
     pass
 
 
-def pair(threads: ThreadPoolExecutor, seconds: float = 20) -> tuple[Group, Group]:
+def pair(threads: ThreadPoolExecutor, seconds: float = 20) -> tuple[WeightGroup, WeightGroup]:
     port = free_port()
     store = host(port, 2, seconds)
-    joined: Future[Group] = threads.submit(join, "127.0.0.1", port, 1, 2, seconds)
+    joined: Future[WeightGroup] = threads.submit(join, "127.0.0.1", port, 1, 2, seconds)
     return lead(store, 2, seconds, nothing), joined.result()
 
 
@@ -73,7 +73,7 @@ def test_a_worker_whose_trainer_hangs_waits_no_longer_than_it_was_told() -> None
 
 def test_a_trainer_whose_workers_do_not_come_says_which() -> None:
     store = host(free_port(), 3, 0.5)
-    with pytest.raises(TransferFailed, match=r"worker 1 of 2 did not come within 0\.5 seconds"):
+    with pytest.raises(TransferFailed, match=r"worker 1 of 2 did not join within 0\.5 seconds"):
         lead(store, 3, 0.5, nothing)
 
 

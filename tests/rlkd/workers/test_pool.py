@@ -695,7 +695,7 @@ def test_modules_that_cannot_be_preloaded_are_named(pools):
         pools(square, preload=["no_such_module"]).map([(1,)])
 
 
-def test_a_module_that_takes_the_nursery_down_is_an_error_and_no_endless_loop(pools, tmp_path, monkeypatch):
+def test_a_module_that_takes_the_fork_server_down_is_an_error_and_no_endless_loop(pools, tmp_path, monkeypatch):
     (tmp_path / "deadly_module.py").write_text("import os; os._exit(3)")
     monkeypatch.syspath_prepend(tmp_path)
     pools(square).close()
@@ -1164,7 +1164,7 @@ def test_an_interrupt_at_any_line_passes_and_leaves_a_pool_that_works(pools):
     assert line > 50
 
 
-def test_a_conversation_with_the_nursery_that_is_broken_off_ends_it_and_a_new_one_takes_over(pools, monkeypatch):
+def test_a_conversation_with_the_fork_server_that_is_interrupted_ends_it_and_a_new_one_takes_over(pools, monkeypatch):
     pool = pools(act, workers=1)
     pool.map([("pid",)])
     server = rlkd.workers.pool._current
@@ -1209,7 +1209,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_workers(pools):
 # The fork server itself
 
 
-def test_where_the_nursery_is_killed_half_way_all_results_are_right(pools, tmp_path):
+def test_when_the_fork_server_is_killed_half_way_all_results_are_right(pools, tmp_path):
     pool = pools(act)
     calls = [("square", i) for i in range(100)]
     calls[40] = ("die_once", tmp_path / "once")
@@ -1220,7 +1220,7 @@ def test_where_the_nursery_is_killed_half_way_all_results_are_right(pools, tmp_p
     assert pool.map(calls, limit=60) == expected
 
 
-def test_a_nursery_that_died_unnoticed_is_replaced(pools):
+def test_a_fork_server_that_died_unnoticed_is_replaced(pools):
     pool = pools(act)
     pool.map([("pid",)])
     pid = fork_server_pid()
@@ -1230,7 +1230,7 @@ def test_a_nursery_that_died_unnoticed_is_replaced(pools):
     assert pid not in processes()
 
 
-def test_a_call_that_kills_the_nursery_every_time_is_a_crash_and_no_endless_loop(pools):
+def test_a_call_that_kills_the_fork_server_every_time_is_a_crash_and_no_endless_loop(pools):
     pool = pools(lambda x: os.kill(os.getppid(), signal.SIGKILL) or time.sleep(60) if x == 1 else x, workers=1)
     assert pool.map([(0,), (1,), (2,)]) == [
         0,
