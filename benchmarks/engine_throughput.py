@@ -21,7 +21,6 @@ the first falls short or a text differs.
 """
 
 import argparse
-import json
 import os
 import socket
 import statistics
@@ -40,9 +39,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
+import harness
 from rlkd.engines import Completion, Sampling, run
 from rlkd.engines.server import ServerEngine
 from rlkd.http import get_json
@@ -50,6 +48,8 @@ from rlkd.models import resolve_model
 from rlkd.process import python_command
 from rlkd.serve.vllm_command import vllm_arguments
 
+# vLLM may use all cores, here and in its server.
+del os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]
 CONTEXT = 512
 SHARE = 0.4  # of a GPU, on which both engines must fit
 SEQUENTIAL = 8  # prompts that the one-by-one rate is measured on
@@ -62,8 +62,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="16 prompts x 8 tokens, one round, 2 prompts one by one")
-    args = parser.parse_args()
+    args = harness.parse(parser, quick="16 prompts x 8 tokens, one round, 2 prompts one by one")
     alone = SEQUENTIAL
     if args.quick:
         args.prompts, args.tokens, args.rounds, alone = 16, 8, 1, 2
@@ -102,8 +101,8 @@ def main() -> int:
         "server_over_sequential": round(medians["server"] / medians["sequential"], 2),
         "texts_equal": same,
     }
-    print(json.dumps(figures))
-    return 0 if same and figures["server_over_offline"] >= EXPECTED else 1
+    fast = figures["server_over_offline"] >= EXPECTED
+    return harness.report(figures, {"texts_equal": same, f"server_over_offline >= {EXPECTED}": fast})
 
 
 def made_prompt(number: int, place: int) -> str:
@@ -116,10 +115,9 @@ Written = list[tuple[str, int]]
 
 
 def timed(write: Callable[[], Written]) -> tuple[Written, float]:
-    """Return what was written, and the tokens a second."""
-    start = time.perf_counter()
-    written = write()
-    return written, sum(tokens for _, tokens in written) / (time.perf_counter() - start)
+    """The texts, and their tokens per second."""
+    written, seconds, _ = harness.timed(write)
+    return written, sum(tokens for _, tokens in written) / seconds
 
 
 def by_server(engine: ServerEngine, prompts: list[str], tokens: int) -> Written:

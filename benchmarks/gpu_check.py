@@ -24,11 +24,9 @@ whose package is not installed is skipped by name. Exits with 1 if a section fai
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -41,16 +39,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rlkd.process import kill_group
+from tiny import byte_tokenizer, letters, questions, training_arguments
+
 # torch, transformers, trl and our trainers are imported in the sections' processes only.
 
 BUDGET_S = 450.0
 QUICK_BUDGET_S = 48.0
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "rlkd")
 OPTIONAL = ("vllm", "bitsandbytes", "flash_attn", "kernels", "liger_kernel")
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ def equality(size: Size) -> dict[str, Any]:
 
         def trained(trainer_class: Any, config_class: Any, name: str) -> list[torch.Tensor]:
             args = config_class(**settings(size, Path(folder) / name, **changes))
-            trainer = trainer_class(model, reward_funcs=letters, args=args, train_dataset=questions())
+            trainer = trainer_class(model, reward_funcs=letters, args=args, train_dataset=sums())
             trainer.train()
             return [parameter.detach().cpu().clone() for parameter in trainer.model.parameters()]
 
@@ -195,7 +192,7 @@ def equality(size: Size) -> dict[str, Any]:
         ours = distance(stock, trained(RLKDTrainer, RLKDConfig, "c"))
 
         args = RLKDConfig(**settings(size, Path(folder) / "d", **changes), reward_gates={"letters": "flaky"})
-        trainer = RLKDTrainer(model, reward_funcs=[letters, flaky], args=args, train_dataset=questions())
+        trainer = RLKDTrainer(model, reward_funcs=[letters, flaky], args=args, train_dataset=sums())
         trainer.train()
         records = [json.loads(line) for line in trainer.rollouts_path.read_text().splitlines()]
         failed = sum(record["rewards"]["flaky"]["status"] == "failed" for record in records)
@@ -211,7 +208,7 @@ def grpo(size: Size, shape_name: str) -> dict[str, Any]:
     """GRPO steps with LoRA on a model that is built in memory."""
     shape = size.shape(shape_name)
     model = build_model(shape, "cpu" if size.smoke else "cuda")
-    return measure(size, model=model, processing_class=build_tokenizer(shape.vocab_size))
+    return measure(size, model=model, processing_class=byte_tokenizer(shape.vocab_size))
 
 
 def kd(size: Size) -> dict[str, Any]:
@@ -237,7 +234,7 @@ def kd(size: Size) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         # A random teacher trusts no step: without v_0 = 0 all weights would be close to none.
         changes = {"kernel": kernel, "seed": seed, "v_0": 0.0}
-        figures[kernel] = distil(size, build_model(shape, place), teacher, build_tokenizer(shape.vocab_size), changes)
+        figures[kernel] = distil(size, build_model(shape, place), teacher, byte_tokenizer(shape.vocab_size), changes)
     losses = [figures[kernel]["first_loss"] for kernel in ("chunked", "trl")]
     figures["loss_difference"] = abs(losses[0] - losses[1]) / abs(losses[1])
     if not figures["loss_difference"] < 0.01:
@@ -352,11 +349,6 @@ class Stopwatch:
         return letters(completions)
 
 
-def letters(completions: list[Any], **columns: Any) -> list[float]:
-    """A deterministic reward that differs within a group."""
-    return [sum(map(ord, completion[0]["content"])) % 97 / 97 for completion in completions]
-
-
 def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_arguments: Any) -> dict[str, Any]:
     """Train with LoRA; return seconds a step, tokens a second and peak memory, each without the first step."""
     from peft import LoraConfig
@@ -368,7 +360,7 @@ def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_argu
         trainer = RLKDTrainer(
             reward_funcs=watch,
             args=RLKDConfig(**settings(size, Path(folder), **(changes or {}))),
-            train_dataset=questions(),
+            train_dataset=sums(),
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
             callbacks=[marks],
             **trainer_arguments,
@@ -417,54 +409,28 @@ def step_marks() -> Any:
 def settings(size: Size, output: Path, **changes: Any) -> dict[str, Any]:
     """The arguments of a config: one group of eight completions a step."""
     values = {
-        "output_dir": str(output),
         "use_cpu": size.smoke,
         "bf16": not size.smoke,
+        "gradient_checkpointing": True,
         "per_device_train_batch_size": 8,
         "num_generations": 8,
         "max_completion_length": size.completion_tokens,
         "max_steps": size.steps,
         "learning_rate": 1e-5,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": 7,
     }
-    return values | changes
+    return training_arguments(output, **values | changes)
 
 
-def questions() -> Any:
+def sums() -> Any:
     """Sixteen sums as chats of some hundred tokens, with an answer column."""
-    from datasets import Dataset
-
-    text = "Ann has {a} shells and finds {b} more on the beach, then counts them twice. How many are there?"
-    chats = [[{"role": "user", "content": text.format(a=17 * i + 3, b=5 * i + 11)}] for i in range(16)]
-    return Dataset.from_dict({"prompt": chats, "answer": [str(22 * i + 14) for i in range(16)]})
+    return questions("Ann has {a} shells and finds {b} more on the beach, then counts them twice. How many are there?")
 
 
 def traces() -> Any:
     """The sums with a trace of the teacher each: two sentences, over and over, some 250 tokens long."""
     text = "There are {c} shells on the beach. Twice that is {d} shells.\n"
     rationales = [[text.format(c=22 * i + 14, d=44 * i + 28) * 4] for i in range(16)]
-    return questions().add_column("rationales", rationales)
-
-
-def build_tokenizer(vocab_size: int) -> Any:
-    """Single bytes, and words that no text encodes to but every sampled token decodes to."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    entries = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    entries += [f"w{i}" for i in range(vocab_size - len(entries))]
-    tokenizer = Tokenizer(models.BPE(vocab={entry: i for i, entry in enumerate(entries)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return sums().add_column("rationales", rationales)
 
 
 def build_model(shape: Shape, place: str, dtype: str | None = None, seed: int = 0) -> Any:
@@ -482,7 +448,7 @@ def build_model(shape: Shape, place: str, dtype: str | None = None, seed: int = 
 def save_model(shape: Shape, folder: Path, place: str, dtype: str) -> str:
     """Save a random model with its tokenizer; returns the folder."""
     build_model(shape, place, dtype).save_pretrained(folder)
-    build_tokenizer(shape.vocab_size).save_pretrained(folder)
+    byte_tokenizer(shape.vocab_size).save_pretrained(folder)
     return str(folder)
 
 
@@ -605,7 +571,8 @@ def start_section(name: str, size: str, left_s: float) -> dict[str, Any]:
             except subprocess.TimeoutExpired:
                 ending = f"not finished after {limit:.0f} s"
             finally:
-                kill_group(process)
+                kill_group(process.pid)
+                process.wait()
         try:
             figures = json.loads(result.read_text())
         except (OSError, ValueError):
@@ -613,13 +580,6 @@ def start_section(name: str, size: str, left_s: float) -> dict[str, Any]:
         if figures["status"] == "failed":
             print(f"--- {name}: the last lines of its output", *tail(log), "---", sep="\n")
     return figures | {"seconds": round(time.monotonic() - started, 1)}
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End a section's process and whatever it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have ended, and left nothing behind
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def tail(log: Path, lines: int = 15) -> list[str]:

@@ -27,18 +27,20 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from grid import guarded, write_results
 from rlkd.answers import accuracy
 from rlkd.data.arithmetic import chain_rows
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import build_prompt
 from rlkd.engines import Engine, EngineError, Sampling, open_engine, run
 from rlkd.errors import UsageError
+from rlkd.files import append_records, read_records, remove_truncated_line
 from rlkd.statistics import Interval, estimate, series_mean
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +50,8 @@ SETS = ("mawps", "chains")
 BATCH = 16
 
 
-def main() -> int:
+@guarded
+def main() -> None:
     parser = argparse.ArgumentParser(description="The expert against the student on held-out questions.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the answers and results")
     parser.add_argument("--student", default="embedded-warm", help="model or engine spec (default: %(default)s)")
@@ -65,19 +68,12 @@ def main() -> int:
     if given.smoke:
         given.student = given.expert = "embedded"
         given.also, given.rows, given.max_new_tokens = [], 2, 8
-    try:
-        results = measure(given)
-    except UsageError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    (given.out / "results.json").write_text(json.dumps(results | {"smoke": given.smoke}, indent=1) + "\n")
-    (given.out / "table.md").write_text(table(results))
-    print(table(results))
+    results = measure(given)
+    write_results(given.out, results | {"smoke": given.smoke}, table(results))
     primary = {
         name: found["difference"] | {"mcnemar_p": found["mcnemar_p"]} for name, found in results["sets"].items()
     }
     print(json.dumps({"smoke": given.smoke} | primary))
-    return 0
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -115,26 +111,19 @@ def read_set(name: str, limit: int | None) -> list[dict[str, Any]]:
 
 
 class Answers:
-    """What models answered: a line each in a file, kept by what was asked of whom. A torn last line is cut off."""
+    """Answers of models in a file, a line each, by model and question."""
 
     def __init__(self, path: Path):
         self.path = path
         self.found: dict[str, dict[str, Any]] = {}
-        whole = b""
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-            if not line.endswith(b"\n"):
-                path.write_bytes(whole)  # the run was killed while it wrote
-                break
-            whole += line
-            record = json.loads(line)
+        remove_truncated_line(path)
+        for record in read_records(path) if path.exists() else ():
             self.found[record.pop("key")] = record
 
     def add(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep records under their keys, in the file too."""
-        with self.path.open("a") as stream:
-            for key, record in records.items():
-                stream.write(json.dumps({"key": key, **record}) + "\n")
-                self.found[key] = dict(record)
+        append_records(self.path, ({"key": key, **record} for key, record in records.items()))
+        self.found |= {key: dict(record) for key, record in records.items()}
 
 
 def answer(
@@ -151,7 +140,8 @@ def answer(
         for row in rows
     }
     missing = [row for row in rows if asked[row["id"]] not in answers.found]
-    for batch in _batches(missing):
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
         prompts = [row.get("prompt") or build_prompt(row["question"], given.system_prompt) for row in batch]
         results = run(engine.generate(prompts, Sampling(max_new_tokens=given.max_new_tokens)))
         records = {}
@@ -161,7 +151,7 @@ def answer(
             ended = result.finish_reason == "stop"
             records[asked[row["id"]]] = {"text": result.text, "ended": ended, "tokens": result.n_tokens}
         answers.add(records)
-        done = len(rows) - len(missing) + missing.index(batch[-1]) + 1
+        done = len(rows) - len(missing) + start + len(batch)
         print(f"{title}: {done} of {len(rows)} questions", file=sys.stderr, flush=True)
     kept = [answers.found[asked[row["id"]]] for row in rows]
     return [{**found, "correct": accuracy(row, found["text"])} for row, found in zip(rows, kept, strict=True)]
@@ -231,11 +221,6 @@ def _plain(interval: Interval) -> dict[str, Any]:
     finite = math.isfinite(interval.high - interval.low)
     bounds = {"low": interval.low, "high": interval.high} if finite else {"low": None, "high": None}
     return {"value": interval.value, **bounds, "excludes_zero": interval.excludes_zero}
-
-
-def _batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(rows), BATCH):
-        yield rows[start : start + BATCH]
 
 
 if __name__ == "__main__":

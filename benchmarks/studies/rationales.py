@@ -37,15 +37,28 @@ is a JSON object.
 import argparse
 import json
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The study beside this one runs recipes and has statistics in the same way.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
+from grid import (
+    ROOT,
+    Run,
+    add_grid,
+    arguments,
+    by_arm,
+    differences,
+    gains,
+    guarded,
+    interval,
+    is_done,
+    mean,
+    read_run,
+    run_grid,
+    run_recipe,
+    shown,
+)
 from rlkd.cache import Cache
 from rlkd.embedders import open_embedder
 from rlkd.engines import open_engine, run
@@ -55,19 +68,7 @@ from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.select import Selector, load_selector
 from rlkd.rationales.select.limits import SelectionLimits
 from rlkd.rationales.write.writing import Writing
-from validity_kd import (
-    differences,
-    interval,
-    is_done,
-    mean,
-    require_same_study,
-    run_recipe,
-    shown,
-    split_arguments,
-    write_runs,
-)
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "recipes/sft.yaml"
 M = 2
 # Writer, selectors with their parameters, and the arm that differs in one thing.
@@ -88,8 +89,6 @@ ARMS: dict[str, tuple[str, Chain, str | None]] = {
     "no_bank": ("steps", [("correct", {}), *RANDOM], "correct"),
     "drpc": ("bank", [("correct", {}), *RANDOM], "no_bank"),
 }
-# Chosen before the first run.
-SEEDS = (11, 23, 37, 41, 53)
 FULL = ["--eval_rows", "150", "--num_train_epochs", "3"]
 SMOKE = [
     *"--max_steps 1 --eval_rows 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1".split(),  # noqa: SIM905
@@ -98,45 +97,22 @@ SMOKE = [
 TEST = ["--dataset_test_name", "mawps-sample", "--dataset_test_split", "test"]
 
 
-def main() -> int:
-    arguments, extra = split_arguments(sys.argv[1:])
+@guarded
+def main() -> None:
     parser = argparse.ArgumentParser(description="Rationales of several kinds at one token budget.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
-    parser.add_argument("--teacher", help="an engine's spec; needed unless --analyse or --smoke is given")
-    parser.add_argument("--student", default="embedded", help="the model that is trained (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=300, help="questions (default: %(default)s)")
-    parser.add_argument("--candidates", type=int, default=6, help="rationales a question (default: %(default)s)")
+    parser.add_argument("--teacher", help="spec of the teacher's engine; required without --analyse and --smoke")
+    parser.add_argument("--student", default="embedded", help="model to train (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=300, help="number of questions (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=6, help="rationales per question (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=12_000, help="tokens of an arm (default: %(default)s)")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="of the training (default: %(default)s)")
-    parser.add_argument(
-        "--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="some of them"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="(default: %(default)s)")
-    parser.add_argument("--analyse", action="store_true", help="write and train nothing, read what is there")
-    parser.add_argument("--smoke", action="store_true", help="a tiny size of each; the figures mean nothing")
-    given = parser.parse_args(arguments)
-    # What a kill interrupts must end its child: it would go on writing into the folder of its run.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    add_grid(parser, ARMS)
+    given, extra = arguments(parser, CONFIG)
     if given.smoke:
         given.rows, given.candidates, given.budget, given.seeds = 4, 2, 3000, given.seeds[:1]
         given.teacher = given.teacher or "transformers:embedded"
-    given.out.mkdir(parents=True, exist_ok=True)
-    try:
-        if not given.analyse:
-            if not given.teacher:
-                raise UsageError("name the teacher: --teacher transformers:FOLDER or http://127.0.0.1:8000/v1#MODEL")
-            require_same_study(given.out, given.config, study_settings(given, extra))
-            produce(given, extra)
-        runs = [record for seed in given.seeds for arm in given.arms if (record := read(given.out, arm, seed))]
-        write_runs(given.out / "runs.jsonl", runs)
-        results = analyse(runs)
-    except UsageError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    (given.out / "table.md").write_text(table(results))
-    print(table(results))
-    print(json.dumps({"smoke": given.smoke, "runs": len(runs), **results}))
-    return 0
+    if not given.analyse and not given.teacher:
+        raise UsageError("name the teacher: --teacher transformers:FOLDER or http://127.0.0.1:8000/v1#MODEL")
+    run_grid(given, study_settings(given, extra), lambda: produce(given, extra), read, analyse, table)
 
 
 def study_settings(given: argparse.Namespace, extra: Sequence[str]) -> list[str]:
@@ -145,7 +121,7 @@ def study_settings(given: argparse.Namespace, extra: Sequence[str]) -> list[str]
     return [*(f"{name}={getattr(given, name)}" for name in names), *extra]
 
 
-def produce(given: argparse.Namespace, extra: Sequence[str]) -> None:
+def produce(given: argparse.Namespace, extra: Sequence[str]) -> Iterator[None]:
     """Write, select and train what is missing, seed by seed."""
     teacher = open_engine(given.teacher)
     student = open_engine(f"transformers:{given.student}")
@@ -164,6 +140,7 @@ def produce(given: argparse.Namespace, extra: Sequence[str]) -> None:
         run(student.close())
         for arm in arms:
             train(given, arm, seed, extra)
+            yield
 
 
 def write(given: argparse.Namespace, writer: str, seed: int, teacher: Any) -> None:
@@ -211,13 +188,11 @@ def token_counter(student: str) -> Callable[[str], int]:
 
 
 def train(given: argparse.Namespace, arm: str, seed: int, extra: Sequence[str]) -> None:
-    """Train on an arm's rationales, from the last checkpoint if there is one; nothing where it is done."""
+    """Train on an arm's rationales, from the last checkpoint if there is one."""
     folder = given.out / f"{arm}-{seed}"
-    command = [sys.executable, str(ROOT / "recipes/sft.py"), "--config", str(given.config), *TEST]
-    command += ["--dataset_name", str(folder / "data/rationales.jsonl"), "--model_name_or_path", given.student]
-    command += ["--seed", str(seed), "--output_dir", str(folder), *(SMOKE if given.smoke else FULL), *extra]
-    command += ["--resume_from_checkpoint"]
-    run_recipe(command, folder)
+    words = ["--config", str(given.config), *TEST, "--dataset_name", str(folder / "data/rationales.jsonl")]
+    words += ["--model_name_or_path", given.student, "--seed", str(seed), *(SMOKE if given.smoke else FULL), *extra]
+    run_recipe("sft.py", folder, words)
     count = token_counter(given.student)
     rows = [json.loads(line) for line in (folder / "data/rationales.jsonl").open()]
     size = {
@@ -230,39 +205,22 @@ def train(given: argparse.Namespace, arm: str, seed: int, extra: Sequence[str]) 
     (folder / "done").touch()
 
 
-def read(out: Path, arm: str, seed: int) -> dict[str, Any] | None:
-    """What the study needs of a finished run; None where it is not finished."""
-    folder = out / f"{arm}-{seed}"
-    if not is_done(folder):
-        return None
-    from trainers.common.run_files import read_steps
-
-    measured = read_steps(folder / "eval.jsonl")
-    return {
-        "arm": arm,
-        "seed": seed,
-        "steps": measured[-1]["step"],
-        "before": {row["id"]: row["correct"] for row in measured[0]["rows"]},
-        "after": {row["id"]: row["correct"] for row in measured[-1]["rows"]},
-        "data": json.loads((folder / "size.json").read_text()),
-    }
+def read(folder: Path, arm: str, seed: int) -> Run:
+    """The figures of a finished run."""
+    return read_run(folder, arm, seed)[0] | {"data": json.loads((folder / "size.json").read_text())}
 
 
-def analyse(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def analyse(runs: Sequence[Run]) -> dict[str, Any]:
     """Of each arm accuracy before and after, and after minus that of its control, each as [mean, low, high]."""
-    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for each in runs:
-        by_arm.setdefault(each["arm"], {})[each["seed"]] = each
+    arms = by_arm(runs)
     found: dict[str, Any] = {}
-    for arm, of_seed in by_arm.items():
-        control = by_arm.get(ARMS[arm][2] or "", {})
-        paired = [(one, control[seed]) for seed, one in of_seed.items() if seed in control]
+    for arm, of_seed in arms.items():
         found[arm] = {
             "seeds": sorted(of_seed),
             "control": ARMS[arm][2],
             "before": interval([differences(one["before"]) for one in of_seed.values()]),
             "after": interval([differences(one["after"]) for one in of_seed.values()]),
-            "over_control": interval([differences(one["after"], other["after"]) for one, other in paired]),
+            "over_control": gains(of_seed, arms.get(ARMS[arm][2] or "", {})),
             "tokens": mean([one["data"]["tokens"] for one in of_seed.values()]),
             "share_of_budget": mean([one["data"]["tokens"] / one["data"]["budget"] for one in of_seed.values()]),
             "rationales": mean([one["data"]["rationales"] for one in of_seed.values()]),
@@ -277,7 +235,7 @@ def table(results: Mapping[str, Any]) -> str:
     for arm, found in results["arms"].items():
         lines.append(
             f"| {arm} | {len(found['seeds'])} | {shown(found['before'])} | {shown(found['after'])} "
-            f"| {found['control'] or '-'} | {shown(found['over_control'], sign=True)} | {found['rationales']:.0f} "
+            f"| {found['control'] or '-'} | {shown(found['over_control'], '+.3f')} | {found['rationales']:.0f} "
             f"| {found['tokens']:.0f} | {found['share_of_budget']:.0%} |"
         )
     return "\n".join(lines) + "\n"

@@ -28,30 +28,28 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from curves import Curve, Panel, draw, fitted_line
+from grid import BOOTSTRAP_SEED, ROOT, arguments, guarded, write_results
 from rlkd.data.rows import question_of
 from rlkd.data.shuffle import shuffled_teachers
 from rlkd.engines import run
 from rlkd.errors import UsageError
-from rlkd.files import read_records
+from rlkd.files import lock_file, read_records
 from rlkd.statistics import Interval, block_length, series_mean, trend
 from rlkd.structure import Structure
 from trainers.common.arguments import DataArguments
 
-ROOT = Path(__file__).resolve().parents[2]
 # Chosen before the first run; the seed of training (order of questions, sampling) stands in the config.
 SHUFFLE_SEED = 11
-BOOTSTRAP_SEED = 13
 CONFIG = ROOT / "recipes/rlkd_recorded.yaml"
 ARMS: dict[str, list[str]] = {"true": [], "shuffled": ["--shuffle_teachers", str(SHUFFLE_SEED)]}
 # Where nothing was scored, nothing is known.
@@ -70,36 +68,23 @@ SMOKE = [
 ]
 
 
-def main() -> int:
-    arguments, extra = _split(sys.argv[1:])
+@guarded
+def main() -> None:
     parser = argparse.ArgumentParser(description="RLKD against shuffled teachers, recorded.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="config of both arms (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted study stopped")
     parser.add_argument("--parallel", action="store_true", help="both arms at once, one thread each")
-    parser.add_argument("--analyse", action="store_true", help="train nothing, read what is there")
-    parser.add_argument("--smoke", action="store_true", help="a few tiny steps; the figures mean nothing")
-    given = parser.parse_args(arguments)
-    # What a kill interrupts must end its children: they would go on writing into the folders of the arms.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    given, extra = arguments(parser, CONFIG)
     overrides = [*(SMOKE if given.smoke else []), *extra]
-    try:
-        settings = effective_settings(given.config, overrides)
-        if not given.analyse:
-            train(given, overrides, settings["max_steps"])
-        results = analyse(given.out, settings) | {"smoke": given.smoke, "overrides": overrides}
-    except UsageError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    (given.out / "results.json").write_text(json.dumps(_plain(results), indent=1) + "\n")
-    (given.out / "table.md").write_text(table(results))
+    settings = effective_settings(given.config, overrides)
+    if not given.analyse:
+        train(given, overrides, settings["max_steps"])
+    results = analyse(given.out, settings) | {"smoke": given.smoke, "overrides": overrides}
+    write_results(given.out, _plain(results), table(results))
     try:
         draw(results["panels"], given.out / "recorded_run.png", _title(results))
     except UsageError as error:
         print(f"no figure: {error}", file=sys.stderr)
-    print(table(results))
     print(json.dumps({"steps": results["steps"], "smoke": given.smoke} | _plain(results["primary"])))
-    return 0
 
 
 def effective_settings(config: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -148,11 +133,10 @@ def _run_arms(arms: Sequence[str], given: argparse.Namespace, overrides: Sequenc
             command += ["--output_dir", str(folder), *ARMS[arm], *overrides]
             command += ["--resume_from_checkpoint"] if given.resume else []
             log = stack.enter_context((given.out / f"{arm}.log").open("ab"))
-            lock = _lock(given.out / f"{arm}.lock", arm)
+            lock = stack.enter_context(_lock(given.out / f"{arm}.lock", arm))
             started[arm] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock]
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock.fileno()]
             )
-            os.close(lock)
             print(f"{arm}: started as process {started[arm].pid}; its output goes to {log.name}", flush=True)
         failed = [arm for arm, process in started.items() if process.wait() != 0]
     if failed:
@@ -168,19 +152,12 @@ def _stop(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
             process.wait()
 
 
-def _lock(path: Path, arm: str) -> int:
+def _lock(path: Path, arm: str) -> IO[bytes]:
     """A lock that lives as long as the arm's process, which inherits it, even where this one is killed."""
-    import fcntl
-
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UsageError(
-            f"arm {arm!r} is still running ({path} is locked); wait for it, or end that process"
-        ) from error
-    return handle
+    lock = lock_file(path)
+    if lock is None:
+        raise UsageError(f"arm {arm!r} is still running ({path} is locked); wait for it, or end that process")
+    return lock
 
 
 def analyse(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -484,11 +461,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 5) if math.isfinite(value) else None
     return value
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    place = list(arguments).index("--") if "--" in arguments else len(arguments)
-    return list(arguments[:place]), list(arguments[place + 1 :])
 
 
 if __name__ == "__main__":

@@ -46,11 +46,13 @@ from typing import Any
 
 import numpy as np
 
+from grid import guarded, write_results
 from rlkd.answers import number
 from rlkd.data.rows import build_prompt
 from rlkd.data.samples import few_shot_examples
 from rlkd.engines import run
 from rlkd.errors import UsageError
+from rlkd.files import append_records, read_records, remove_truncated_line
 from rlkd.models import resolve_model
 from rlkd.statistics import auroc, percentile_interval, resample
 from rlkd.steps import strip_calculator_marks
@@ -81,7 +83,8 @@ class LabelledTrace:
     valid: list[bool]
 
 
-def main() -> int:
+@guarded
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="JSON lines with first-error labels")
     parser.add_argument("--out", type=Path, required=True, help="folder of scores, results and table")
@@ -99,25 +102,18 @@ def main() -> int:
     given = parser.parse_args()
     if given.smoke:
         given.rows, given.samples, given.max_new_tokens = 4, 2, 8
-    try:
-        if given.together < 1:
-            raise UsageError(f"--together {given.together}: expected at least 1")
-        traces = read_traces(given.data)
-        given.out.mkdir(parents=True, exist_ok=True)
-        if not given.analyse:
-            score(traces[: given.rows], given)
-        results = analyse(traces, read_scores(given.out / "scores.jsonl"))
-    except UsageError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    if given.together < 1:
+        raise UsageError(f"--together {given.together}: expected at least 1")
+    traces = read_traces(given.data)
+    given.out.mkdir(parents=True, exist_ok=True)
+    if not given.analyse:
+        score(traces[: given.rows], given)
+    results = analyse(traces, read_scores(given.out / "scores.jsonl"))
     settings = json.loads((given.out / "settings.json").read_text())
     report = settings | {"smoke": given.smoke, "rows": results}
-    (given.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    (given.out / "table.md").write_text(table(results))
-    print(table(results))
+    write_results(given.out, report, table(results))
     fairest = {row["scorer"]: row["auroc"] for row in results if row["population"] == "same both"}
     print(json.dumps(settings | {"smoke": given.smoke, "same both": fairest}))
-    return 0
 
 
 def read_traces(path: Path) -> list[LabelledTrace]:
@@ -175,18 +171,16 @@ def score(traces: Sequence[LabelledTrace], given: argparse.Namespace) -> None:
         raise UsageError(f"{given.out} has scores with {kept}, asked for {settings}: choose another --out")
     settings_file.write_text(json.dumps(kept | settings))
     done = {(entry["trace"], entry["scorer"]) for entry in read_scores(file)} if file.exists() else set()
-    with file.open("a") as out:
-        for names, scorer in scorers(given):
-            missing = [trace for trace in traces if any((trace.key, name) not in done for name in names)]
-            for start in range(0, len(missing), given.together):
-                batch = missing[start : start + given.together]
-                for trace, found in zip(batch, scorer(batch), strict=True):
-                    for name, values in found.items():
-                        out.write(json.dumps({"trace": trace.key, "scorer": name, "values": values}) + "\n")
-                out.flush()
-                count = len(traces) - len(missing) + start + len(batch)
-                if count % 25 < len(batch) or count == len(traces):
-                    print(f"{names[0]} ...: {count} of {len(traces)} traces", flush=True)
+    for names, scorer in scorers(given):
+        missing = [trace for trace in traces if any((trace.key, name) not in done for name in names)]
+        for start in range(0, len(missing), given.together):
+            batch = missing[start : start + given.together]
+            for trace, found in zip(batch, scorer(batch), strict=True):
+                entries = ({"trace": trace.key, "scorer": name, "values": values} for name, values in found.items())
+                append_records(file, entries)
+            count = len(traces) - len(missing) + start + len(batch)
+            if count % 25 < len(batch) or count == len(traces):
+                print(f"{names[0]} ...: {count} of {len(traces)} traces", flush=True)
 
 
 def scorers(given: argparse.Namespace) -> Iterator[tuple[list[str], Any]]:
@@ -286,14 +280,11 @@ class Forward:
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:
-    """The scores so far; a last line that a kill cut off is passed over (and cut off, so that more can be added)."""
+    """The scores so far, without a last line that a kill truncated; the file loses it too."""
     if not path.exists():
         raise UsageError(f"there is no {path}; run the study first, without --analyse")
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    remove_truncated_line(path)
+    return list(read_records(path))
 
 
 def analyse(traces: Sequence[LabelledTrace], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -144,16 +144,13 @@ def test_an_arm_is_complete_when_its_last_step_is_trained_and_measured(study, tm
 
 
 def test_an_arm_whose_process_lives_on_is_not_started_again(study, tmp_path) -> None:
-    import os
-
-    lock = study._lock(tmp_path / "true.lock", "true")
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
-    os.close(lock)
+    with study._lock(tmp_path / "true.lock", "true") as lock:
+        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock.fileno()])
     with pytest.raises(UsageError, match="arm 'true' is still running"):
         study._lock(tmp_path / "true.lock", "true")
     study._stop({"true": process})
     assert process.returncode
-    os.close(study._lock(tmp_path / "true.lock", "true"))
+    study._lock(tmp_path / "true.lock", "true").close()
 
 
 def test_the_command_line_changes_the_settings(study) -> None:
