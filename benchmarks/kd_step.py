@@ -7,7 +7,7 @@ Compared: arms with the same model, teacher, data and seed, on the student's rol
 
     stock A, stock B    trl.DistillationTrainer, twice; what differs between them is noise
     ours                ValidityKDTrainer with `control: uniform`: weight 1 everywhere
-    weighting            ValidityKDTrainer with its defaults, likelihood weights (not part of `step_ratio`)
+    weighting           ValidityKDTrainer with its defaults, likelihood weights (not part of `step_ratio`)
 
 All arms run in one process on one thread, interleaved, in an order that changes from round to round. A round trains a
 fresh trainer of each arm; what counts is the CPU time (user + system, all threads) of `trainer.train()`, so that

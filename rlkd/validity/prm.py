@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,23 +90,18 @@ class PRMScorer:
         self.batch_tokens = batch_tokens
         self.deadline = deadline
         self.engine = None if engine is None else ScorerEngine("prm", engine, deadline)
-        self._lock = threading.Lock()
         self._loaded: _Classifier | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings without weights."""
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_loaded")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock(), _loaded=None)
+        return vars(self) | {"_loaded": None}
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond, or the model does not load."""
         if self.engine is not None:
             self.engine.check_ready()
         else:
-            with self._lock:
-                self._load()
+            self._load()
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`. Raises `ValidityError` where the model does not load or lacks the class."""
@@ -141,30 +135,29 @@ class PRMScorer:
         end = math.inf if self.deadline is None else time.monotonic() + self.deadline
         values: list[float | None] = [None] * len(texts)
         causes = []
-        with self._lock:
-            loaded = self._load()
-            rows: list[tuple[int, list[int]]] = []
-            for index, text in enumerate(texts):
-                ids = loaded.tokenizer(text)["input_ids"]
-                if 0 < len(ids) <= loaded.context:
-                    rows.append((index, ids))
-                else:
-                    causes.append(f"{len(ids)} tokens do not fit the model's context of {loaded.context}")
-            limit = 0 if loaded.pad_id is None else self.batch_tokens
-            for chosen in batches_by_length([len(ids) for _, ids in rows], limit):
-                batch = [rows[number] for number in chosen]
-                if time.monotonic() >= end:
-                    causes += [f"the deadline of {self.deadline} s passed"] * len(batch)
-                    continue
-                try:
-                    shares = _good_shares(loaded, [ids for _, ids in batch])
-                except Exception as error:
-                    causes += [f"the model failed ({type(error).__name__}: {error})"] * len(batch)
-                    continue
-                for (index, _), value in zip(batch, shares, strict=True):
-                    values[index] = value
-                    if not math.isfinite(value):
-                        causes.append(f"the model returned {value}")
+        loaded = self._load()
+        rows: list[tuple[int, list[int]]] = []
+        for index, text in enumerate(texts):
+            ids = loaded.tokenizer(text)["input_ids"]
+            if 0 < len(ids) <= loaded.context:
+                rows.append((index, ids))
+            else:
+                causes.append(f"{len(ids)} tokens do not fit the model's context of {loaded.context}")
+        limit = 0 if loaded.pad_id is None else self.batch_tokens
+        for chosen in batches_by_length([len(ids) for _, ids in rows], limit):
+            batch = [rows[number] for number in chosen]
+            if time.monotonic() >= end:
+                causes += [f"the deadline of {self.deadline} s passed"] * len(batch)
+                continue
+            try:
+                shares = _good_shares(loaded, [ids for _, ids in batch])
+            except Exception as error:
+                causes += [f"the model failed ({type(error).__name__}: {error})"] * len(batch)
+                continue
+            for (index, _), value in zip(batch, shares, strict=True):
+                values[index] = value
+                if not math.isfinite(value):
+                    causes.append(f"the model returned {value}")
         return values, causes
 
     def _load(self) -> _Classifier:
