@@ -269,19 +269,19 @@ def start_trl() -> dict[str, subprocess.Popen[str]]:
     }
 
 
-def trl_answers(asked: dict[str, subprocess.Popen[str]], patience: float) -> dict[str, str]:
+def trl_answers(processes: dict[str, subprocess.Popen[str]], patience: float) -> dict[str, str]:
     """The output of each process within `patience` seconds after loading; then it is killed."""
     answers = {}
-    for process in asked.values():
+    for process in processes.values():
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip() == "ready":
                 break
     end = time.monotonic() + patience
-    for thread, process in asked.items():
+    for thread, process in processes.items():
         try:
-            said, _ = process.communicate(timeout=max(0.1, end - time.monotonic()))
-            answers[thread] = said.strip()
+            output, _ = process.communicate(timeout=max(0.1, end - time.monotonic()))
+            answers[thread] = output.strip()
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
