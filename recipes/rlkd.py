@@ -6,19 +6,19 @@
     accelerate launch recipes/rlkd.py --config my.yaml --shuffle_teachers 1    # the control: foreign teachers
 
 Without --config the run takes recipes/rlkd.yaml: SmolLM2-135M-Instruct on a sample of GSM8K, LoRA, ten steps, without
-a GPU. Keys are those of TRL's GRPOConfig and ModelConfig and the few that --help lists first; the command line wins
-over the file. A single process takes the first GPU (CUDA_VISIBLE_DEVICES names another).
+a GPU. Keys are those of TRL's GRPOConfig and ModelConfig and the few that --help lists first; the command line
+overrides the file. A single process uses the first GPU (CUDA_VISIBLE_DEVICES selects another one).
 
-What this recipe leaves out of the paper: its 7B models and its data of R1 traces (recipes/rlkd_paper.yaml comes as
-close as it can). The structure model of the default is a small one of our own, trained by recipes/gsrm.py.
+This recipe leaves out the paper's 7B models and its data of R1 traces (recipes/rlkd_paper.yaml comes as close as it
+can). The structure model of the default is a small one of our own, trained by recipes/gsrm.py.
 """
 
 import sys
 from pathlib import Path
 
-# A script's own folder heads the search path, and there this very file would be found as the package `rlkd`. The
-# checkout takes its place. Done by path and not by position, as spawned workers run this again on a cleaned path. An
-# installed recipe needs no such thing, and site-packages must not come before the standard library.
+# A script's own folder heads the search path, where Python would find this file as the package `rlkd`. The checkout
+# replaces it, by path and not by position, since spawned workers run this again on a cleaned path. An installed recipe
+# does not need that, and site-packages must not come before the standard library.
 _RECIPES = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _RECIPES]
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:

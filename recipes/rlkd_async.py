@@ -1,24 +1,23 @@
-"""RLKD with rollouts that go on while the student trains: TRL's AsyncGRPOTrainer on a LoRA adapter.
+"""Asynchronous RLKD: rollouts continue while the student trains, by TRL's AsyncGRPOTrainer on a LoRA adapter.
 
-    accelerate launch recipes/rlkd_async.py               # says which `vllm serve` it wants, and waits for it
+    accelerate launch recipes/rlkd_async.py               # prints the `vllm serve` it needs, and waits for it
     accelerate launch recipes/rlkd_async.py --vllm_server_base_url http://127.0.0.1:8161
     accelerate launch recipes/rlkd_async.py --config recipes/rlkd_async_2gpu.yaml
     accelerate launch recipes/rlkd_async.py --config my.yaml --resume_from_checkpoint
 
-The same rewards as recipes/rlkd.py, by the same keys. A process beside the trainer asks the server for completions and
+The same rewards as recipes/rlkd.py, under the same keys. A second process requests completions from the server and
 scores them; after each step the adapter goes to the server. Without --config the run takes recipes/rlkd_async.yaml:
 SmolLM2-135M-Instruct, ten steps, without a GPU. Keys are those of TRL's AsyncGRPOConfig and those that --help lists
-first; the command line wins over the file.
+first; the command line overrides the file.
 
-What differs from recipes/rlkd.py: nothing is measured before and after (TRL's model cannot generate while its
-attention is packed), and a resumed run does not repeat the interrupted one exactly. See docs/async.md.
+Differences from recipes/rlkd.py: there is no held-out evaluation (TRL's model cannot generate while its attention is
+packed), and a resumed run does not repeat the interrupted one exactly. See docs/async.md.
 """
 
 import sys
 from pathlib import Path
 
-# A script's own folder heads the search path, and there rlkd.py would be found as the package `rlkd`. The checkout
-# takes its place. Done by path and not by position, as the rollout process runs this again on a cleaned path.
+# See recipes/rlkd.py: a script's own folder on the search path would hide the package `rlkd`.
 _RECIPES = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _RECIPES]
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
@@ -29,24 +28,22 @@ from typing import TYPE_CHECKING
 
 from rlkd.data.loading import to_dataset
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import RowArguments, say, start
+from trainers.common.arguments import PromptArguments, say, start
 
 if TYPE_CHECKING:
     from trainers import RLKDAsyncConfig, RLKDAsyncTrainer
 
 
 @dataclass
-class RLKDAsyncScriptArguments(RowArguments):
-    """Data, student and adapter. TRL's ModelConfig does not go with AsyncGRPOConfig: both have `dtype`."""
+class RLKDAsyncScriptArguments(PromptArguments):
+    """Data, student and adapter; TRL's ModelConfig and AsyncGRPOConfig both have `dtype`, so they do not combine."""
 
-    system_prompt: str | None = field(default=None, metadata={"help": "put before every question"})
-    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) to put before a question"})
-    model_name_or_path: str = field(default=EMBEDDED, metadata={"help": "the student; the server serves the same"})
+    model_name_or_path: str = field(default=EMBEDDED, metadata={"help": "student, which the server must serve"})
     lora_r: int = field(default=16, metadata={"help": "rank of the adapter"})
-    lora_alpha: int = field(default=32, metadata={"help": "its scale, by the rank"})
-    # Without dropout: the server has none, and log-probabilities would differ.
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the adapter, divided by its rank"})
+    # There is no dropout: the server has none, and log-probabilities would differ.
     lora_target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "layers that it adapts, but not the head"}
+        default_factory=lambda: ["all-linear"], metadata={"help": "layers with an adapter; the head cannot have one"}
     )
 
 
@@ -65,7 +62,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     trainer = RLKDAsyncTrainer(
         model=script.model_name_or_path,
         args=args,
-        train_dataset=to_dataset(rows, system_prompt=script.system_prompt, examples=script.few_shot_examples),
+        train_dataset=to_dataset(rows, **script.prompt_style),
         peft_config=LoraConfig(
             r=script.lora_r,
             lora_alpha=script.lora_alpha,

@@ -1,27 +1,25 @@
 """Supervised fine-tuning on rationales; the warm start of the embedded student.
 
     accelerate launch recipes/sft.py                                     # the warm start, on a laptop
-    accelerate launch recipes/sft.py --bf16 true                         # the same, where the CPU knows bfloat16
+    accelerate launch recipes/sft.py --bf16 true                         # the same, if the CPU supports bfloat16
     accelerate launch recipes/sft.py --dataset_name rationales.jsonl --columns '{"rationales": "generations"}'
-    accelerate launch recipes/sft.py --model_name_or_path embedded-warm --num_train_epochs 0 --output_dir runs/measured
+    accelerate launch recipes/sft.py --model_name_or_path embedded-warm --num_train_epochs 0 --output_dir runs/sft0
     accelerate launch recipes/sft.py --config recipes/sft_expert.yaml    # the expert: a teacher for distillation
 
 Without --config the run takes recipes/sft.yaml: SmolLM2-135M-Instruct learns to answer in short lines and to end. A
-row has a `question` (or `prompt`) and `rationales`; each rationale is one example. The fourth of these commands
-trains nothing and only measures. With --adapter an adapter that is there is trained on, as the last one does: what
-comes out is again one adapter on the base model. Keys are those of TRL's SFTConfig and ModelConfig and the few that
---help lists first; the command line wins over the file.
+row has a `question` (or `prompt`) and `rationales`; each rationale is one example. The fourth of these commands only
+evaluates. --adapter trains an existing adapter further, as the last one does: the result is again one adapter on the
+base model. Keys are those of TRL's SFTConfig and ModelConfig and the few that --help lists first; the command line
+overrides the file.
 
-The trainer is TRL's SFTTrainer as it stands. The loss is on the completion only, its end token included: a student
-that was never shown where to stop fills its answer up to the limit.
+The trainer is TRL's SFTTrainer. The loss is on the completion only, its end token included: a student that never saw
+where to stop fills its answer up to the limit.
 """
 
 import sys
 from pathlib import Path
 
-# A script's own folder heads the search path, and there `recipes/rlkd.py` would be found as the package `rlkd`. The
-# checkout takes its place. Done by path and not by position, as spawned workers run this again on a cleaned path. An
-# installed recipe needs no such thing, and site-packages must not come before the standard library.
+# See recipes/rlkd.py: a script's own folder on the search path would hide the package `rlkd`.
 _RECIPES = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _RECIPES]
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
@@ -32,12 +30,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rlkd.answers import extract_answer
 from rlkd.data.loading import to_dataset
 from rlkd.data.samples import WARM_START
 from rlkd.errors import UsageError
 from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, resolve_model, shipped_adapters
-from rlkd.steps import strip_calculator_marks
+from rlkd.teachers.traces import trace_text
 from trainers.common.arguments import DataArguments, apply_model_config, say, start
 
 if TYPE_CHECKING:
@@ -80,7 +77,7 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         f"{len(test_rows)} rows for evaluation.",
     )
     if script.similar_lengths:
-        # The examples are in their final order then, so the trainer must not shuffle them again.
+        # The examples are then in their final order, so the trainer must not shuffle them again.
         examples = by_length(examples, args.per_device_train_batch_size, args.seed)
         args.train_sampling_strategy = "sequential"
 
@@ -101,18 +98,15 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
 
 
 def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One example a rationale: `prompt` and `completion`, both conversations or both texts, as the row's prompt is.
+    """One example per rationale: `prompt` and `completion`, both conversations or both texts, as the row's prompt is.
 
-    The completion is the rationale without calculator marks. Where it announces no answer and the row has one, the
-    line `#### answer` is put at its end. Raises `UsageError` where no row has a rationale.
+    Raises `UsageError` where no row has a rationale.
     """
     examples = []
     prompts = to_dataset([{k: row.get(k) for k in ("id", "prompt", "question")} for row in rows], **prompt_style)
     for row, prompt in zip(rows, prompts["prompt"], strict=True):
         for rationale in row["rationales"]:
-            text = strip_calculator_marks(rationale).strip()
-            if row.get("answer") is not None and extract_answer(text) is None:
-                text = f"{text}\n#### {row['answer']}"
+            text = trace_text(rationale, row.get("answer"))
             completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             examples.append({"prompt": prompt, "completion": completion})
     if not examples:
@@ -124,10 +118,10 @@ def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, An
 
 
 def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
-    """The model `name` with a LoRA adapter (one of ours, or its folder) that is ready to be trained further.
+    """The model `name` with a LoRA adapter (one of ours, or its folder) to train further.
 
     Rank, alpha and layers are those of the adapter; its weights are trained in float32. Empties `model_init_kwargs`,
-    which TRL takes only for a model that it loads itself. Raises `UsageError` for a folder without an adapter, and
+    which TRL accepts only for a model that it loads itself. Raises `UsageError` for a folder without an adapter, and
     for an adapter of ours on another model than `embedded`.
     """
     import torch
@@ -135,10 +129,12 @@ def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
     from transformers import AutoModelForCausalLM
 
     if adapter in ADAPTED and name != EMBEDDED:
-        raise UsageError(f"--adapter {adapter} is one for the model {EMBEDDED!r}, not for {name!r}")
+        raise UsageError(f"--adapter {adapter} is an adapter of the model {EMBEDDED!r}, not of {name!r}")
     folder = adapter_folder(adapter) if adapter in ADAPTED else Path(adapter).expanduser()
     if not (folder / "adapter_config.json").is_file():
-        raise UsageError(f"--adapter {adapter}: no adapter_config.json there. Ours: {', '.join(shipped_adapters())}")
+        raise UsageError(
+            f"--adapter {adapter}: no adapter_config.json there. Shipped adapters: {', '.join(shipped_adapters())}"
+        )
     settings: dict[str, Any] = {"dtype": torch.float32}
     settings.update(args.model_init_kwargs or {})  # type: ignore[arg-type]
     args.model_init_kwargs = None
@@ -147,26 +143,26 @@ def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
 
 
 def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
-    """The examples in an order in which each run of `batch_size` has similar lengths; the runs stand in random order.
+    """The examples in batches of similar lengths, the batches in random order.
 
-    Our choice over transformers' `group_by_length`, which sorts some fifty batches at a time from long to short: a
-    mix of easy short rows and long ones would be learnt in waves, and end on the short ones.
+    Our choice instead of transformers' `group_by_length`, which sorts about fifty batches at a time from long to
+    short: a mix of easy short rows and long ones would be learnt in waves, and end on the short ones.
     """
     shuffle = random.Random(seed).shuffle
     ordered = list(examples)
-    shuffle(ordered)  # so that equal lengths are not always together
+    shuffle(ordered)  # so that equal lengths do not always meet
     ordered.sort(key=lambda example: len(str(example["prompt"])) + len(str(example["completion"])))
-    # A last run that is short would shift all runs after it, so it stays last.
+    # An incomplete batch would shift all batches after it, so it stays last.
     whole = len(ordered) - len(ordered) % batch_size
-    runs = [ordered[start : start + batch_size] for start in range(0, whole, batch_size)]
-    shuffle(runs)
-    return [*(example for run in runs for example in run), *ordered[whole:]]
+    batches = [ordered[start : start + batch_size] for start in range(0, whole, batch_size)]
+    shuffle(batches)
+    return [*(example for batch in batches for example in batch), *ordered[whole:]]
 
 
 def check_examples(trainer: Any, given: int) -> None:
-    """Check the tokens that the trainer made: examples that were lost or cut, and whether the end is learnt.
+    """Check the tokenised examples: how many were dropped or truncated, and whether they teach an end.
 
-    Raises `UsageError` where nothing is left, or no example that fits ends with a token that ends a generation.
+    Raises `UsageError` where no example is left, or none ends with a token that ends a generation.
     """
     made, args = trainer.train_dataset, trainer.args
     if not len(made):
@@ -178,8 +174,8 @@ def check_examples(trainer: Any, given: int) -> None:
     if given - len(made) + cut and not args.packing:
         say(
             args,
-            f"max_length {args.max_length}: {given - len(made)} of {given} examples are left out, as their prompts "
-            f"alone are longer, and {cut} are cut, so that they do not teach where an answer ends.",
+            f"max_length {args.max_length}: {given - len(made)} of {given} examples are dropped, as their prompts "
+            f"alone are longer, and {cut} are truncated, so that they do not teach where an answer ends.",
         )
     tokenizer, settings = trainer.processing_class, trainer.model.generation_config
     ends = settings.eos_token_id if settings is not None else None
@@ -187,7 +183,7 @@ def check_examples(trainer: Any, given: int) -> None:
     if not any(known & set(labels) for labels in made["labels"]):
         raise UsageError(
             f"no example teaches the student to end: none of its end tokens "
-            f"{tokenizer.convert_ids_to_tokens(sorted(known))} is in what the loss is taken on. The chat template "
+            f"{tokenizer.convert_ids_to_tokens(sorted(known))} is among the tokens with a loss. The chat template "
             f"closes a turn with another token; name it: --eos_token TOKEN (or raise --max_length)."
         )
 

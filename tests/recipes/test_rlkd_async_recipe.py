@@ -57,7 +57,7 @@ def test_the_keys_of_rewards_are_those_of_the_synchronous_recipe() -> None:
 
 
 def test_the_gpu_config_says_that_it_was_never_run() -> None:
-    assert "Never run by us" in (RECIPES / "rlkd_async_2gpu.yaml").read_text()
+    assert "We have not run it" in (RECIPES / "rlkd_async_2gpu.yaml").read_text()
 
 
 @pytest.mark.slow

@@ -128,9 +128,13 @@ def test_an_adapter_that_is_given_is_what_is_trained_in_float32(recipe, tiny_mod
         (
             "some/model",
             "embedded-warm",
-            r"--adapter embedded-warm is one for the model 'embedded', not for 'some/model'",
+            r"--adapter embedded-warm is an adapter of the model 'embedded', not of 'some/model'",
         ),
-        ("some/model", "nowhere", r"--adapter nowhere: no adapter_config\.json there\. Ours: .*embedded-warm"),
+        (
+            "some/model",
+            "nowhere",
+            r"--adapter nowhere: no adapter_config\.json there\. Shipped adapters: .*embedded-warm",
+        ),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_before_a_model_is_loaded(recipe, model, adapter, message) -> None:
@@ -188,7 +192,7 @@ def test_examples_that_do_not_fit_are_counted(recipe, trainer, capsys) -> None:
     rows = [row(), row(id="b", question="x" * 100), row(id="c", rationales=["y" * 100])]
     made = trainer(recipe.to_examples(rows, {}), max_length=60)
     recipe.check_examples(made, 3)
-    assert "1 of 3 examples are left out" in capsys.readouterr().out
+    assert "1 of 3 examples are dropped" in capsys.readouterr().out
     assert len(made.train_dataset) == 2
 
 

@@ -56,24 +56,30 @@ class RowArguments:
 
 
 @dataclass
-class DataArguments(RowArguments):
+class PromptArguments(RowArguments):
+    """The source of the rows, and how they become prompts."""
+
+    system_prompt: str | None = field(default=None, metadata={"help": "text before every question"})
+    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) before a question"})
+
+    @property
+    def prompt_style(self) -> dict[str, Any]:
+        """How a question becomes a prompt: arguments of `rlkd.data.loading.to_dataset`."""
+        return {"system_prompt": self.system_prompt, "examples": self.few_shot_examples}
+
+
+@dataclass
+class DataArguments(PromptArguments):
     """The source of the rows, how they become prompts, and the rows to evaluate on."""
 
     dataset_test_name: str | None = field(
         default=None, metadata={"help": "dataset of the test rows; default: dataset_name"}
     )
     dataset_test_split: str | None = field(default=None, metadata={"help": "split to evaluate on; none: skip"})
-    system_prompt: str | None = field(default=None, metadata={"help": "text before every question"})
-    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) before a question"})
     eval_rows: int = field(default=24, metadata={"help": "test rows to evaluate on before and after; 0: skip"})
     eval_every: int = field(
         default=0, metadata={"help": "optimizer steps between two evaluations; 0: before and after only"}
     )
-
-    @property
-    def prompt_style(self) -> dict[str, Any]:
-        """How a question becomes a prompt: arguments of `rlkd.data.loading.to_dataset`."""
-        return {"system_prompt": self.system_prompt, "examples": self.few_shot_examples}
 
     def test_rows(self) -> list[dict[str, Any]]:
         """The first `eval_rows` rows of the test split; none where there is no such split."""

@@ -26,26 +26,26 @@ class RLKDConfig(RewardSettings, GRPOConfig):
         },
     )
     failure_window: int = field(
-        default=4, metadata={"help": "Generation batches over which max_failure_rate looks at failures."}
+        default=4, metadata={"help": "Generation batches over which max_failure_rate counts failures."}
     )
     reward_prefetch: bool = field(
         default=False,
         metadata={
-            "help": "Ask rewards as soon as the completions are there, while the model computes log-probabilities "
-            "(beta > 0, or several steps a generation). The rewards are the same either way."
+            "help": "Compute rewards while the model computes log-probabilities (beta > 0, or several steps per "
+            "generation). The rewards are the same either way."
         },
     )
     vllm_weight_transfer: str = field(
         default="nccl",
         metadata={
-            "help": "How the weights get to the rollout server (vllm_mode: server): nccl (GPUs, TRL's own way), gloo "
+            "help": "Transfer of weights to the rollout server (vllm_mode: server): nccl (GPUs, TRL's own way), gloo "
             "(a TCP connection) or disk (files that both can read); the server must be started with the same backend.",
             "choices": list(WEIGHT_TRANSFERS),
         },
     )
 
     def __post_init__(self) -> None:
-        """Check the values, and say how to mend a batch that does not divide."""
+        """Check the values; the error for a batch that does not divide names the way out."""
         self.read_reward_settings()
         if self.vllm_server_base_url is not None:
             url = from_environment(self.vllm_server_base_url, "the server's address")

@@ -17,9 +17,10 @@ from trl.experimental.async_grpo import async_rollout_worker
 
 from rewards import RewardError
 from rlkd.errors import UsageError
-from trainers.async_grpo import trainer as async_grpo
+from trainers.async_grpo import preflight
 from trainers.async_grpo.config import RLKDAsyncConfig
-from trainers.async_grpo.trainer import RLKDAsyncTrainer, _clear, check_async, reward_error, serve_command, server_url
+from trainers.async_grpo.preflight import _clear, check_async, serve_command, server_url
+from trainers.async_grpo.trainer import RLKDAsyncTrainer, reward_error
 
 
 class Rollouts(ThreadingHTTPServer):
@@ -86,8 +87,8 @@ def server(tiny_model: str) -> Iterator[Rollouts]:
 
 @pytest.fixture(autouse=True)
 def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(async_grpo, "installed_vllm", lambda: "0.30.0")
-    monkeypatch.setattr(async_grpo, "_check_packages", lambda: None)
+    monkeypatch.setattr(preflight, "installed_vllm", lambda: "0.30.0")
+    monkeypatch.setattr(preflight, "_check_packages", lambda: None)
 
 
 def config(tmp_path: Path, **settings: Any) -> RLKDAsyncConfig:
@@ -159,7 +160,7 @@ def test_without_a_server_the_command_is_told_at_once(tmp_path, tiny_model, serv
     server.server_close()
     with pytest.raises(UsageError, match="no rollout server at"):
         check(config(tmp_path, vllm_server_base_url=server.url), tiny_model)
-    assert "yet. Start it so:\n  VLLM_SERVER_DEV_MODE=1" in capsys.readouterr().out
+    assert "yet. Start it with:\n  VLLM_SERVER_DEV_MODE=1" in capsys.readouterr().out
 
 
 def test_the_command_fits_the_run(tmp_path) -> None:
@@ -202,7 +203,7 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path, tiny_model) -> N
 
 
 def test_without_vllm_it_says_what_to_install(tmp_path, tiny_model, monkeypatch) -> None:
-    monkeypatch.setattr(async_grpo, "installed_vllm", lambda: None)
+    monkeypatch.setattr(preflight, "installed_vllm", lambda: None)
     with pytest.raises(UsageError, match=r"pip install \"rlkd\[vllm\]\""):
         check(config(tmp_path), tiny_model)
 
@@ -297,7 +298,7 @@ def test_an_adapter_that_is_gone_already_leaves_none_of_the_others(monkeypatch: 
             raise OSError("HTTP 404")
         unloaded.append(content)
 
-    monkeypatch.setattr("trainers.async_grpo.trainer._post", post)
-    monkeypatch.setattr("trainers.async_grpo.trainer.get_json", lambda url: (200, {"is_paused": False}))
+    monkeypatch.setattr("trainers.async_grpo.preflight._post", post)
+    monkeypatch.setattr("trainers.async_grpo.preflight.get_json", lambda url: (200, {"is_paused": False}))
     _clear("http://127.0.0.1:1", ["trl-policy-v1", "trl-policy-v2"])
     assert unloaded == [{"lora_name": "trl-policy-v2"}]
