@@ -1,21 +1,13 @@
-import json
-import subprocess
 import sys
 
 from rlkd.embedders import open_embedder
 from rlkd.rationales.bank.thresholds import known_thresholds
+from tests.helpers.scripts import quick_figures, run_script
 
 
-def run(root, *arguments):
-    command = [sys.executable, root / "benchmarks/bank_calibration.py", "--quick", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_the_n_grams_are_calibrated_and_offer_most_problems_a_path(root):
+def test_the_n_grams_are_calibrated_and_offer_most_problems_a_path(tmp_path):
     assert known_thresholds(open_embedder("hashed-ngrams")) is None
-    done = run(root)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["hashed-ngrams"]
+    found = quick_figures("bank_calibration.py", tmp_path)["hashed-ngrams"]
     assert found["own"] == sorted(found["own"])
     assert 0 < found["route"] < 0.35
     assert found["eps"] > 0.25
@@ -23,8 +15,9 @@ def test_the_n_grams_are_calibrated_and_offer_most_problems_a_path(root):
     assert found["joined"] >= 3
 
 
-def test_an_embedder_that_is_none_is_named(root):
-    done = run(root, "--embedder", "no-such")
+def test_an_unknown_embedder_is_named(root, tmp_path):
+    command = [sys.executable, root / "benchmarks/bank_calibration.py", "--quick", "--embedder", "no-such"]
+    done = run_script(command, tmp_path)
     assert done.returncode == 1
     assert "no-such" in done.stderr
     assert "Traceback" not in done.stderr

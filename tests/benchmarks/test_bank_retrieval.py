@@ -1,17 +1,11 @@
-import json
-import subprocess
-import sys
-
 import pytest
+
+from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_blocks_route_as_a_plain_reference_does_within_little_memory(root, tmp_path) -> None:
-    command = [sys.executable, str(root / "benchmarks/bank_retrieval.py"), "--quick"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_blocks_route_as_a_plain_reference_does_within_little_memory(tmp_path) -> None:
+    figures = quick_figures("bank_retrieval.py", tmp_path)
     assert figures["results_equal"] is True
     assert figures["peak_mib"] <= 1024
     assert figures["similarity_error"] < 1e-5

@@ -1,17 +1,17 @@
 """`benchmarks/gpu_check.py` at toy size on the CPU; its times are not looked at."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.scripts import run_script
+
 
 @pytest.mark.slow
-def test_distillation_steps_end_with_the_same_first_loss_by_both_kernels(root: Path) -> None:
-    command = [sys.executable, str(root / "benchmarks" / "gpu_check.py"), "--cpu-smoke", "--only", "kd"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+def test_distillation_steps_end_with_the_same_first_loss_by_both_kernels(root, tmp_path) -> None:
+    command = [sys.executable, root / "benchmarks/gpu_check.py", "--cpu-smoke", "--only", "kd"]
+    done = run_script(command, tmp_path, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:]
     sections = json.loads(done.stdout.splitlines()[-1])["sections"]
     assert set(sections) == {"device", "kd"}

@@ -1,18 +1,11 @@
-import json
-import subprocess
-import sys
-
 import pytest
+
+from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_the_structure_reward_needs_fewer_requests_than_the_authors_scheme_for_the_same_scores(root, tmp_path) -> None:
-    command = [sys.executable, root / "benchmarks/gsrm_calls.py", "--quick"]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=110)
-    # The exit status also holds the time, which a busy machine may spoil; counts and scores it may not.
-    assert done.stdout.strip(), done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_the_structure_reward_needs_fewer_requests_than_the_authors_scheme_for_the_same_scores(tmp_path) -> None:
+    figures = quick_figures("gsrm_calls.py", tmp_path, bounds=False)
     assert figures["scores_equal"] is True
     assert figures["structure_call_ratio"] == (8 + 1) / (2 * 8)
     assert figures["structure_call_ratio_next_epoch"] == 1 / 2

@@ -1,19 +1,13 @@
 """The quick form of `benchmarks/kd_loss_memory.py`; times are not looked at."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
-def test_our_loss_has_the_exact_gradients_and_takes_less_memory_than_both_others(root: Path) -> None:
-    command = [sys.executable, str(root / "benchmarks" / "kd_loss_memory.py"), "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_our_loss_has_the_exact_gradients_and_takes_less_memory_than_both_others(tmp_path) -> None:
+    figures = quick_figures("kd_loss_memory.py", tmp_path)
     assert figures["gradient_error"] < 1e-5
     # Even here, where all logits are smaller than a tile may be.
     assert 0 < figures["peak_over_dense"] < 1

@@ -1,13 +1,13 @@
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_fast_measure_equals_the_plain_one_and_a_file_of_rows_is_read(root, tmp_path, tiny_model) -> None:
+def test_the_fast_measure_equals_the_plain_one_and_a_file_of_rows_is_read(tmp_path, tiny_model) -> None:
     rows = [
         {
             # The question has the answer's number; that is no leak of a rationale of which nothing is left.
@@ -22,12 +22,8 @@ def test_the_fast_measure_equals_the_plain_one_and_a_file_of_rows_is_read(root, 
         for number in range(10, 15)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(root / "benchmarks/rationale_difficulty.py"), "--quick", "--threads", "1"]
-    command += ["--model", tiny_model]
-    for more, expected in ([], (2, 20)), (["--rows", "rows.jsonl", "--questions", "5"], (5, 15)):
-        done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stderr
-        figures = json.loads(done.stdout.splitlines()[-1])
+    for more, expected in ((), (2, 20)), (("--rows", "rows.jsonl", "--questions", "5"), (5, 15)):
+        figures = quick_figures("rationale_difficulty.py", tmp_path, "--threads", 1, "--model", tiny_model, *more)
         assert (figures["questions"], figures["rationales"]) == expected
         assert figures["max_error"] <= 1e-4
         assert figures["throughput_ratio"] > 0

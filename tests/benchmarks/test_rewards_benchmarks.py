@@ -1,22 +1,11 @@
-import json
-import subprocess
-import sys
-
 import pytest
 
-
-def figures_of(root, folder, script):
-    """The last line of a quick run. The exit status may rest on times, which a busy machine spoils."""
-    command = [sys.executable, str(root / "benchmarks" / script), "--quick"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
-    assert "Traceback" not in done.stderr, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_accuracy_reward_gives_trls_verdicts_and_asks_each_question_once(root, tmp_path) -> None:
-    figures = figures_of(root, tmp_path, "rewards_throughput.py")
+def test_the_accuracy_reward_gives_trls_verdicts_and_asks_each_question_once(tmp_path) -> None:
+    figures = quick_figures("rewards_throughput.py", tmp_path, bounds=False)
     for name in ("group", "distinct"):
         batch = figures[name]
         assert batch["verdicts_equal"] is True
@@ -29,9 +18,8 @@ def test_the_accuracy_reward_gives_trls_verdicts_and_asks_each_question_once(roo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_completions_that_hang_fail_and_change_no_other_score_and_leave_no_process(root, tmp_path) -> None:
-    figures = figures_of(root, tmp_path, "rewards_hangs.py")
+def test_completions_that_hang_fail_and_change_no_other_score_and_leave_no_process(tmp_path) -> None:
+    figures = quick_figures("rewards_hangs.py", tmp_path, bounds=False)
     assert figures["hangs"] == figures["kinds"] == 6
     assert list(figures["callers"]) == ["main thread", "thread", "asyncio.to_thread"]
     for caller in figures["callers"].values():

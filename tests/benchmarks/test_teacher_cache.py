@@ -1,17 +1,11 @@
-import json
-import subprocess
-import sys
-
 import pytest
+
+from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_a_cache_takes_few_bytes_and_gives_back_what_was_coded(root, tmp_path) -> None:
-    command = [sys.executable, str(root / "benchmarks/teacher_cache.py"), "--quick"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_a_cache_takes_few_bytes_and_gives_back_what_was_coded(tmp_path) -> None:
+    figures = quick_figures("teacher_cache.py", tmp_path)
     assert figures["bits_equal"] is True
     assert 268 <= figures["bytes_per_token"] <= 400
     assert 1e-6 < figures["largest_error"] < 1e-3

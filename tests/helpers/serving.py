@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import yaml
 
 from rlkd.process import carriers, title
 from tests.helpers import HELPERS, ROOT
+from tests.helpers.ports import free_port
 
 STUB = HELPERS / "stub_server.py"
 HANG_GUARD = 120.0
@@ -51,12 +51,6 @@ def get(url: str) -> str | None:
             return response.read().decode()
     except (urllib.error.URLError, OSError):
         return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Started:

@@ -1,7 +1,6 @@
 """A real `vllm serve` for tests, on a free port, below a guard that ends it with all its processes."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,11 @@ from typing import Any
 from rlkd.http import get_json, post_json
 from rlkd.process import python_command
 from rlkd.serve.vllm_command import vllm_arguments, vllm_environment
+from tests.helpers.ports import free_port
 
 START_SECONDS = 420
 # Of the servers that this session has started.
 LOGS: list[Path] = []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -1,23 +1,22 @@
 """Training a structure model, as a user starts it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.scripts import run_script
 from trainers.common.run_files import read_steps
 
 pytestmark = pytest.mark.slow
 
 
 def start(root: Path, tmp_path: Path, tiny_model: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, root / "recipes/gsrm.py", "--model_name_or_path", tiny_model]
     command += ["--output_dir", tmp_path / "run", "--max_steps", 2, "--copies", 2, *arguments]
-    return subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    return run_script(command, tmp_path)
 
 
 @pytest.mark.parametrize("fine_grained", ["false", "true"])

@@ -18,6 +18,7 @@ from rlkd.errors import UsageError
 from rlkd.rationales.write import teacher as teacher_module
 from tests.helpers import HELPERS
 from tests.helpers.quick_retries import shorten_pauses
+from tests.helpers.scripts import load_script
 
 SERVER = HELPERS / "scripted_teacher.py"
 SERVED = SimpleNamespace(**runpy.run_path(str(SERVER), run_name="scripted_teacher"))
@@ -25,12 +26,8 @@ ENGINE_FREE = ["clean", "correct", "diverse"]
 
 
 @pytest.fixture(scope="module")
-def recipe(root: Path) -> SimpleNamespace:
-    before = list(sys.path)
-    try:
-        return SimpleNamespace(**runpy.run_path(str(root / "recipes/rationales.py"), run_name="recipe"))
-    finally:
-        sys.path[:] = before
+def recipe() -> SimpleNamespace:
+    return load_script("recipes/rationales.py")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 
 from rlkd.data.samples import sample_rows
 from rlkd.data.shuffle import shuffled_teachers
+from tests.helpers.scripts import run_script
 from trainers.common.run_files import read_steps
 
 BIN = Path(sys.executable).parent
@@ -29,16 +30,11 @@ def quick(tiny_model: str, tmp_path: Path) -> list[str]:
     return [*small, "--reward_kwargs", BY_RULES]
 
 
-def start(command: list[object], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
-    return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.parametrize("place", ["checkout", "recipes", "elsewhere"])
 def test_accelerate_launch_works_from_any_working_directory(root, tmp_path, quick, place) -> None:
     cwd = {"checkout": root, "recipes": root / "recipes", "elsewhere": tmp_path}[place]
     recipe = {"checkout": "recipes/rlkd.py", "recipes": "rlkd.py", "elsewhere": root / "recipes/rlkd.py"}[place]
-    done = start([BIN / "accelerate", "launch", "--num_processes", 1, recipe, *quick], cwd)
+    done = run_script([BIN / "accelerate", "launch", "--num_processes", 1, recipe, *quick], cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == [1, 2]
@@ -60,7 +56,7 @@ def test_two_processes_share_the_work_under_torchrun(root, tmp_path, quick) -> N
     )
     rewards = ["--reward_funcs", "accuracy", "half.py:half", "--reward_kwargs", "{}"]
     torchrun = [BIN / "torchrun", "--nproc_per_node", 2, "--standalone"]
-    done = start([*torchrun, root / "recipes/rlkd.py", *quick, *rewards, "--ddp_backend", "gloo"], tmp_path)
+    done = run_script([*torchrun, root / "recipes/rlkd.py", *quick, *rewards, "--ddp_backend", "gloo"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     assert done.stdout.count("accuracy before: ") == 1
@@ -90,7 +86,7 @@ def test_a_killed_run_resumes_without_gap_or_duplicate(root, tmp_path, quick) ->
         process.send_signal(signal.SIGKILL)
     saved = max(int(path.parent.name.split("-")[1]) for path in run.glob("checkpoint-*/trainer_state.json"))
     last = str(saved + 4)
-    done = start([*command[:-1], last, "--resume_from_checkpoint"], tmp_path)
+    done = run_script([*command[:-1], last, "--resume_from_checkpoint"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert saved >= 3
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == list(range(1, saved + 5))
@@ -104,7 +100,7 @@ def test_a_finished_run_is_not_trained_any_further(root, tmp_path, quick) -> Non
     state = tmp_path / "run" / "checkpoint-2" / "trainer_state.json"
     state.parent.mkdir(parents=True)
     state.write_text('{"global_step": 2}')
-    done = start([sys.executable, root / "recipes/rlkd.py", *quick, "--resume_from_checkpoint"], tmp_path)
+    done = run_script([sys.executable, root / "recipes/rlkd.py", *quick, "--resume_from_checkpoint"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "nothing is left to train" in done.stdout
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -112,7 +108,7 @@ def test_a_finished_run_is_not_trained_any_further(root, tmp_path, quick) -> Non
 
 def test_a_control_run_says_so_and_follows_foreign_teachers_to_the_same_questions(root, tmp_path, quick) -> None:
     control = [*quick, "--shuffle_teachers", "3", "--eval_every", "1"]
-    done = start([sys.executable, root / "recipes/rlkd.py", *control], tmp_path)
+    done = run_script([sys.executable, root / "recipes/rlkd.py", *control], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "*** A CONTROL RUN: each row has ANOTHER row's teacher (--shuffle_teachers 3)" in done.stdout
     assert [record["step"] for record in read_steps(tmp_path / "run" / "eval.jsonl")] == [0, 1, 2]
@@ -130,7 +126,7 @@ def test_a_control_run_says_so_and_follows_foreign_teachers_to_the_same_question
 
 
 def test_resuming_before_the_first_checkpoint_says_so_and_starts_afresh(root, tmp_path, quick) -> None:
-    done = start([sys.executable, root / "recipes/rlkd.py", "--resume_from_checkpoint", *quick], tmp_path)
+    done = run_script([sys.executable, root / "recipes/rlkd.py", "--resume_from_checkpoint", *quick], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no complete checkpoint" in done.stdout
     assert "a new run starts" in done.stdout
@@ -153,7 +149,7 @@ def test_a_reward_file_outside_the_repository_trains_from_a_yaml(root, tmp_path,
     assert "decomposer: rules" in config
     (tmp_path / "my.yaml").write_text(config)
     quick = f"--model_name_or_path {tiny_model} --max_steps 1 --eval_rows 0 --max_completion_length 8".split()
-    done = start([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml", *quick], tmp_path)
+    done = run_script([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml", *quick], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     (entry,) = read_steps(tmp_path / "runs/rlkd/metrics.jsonl")
     assert 0 < entry["rewards/brevity/mean"] < 1
@@ -177,7 +173,7 @@ def test_a_reward_file_outside_the_repository_trains_from_a_yaml(root, tmp_path,
 )
 def test_a_mistake_ends_in_one_clear_message(root, tmp_path, arguments, message) -> None:
     defaults = ["--model_name_or_path", "no-such-model", "--reward_kwargs", "{}", "--reward_weights", "1"]
-    done = start([sys.executable, root / "recipes/rlkd.py", *defaults, *arguments], tmp_path)
+    done = run_script([sys.executable, root / "recipes/rlkd.py", *defaults, *arguments], tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -185,7 +181,7 @@ def test_a_mistake_ends_in_one_clear_message(root, tmp_path, arguments, message)
 
 def test_a_misspelt_key_in_a_config_is_named(root, tmp_path) -> None:
     (tmp_path / "my.yaml").write_text("dataset_name: gsm8k-sample\nlerning_rate: 1.0e-5\n")
-    done = start([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml"], tmp_path)
+    done = run_script([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml"], tmp_path)
     assert done.returncode != 0
     assert "did you mean learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
@@ -196,7 +192,7 @@ def test_a_row_that_does_not_fit_is_named_by_file_line_and_field(root, tmp_path)
     rows = [good, good | {"rationales": 3}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--dataset_name", "rows.jsonl", "--dataset_test_split", "", "--model_name_or_path", "no-such-model"]
-    done = start([sys.executable, root / "recipes/rlkd.py", *arguments], tmp_path)
+    done = run_script([sys.executable, root / "recipes/rlkd.py", *arguments], tmp_path)
     assert done.returncode != 0
     assert "rows.jsonl, line 2, field 'rationales'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -207,7 +203,7 @@ def test_an_installed_wheel_runs_the_recipe_from_another_folder(root, tmp_path, 
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     copy = tmp_path / "copy"
     subprocess.run(["git", "clone", "--quiet", root, copy], check=True)
-    assert start([*pip, "--target", site, copy], tmp_path).returncode == 0
-    done = start([sys.executable, "-m", "rlkd.cli", "run", "rlkd", *quick], tmp_path, PYTHONPATH=str(site))
+    assert run_script([*pip, "--target", site, copy], tmp_path).returncode == 0
+    done = run_script([sys.executable, "-m", "rlkd.cli", "run", "rlkd", *quick], tmp_path, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(read_steps(tmp_path / "run" / "metrics.jsonl")) == 2

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -16,18 +15,15 @@ import yaml
 from safetensors.torch import load_file
 
 from rlkd.errors import UsageError
+from tests.helpers.scripts import load_script, run_script
 from trainers.common.run_files import read_steps
 
 BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def recipe(root: Path) -> SimpleNamespace:
-    before = list(sys.path)
-    try:
-        return SimpleNamespace(**runpy.run_path(str(root / "recipes/sft.py"), run_name="recipe"))
-    finally:
-        sys.path[:] = before
+def recipe() -> SimpleNamespace:
+    return load_script("recipes/sft.py")
 
 
 def row(**fields: Any) -> dict[str, Any]:
@@ -235,16 +231,11 @@ def quick(tiny_model: str, tmp_path: Path) -> list[str]:
     ).split()
 
 
-def start(command: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["checkout", "elsewhere"])
 def test_accelerate_launch_trains_measures_and_saves_an_adapter(root, tmp_path, quick, place) -> None:
     cwd, script = (root, "recipes/sft.py") if place == "checkout" else (tmp_path, root / "recipes/sft.py")
-    done = start([BIN / "accelerate", "launch", "--num_processes", 1, script, *quick], cwd)
+    done = run_script([BIN / "accelerate", "launch", "--num_processes", 1, script, *quick], cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
@@ -263,7 +254,7 @@ def test_training_on_from_an_adapter_gives_one_adapter_of_its_shape_and_resumes(
     command = [sys.executable, root / "recipes/sft.py", *quick, "--adapter", tmp_path / "begun", "--save_steps", "2"]
     command += ["--eval_rows", "0"]
     for more in (["--max_steps", "4"], ["--max_steps", "6", "--resume_from_checkpoint"]):
-        done = start([*command, *more], tmp_path)
+        done = run_script([*command, *more], tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
     assert [entry["step"] for entry in read_steps(tmp_path / "run/metrics.jsonl")] == list(range(1, 7))
     trained = load_file(tmp_path / "run/adapter_model.safetensors")
@@ -279,7 +270,7 @@ def test_training_on_from_an_adapter_gives_one_adapter_of_its_shape_and_resumes(
 @pytest.mark.slow
 def test_two_processes_share_the_work(root, tmp_path, quick) -> None:
     torchrun = [BIN / "torchrun", "--nproc_per_node", 2, "--standalone"]
-    done = start([*torchrun, root / "recipes/sft.py", *quick, "--ddp_backend", "gloo"], tmp_path)
+    done = run_script([*torchrun, root / "recipes/sft.py", *quick, "--ddp_backend", "gloo"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("accuracy before: ") == 1
     assert [entry["step"] for entry in read_steps(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
@@ -300,10 +291,10 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(root, tmp_pat
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert not (run / "adapter_model.safetensors").exists()
-    done = start([*command, "--resume_from_checkpoint"], tmp_path)
+    done = run_script([*command, "--resume_from_checkpoint"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == list(range(1, 61))
-    whole = start([*command, "--output_dir", tmp_path / "whole"], tmp_path)
+    whole = run_script([*command, "--output_dir", tmp_path / "whole"], tmp_path)
     assert whole.returncode == 0, whole.stderr[-3000:]
     resumed, undisturbed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "whole"))
     assert all(tensor.equal(undisturbed[name]) for name, tensor in resumed.items())
@@ -311,7 +302,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(root, tmp_pat
 
 @pytest.mark.slow
 def test_no_epochs_only_measure(root, tmp_path, quick) -> None:
-    done = start([sys.executable, root / "recipes/sft.py", *quick, "--num_train_epochs", 0], tmp_path)
+    done = run_script([sys.executable, root / "recipes/sft.py", *quick, "--num_train_epochs", 0], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "accuracy before: " in done.stdout
     assert not (tmp_path / "run/adapter_model.safetensors").exists()
@@ -330,7 +321,7 @@ def test_no_epochs_only_measure(root, tmp_path, quick) -> None:
 )
 def test_a_mistake_ends_in_one_clear_message(root, tmp_path, arguments, message) -> None:
     defaults = ["--model_name_or_path", "no-such-model"]
-    done = start([sys.executable, root / "recipes/sft.py", *defaults, *arguments], tmp_path)
+    done = run_script([sys.executable, root / "recipes/sft.py", *defaults, *arguments], tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

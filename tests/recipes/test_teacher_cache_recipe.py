@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -20,17 +19,14 @@ from rlkd.errors import UsageError
 from rlkd.teachers.cache import CachedTeacher, CacheError
 from rlkd.teachers.local import LocalTeacher
 from rlkd.teachers.traces import trace_ids
+from tests.helpers.scripts import load_script
 
 PROMPT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is 3 and 4?"}]
 
 
 @pytest.fixture(scope="module")
-def recipe(root: Path) -> SimpleNamespace:
-    before = list(sys.path)
-    try:
-        return SimpleNamespace(**runpy.run_path(str(root / "recipes/teacher_cache.py"), run_name="recipe"))
-    finally:
-        sys.path[:] = before
+def recipe() -> SimpleNamespace:
+    return load_script("recipes/teacher_cache.py")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.helpers import ROOT
+from tests.helpers.scripts import run_script
 from trainers.common.run_files import read_steps
 from trainers.validity_kd.trainer import writes_itself
 
@@ -31,14 +32,9 @@ def quick(tiny_model: str, tmp_path: Path) -> list[str]:
     ).split()
 
 
-def start(command: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.slow
 def test_the_default_recipe_trains_measures_and_shows_weights(root, tmp_path, quick) -> None:
-    done = start(
+    done = run_script(
         [BIN / "accelerate", "launch", "--num_processes", 1, root / "recipes/validity_kd.py", *quick], tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -59,7 +55,7 @@ def test_two_processes_share_the_work_and_throw_one_coin(root, tmp_path, quick) 
     seed, coins = next((seed, coins) for seed, coins in enumerate(throws) if len(set(coins)) == 2)
     torchrun = [BIN / "torchrun", "--nproc_per_node", 2, "--standalone"]
     more = ["--ddp_backend", "gloo", "--max_steps", "4", "--eval_rows", "0", "--seed", seed]
-    done = start([*torchrun, root / "recipes/validity_kd.py", *quick, *more], tmp_path)
+    done = run_script([*torchrun, root / "recipes/validity_kd.py", *quick, *more], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     first, second = (read_steps(run / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1))
@@ -72,10 +68,10 @@ def test_two_processes_share_the_work_and_throw_one_coin(root, tmp_path, quick) 
 @pytest.mark.slow
 def test_a_control_run_says_so_and_can_be_resumed(root, tmp_path, quick) -> None:
     arguments = [*quick, "--control", "shuffled", "--save_steps", "1"]
-    done = start([sys.executable, root / "recipes/validity_kd.py", *arguments], tmp_path)
+    done = run_script([sys.executable, root / "recipes/validity_kd.py", *arguments], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "*** A CONTROL RUN: the weights of steps are those of --control shuffled. ***" in done.stdout
-    done = start(
+    done = run_script(
         [sys.executable, root / "recipes/validity_kd.py", *arguments, "--max_steps", 3, "--resume_from_checkpoint"],
         tmp_path,
     )
@@ -107,12 +103,12 @@ def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(root, tmp_pat
         process.send_signal(signal.SIGKILL)
     assert not (run / "adapter_model.safetensors").exists()
     before = read_steps(run / "metrics.jsonl")[:4]
-    done = start([*command, "--resume_from_checkpoint"], tmp_path)
+    done = run_script([*command, "--resume_from_checkpoint"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     after = read_steps(run / "metrics.jsonl")
     assert [entry["step"] for entry in after] == list(range(1, 9))
     assert after[:4] == before  # with the times that they took: they were not repeated
-    done = start([*command, "--output_dir", whole], tmp_path)
+    done = run_script([*command, "--output_dir", whole], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     resumed, undisturbed = (load_file(folder / "adapter_model.safetensors") for folder in (run, whole))
     assert resumed.keys() == undisturbed.keys()
@@ -134,7 +130,7 @@ def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(root, tmp_pat
 )
 def test_a_mistake_ends_in_one_clear_message(root, tmp_path, tiny_model, arguments, message) -> None:
     defaults = ["--model_name_or_path", tiny_model, "--teacher", tiny_model]
-    done = start([sys.executable, root / "recipes/validity_kd.py", *defaults, *arguments], tmp_path)
+    done = run_script([sys.executable, root / "recipes/validity_kd.py", *defaults, *arguments], tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.vllm_server import VLLMServer, free_port
+from tests.helpers.ports import free_port
+from tests.helpers.vllm_server import VLLMServer
 from tests.with_vllm.test_weight_sync import EXACT, gap, token_scores
 
 REWARD = """

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,12 @@ import pytest
 from rlkd.engines import Sampling, open_engine, run
 from rlkd.http import get_json
 from rlkd.process import carriers
+from tests.helpers.ports import free_port
 from tests.with_vllm.test_recipe_with_vllm import REWARD
 from tests.with_vllm.test_weight_sync import EXACT
 
 HANG_GUARD = 540.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def left(secret: str) -> list[int]:

@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers.vllm_server import VLLMServer, free_port, start_server, stop_server
+from tests.helpers.ports import free_port
+from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 from trainers import RLKDConfig, RLKDTrainer
 from trainers.vllm.weight_sync import DiskClient, GlooClient, SyncFailed
 

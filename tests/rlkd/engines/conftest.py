@@ -11,8 +11,9 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tiny import save_llama
 from rlkd.engines.transformers import TransformersEngine
 from tests.helpers.loopback import LoopbackServer
 from tests.helpers.quick_retries import shorten_pauses
@@ -56,23 +57,10 @@ def model_folder(tmp_path_factory) -> Path:
         tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
     )
     fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        config = LlamaConfig(
-            vocab_size=len(fast),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            initializer_range=0.2,  # wide, so that greedy text varies and near-ties are rare
-            bos_token_id=fast.bos_token_id,
-            eos_token_id=fast.eos_token_id,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
+    changes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    # Wide weights, so that greedy text varies and near-ties are rare.
+    changes |= {"max_position_embeddings": CONTEXT, "initializer_range": 0.2, "pad_token_id": None}
+    save_llama(folder, fast, seed=7, **changes)
     return folder
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 from rlkd.engines import EngineError, Sampling, open_engine, run
 from rlkd.engines.server import ServerEngine
 from tests.helpers import HELPERS
+from tests.helpers.ports import free_port
 from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.scripted_server import answer_to
 
@@ -74,12 +74,6 @@ def start(tmp_path, monkeypatch):
 def engine_of(*servers, **options) -> ServerEngine:
     options = {"concurrency": 4, "timeout": GUARD / 2} | options
     return open_engine(",".join(server.url for server in servers) + "#scripted", **options)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(condition) -> None:

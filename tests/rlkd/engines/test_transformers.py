@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.tiny import save_llama
 from rlkd.engines import EngineError, Sampling, TokenScores, open_engine, run
 from rlkd.engines.transformers import TransformersEngine
 
@@ -209,29 +210,16 @@ def test_a_model_with_a_sliding_window_shares_nothing_and_is_scored_all_the_same
 
 
 def test_a_model_whose_rotary_positions_depend_on_the_length_of_a_pass_shares_nothing(model_folder, tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=192,
-            initializer_range=0.3,
-            rope_parameters={
-                "rope_type": "longrope",
-                "rope_theta": 10000.0,
-                "short_factor": [1.0] * 8,
-                "long_factor": [4.0] * 8,
-                "original_max_position_embeddings": 40,
-            },
-        )
-        LlamaForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    rotary = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 40,
+    }
+    sizes = {"max_position_embeddings": 192, "initializer_range": 0.3}
+    save_llama(tmp_path, tokenizer, seed=3, rope_parameters=rotary, **sizes)
     stretched = TransformersEngine(str(tmp_path), device="cpu")
     reference = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokenizer
     beginning = "She sold clips to 9 of her friends; "

@@ -17,7 +17,8 @@ from rlkd.serve import checks
 from rlkd.serve.cli import _show_table, main
 from rlkd.serve.commands import Server, addresses, make_servers
 from rlkd.serve.config import read_config
-from tests.helpers.serving import Place, free_port, get, until
+from tests.helpers.ports import free_port
+from tests.helpers.serving import Place, get, until
 
 # The commands
 

@@ -17,7 +17,8 @@ from rlkd.process import listeners, masked, title
 from rlkd.serve import state
 from rlkd.serve.cli import main
 from rlkd.serve.state import StateFile
-from tests.helpers.serving import STUB, Place, free_port, get, until
+from tests.helpers.ports import free_port
+from tests.helpers.serving import STUB, Place, get, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the owner of a port is not shown")
 

@@ -9,12 +9,7 @@ import pytest
 import torch
 
 from rlkd.weight_transfer.transport import TransferFailed, WeightGroup, host, join, lead
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.helpers.ports import free_port
 
 
 def nothing() -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
+from benchmarks.tiny import save_llama
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.teachers.local import LocalTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
@@ -21,31 +22,11 @@ from trainers.validity_kd.trainer import choose_trace, writes_itself
 
 
 @pytest.fixture(scope="module")
-def teacher_model(tiny_model, tmp_path_factory) -> str:
+def teacher_model(tmp_path_factory) -> str:
     """Another random Llama with the student's tokenizer: wider and deeper."""
     folder = tmp_path_factory.mktemp("teacher-model")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.save_pretrained(folder)
-    save_llama(folder, len(tokenizer), hidden=48, layers=3, seed=1)
-    return str(folder)
-
-
-def save_llama(folder, vocabulary: int, *, hidden: int, layers: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-        initializer_range=0.2,  # distributions with a shape
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    # Wide weights: distributions with a shape.
+    return save_llama(folder, seed=1, hidden_size=48, num_hidden_layers=3, initializer_range=0.2)
 
 
 @pytest.fixture
@@ -338,8 +319,7 @@ def test_the_loss_is_the_same_whether_the_teachers_states_are_kept(tiny_model, t
 def test_a_padded_head_is_compared_over_the_shared_rows(tiny_model, rows, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     padded, plain = tmp_path / "padded", tmp_path / "plain"
-    save_llama(plain, len(tokenizer), hidden=32, layers=2, seed=2)
-    tokenizer.save_pretrained(plain)
+    save_llama(plain, tokenizer, seed=2, initializer_range=0.2)
     model = AutoModelForCausalLM.from_pretrained(plain)
     model.resize_token_embeddings(len(tokenizer) + 7, mean_resizing=False)
     model.save_pretrained(padded)

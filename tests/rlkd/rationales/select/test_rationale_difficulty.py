@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.tiny import save_llama
 from rlkd.cache import Cache
 from rlkd.engines import EngineError, run
 from rlkd.engines.server import ServerEngine
@@ -34,14 +35,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def telling_model(tiny_model, tmp_path_factory):
+def telling_model(tmp_path_factory):
     """The tiny model with weights so wide that what stands before an answer matters to it: by nats."""
-    folder = str(tmp_path_factory.mktemp("telling-model"))
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, initializer_range=0.3)).save_pretrained(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("telling-model"), initializer_range=0.3)
 
 
 @pytest.fixture(scope="module")
