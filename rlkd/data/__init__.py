@@ -1,1 +1,16 @@
-"""Rows: fields (`rows`), embedded samples (`samples`, `arithmetic`), loading, shuffled teachers (`shuffle`)."""
+"""Rows: their fields (`rows`), embedded samples (`samples`, `arithmetic`), loading, shuffled teachers (`shuffle`)."""
+
+from rlkd.data.loading import load_rows, to_dataset
+from rlkd.data.rows import Row, RowError, build_prompt, completion_text, question_of
+from rlkd.data.shuffle import shuffled_teachers
+
+__all__ = [
+    "Row",
+    "RowError",
+    "build_prompt",
+    "completion_text",
+    "load_rows",
+    "question_of",
+    "shuffled_teachers",
+    "to_dataset",
+]

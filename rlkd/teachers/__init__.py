@@ -7,3 +7,7 @@ cache.py        a folder of earlier results, with its shards.py and coding.py
 traces.py       the text and the ids of a teacher's trace
 vocabulary.py   whether student and teacher share a vocabulary
 """
+
+from rlkd.teachers.traces import trace_ids, trace_text
+
+__all__ = ["trace_ids", "trace_text"]
