@@ -47,7 +47,7 @@ ARMS = ("dense", "trl", "ours")
 
 
 @dataclass(frozen=True)
-class Size:
+class LossShape:
     """Of one measurement."""
 
     tokens: int
@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the full form (default: %(default)s)")
     options = harness.parse(parser, quick="a hundredth of the size", child=measure)
     rounds = 1 if options.quick else options.rounds
-    full = Size(128, 16_384, 64) if options.quick else Size(2_048, 151_936, 256)
+    full = LossShape(128, 16_384, 64) if options.quick else LossShape(2_048, 151_936, 256)
     with tempfile.TemporaryDirectory(prefix="rlkd-kd-loss-") as folder:
         arms, betas = (("ours",), (0.5,)) if options.quick else (ARMS, (0.0, 0.5, 1.0))
         errors = gradient_errors(at(full, tokens=full.tokens // 8), folder, arms, betas)
@@ -100,11 +100,11 @@ def main() -> int:
     return harness.report(figures, {} if options.quick else bounds)
 
 
-def at(size: Size, **changes: float) -> Size:
-    return Size(**{**asdict(size), **changes})
+def at(size: LossShape, **changes: float) -> LossShape:
+    return LossShape(**{**asdict(size), **changes})
 
 
-def table(size: Size, rounds: int) -> dict[str, dict[str, float]]:
+def table(size: LossShape, rounds: int) -> dict[str, dict[str, float]]:
     """Peak and time of each arm: medians over the rounds, in an order that changes."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for results in harness.in_turn({arm: partial(child, arm, size) for arm in ARMS}, rounds):
@@ -120,12 +120,12 @@ def table(size: Size, rounds: int) -> dict[str, dict[str, float]]:
     return medians
 
 
-def child(arm: str, size: Size, gradients: str | None = None) -> dict[str, float]:
+def child(arm: str, size: LossShape, gradients: str | None = None) -> dict[str, float]:
     """Measure in a process of its own."""
     return harness.in_child({"arm": arm, "size": asdict(size), "gradients": gradients})
 
 
-def gradient_errors(size: Size, folder: str, arms: tuple[str, ...], betas: tuple[float, ...]) -> dict[str, float]:
+def gradient_errors(size: LossShape, folder: str, arms: tuple[str, ...], betas: tuple[float, ...]) -> dict[str, float]:
     """Of each arm: the largest difference to dense in float64 over the largest entry, over gradients and betas."""
     import torch
 
@@ -146,7 +146,7 @@ def measure(task: dict[str, Any]) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
-    size = Size(**task["size"])
+    size = LossShape(**task["size"])
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ from trainers import RLKDConfig, RLKDTrainer
 SHARE_OF_WINDOW = 0.8
 
 
-class Judge:
+class SlowReward:
     """An asynchronous reward that depends on the text and takes its time."""
 
     __name__ = "judge"
@@ -123,7 +123,7 @@ def train(
     sizes = {"per_device_train_batch_size": 16, "num_generations": 4, "max_completion_length": 96, "max_steps": steps}
     settings = training_arguments(tempfile.mkdtemp(dir=folder), beta=0.05, reward_prefetch=prefetch, **sizes)
     args = RLKDConfig(**settings | {"seed": 3})
-    trainer = Timed(model, reward_funcs=Judge(delay), args=args, train_dataset=questions())
+    trainer = Timed(model, reward_funcs=SlowReward(delay), args=args, train_dataset=questions())
     _, parameters = harness.train(trainer)
     return trainer.seconds[1:], parameters
 

@@ -254,7 +254,7 @@ def ask_server(url: str, args: Any, model: str, needed: int, advice: str) -> tup
 
 def wait_for_server(url: str, seconds: float, advice: str) -> None:
     """Wait until a server is healthy; raises `UsageError`, which ends with `advice`, after `seconds`."""
-    if not url.startswith(("http://", "https://")):
+    if urlparse(url).scheme not in ("http", "https"):
         raise UsageError(f"vllm_server_base_url {url!r}: expected http://HOST:PORT. {advice}")
     deadline = time.monotonic() + seconds
     has_warned = False
