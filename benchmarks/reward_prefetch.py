@@ -1,18 +1,18 @@
-"""How much of a judge's time hides behind the forward passes with `reward_prefetch`.
+"""The share of a judge's time that `reward_prefetch` hides behind the forward passes.
 
     python benchmarks/reward_prefetch.py            # 6 rounds of 6 steps, about two minutes
     python benchmarks/reward_prefetch.py --quick    # 1 round of 4 steps
 
 Compared: three arms with the same model, data, seed and beta > 0, so that TRL computes the log-probabilities of a
-reference model between generating and asking the rewards.
+reference model between generation and rewards.
 
-    no judge     the reward answers at once; this measures the window between generation and rewards
-    off          the judge takes 0.8 of that window, asked when TRL asks
+    no judge     an immediate reward; this measures the window between generation and rewards
+    off          the judge takes 0.8 of that window, from TRL's call on
     on           the same judge, with reward_prefetch
 
-The judge is asynchronous and sleeps, as one that waits for a server does. What counts is the wall time from the end of
-the generation to the end of the rewards, a step; a first round sets the judge's delay, and the first step of each arm
-and round is left out. Arms take turns, in an order that changes from round to round.
+The judge is asynchronous and sleeps, as if it waited for a server. The figure is the wall time per step from the end
+of the generation to the end of the rewards; a first round sets the judge's delay, and the first step of each arm and
+round is left out. Arms alternate, in an order that changes from round to round.
 
     hidden_share = 1 - (time of the arm - time without a judge) / the judge's delay    (medians over all steps)
 
@@ -57,7 +57,7 @@ class SlowReward:
 
 
 class Timed(RLKDTrainer):
-    """Keeps, for each step, the seconds from the end of the generation to the end of the rewards."""
+    """Records, for each step, the seconds from the end of the generation to the end of the rewards."""
 
     def __init__(self, *arguments: Any, **settings: Any):
         self.seconds: list[float] = []
@@ -76,7 +76,7 @@ class Timed(RLKDTrainer):
 
 def main() -> int:
     """Run all arms; print the figures."""
-    parser = argparse.ArgumentParser(description="Measure what reward_prefetch hides.")
+    parser = argparse.ArgumentParser(description="Time of a judge that reward_prefetch hides.")
     quick = harness.parse(parser, quick="1 round of 4 steps").quick
     rounds, steps = (1, 4) if quick else (6, 6)
     harness.quiet()

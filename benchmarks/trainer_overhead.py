@@ -1,20 +1,20 @@
-"""What RLKDTrainer costs over TRL's GRPOTrainer where both do the same work.
+"""The overhead of RLKDTrainer over TRL's GRPOTrainer for the same work.
 
     python benchmarks/trainer_overhead.py            # 18 rounds of 4 steps, about three minutes
     python benchmarks/trainer_overhead.py --quick    # 3 rounds of 2 steps
 
 Compared: three arms with the same model, data, seed and deterministic reward.
 
-    stock A, stock B    trl.GRPOTrainer, twice; what differs between them is noise
+    stock A, stock B    trl.GRPOTrainer, twice; their difference is noise
     ours                RLKDTrainer with its defaults: reward outcomes, save_rollouts, metrics.jsonl
 
 All arms run in one process on one thread, interleaved, in an order that changes from round to round. A round trains a
-fresh trainer of each arm; what counts is the CPU time (user + system, all threads) of `trainer.train()`, so that
-building the trainers stays out and another load on the machine matters little. The model is random and small, so that
-a step takes about half a CPU-second: a fixed cost per step shows more than it would with a model worth training.
+fresh trainer of each arm; the figure is the CPU time (user + system, all threads) of `trainer.train()`, so that
+building the trainers does not count and other load on the machine matters little. The model is random and small, so
+that a step takes about half a CPU-second: a fixed cost per step is more visible than with a useful model.
 
 Printed: the median over the rounds of ours / stock, where stock is the mean of A and B; the same for B / A, which
-says how far to believe it (the figure counts where that is within 2 % of 1); a 95 % interval of each; our extra cost
+shows the noise (the figure counts if that is within 2 % of 1); a 95 % interval of each; our extra cost
 per step; and whether all arms end with the same parameters, bit for bit. Exits with 1 if they do not.
 """
 

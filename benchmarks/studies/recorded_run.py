@@ -1,8 +1,8 @@
 """Does RLKD learn the teacher's structure, or would any teacher do? One recorded run against its control.
 
     python benchmarks/studies/recorded_run.py --out runs/recorded --parallel            # about an hour on two cores
-    python benchmarks/studies/recorded_run.py --out runs/recorded --parallel --resume   # goes on after a kill
-    python benchmarks/studies/recorded_run.py --out runs/recorded --analyse             # only reads what is there
+    python benchmarks/studies/recorded_run.py --out runs/recorded --parallel --resume   # continues after a kill
+    python benchmarks/studies/recorded_run.py --out runs/recorded --analyse             # only reads the files
     python benchmarks/studies/recorded_run.py --out /tmp/smoke --smoke                  # does the script work?
 
 Two arms of `recipes/rlkd.py` with `recipes/rlkd_recorded.yaml`, one after the other, or at once with a thread each:
@@ -10,12 +10,12 @@ Two arms of `recipes/rlkd.py` with `recipes/rlkd_recorded.yaml`, one after the o
     true        every question with its own teacher
     shuffled    every question with the teacher of another one that has as many steps (`--shuffle_teachers`)
 
-Both see the same questions in the same order. The shuffled arm is paid for agreement with a foreign teacher, so the
-logged rewards of the two arms do not compare. Therefore all rollouts are scored again afterwards, those of both arms
-against both teachers; what counts is the agreement with the TRUE teacher. The steps of a rollout are those which the
+Both see the same questions in the same order. The shuffled arm is rewarded for agreement with a foreign teacher,
+so the logged rewards of the two arms are not comparable. Therefore all rollouts are scored again afterwards, those of
+both arms against both teachers; the agreement with the TRUE teacher counts. The steps of a rollout are those that the
 arm's structure model found in training, so no model is needed; a second scorer, `rules`, starts from the text.
 
-Fixed before any result was seen: the config, the seeds below, and the primary figures (`PRIMARY`); the rest is
+Fixed before the first result: the config, the seeds below, and the primary figures (`PRIMARY`); the rest is
 secondary and says so. Statistics: `rlkd.statistics`. Results: `results.json`, `table.md` and `recorded_run.png` in
 the output folder. The last line printed is a JSON object with the primary figures.
 
@@ -48,11 +48,11 @@ from rlkd.statistics import Interval, block_length, series_mean, trend
 from rlkd.structure import Structure
 from trainers.common.arguments import DataArguments
 
-# Chosen before the first run; the seed of training (order of questions, sampling) stands in the config.
+# Chosen before the first run; the seed of training (order of questions, sampling) is in the config.
 SHUFFLE_SEED = 11
 CONFIG = ROOT / "recipes/rlkd_recorded.yaml"
 ARMS: dict[str, list[str]] = {"true": [], "shuffled": ["--shuffle_teachers", str(SHUFFLE_SEED)]}
-# Where nothing was scored, nothing is known.
+# The interval of no scores.
 UNKNOWN = Interval(math.nan, -math.inf, math.inf, 0)
 SIGNED = "+.3f"
 PRIMARY = {
@@ -71,7 +71,7 @@ SMOKE = [
 @guarded
 def main() -> None:
     parser = argparse.ArgumentParser(description="RLKD against shuffled teachers, recorded.")
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted study stopped")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted study")
     parser.add_argument("--parallel", action="store_true", help="both arms at once, one thread each")
     given, extra = arguments(parser, CONFIG)
     overrides = [*(SMOKE if given.smoke else []), *extra]
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def effective_settings(config: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The config with what the command line changes of it (`--key value ...`)."""
+    """The config with the overrides of the command line (`--key value ...`)."""
     try:
         settings = dict(yaml.safe_load(config.read_text()))
     except OSError as error:
@@ -104,7 +104,7 @@ def effective_settings(config: Path, overrides: Sequence[str]) -> dict[str, Any]
 
 
 def train(given: argparse.Namespace, overrides: Sequence[str], max_steps: int) -> None:
-    """Run the arms that are not complete; raise `UsageError` where one of them fails or is running already."""
+    """Run the arms that are not complete; raise `UsageError` if one of them fails or already runs."""
     waiting = [arm for arm in ARMS if not (given.resume and is_complete(given.out / arm, max_steps))]
     if given.parallel:
         _run_arms(waiting, given, overrides)
@@ -114,7 +114,7 @@ def train(given: argparse.Namespace, overrides: Sequence[str], max_steps: int) -
 
 
 def is_complete(folder: Path, max_steps: int) -> bool:
-    """Whether an arm has trained and measured its last step."""
+    """Whether an arm has trained and evaluated its last step."""
     from trainers.common.run_files import last_steps
 
     files = (folder / "metrics.jsonl", folder / "eval.jsonl")
@@ -141,11 +141,13 @@ def _run_arms(arms: Sequence[str], given: argparse.Namespace, overrides: Sequenc
         failed = [arm for arm, process in started.items() if process.wait() != 0]
     if failed:
         tail = (given.out / f"{failed[0]}.log").read_bytes().decode(errors="replace")[-2000:]
-        raise UsageError(f"arm {failed[0]!r} ended with an error; --resume goes on from its last checkpoint.\n{tail}")
+        raise UsageError(
+            f"arm {failed[0]!r} ended with an error; --resume continues from its last checkpoint.\n{tail}"
+        )
 
 
 def _stop(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
-    """End what is still running, and wait until it has ended."""
+    """End the processes that still run, and wait for their end."""
     for process in processes.values():
         if process.poll() is None:
             process.terminate()
@@ -153,7 +155,7 @@ def _stop(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
 
 
 def _lock(path: Path, arm: str) -> IO[bytes]:
-    """A lock that lives as long as the arm's process, which inherits it, even where this one is killed."""
+    """A lock that the arm's process inherits, so that it outlives a kill of this process."""
     lock = lock_file(path)
     if lock is None:
         raise UsageError(f"arm {arm!r} is still running ({path} is locked); wait for it, or end that process")
@@ -236,8 +238,8 @@ def teacher_steps(
 ) -> dict[str, list[Structure]]:
     """The teacher's branches of each row, as an arm was trained on them.
 
-    Where the reward takes them from the data, so does this. Where it decomposes the rationales, they are those which
-    stand in the rollouts: no model has to be run again.
+    They come from the data, as in the reward; if the reward decomposes rationales, from the rollouts, so that no model
+    runs again.
     """
     decomposed = parameters.get("decomposer", "rules") in ("rules", "generative")
     if parameters.get("teacher") == "rows" or ("teacher" not in parameters and not decomposed):
@@ -257,10 +259,10 @@ def read_arm(
     test_rows: Mapping[str, Any],
     parameters: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What an arm did: `metrics` by step, `series` (name -> step -> mean), `held_out` measurements, and `gap`.
+    """The data of an arm: `metrics` by step, `series` (name -> step -> mean), `held_out` evaluations, and `gap`.
 
     `gap`: the largest difference between a logged structure reward and the same scored again against the arm's own
-    teacher; it must be 0 where the reward is deterministic, else the arms were not what they are said to be.
+    teacher; it must be 0 for a deterministic reward, else the arms are not as described.
     """
     from rewards.structure import StructureReward
     from trainers.common.run_files import read_steps
@@ -287,8 +289,8 @@ def read_arm(
     series |= {name: _means(rollouts, values) for name, values in scores.items()}
     for name, key in (
         ("accuracy in training", "rewards/accuracy/mean"),
-        ("tokens a completion", "completions/mean_length"),
-        ("completions cut off", "completions/clipped_ratio"),
+        ("tokens per completion", "completions/mean_length"),
+        ("truncated completions", "completions/clipped_ratio"),
     ):
         series[name] = {step: record.get(key) for step, record in metrics.items()}
     held_out = []
@@ -326,7 +328,7 @@ def score_texts(reward: Any, records: Sequence[Mapping[str, Any]], rows: Sequenc
             completions=[record["completion"] for record in records],
             rationales=[row["rationales"] for row in rows],
             structures=[row["structures"] for row in rows],
-            # The student's own question; a foreign teacher changes nothing about it.
+            # The student's own question, also with a foreign teacher.
             question=[row.get("question") or question_of(record["prompt"]) for record, row in pairs],
         )
     )
@@ -336,18 +338,18 @@ def score_texts(reward: Any, records: Sequence[Mapping[str, Any]], rows: Sequenc
 def score_steps(
     reward: Any, records: Sequence[Mapping[str, Any]], branches: Mapping[str, Sequence[Structure]]
 ) -> list[float | None]:
-    """The structure reward of the steps that were found in training, against other teachers."""
-    places, students, teachers = [], [], []
-    for place, record in enumerate(records):
+    """The structure reward of the steps found in training, against other teachers."""
+    indices, students, teachers = [], [], []
+    for index, record in enumerate(records):
         steps = _detail(record).get("student")
         usable = [branch for branch in branches.get(record["id"], ()) if reward.gsrm.alignment.comparable(branch)]
         if steps is not None and usable:
-            places.append(place)
+            indices.append(index)
             students.append(Structure.from_list(steps))
             teachers.append(usable)
     scores: list[float | None] = [None] * len(records)
-    for place, score in zip(places, run(reward.gsrm.reward(students, teachers)), strict=True):
-        scores[place] = getattr(score, "value", None)
+    for index, score in zip(indices, run(reward.gsrm.reward(students, teachers)), strict=True):
+        scores[index] = getattr(score, "value", None)
     return scores
 
 
@@ -394,22 +396,22 @@ def _rows_mean(values: Sequence[float]) -> Interval:
 
 
 def _held_out_differences(arms: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
-    """Paired by row: what each arm gained from its first to its last measurement, and the arms at the end."""
+    """Paired by row: the gain of each arm from its first to its last evaluation, and the arms at the end."""
     ends = {arm: (arms[arm]["held_out"][0]["rows"], arms[arm]["held_out"][-1]["rows"]) for arm in ARMS}
     pairs = {f"{arm}: last minus first": (last, first) for arm, (first, last) in ends.items()}
     pairs["true minus shuffled, last"] = (ends["true"][1], ends["shuffled"][1])
 
-    def paired(mine: Any, other: Any, key: str) -> Interval:
+    def paired(own: Any, other: Any, key: str) -> Interval:
         values = [
-            mine[row][key] - other[row][key]
-            for row in mine
-            if row in other and mine[row][key] is not None and other[row][key] is not None
+            own[row][key] - other[row][key]
+            for row in own
+            if row in other and own[row][key] is not None and other[row][key] is not None
         ]
         return _rows_mean(values)
 
     return {
-        name: {key: paired(mine, other, key) for key in ("accuracy", "structure by rules")}
-        for name, (mine, other) in pairs.items()
+        name: {key: paired(own, other, key) for key in ("accuracy", "structure by rules")}
+        for name, (own, other) in pairs.items()
     }
 
 
@@ -425,7 +427,7 @@ def _panels(results: Mapping[str, Any], series: Any) -> list[Panel]:
             notes[arm] = f", per 100 steps: {found.short(SIGNED)}"
         return Panel(title, curves, notes)
 
-    def measured(title: str, key: str) -> Panel:
+    def held_out(title: str, key: str) -> Panel:
         curves = []
         for arm in ARMS:
             found = results["held_out"][arm]
@@ -438,10 +440,10 @@ def _panels(results: Mapping[str, Any], series: Any) -> list[Panel]:
     return [
         scattered("Structure reward as logged, each arm against its own teacher", "structure, logged"),
         scattered("The same rollouts against the TRUE teacher", "agreement with the true teacher"),
-        measured("Accuracy on held-out rows, greedy (Wilson 95 %)", "accuracy"),
-        measured("Structure on held-out rows, by rules, true teacher (95 %)", "structure by rules"),
-        scattered("Tokens a completion", "tokens a completion"),
-        scattered("Share of completions cut off", "completions cut off"),
+        held_out("Accuracy on held-out rows, greedy (Wilson 95 %)", "accuracy"),
+        held_out("Structure on held-out rows, by rules, true teacher (95 %)", "structure by rules"),
+        scattered("Tokens per completion", "tokens per completion"),
+        scattered("Share of truncated completions", "truncated completions"),
     ]
 
 
@@ -451,7 +453,7 @@ def _title(results: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Plain values for JSON: panels and single rows left out, infinite bounds as null."""
+    """Plain values for JSON, without panels and single rows; infinite bounds become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
