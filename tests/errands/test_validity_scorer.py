@@ -1,8 +1,7 @@
-"""Errand: a validity scorer of the user's own that reads the teacher's log-probabilities, named in a YAML file."""
+"""Errand: the scorer file of docs/validity.md, which reads the teacher's log-probabilities, named in a YAML file."""
 
 import json
 import runpy
-import textwrap
 
 import pytest
 import yaml
@@ -11,34 +10,12 @@ from tests.helpers import ROOT
 from trainers.common.arguments import parse
 from trainers.common.run_files import read_steps
 
-SCORER = textwrap.dedent("""
-    from rlkd.validity import StepValidities
-
-    class FirstTokens:
-        '''The log-probability of the first tokens of a step, where the model decides what to do next.'''
-
-        scale = "log"
-
-        def __init__(self, count=3):
-            self.count = count
-
-        def from_token_logprobs(self, logprobs):
-            return [sum(step[: self.count]) / len(step[: self.count]) for step in logprobs]
-
-        def from_token_statistics(self, statistics, spans, on_policy):
-            taken, entropy = statistics.teacher_logprob.tolist(), statistics.teacher_entropy.tolist()
-            if on_policy:
-                teacher, student = [-value for value in entropy], taken
-            else:
-                teacher, student = taken, [-value for value in statistics.cross_entropy.tolist()]
-            first = [(start, min(stop, start + self.count)) for start, stop in spans]
-            return StepValidities(*([sum(v[a:b]) / (b - a) for a, b in first] for v in (teacher, student)))
-""")
-
 
 @pytest.mark.parametrize(("proposals", "lmbda"), [("generate", 0), ("expected", 0), ("expected", 1)])
 def test_a_scorer_file_that_reads_the_teachers_log_probabilities_trains(tiny_model, tmp_path, proposals, lmbda):
-    (tmp_path / "mine.py").write_text(SCORER)
+    _, _, text = (ROOT / "docs/validity.md").read_text().partition("class FirstTokens:")
+    imports = "from rlkd.validity import expected_margins\n\n\nclass FirstTokens:"
+    (tmp_path / "mine.py").write_text(imports + text.split("```")[0])
     rows = [
         {
             "id": f"row-{i}",

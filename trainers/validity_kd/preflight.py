@@ -114,7 +114,7 @@ def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any) -> TopKTeac
             f"the teacher {teacher.name} was made for a tokenizer of fingerprint {teacher.vocabulary}, and the "
             f"student's has {vocabulary_fingerprint(tokenizer)}: their ids mean different tokens"
         )
-    return teacher  # type: ignore[no-any-return]
+    return teacher
 
 
 def check_teacher_traces(args: ValidityKDConfig, dataset: Any, tokenizer: Any, teacher: TopKTeacher | None) -> None:

@@ -243,7 +243,7 @@ def padded_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: Any
 ) -> dict[str, Tensor]:
     """Ids and masks in TRL's layout: prompts [B, P] padded on the left, completions [B, C] on the right."""
-    batch = {}
+    batch: dict[str, Tensor] = {}
     for name, rows, left in (("prompt", prompts, True), ("completion", completions, False)):
         ids, mask = padded(rows, pad_id, left=left)
         batch |= {f"{name}_ids": ids.to(device), f"{name}_mask": mask.to(device)}

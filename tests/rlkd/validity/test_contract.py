@@ -220,7 +220,7 @@ def test_proposals_that_do_not_pair_up_are_refused():
 
 
 def test_the_scorer_of_the_documentation_works(root, tmp_path):
-    _, _, text = (root / "docs/validity.md").read_text().partition("## A scorer of one's own")
+    _, _, text = (root / "docs/validity.md").read_text().partition("## A scorer of your own")
     (tmp_path / "mine.py").write_text(text.split("```python\n")[1].split("```")[0])
     scorer = load_scorer(f"{tmp_path / 'mine.py'}:no_repetition", {"weight": 0.5})
     asked = StepQuestion("2 + 2?", "so it is ", "it is 4"), StepQuestion("2 + 2?", "so it is ", "")
