@@ -1,16 +1,15 @@
-"""Routing of many questions through a path bank: memory, time, and whether the blocks change a result.
+"""Memory and time of routing many questions through a path bank, and equality with a plain reference.
 
     python benchmarks/bank_retrieval.py            # 100,000 questions x 1,000 paths: about a minute on one core
     python benchmarks/bank_retrieval.py --quick    # 4,000 questions
 
-Questions are 20 to 60 words (GSM8K: 46 on average) of a vocabulary of 3,000; the bank has 250 intents in 10 categories
-with 4 paths each. The embedder is the default one, hashed n-grams.
+Questions have 20 to 60 words (GSM8K: 46 on average) of a vocabulary of 3,000; the bank has 250 intents in 10
+categories with 4 paths each. The embedder is the default one, hashed n-grams.
 
-Figures: `peak_mib`, the greatest resident memory of a fresh process that makes the questions, the bank and all
-routes, interpreter and scikit-learn included: at most 1,024. `results_equal`: on 2,000 questions (`--quick`: 400) the
-routes are those of a plain reference, which embeds everything into one matrix, multiplies it with all intents and all
-paths, and sorts question by question; `reference_mib` is what the matrices of the reference alone would take for all
-questions. `similarity_error`: largest difference of a similarity from that in float64 without rounding of the
+Figures: `peak_mib`, the peak resident memory of a fresh process that makes the questions, the bank and all routes,
+interpreter and scikit-learn included: at most 1,024. `results_equal`: on 2,000 questions (`--quick`: 400) the routes
+are those of a plain reference, which embeds everything into one matrix, multiplies it with all intents and all paths,
+and sorts question by question; `reference_mib` is the size of its matrices for all questions. `similarity_error`: largest difference of a similarity from that in float64 without rounding of the
 vectors. `time_ratio`: CPU-seconds of the reference / of the blocks on these questions, embedding left out on both
 sides, medians of interleaved rounds. `questions_per_s`: of the whole run, embedding included, in CPU-seconds. Exits
 with 1 where memory or results are out of bounds.
@@ -144,10 +143,10 @@ def reference(bank: PathBank, embedder: Known, questions: list[str]) -> list[Rou
 def made_words(count: int) -> list[str]:
     """Distinct words of two to four syllables."""
     draw = random.Random(1)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(draw.randint(2, 4)))] = None
-    return list(found)
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(draw.randint(2, 4)))] = None
+    return list(words)
 
 
 def made_questions(count: int) -> list[str]:

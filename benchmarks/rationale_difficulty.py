@@ -1,4 +1,4 @@
-"""What it costs to measure the difficulty of rationales, and how exact it is.
+"""Time and accuracy of measuring the difficulty of rationales.
 
     python benchmarks/rationale_difficulty.py                   # the embedded model, 16 questions: about 3 minutes
     python benchmarks/rationale_difficulty.py --quick           # 2 questions, under 50 seconds
@@ -11,21 +11,20 @@ Both arms measure log RD = NLL(a | x, r) - NLL(a | x) of the same texts with the
     reference  one pair at a time in the plainest way: a forward pass over question, rationale and answer, log-softmax,
                mean over the answer; NLL(a | x) once a question
 
-interleaved question group by question group, two threads (`--threads`), float32.
+interleaved by groups of questions, two threads (`--threads`), float32.
 
-Figures: `throughput_ratio`, reference / ours in seconds of the clock, which needs idle cores. It depends on how much
-of a text is the question, which is read once instead of eleven times, and how much is rationale: at most about 2.1
-here comes from work left out (1.7 times fewer tokens, 1.26 times less for each), the rest from larger products of
-matrices.
-`cpu_ratio`, the same in CPU-seconds, which other work on the machine hardly touches with `--threads 1`.
-`cpu_ratio_to_answer_logits`: against a reference that computes logits at the answer only, so that batching and reuse
-alone are counted (not in --quick). `max_error`: the largest difference in log RD: at most 1e-4 is wanted.
-`leak_rate`: rationales in which the answer still stands when it has been taken out; `leak_rate_unasked`: those whose
-question does not hold it. Exits with 1 where `max_error` is too large, or ours is no faster.
+Figures: `throughput_ratio`, reference / ours in wall-clock seconds, which needs idle cores. It depends on the share of
+the question in a text, which is read once instead of eleven times: at most about 2.1 here comes from work left out
+(1.7 times fewer tokens, 1.26 times less for each), the rest from larger matrix products.
+`cpu_ratio`, the same in CPU-seconds, hardly affected by other work on the machine with `--threads 1`.
+`cpu_ratio_to_answer_logits`: against a reference that computes logits at the answer only, which counts batching and
+reuse alone (not in --quick). `max_error`: the largest difference in log RD; the limit is 1e-4. `leak_rate`: share of
+rationales that still contain the answer after its removal; `leak_rate_unasked`: and whose question does not. Exits
+with 1 if `max_error` is too large, or ours is not faster.
 
-Without --rows the rationales are solutions of GSM8K training questions from the sample that the package brings, ten a
-question: the solution and nine variants of it (steps left out, turned round, numbers changed), each with a beginning
-of its own, so that nothing but the question can be read once for several.
+Without --rows the rationales are solutions of GSM8K training questions from the embedded sample, ten per question: the
+solution and nine variants of it (steps left out or shuffled, numbers changed), each with a beginning of its own, so
+that only the question is common to several texts.
 """
 
 import harness  # before torch: no hub
@@ -93,31 +92,31 @@ def main() -> int:
     if not arguments.quick:
         arms["answer_logits"] = lambda some: one_at_a_time(loaded, meter, some, all_logits=False)
     seconds, cpu_seconds = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    results: dict[str, list[float]] = {name: [] for name in arms}
     for turn, start in enumerate(range(0, len(questions), GROUP)):
         some = questions[start : start + GROUP]
         for name in arms if turn % 2 == 0 else reversed(arms):
             values, wall, cpu = harness.timed(partial(arms[name], some))
-            found[name] += values
+            results[name] += values
             seconds[name] += wall
             cpu_seconds[name] += cpu
-    errors = [abs(mine - theirs) for name in arms for mine, theirs in zip(found["ours"], found[name], strict=True)]
+    errors = [abs(one - other) for name in arms for one, other in zip(results["ours"], results[name], strict=True)]
     leaked = [
         (question, leaks(strip_answer(each.text), question.answer or ""))
         for question in questions
         for each in question.candidates
     ]
-    told = [question for question, leak in leaked if leak]
-    unasked = [question for question in told if not leaks(question.question, question.answer or "")]
+    leaking = [question for question, leak in leaked if leak]
+    unasked = [question for question in leaking if not leaks(question.question, question.answer or "")]
     figures = {
         "throughput_ratio": round(seconds["reference"] / seconds["ours"], 2),
         "cpu_ratio": round(cpu_seconds["reference"] / cpu_seconds["ours"], 2),
         "max_error": max(errors),
         "questions": len(questions),
-        "rationales": len(found["ours"]),
-        "rationales_per_second": round(len(found["ours"]) / seconds["ours"], 2),
-        "mean_log_rd": round(sum(found["ours"]) / len(found["ours"]), 3),
-        "leak_rate": round(len(told) / len(leaked), 3),
+        "rationales": len(results["ours"]),
+        "rationales_per_second": round(len(results["ours"]) / seconds["ours"], 2),
+        "mean_log_rd": round(sum(results["ours"]) / len(results["ours"]), 3),
+        "leak_rate": round(len(leaking) / len(leaked), 3),
         "leak_rate_unasked": round(len(unasked) / len(leaked), 3),
         "threads": arguments.threads,
         "cpu_seconds": {name: round(value, 1) for name, value in cpu_seconds.items()},
@@ -135,11 +134,11 @@ def one_at_a_time(
     loaded: Any, meter: DifficultySelector, questions: list[Question], *, all_logits: bool
 ) -> list[float]:
     """Log RD by one forward pass for each context, first the one without a rationale."""
-    found = []
+    values_of = []
     for question in questions:
         without, *values = [nll(loaded, *request, all_logits) for request in meter.requests(question)]
-        found += [value - without for value in values]
-    return found
+        values_of += [value - without for value in values]
+    return values_of
 
 
 @torch.inference_mode()
@@ -185,7 +184,7 @@ def variants(solution: str, source: random.Random) -> list[str]:
             source.shuffle(changed)
         else:
             changed = [
-                re.sub(r"\d+", lambda found: str(int(found[0]) + source.randrange(3)), step) for step in changed
+                re.sub(r"\d+", lambda match: str(int(match[0]) + source.randrange(3)), step) for step in changed
             ]
         texts.append("\n".join([f"{beginning} {changed[0]}", *changed[1:], last]))
     return list(dict.fromkeys(texts))[:VARIANTS]

@@ -7,30 +7,30 @@
 
 Each arm is a set of rationales of the same questions by the same teacher, cut at random to the same number of the
 student's tokens; then `recipes/sft.py` trains the student on it, with the same settings. Arms x seeds, and a seed is
-one of everything: what the teacher draws, the cut, and the training.
+one of everything: the teacher's draws, the cut, and the training.
 
     arm               written           kept                                          its control
     all               freely            everything, wrong answers too                 -
-    random            freely            M a question at random, wrong answers too     all
-    correct           freely            M right ones a question at random             random
-    diverse           freely            right, distinct, M a question at random       correct
+    random            freely            M per question at random, wrong answers too     all
+    correct           freely            M right ones per question at random           random
+    diverse           freely            right, distinct, M per question at random     correct
     morsd             freely            right, distinct, the M easiest (RD)           diverse
     morsd_structure   freely            the same, distinct by their structure         morsd
     srd               freely            right, those of the easier half of questions  correct
-    no_bank           step-keyed        M right ones a question at random             correct
-    drpc              along the bank    M right ones a question at random             no_bank
+    no_bank           step-keyed        M right ones per question at random           correct
+    drpc              along the bank    M right ones per question at random           no_bank
 
-`srd` is its choice of questions alone: the trainer takes them in any order, not easy ones first.
+`srd` tests its choice of questions only: the trainer takes them in any order, not easy ones first.
 
-`no_bank` has the request of `drpc` word for word, without the plan: what the bank is worth is `drpc` minus `no_bank`,
+`no_bank` has the request of `drpc` word for word, without the plan: the effect of the bank is `drpc` minus `no_bank`,
 and nothing else. Fixed before any result: the arms, the seeds, and the figure, which is accuracy on the held-out rows
 (MAWPS test) after training, arm minus its control, paired by seed and row, with a bootstrap over seeds and rows
-(2,000 draws). `tokens` in the table is what each arm was really trained on: where an arm has less than the budget, it
-is compared at a disadvantage, and the table says so.
+(2,000 draws). `tokens` in the table is the number of tokens that each arm was trained on: an arm with fewer than the
+budget is at a disadvantage, which the table shows.
 
-Rationales are written and selected in this process, training runs in one of its own. What is done is not done again:
-the same command finishes a study that was killed. `runs.jsonl` in the output folder has a line a finished run, in the
-order of the grid; `table.md` the table. Arguments after `--` go to `recipes/sft.py` of all runs. The last line printed
+Rationales are written and selected in this process, training runs in one of its own. Finished work is not repeated:
+the same command completes a study that was killed. `runs.jsonl` in the output folder has one line per finished run, in
+the order of the grid; `table.md` the table. Arguments after `--` go to `recipes/sft.py` of all runs. The last line printed
 is a JSON object.
 """
 

@@ -1,7 +1,7 @@
-"""What the stages hand on: questions, each with its candidate rationales.
+"""Questions with their candidate rationales, the data that the stages exchange.
 
-A *candidate* is one rationale of one question on its way through writing and selection. It carries where it comes
-from, what is known about it, and what each stage has measured of it; a stage never changes its text.
+A *candidate* is one rationale of one question on its way through writing and selection. It carries its source, its
+properties, and the scores of each stage; a stage never changes its text.
 
 A line of the files between the stages is `Question.to_json`:
 
@@ -22,7 +22,7 @@ from typing import Any
 from rlkd.answers import extract_answer
 from rlkd.structure import Structure
 
-# Where a candidate comes from, unless the data name a source of their own.
+# Sources of candidates, unless the data name others.
 SOURCES = ("bank", "generated", "hinted", "ready")
 
 
@@ -30,11 +30,11 @@ SOURCES = ("bank", "generated", "hinted", "ready")
 class Candidate:
     """One rationale.
 
-    `id` names it wherever it goes: a digest of its question, source and text. `text` is what a student would be
-    trained on, answer line included. `source` is `bank` (written along a path of the bank, unchanged), `generated`
-    (written freely, or along a path that the teacher revised), `hinted` (the teacher was shown the answer), `ready`
-    (brought along), or a name from the data. `answer` is the answer that the text announces. `path` holds the names of
-    its steps, where it was written step by step; `tokens` is what it cost the teacher, where that is known.
+    `id` is a digest of its question, source and text. `text` is the training text, answer line included. `source` is
+    `bank` (written along a path of the bank, unchanged), `generated` (written freely, or along a path that the teacher
+    revised), `hinted` (the teacher was shown the answer), `ready` (from the rows), or a name from the data. `answer`
+    is the answer that the text announces. `path` holds its step names if it is step-keyed; `tokens` is the number of
+    tokens that the teacher wrote, if known.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Candidate:
     scores: Mapping[str, float] = field(default_factory=dict)
 
     def with_scores(self, scores: Mapping[str, float]) -> Candidate:
-        """The same with further scores; one of the same name is replaced."""
+        """The candidate with further scores; a score of the same name is replaced."""
         return replace(self, scores={**self.scores, **scores}) if scores else self
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Candidate:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Candidate:
-        """Read what `to_json` gave; raises TypeError or ValueError for anything else."""
+        """The inverse of `to_json`; raises TypeError or ValueError for any other record."""
         structure = record.get("structure")
         return cls(
             **{
@@ -99,7 +99,7 @@ class Question:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Question:
-        """Read what `to_json` gave; raises TypeError or ValueError for anything else."""
+        """The inverse of `to_json`; raises TypeError or ValueError for any other record."""
         candidates = tuple(map(Candidate.from_json, record.get("candidates") or ()))
         return cls(**{**record, "candidates": candidates})
 

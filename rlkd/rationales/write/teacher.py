@@ -71,7 +71,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _EngineCall:
     """Requests of one sampling that go to the engine together, and their digests."""
 
     requests: tuple[Request, ...]
@@ -148,7 +148,7 @@ class RationaleTeacher:
                 waiting.append((call, missing))
         self._expected = len(requests)
 
-        async def answer(call: _Call, missing: list[int]) -> None:
+        async def answer(call: _EngineCall, missing: list[int]) -> None:
             async with slots:
                 # While a server is down, further requests would fail too.
                 if self._fails():
@@ -159,7 +159,7 @@ class RationaleTeacher:
 
         # Requests that were postponed while too much failed are sent once those in progress have succeeded.
         while waiting:
-            postponed: list[tuple[_Call, list[int]]] = []
+            postponed: list[tuple[_EngineCall, list[int]]] = []
             async with asyncio.TaskGroup() as group:
                 for call, missing in waiting:
                     group.create_task(answer(call, missing))
@@ -190,7 +190,7 @@ class RationaleTeacher:
             f"again sends the other requests."
         )
 
-    async def _send(self, call: _Call, missing: Sequence[int]) -> dict[str, str]:
+    async def _send(self, call: _EngineCall, missing: Sequence[int]) -> dict[str, str]:
         """Send the missing requests of a call and record the answers; returns the failures with their reasons."""
         requests = [call.requests[index] for index in missing]
         sampling = requests[0].sampling
@@ -213,16 +213,16 @@ class RationaleTeacher:
         self.journal.add(answers)
         return failures
 
-    def _calls(self, requests: Sequence[Request]) -> Iterator[_Call]:
+    def _calls(self, requests: Sequence[Request]) -> Iterator[_EngineCall]:
         """The requests in calls: up to `batch` of them, in order, all with one sampling."""
         batch: list[Request] = []
         for request in requests:
             if batch and (len(batch) == self.batch or request.sampling != batch[0].sampling):
-                yield _Call(tuple(batch), tuple(map(self._digest, batch)))
+                yield _EngineCall(tuple(batch), tuple(map(self._digest, batch)))
                 batch = []
             batch.append(request)
         if batch:
-            yield _Call(tuple(batch), tuple(map(self._digest, batch)))
+            yield _EngineCall(tuple(batch), tuple(map(self._digest, batch)))
 
     def _digest(self, request: Request) -> str:
         sampling = request.sampling
