@@ -9,10 +9,11 @@ categories with 4 paths each. The embedder is the default one, hashed n-grams.
 Figures: `peak_mib`, the peak resident memory of a fresh process that makes the questions, the bank and all routes,
 interpreter and scikit-learn included: at most 1,024. `results_equal`: on 2,000 questions (`--quick`: 400) the routes
 are those of a plain reference, which embeds everything into one matrix, multiplies it with all intents and all paths,
-and sorts question by question; `reference_mib` is the size of its matrices for all questions. `similarity_error`: largest difference of a similarity from that in float64 without rounding of the
-vectors. `time_ratio`: CPU-seconds of the reference / of the blocks on these questions, embedding left out on both
-sides, medians of interleaved rounds. `questions_per_s`: of the whole run, embedding included, in CPU-seconds. Exits
-with 1 where memory or results are out of bounds.
+and sorts question by question; `reference_mib` is the size of its matrices for all questions. `similarity_error`:
+largest difference of a similarity from that in float64 without rounding of the vectors. `time_ratio`: CPU-seconds of
+the reference / of the blocks on these questions, embedding left out on both sides, medians of interleaved rounds.
+`questions_per_s`: of the whole run, embedding included, in CPU-seconds. Exits with 1 where memory or results are out
+of bounds.
 """
 
 import harness  # before numpy: one thread

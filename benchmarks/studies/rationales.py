@@ -11,7 +11,7 @@ one of everything: the teacher's draws, the cut, and the training.
 
     arm               written           kept                                          its control
     all               freely            everything, wrong answers too                 -
-    random            freely            M per question at random, wrong answers too     all
+    random            freely            M per question at random, wrong answers too   all
     correct           freely            M right ones per question at random           random
     diverse           freely            right, distinct, M per question at random     correct
     morsd             freely            right, distinct, the M easiest (RD)           diverse
@@ -30,8 +30,8 @@ budget is at a disadvantage, which the table shows.
 
 Rationales are written and selected in this process, training runs in one of its own. Finished work is not repeated:
 the same command completes a study that was killed. `runs.jsonl` in the output folder has one line per finished run, in
-the order of the grid; `table.md` the table. Arguments after `--` go to `recipes/sft.py` of all runs. The last line printed
-is a JSON object.
+the order of the grid; `table.md` the table. Arguments after `--` go to `recipes/sft.py` of all runs. The last line
+printed is a JSON object.
 """
 
 import argparse
