@@ -4,12 +4,12 @@ The error model of rewards, in full:
 
 1. A number is a score. Booleans and NumPy or torch scalars count as numbers.
 2. `None` means not applicable.
-3. `Failed(cause)` for a sample, or an exception for the whole batch, means that the reward broke down; so does a score
+3. `Failed(cause)` for a sample, or an exception for the whole batch, means that the reward failed; so does a score
    that is not finite, a call that takes longer than its limit, and a worker process that dies. It is counted with its
    cause and reaches the trainer as missing.
 4. A result of the wrong length, a value of another type, or a column that the data lacks is a mistake in the reward or
    the config. It ends the run at once as a `RewardError` that names the reward.
-5. KeyboardInterrupt and cancellation are nobody's failure and pass through.
+5. KeyboardInterrupt and cancellation are not failures and pass through.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class RewardError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Returned in a score's place: the reward broke down on this sample."""
+    """Returned instead of a score: the reward failed on this sample."""
 
     cause: str
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Returned in a score's place: a score with the facts it rests on, which go into the rollout log."""
+    """Returned instead of a number: a score with the facts behind it, which go into the rollouts file."""
 
     value: float
     detail: Mapping[str, Any]

@@ -1,13 +1,12 @@
-"""What TRL's AsyncGRPOTrainer needs to train where there is no CUDA, and how its completions are read.
+"""Attention in plain torch for TRL's AsyncGRPOTrainer without CUDA, and a template by which rewards read whole texts.
 
-Two things, checked on TRL 1.16.0; `trainers.common.trl_compat` brings the first into its trainer, and compares what
-both rest on before anything is loaded:
+Checked on TRL 1.16.0 (`trainers.common.trl_compat`):
 
-- its attention over packed completions is a GPU kernel (flash-attention 3, from the hub): `packed_attention` computes
-  the same in plain torch;
-- a rollout process splits what the model wrote into messages by a template of the tokenizer. TRL knows one for some
-  models, which takes what stands in <think> out of the text that rewards read, and fails for others:
-  `whole_text` is another one, for every device.
+- TRL's attention over packed completions is a GPU kernel (flash-attention 3, from the hub); `packed_attention`
+  computes the same in plain torch;
+- its rollout process splits a completion into messages by a template of the tokenizer. For some models TRL has one,
+  which removes the text in <think> from what rewards read; for others it fails. `whole_text` replaces it, on every
+  device.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention in a row of completions that share their beginnings, in plain torch.
 
-    A segment is a run of tokens without a fork; it sees its path, the segments from the root of its completion down to
-    itself, whose last tokens are its own. Takes what TRL gives to its kernel:
+    A segment is a run of tokens without a fork; it attends to its path, the segments from the root of its completion
+    to itself, whose last tokens are its own. Takes the arguments of TRL's kernel:
 
     Args:
         module: the layer; not used.
         query: (1, heads, tokens, width).
         key, value: (1, heads or a divisor of them, tokens, width).
-        attention_mask: not used; who sees whom follows from the segments.
+        attention_mask: not used; the segments determine it.
         tree_kv_index: the tokens of all paths, one after the other.
-        tree_cu_seqlens_q: (segments + 1) where segments begin in the row.
-        tree_cu_seqlens_k: (segments + 1) where their paths begin in `tree_kv_index`.
-        scaling: of the scores; by default 1 / sqrt(width).
-        sliding_window: how many tokens a token sees, itself included; None for all.
+        tree_cu_seqlens_q: (segments + 1) starts of the segments in the row.
+        tree_cu_seqlens_k: (segments + 1) starts of their paths in `tree_kv_index`.
+        scaling: factor of the scores, by default 1 / sqrt(width).
+        sliding_window: tokens that a token attends to, itself included; None for all.
         softcap: refused; no model that runs here uses it.
 
     Returns the output, (1, tokens, heads, width), and None for the attention weights.
@@ -60,7 +59,7 @@ def packed_attention(
     if softcap:
         raise UsageError(
             f"the model caps its attention scores (softcap {softcap}), which rlkd's asynchronous training does not "
-            f"do without a GPU. Train on a GPU, or take another model"
+            f"support without a GPU. Train on a GPU, or use another model"
         )
     queries, paths = tree_cu_seqlens_q.tolist(), tree_cu_seqlens_k.tolist()
     parts = []
@@ -87,12 +86,12 @@ def packed_attention(
 def whole_text(ends: Sequence[str]) -> dict[str, Any]:
     """A tokenizer's `response_template` by which a completion is one message that holds its whole text.
 
-    So rewards read what they read in `RLKDTrainer`: all of it, with <think>, up to the end of the turn. `ends`: the
-    tokens at which the model ends its turn.
+    So rewards read the same text as in `RLKDTrainer`: all of it, with <think>, up to the end of the turn. `ends`: the
+    tokens with which the model ends its turn.
     """
     return {
         "defaults": {"role": "assistant"},
-        # All of the prompt is before the message, also where the prompt begins it, as with <think>.
+        # All of the prompt is before the message, even if the prompt begins it, as with <think>.
         "start_anchor_pattern": r"\A.*\Z",
         "fields": {
             "content": {"close": list(dict.fromkeys(ends)), "content": "text", "content_args": {"strip": False}}

@@ -82,7 +82,7 @@ class DataArguments(PromptArguments):
     )
 
     def test_rows(self) -> list[dict[str, Any]]:
-        """The first `eval_rows` rows of the test split; none where there is no such split."""
+        """The first `eval_rows` rows of the test split; none without such a split."""
         if not self.dataset_test_split or not self.eval_rows:
             return []
         rows = load_rows(
