@@ -1,4 +1,4 @@
-"""The four promises of `rlkd.workers.pool`, with real processes. Linux, as the counting goes by /proc."""
+"""The four guarantees of `rlkd.workers.pool`, with real processes."""
 
 import asyncio
 import contextlib
@@ -18,9 +18,11 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import rlkd.workers.pool
+from rlkd.process import carriers, is_running
 from rlkd.workers.pool import Fault, IsolationError, WorkerPool, default_workers, inside_worker
 from tests.helpers import ROOT
 
@@ -204,22 +206,9 @@ def brief():
 # Counting processes
 
 
-def processes():
-    """Parent and state of each process."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                found[int(entry.name)] = (int(fields[1]), fields[0])
-    return found
-
-
 def descendants():
-    found, all_of_them = {os.getpid()}, processes()
-    while more := {pid for pid, (parent, _) in all_of_them.items() if parent in found} - found:
-        found |= more
-    return found - {os.getpid()}
+    """Processes below this one, zombies included."""
+    return psutil.Process().children(recursive=True)
 
 
 def fork_server_pid():
@@ -227,11 +216,11 @@ def fork_server_pid():
 
 
 def worker_pids():
-    return {pid for pid, (parent, _) in processes().items() if parent == fork_server_pid()}
+    return {process.pid for process in psutil.Process(fork_server_pid()).children()}
 
 
 def is_alive(pid):
-    return processes().get(pid, (0, "Z"))[1] != "Z"
+    return psutil.pid_exists(pid) and is_running(psutil.Process(pid))
 
 
 def eventually(condition, what, seconds=60):
@@ -242,14 +231,8 @@ def eventually(condition, what, seconds=60):
 
 
 def marked(marker):
-    """Processes whose environment holds a marker, zombies apart."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if marker.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-    return found
+    """Running processes with a marker in their environment."""
+    return [process.pid for process in carriers("ISOLATION_TEST", marker)]
 
 
 def run_script(code, *arguments, marker="", start=subprocess.run, flags=(), **options):
@@ -376,7 +359,7 @@ def test_a_call_that_closes_every_file_is_a_crash_and_the_others_are_right(pools
     assert (results[0], results[1].kind, results[2]) == (1, "crash", 4)
 
 
-def test_what_a_function_raises_is_told_in_one_line_and_comes_along(pools):
+def test_an_exception_is_described_in_one_line_and_passed_on(pools):
     [fault] = pools(act).map([("raise", ValueError("no such thing"))])
     assert fault == Fault("error", "ValueError: no such thing")
     assert type(fault.exception) is ValueError
@@ -390,13 +373,13 @@ def test_an_error_of_a_connection_is_the_functions_own_and_no_crash(pools, error
     assert fault == again == Fault("error", f"{type(error).__name__}: {error}")
 
 
-def test_an_exception_that_does_not_pickle_is_told_without_it(pools):
+def test_an_exception_that_does_not_pickle_is_only_described(pools):
     [fault] = pools(lambda: raises(TwoPartError(1, 2))).map([()])
     assert fault == Fault("error", "TwoPartError: 1 and 2")
     assert fault.exception is None
 
 
-def test_an_exception_that_cannot_be_told_is_named(pools):
+def test_an_exception_without_text_is_named(pools):
     assert pools(lambda: raises(RudeError())).map([()]) == [Fault("error", "RudeError")]
 
 
@@ -469,7 +452,7 @@ def test_calls_behind_one_that_is_killed_go_to_another_worker(pools):
 def test_the_limit_is_each_calls_own_and_the_deadline_that_of_all(pools):
     pool = pools(act, workers=1)
     pool.start()
-    assert pool.map([("sleep", 0.2)] * 5, limit=5.0) == [0.2] * 5  # each starts anew
+    assert pool.map([("sleep", 0.2)] * 5, limit=5.0) == [0.2] * 5  # each starts again
     late = Fault("timeout", "not done when the batch's 1 s were over")
     results = pool.map([("square", 2), ("sleep", 600), ("square", 3)], deadline=1.0)
     assert results == [4, late, late]
@@ -929,7 +912,7 @@ def test_a_closed_pool_can_be_used_again(pools):
 # 3. No process is left
 
 
-def test_a_pool_that_nobody_holds_has_no_processes(pools):
+def test_a_collected_pool_has_no_processes(pools):
     keep = pools(act, workers=1)  # its fork server goes on
     keep.map([("pid",)])
     pool = WorkerPool(act, workers=2)
@@ -938,10 +921,10 @@ def test_a_pool_that_nobody_holds_has_no_processes(pools):
     assert pids
     del pool
     gc.collect()
-    eventually(lambda: not pids & set(processes()), "its workers are gone, and no zombies")
+    eventually(lambda: not any(map(psutil.pid_exists, pids)), "its workers are gone, and no zombies")
 
 
-def test_a_pool_may_be_collected_in_the_middle_of_a_conversation(pools):
+def test_a_pool_may_be_collected_during_a_request_to_the_fork_server(pools):
     keep = pools(act, workers=1)
     keep.map([("pid",)])
     pool = WorkerPool(act, workers=1)
@@ -951,22 +934,23 @@ def test_a_pool_may_be_collected_in_the_middle_of_a_conversation(pools):
         del pool
         gc.collect()
     keep.map([("exit", 1)])
-    eventually(lambda: pid not in processes(), "its worker is gone")
+    eventually(lambda: not psutil.pid_exists(pid), "its worker is gone")
     assert rlkd.workers.pool._current is server
 
 
 @pytest.mark.parametrize("what", [pytest.param("sleep", marks=pytest.mark.slow), "die", "return"])
-def test_what_a_worker_started_ends_with_it(pools, what, tmp_path):
+def test_processes_that_a_worker_started_end_with_it(pools, what, tmp_path):
     pool = pools(act, workers=1)
     pool.map([("children", what, tmp_path)], limit=None if what != "sleep" else 5.0)
     pool.close()
     pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     assert len(pids) == 3
-    eventually(lambda: not any(is_alive(pid) for pid in pids), "children, grandchildren and orphans are gone")
-    eventually(lambda: not set(pids) & set(processes()), "and no zombies")
+    eventually(
+        lambda: not any(map(psutil.pid_exists, pids)), "children, grandchildren and orphans are gone, and no zombies"
+    )
 
 
-def test_what_a_worker_started_lives_as_long_as_it(pools, tmp_path):
+def test_processes_that_a_worker_started_live_as_long_as_it(pools, tmp_path):
     pool = pools(act, workers=2)
 
     def start():
@@ -1039,8 +1023,7 @@ def test_no_process_is_left_where_a_fork_of_the_parent_lives_on(tmp_path):
 def test_no_zombies_are_left(pools):
     pool = pools(act)
     pool.map([("exit", 1)] * 5 + [("sleep", 600)] * 2, limit=0.3)
-    mine = descendants()
-    assert not [pid for pid, (_, state) in processes().items() if pid in mine and state == "Z"]
+    assert not [process for process in descendants() if process.status() == psutil.STATUS_ZOMBIE]
 
 
 # At the end of the interpreter
@@ -1109,7 +1092,7 @@ def interrupt_when(path):
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_passes_kills_what_was_running_and_leaves_a_pool_that_works(pools, tmp_path):
+def test_ctrl_c_passes_kills_running_calls_and_leaves_a_pool_that_works(pools, tmp_path):
     pool = pools(act)
     pool.start()
     before = worker_pids()
@@ -1164,7 +1147,7 @@ def test_an_interrupt_at_any_line_passes_and_leaves_a_pool_that_works(pools):
     assert line > 50
 
 
-def test_a_conversation_with_the_fork_server_that_is_interrupted_ends_it_and_a_new_one_takes_over(pools, monkeypatch):
+def test_a_request_to_the_fork_server_that_is_interrupted_ends_it_and_a_new_one_takes_over(pools, monkeypatch):
     pool = pools(act, workers=1)
     pool.map([("pid",)])
     server = rlkd.workers.pool._current
@@ -1192,7 +1175,7 @@ def test_an_interrupt_on_one_thread_does_not_concern_another(pools, tmp_path):
     path = tmp_path / "at-work"
     with pytest.raises(KeyboardInterrupt), interrupt_when(path):
         pool.map([("touch_and_sleep", path, 600)])
-    rlkd.workers.pool._current.give_up()  # as an interrupt in the middle of a conversation does
+    rlkd.workers.pool._current.give_up()  # as an interrupt during a request does
     thread.join()
     assert [r for r in results if isinstance(r, int)] == [i * i for i in range(60) if i % 3]
     assert {r.message for r in results if isinstance(r, Fault)} == {"the worker process died (exit code 1)"}
@@ -1227,7 +1210,7 @@ def test_a_fork_server_that_died_unnoticed_is_replaced(pools):
     os.kill(pid, signal.SIGKILL)
     assert pool.map([("square", i) for i in range(20)]) == [i * i for i in range(20)]
     assert fork_server_pid() != pid
-    assert pid not in processes()
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_call_that_kills_the_fork_server_every_time_is_a_crash_and_no_endless_loop(pools):
