@@ -243,14 +243,14 @@ def init(job, status, alive, before):
         gone.register(alive, select.POLLIN)
         stay_with_parent(lambda: not gone.poll(0))
         close_all_but([fd for fd in (1, 2, alive, job["status"], job["result"]) if fd >= 0])
-        told, tell = os.pipe()
+        reading, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             program(job, status, tell)
         os.close(tell)
-        close_all_but([job["status"], told])
+        close_all_but([job["status"], reading])
         message = b""
-        while part := os.read(told, 4096):
+        while part := os.read(reading, 4096):
             message += part
         if message:  # the program was not executed
             os.write(status.fd, message)

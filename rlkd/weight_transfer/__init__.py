@@ -14,7 +14,7 @@ else is imported or changed until a server is started with one of them.
 import contextlib
 
 BACKENDS = {"gloo": "GlooEngine", "disk": "DiskEngine"}
-# How weights can reach a rollout server: TRL's own way, and ours.
+# Values of vllm_weight_transfer: TRL's own backend and those of this package.
 WEIGHT_TRANSFERS = ("nccl", *BACKENDS)
 
 

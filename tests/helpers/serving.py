@@ -73,12 +73,12 @@ class Started:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def says(self, text: str) -> None:
+    def shows(self, text: str) -> None:
         until(lambda: text in self.text or self.process.poll() is not None, f"{text!r} in:\n{self.text}")
         assert text in self.text, self.text
 
     def ready(self) -> "Started":
-        self.says("in a recipe's YAML")
+        self.shows("in a recipe's YAML")
         return self
 
     def code(self) -> int:

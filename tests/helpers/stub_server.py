@@ -1,14 +1,19 @@
-"""Stands in for `vllm serve` in tests: answers /health and /v1/models, and misbehaves as it is told.
+"""Stands in for `vllm serve` in tests: answers /health and /v1/models, and misbehaves on request.
 
     stub_server.py MODEL --host H --port P --served-model-name N [--stub WHAT ...] [anything else]
 
-What: `grandchildren`: two processes below it that ignore SIGTERM, one of them in a session of its own and with no
-parent; `deaf`: ignores SIGTERM itself; `die-on-request`: ends with exit code 7 at GET /die; `crash`: ends at once;
-`crash-later`: when it has been asked for its health and models; `crash-second`: at once, but not when it is started
-for the first time; `never-healthy`: /health says 503; `other-name`: serves another name; `hang-on-request`: after GET
-/hang it answers nothing any more; `chatty`: writes a progress bar, and a byte that is no text; `late`: binds its port
-at once, as vLLM does, and listens when there is a file STUB_FOLDER/listen; `shares`: sets SO_REUSEPORT, as vLLM with
-data parallel does; `locked`: /v1/models takes no key at all. With --api-key or VLLM_API_KEY it takes that one alone.
+WHAT is one of
+
+- `grandchildren`: starts two processes that ignore SIGTERM, one of them without a parent and with its own session;
+- `deaf`: ignores SIGTERM itself;
+- `die-on-request`: ends with exit code 7 at GET /die; `hang-on-request`: answers nothing after GET /hang;
+- `crash`: ends at once; `crash-later`: after the first request for its models; `crash-second`: at its second start;
+- `never-healthy`: /health answers 503; `other-name`: serves another name; `locked`: /v1/models accepts no key;
+- `chatty`: writes a progress bar, and a byte that is not text;
+- `late`: binds its port at once, as vLLM does, and listens when the file STUB_FOLDER/listen exists;
+- `shares`: sets SO_REUSEPORT, as vLLM with data parallelism does.
+
+With --api-key or VLLM_API_KEY it accepts only this key.
 """
 
 import argparse

@@ -52,7 +52,7 @@ def test_a_server_of_others_that_answers_first_is_not_taken_for_ours(place: Plac
         written(other, "bound")
         # Both are bound, as vLLM is while it loads its model, and neither listens.
         started = place.start("--config", place.config(workers={"gsrm": place.worker("late", port=port)}))
-        started.says("[gsrm] bound")
+        started.shows("[gsrm] bound")
         (other / "listen").touch()
         assert started.code() == 1
         assert f"gsrm lost its port {port} to process {process.pid} (" in started.text
@@ -63,7 +63,7 @@ def test_a_server_of_others_that_answers_first_is_not_taken_for_ours(place: Plac
 def test_a_port_that_a_server_of_others_shares_is_not_ours(place: Place) -> None:
     port, other = free_port(), place.folder / "other"
     started = place.start("--config", place.config(workers={"gsrm": place.worker("shares", "late", port=port)}))
-    started.says("[gsrm] bound")
+    started.shows("[gsrm] bound")
     with stranger(other, port, "shares", "late") as process:
         written(other, "bound")
         (other / "listen").touch()
@@ -77,7 +77,7 @@ def test_two_runs_that_choose_at_once_get_different_ports_while_neither_listens(
     for name in ("a.yaml", "b.yaml"):
         place.start("--config", place.config(name, workers={"gsrm": place.worker("late", port="auto")}))
     for started in place.all:
-        started.says("[gsrm] bound")
+        started.shows("[gsrm] bound")
     ports = [re.search(r"starting on the CPU, port (\d+)", started.text) for started in place.all]
     assert len({found[1] for found in ports if found}) == 2
 
@@ -85,14 +85,14 @@ def test_two_runs_that_choose_at_once_get_different_ports_while_neither_listens(
 def test_a_given_port_that_another_run_has_is_named_before_anything_listens_there(place: Place) -> None:
     port = free_port()
     first = place.config("a.yaml", workers={"gsrm": place.worker("late", port=port)})
-    place.start("--config", first).says("[gsrm] bound")
+    place.start("--config", first).shows("[gsrm] bound")
     started = place.start("--config", place.config("b.yaml", workers={"gsrm": place.worker(port=port)}))
     assert started.code() == 1
     assert f"workers.gsrm.port: {port} is taken by {first}, which rlkd serve runs" in started.text
 
 
 @pytest.mark.parametrize(
-    ("local", "asked", "counts"),
+    ("local", "host", "counts"),
     [
         ("127.0.0.1", "127.0.0.1", True),
         ("127.0.0.2", "127.0.0.1", False),
@@ -100,13 +100,13 @@ def test_a_given_port_that_another_run_has_is_named_before_anything_listens_ther
         ("127.0.0.2", "0.0.0.0", True),
     ],
 )
-def test_a_listener_counts_where_a_connection_could_reach_it(local: str, asked: str, counts: bool) -> None:
+def test_a_listener_counts_where_a_connection_could_reach_it(local: str, host: str, counts: bool) -> None:
     with socket.socket() as one:
         one.bind((local, 0))
         port = one.getsockname()[1]
         assert listeners(port) == []  # bound, and not listening
         one.listen()
-        found = [os.getpid() == pid for pid in listeners(port, asked)]
+        found = [os.getpid() == pid for pid in listeners(port, host)]
     assert found == [True] * counts
 
 
@@ -128,7 +128,7 @@ def test_a_server_with_a_key_becomes_ready_and_the_key_is_in_no_log(
         assert "very secret" not in text
         assert "hidden" not in text
     assert re.search(r"^--- .*(VLLM_API_KEY=|--api-key[ =])\*\*\*", place.log())
-    # What is asked for is exact.
+    # The printed commands are exact.
     main(["--config", str(config), "--print"])
     assert "very secret" in capsys.readouterr().out
 
@@ -190,7 +190,7 @@ def test_a_server_that_sigkill_does_not_end_is_named_and_left_behind(place: Plac
         if not tracer.stdout.readline():
             pytest.skip("no process may be traced here")
         started.process.send_signal(signal.SIGINT)
-        started.says("SIGINT: stopping")
+        started.shows("SIGINT: stopping")
         started.process.send_signal(signal.SIGINT)
         assert started.code() == 130
         tracer.kill()

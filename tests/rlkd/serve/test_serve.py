@@ -27,7 +27,7 @@ def test_all_roles_come_up_with_their_addresses_prefixed_lines_and_log_files(pla
     started = place.start("--config", config).ready()
     assert f"{place.url('rollout')}/v1#model" in started.text
     assert f"{place.url('gsrm')}/v1#struct" in started.text
-    started.says("[rollout] a bar: 100%\n")
+    started.shows("[rollout] a bar: 100%\n")
     assert "[rollout] stub for" in started.text
     assert "[gsrm]    stub for" in started.text
     assert "stub for" in place.log("gsrm")
@@ -50,7 +50,7 @@ def test_a_signal_ends_everything_grandchildren_that_ignore_it_included(
 def test_a_second_interrupt_kills_what_takes_its_time(place: Place) -> None:
     started = place.serve("deaf", "grandchildren", stop_timeout=100000).ready()
     started.process.send_signal(signal.SIGINT)
-    started.says("SIGINT: stopping")
+    started.shows("SIGINT: stopping")
     started.process.send_signal(signal.SIGINT)
     assert started.code() == 130
     started.gone()
@@ -115,7 +115,7 @@ def test_a_server_that_dies_is_started_again_at_the_same_address(place: Place) -
     first = get(f"{place.url()}/pid")
     assert len(before := set(started.titled("SIG_IGN"))) == 2
     get(f"{place.url()}/die")
-    started.says("gsrm has ended with exit code 7; starting it again")
+    started.shows("gsrm has ended with exit code 7; starting it again")
     until(lambda: get(f"{place.url()}/pid") not in (None, first), "another server")
     assert not before & set(started.titled("SIG_IGN"))  # what the dead one had left
     until(lambda: started.text.count("ready after") == 2, "ready again")
@@ -170,7 +170,7 @@ def test_a_server_that_is_not_ready_in_time_ends_all_and_reports_its_answer(
 def test_a_server_that_stops_answering_is_started_again(place: Place) -> None:
     started = place.serve("hang-on-request", unresponsive_timeout=1).ready()
     get(f"{place.url()}/hang")
-    started.says("gsrm has not been healthy for 1 s")
+    started.shows("gsrm has not been healthy for 1 s")
     until(lambda: started.text.count("ready after") == 2, "ready again")
     assert get(f"{place.url()}/health") is not None
 
@@ -180,7 +180,7 @@ def test_a_server_whose_guard_is_killed_leaves_nothing_and_is_started_again(plac
     assert len(before := set(started.titled("SIG_IGN"))) == 2
     (guard,) = started.guards()
     os.kill(guard, signal.SIGKILL)
-    started.says("gsrm was killed by SIGKILL")
+    started.shows("gsrm was killed by SIGKILL")
     until(lambda: started.text.count("ready after") == 2, "ready again")
     assert not before & set(started.left())
 
@@ -230,7 +230,7 @@ def test_an_interrupt_reaches_the_trainer_before_its_servers_end(place: Place) -
     code += "except KeyboardInterrupt:\n    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))\n"
     code += "    print('saved', opener.open(os.environ['RLKD_GSRM_URL'] + '/health').status, flush=True)"
     started = place.start("--config", config, *trainer(code))
-    started.says("training\n")
+    started.shows("training\n")
     started.process.send_signal(signal.SIGINT)
     assert started.code() == 130
     assert "saved 200" in started.text

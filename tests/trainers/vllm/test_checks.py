@@ -128,7 +128,7 @@ def break_everything(server: PretendedServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("breaks", "said"),
+    ("breaks", "message"),
     [
         (break_models, r"serves Qwen/Qwen2.5-7B, and the student is "),
         (break_length, r"takes 149 tokens, and the longest prompt and max_completion_length \(100\) are 150 together"),
@@ -141,11 +141,11 @@ def break_everything(server: PretendedServer) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_server_that_does_not_fit_is_refused_with_the_command_that_would(
-    server: PretendedServer, tiny_model: str, tmp_path: Any, breaks: Any, said: str
+    server: PretendedServer, tiny_model: str, tmp_path: Any, breaks: Any, message: str
 ) -> None:
     breaks(server)
     args = config(tmp_path, server.url)
-    with pytest.raises(UsageError, match=said) as refused:
+    with pytest.raises(UsageError, match=message) as refused:
         check_rollouts(args, tiny_model, 50)
     assert serve_command(args, tiny_model, 256) in str(refused.value)
 

@@ -16,7 +16,7 @@ from trainers.vllm.weight_sync import DiskClient, SyncFailed, _write, own_addres
 
 
 class Recorder:
-    """A server that notes what is posted and answers 200, or what `answers` says next for a path."""
+    """A server that records posts and answers 200, or with the next of `answers` for a path."""
 
     def __init__(self) -> None:
         self.posted: list[tuple[str, dict[str, Any]]] = []
@@ -141,7 +141,7 @@ def test_a_server_that_is_gone_is_named(tmp_path: Path) -> None:
 
 
 def test_files_hold_the_weights_of_the_moment_they_were_given(tmp_path: Path) -> None:
-    """With LoRA, the adapter is taken out of the weights again when the last one has been asked for."""
+    """With LoRA, the adapter is unmerged after the last weight was read."""
     merged = {name: torch.ones(4, 4) for name in "abc"}
 
     def unmerged_afterwards() -> Iterator[tuple[str, torch.Tensor]]:
