@@ -75,13 +75,8 @@ class CompositeReward:
         names = [reward.__name__ for reward in self.rewards]
         if len(set(names)) < len(names):
             raise RewardError(f"rewards {names}: names must be unique")
+        check_combination(names, weights, gates or {})
         self.weights = [1.0] * len(names) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(names):
-            raise RewardError(f"{len(self.weights)} weights {self.weights} for {len(names)} rewards {names}")
-        for gated, condition in (gates or {}).items():
-            for one in (gated, condition):
-                if one not in names:
-                    raise RewardError(f"gates: {one!r} is not one of the rewards.{suggestion(one, names)}")
         if aggregation not in AGGREGATIONS:
             raise RewardError(f"aggregation {aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
         if on_failure not in ("impute", "drop", "raise"):
@@ -175,6 +170,21 @@ class CompositeReward:
         with log.open("a", encoding="utf-8") as stream:
             stream.write("".join(lines))
         self._next_group += 1
+
+
+def check_combination(names: Sequence[str], weights: Sequence[float] | None, gates: Mapping[str, str]) -> None:
+    """Check weights and gates against the names of the rewards; raises `RewardError`."""
+    if weights is not None and len(weights) != len(names):
+        raise RewardError(
+            f"reward_weights has {len(weights)} entries {list(weights)} for {len(names)} rewards {list(names)}; give "
+            f"one weight per reward, in that order"
+        )
+    for gated, condition in gates.items():
+        for name in (gated, condition):
+            if name not in names:
+                raise RewardError(f"reward_gates: {name!r} is no reward of this run.{suggestion(name, names)}")
+        if gated == condition:
+            raise RewardError(f"reward_gates: {gated!r} cannot be its own condition")
 
 
 def _next_group(log: Path) -> int:

@@ -112,8 +112,8 @@ def test_raise_names_the_reward_and_the_cause() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": [1.0]}, "1 weights"),
-        ({"gates": {"two": "on"}}, "'on' is not one of the rewards. Did you mean 'one'"),
+        ({"weights": [1.0]}, "reward_weights has 1 entries"),
+        ({"gates": {"two": "on"}}, "'on' is no reward of this run. Did you mean 'one'"),
         ({"aggregation": "mean"}, "aggregation 'mean'"),
         ({"on_failure": "ignore"}, "on_failure 'ignore'"),
     ],

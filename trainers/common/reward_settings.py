@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards import CompositeReward, Reward, RewardError, build_rewards
-from rewards.composite import AGGREGATIONS
+from rewards.composite import AGGREGATIONS, check_combination
 from rlkd.errors import UsageError
-from rlkd.registry import suggestion
 
 MAPPINGS = ("reward_kwargs", "reward_options", "reward_gates")
 
@@ -110,10 +109,8 @@ class RewardSettings:
 
     def composite(self, log: Path | None = None) -> CompositeReward:
         """The rewards as one, which scores one group per call and writes to `log`; raises `UsageError`."""
-        rewards = self.build_rewards()
-        self.check_names([reward.__name__ for reward in rewards])
         return CompositeReward(
-            rewards,
+            self.build_rewards(),
             weights=self.reward_weights,
             gates=self.gates(),
             aggregation=self.multi_objective_aggregation,  # type: ignore[arg-type]
@@ -127,15 +124,5 @@ class RewardSettings:
         return known.get(str(self.reward_cache).lower(), Path(str(self.reward_cache)).expanduser())
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Check weights and gates against the names of the rewards; raises `UsageError`."""
-        if self.reward_weights is not None and len(self.reward_weights) != len(names):
-            raise UsageError(
-                f"reward_weights has {len(self.reward_weights)} entries {self.reward_weights} for {len(names)} "
-                f"rewards {list(names)}; give one weight per reward, in that order"
-            )
-        for gated, condition in self.gates().items():
-            for name in (gated, condition):
-                if name not in names:
-                    raise UsageError(f"reward_gates: {name!r} is no reward of this run.{suggestion(name, names)}")
-            if gated == condition:
-                raise UsageError(f"reward_gates: {gated!r} cannot be its own condition")
+        """Check weights and gates against the names of the rewards; raises `RewardError`."""
+        check_combination(names, self.reward_weights, self.gates())
