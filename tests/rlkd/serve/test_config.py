@@ -14,6 +14,7 @@ import pytest
 from rlkd import cli as rlkd_cli
 from rlkd.errors import UsageError
 from rlkd.serve import checks
+from rlkd.serve import cli as serve_cli
 from rlkd.serve.cli import _show_table, main
 from rlkd.serve.commands import Server, addresses, make_servers
 from rlkd.serve.config import read_config
@@ -343,7 +344,7 @@ def test_a_host_that_is_not_this_machine_is_named(place: Place, host: str) -> No
 
 def test_the_command_passes_the_trainer_on(monkeypatch: pytest.MonkeyPatch) -> None:
     got = []
-    monkeypatch.setattr(rlkd_cli, "_commands", lambda: {"serve": (lambda rest: got.append(rest) or 0, "")})
+    monkeypatch.setattr(serve_cli, "main", lambda rest: got.append(list(rest)) or 0)
     rlkd_cli.main(["serve", "--config", "serve.yaml", "--", "accelerate", "launch", "--", "x"])
     assert got == [["--config", "serve.yaml", "--", "accelerate", "launch", "--", "x"]]
 
