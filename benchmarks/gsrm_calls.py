@@ -340,12 +340,12 @@ def serve(table: dict[str, str], latency: float, port: Connection) -> None:
             else:
                 self.reply(200, chat_completion(text, with_logprobs=bool(body.get("logprobs"))))
 
-    class Server(ThreadingHTTPServer):
+    class ReplyServer(ThreadingHTTPServer):
         daemon_threads = True
         # Python's default of 5 drops a burst of connections, and each dropped one waits a second to try again.
         request_queue_size = 4 * CONCURRENCY
 
-    http = Server(("127.0.0.1", 0), Handler)
+    http = ReplyServer(("127.0.0.1", 0), Handler)
     port.send(http.server_port)
     http.serve_forever()
 

@@ -80,7 +80,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Answers of all models to all sets, and the figures; raises `UsageError` where a set or a model does not work."""
     sets = {name: read_set(name, given.rows) for name in given.sets}  # a mistake shows before a model is loaded
     given.out.mkdir(parents=True, exist_ok=True)
-    answers = Answers(given.out / "answers.jsonl")
+    answers = AnswerFile(given.out / "answers.jsonl")
     correct: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in sets}
     roles = {"student": given.student, "expert": given.expert} | {name: name for name in given.also}
     for role, model in roles.items():
@@ -110,7 +110,7 @@ def read_set(name: str, limit: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-class Answers:
+class AnswerFile:
     """Answers of models in a file, a line each, by model and question."""
 
     def __init__(self, path: Path):
@@ -127,7 +127,7 @@ class Answers:
 
 
 def answer(
-    engine: Engine, rows: Sequence[Mapping[str, Any]], answers: Answers, given: argparse.Namespace, title: str
+    engine: Engine, rows: Sequence[Mapping[str, Any]], answers: AnswerFile, given: argparse.Namespace, title: str
 ) -> list[dict[str, Any]]:
     """A record a row: `text`, `ended`, `tokens` and `correct`; only what is not kept yet is asked.
 

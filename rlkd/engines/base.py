@@ -205,8 +205,8 @@ class Engine(Protocol):
 class TopTokens:
     """The k likeliest tokens at n successive positions of a sequence, at temperature 1.
 
-    `ids` and `logprobs` are `[n][k]`, the likeliest first: natural log-probabilities over the whole vocabulary. `taken`
-    is `[n]`: that of the token at the position itself.
+    `ids` and `logprobs` are `[n][k]`, the likeliest first: natural log-probabilities over the whole vocabulary.
+    `taken` is `[n]`: that of the token at the position itself.
     """
 
     ids: Sequence[Sequence[int]]

@@ -85,12 +85,12 @@ def test_what_is_kept_is_not_asked_again_and_a_torn_line_is(study, given, tmp_pa
     rows = study.read_set("chains", 40)
     path = tmp_path / "answers.jsonl"
     engine = Recited("a", rows, right=10)
-    found = study.answer(engine, rows, study.Answers(path), given, "a")
+    found = study.answer(engine, rows, study.AnswerFile(path), given, "a")
     assert (engine.asked, sum(record["correct"] for record in found)) == (40, 10)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:20]) + lines[20][:9])
     again = Recited("a", rows, right=10)
-    assert study.answer(again, rows, study.Answers(path), given, "a") == found
+    assert study.answer(again, rows, study.AnswerFile(path), given, "a") == found
     assert again.asked == 20
     assert path.read_bytes().splitlines(keepends=True) == lines
 
@@ -98,7 +98,7 @@ def test_what_is_kept_is_not_asked_again_and_a_torn_line_is(study, given, tmp_pa
 @pytest.mark.parametrize("change", [{"system_prompt": "Be long."}, {"max_new_tokens": 9}, {"name": "b"}])
 def test_what_was_asked_otherwise_is_asked_anew(study, given, tmp_path, change) -> None:
     rows = study.read_set("chains", 3)
-    kept = study.Answers(tmp_path / "answers.jsonl")
+    kept = study.AnswerFile(tmp_path / "answers.jsonl")
     study.answer(Recited("a", rows, right=3), rows, kept, given, "a")
     engine = Recited(change.pop("name", "a"), rows, right=0)
     other = argparse.Namespace(**{**vars(given), **change})
@@ -109,7 +109,7 @@ def test_what_was_asked_otherwise_is_asked_anew(study, given, tmp_path, change) 
 def test_a_model_that_fails_ends_the_study_with_its_reason(study, given, tmp_path) -> None:
     rows = study.read_set("chains", 3)
     with pytest.raises(UsageError, match=r"a on chains: b: it is gone\."):
-        study.answer(Recited("b", rows, 0, fails=True), rows, study.Answers(tmp_path / "a"), given, "a on chains")
+        study.answer(Recited("b", rows, 0, fails=True), rows, study.AnswerFile(tmp_path / "a"), given, "a on chains")
 
 
 def test_sets_are_the_held_out_ones_and_a_file_without_answers_is_refused(study, tmp_path) -> None:
