@@ -125,9 +125,9 @@ def _check_packages() -> None:
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve() if spec and spec.origin else None
         if found != HOME / name / "__init__.py":
-            place = found or (list(spec.submodule_search_locations or []) if spec else "nowhere")
+            actual = found or (list(spec.submodule_search_locations or []) if spec else "nowhere")
             raise UsageError(
-                f"the package {name!r} found first is not rlkd's: {place}, expected {HOME / name}. "
+                f"the package {name!r} found first is not rlkd's: {actual}, expected {HOME / name}. "
                 f"Take that folder off the Python path (or start from another folder), or uninstall its distribution."
             )
 

@@ -279,15 +279,15 @@ def check_choices(choices: Sequence[str]) -> list[str]:
 
 
 def distinct(items: Sequence[T]) -> tuple[list[T], list[int]]:
-    """Return the distinct items in order of appearance, and for every item its place among them.
+    """Return the distinct items in order of appearance, and for every item its index among them.
 
     >>> distinct(["a", "b", "a"])
     (['a', 'b'], [0, 1, 0])
     """
-    places: dict[Hashable, int] = {}
-    where = [places.setdefault(repr(item), len(places)) for item in items]
+    indices: dict[Hashable, int] = {}
+    where = [indices.setdefault(repr(item), len(indices)) for item in items]
     first = dict(zip(reversed(where), reversed(items), strict=True))
-    return [first[place] for place in range(len(places))], where
+    return [first[index] for index in range(len(indices))], where
 
 
 async def answer_distinct(items: Sequence[S], answer: Callable[[list[S]], Awaitable[list[T]]]) -> list[T]:

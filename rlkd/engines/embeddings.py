@@ -29,8 +29,8 @@ class SentenceEncoder:
     mps, else cpu. `batch_tokens` bounds rows x longest row of a batch. `cache_size` texts keep their vectors, those
     used last; the cache makes the vector of a text the same in whatever batch it comes again.
 
-    A batch is sorted by length before it is cut, so vectors do not depend on the order of the texts. They depend on
-    what else is asked by rounding only (about 1e-6 on a CPU).
+    A batch is sorted by length before it is divided, so vectors do not depend on the order of the texts, and on
+    the other texts by rounding only (about 1e-6 on a CPU).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SentenceEncoder:
         """The unit vectors of the texts, (texts, width) in float32 on the CPU.
 
         Equal texts are computed once; where all are known, or there are none, the model is not even loaded.
-        A text beyond the model's context is cut there. Raises `EngineError` where the model does not load or fails.
+        A text beyond the model's context is truncated. Raises `EngineError` where the model does not load or fails.
         """
         return await asyncio.to_thread(self._encode, list(texts))
 

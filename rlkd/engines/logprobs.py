@@ -67,8 +67,8 @@ def _log_sum_exp(values: Sequence[float]) -> float:
 def top_tokens(table: Sequence[Mapping[str, Any]], ids: Sequence[int], k: int) -> TopTokens:
     """Read the k likeliest tokens from vLLM's `prompt_logprobs` at the positions of `ids`.
 
-    Each entry maps ids, as strings, to what is known: of the k likeliest tokens and of the one at the position itself,
-    which may or may not be among them. Raises `ValueError` where that is not so.
+    Each entry maps ids, as strings, to log-probabilities: of the k likeliest tokens and of the token at the position
+    itself, which may or may not be among them. Raises `ValueError` where that is not so.
     """
     tokens, logprobs, taken = [], [], []
     for token, entry in zip(ids, table, strict=True):

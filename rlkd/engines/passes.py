@@ -53,7 +53,7 @@ class TimeLimit:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One request of a batch: its place in the call, its ids, and how many of them are the prompt's."""
+    """One request of a batch: its index in the call, its ids, and the number of the prompt's."""
 
     index: int
     ids: list[int]
@@ -76,7 +76,7 @@ class SharedPrefixes:
 
     def __init__(self, groups: list[PrefixGroup]) -> None:
         self.groups = groups
-        self.place = {row.index: place for place, group in enumerate(groups) for row in group.rows}
+        self.group = {row.index: index for index, group in enumerate(groups) for row in group.rows}
         self.rows = [
             TokenRow(row.index, row.ids[group.shared :], row.prompt - group.shared)
             for group in groups
@@ -96,11 +96,11 @@ class SharedPrefixes:
             cache = loaded.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
             self._read = [(layer.keys, layer.values) for layer in cache.layers], mask
         states, mask = self._read
-        places = torch.tensor([self.place[row.index] for row in rows], device=mask.device)
+        indices = torch.tensor([self.group[row.index] for row in rows], device=mask.device)
         own = DynamicCache()
         for layer, (keys, values) in enumerate(states):  # each (groups, heads, longest prefix, width)
-            own.update(keys[places], values[places], layer)
-        return own, mask[places]
+            own.update(keys[indices], values[indices], layer)
+        return own, mask[indices]
 
 
 def shared_prefixes(rows: list[TokenRow]) -> tuple[list[PrefixGroup], list[TokenRow]]:
@@ -115,7 +115,7 @@ def shared_prefixes(rows: list[TokenRow]) -> tuple[list[PrefixGroup], list[Token
     for left, right in itertools.pairwise(rows):
         most = min(left.prompt, right.prompt) - 1
         pairs = enumerate(zip(left.ids[:most], right.ids[:most], strict=True))
-        common.append(next((place for place, (mine, theirs) in pairs if mine != theirs), most))
+        common.append(next((index for index, (one, other) in pairs if one != other), most))
     # Of the first k requests: the most tokens saved, and how many are in the last run and what they share.
     best = [(0, 0, 0)]
     for end in range(1, len(rows) + 1):
@@ -200,7 +200,7 @@ def generate_batch(
         stopping_criteria=StoppingCriteriaList([watch]),
     )
     written = output[:, ids.shape[1] :].tolist()
-    return [_completion(loaded, tokens, sampling, watch.stopped_at.get(place)) for place, tokens in enumerate(written)]
+    return [_completion(loaded, tokens, sampling, watch.stopped_at.get(index)) for index, tokens in enumerate(written)]
 
 
 def _completion(
@@ -208,12 +208,12 @@ def _completion(
 ) -> Completion | None:
     """Read one row of output: its tokens up to the end token, the stop string or the limit. None if it has no end."""
     tokens = tokens[:stopped_at]
-    end = next((place for place, token in enumerate(tokens) if token in loaded.end_ids), None)
+    end = next((index for index, token in enumerate(tokens) if token in loaded.end_ids), None)
     if end is None and stopped_at is None and len(tokens) < sampling.max_new_tokens:
         return None
     used = len(tokens) if end is None else end + 1
     text = loaded.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    cuts = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
+    cuts = [index for index in (text.find(stop) for stop in sampling.stop) if index >= 0]
     if cuts:
         return Completion(text[: min(cuts)], "stop", used)
     return Completion(text, "length" if end is None and stopped_at is None else "stop", used)
@@ -257,7 +257,7 @@ class SeededSampling:
     """A logits processor that turns greedy decoding into sampling: it leaves one possible token in every row.
 
     Each row has a generator of its own and uses one uniform number a token (inverse of the cumulative distribution),
-    so its draws depend on the seed and its place in the call alone.
+    so its draws depend on the seed and its index in the call alone.
     """
 
     def __init__(self, sampling: Sampling, rows: list[TokenRow]) -> None:
@@ -302,7 +302,7 @@ def score_batch(
     ids, mask = _pad_left(loaded, rows)
     # The rows end together, and nothing is predicted from a last token: what predicts a continuation now stands last.
     ids, mask = ids[:, :-1], mask[:, :-1]
-    kept = max(len(row.ids) - row.prompt for row in rows)
+    longest = max(len(row.ids) - row.prompt for row in rows)
     inputs: dict[str, Any] = {"use_cache": False}
     if prefixes is not None:
         past, before = prefixes.before(loaded, rows)
@@ -312,13 +312,13 @@ def score_batch(
     if loaded.takes_positions:
         inputs["position_ids"] = _positions(mask)[:, -ids.shape[1] :]
     if loaded.takes_logits_to_keep:
-        # As a tensor: a number would cut out a view, on which the product with the vocabulary is several times slower.
-        inputs["logits_to_keep"] = torch.arange(ids.shape[1] - kept, ids.shape[1], device=loaded.device)
-    logits = loaded.model(**inputs).logits[:, -kept:]  # (rows, kept, vocabulary)
+        # As a tensor: a number makes a view, on which the product with the vocabulary is several times slower.
+        inputs["logits_to_keep"] = torch.arange(ids.shape[1] - longest, ids.shape[1], device=loaded.device)
+    logits = loaded.model(**inputs).logits[:, -longest:]  # (rows, longest, vocabulary)
     results: list[TokenScores] = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         length = len(row.ids) - row.prompt
-        predicted = logits[place, -length:].float()  # (length, vocabulary)
+        predicted = logits[index, -length:].float()  # (length, vocabulary)
         targets = torch.tensor(row.ids[row.prompt :], device=loaded.device)
         chosen = predicted.gather(-1, targets[:, None])  # (length, 1)
         values = tuple((chosen[:, 0] - predicted.logsumexp(dim=-1)).tolist())

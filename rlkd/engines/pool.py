@@ -49,5 +49,5 @@ def require_identity(engine: Engine, role: str, spec: str) -> Engine:
     """Return the engine, or raise `UsageError` where the name of its model is unknown: results are stored under it."""
     if engine.identity is None:
         shown = without_secrets(spec)
-        raise UsageError(f"{role} {shown!r}: name the model, {shown}#MODEL, as results are kept under its name")
+        raise UsageError(f"{role} {shown!r}: name the model, {shown}#MODEL, as results are cached under its name")
     return engine

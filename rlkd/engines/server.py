@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _ECHO: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
-# vLLM fills in what is missing from the checkpoint's generation config; these values mean "off".
+# vLLM takes missing values from the checkpoint's generation config; these values mean "off".
 _NO_DEFAULTS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 # One new token, whose value is dropped: not every version takes `max_tokens` 0.
 _PROMPT_ONLY: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
@@ -445,7 +445,7 @@ class ServerEngine(Engine):
             return self._scores(values[len(start) : len(ids)], len(continuation))
 
         def read_prompt(answer: Any) -> TokenScores:
-            # One entry a token of the prompt, none for the first: a map from ids, as strings, to what is known.
+            # One entry a token of the prompt, none for the first: a map from ids, as strings, to log-probabilities.
             table = answer.choices[0].prompt_logprobs or []
             values = [entry.get(str(token)) for token, entry in zip(continuation, table[len(start) :], strict=False)]
             return self._scores([value and value["logprob"] for value in values], len(continuation))

@@ -43,9 +43,9 @@ def encode_continuation(tokenizer: Any, text: str) -> list[int]:
 
 
 def check_room(context: int | None, prompt: int, more: int, what: str) -> None:
-    """Raise `ValueError` where the prompt's tokens and `more` do not fit the context. Nothing is cut silently.
+    """Raise `ValueError` where the prompt's tokens and `more` do not fit the context. Nothing is truncated.
 
-    `what` says where the others come from: "max_new_tokens asks for", "the continuation has".
+    `what`: the source of the others: "max_new_tokens asks for", "the continuation has".
     """
     if context is not None and prompt + more > context:
         raise ValueError(

@@ -11,8 +11,8 @@ Greedy text does not depend on what else is in the batch, up to rounding: in flo
 
 Our choices. Every setting of the checkpoint's own generation config is ignored except its end tokens, so that
 `Sampling` says all there is. A prompt must leave room for `max_new_tokens` in the model's context, as vLLM demands
-too: nothing is cut silently. Sampling draws from generators of its own, one a request, so the global random state is
-neither read nor changed, and a request's draws do not depend on its batch.
+too: nothing is truncated silently. Sampling draws from generators of its own, one per request, so the global random
+state is neither read nor changed, and a request's draws do not depend on its batch.
 
 Requests of `score` and `choose` that begin with the same tokens (one question with many rationales, one prompt with
 two choices) share the work on them: it is done once, and each request goes on from there.

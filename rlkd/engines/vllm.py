@@ -10,8 +10,8 @@ threads that torch has; vLLM's own (bfloat16, compiled, a share of all memory, p
 nothing else. `VLLM_CPU_KVCACHE_SPACE` and `VLLM_CPU_OMP_THREADS_BIND` in the environment come first.
 
 Our choices. The checkpoint's generation config is ignored but for its end tokens. Request number i of a sampled call
-has the seed `seed + i`, as at a server. vLLM draws from the global random state beside a request's own: it is put back
-after each such step, so a caller who waits finds it as it was; sampled and other calls are never in one batch.
+has the seed `seed + i`, as at a server. vLLM draws from the global random state, too: it is restored after
+each such step, so a caller who waits finds it unchanged; sampled and other calls are never in one batch.
 """
 
 from __future__ import annotations
@@ -152,14 +152,14 @@ class VLLMEngine(LocalEngine):
         return [late if item is None else item for item in list(call.results)]
 
 
-def _prepare_text(prompt: Prompt, sampling: Sampling, place: int, loaded: VLLMModel) -> list[PromptPart]:
+def _prepare_text(prompt: Prompt, sampling: Sampling, index: int, loaded: VLLMModel) -> list[PromptPart]:
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     ids = encode_prompt(loaded.tokenizer, prompt)
     check_room(loaded.context, len(ids), sampling.max_new_tokens, "max_new_tokens asks for")
     seed = None
     if sampling.temperature > 0:
-        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed + place
+        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed + index
     schema = sampling.json_schema
     params = SamplingParams(
         max_tokens=sampling.max_new_tokens,

@@ -30,7 +30,7 @@ _ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 class PromptPart:
     """One request to vLLM: the prompt's ids, and its sampling parameters.
 
-    `scored`: how many ids at the end count. `tokens`: ids whose log-probability after the prompt is asked for.
+    `scored`: how many ids at the end count. `tokens`: ids whose log-probability after the prompt is requested.
     """
 
     ids: list[int]
@@ -75,7 +75,7 @@ class RunningJob:
     """A job that vLLM is working on."""
 
     call: VLLMCall
-    place: int
+    index: int
     parts: list[PromptPart]
     outputs: list[Any]
     names: list[str] = field(default_factory=list)
@@ -182,11 +182,11 @@ class VLLMThread:
 
     def _add(self, call: VLLMCall, loaded: VLLMModel) -> None:
         call.open = len(call.jobs)
-        for place, job in enumerate(call.jobs):
+        for index, job in enumerate(call.jobs):
             running = None
             try:
                 parts = job.prepare(loaded)
-                running = RunningJob(call, place, parts, [None] * len(parts))
+                running = RunningJob(call, index, parts, [None] * len(parts))
                 for at, part in enumerate(parts):
                     if not part.ids:  # an empty continuation
                         continue
@@ -195,18 +195,18 @@ class VLLMThread:
                     running.names.append(name)
                     self.running[name] = (running, at)
             except Exception as error:  # of the tokenizer or of vLLM's checks: this request cannot be answered
-                self._refuse(call, place, running, error)
+                self._refuse(call, index, running, error)
                 continue
             if not running.names:
                 self._finish(running)
 
-    def _refuse(self, call: VLLMCall, place: int, running: RunningJob | None, error: Exception) -> None:
+    def _refuse(self, call: VLLMCall, index: int, running: RunningJob | None, error: Exception) -> None:
         for name in running.names if running else []:
             self.running.pop(name, None)
             if self.loaded is not None:
                 self.loaded.engine.abort_request([name])
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        call.results[place] = EngineError(self.settings.name, what)
+        call.results[index] = EngineError(self.settings.name, what)
         self._count_down(call)
 
     def _step(self) -> None:
@@ -227,10 +227,10 @@ class VLLMThread:
 
     def _finish(self, job: RunningJob) -> None:
         try:
-            job.call.results[job.place] = job.call.jobs[job.place].read(job.parts, job.outputs)
+            job.call.results[job.index] = job.call.jobs[job.index].read(job.parts, job.outputs)
         except Exception as error:
-            what = f"vLLM's output is not what was asked for ({type(error).__name__}: {error})."
-            job.call.results[job.place] = EngineError(self.settings.name, what)
+            what = f"vLLM's output does not fit the request ({type(error).__name__}: {error})."
+            job.call.results[job.index] = EngineError(self.settings.name, what)
         self._count_down(job.call)
 
     def _count_down(self, call: VLLMCall) -> None:

@@ -48,7 +48,7 @@ def test_the_version_is_the_package_version(capsys):
     assert capsys.readouterr().out == f"rlkd {__version__}\n"
 
 
-def test_an_unknown_command_is_refused_with_those_there_are(capsys):
+def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["trian"])
     assert stopped.value.code == 2
@@ -77,7 +77,7 @@ def test_run_without_a_recipe_lists_the_recipes(capsys, root, arguments):
     ]
 
 
-def test_an_unknown_recipe_is_answered_with_what_was_meant(capsys):
+def test_an_unknown_recipe_is_answered_with_a_suggestion(capsys):
     assert cli.main(["run", "rlk"]) == 2
     assert "no recipe 'rlk'. Did you mean 'rlkd'?" in capsys.readouterr().err
 

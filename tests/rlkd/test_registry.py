@@ -113,12 +113,12 @@ def test_an_object_without_a_name_of_its_own_can_be_registered(empty):
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_a_built_in_name_stands_for_something_that_can_be_imported(kind):
+def test_every_built_in_name_can_be_imported(kind):
     for name, path in registry(kind).built_in.items():
         assert registry(kind).find(name) == Found(name, pydoc.locate(path), path)
 
 
-def test_a_typo_in_a_name_is_answered_with_what_was_meant_and_all_names(empty):
+def test_a_typo_in_a_name_is_answered_with_a_suggestion_and_all_names(empty):
     empty.add("brevity", brevity)
     empty.add("verbosity", verbosity)
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_a_file_never_stands_for_an_installed_module_of_its_name(empty, tmp_path
     assert sys.modules["json"] is json
 
 
-def test_files_whose_paths_look_alike_are_told_apart(empty, tmp_path):
+def test_files_with_similar_paths_are_different_modules(empty, tmp_path):
     one = write(tmp_path / "a" / "b.py", "def short(): return 'a/b'")
     other = write(tmp_path / "a_b.py", "def short(): return 'a_b'")
     assert empty.find(f"{one}:short").target() == "a/b"
@@ -257,7 +257,7 @@ def test_a_missing_file_is_named_with_its_full_path(empty, tmp_path, monkeypatch
     assert f"there is no file {tmp_path / 'nowhere' / 'mine.py'}" in str(raised.value)
 
 
-def test_a_wrong_name_in_a_file_is_answered_with_what_was_meant(empty, tmp_path):
+def test_a_wrong_name_in_a_file_is_answered_with_a_suggestion(empty, tmp_path):
     path = write(tmp_path / "mine.py", "def shortness(): ...\ndef _hidden(): ...")
     with pytest.raises(SpecError, match=r"has no 'shortnes'\. Did you mean 'shortness'\? Known: shortness\."):
         empty.find(f"{path}:shortnes")
@@ -273,13 +273,13 @@ def test_a_file_without_a_name_says_how_to_write_it(empty, tmp_path, spec):
 @pytest.mark.parametrize(
     ("code", "error"), [("1 / 0", "ZeroDivisionError"), ("def f(:", "SyntaxError"), ("import nope_", "nope_")]
 )
-def test_a_file_that_raises_is_named_with_its_error_and_can_be_mended(empty, tmp_path, code, error):
+def test_a_file_that_raises_is_named_with_its_error_and_can_be_fixed(empty, tmp_path, code, error):
     path = write(tmp_path / "mine.py", code)
     with pytest.raises(SpecError, match=rf"mine\.py does not load: .*{error}"):
         empty.find(f"{path}:short")
     # A text of another length: the compiled form of a source is told apart by time in seconds and size.
-    write(path, "def short():\n    return 'mended'")
-    assert empty.find(f"{path}:short").target() == "mended"
+    write(path, "def short():\n    return 'fixed'")
+    assert empty.find(f"{path}:short").target() == "fixed"
 
 
 def test_an_interrupt_while_a_file_loads_passes_through(empty, tmp_path):
@@ -371,7 +371,7 @@ def test_arguments_that_fit_pass():
     assert check_arguments(scale, {"factor": 2, "offset": 1}, "scale") is None
 
 
-def test_an_unknown_argument_is_answered_with_what_was_meant():
+def test_an_unknown_argument_is_answered_with_a_suggestion():
     with pytest.raises(
         SpecError, match=r"scale has no parameter 'ofset'\. Did you mean 'offset'\? Known: factor, off"
     ):
@@ -437,7 +437,7 @@ def test_a_factory_is_called_with_its_parameters(here):
     assert (built.parameters, built.target(completions=["a"], level=[1])) == (None, [5])
 
 
-def test_what_a_kind_is_called_with_tells_an_object_from_a_factory(here):
+def test_the_parameters_of_a_function_tell_an_object_from_a_factory(here):
     assert build("selector", "brief", {"limit": 2}).bound(questions="abc") == [2, 2, 2]
     with pytest.raises(SpecError, match="judge 'brief' needs the parameter 'questions'"):
         build("judge", "brief")

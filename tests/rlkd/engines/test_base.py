@@ -56,26 +56,26 @@ def test_the_total_of_a_score_is_the_sum_over_its_tokens():
 
 
 def test_an_engine_error_names_the_engine_and_the_way_out_and_pickles():
-    error = pickle.loads(pickle.dumps(EngineError("transformers:x", "it broke.", "Mend it.")))
-    assert str(error) == "transformers:x: it broke. Mend it."
-    assert (error.engine, error.what, error.way_out) == ("transformers:x", "it broke.", "Mend it.")
+    error = pickle.loads(pickle.dumps(EngineError("transformers:x", "it broke.", "Fix it.")))
+    assert str(error) == "transformers:x: it broke. Fix it."
+    assert (error.engine, error.what, error.way_out) == ("transformers:x", "it broke.", "Fix it.")
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c"]) | st.lists(st.just({"role": "user", "content": "a"}), max_size=2)))
-def test_distinct_items_and_places_restore_the_list(items):
+def test_distinct_items_and_indices_restore_the_list(items):
     unique, where = distinct(items)
     assert [unique[place] for place in where] == items
     assert all(unique.index(item) == place for place, item in enumerate(unique))
 
 
 @pytest.mark.parametrize("prompts", ["one text", [3], [None], [[]], [["text"]], [[{"role": "user"}]]])
-def test_what_is_no_list_of_prompts_is_refused(prompts):
+def test_a_wrong_list_of_prompts_is_refused(prompts):
     with pytest.raises(TypeError, match="expected a"):
         check_prompts(prompts)
 
 
 @pytest.mark.parametrize("request_", ["text", ("a", "b", "c"), ("a", None), (3, "b")])
-def test_what_is_no_pair_of_prompt_and_continuation_is_refused(request_):
+def test_a_wrong_pair_of_prompt_and_continuation_is_refused(request_):
     with pytest.raises(TypeError, match="expected a"):
         check_requests([request_])
 

@@ -39,7 +39,7 @@ def encode(encoder, texts):
     return asyncio.run(encoder.encode(texts))
 
 
-def test_vectors_have_length_one_and_the_places_of_their_texts(tiny_bert):
+def test_vectors_have_length_one_and_the_order_of_their_texts(tiny_bert):
     encoder = SentenceEncoder(tiny_bert, device="cpu")
     vectors = encode(encoder, TEXTS)
     assert vectors.shape == (6, 16)

@@ -167,7 +167,7 @@ def test_a_replica_that_hangs_from_the_first_request_is_found_out_without_any_an
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_answer_that_the_server_broke_off_is_asked_for_again(start, count):
+def test_a_reply_that_the_server_broke_off_is_requested_again(start, count):
     servers = [start("ending", manner="abort"), start("other")][:count]
     assert texts(run(engine_of(*servers).generate(PROMPTS[:8], SAMPLING, deadline=GUARD))) == EXPECTED[:8]
     assert sum(len(server.noted("arrived")) for server in servers) == 9
@@ -182,7 +182,7 @@ def test_a_replica_that_hangs_while_it_still_answers_health_checks_costs_one_tim
 
 
 @pytest.mark.parametrize("manner", ["garbage", "busy", "other"])
-def test_a_replica_that_answers_nonsense_or_is_no_model_server_costs_nothing(start, manner):
+def test_a_replica_that_answers_nonsense_or_is_not_a_model_server_costs_nothing(start, manner):
     odd, good = start("odd", manner=manner), start("good", delay=0.01)
     assert texts(run(engine_of(odd, good).generate(PROMPTS, SAMPLING, deadline=GUARD))) == EXPECTED
     assert sorted(good.noted("arrived")) == sorted(PROMPTS)
@@ -212,7 +212,7 @@ def test_a_slow_replica_gets_fewer_requests(start):
     ids=str,
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_where_no_server_is_any_good_each_request_says_why(start, settings, reason, count):
+def test_where_every_server_fails_each_request_says_why(start, settings, reason, count):
     servers = [start(f"bad-{number}", **settings) for number in range(count)]
     results = run(asyncio.wait_for(engine_of(*servers, retries=2).generate(PROMPTS[:6], SAMPLING), GUARD))
     assert all(isinstance(item, EngineError) and reason in str(item) for item in results), texts(results)

@@ -280,7 +280,7 @@ def test_an_answer_outside_the_protocol_is_an_error_that_is_not_repeated(remote,
     assert len(server.requests) == 4
 
 
-def test_a_wrong_model_name_is_answered_with_the_models_there_are(server):
+def test_a_wrong_model_name_is_answered_with_the_offered_models(server):
     server.models = ["tiny", "other"]
     [error] = run(ServerEngine(server.url, "tyni").generate(["e"], GREEDY))
     assert len(server.requests) == 1
@@ -297,7 +297,7 @@ def test_the_model_name_may_be_left_out_where_there_is_one(server, engine):
     assert run(remote.models()) == ["tiny"]
 
 
-def test_a_model_name_left_out_where_there_are_several_is_an_error_that_lists_them(server):
+def test_a_missing_model_name_with_several_models_is_an_error_that_lists_them(server):
     server.models = ["tiny", "other"]
     results = run(open_engine(server.url).generate(["a", "b"], GREEDY))
     assert all("2 models: other, tiny" in str(item) for item in results)
@@ -395,7 +395,7 @@ def test_a_schema_is_sent_with_chat_and_with_text(remote, server):
     assert text["structured_outputs"] == {"json": SCHEMA}
 
 
-def test_a_server_that_refuses_schemas_is_asked_without_and_named_once(remote, server, engine, caplog):
+def test_a_server_that_refuses_schemas_gets_unguided_requests_and_is_named_once(remote, server, engine, caplog):
     server.faults.append(faulty({"status": 400, "message": "no schemas"}, only=lambda body: "response_format" in body))
     chats = [[{"role": "user", "content": f"{number} eggs"}] for number in range(6)]
     with caplog.at_level(logging.WARNING, logger="rlkd"):
@@ -425,7 +425,7 @@ def test_a_schema_that_is_refused_costs_no_other_schema_its_guidance(remote, ser
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
-def test_a_server_that_breaks_every_answer_off_is_named_and_none_of_its_text_kept(remote, vllm_server, reason):
+def test_a_server_that_breaks_every_reply_off_is_named_and_none_of_its_text_used(remote, vllm_server, reason):
     choice = {"index": 0, "text": "half an ans", "finish_reason": reason, "logprobs": None}
     body = {"id": "1", "object": "text_completion", "created": 0, "model": "tiny", "choices": [choice]}
     vllm_server.faults.append(faulty({"body": json.dumps(body).encode()}, only=lambda body: "max_tokens" in body))
