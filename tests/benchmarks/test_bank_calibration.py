@@ -1,10 +1,13 @@
 import sys
 
+import pytest
+
 from rlkd.embedders import open_embedder
 from rlkd.rationales.bank.thresholds import known_thresholds
 from tests.helpers.scripts import quick_figures, run_script
 
 
+@pytest.mark.slow
 def test_the_n_grams_are_calibrated_and_offer_most_problems_a_path(tmp_path):
     assert known_thresholds(open_embedder("hashed-ngrams")) is None
     found = quick_figures("bank_calibration.py", tmp_path)["hashed-ngrams"]

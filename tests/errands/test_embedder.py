@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.scripted_teacher import ScriptedTeacher
 
 EMBEDDER = '''
@@ -36,6 +38,7 @@ output_dir: out
 """
 
 
+@pytest.mark.slow
 def test_an_embedder_from_a_file_makes_the_bank_and_compares_rationales(root: Path, tmp_path: Path) -> None:
     rows = [{"question": f"What is {n} and {2 * n} together?", "answer": str(3 * n)} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

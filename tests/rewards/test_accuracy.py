@@ -43,6 +43,7 @@ def test_completions_may_be_messages():
     assert value == 1.0
 
 
+@pytest.mark.slow
 def test_a_comparison_that_hangs_is_a_failure_of_its_sample_only():
     reward = build_reward("accuracy")
     given = {"completions": ["#### 5", r"\boxed{9^{9^{9^{9}}}}"], "answer": ["5", "5"]}

@@ -35,6 +35,7 @@ def observed_means(rewards: torch.Tensor, size: int) -> torch.Tensor:
     return rewards.view(-1, size, rewards.shape[1]).nanmean(dim=1).repeat_interleave(size, dim=0)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(groups())
 def test_a_centred_reward_is_the_sum_of_the_observed_scores_less_their_column_means(case) -> None:
@@ -46,6 +47,7 @@ def test_a_centred_reward_is_the_sum_of_the_observed_scores_less_their_column_me
     assert torch.allclose(found[scorable], expected[scorable], atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(groups(low=-1.0, high=0.0))
 def test_a_failed_penalty_is_no_prize(case) -> None:

@@ -240,6 +240,7 @@ def test_every_command_has_help(capsys, command):
 # new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "note"), [("--per-sample", None), ("--batch", "depends on the batch")])
 def test_a_new_reward_passes_its_own_test_and_the_contract(capsys, tmp_path, monkeypatch, root, kind, note):
     monkeypatch.chdir(tmp_path)

@@ -212,6 +212,7 @@ def test_unreadable_tests_of_open_r1_are_a_failure():
         assert isinstance(score(DOUBLE, None, info), Failed)
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_gets_its_zero_and_the_reason():
     program = """
 import sys, time

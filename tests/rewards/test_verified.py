@@ -68,6 +68,7 @@ def generated(count, seed):
     return texts, solutions
 
 
+@pytest.mark.slow
 def test_accuracy_reward_agrees_with_trls():
     texts, solutions = generated(500, seed=0)
     ours = AccuracyReward()(completions=chat(texts), solution=solutions)
@@ -76,6 +77,7 @@ def test_accuracy_reward_agrees_with_trls():
     assert AccuracyReward()(completions=texts, answer=solutions) == ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delimiters", [None, ["</thought>", "</think>", "==="]])
 def test_reasoning_accuracy_reward_agrees_with_trls(delimiters):
     rng = random.Random(1)
@@ -87,6 +89,7 @@ def test_reasoning_accuracy_reward_agrees_with_trls(delimiters):
     assert all(ours.count(value) > 25 for value in (0.0, 1.0, None))
 
 
+@pytest.mark.slow
 def test_cosine_scaled_reward_agrees_with_trls():
     rng = random.Random(2)
     texts, solutions = generated(500, seed=2)

@@ -334,5 +334,6 @@ def test_accuracy_is_one_for_the_right_answer_and_zero_for_any_other():
     assert accuracy({"answer": "1000"}, "no idea") == 0.0
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_compared_is_wrong():
     assert accuracy({"answer": "5"}, "#### 9^{9^{9^{9}}}") == 0.0

@@ -197,6 +197,7 @@ def filled(path, batches, *, max_bytes, size=100):
     return cache, keys, used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 100, 5000])
 def test_beyond_the_bound_the_oldest_entries_are_dropped(tmp_path, size):
     cap = 200_000
@@ -309,6 +310,7 @@ def _child_of_a_fork(cache, number):
     os._exit(0 if known else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_process_forked_while_another_thread_writes_works_on_its_own(cache):
     cache.put({"parent": 0})
@@ -502,6 +504,7 @@ def _marks(log):
     return begun, done
 
 
+@pytest.mark.slow
 def test_killed_writers_cost_the_others_nothing(tmp_path):
     kills, seed = 20, random.Random(0)
     path, stop = tmp_path / "cache.sqlite", tmp_path / "stop"

@@ -429,6 +429,7 @@ def mutated(rng, text):
     return text
 
 
+@pytest.mark.slow
 def test_no_text_makes_parse_raise_and_each_truncation_gives_a_prefix():
     rng = random.Random(16142)
     recovered = reported = 0

@@ -193,6 +193,7 @@ def test_an_engine_that_goes_leaves_no_scores_of_the_traces_under_way(study, dat
         study.ask(Gone(), study.read_traces(data)[:2], examples=0)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_leaves_no_scores(data, tmp_path):
     out = tmp_path / "out"
     nobody = ("--engine", "http://127.0.0.1:9/v1#gone", "--scorers", "judge", "--rows", "2")

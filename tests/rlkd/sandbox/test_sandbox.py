@@ -398,6 +398,7 @@ print(len(kept))
     assert 0 < int(run(source, limits=SandboxLimits(wall=120, memory=200 * MIB))) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "import signal\nsignal.signal(signal.SIGXCPU, lambda *_: None)\n"])
 def test_an_endless_loop_ends_at_the_cpu_limit(before):
     result = run_program(before + "while True: pass", limits=SandboxLimits(wall=120, cpu=1))

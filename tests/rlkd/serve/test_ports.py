@@ -46,6 +46,7 @@ def written(folder: Path, text: str) -> None:
 # Ports
 
 
+@pytest.mark.slow
 def test_a_server_of_others_that_answers_first_is_not_taken_for_ours(place: Place) -> None:
     port, other = free_port(), place.folder / "other"
     with stranger(other, port, "late") as process:

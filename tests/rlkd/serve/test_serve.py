@@ -35,6 +35,7 @@ def test_all_roles_come_up_with_their_addresses_prefixed_lines_and_log_files(pla
     started.code()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_everything_grandchildren_that_ignore_it_included(
     place: Place, number: signal.Signals, code: int
@@ -47,6 +48,7 @@ def test_a_signal_ends_everything_grandchildren_that_ignore_it_included(
     started.gone()
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_kills_what_takes_its_time(place: Place) -> None:
     started = place.serve("deaf", "grandchildren", stop_timeout=100000).ready()
     started.process.send_signal(signal.SIGINT)
@@ -56,6 +58,7 @@ def test_a_second_interrupt_kills_what_takes_its_time(place: Place) -> None:
     started.gone()
 
 
+@pytest.mark.slow
 def test_everything_ends_when_the_supervisor_is_killed(place: Place) -> None:
     started = place.serve("grandchildren", stop_timeout=1).ready()
     started.process.kill()
@@ -153,6 +156,7 @@ def test_a_server_that_dies_before_it_was_ready_is_not_tried_again(place: Place)
     started.gone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stub", "found"),
     [("never-healthy", "/health answers 503"), ("other-name", "/v1/models has no 'model', but ['another']")],
@@ -214,6 +218,7 @@ def test_a_trainer_finds_the_addresses_and_its_exit_code_is_the_result(place: Pl
     started.gone()
 
 
+@pytest.mark.slow
 def test_a_trainer_that_crashes_takes_its_own_children_and_all_servers_along(place: Place) -> None:
     config = place.config(workers={"gsrm": place.worker("grandchildren")}, stop_timeout=1)
     code = "import os, signal, subprocess, sys\n"
@@ -224,6 +229,7 @@ def test_a_trainer_that_crashes_takes_its_own_children_and_all_servers_along(pla
     started.gone()
 
 
+@pytest.mark.slow
 def test_an_interrupt_reaches_the_trainer_before_its_servers_end(place: Place) -> None:
     config = place.config(workers={"gsrm": place.worker()})
     code = "import os, time, urllib.request\ntry:\n    print('tra' + 'ining', flush=True); time.sleep(1e6)\n"
@@ -256,6 +262,7 @@ def test_servers_that_cannot_be_kept_up_end_the_trainer(place: Place) -> None:
 # Seen and stopped from elsewhere
 
 
+@pytest.mark.slow
 def test_stop_ends_a_running_one_and_status_then_finds_nothing(place: Place) -> None:
     started = place.serve("grandchildren", stop_timeout=1).ready()
     again = place.start("--config", place.folder / "serve.yaml")
@@ -271,6 +278,7 @@ def test_stop_ends_a_running_one_and_status_then_finds_nothing(place: Place) -> 
         assert "nothing is running" in done.text
 
 
+@pytest.mark.slow
 def test_stop_asks_which_where_there_are_several(place: Place) -> None:
     for name in ("a.yaml", "b.yaml"):
         place.start("--config", place.config(name, workers={"gsrm": place.worker()})).ready()

@@ -212,6 +212,7 @@ def test_a_question_without_an_answer_or_with_an_unreadable_one_has_no_rollout_v
     assert found == [None, None]
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_a_failure_and_no_zero(server, caplog):
     server.http.shutdown()
     server.http.server_close()

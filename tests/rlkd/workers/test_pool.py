@@ -449,6 +449,7 @@ def test_calls_behind_one_that_is_killed_go_to_another_worker(pools):
     assert [results[i].kind for i in (100, 101, 150, 199)] == ["timeout"] * 4
 
 
+@pytest.mark.slow
 def test_the_limit_is_each_calls_own_and_the_deadline_that_of_all(pools):
     pool = pools(act, workers=1)
     pool.start()
@@ -874,6 +875,7 @@ def test_a_pool_is_as_large_after_many_kills(pools):
     assert 1 <= len(pool._idle) <= 2
 
 
+@pytest.mark.slow
 def test_kills_leave_no_file_open_and_no_process_behind(pools):
     pool = pools(brief())
     pool.map([("exit",)] * 3)

@@ -124,6 +124,7 @@ def test_a_run_that_is_stopped_early_is_measured_where_it_stopped(run) -> None:
     assert [record["step"] for record in read_steps(held_out.path)] == [0, 3]
 
 
+@pytest.mark.slow
 def test_an_earlier_run_in_the_same_folder_keeps_its_measurements_aside(run) -> None:
     for _ in range(3):
         trainer, held_out = run(1, every=0)

@@ -137,6 +137,7 @@ def test_a_run_with_four_kinds_of_rewards_finishes_and_names_every_cause(tiny_mo
         assert torch.allclose(advantages * centred.std(), centred - centred.mean(), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_reward_that_keeps_failing_ends_the_run_after_a_checkpoint_and_the_run_goes_on_from_it(
     tiny_model, rows, file, tmp_path
 ) -> None:

@@ -123,6 +123,7 @@ class Prescribed:
         return [Failed("prescribed") if value is None else value for value in self.values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0)], ids=["prizes", "penalties"])
 @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
 def test_missing_rewards_are_neutral_in_what_trl_really_computes(tiny_model, rows, tmp_path, low, high, aggregation):
@@ -297,6 +298,7 @@ def test_a_reserved_column_is_named(rows, tmp_path) -> None:
         RLKDTrainer("no-model", args=config(tmp_path), train_dataset=rows.rename_column("id", "completions"))
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_named_before_a_model_loads(rows, tmp_path) -> None:
     structure = {"decomposer": "prompted", "engine": "http://127.0.0.1:9/v1#judge"}
     args = config(tmp_path, reward_funcs=["structure"], reward_kwargs={"structure": structure})
@@ -322,6 +324,7 @@ def test_a_config_value_of_the_wrong_kind_is_refused(tmp_path, changes, message)
         config(tmp_path, **changes)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_the_uninterrupted_one_does(tiny_model, rows, tmp_path) -> None:
     def run(folder: str, **changes):
         args = config(tmp_path / folder, max_steps=4, save_strategy="steps", save_steps=2, **changes)
@@ -370,6 +373,7 @@ def test_parameters_reach_a_reward_passed_to_the_trainer_under_its_alias(tiny_mo
         RLKDTrainer(tiny_model, reward_funcs=["structure"], args=args, train_dataset=rows)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_one_folder_resumes_from_its_own_checkpoints(tiny_model, rows, tmp_path) -> None:
     def run(**changes):
         args = config(tmp_path, save_strategy="steps", save_steps=2, **changes)

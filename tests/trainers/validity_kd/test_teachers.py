@@ -80,6 +80,7 @@ def make_cache(folder: Path, teacher, tokenizer) -> None:
     build_cache(folder, teacher, traces, vocabulary_size=len(tokenizer), made_by={})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", ["none", "uniform"])
 def test_training_from_a_cache_is_training_from_the_live_top_k_teacher(
     tiny_model, teacher_model, tmp_path, control
@@ -136,6 +137,7 @@ def server(teacher_model, monkeypatch):
     started.http.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lmbda", [0.0, 1.0], ids=["traces", "rollouts"])
 def test_a_server_teaches_as_the_same_model_here_does(tiny_model, teacher_model, tmp_path, server, lmbda) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_model)

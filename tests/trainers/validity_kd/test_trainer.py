@@ -316,6 +316,7 @@ def test_the_loss_is_the_same_whether_the_teachers_states_are_kept(tiny_model, t
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_padded_head_is_compared_over_the_shared_rows(tiny_model, rows, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     padded, plain = tmp_path / "padded", tmp_path / "plain"
@@ -391,6 +392,7 @@ def test_the_logged_figures_are_there_and_hang_together(tiny_model, teacher_mode
     assert 0 <= entry["kd_weight/floored"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"tau": "adapt"}, {"control": "position"}], ids=["tau", "position"])
 def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     tiny_model, teacher_model, rows, tmp_path, changes

@@ -127,6 +127,7 @@ def test_ties_go_to_the_first_in_the_alphabet():
     assert Router(bank_of(two, route=0.0), NGRAMS).route(["add up these"])[0].paths == (("CutXTwo",), ("FindXOne",))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from(ROUTES), min_size=1, unique=True),
