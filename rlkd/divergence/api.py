@@ -197,23 +197,23 @@ def token_statistics(
     names = [
         name for name in TokenStatistics.__dataclass_fields__ if name.startswith("teacher") or student is not None
     ]
-    found = {name: teacher_hidden.new_empty(count, dtype=sum_dtype) for name in names}
+    values = {name: teacher_hidden.new_empty(count, dtype=sum_dtype) for name in names}
     teacher_tile = new_tile(teacher_hidden, teacher, tiling, sum_dtype)
     student_tile = teacher_tile if student is None else torch.empty_like(teacher_tile)
     for rows in slices(count, tiling.tokens):
         t, at = teacher_tile[: rows.stop - rows.start], taken[rows].unsqueeze(1)
         fill_log_softmax(t, teacher_hidden[rows], teacher, temperature, tiling)
-        found["teacher_logprob"][rows] = t.gather(1, at).squeeze(1)
-        found["teacher_entropy"][rows] = minus_expectation(t, t, tiling)
+        values["teacher_logprob"][rows] = t.gather(1, at).squeeze(1)
+        values["teacher_entropy"][rows] = minus_expectation(t, t, tiling)
         if student_hidden is not None and student is not None:
             s = student_tile[: rows.stop - rows.start]
             fill_log_softmax(s, student_hidden[rows], student, temperature, tiling)
-            found["student_logprob"][rows] = s.gather(1, at).squeeze(1)
-            found["student_entropy"][rows] = minus_expectation(s, s, tiling)
-            found["cross_entropy"][rows] = minus_expectation(s, t, tiling)
+            values["student_logprob"][rows] = s.gather(1, at).squeeze(1)
+            values["student_entropy"][rows] = minus_expectation(s, s, tiling)
+            values["cross_entropy"][rows] = minus_expectation(s, t, tiling)
             # Not the difference of the last two, which would lose digits where the models agree.
-            found["kl"][rows] = -minus_expectation(s, s, tiling, minus=t)
-    return TokenStatistics(**found)
+            values["kl"][rows] = -minus_expectation(s, s, tiling, minus=t)
+    return TokenStatistics(**values)
 
 
 @torch.no_grad()
@@ -256,7 +256,7 @@ def topk_statistics(
     tiling = tiling_of(token_chunk, vocabulary_chunk, student)
     sum_dtype = sum_dtype_of(student_hidden)
     tile = new_tile(student_hidden, student, tiling, sum_dtype, extra=1)
-    found = {
+    values = {
         name: torch.empty(count, dtype=sum_dtype, device=student_hidden.device)
         for name in ("student_logprob", "student_entropy", "cross_entropy", "kl")
     }
@@ -267,11 +267,11 @@ def topk_statistics(
         outcomes, log_normaliser = target.outcomes(rows, padded, tiling)
         s.sub_(log_normaliser.unsqueeze(1))
         p, own, teacher = outcomes.exp(), finite(outcomes), finite(target.logprobs[rows])
-        found["student_logprob"][rows] = s.gather(1, taken[rows].unsqueeze(1)).squeeze(1)
-        found["student_entropy"][rows] = minus_expectation(s, s, tiling)
-        found["cross_entropy"][rows] = -(p * teacher).sum(1).to(sum_dtype)
-        found["kl"][rows] = (p * (own - teacher)).sum(1).to(sum_dtype)
-    return TokenStatistics(taken_logprob.to(sum_dtype), entropy_of(target.logprobs).to(sum_dtype), **found)
+        values["student_logprob"][rows] = s.gather(1, taken[rows].unsqueeze(1)).squeeze(1)
+        values["student_entropy"][rows] = minus_expectation(s, s, tiling)
+        values["cross_entropy"][rows] = -(p * teacher).sum(1).to(sum_dtype)
+        values["kl"][rows] = (p * (own - teacher)).sum(1).to(sum_dtype)
+    return TokenStatistics(taken_logprob.to(sum_dtype), entropy_of(target.logprobs).to(sum_dtype), **values)
 
 
 def weighted_mean(per_token: Tensor, weights: Tensor, denominator: float | Tensor) -> Tensor:

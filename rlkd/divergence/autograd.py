@@ -76,13 +76,13 @@ class _CompareFunction(torch.autograd.Function):
         elif head_is_trained:
             coefficients = anticipated
         with torch.autocast(hidden.device.type, enabled=False):
-            found, entropy, made = sweep(hidden, weight, bias, work, coefficients, need)
+            values, entropy, made = sweep(hidden, weight, bias, work, coefficients, need)
         ctx.work, ctx.anticipated, ctx.made = work, anticipated, made if coefficients is not None else None
         ctx.head_is_trained, ctx.dtype = head_is_trained, hidden.dtype
         if head_is_trained:
             ctx.save_for_backward(hidden, weight, bias)
         ctx.mark_non_differentiable(entropy)
-        return found, entropy
+        return values, entropy
 
     @staticmethod
     @once_differentiable
@@ -137,7 +137,7 @@ def sweep(
     tiling, dtype = work.tiling, sum_dtype_of(hidden)
     head = Head(weight, bias, work.scale, work.softcap)
     vocabulary, temperature = len(weight), work.divergence.temperature
-    found, entropy = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(2))
+    values, entropy = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(2))
     made = _Gradients()
     if coefficients is not None:
         made = _Gradients(
@@ -151,7 +151,7 @@ def sweep(
         count = rows.stop - rows.start
         s, q = student_tile[:count], q_tile[:count]
         project(s[:, :vocabulary], hidden[rows], head, temperature, work.dtype, tiling)
-        found[rows], sum_q, entropy[rows], log_normaliser = work.target.compare(rows, s, q, work.divergence, tiling)
+        values[rows], sum_q, entropy[rows], log_normaliser = work.target.compare(rows, s, q, work.divergence, tiling)
         if coefficients is None or not any(need):
             continue
         factor = (coefficients[rows].to(dtype) * (work.scale / temperature)).unsqueeze(1)
@@ -167,4 +167,4 @@ def sweep(
                 add_product(made.weight[columns], g.t(), hidden[rows].to(work.dtype))
             if made.bias is not None:
                 made.bias[columns] += g.sum(0)
-    return found, entropy, made
+    return values, entropy, made

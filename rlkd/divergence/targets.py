@@ -51,17 +51,17 @@ class LogitsTarget:
         # The teacher's logits lie where q will: each column is read before it is overwritten.
         project(q, self.hidden[rows], self.head, divergence.temperature, self.dtype, tiling)
         student_normaliser, teacher_normaliser = log_sum_exp(s, tiling), log_sum_exp(q, tiling)
-        found, sum_q, entropy = (torch.zeros_like(student_normaliser) for _ in range(3))
+        values, sum_q, entropy = (torch.zeros_like(student_normaliser) for _ in range(3))
         for columns in slices(s.shape[1], tiling.columns):
             log_p = s[:, columns].sub_(student_normaliser.unsqueeze(1))
             log_t = q[:, columns].sub_(teacher_normaliser.unsqueeze(1))
             p = log_p.exp()
             terms, part = terms_and_q(log_p, log_t, p, divergence)
-            found.add_(terms.sum(1))
+            values.add_(terms.sum(1))
             sum_q.add_(part.sum(1))
             log_t.copy_(part)
             entropy.sub_(p.mul_(log_p).sum(1))
-        return found, sum_q, entropy, student_normaliser
+        return values, sum_q, entropy, student_normaliser
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ Importing this loads no torch: models load at the first request.
 """
 
 from rlkd.validity.contract import (
-    Scale,
     StepQuestion,
     TokenLogprobScorer,
     TokenStatisticsScorer,
@@ -27,17 +26,8 @@ from rlkd.validity.contract import (
     score_pairs,
     score_statistics,
 )
-from rlkd.validity.controls import (
-    CONTROLS,
-    Control,
-    PositionProfile,
-    divergence,
-    entropy,
-    shuffled,
-    teacher_only,
-    uniform,
-)
-from rlkd.validity.margins import REDUCTIONS, Reduction, StepValidities, expected_margins, reduce_tokens, step_means
+from rlkd.validity.controls import CONTROLS
+from rlkd.validity.margins import REDUCTIONS, StepValidities, expected_margins, step_means
 from rlkd.validity.weighting import AdaptiveTau, StepEvidence, StepWeighting, WeightedSteps, WeightMap, joined
 
 BUILT_IN = {
@@ -52,10 +42,6 @@ __all__ = [
     "CONTROLS",
     "REDUCTIONS",
     "AdaptiveTau",
-    "Control",
-    "PositionProfile",
-    "Reduction",
-    "Scale",
     "StepEvidence",
     "StepQuestion",
     "StepValidities",
@@ -66,17 +52,11 @@ __all__ = [
     "ValidityScorer",
     "WeightMap",
     "WeightedSteps",
-    "divergence",
-    "entropy",
     "expected_margins",
     "joined",
     "load_scorer",
-    "reduce_tokens",
     "score_logprobs",
     "score_pairs",
     "score_statistics",
-    "shuffled",
     "step_means",
-    "teacher_only",
-    "uniform",
 ]

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from rlkd.divergence import (
     Divergence,
@@ -30,6 +31,8 @@ from rlkd.divergence import (
     topk_statistics,
 )
 from rlkd.engines import is_engine_spec
+from rlkd.errors import UsageError
+from rlkd.models import resolve_model
 from rlkd.teachers.local import check_logits, logit_settings
 from rlkd.teachers.topk import TopKTeacher
 
@@ -47,7 +50,13 @@ class KDTeacher(Protocol):
         """The teacher's tensors for the completions of a batch, [B, C, ...] each, without gradients."""
 
     def compare(
-        self, seen: Batch, mask: Tensor, student_hidden: Tensor, head: Head, divergence: Divergence, weights: Tensor
+        self,
+        states: Batch,
+        mask: Tensor,
+        student_hidden: Tensor,
+        head: Head,
+        divergence: Divergence,
+        weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Divergence and student's entropy of the N tokens where `mask` [B, C] is set, [N] each.
 
@@ -55,7 +64,7 @@ class KDTeacher(Protocol):
         """
 
     def statistics(
-        self, seen: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
+        self, states: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
     ) -> TokenStatistics:
         """Statistics of the N tokens `taken` where `mask` is set, under the teacher and, if given, a student."""
 
@@ -104,21 +113,27 @@ class DenseTeacher:
         return {"teacher_hidden": torch.cat(parts)}
 
     def compare(
-        self, seen: Batch, mask: Tensor, student_hidden: Tensor, head: Head, divergence: Divergence, weights: Tensor
+        self,
+        states: Batch,
+        mask: Tensor,
+        student_hidden: Tensor,
+        head: Head,
+        divergence: Divergence,
+        weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Over the whole vocabulary."""
-        hidden = seen["teacher_hidden"].to(student_hidden.device)[mask]
+        hidden = states["teacher_hidden"].to(student_hidden.device)[mask]
         teacher = self._head()
         return chunked_divergence(
             student_hidden, head, hidden, teacher, divergence, anticipated_weights=weights, kernel=self.kernel
         )
 
     def statistics(
-        self, seen: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
+        self, states: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
     ) -> TokenStatistics:
         """At the temperature of the run."""
         return token_statistics(
-            student_hidden, head, seen["teacher_hidden"][mask], self._head(), taken, self.temperature
+            student_hidden, head, states["teacher_hidden"][mask], self._head(), taken, self.temperature
         )
 
     def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
@@ -132,8 +147,8 @@ class DenseTeacher:
             steps = [list(sequences[index][starts[index] :]) for index in indices]
             batch = padded_batch(prompts, steps, self.pad_id, device)
             mask = batch["completion_mask"].bool()
-            seen = {"teacher_hidden": self.hidden_states(batch)}
-            values = self.statistics(seen, mask, batch["completion_ids"][mask], None, None).teacher_logprob.tolist()
+            states = {"teacher_hidden": self.hidden_states(batch)}
+            values = self.statistics(states, mask, batch["completion_ids"][mask], None, None).teacher_logprob.tolist()
             for index, step in zip(indices, steps, strict=True):
                 result[index], values = values[: len(step)], values[len(step) :]
         return [result[index] for index in range(len(sequences))]
@@ -180,19 +195,25 @@ class SparseTeacher:
         }
 
     def compare(
-        self, seen: Batch, mask: Tensor, student_hidden: Tensor, head: Head, divergence: Divergence, weights: Tensor
+        self,
+        states: Batch,
+        mask: Tensor,
+        student_hidden: Tensor,
+        head: Head,
+        divergence: Divergence,
+        weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Over the k tokens and one outcome for all others."""
-        ids, logprobs = seen["teacher_ids"][mask].long(), seen["teacher_logprobs"][mask]
+        ids, logprobs = states["teacher_ids"][mask].long(), states["teacher_logprobs"][mask]
         return topk_divergence(student_hidden, head, ids, logprobs, divergence, anticipated_weights=weights)
 
     def statistics(
-        self, seen: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
+        self, states: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
     ) -> TokenStatistics:
         """Entropies and divergences are lower bounds, over k + 1 outcomes."""
-        ids, logprobs = seen["teacher_ids"][mask].long(), seen["teacher_logprobs"][mask]
+        ids, logprobs = states["teacher_ids"][mask].long(), states["teacher_logprobs"][mask]
         student_taken = None if student_hidden is None else taken
-        return topk_statistics(ids, logprobs, seen["teacher_taken"][mask], student_hidden, head, student_taken)
+        return topk_statistics(ids, logprobs, states["teacher_taken"][mask], student_hidden, head, student_taken)
 
     def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
         """At temperature 1."""
@@ -265,6 +286,56 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) ->
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     """The ids of each row where its mask is set."""
     return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def load_teacher(args: Any, teacher: Any, device: torch.device) -> Any:
+    """The teacher, a model or its name, in evaluation mode on the device; raises `UsageError` if it does not load."""
+    if isinstance(teacher, str):
+        # On a CPU float32, whatever dtype the checkpoint has, as in `recipes/teacher_cache.py`.
+        settings = {
+            "revision": args.teacher_model_revision,
+            "trust_remote_code": args.trust_remote_code,
+            **dict(args.teacher_model_init_kwargs or {}),
+        }
+        settings["dtype"] = settings.get("dtype") or ("float32" if device.type == "cpu" else "auto")
+        try:
+            teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **settings)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the teacher {teacher!r} does not load: {error}") from error
+    elif args.teacher_model_init_kwargs:
+        raise UsageError("teacher_model_init_kwargs are for a teacher by name; this one is a loaded model")
+    if getattr(teacher, "hf_device_map", None) is None and not getattr(teacher, "is_quantized", False):
+        teacher.to(device)
+    own, students = teacher.get_output_embeddings().weight.device, torch.empty(0, device=device).device
+    if own != students:
+        raise UsageError(
+            f"the teacher's last layer is on {own} and the student on {students}; the loss needs both on one device. "
+            f"Leave device_map out of teacher_model_init_kwargs, or serve the teacher with vLLM"
+        )
+    return teacher.eval().requires_grad_(False)
+
+
+def common_width(args: Any, student: Any, teacher: Any, tokenizer: Any) -> int | None:
+    """Rows of both heads that are compared where one is padded; None where both have the same number.
+
+    Raises `UsageError` for a head with fewer rows than the tokenizer has ids, and for vLLM with a wider student.
+    """
+    widths = [len(model.get_output_embeddings().weight) for model in (student, teacher)]
+    if widths[0] == widths[1]:
+        return None
+    known = 1 + max(tokenizer.get_vocab().values())
+    heads = f"the student's head has {widths[0]} rows and the teacher's {widths[1]}"
+    if min(widths) < known:
+        raise UsageError(
+            f"{heads}, but the student's tokenizer has {known} ids: the teacher has another vocabulary, or one head "
+            f"was cut. Use a teacher of the student's family"
+        )
+    if widths[0] > min(widths) and args.use_vllm:
+        raise UsageError(
+            f"{heads}: padding must not be generated, which vLLM cannot be configured for here. Set use_vllm: false, "
+            f"or use a teacher whose head is as wide"
+        )
+    return min(widths)
 
 
 def kind_of_teacher(teacher: Any) -> str:

@@ -31,7 +31,7 @@ import torch
 from accelerate.utils import gather
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import DistillationTrainer
 from trl.models import unwrap_model_for_generation
@@ -64,8 +64,10 @@ from trainers.validity_kd.teachers import (
     KDTeacher,
     SparseTeacher,
     check_head,
+    common_width,
     head_of,
     kind_of_teacher,
+    load_teacher,
     padded_batch,
     rows_of,
 )
@@ -142,13 +144,17 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
             )
         self._steps_done = 0
         self._width: int | None = None
+        student_model: Any = self.model
+        width = len(student_model.get_output_embeddings().weight)
         if opened is None:
             # Not by TRL, which refuses heads of different width.
-            self.teacher_model = self._load_teacher(teacher)
+            self.teacher_model = load_teacher(args, teacher, self.accelerator.device)
             with torch.no_grad():
                 ids = list(range(min(8, len(self._tokenizer))))
                 check_head(self.teacher_model, lambda batch: self._hidden(self.teacher_model, batch), ids)
-            self._width = self._common_width(self.model, self.teacher_model)
+            self._width = common_width(args, student_model, self.teacher_model, self._tokenizer)
+            if self._width is not None and width > self._width:  # the rest has no row in the teacher
+                self.generation_config.suppress_tokens = list(range(self._width, width))
             self._teacher: KDTeacher = DenseTeacher(
                 self.teacher_model,
                 self._teacher_hidden,
@@ -159,8 +165,7 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
                 kernel=trl_kernel if args.kernel == "trl" else None,
             )
         else:
-            student_model: Any = self.model
-            self._teacher = SparseTeacher(opened, len(student_model.get_output_embeddings().weight))
+            self._teacher = SparseTeacher(opened, width)
         self.token_weights = TokenWeights(
             scorer=scorer,
             expected=args.proposals == "expected",
@@ -215,10 +220,10 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         mask = _loss_mask(inputs).bool()
         hidden = self._hidden(unwrapped_student, inputs)[mask]
         weights = inputs["kd_weights"][mask] if "kd_weights" in inputs else torch.ones(len(hidden)).to(hidden.device)
-        seen = inputs if self._teacher.fields[0] in inputs else self._teacher.observe(inputs)
+        observed = inputs if self._teacher.fields[0] in inputs else self._teacher.observe(inputs)
         divergence = self.args.divergence_for(on_policy=bool(inputs["on_policy"]))
         head = head_of(unwrapped_student, self._width)
-        per_token, entropy = self._teacher.compare(seen, mask, hidden, head, divergence, weights)
+        per_token, entropy = self._teacher.compare(observed, mask, hidden, head, divergence, weights)
         count = mask.sum()
         denominator = count if num_items_in_batch is None else num_items_in_batch
         return weighted_mean(per_token, weights, denominator), entropy.sum(), count
@@ -301,58 +306,6 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
                 return torch.cat([self._hidden(student, rows_of(batch, i, size)) for i in range(0, count, size)])
         finally:
             student.train()
-
-    def _load_teacher(self, teacher: Any) -> Any:
-        """The teacher in evaluation mode on this process's device; raises `UsageError` where it does not load."""
-        if isinstance(teacher, str):
-            settings: dict[str, Any] = {
-                "revision": self.args.teacher_model_revision,
-                "trust_remote_code": self.args.trust_remote_code,
-                **dict(self.args.teacher_model_init_kwargs or {}),  # type: ignore[arg-type]
-            }
-            # On a CPU float32, whatever the checkpoint has: as `recipes/teacher_cache.py` has it.
-            settings["dtype"] = settings.get("dtype") or (
-                "float32" if self.accelerator.device.type == "cpu" else "auto"
-            )
-            try:
-                teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **settings)
-            except (OSError, ValueError) as error:
-                raise UsageError(f"the teacher {teacher!r} does not load: {error}") from error
-        elif self.args.teacher_model_init_kwargs:
-            raise UsageError("teacher_model_init_kwargs are for a teacher that is named; this one is a model already")
-        if getattr(teacher, "hf_device_map", None) is None and not getattr(teacher, "is_quantized", False):
-            teacher.to(self.accelerator.device)
-        place, here = (
-            teacher.get_output_embeddings().weight.device,
-            torch.empty(0, device=self.accelerator.device).device,
-        )
-        if place != here:
-            raise UsageError(
-                f"the teacher's last layer lies on {place} and the student on {here}; the loss needs both in one "
-                f"place. Leave device_map out of teacher_model_init_kwargs, or serve the teacher with vLLM"
-            )
-        return teacher.eval().requires_grad_(False)
-
-    def _common_width(self, *models: Any) -> int | None:
-        """Rows of both heads that are compared where one is padded; None where they are equally wide."""
-        widths = [len(model.get_output_embeddings().weight) for model in models]
-        if widths[0] == widths[1]:
-            return None
-        known = 1 + max(self._tokenizer.get_vocab().values())
-        if min(widths) < known:
-            raise UsageError(
-                f"the student's head has {widths[0]} rows and the teacher's {widths[1]}, but the student's tokenizer "
-                f"knows {known} ids: the teacher has another vocabulary, or one of them was cut. Take a teacher of "
-                f"the student's family"
-            )
-        if widths[0] > min(widths) and self.use_vllm:
-            raise UsageError(
-                f"the student's head has {widths[0]} rows and the teacher's {widths[1]}: what only pads must not be "
-                f"written, and vLLM is not told so. Set use_vllm: false, or take a teacher whose head is as wide"
-            )
-        if widths[0] > min(widths):  # what the teacher has no word for is not written
-            self.generation_config.suppress_tokens = list(range(min(widths), widths[0]))
-        return min(widths)
 
     def _log_batch(
         self,

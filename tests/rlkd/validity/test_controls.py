@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from rlkd.validity import (
     CONTROLS,
     AdaptiveTau,
-    PositionProfile,
     StepEvidence,
     StepWeighting,
     WeightMap,
     joined,
-    shuffled,
-    teacher_only,
 )
+from rlkd.validity.controls import PositionProfile, shuffled, teacher_only
 
 EVIDENCE = StepEvidence(
     positions=[0.0, 0.5, 1.0, 0.0, 1.0],

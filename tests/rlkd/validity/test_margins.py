@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlkd.divergence import Head, token_statistics
-from rlkd.validity import REDUCTIONS, expected_margins, reduce_tokens, step_means
+from rlkd.validity import REDUCTIONS, expected_margins, step_means
+from rlkd.validity.margins import reduce_tokens
 
 TOKENS, VOCABULARY, WIDTH = 5, 11, 6
 

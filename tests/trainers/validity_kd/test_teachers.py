@@ -21,7 +21,7 @@ from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
 from trainers.validity_kd.proposals import first_step, write_by_engine
-from trainers.validity_kd.teachers import unpadded
+from trainers.validity_kd.teachers import common_width, unpadded
 from trainers.validity_kd.token_spans import token_steps
 
 ROWS = [
@@ -404,7 +404,7 @@ def test_on_a_cpu_a_teacher_has_float32_whatever_its_checkpoint_has(tiny_model, 
 def test_a_teacher_whose_head_lies_elsewhere_is_refused(tiny_model, teacher_model, tmp_path) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(teacher_model).to("meta")
     teacher.hf_device_map = {"": "meta"}
-    with pytest.raises(UsageError, match="last layer lies on meta and the student on cpu"):
+    with pytest.raises(UsageError, match="last layer is on meta and the student on cpu"):
         run(tiny_model, teacher, tmp_path)
 
 
@@ -412,7 +412,7 @@ def test_a_student_that_is_wider_than_its_teacher_is_refused_with_vllm(tiny_mode
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     wide, narrow = (AutoModelForCausalLM.from_pretrained(name) for name in (tiny_model, teacher_model))
     wide.resize_token_embeddings(len(tokenizer) + 3, mean_resizing=False)
-    trainer = SimpleNamespace(use_vllm=True, _tokenizer=tokenizer)
+    args = SimpleNamespace(use_vllm=True)
     with pytest.raises(UsageError, match=r"student's head has 264 rows .* Set use_vllm: false"):
-        ValidityKDTrainer._common_width(trainer, wide, narrow)
-    assert ValidityKDTrainer._common_width(trainer, narrow, wide) == len(tokenizer)
+        common_width(args, wide, narrow, tokenizer)
+    assert common_width(args, narrow, wide, tokenizer) == len(tokenizer)
