@@ -3,21 +3,18 @@
     python benchmarks/gsrm_calls.py            # 4 questions, 0.2 s per request: a minute and a half
     python benchmarks/gsrm_calls.py --quick    # 2 questions, 0.1 s per request: half a minute
 
-Compared, on one batch of 8 completions per question and six steps per trace, with the same prompts at the same server:
+Compared on one batch of 8 completions per question and six steps per trace, with the same prompts at the same server:
 
-- **authors**: RLKD's released code (arXiv 2505.16142). For every completion the student's trace and the teacher's are
-  decomposed; then pairs of steps are judged one request after another, first the meta parts in order until one
-  differs, then question and answer of the steps before it. Where in doubt this arm is made cheaper than the original:
-  its decompositions run concurrently, and each meta question is sent once (the original sends it three times).
-- **ours**: `StructureReward` as in a run. Each distinct trace is decomposed once, and a teacher's once for all epochs;
-  all questions about all steps go out together. So it also judges steps behind a break, which a sequential judge does
-  not; in return, equal texts and plain numbers need no request, and replies are stored on disk.
+- **authors**: RLKD's released code (arXiv 2505.16142). The student's trace and the teacher's are decomposed for every
+  completion; then pairs of steps are judged one request after another, first the meta parts until one differs, then
+  question and answer of the steps before it. Where in doubt this arm is made cheaper than the original: its
+  decompositions run concurrently, and each meta question is sent once (the original sends it three times).
+- **ours**: `StructureReward` as in a run; then the next epoch (new completions of the same questions), and the first
+  one again with a new reward, so that only results on disk are known.
 
 The server has no model: it sleeps for the latency, at most 32 requests at a time, and returns the prepared reply to
-the prompt. The completions all differ from one another and from the teacher's words. Three quarters of them turn to
-another sub-problem at some step, from the first to the last; some questions and answers differ. Half of the answers
-are plain numbers. Then come the next epoch (new completions of the same questions) and a repeated epoch (the
-completions of the first again, with a new reward, so that only results on disk are known).
+the prompt. Three quarters of the completions turn to another sub-problem at some step, from the first to the last;
+some questions and answers differ. Half of the answers are plain numbers.
 
 Exits with 1 if scores or verdicts differ, or if a figure misses its bound: structure calls at most (G+1)/(2G) of the
 authors' and 1/2 in the next epoch, 1/8 of their time, no judge call in the repeated epoch.
@@ -219,8 +216,7 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
             if not await same("meta", own.meta, gold.meta):
                 break
             alive += 1
-        score = 0.0
-        verdicts: list[dict[str, bool | None]] = []
+        score, verdicts = 0.0, []
         for own, gold in pairs[:alive]:
             question = await same("question", own.question, gold.question)
             answer = await same("answer", own.answer, gold.answer)
@@ -246,12 +242,9 @@ def by_us(reward: StructureReward, samples: Sequence[Sample]) -> list[Result]:
             question=[sample.question for sample in samples],
         )
     )
-    results = []
-    for result in scored:
-        if not isinstance(result, Scored):
-            raise RuntimeError(f"a completion was not scored: {result}")
-        results.append((result.value, result.detail["verdicts"]))
-    return results
+    if lost := [result for result in scored if not isinstance(result, Scored)]:
+        raise RuntimeError(f"a completion was not scored: {lost[0]}")
+    return [(result.value, result.detail["verdicts"]) for result in scored]
 
 
 @dataclass(frozen=True)
@@ -267,14 +260,9 @@ class Arm:
 
 def measured(url: str, work: Any) -> Arm:
     """Run a scheme; the requests are those that arrived at the server meanwhile."""
-    counts(url)
+    get_json(f"{url}/counts")  # which sets them to 0
     results, seconds, _ = harness.timed(work)
-    return Arm(results, **counts(url), seconds=seconds)
-
-
-def counts(url: str) -> dict[str, int]:
-    """The server's counts, which begin at 0 again."""
-    return get_json(f"{url}/counts")[1]
+    return Arm(results, **get_json(f"{url}/counts")[1], seconds=seconds)
 
 
 # The server, in a process of its own, so that it does not compete for the interpreter with its clients.

@@ -20,8 +20,6 @@ from rlkd.structure import Structure
 
 logger = logging.getLogger(__name__)
 
-GENERATIVE_ENGINE = "transformers:embedded-gsrm"
-
 
 class StructureReward:
     """RLKD's structure reward (arXiv 2505.16142): both traces become steps, which are aligned and scored.
@@ -78,7 +76,7 @@ class StructureReward:
         folder = Path(store).expanduser() if store else cache_folder()
         self._engines = EnginePool(deadline)
         if decomposer == "generative" and engine is None:
-            engine = GENERATIVE_ENGINE
+            engine = "transformers:embedded-gsrm"
         if decomposer == "generative" and judge == "model" and judge_engine is None:
             raise ValueError("judge 'model' needs a judge_engine: a model that was trained to list steps is no judge")
         try:
@@ -167,11 +165,8 @@ class StructureReward:
 
     def _warn(self, branches: Sequence[Structure | ReasoningTrace], errors: Sequence[DecompositionError]) -> None:
         """Log once why a row with a teacher's trace has no structure reward."""
-        traces = [branch for branch in branches if isinstance(branch, ReasoningTrace)]
-        if errors and isinstance(errors[0], UnreadableReply) and traces and traces[0] not in self._warned:
-            self._warned.add(traces[0])
-            logger.warning(
-                "No structure reward for the question %r: its teacher trace has no readable structure (%s)",
-                traces[0].question[:80],
-                errors[0],
-            )
+        trace = next((branch for branch in branches if isinstance(branch, ReasoningTrace)), None)
+        if errors and isinstance(errors[0], UnreadableReply) and trace and trace not in self._warned:
+            self._warned.add(trace)
+            message = "No structure reward for the question %r: its teacher trace has no readable structure (%s)"
+            logger.warning(message, trace.question[:80], errors[0])

@@ -1,11 +1,8 @@
 r"""Structures of reasoning traces, and their text form: defines, renders and parses them.
 
-Three terms of ours, defined here:
-
-- a **step** has the fields `meta` (the sub-question: why this, now), `question` (the calculation) and `answer` (the
-  result). Any of them may be missing, not all;
-- a **structure** is the ordered list of the steps of one trace;
-- a **branch** is one of several structures of the same problem, one for each correct trace of the teacher.
+A **step** has the fields `meta` (the sub-question: why this, now), `question` (the calculation) and `answer` (the
+result). Any of them may be missing, not all. A **structure** is the ordered list of the steps of one trace. A
+**branch** is one of several structures of the same problem, one for each correct trace of the teacher.
 
 A step as text, fields that are None left out:
 
@@ -185,7 +182,8 @@ def parse(text: str) -> Parsed:
     A truncated reply gives a prefix of the steps of the whole reply, since text is read once, left to right.
     The one exception is a reply with JSON steps before its first `<step>`, truncated between the two.
     """
-    steps, dropped = _read_tags(text) if _has_step_tag(text) else _read_json(text)
+    has_tags = any(tag[2].lower() == "step" and not tag[1] for tag in _TAG.finditer(text))
+    steps, dropped = _TagReader().read(text) if has_tags else _read_json(text)
     return Parsed(Structure(steps), tuple(dropped))
 
 
@@ -236,11 +234,11 @@ _WORD_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(repair_backslashes(text), strict=False, parse_float=str, parse_int=str)
+        value = _lenient_json(text)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"found {_shown(value)}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is not: {error}") from None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"a step-keyed rationale is a JSON object; {_excerpt(text)!r} is not")
     return value
 
 
@@ -275,77 +273,71 @@ def _unescape(text: str) -> str:
     return _ENTITY.sub(lambda entity: "&" if entity[1] == "amp" else "<", text)
 
 
-def _has_step_tag(text: str) -> bool:
-    return any(tag[2].lower() == "step" and not tag[1] for tag in _TAG.finditer(text))
+class _TagReader:
+    """One pass over the tags; a step is decided when its `</step>` or the next `<step>` is read, and never again."""
 
-
-class _OpenStep:
-    """The step that is being read: its fields so far, the open field, and its first fault."""
-
-    def __init__(self, start: int):
-        self.start = start
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.dropped: list[DroppedText] = []
+        self.start: int | None = None  # where the step that is being read began
         self.fields: dict[str, str] = {}
         self.open_field: str | None = None
         self.fault: str | None = None
 
+    def read(self, text: str) -> tuple[list[Step], list[DroppedText]]:
+        since = 0  # where the previous tag ended
+        last_step_end = 0
+        for tag in _TAG.finditer(text):
+            closing, name = bool(tag[1]), tag[2].lower()
+            between, since = text[since : tag.start()], tag.end()
+            if name == "step":
+                if self.start is not None:
+                    self._finish(between, text[self.start : tag.start()])
+                elif closing:
+                    self._drop(text[last_step_end : tag.end()], "a </step> without its <step>")
+                self.start = None if closing else tag.start()
+                self.fields, self.open_field, self.fault = {}, None, None
+                last_step_end = tag.end()
+            elif self.start is None or self.fault:
+                continue
+            elif self.open_field is None:
+                self._report_words(between)
+                if not closing:
+                    self.open_field = name
+            elif closing and name == self.open_field:
+                self._fill(name, between)
+            else:
+                self.fault = f"<{self.open_field}> is not closed before {_excerpt(tag[0])}"
+        if self.start is not None:
+            self._drop(text[self.start :], "unfinished: the text ends before </step>")
+        return self.steps, self.dropped
 
-def _read_tags(text: str) -> tuple[list[Step], list[DroppedText]]:
-    """One pass over the tags; a step is decided when its `</step>` or the next `<step>` is read, and never again."""
-    steps: list[Step] = []
-    dropped: list[DroppedText] = []
-    step: _OpenStep | None = None
-    since = 0  # where the previous tag ended
-    last_step_end = 0
-    for tag in _TAG.finditer(text):
-        closing, name = bool(tag[1]), tag[2].lower()
-        between, since = text[since : tag.start()], tag.end()
-        if name == "step":
-            if step is not None:
-                _finish(step, between, text[step.start : tag.start()], steps, dropped)
-            elif closing:
-                dropped.append(DroppedText(_excerpt(text[last_step_end : tag.end()]), "a </step> without its <step>"))
-            step = None if closing else _OpenStep(tag.start())
-            last_step_end = tag.end()
-        elif step is None or step.fault:
-            continue
-        elif step.open_field is None:
-            _report_words(between, dropped)
-            if not closing:
-                step.open_field = name
-        elif closing and name == step.open_field:
-            _fill(step, name, between, dropped)
+    def _fill(self, name: str, content: str) -> None:
+        self.open_field = None
+        content = _unescape(content).strip()
+        if content and name in self.fields:
+            self._drop(content, f"a second <{name}> in one step; the first one counts")
+        elif content:
+            self.fields[name] = content
+
+    def _finish(self, rest: str, whole: str) -> None:
+        if self.fault is None and self.open_field is not None:
+            self.fault = f"<{self.open_field}> is not closed before the step ends"
+        if self.fault is not None:
+            self._drop(whole, self.fault)
+            return
+        self._report_words(rest)
+        if self.fields:
+            self.steps.append(Step(**self.fields))
         else:
-            step.fault = f"<{step.open_field}> is not closed before {_excerpt(tag[0])}"
-    if step is not None:
-        dropped.append(DroppedText(_excerpt(text[step.start :]), "unfinished: the text ends before </step>"))
-    return steps, dropped
+            self._drop(whole, "an empty step")
 
+    def _report_words(self, between: str) -> None:
+        if any(map(str.isalnum, between)):
+            self._drop(between, "text outside the fields of a step")
 
-def _fill(step: _OpenStep, name: str, content: str, dropped: list[DroppedText]) -> None:
-    step.open_field = None
-    content = _unescape(content).strip()
-    if content and name in step.fields:
-        dropped.append(DroppedText(_excerpt(content), f"a second <{name}> in one step; the first one counts"))
-    elif content:
-        step.fields[name] = content
-
-
-def _finish(step: _OpenStep, rest: str, whole: str, steps: list[Step], dropped: list[DroppedText]) -> None:
-    if step.fault is None and step.open_field is not None:
-        step.fault = f"<{step.open_field}> is not closed before the step ends"
-    if step.fault is not None:
-        dropped.append(DroppedText(_excerpt(whole), step.fault))
-        return
-    _report_words(rest, dropped)
-    if step.fields:
-        steps.append(Step(**step.fields))
-    else:
-        dropped.append(DroppedText(_excerpt(whole), "an empty step"))
-
-
-def _report_words(between: str, dropped: list[DroppedText]) -> None:
-    if any(map(str.isalnum, between)):
-        dropped.append(DroppedText(_excerpt(between), "text outside the fields of a step"))
+    def _drop(self, text: str, reason: str) -> None:
+        self.dropped.append(DroppedText(_excerpt(text), reason))
 
 
 # JSON. An object counts if it is flat. Linear time, although every `{"` is tried: a brace inside a string of one
@@ -384,29 +376,20 @@ def _read_json(text: str) -> tuple[list[Step], list[DroppedText]]:
             if _read_object(text[start.start() : end + 1], steps, dropped):
                 position = end + 1
         elif end == len(text) or _OPEN_STRING.match(text, end):
-            dropped.append(
-                DroppedText(_excerpt(text[start.start() :]), "unfinished: the text ends inside a JSON object")
-            )
+            unfinished = "unfinished: the text ends inside a JSON object"
+            dropped.append(DroppedText(_excerpt(text[start.start() :]), unfinished))
             break
         elif _OWN_START.match(text, start.start()):
-            dropped.append(
-                DroppedText(_excerpt(text[start.start() : end + 1]), "a JSON object that is not flat or not closed")
-            )
+            broken = _excerpt(text[start.start() : end + 1])
+            dropped.append(DroppedText(broken, "a JSON object that is not flat or not closed"))
     return steps, dropped
 
 
 def _read_object(source: str, steps: list[Step], dropped: list[DroppedText]) -> bool:
     """Read one flat JSON object; False if it is not a step, so that its inside must still be searched."""
     try:
-        # Pairs, not a dict, so that the first of two equal keys wins; numbers stay as they are written.
-        pairs = json.loads(
-            repair_backslashes(source),
-            strict=False,
-            parse_float=str,
-            parse_int=str,
-            parse_constant=str,
-            object_pairs_hook=list,
-        )
+        # Pairs, not a dict, so that the first of two equal keys wins.
+        pairs = _lenient_json(source, parse_constant=str, object_pairs_hook=list)
     except ValueError as error:
         if _OWN_START.match(source):
             dropped.append(DroppedText(_excerpt(source), f"not valid JSON: {error}"))
@@ -430,6 +413,11 @@ def _read_object(source: str, steps: list[Step], dropped: list[DroppedText]) -> 
 def repair_backslashes(source: str) -> str:
     """JSON text in which every backslash is one of JSON's escapes or escaped, LaTeX commands read as such."""
     return _BACKSLASH.sub(_repaired_escape, source)
+
+
+def _lenient_json(text: str, **options: Any) -> Any:
+    """The value of JSON with LaTeX and raw line breaks in its strings; numbers stay as they are written."""
+    return json.loads(repair_backslashes(text), strict=False, parse_float=str, parse_int=str, **options)
 
 
 def _repaired_escape(found: re.Match[str]) -> str:

@@ -1,13 +1,9 @@
 """Training pairs of a structure model: (question, trace) -> structure, with many variants of each trace.
 
-GSM8K's own layout has one step per line, and a model trained on it alone would only learn to look for newlines. So
-each row gives several pairs, in which the same steps come as lines, as one paragraph, as a numbered list, as bare
-calculations, with the sub-questions in between or as LaTeX; with filler before them and an answer after them; with
-steps left out, exchanged, merged or truncated. And the model must report, not solve: in some pairs a number is wrong,
-in the trace and in its structure alike, and in a few the trace belongs to another question.
-
-All of this is our choice: RLKD (arXiv 2505.16142) trains on decompositions that a large model wrote of unchanged
-traces.
+A model trained on GSM8K's own layout, one step per line, would only learn to look for newlines, so each row gives
+several pairs in other layouts. And it must report, not solve: in some pairs a number is wrong, in the trace and in its
+structure alike, and in a few the trace belongs to another question. All of this is our choice:
+RLKD (arXiv 2505.16142) trains on unchanged traces.
 
     >>> from rlkd.data.rows import sample_rows
     >>> pair = training_pairs(sample_rows("gsrm")[:1], copies=1, seed=0)[0]
@@ -186,14 +182,8 @@ def _another(number: str, rng: random.Random) -> str:
     if "." in number:
         return f"{float(number) + rng.choice([-0.5, 0.5, 1, 2, 10]):g}"
     value = int(number)
-    choices = {
-        value + 1,
-        value - 1,
-        value + 10,
-        value * 2,
-        value + rng.randint(2, 9),
-        rng.randint(2, max(9, 2 * value)),
-    }
+    near = {value + 1, value - 1, value + 10, value * 2}
+    choices = near | {value + rng.randint(2, 9), rng.randint(2, max(9, 2 * value))}
     return str(rng.choice(sorted(c for c in choices if c > 0 and c != value)))
 
 
@@ -300,9 +290,4 @@ def _as_latex(sentence: Sentence, text: str) -> str:
 
 
 def _lowered(text: str) -> str:
-    first, _, rest = text.partition(" ")
-    return (
-        f"{first.lower()} {rest}"
-        if first in ("The", "She", "He", "They", "It", "In", "There", "So", "Then", "This")
-        else text
-    )
+    return re.sub(r"^(The|She|He|They|It|In|There|So|Then|This) ", lambda found: found[0].lower(), text)

@@ -1,9 +1,5 @@
 """`rlkd gsrm`: evaluates structure models, explains structure scores, evaluates judges.
 
-    rlkd gsrm evaluate [--rationales FILE] [...]     parse rate, agreement, stability, faithfulness, AUROC table
-    rlkd gsrm explain [...]                          two traces, their steps, every verdict and the arithmetic
-    rlkd gsrm judges [...]                           accuracy and error rates of judges on labelled pairs of steps
-
 Numpy and models are imported by the command that needs them, never for `--help`.
 """
 
@@ -19,7 +15,7 @@ from rlkd.data.rows import json_records
 from rlkd.engines import EnginePool
 from rlkd.errors import UsageError
 from rlkd.gsrm.alignment import BUILT_IN as ALIGNMENTS
-from rlkd.gsrm.alignment import BranchScore, best_branch
+from rlkd.gsrm.alignment import best_branch
 from rlkd.gsrm.decomposers import BUILT_IN as DECOMPOSERS
 from rlkd.gsrm.decomposers import Level
 from rlkd.gsrm.factory import make
@@ -76,17 +72,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run `rlkd gsrm`."""
     parser = argparse.ArgumentParser(prog="rlkd gsrm", description="Evaluate and explain structure models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run_command, add_options, summary, description in (
-        ("evaluate", evaluate, _evaluate_options, "parse rate, agreement, stability, faithfulness, AUROC", EVALUATE),
-        ("explain", explain, _explain_options, "the arithmetic of a structure score", EXPLAIN),
-        ("judges", judges, _judges_options, "accuracy and error rates of judges", JUDGES_DESCRIPTION),
+    raw = argparse.RawDescriptionHelpFormatter
+    for run_command, add_options, summary, description in (
+        (evaluate, _evaluate_options, "parse rate, agreement, stability, faithfulness, AUROC", EVALUATE),
+        (explain, _explain_options, "the arithmetic of a structure score", EXPLAIN),
+        (judges, _judges_options, "accuracy and error rates of judges", JUDGES_DESCRIPTION),
     ):
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=description.replace("%", "%%"),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        described = {"help": summary, "description": description.replace("%", "%%")}
+        command = commands.add_parser(run_command.__name__, formatter_class=raw, **described)
         add_options(command)
         command.set_defaults(run=run_command)
     options = parser.parse_args(list(arguments))
@@ -225,13 +218,8 @@ def evaluate(options: argparse.Namespace) -> int:
         raise UsageError("nothing to evaluate: give --rows above 0, --rationales FILE, or both")
     rated = []
     if options.rationales is not None:
-        rated = load_rationales(
-            options.rationales,
-            teacher=options.teacher_source,
-            exclude=options.exclude,
-            first=options.first,
-            limit=options.limit,
-        )
+        sources = {"teacher": options.teacher_source, "exclude": options.exclude}
+        rated = load_rationales(options.rationales, **sources, first=options.first, limit=options.limit)
     decomposer, judge = _models(options)
     rules = [make("alignment", spec) for spec in options.alignment or ALIGNMENTS]
     if options.alignment is None and getattr(judge, "costly", False):
@@ -262,12 +250,13 @@ def evaluate(options: argparse.Namespace) -> int:
 def explain(options: argparse.Namespace) -> int:
     """`rlkd gsrm explain`."""
     from rich.console import Console
+    from rich.text import Text
+
+    from rlkd.report.terminal import render_score, show_scores
 
     console = Console()
     rule = make("alignment", options.alignment)
     if options.rollouts is not None:
-        from rlkd.report.terminal import show_scores
-
         if options.student or options.teacher or options.data:
             raise UsageError("--rollouts shows a recorded rollout; leave out --student, --teacher and --data")
         show_scores(_chosen_rollout(options), console, alignment=rule)
@@ -275,7 +264,16 @@ def explain(options: argparse.Namespace) -> int:
     decomposer, judge = _models(options)
     gsrm = GSRM(decomposer, judge, alignment=rule)
     question, student, teachers = _traces(options, decomposer)
-    _show(console, question, compare_traces(gsrm, question, student, teachers), rule)
+    scores = compare_traces(gsrm, question, student, teachers)
+    best = best_branch(scores)
+    if question:
+        console.print(Text(f"Question: {question}\n"))
+    if len(scores) > 1:
+        for score in scores:
+            mark = "   <- the maximum over branches counts" if score is best else ""
+            console.print(Text(f"branch {score.branch}: {score}{mark}"))
+        console.print()
+    console.print(render_score(best, rule))
     return 0
 
 
@@ -311,47 +309,26 @@ def _read(path: Path) -> str:
         raise UsageError(f"{path} cannot be read as text: {error}") from error
 
 
-def _show(console: Any, question: str, scores: Sequence[BranchScore], rule: Any) -> None:
-    from rich.text import Text
-
-    from rlkd.report.terminal import render_score
-
-    best = best_branch(scores)
-    if question:
-        console.print(Text(f"Question: {question}\n"))
-    if len(scores) > 1:
-        for score in scores:
-            mark = "   <- the maximum over branches counts" if score is best else ""
-            console.print(Text(f"branch {score.branch}: {score}{mark}"))
-        console.print()
-    console.print(render_score(best, rule))
-
-
 def _chosen_rollout(options: argparse.Namespace) -> Any:
     from rlkd.report.terminal import best_rollout
 
-    records = [
-        record for record in _rollouts(options.rollouts) if options.step is None or record.get("step") == options.step
-    ]
+    path = options.rollouts
+    try:
+        located = list(json_records(path, skip_unfinished=True))
+    except (OSError, UsageError) as error:
+        raise UsageError(f"{path} cannot be read as rollouts: {error}") from error
+    for location, record in located:
+        if not {"step", "prompt", "completion", "rewards"} <= record.keys():
+            raise UsageError(f"{location}: not a rollout record: {json.dumps(record)[:80]}")
+    records = [record for _, record in located if options.step in (None, record["step"])]
     at = "" if options.step is None else f" of step {options.step}"
     if not records:
-        raise UsageError(f"{options.rollouts}: no rollout{at}")
+        raise UsageError(f"{path}: no rollout{at}")
     if options.index is None:
         return best_rollout(records)
     if options.index >= len(records):
-        raise UsageError(f"--index {options.index}: {options.rollouts} has {len(records)} rollouts{at}, from 0 on")
+        raise UsageError(f"--index {options.index}: {path} has {len(records)} rollouts{at}, from 0 on")
     return records[options.index]
-
-
-def _rollouts(path: Path) -> list[dict[str, Any]]:
-    try:
-        records = list(json_records(path, skip_unfinished=True))
-    except (OSError, UsageError) as error:
-        raise UsageError(f"{path} cannot be read as rollouts: {error}") from error
-    for location, record in records:
-        if not {"step", "prompt", "completion", "rewards"} <= record.keys():
-            raise UsageError(f"{location}: not a rollout record: {json.dumps(record)[:80]}")
-    return [record for _, record in records]
 
 
 def judges(options: argparse.Namespace) -> int:

@@ -1,12 +1,5 @@
 """Decomposers: turn reasoning traces into structures.
 
-| name         | how                                              | needs |
-| ------------ | ------------------------------------------------ | ----- |
-| `rules`      | a step is a sentence with a calculation          | nothing |
-| `native`     | parses the tagged steps that the student writes  | a student that writes them |
-| `prompted`   | an instruct model rewrites the trace as steps    | an engine |
-| `generative` | a model fine-tuned for it lists the steps        | an engine with such a model |
-
 A trace without steps gives an empty structure, for which its author earns little. A decomposer that fails gives a
 `DecompositionError` for that trace, which is never counted against the author.
 """
@@ -119,8 +112,7 @@ class _EngineDecomposer(ABC):
     """A model that writes structures, greedily: one call for all traces, one more for those that failed.
 
     A reply without a complete step, or with a fault that `check` finds, is an `UnreadableReply` after one retry with a
-    little randomness. A request that the engine failed on is repeated once. A trace without any reasoning has no
-    steps, and is not sent.
+    little randomness. A request that the engine failed on is repeated once.
     """
 
     costly = True
@@ -165,9 +157,13 @@ class _EngineDecomposer(ABC):
         sent = [i for i, trace in enumerate(traces) if reasoning_part(trace.text)]
 
         async def send(indices: Sequence[int], sampling: Sampling) -> None:
-            structures = await self._send([traces[i] for i in indices], sampling, deadline)
-            for i, structure in zip(indices, structures, strict=True):
-                results[i] = structure
+            guided = self.guided
+            if guided:
+                sampling = replace(sampling, json_schema=JSON_SCHEMA)
+            prompts = [self._messages(traces[i], guided) for i in indices]
+            replies = await self.engine.generate(prompts, sampling, deadline=deadline)
+            for i, reply in zip(indices, replies, strict=True):
+                results[i] = self._result(traces[i], reply)
 
         if sent:
             await send(sent, greedy)
@@ -177,16 +173,6 @@ class _EngineDecomposer(ABC):
         retries = [(unreadable, random), (failed, greedy)]
         await asyncio.gather(*(send(indices, sampling) for indices, sampling in retries if indices))
         return results
-
-    async def _send(
-        self, traces: Sequence[ReasoningTrace], sampling: Sampling, deadline: float | None
-    ) -> list[Structure | DecompositionError]:
-        guided = self.guided
-        if guided:
-            sampling = replace(sampling, json_schema=JSON_SCHEMA)
-        prompts = [self._messages(trace, guided) for trace in traces]
-        replies = await self.engine.generate(prompts, sampling, deadline=deadline)
-        return [self._result(trace, reply) for trace, reply in zip(traces, replies, strict=True)]
 
     def _result(self, trace: ReasoningTrace, reply: Completion | EngineError) -> Structure | DecompositionError:
         if isinstance(reply, EngineError):
@@ -215,7 +201,6 @@ class PromptedDecomposer(_EngineDecomposer):
     The reply is JSON under a schema where the engine supports guided decoding, else tagged text.
 
     Args:
-        engine: the model.
         max_new_tokens: most tokens of a structure. A student's truncated structure counts up to its last complete
             step; a teacher's is an error.
         deadline: seconds for one batch of traces; the retry has half of them.
@@ -238,10 +223,7 @@ class GenerativeDecomposer(_EngineDecomposer):
     This is the GSRM of RLKD (arXiv 2505.16142). It needs no few-shot examples, so a small model and a quarter of the
     prompt are enough. Repeated lines are dropped: small models that lose the thread repeat themselves.
 
-    Args:
-        engine: the fine-tuned model, such as `transformers:embedded-gsrm`.
-        max_new_tokens: most tokens of a structure, as for `PromptedDecomposer`.
-        deadline: seconds for one batch of traces; the retry has half of them.
+    Args (others as for `PromptedDecomposer`):
         ground: whether calculations and results are corrected by the trace (`rlkd.gsrm.grounding`).
     """
 

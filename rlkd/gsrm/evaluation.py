@@ -1,13 +1,6 @@
 """Evaluates a structure model: whether it finds the steps, and whether the score that rests on it means anything.
 
-Four measurements, none of which can be passed by splitting a text at its newlines:
-
-| section        | question |
-| -------------- | -------- |
-| `joined`       | does it find the steps of a solution that is one paragraph? (gold: the Socratic steps) |
-| `stability`    | does it find the same steps when only the layout changes? |
-| `faithfulness` | given the trace of another problem, does it report that trace, or solve the problem itself? |
-| `auroc`        | does the structure reward tell right from wrong solutions, better than their length does? |
+`rlkd gsrm evaluate --help` describes the sections; none can be passed by splitting texts at their newlines.
 
 Every figure has a 95 % interval: a percentile bootstrap that draws questions (not traces, as those of one question
 depend on each other), seeded.
@@ -46,7 +39,6 @@ from rlkd.gsrm.measures import (
     solution_lines,
 )
 from rlkd.gsrm.model import GSRM
-from rlkd.gsrm.stores import StructureStore
 from rlkd.gsrm.traces import ReasoningTrace
 from rlkd.statistics import DRAWS, Interval, auroc, auroc_within, bootstrap_mean, percentile_interval, resample
 from rlkd.structure import Step, Structure
@@ -165,21 +157,17 @@ def evaluate_gsrm(
     """Evaluate a decomposer, a judge and alignment rules.
 
     Args:
-        decomposer: see `rlkd.gsrm.decomposers`.
-        judge: see `rlkd.gsrm.judges`.
         rows: held-out problems with a solution (`rationales[0]`) and its gold steps (`structures[0]`), for the
             sections `joined`, `stability` and `faithfulness`. At least two, or none.
         rated: questions with right and wrong solutions, for the section `auroc`. At least two, or none.
-        alignments: rules by which structures are scored.
         store: file that stores every structure, so that an interrupted evaluation can be resumed.
-        draws: number of bootstrap draws.
         seed: seed of the bootstrap and of the swapped traces.
         progress: started progress display.
     """
     for name, given in (("rows", rows), ("rated", rated)):
         if len(given) == 1:
             raise UsageError(f"{name}: one problem is not enough, as traces are swapped between problems; give two")
-    scorer = _Scorer(decomposer, judge, StructureStore(store) if store else None, progress)
+    scorer = _Scorer(decomposer, judge, store, progress)
     names = [rule.name for rule in alignments]
     setup = {"decomposer": decomposer.fingerprint, "judge": type(judge).__name__, "alignments": names}
     result = Evaluation(setup | {"draws": draws, "seed": seed, "rows": len(rows), "rated_questions": len(rated)})
@@ -199,35 +187,24 @@ def derangement(n: int, seed: int) -> list[int]:
     return partner.tolist()
 
 
+@dataclass
 class _Scorer:
     """Calls decomposer and judge in batches, and counts their failures."""
 
-    def __init__(
-        self,
-        decomposer: Decomposer,
-        judge: Judge,
-        store: StructureStore | None = None,
-        progress: Progress | None = None,
-    ):
-        self.decomposer = decomposer
-        self.judge = judge
-        self.store = store
-        self.progress = progress
-        self.failures: Counter[str] = Counter()
+    decomposer: Decomposer
+    judge: Judge
+    store: Path | None = None
+    progress: Progress | None = None
+    failures: Counter[str] = field(default_factory=Counter)
 
     def structures(self, traces: Sequence[ReasoningTrace], title: str) -> list[Decomposed]:
-        """The structure of each trace, or the error; stored ones are not made again."""
-        found: dict[ReasoningTrace, Decomposed] = {}
-        fingerprint = self.decomposer.fingerprint
-        if self.store is not None:
-            found.update(self.store.get(fingerprint, traces))
+        """The structure of each trace, or the error."""
+        gsrm = GSRM(self.decomposer, self.judge, store=self.store, store_students=True)
         # Traces of like length in one call, as a batch takes as long as its longest member.
-        new = sorted((t for t in dict.fromkeys(traces) if t not in found), key=lambda trace: len(trace.text))
-        for batch in self._batches(new, f"decomposing: {title}"):
-            made = dict(zip(batch, run(self.decomposer.decompose(batch)), strict=True))
-            if self.store is not None:
-                self.store.put(fingerprint, {t: s for t, s in made.items() if isinstance(s, Structure)})
-            found |= made
+        distinct = sorted(dict.fromkeys(traces), key=lambda trace: len(trace.text))
+        found: dict[ReasoningTrace, Decomposed] = {}
+        for batch in self._batches(distinct, f"decomposing: {title}"):
+            found |= zip(batch, run(gsrm.structure(batch)), strict=True)
         self.failures.update(f"decomposer: {f}" for f in found.values() if isinstance(f, DecompositionError))
         return [found[trace] for trace in traces]
 
@@ -423,10 +400,7 @@ def _evaluate_auroc(
         own, by_rules = f"structure, {rule.name}", f"rules + deterministic, {rule.name}"
         if by_rules in scores:
             # On the solutions that both have a score for.
-            pair = {
-                own: np.where(np.isnan(scores[by_rules]), math.nan, scores[own]),
-                by_rules: scores[by_rules],
-            }
+            pair = {own: np.where(np.isnan(scores[by_rules]), math.nan, scores[own]), by_rules: scores[by_rules]}
             row = auroc_table(pair, right_C, question_C, counts_DQ, length=by_rules)[0]
             result.over_rules[f"{rule.name}, all together"] = row.over_length
             result.over_rules[f"{rule.name}, within questions"] = row.within_over_length

@@ -1,14 +1,12 @@
 """Grounding: corrects the calculations and results of a structure by those in its trace.
 
-A small structure model finds the steps and their purpose, but copies badly: `1.5*4` becomes `15*4`, brackets are lost,
-and now and then a step is missing. The calculations of a trace can be parsed (`rlkd.steps.calculations`, which lists
-what it misses), so the model's steps are aligned with them, in order:
+The calculations of a trace can be parsed (`rlkd.steps.calculations`), and the model's steps are aligned with them in
+order:
 
 - a step that resembles a calculation gets its numbers;
 - a calculation that no step resembles becomes a step without a sub-question, at its first occurrence in the trace;
 - a step that resembles none stays if it is a calculation of its own whose result the trace states by itself (`half of
-  the 48 are 24`); else it is a fact of the problem, or made up. So steps without arithmetic survive only in traces
-  without any, where they stay if the trace has their result.
+  the 48 are 24`), or if the trace has no calculations but has its result.
 
 All of this is our choice. It corrects the report, never the reasoning: a wrong calculation in the trace stays wrong.
 

@@ -3,13 +3,7 @@
 A judge gets pairs of structures and returns verdicts on their aligned steps, from which `rlkd.gsrm.alignment` computes
 a score. It may stop after the first step whose meta parts differ.
 
-| name            | meta                                    | question                  | answer               |
-| --------------- | --------------------------------------- | ------------------------- | -------------------- |
-| `deterministic` | evidence of the calculation, else words | same calculation          | same number or text  |
-| `embedding`     | evidence of the calculation, else cosine | same calculation         | same number or text  |
-| `model`         | Yes or No of a model                    | calculation, else a model | number, else a model |
-
-Error rates on labelled pairs of steps: `docs/judges.md`, `rlkd gsrm judges`.
+`docs/judges.md` compares the built-in judges and has their error rates.
 """
 
 from __future__ import annotations
@@ -17,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -63,10 +57,8 @@ class DeterministicJudge:
     - question: the same calculation in any notation (`rlkd.gsrm.calculations`); else shared words and equal numbers.
     - meta: the evidence of the calculations (`purpose_by_evidence`), else shared words.
 
-    Args:
-        threshold: least Jaccard index (`rlkd.gsrm.words`) of texts that share their words. Our choice of 0.8, fitted
-            on half of the labelled pairs. Words alone cannot separate paraphrases from neighbouring steps; here they
-            decide only where the calculations say nothing.
+    `threshold`: least Jaccard index (`rlkd.gsrm.words`) of texts that share their words. Our choice of 0.8, fitted on
+    half of the labelled pairs.
     """
 
     thresholds = tuple(round(0.3 + 0.05 * i, 2) for i in range(15))
@@ -90,10 +82,7 @@ class DeterministicJudge:
 
     def same_question(self, student: str, teacher: str) -> bool:
         """Whether two questions agree."""
-        same = same_calculation(student, teacher)
-        if same is None:
-            same = share_of_words(student, teacher) >= self.threshold and _numbers(student) == _numbers(teacher)
-        return same
+        return _same_question(student, teacher, lambda *texts: share_of_words(*texts) >= self.threshold)
 
 
 class EmbeddingJudge:
@@ -142,15 +131,11 @@ class EmbeddingJudge:
                 raise JudgeError(failure)
             return cosines[student, teacher] >= self.threshold
 
-        def same_question(student: str, teacher: str) -> bool:
-            same = same_calculation(student, teacher)
-            return similar(student, teacher) and _numbers(student) == _numbers(teacher) if same is None else same
-
         def compare(student: Step, teacher: Step) -> Verdict:
             meta = purpose_by_evidence(student, teacher)
             if not (similar(student.purpose, teacher.purpose) if meta is None else meta):
                 return Verdict(False, None, None)
-            question = _compare(student.question, teacher.question, same_question)
+            question = _compare(student.question, teacher.question, partial(_same_question, similar=similar))
             return Verdict(True, question, _compare(student.answer, teacher.answer, same_answer))
 
         return [_until_break(student, teacher, compare) for student, teacher in pairs]
@@ -159,16 +144,11 @@ class EmbeddingJudge:
 class ModelJudge:
     """A model whose log-probability of "Yes" is compared with that of "No": one forward pass per question.
 
-    All distinct questions of a batch, on all fields of all aligned steps, go out in one call: those about steps after
-    a break are wasted then, but a second call would make every batch wait twice. Equal texts, equal calculations and
-    two numbers need no model, and no question is sent twice: replies are cached in memory, and in the `store` if there
-    is one.
-
-    A question names its two texts in alphabetical order (our choice): "the same?" has no direction, so a verdict must
-    not depend on who is the student or on which pair of a batch came first.
+    All distinct questions of a batch, on all fields of all aligned steps, go out in one call: a second call, for the
+    steps after the meta parts, would make every batch wait twice. Equal texts, equal calculations and two numbers need
+    no model, and no question is sent twice.
 
     Args:
-        engine: the model.
         threshold: log-odds of "Yes" against "No", in nats, above which two texts agree. Small models say yes too
             easily; raise it.
         deadline: seconds for one batch of questions.
@@ -188,12 +168,14 @@ class ModelJudge:
         self._log_odds: dict[FieldQuestion, float] = {}
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
-        """See `Judge`. A question that the engine fails on costs its own pair of structures only."""
+        """See `Judge`."""
         questions = [
             [_questions(own, other) for own, other in zip(student.steps, teacher.steps, strict=False)]
             for student, teacher in pairs
         ]
-        self._recall(question for steps in questions for step in steps for question in step)
+        if self.store is not None:
+            every = (question for steps in questions for step in steps for question in step)
+            self._log_odds |= self.store.get(self.engine.name, (q for q in every if q not in self._log_odds))
         new: dict[FieldQuestion, None] = {}
         for steps in questions:
             for step in steps:
@@ -219,11 +201,6 @@ class ModelJudge:
 
         return [_until_break(student, teacher, compare) for student, teacher in pairs]
 
-    def _recall(self, questions: Iterable[FieldQuestion]) -> None:
-        """Load the stored replies to these questions."""
-        if self.store is not None:
-            self._log_odds |= self.store.get(self.engine.name, (q for q in questions if q not in self._log_odds))
-
     async def _send(self, questions: Sequence[FieldQuestion]) -> dict[FieldQuestion, str]:
         """Get the replies to these questions in one call; returns the causes of those that failed."""
         replies = await self.engine.choose(
@@ -234,12 +211,11 @@ class ModelJudge:
         for question, reply in zip(questions, replies, strict=True):
             if isinstance(reply, EngineError):
                 errors[question] = str(reply)
-                continue
-            yes, no = reply
-            if math.isnan(yes - no):
+            elif math.isnan(log_odds := reply[0] - reply[1]):
+                yes, no = reply
                 errors[question] = f"{self.engine.name}: no comparable log-probabilities of Yes ({yes}) and No ({no})"
-                continue
-            new[question] = yes - no
+            else:
+                new[question] = log_odds
         self._log_odds |= new
         if self.store is not None:
             self.store.put(self.engine.name, new)
@@ -247,7 +223,7 @@ class ModelJudge:
 
 
 def model_question(field: Field, student: str, teacher: str) -> FieldQuestion:
-    """The question to a judge model about two texts."""
+    """The question to a judge model about two texts, in alphabetical order as it has no direction (our choice)."""
     return (field, student, teacher) if student <= teacher else (field, teacher, student)
 
 
@@ -284,9 +260,6 @@ def purpose_by_evidence(student: Step, teacher: Step) -> bool | None:
     2. each names something that the other does not (Monday and Tuesday, week 1 and week 2): no;
     3. the same calculation, or the same with its two sides exchanged, whatever the results: yes;
     4. the result of one is an operand of the other, which is then a later step: no.
-
-    With the first rule before the second, the few pairs in which one calculation serves two things are judged wrongly,
-    and the many in which a structure model words a sub-question badly correctly (`docs/judges.md` has both figures).
     """
     left_text, right_text = student.purpose, teacher.purpose
     if same_letters(left_text, right_text) or _does_the_same(student, teacher):
@@ -328,6 +301,11 @@ def same_calculation(student: str, teacher: str) -> bool | None:
         return left == right
     signs = _signs(student), _signs(teacher)
     return None if None in signs else signs[0] == signs[1]
+
+
+def _same_question(student: str, teacher: str, similar: Callable[[str, str], bool]) -> bool:
+    same = same_calculation(student, teacher)
+    return similar(student, teacher) and _numbers(student) == _numbers(teacher) if same is None else same
 
 
 def same_answer(student: str, teacher: str) -> bool:

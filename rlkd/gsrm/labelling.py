@@ -1,8 +1,7 @@
 """Labels for structure models: an instruct model decomposes rationales, and its structures are checked.
 
-A structure model must report what a trace says. So a label with a number that is not in the trace, or whose last
-result is not the trace's answer, is rejected and retried once; then the row is left out, with the reason. RLKD (arXiv
-2505.16142) uses GPT-4o's labels unchecked; the checks are our choice.
+A label with a number that is not in the trace, or whose last result is not the trace's answer, is retried once; then
+the row is left out, with the reason. The checks are our choice: RLKD (arXiv 2505.16142) uses unchecked labels.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def label(
     """Rows with `structures`, one per rationale, made by `engine`; and the number of rows left out, by reason.
 
     A row that has structures keeps them. Of a row's rationales those stay whose structure passed `fault`. Structures
-    are stored in `store` (SQLite) batch by batch: an interrupted labelling sends only the rest again, and what was
-    rejected.
+    are stored in `store` (SQLite) batch by batch, so that an interrupted labelling can be resumed.
     """
     from rich.progress import Progress
 

@@ -3,9 +3,8 @@ r"""The short text form of a structure, which a fine-tuned structure model write
     How many clips did Natalia sell in May? | 48/2 | 24
     How many clips did she sell in both months? | 48+24 | 72
 
-On GSM8K this takes half the tokens of the tagged form (80 against 166 per solution, SmolLM2's tokenizer), and so half
-the time of every decomposition. `rlkd.structure` has the tagged form for everything else: a prompted model writes tags
-more reliably than bars, and tagged fields may hold line breaks.
+It takes half the tokens of the tagged form of `rlkd.structure` (GSM8K, SmolLM2's tokenizer: 80 against 166 per
+solution), and so half the time of every decomposition.
 
 A field that is missing is empty. A bar inside a field is written `\|`; white space inside one becomes a single space.
 """
@@ -26,12 +25,7 @@ def render_lines(structure: Structure) -> str:
     How far? | 2*3 | 6
     Which is it? |  | a\|b
     """
-    return "\n".join(render_line(step) for step in structure)
-
-
-def render_line(step: Step) -> str:
-    """One step as one line."""
-    return " | ".join(_written(field) for field in (step.meta, step.question, step.answer))
+    return "\n".join(" | ".join(map(_written, (step.meta, step.question, step.answer))) for step in structure)
 
 
 def parse_lines(text: str, *, complete: bool = True) -> Structure:

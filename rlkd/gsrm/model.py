@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,24 +30,28 @@ from rlkd.structure import Structure
 class GSRM:
     """Structures of traces, and the reward of a student's structure against the teacher's.
 
-    Args:
-        decomposer: see `rlkd.gsrm.decomposers`.
-        judge: see `rlkd.gsrm.judges`.
-        alignment: see `rlkd.gsrm.alignment`; default `teacher`.
-        store: file that stores structures of teacher traces across runs, for costly decomposers.
+    `alignment`: default `teacher`. `store`: file that stores structures of teacher traces across runs, for costly
+    decomposers; `store_students`: those of student traces, too.
     """
 
     def __init__(
-        self, decomposer: Decomposer, judge: Judge, *, alignment: Alignment | None = None, store: Path | None = None
+        self,
+        decomposer: Decomposer,
+        judge: Judge,
+        *,
+        alignment: Alignment | None = None,
+        store: Path | None = None,
+        store_students: bool = False,
     ):
         self.decomposer = decomposer
         self.judge = judge
         self.alignment = alignment or Teacher()
         self.store = StructureStore(store) if store is not None else None
+        self.store_students = store_students
 
     async def structure(self, traces: Sequence[ReasoningTrace]) -> list[Structure | DecompositionError]:
-        """The structure of each trace; each distinct trace is decomposed once, a teacher's once for all runs."""
-        stored = {trace for trace in traces if trace.teacher}
+        """The structure of each trace; each distinct trace is decomposed once, a stored one once for all runs."""
+        stored = {trace for trace in traces if trace.teacher or self.store_students}
         found: dict[ReasoningTrace, Structure | DecompositionError] = {}
         if self.store is not None:
             found.update(self.store.get(self.decomposer.fingerprint, stored))
@@ -73,10 +77,9 @@ class GSRM:
     async def compare(
         self, students: Sequence[Structure], teachers: Sequence[Sequence[Structure]]
     ) -> list[list[BranchScore] | JudgeError]:
-        """The score of each student's structure against every branch of its teacher, in order.
+        """The score of each student's structure against every branch of its teacher, in order (see `reward`).
 
-        Arguments and errors as for `reward`. Equal pairs are judged once, all of them in one call: a group often holds
-        equal completions.
+        Equal pairs are judged once, all of them in one call: a group often holds equal completions.
         """
         pairs: dict[Pair, list[Pair]] = {}
         for i, (student, branches) in enumerate(zip(students, teachers, strict=True)):
@@ -87,29 +90,24 @@ class GSRM:
                     pairs[student, branch] = self.alignment.pairs(student, branch)
         distinct = list(dict.fromkeys(pair for needed in pairs.values() for pair in needed))
         verdicts = dict(zip(distinct, await self.judge.judge(distinct), strict=True)) if distinct else {}
-        return [
-            self._scores(student, branches, pairs, verdicts)
-            for student, branches in zip(students, teachers, strict=True)
-        ]
+        results: list[list[BranchScore] | JudgeError] = []
+        for student, branches in zip(students, teachers, strict=True):
+            n_longest = max(map(len, branches))
+            scores = []
+            try:
+                for index, branch in enumerate(branches):
+                    judged = [_verdicts(verdicts[pair]) for pair in pairs[student, branch]]
+                    scores.append(replace(self.alignment.score(student, branch, judged, n_longest), branch=index))
+                results.append(scores)
+            except JudgeError as error:
+                results.append(error)
+        return results
 
-    def _scores(
-        self,
-        student: Structure,
-        branches: Sequence[Structure],
-        pairs: Mapping[Pair, Sequence[Pair]],
-        verdicts: Mapping[Pair, list[Verdict] | JudgeError],
-    ) -> list[BranchScore] | JudgeError:
-        n_longest = max(map(len, branches))
-        scores = []
-        for index, branch in enumerate(branches):
-            judged: list[list[Verdict]] = []
-            for pair in pairs[student, branch]:
-                verdict = verdicts[pair]
-                if isinstance(verdict, JudgeError):
-                    return verdict
-                judged.append(verdict)
-            scores.append(replace(self.alignment.score(student, branch, judged, n_longest), branch=index))
-        return scores
+
+def _verdicts(result: list[Verdict] | JudgeError) -> list[Verdict]:
+    if isinstance(result, JudgeError):
+        raise result
+    return result
 
 
 def compare_traces(gsrm: GSRM, question: str, student: str, teachers: Sequence[str | Structure]) -> list[BranchScore]:

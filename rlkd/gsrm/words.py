@@ -62,8 +62,8 @@ def name_different_things(first: str, second: str) -> bool:
     >>> name_different_things("Pages of the second week", "How many pages did Ann read in week two?")
     False
 
-    Numbers are `2`, `two` and `second`; names are capitalised words that do not begin a sentence. A name that only one
-    of the two has tells nothing. Nor does a sentence that states its calculation, which names much in passing: False.
+    Numbers are `2`, `two` and `second`; names are capitalised words that do not begin a sentence. False for a sentence
+    that states its calculation, which names much in passing.
     """
     if "=" in first or "=" in second:
         return False

@@ -1,13 +1,4 @@
-"""Statistics of a run's rewards, from its rollouts: `rlkd rewards report RUN`.
-
-The files are read line by line, so memory grows by a few numbers per rollout.
-
-    >>> from pathlib import Path
-    >>> from rlkd.report.rewards import read_report, render_report
-    >>> report = read_report(Path("runs/rlkd"))  # doctest: +SKIP
-    >>> report.rewards["accuracy"].mean  # doctest: +SKIP
-    0.34375
-"""
+"""Statistics of a run's rewards, from its rollouts: `rlkd rewards report RUN`."""
 
 from __future__ import annotations
 
@@ -48,10 +39,9 @@ class SlowCall:
 class RewardFigures:
     """The figures of one reward; None for an undefined one. Shares are of `samples`.
 
-    `mean`, `std`: of the scores as the reward returned them (n - 1). `causes`: the most frequent causes of failure,
-    with counts. `seconds_p50`, `seconds_p95`: duration of a sample's call, over samples that were not reused.
-    `groups`: number of groups (step and row id) with two scores or more; `zero_std_groups`: the share of them whose
-    scores are all equal.
+    `mean`, `std` (n - 1): of the scores as the reward returned them. `seconds_p50`, `seconds_p95`: of a sample's call,
+    over samples that were not reused. `groups`: number of groups (step and row id) with two scores or more;
+    `zero_std_groups`: the share of them whose scores are all equal.
     """
 
     samples: int
@@ -72,10 +62,7 @@ class RewardFigures:
 
 @dataclass(frozen=True)
 class RewardReport:
-    """The rewards of a run.
-
-    `correlations`: Pearson's, over rollouts that both rewards scored; None where undefined.
-    """
+    """The rewards of a run, with Pearson's correlations over rollouts that both rewards scored (None: undefined)."""
 
     run: str
     rollouts: int
@@ -232,10 +219,12 @@ def render_report(report: RewardReport) -> RenderableType:
     between = {frozenset((one, other)): _number(value) for one, other, value in report.correlations}
     matrix = [[one, *(between.get(frozenset((one, other)), "") for other in report.rewards)] for one in report.rewards]
     header = ("reward", "samples", "mean", "std", "not applicable", "failed", "zero-std groups")
-    parts: list[Any] = [Text(f"{report.run}: {report.rollouts} rollouts of {report.steps} steps")]
-    parts.append(table("scores, as the rewards returned them", header, scores))
     columns = ("reward", "seconds p50", "p95", "reused in the batch", "from the cache")
-    parts.append(table("time and reuse", columns, times))
+    parts: list[Any] = [
+        Text(f"{report.run}: {report.rollouts} rollouts of {report.steps} steps"),
+        table("scores, as the rewards returned them", header, scores),
+        table("time and reuse", columns, times),
+    ]
     parts += [Text(f"{name}: failed {count} x {cause}") for name, f in figures for cause, count in f.causes]
     if slow:
         parts.append(table("slowest calls", ("reward", "seconds", "row", "step", "samples"), slow))

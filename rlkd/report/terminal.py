@@ -28,21 +28,6 @@ def show_rollout(
     record: Mapping[str, Any], console: Console | None = None, *, alignment: Alignment | None = None
 ) -> None:
     """Print one rollout record; `alignment` is the rule that scored it, where that is not a built-in one."""
-    (console or Console()).print(render_rollout(record, alignment=alignment))
-
-
-def best_rollout(records: Sequence[Mapping[str, Any]], reward: str = "structure") -> Mapping[str, Any] | None:
-    """The rollout with the highest score of a reward, the latest of equals; without that reward the last rollout."""
-    if not records:
-        return None
-    return max(
-        enumerate(records),
-        key=lambda numbered: (numbered[1]["rewards"].get(reward, {}).get("value", float("-inf")), numbered[0]),
-    )[1]
-
-
-def render_rollout(record: Mapping[str, Any], *, alignment: Alignment | None = None) -> RenderableType:
-    """A rollout as a rich renderable."""
     parts: list[RenderableType] = [
         Text(f"Rollout of step {record['step']}, row {record.get('id')}", style="bold"),
         Text(f"Question: {question_of(record['prompt'])}"),
@@ -56,7 +41,16 @@ def render_rollout(record: Mapping[str, Any], *, alignment: Alignment | None = N
             parts.append(_steps_table(BranchScore.from_dict(detail), alignment))
     if record["advantage"] is not None:  # a failed reward may have ended the run before there was one
         parts.append(Text(f"advantage within its group: {record['advantage']:+.3f}"))
-    return Group(*parts)
+    (console or Console()).print(Group(*parts))
+
+
+def best_rollout(records: Sequence[Mapping[str, Any]], reward: str = "structure") -> Mapping[str, Any] | None:
+    """The rollout with the highest score of a reward, the latest of equals; without that reward the last rollout."""
+
+    def value(record: Mapping[str, Any]) -> float:
+        return record["rewards"].get(reward, {}).get("value", float("-inf"))
+
+    return max(reversed(records), key=value, default=None)  # the first maximum of those in reverse
 
 
 def _outcome(outcome: Mapping[str, Any]) -> str:
@@ -119,14 +113,7 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
         "stability": "the same solution in another layout",
         "faithfulness": "each question with the trace of another one",
     }
-    for section, title in titles.items():
-        if evaluation[section]:
-            table = Table(title=title, title_justify="left")
-            table.add_column("", overflow="fold")
-            table.add_column("value [95 % interval]", no_wrap=True)
-            for name, figure in evaluation[section].items():
-                table.add_row(name, _figure(figure))
-            parts.append(table)
+    parts += [_figures(title, evaluation[section]) for section, title in titles.items() if evaluation[section]]
     for rule, reached in evaluation["at_shuffled_level"].items():
         verb = "fall" if reached else "do NOT fall"
         parts.append(Text(f"alignment {rule}: swapped traces {verb} to the shuffled level"))
@@ -141,12 +128,8 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
         parts.append(table)
         parts.append(Text("A length counts in whichever sign tells better; ties count one half."))
     if evaluation["over_rules"]:
-        table = Table(title="AUROC gained over rules + deterministic, paired", title_justify="left")
-        table.add_column("alignment", overflow="fold")
-        table.add_column("gain [95 % interval]", no_wrap=True)
-        for name, figure in evaluation["over_rules"].items():
-            table.add_row(name, _figure(figure))
-        parts.append(table)
+        title = "AUROC gained over rules + deterministic, paired"
+        parts.append(_figures(title, evaluation["over_rules"], "alignment", "gain"))
     for cause, count in list(evaluation["failures"].items())[:_CAUSES]:
         parts.append(Text(f"failed {count} x {cause}"))
     if (hidden := len(evaluation["failures"]) - _CAUSES) > 0:
@@ -155,6 +138,15 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
 
 
 _CAUSES = 5
+
+
+def _figures(title: str, figures: Mapping[str, Any], name: str = "", value: str = "value") -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(name, overflow="fold")
+    table.add_column(f"{value} [95 % interval]", no_wrap=True)
+    for label, figure in figures.items():
+        table.add_row(label, _figure(figure))
+    return table
 
 
 def _value(value: Any) -> str:

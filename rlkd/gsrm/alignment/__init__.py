@@ -1,19 +1,8 @@
 """Alignment rules: which steps of student and teacher are compared, and how the verdicts become a score.
 
-| rule      | which steps are compared                     | divided by             | source        |
-| --------- | -------------------------------------------- | ---------------------- | ------------- |
-| `teacher` | the i-th with the i-th, until a meta differs | steps of the teacher   | ours, default |
-| `sum`     | the same                                     | nothing                | the paper     |
-| `f1`      | the same                                     | mean number of steps   | ours          |
-| `ordered` | the best matching in both sides' order       | mean number of steps   | ours          |
-| `answers` | those with equal answers, in any order       | mean number of answers | ours          |
-
 A rule is free of models: it names the pairs that it needs verdicts on, and scores the verdicts of a judge. A rule of
 your own is a subclass of `Alignment` in a file, named in the config as `alignment: path/to/rule.py:Rule`
-(`docs/structure.md` has an example).
-
-The cascade ends where a student takes one surplus step at the start. `ordered` and `answers` forgive that; they tell
-right from wrong solutions far better (`rlkd gsrm evaluate` measures by how much).
+(`docs/structure.md` has an example, and compares the built-in rules).
 """
 
 from rlkd.gsrm.alignment.answers import Answers

@@ -17,8 +17,7 @@ class Answers(Alignment):
     A step without an answer counts on neither side; a repeated answer counts as often as both sides have it. Each pair
     of `matches` scores 1, and the divisor is the mean number of answers.
 
-    Our choice: no judge, and no order. Padding costs, as under `f1`; so does a student's wrong result, as one more
-    answer.
+    Our choice: no judge, and no order. Padding and wrong results cost, as answers too many.
     """
 
     name = "answers"
@@ -51,10 +50,7 @@ class Answers(Alignment):
 def equal_answers(
     student: Sequence[Hashable | None], teacher: Sequence[Hashable | None]
 ) -> tuple[tuple[int, int], ...]:
-    """The pairs of indices with equal answers; None equals nothing.
-
-    No index occurs twice on a side, and the student's are ascending.
-    """
+    """The pairs of indices with equal answers, each index once, the student's ascending; None equals nothing."""
     free: dict[Hashable, list[int]] = {}
     for index, answer in enumerate(teacher):
         if answer is not None:

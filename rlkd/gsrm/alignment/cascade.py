@@ -30,9 +30,6 @@ def step_scores(verdicts: Sequence[Verdict], *, missing_is_mismatch: bool) -> li
         g_i = m_1 * ... * m_i                                             (m: the meta parts agree)
         r_i = g_i * (1/2)^[questions differ] * (1/2)^[answers differ]
 
-    Only a meta mismatch breaks the chain: a student that takes another sub-problem earns nothing from there on, while
-    one that takes the teacher's and solves it wrongly loses half of that step.
-
     `missing_is_mismatch`: the effect of None. False is the released code: no penalty. True halves the step (our choice
     for normalised scores, where leaving a field out must not pay better than filling it in).
     """
@@ -58,9 +55,8 @@ def halvings(verdict: Verdict, *, missing_is_mismatch: bool) -> list[str]:
 def halving_arithmetic(verdict: Verdict, score: float, *, missing_is_mismatch: bool) -> str:
     """The arithmetic of a pair of steps with agreeing meta parts."""
     halved = halvings(verdict, missing_is_mismatch=missing_is_mismatch)
-    return (
-        f"{' and '.join(halved)}: 1{' x 1/2' * len(halved)} = {score:g}" if halved else f"nothing halved -> {score:g}"
-    )
+    factors = f"{' and '.join(halved)}: 1{' x 1/2' * len(halved)} =" if halved else "nothing halved ->"
+    return f"{factors} {score:g}"
 
 
 class Cascade(Alignment):
@@ -115,13 +111,11 @@ class Cascade(Alignment):
             tuple(verdicts),
             tuple(steps),
             self.divisor_text.format(len(score.student), len(score.teacher)),
-            _notes(score, broken_at),
+            () if broken_at is None else _notes(score, broken_at),
         )
 
 
-def _notes(score: BranchScore, broken_at: int | None) -> tuple[str, ...]:
-    if broken_at is None:
-        return ()
+def _notes(score: BranchScore, broken_at: int) -> tuple[str, ...]:
     student, teacher = score.student[broken_at].purpose, score.teacher[broken_at].purpose
     note = (
         f"The chain breaks at step {broken_at + 1}: the student turns to {student!r}, the teacher to {teacher!r}; the "

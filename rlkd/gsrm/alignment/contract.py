@@ -29,15 +29,9 @@ class Verdict:
 class BranchScore:
     """The score of a student's structure against one branch of the teacher's, with everything that led to it.
 
-    Args:
-        student, teacher: the two structures.
-        alignment: name of the rule.
-        steps: the score of each scored pair of steps.
-        divisor: `value` is the sum of `steps` divided by it.
-        verdicts: those on the pairs of `steps`, in order; may end early or be empty where a rule needs none.
-        matches: which steps each pair of `steps` joins, as indices (student, teacher) from 0, both in ascending order
-            or only the student's; None for the i-th with the i-th.
-        branch: index of the teacher's branch; set by `GSRM`.
+    `verdicts`: those on the pairs of `steps`, in order; may end early, or be empty where a rule needs none. `matches`:
+    which steps each pair of `steps` joins, as indices (student, teacher) from 0, both in ascending order or only the
+    student's; None for the i-th with the i-th. `branch`: index of the teacher's branch, set by `GSRM`.
     """
 
     student: Structure
@@ -93,13 +87,7 @@ class BranchScore:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a branch has its score, in words.
-
-    verdicts: one short text per scored pair, such as "yes / yes / no".
-    steps: the arithmetic of each scored pair.
-    divisor: the meaning of the divisor.
-    notes: sentences that follow the arithmetic.
-    """
+    """Why a branch has its score: verdict and arithmetic per scored pair, the divisor's meaning, closing sentences."""
 
     verdicts: tuple[str, ...]
     steps: tuple[str, ...]

@@ -18,8 +18,8 @@ class Ordered(Alignment):
     field is a mismatch. The score is the largest sum over pairs of which no two share a step or cross (a longest
     common subsequence with weights), divided by the mean number of steps. `matches` has the pairs that earn something.
 
-    Our choice. A surplus or a left-out step costs its share and not everything after it, while the order of the steps
-    still counts. Every step of the student is compared with every step of the teacher, which suits a cheap judge.
+    Our choice: a surplus or a left-out step costs its share and not everything after it. Every step of the student is
+    compared with every step of the teacher, which suits a cheap judge.
     """
 
     name = "ordered"
