@@ -5,17 +5,8 @@
     python benchmarks/gpu_check.py --only vllm     # one section (or several)
     python benchmarks/gpu_check.py --cpu-smoke     # the same code at toy size on the CPU, to test this script
 
-The models are random, made on the spot, with the shapes of Qwen2.5-0.5B and 1.5B (24 and 28 layers, vocabulary
-151,936), so nothing is downloaded and the speeds are those of the real ones.
-
-    device        what PyTorch sees
-    attention     forward + backward of the 0.5B shape, 8 left-padded rows of 512 tokens: eager, SDPA, Flash Attention
-    equality      RLKDTrainer against two GRPOTrainers, parameter by parameter; then failing rewards behind a gate
-    grpo_0.5b     RLKDTrainer, bf16, LoRA r16 on all linear layers, 8 completions of 256 tokens by transformers
-    grpo_1.5b     the same on the larger shape
-    kd            ValidityKDTrainer, the 0.5B shape taught by the 1.5B, LoRA, 4 rows of 256 tokens, both kernels
-    bitsandbytes  grpo_0.5b on 4-bit weights
-    vllm          grpo_0.5b with generation by vLLM in the same process
+The models are random, made on the spot, with the shapes of Qwen2.5-0.5B and 1.5B, so nothing is downloaded and the
+speeds are those of the real ones. `docs/gpu.md` describes the sections.
 
 Every section is a process of its own with a time limit, so that a crash or a hang ends that section only. A section
 whose package is not installed is skipped by name. Exits with 1 if a section failed. The last line is one JSON object.
@@ -39,6 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rlkd.files import read_records
 from rlkd.process import kill_group
 from tiny import byte_tokenizer, letters, questions, training_arguments
 
@@ -70,7 +62,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Size:
+class CheckSize:
     """How large the sections are: full on a GPU, quick on a GPU, or toy on the CPU (`smoke`)."""
 
     smoke: bool = False
@@ -80,7 +72,7 @@ class Size:
     repeats: int = 5
 
     @classmethod
-    def of(cls, name: str) -> Size:
+    def of(cls, name: str) -> CheckSize:
         """The size of that name."""
         return {"full": cls(), "quick": cls(completion_tokens=64, steps=3), "smoke": cls(True, 12, 2, 32, 2)}[name]
 
@@ -92,7 +84,7 @@ class Size:
 # --- sections: each runs in its own process and returns its figures -------------------------------------------------
 
 
-def device(size: Size) -> dict[str, Any]:
+def device(size: CheckSize) -> dict[str, Any]:
     """What PyTorch sees; `gpu` is None without a CUDA or ROCm device."""
     import torch
 
@@ -110,7 +102,7 @@ def device(size: Size) -> dict[str, Any]:
     }
 
 
-def attention(size: Size) -> dict[str, Any]:
+def attention(size: CheckSize) -> dict[str, Any]:
     """Milliseconds of forward + backward by attention implementation, and how far its output is from eager's."""
     import torch
 
@@ -127,17 +119,12 @@ def attention(size: Size) -> dict[str, Any]:
         hidden[mask.bool()].float().square().mean().backward()
         return hidden[mask.bool()].detach().float()
 
-    needs = {
-        "eager": (),
-        "sdpa": (),
-        "flash_attention_2": ("flash_attn",),
-        "kernels-community/flash-attn2": ("kernels",),
-    }
+    packages = {"flash_attention_2": "flash_attn", "kernels-community/flash-attn2": "kernels"}
     figures: dict[str, Any] = {}
     reference = None
-    for name, packages in needs.items():
-        if missing := [package for package in packages if find_spec(package) is None]:
-            figures[name] = {"skipped": f"not installed: {', '.join(missing)}"}
+    for name in ("eager", "sdpa", *packages):
+        if name in packages and find_spec(packages[name]) is None:
+            figures[name] = {"skipped": f"not installed: {packages[name]}"}
             continue
         try:
             model.set_attn_implementation(name)
@@ -157,7 +144,7 @@ def attention(size: Size) -> dict[str, Any]:
     return figures | {"peak_gb": peak_gb()}
 
 
-def equality(size: Size) -> dict[str, Any]:
+def equality(size: CheckSize) -> dict[str, Any]:
     """Whether RLKDTrainer ends where GRPOTrainer ends, and whether failing rewards and gates work on this device.
 
     GPU kernels that add in no fixed order are switched off where PyTorch can. Where GRPOTrainer still differs from
@@ -194,7 +181,7 @@ def equality(size: Size) -> dict[str, Any]:
         args = RLKDConfig(**settings(size, Path(folder) / "d", **changes), reward_gates={"letters": "flaky"})
         trainer = RLKDTrainer(model, reward_funcs=[letters, flaky], args=args, train_dataset=sums())
         trainer.train()
-        records = [json.loads(line) for line in trainer.rollouts_path.read_text().splitlines()]
+        records = list(read_records(trainer.rollouts_path))
         failed = sum(record["rewards"]["flaky"]["status"] == "failed" for record in records)
     figures = {"stock_max_difference": noise, "ours_max_difference": ours, "rollouts": len(records), "failed": failed}
     if ours > 10 * noise:
@@ -204,14 +191,14 @@ def equality(size: Size) -> dict[str, Any]:
     return figures
 
 
-def grpo(size: Size, shape_name: str) -> dict[str, Any]:
+def grpo(size: CheckSize, shape_name: str) -> dict[str, Any]:
     """GRPO steps with LoRA on a model that is built in memory."""
     shape = size.shape(shape_name)
     model = build_model(shape, "cpu" if size.smoke else "cuda")
     return measure(size, model=model, processing_class=byte_tokenizer(shape.vocab_size))
 
 
-def kd(size: Size) -> dict[str, Any]:
+def kd(size: CheckSize) -> dict[str, Any]:
     """Distillation steps with LoRA, on traces and on rollouts, with our divergence and with TRL's kernel.
 
     Both start from the same student and traces, so their first losses should agree up to rounding. Raises
@@ -234,7 +221,7 @@ def kd(size: Size) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         # A random teacher trusts no step: without v_0 = 0 all weights would be close to none.
         changes = {"kernel": kernel, "seed": seed, "v_0": 0.0}
-        figures[kernel] = distil(size, build_model(shape, place), teacher, byte_tokenizer(shape.vocab_size), changes)
+        figures[kernel] = distil(size, build_model(shape, place), teacher, changes)
     losses = [figures[kernel]["first_loss"] for kernel in ("chunked", "trl")]
     figures["loss_difference"] = abs(losses[0] - losses[1]) / abs(losses[1])
     if not figures["loss_difference"] < 0.01:
@@ -242,10 +229,8 @@ def kd(size: Size) -> dict[str, Any]:
     return figures
 
 
-def distil(size: Size, student: Any, teacher: Any, tokenizer: Any, changes: dict[str, Any]) -> dict[str, Any]:
+def distil(size: CheckSize, student: Any, teacher: Any, changes: dict[str, Any]) -> dict[str, Any]:
     """Four steps; return seconds a step on traces and on rollouts, peak memory (the teacher's too) and losses."""
-    from peft import LoraConfig
-
     from trainers import ValidityKDConfig, ValidityKDTrainer
 
     marks = step_marks()
@@ -257,13 +242,13 @@ def distil(size: Size, student: Any, teacher: Any, tokenizer: Any, changes: dict
             teacher,
             ValidityKDConfig(**values),
             train_dataset=traces(),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+            processing_class=byte_tokenizer(student.config.vocab_size),
+            peft_config=lora(),
             callbacks=[marks],
         )
         trainer.train()
-        steps = [json.loads(line) for line in trainer.metrics_path.read_text().splitlines()]
-        records = [json.loads(line) for line in trainer.rollouts_path.read_text().splitlines()]
+        steps = list(read_records(trainer.metrics_path))
+        records = list(read_records(trainer.rollouts_path))
     for step in steps:
         if not (math.isfinite(step["loss"]) and math.isfinite(step["grad_norm"]) and step["grad_norm"] > 0):
             raise AssertionError(f"loss {step['loss']} and gradient norm {step['grad_norm']} in step {step['step']}")
@@ -279,7 +264,7 @@ def distil(size: Size, student: Any, teacher: Any, tokenizer: Any, changes: dict
     }
 
 
-def bitsandbytes(size: Size) -> dict[str, Any]:
+def bitsandbytes(size: CheckSize) -> dict[str, Any]:
     """GRPO steps with LoRA on 4-bit weights."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -293,7 +278,7 @@ def bitsandbytes(size: Size) -> dict[str, Any]:
         return measure(size, model=model, quantization_config=quantization, changes=changes)
 
 
-def vllm(size: Size) -> dict[str, Any]:
+def vllm(size: CheckSize) -> dict[str, Any]:
     """GRPO steps with generation by vLLM, and how far its log-probabilities are from the trainer's."""
     changes = {
         "use_vllm": True,
@@ -311,7 +296,7 @@ def vllm(size: Size) -> dict[str, Any]:
 class Section:
     """What to run, for how long at most, what it needs, and whether the CPU can do it."""
 
-    run: Callable[[Size], dict[str, Any]]
+    run: Callable[[CheckSize], dict[str, Any]]
     limit_s: float
     package: str | None = None
     on_cpu: bool = True
@@ -349,10 +334,8 @@ class Stopwatch:
         return letters(completions)
 
 
-def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_arguments: Any) -> dict[str, Any]:
+def measure(size: CheckSize, *, changes: dict[str, Any] | None = None, **trainer_arguments: Any) -> dict[str, Any]:
     """Train with LoRA; return seconds a step, tokens a second and peak memory, each without the first step."""
-    from peft import LoraConfig
-
     from trainers import RLKDConfig, RLKDTrainer
 
     watch, marks = Stopwatch(), step_marks()
@@ -361,12 +344,12 @@ def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_argu
             reward_funcs=watch,
             args=RLKDConfig(**settings(size, Path(folder), **(changes or {}))),
             train_dataset=sums(),
-            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+            peft_config=lora(),
             callbacks=[marks],
             **trainer_arguments,
         )
         trainer.train()
-        last = json.loads(trainer.metrics_path.read_text().splitlines()[-1])
+        *_, last = read_records(trainer.metrics_path)
     if not last["grad_norm"] or last["grad_norm"] != last["grad_norm"]:
         raise AssertionError(f"the gradient norm of the last step is {last['grad_norm']}")
     steps = marks.seconds()[1:]
@@ -383,6 +366,13 @@ def measure(size: Size, *, changes: dict[str, Any] | None = None, **trainer_argu
         "grad_norm": last["grad_norm"],
     }
     return figures | {key: value for key, value in last.items() if key.startswith("sampling/")}
+
+
+def lora() -> Any:
+    """LoRA r16 on all linear layers."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def step_marks() -> Any:
@@ -406,7 +396,7 @@ def step_marks() -> Any:
     return Marks()
 
 
-def settings(size: Size, output: Path, **changes: Any) -> dict[str, Any]:
+def settings(size: CheckSize, output: Path, **changes: Any) -> dict[str, Any]:
     """The arguments of a config: one group of eight completions a step."""
     values = {
         "use_cpu": size.smoke,
@@ -513,16 +503,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "device" or (given.only and name not in given.only):
             continue
         left = budget - (time.monotonic() - started)
+        why = None
         if given.quick and not section.in_quick and not given.only:
-            sections[name] = skipped("not part of --quick")
+            why = "not part of --quick"
         elif section.package and find_spec(section.package) is None:
-            sections[name] = skipped(f"not installed: {section.package}")
+            why = f"not installed: {section.package}"
         elif given.cpu_smoke and not section.on_cpu:
-            sections[name] = skipped("needs a GPU")
+            why = "needs a GPU"
         elif left < 10:
-            sections[name] = skipped(f"no time left of {budget:.0f} s; run it alone: --only {name}")
-        else:
-            sections[name] = start_section(name, size, left)
+            why = f"no time left of {budget:.0f} s; run it alone: --only {name}"
+        sections[name] = {"status": "skipped", "why": why} if why else start_section(name, size, left)
         report(name, sections[name])
     total = round(time.monotonic() - started, 1)
     print(f"\n{total:.0f} s in all")
@@ -540,11 +530,6 @@ def installed_versions() -> tuple[dict[str, str], list[str]]:
         except PackageNotFoundError:
             missing.append(package)
     return {"python": sys.version.split()[0], **versions}, missing
-
-
-def skipped(why: str) -> dict[str, Any]:
-    """The result of a section that did not run."""
-    return {"status": "skipped", "why": why}
 
 
 def start_section(name: str, size: str, left_s: float) -> dict[str, Any]:
@@ -578,13 +563,13 @@ def start_section(name: str, size: str, left_s: float) -> dict[str, Any]:
         except (OSError, ValueError):
             figures = {"status": "failed", "error": ending}
         if figures["status"] == "failed":
-            print(f"--- {name}: the last lines of its output", *tail(log), "---", sep="\n")
+            print(
+                f"--- {name}: the last lines of its output",
+                *log.read_text(errors="replace").splitlines()[-15:],
+                "---",
+                sep="\n",
+            )
     return figures | {"seconds": round(time.monotonic() - started, 1)}
-
-
-def tail(log: Path, lines: int = 15) -> list[str]:
-    """The last lines of a file."""
-    return log.read_text(errors="replace").splitlines()[-lines:]
 
 
 def run_section(name: str, size: str, result: str) -> int:
@@ -594,7 +579,7 @@ def run_section(name: str, size: str, result: str) -> int:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        figures = {"status": "ok", **SECTIONS[name].run(Size.of(size))}
+        figures = {"status": "ok", **SECTIONS[name].run(CheckSize.of(size))}
     except Exception as error:
         traceback.print_exc()
         figures = {"status": "failed", "error": describe(error)}

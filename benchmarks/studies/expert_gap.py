@@ -6,20 +6,18 @@
     python benchmarks/studies/expert_gap.py --out runs/early --expert "transformers:embedded?adapter=FOLDER"
     python benchmarks/studies/expert_gap.py --out /tmp/smoke --smoke               # does the script work?
 
-A teacher that is no better than its student has nothing to teach, so a study of distillation begins here. Each model
-gives one greedy answer a question, and the two are compared question by question. The sets:
+Each model gives one greedy answer per question, and the two are compared question by question. The sets:
 
     mawps      the 142 test problems of `mawps-sample`
     chains     150 arithmetic chains of the split that nothing is trained on (`rlkd.data.arithmetic.chain_rows`)
     FILE       rows of your own, .jsonl or .parquet with `question` and `answer`
 
 The primary figure of each set, fixed before any result was seen: accuracy of the expert minus accuracy of the student,
-with its 95 % interval over questions (`rlkd.statistics.series_mean` of the paired differences), next to the exact
-McNemar test (McNemar, 1947): are the questions that only one of the two has right divided evenly between them?
+with its 95 % interval over questions, next to the exact McNemar test (McNemar, 1947).
 
-Answers are kept in `answers.jsonl` of the output folder, under model, set, length limit, system prompt and question,
-so that a run goes on where another stopped, and another model shares what is there. `results.json` and `table.md` are
-written beside it. The last line printed is a JSON object with the primary figures.
+Answers are stored in `answers.jsonl` of the output folder, under model, set, length limit, system prompt and question,
+and are not requested again. `results.json` and `table.md` are next to it. The last line printed is a JSON object with
+the primary figures.
 """
 
 import argparse
@@ -33,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from grid import guarded, write_results
+from grid import ROOT, guarded, write_results
 from rlkd.answers import accuracy
 from rlkd.data.arithmetic import chain_rows
 from rlkd.data.loading import load_rows
@@ -43,7 +41,6 @@ from rlkd.errors import UsageError
 from rlkd.files import append_records, read_records, remove_truncated_line
 from rlkd.statistics import Interval, estimate, series_mean
 
-ROOT = Path(__file__).resolve().parents[2]
 # Chosen before the first run.
 BOOTSTRAP_SEED = 17
 SETS = ("mawps", "chains")
@@ -97,13 +94,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 def read_set(name: str, limit: int | None) -> list[dict[str, Any]]:
     """The rows of a set; raises `UsageError` where there are none or one has no answer."""
-    if name == "mawps":
-        rows = load_rows("mawps-sample", split="test")
-    elif name == "chains":
-        rows = chain_rows("test")
-    else:
-        rows = load_rows(name, split="test")
-    rows = rows[:limit]
+    source = "mawps-sample" if name == "mawps" else name
+    rows = (chain_rows("test") if name == "chains" else load_rows(source, split="test"))[:limit]
     unknown = next((row["id"] for row in rows if row.get("answer") is None), None)
     if unknown is not None:
         raise UsageError(f"{name}: row {unknown!r} has no answer, so no accuracy can be measured")
@@ -115,15 +107,13 @@ class AnswerFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.found: dict[str, dict[str, Any]] = {}
         remove_truncated_line(path)
-        for record in read_records(path) if path.exists() else ():
-            self.found[record.pop("key")] = record
+        self.found = {record.pop("key"): record for record in (read_records(path) if path.exists() else ())}
 
-    def add(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+    def add(self, records: Mapping[str, dict[str, Any]]) -> None:
         """Keep records under their keys, in the file too."""
         append_records(self.path, ({"key": key, **record} for key, record in records.items()))
-        self.found |= {key: dict(record) for key, record in records.items()}
+        self.found |= records
 
 
 def answer(
@@ -206,13 +196,10 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["| --- | --- | --- | --- |"]
     for name, found in results["sets"].items():
         difference = found["difference"]
-        low, high = (difference[side] for side in ("low", "high"))
-        bounds = "no interval" if low is None else f"95 % interval {low:+.1%} to {high:+.1%}"
-        alone = found["right_alone"]
-        lines.append(
-            f"| {name} | {difference['value']:+.1%} ({bounds}, n = {found['n']}) "
-            f"| {alone['expert']}, {alone['student']} | {found['mcnemar_p']:.2g} |"
-        )
+        low, high = (-math.inf, math.inf) if difference["low"] is None else (difference["low"], difference["high"])
+        gap = Interval(difference["value"], low, high, found["n"])
+        alone = f"{found['right_alone']['expert']}, {found['right_alone']['student']}"
+        lines.append(f"| {name} | {gap:+.1%} | {alone} | {found['mcnemar_p']:.2g} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,14 +10,13 @@ Two arms of `recipes/rlkd.py` with `recipes/rlkd_recorded.yaml`, one after the o
     true        every question with its own teacher
     shuffled    every question with the teacher of another one that has as many steps (`--shuffle_teachers`)
 
-Both see the same questions in the same order. The shuffled arm is rewarded for agreement with a foreign teacher,
-so the logged rewards of the two arms are not comparable. Therefore all rollouts are scored again afterwards, those of
-both arms against both teachers; the agreement with the TRUE teacher counts. The steps of a rollout are those that the
-arm's structure model found in training, so no model is needed; a second scorer, `rules`, starts from the text.
+Both see the same questions in the same order. The shuffled arm is rewarded for agreement with a foreign teacher, so
+the logged rewards of the two arms are not comparable: all rollouts are scored again, those of both arms against both
+teachers. The steps of a rollout are those that the arm's structure model found in training, so no model is needed; a
+second scorer, `rules`, starts from the text.
 
-Fixed before the first result: the config, the seeds below, and the primary figures (`PRIMARY`); the rest is
-secondary and says so. Statistics: `rlkd.statistics`. Results: `results.json`, `table.md` and `recorded_run.png` in
-the output folder. The last line printed is a JSON object with the primary figures.
+Fixed before the first result: the config, the seeds below, and the primary figures (`PRIMARY`). Results:
+`results.json`, `table.md` and `recorded_run.png` in the output folder, and the primary figures in the last line.
 
 Arguments after `--` go to the recipe of both arms, e.g. `-- --max_steps 20`.
 """
@@ -31,7 +30,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,11 +105,8 @@ def effective_settings(config: Path, overrides: Sequence[str]) -> dict[str, Any]
 def train(given: argparse.Namespace, overrides: Sequence[str], max_steps: int) -> None:
     """Run the arms that are not complete; raise `UsageError` if one of them fails or already runs."""
     waiting = [arm for arm in ARMS if not (given.resume and is_complete(given.out / arm, max_steps))]
-    if given.parallel:
-        _run_arms(waiting, given, overrides)
-    else:
-        for arm in waiting:
-            _run_arms([arm], given, overrides)
+    for arms in [waiting] if given.parallel else [[arm] for arm in waiting]:
+        _run_arms(arms, given, overrides)
 
 
 def is_complete(folder: Path, max_steps: int) -> bool:
@@ -193,9 +189,10 @@ def analyse(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         late = [value for step, value in values.items() if step in steps[-third:]]
         return series_mean(late, block=block, seed=BOOTSTRAP_SEED) if late else UNKNOWN
 
-    def difference(name: str) -> dict[int, float]:
+    def compared(name: str, figure: Callable[[Mapping[int, float]], Interval]) -> dict[str, Interval]:
         true, shuffled = series("true", name), series("shuffled", name)
-        return {step: true[step] - shuffled[step] for step in true if step in shuffled}
+        difference = {step: true[step] - shuffled[step] for step in true if step in shuffled}
+        return {"true": figure(true), "shuffled": figure(shuffled), "difference": figure(difference)}
 
     names = list(arms["true"]["series"])
     results: dict[str, Any] = {
@@ -203,14 +200,11 @@ def analyse(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         "block": block,
         "seeds": {"training": settings.get("seed"), "shuffle": SHUFFLE_SEED, "bootstrap": BOOTSTRAP_SEED},
         "settings": dict(settings),
-        "trends": {name: {arm: rate(series(arm, name)) for arm in ARMS} for name in names},
-        "levels": {name: {arm: level(series(arm, name)) for arm in ARMS} for name in names},
+        "trends": {name: compared(name, rate) for name in names},
+        "levels": {name: compared(name, level) for name in names},
         "held_out": {arm: arms[arm]["held_out"] for arm in ARMS},
         "rescoring_gap": {arm: arms[arm]["gap"] for arm in ARMS},
     }
-    for name in names:
-        results["trends"][name]["difference"] = rate(difference(name))
-        results["levels"][name]["difference"] = level(difference(name))
     results["held_out"]["difference"] = _held_out_differences(arms)
     results["primary"] = {
         "structure_trend": results["trends"]["structure, logged"]["true"],
@@ -268,9 +262,7 @@ def read_arm(
     from trainers.common.run_files import read_steps
 
     metrics = {record["step"]: record for record in read_records(folder / "metrics.jsonl")}
-    by_rules = StructureReward(
-        decomposer="rules", **{key: parameters[key] for key in ("alignment",) if key in parameters}
-    )
+    by_rules = StructureReward("rules", alignment=parameters.get("alignment", "teacher"))
     kept = ("judge", "judge_engine", "engine", "embedding_model", "alignment", "threshold", "store")
     again = StructureReward(decomposer="rules", **{key: parameters[key] for key in kept if key in parameters})
 
@@ -283,16 +275,16 @@ def read_arm(
     mine = scores[f"agreement with the {folder.name} teacher"]
     gaps = [abs(a - b) for a, b in zip(logged, mine, strict=True) if a is not None and b is not None]
 
-    series: dict[str, dict[int, Any]] = {
-        "structure, logged": {step: record.get("rewards/structure/mean") for step, record in metrics.items()}
+    def from_metrics(key: str) -> dict[int, Any]:
+        return {step: record.get(key) for step, record in metrics.items()}
+
+    series = {
+        "structure, logged": from_metrics("rewards/structure/mean"),
+        **{name: _means(rollouts, values) for name, values in scores.items()},
+        "accuracy in training": from_metrics("rewards/accuracy/mean"),
+        "tokens per completion": from_metrics("completions/mean_length"),
+        "truncated completions": from_metrics("completions/clipped_ratio"),
     }
-    series |= {name: _means(rollouts, values) for name, values in scores.items()}
-    for name, key in (
-        ("accuracy in training", "rewards/accuracy/mean"),
-        ("tokens per completion", "completions/mean_length"),
-        ("truncated completions", "completions/clipped_ratio"),
-    ):
-        series[name] = {step: record.get(key) for step, record in metrics.items()}
     held_out = []
     for record in read_steps(folder / "eval.jsonl"):
         texts = [{"completion": row["completion"], "prompt": ""} for row in record["rows"]]
@@ -402,12 +394,8 @@ def _held_out_differences(arms: Mapping[str, Any]) -> dict[str, dict[str, Interv
     pairs["true minus shuffled, last"] = (ends["true"][1], ends["shuffled"][1])
 
     def paired(own: Any, other: Any, key: str) -> Interval:
-        values = [
-            own[row][key] - other[row][key]
-            for row in own
-            if row in other and own[row][key] is not None and other[row][key] is not None
-        ]
-        return _rows_mean(values)
+        values = [(own[row][key], other[row][key]) for row in own if row in other]
+        return _rows_mean([one - two for one, two in values if one is not None and two is not None])
 
     return {
         name: {key: paired(own, other, key) for key in ("accuracy", "structure by rules")}
