@@ -132,21 +132,13 @@ def batch(n_questions: int, epoch: int) -> list[Sample]:
             result = 100 * q + 7 * i + 1
             found = result if verdict.answer else result + 1 + c
             way = f"in way {GROUP * epoch + c}"
-            number_alone = i % 2 == 0
-            gold.append(
-                Step(
-                    meta=f"What is quantity {i} of problem {q}?",
-                    question=f"{q + 1} * {i + 1} + {i}",
-                    answer=f"{result}" if number_alone else f"{result} pieces of kind {i}",
-                )
+            answers = (
+                (f"{result} pieces of kind {i}", f"{found} pieces, {way}") if i % 2 else (f"{result}", f"{found}")
             )
-            own.append(
-                Step(
-                    meta=f"{'Which is' if verdict.meta else 'Leaving that aside, which is'} quantity {i} {way}?",
-                    question=f"{'take' if verdict.question else 'guess'} {q + 1}, {i + 1} and {i} {way}",
-                    answer=f"{found}" if number_alone else f"{found} pieces, {way}",
-                )
-            )
+            which = "Which is" if verdict.meta else "Leaving that aside, which is"
+            verb = "take" if verdict.question else "guess"
+            gold.append(Step(f"What is quantity {i} of problem {q}?", f"{q + 1} * {i + 1} + {i}", answers[0]))
+            own.append(Step(f"{which} quantity {i} {way}?", f"{verb} {q + 1}, {i + 1} and {i} {way}", answers[1]))
             verdicts.append(verdict)
         student, teacher = Structure(own), Structure(gold)
         samples.append(Sample(f"Problem {q}?", as_text(student), as_text(teacher), student, teacher, tuple(verdicts)))

@@ -75,10 +75,10 @@ class StructureReward:
             raise ValueError(f"teacher {teacher!r}: expected 'rows' or 'decompose'")
         folder = Path(store).expanduser() if store else cache_folder()
         self._engines = EnginePool(deadline)
-        if decomposer == "generative" and engine is None:
-            engine = "transformers:embedded-gsrm"
-        if decomposer == "generative" and judge == "model" and judge_engine is None:
-            raise ValueError("judge 'model' needs a judge_engine: a model that was trained to list steps is no judge")
+        if decomposer == "generative":
+            engine = engine or "transformers:embedded-gsrm"
+            if judge == "model" and judge_engine is None:
+                raise ValueError("judge 'model' needs a judge_engine: a model trained to list steps is no judge")
         try:
             structures = make(
                 "decomposer",
@@ -129,9 +129,12 @@ class StructureReward:
         traces = [ReasoningTrace(q, completion_text(c)) for q, c in zip(questions, completions, strict=True)]
         branches: list[list[Structure | ReasoningTrace]] = []
         for own_question, texts, stored in zip(questions, rationales, known, strict=True):
-            own = self._branches(own_question, texts or (), stored or ())
-            branches.append(own)
-            traces += [branch for branch in own if isinstance(branch, ReasoningTrace)]
+            if stored and (self.teacher == "rows" or not texts):
+                branches.append([Structure.from_list(steps) for steps in stored])
+            else:
+                decomposed = [ReasoningTrace(own_question, text, teacher=True) for text in texts or ()]
+                branches.append([*decomposed])
+                traces += decomposed
         found = dict(zip(traces, await self.gsrm.structure(traces), strict=True))
 
         results: list[float | Scored | Failed | None] = [None] * len(completions)
@@ -155,13 +158,6 @@ class StructureReward:
         for (i, _, _), score in zip(compared, scores, strict=True):
             results[i] = Failed(str(score)) if isinstance(score, JudgeError) else Scored(score.value, score.to_dict())
         return results
-
-    def _branches(
-        self, question: str, texts: Sequence[str], stored: Sequence[Any]
-    ) -> list[Structure | ReasoningTrace]:
-        if stored and (self.teacher == "rows" or not texts):
-            return [Structure.from_list(steps) for steps in stored]
-        return [ReasoningTrace(question, text, teacher=True) for text in texts]
 
     def _warn(self, branches: Sequence[Structure | ReasoningTrace], errors: Sequence[DecompositionError]) -> None:
         """Log once why a row with a teacher's trace has no structure reward."""

@@ -5,7 +5,7 @@ several pairs in other layouts. And it must report, not solve: in some pairs a n
 structure alike, and in a few the trace belongs to another question. All of this is our choice:
 RLKD (arXiv 2505.16142) trains on unchanged traces.
 
-    >>> from rlkd.data.rows import sample_rows
+    >>> from rlkd.data.samples import sample_rows
     >>> pair = training_pairs(sample_rows("gsrm")[:1], copies=1, seed=0)[0]
     >>> sorted(pair)
     ['completion', 'id', 'prompt', 'variant']
@@ -87,13 +87,11 @@ def training_pairs(rows: Sequence[dict[str, Any]], *, copies: int, seed: int) ->
             swapped = rng.random() < SWAPPED and len(rows) > 1
             # Drawn from a stream of its own, as it depends on how many rows there are.
             other = (i + random.Random(f"other/{seed}/{copy}/{row['id']}").randrange(1, max(2, len(rows)))) % len(rows)
-            chosen = solutions[other if swapped else i]
+            chosen, source = (solutions[other], rows[other]) if swapped else (solutions[i], row)
             if isinstance(chosen, str):
-                structure = Structure.from_list(rows[other if swapped else i]["structures"][0])
-                trace, variant = chosen, "whole"
+                trace, structure, variant = chosen, Structure.from_list(source["structures"][0]), "whole"
             else:
-                answer = rows[other if swapped else i].get("answer")
-                trace, structure, variant = augmented(chosen, question_in(row), answer, rng)
+                trace, structure, variant = augmented(chosen, question_in(row), source.get("answer"), rng)
             pairs.append(
                 {
                     "id": f"{row['id']}/{copy}",
@@ -244,17 +242,13 @@ def _laid_out(steps: Sequence[Sentence], layout: str, question: str, rng: random
         facts = [part for part in re.split(r"(?<=[.!])\s+", question) if part and not part.endswith("?")]
         filler += [rng.choice(facts)] if facts else []
     if layout == "bare":
-        bare = [
-            f"{_written(s.step.question, spaced, times)} = {s.step.answer}"
-            if s.step.question and s.step.answer
-            else text
-            for s, text in zip(steps, texts, strict=True)
-        ]
-        return "\n".join(bare) if rng.random() < 0.8 else ", ".join(bare)
+        for i, step in enumerate(sentence.step for sentence in steps):
+            if step.question and step.answer:
+                texts[i] = f"{_written(step.question, spaced, times)} = {step.answer}"
+        return ("\n" if rng.random() < 0.8 else ", ").join(texts)
     if layout == "asked":
-        return "\n".join(
-            f"{s.step.meta} {text}" if s.step.meta else text for s, text in zip(steps, texts, strict=True)
-        )
+        asked = [sentence.step.meta for sentence in steps]
+        return "\n".join(f"{meta} {text}" if meta else text for meta, text in zip(asked, texts, strict=True))
     if layout == "numbered":
         return "\n".join([*filler, *(f"{i}. {text}" for i, text in enumerate(texts, 1))])
     if layout == "headed":
@@ -272,8 +266,7 @@ def _laid_out(steps: Sequence[Sentence], layout: str, question: str, rng: random
     return " ".join([*filler, *(text if text[-1:] in ".!?" or rng.random() < 0.3 else f"{text}." for text in texts)])
 
 
-def _written(text: str | None, spaced: bool, times: bool) -> str:
-    text = text or ""
+def _written(text: str, spaced: bool, times: bool) -> str:
     if spaced:
         text = re.sub(r"(?<=[\d)%])\s*([-+*/=])\s*(?=[$(\d.])", r" \1 ", text)
     if times:

@@ -182,19 +182,20 @@ def _models(options: argparse.Namespace) -> tuple[Any, Any]:
             ground=not options.as_written,
             level=options.level,
         )
-        judge = make(
-            "judge",
-            options.judge,
-            engines=engines,
-            engine=options.judge_engine or options.engine,
-            threshold=options.threshold,
-            embedding_model=options.embedding_model,
-            store=getattr(options, "cache", None),
-        )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    engine = options.judge_engine or options.engine
+    judge = _judge(options.judge, engines, engine, options, getattr(options, "cache", None))
     engines.check_ready()
     return decomposer, judge
+
+
+def _judge(spec: str, engines: EnginePool, engine: str | None, options: argparse.Namespace, store: Path | None) -> Any:
+    chosen = {"threshold": options.threshold, "embedding_model": options.embedding_model, "store": store}
+    try:
+        return make("judge", spec, engines=engines, engine=engine, **chosen)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -350,18 +351,7 @@ def judges(options: argparse.Namespace) -> int:
         raise UsageError(f"--threshold {options.threshold} belongs to one judge; {len(options.judge)} are named")
     results = {}
     for spec in options.judge:
-        try:
-            judge = make(
-                "judge",
-                spec,
-                engines=EnginePool(None),
-                engine=options.engine,
-                threshold=options.threshold,
-                embedding_model=options.embedding_model,
-                store=options.store,
-            )
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        judge = _judge(spec, EnginePool(None), options.engine, options, options.store)
         if options.fit:
             run(fit_threshold(judge, pairs_of("fit")))
         errors = run(evaluate_judge(judge, pairs_of(options.split)))
