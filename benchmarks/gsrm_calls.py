@@ -188,10 +188,9 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
             raise structure
         return structure
 
-    async def same(field: Field, own: str | None, gold: str | None) -> bool:
-        if own is None or gold is None:
-            raise ValueError(f"a step without {field}: every step of this benchmark has all three parts")
-        [reply] = await engine.choose([judge_prompt(field, own, gold)], ("Yes", "No"))
+    async def same(field: Field, own: Step, gold: Step) -> bool:
+        prompt = judge_prompt(field, getattr(own, field), getattr(gold, field))
+        [reply] = await engine.choose([prompt], ("Yes", "No"))
         if isinstance(reply, EngineError):
             raise reply
         yes, no = reply
@@ -205,13 +204,13 @@ async def by_the_authors(url: str, samples: Sequence[Sample]) -> list[Result]:
         pairs = list(zip(student, teacher, strict=False))
         alive = 0
         for own, gold in pairs:
-            if not await same("meta", own.meta, gold.meta):
+            if not await same("meta", own, gold):
                 break
             alive += 1
         score, verdicts = 0.0, []
         for own, gold in pairs[:alive]:
-            question = await same("question", own.question, gold.question)
-            answer = await same("answer", own.answer, gold.answer)
+            question = await same("question", own, gold)
+            answer = await same("answer", own, gold)
             score += (1.0 if question else 0.5) * (1.0 if answer else 0.5)
             verdicts.append({"meta": True, "question": question, "answer": answer})
         if alive < len(pairs):

@@ -179,8 +179,8 @@ def parse(text: str) -> Parsed:
     answer, in whatever surrounds them: `{"steps": [...]}`, a bare list, lines. A backslash that begins a LaTeX command
     is kept as one (formally `"\\frac"` is a form feed and `rac`); `\\n` and `\\u00e9` are read as JSON.
 
-    A truncated reply gives a prefix of the steps of the whole reply, since text is read once, left to right.
-    The one exception is a reply with JSON steps before its first `<step>`, truncated between the two.
+    A truncated reply gives a prefix of the steps of the whole reply, except one with JSON steps before its first
+    `<step>` that is truncated between the two.
     """
     has_tags = any(tag[2].lower() == "step" and not tag[1] for tag in _TAG.finditer(text))
     steps, dropped = _TagReader().read(text) if has_tags else _read_json(text)

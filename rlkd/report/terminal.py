@@ -68,9 +68,7 @@ def show_scores(record: Mapping[str, Any], console: Console, *, alignment: Align
         lines = arithmetic(BranchScore.from_dict(detail), alignment)
         console.print(Text(f"\n{name}:", style="bold"), *map(Text, lines), sep="\n")
     if not details:
-        console.print(
-            Text("No reward of this rollout compared structures (not applicable, failed, or not in the run).")
-        )
+        console.print("No reward of this rollout compared structures (not applicable, failed, or not in the run).")
 
 
 def render_score(score: BranchScore, alignment: Alignment | None = None) -> RenderableType:
@@ -81,7 +79,10 @@ def render_score(score: BranchScore, alignment: Alignment | None = None) -> Rend
 def arithmetic(score: BranchScore, alignment: Alignment | None = None) -> list[str]:
     """The arithmetic of a structure score, line by line."""
     why = _explanation(score, alignment)
-    lines = [f"step {label}: {step}" for label, step in zip(_pair_labels(score), why.steps, strict=True)]
+    labels = [str(i) for i in range(1, len(score.steps) + 1)]
+    if score.matches is not None:
+        labels = [f"{student + 1} ~ {teacher + 1}" for student, teacher in score.matches]
+    lines = [f"step {label}: {step}" for label, step in zip(labels, why.steps, strict=True)]
     total = sum(score.steps)
     terms = " + ".join(f"{points:g}" for points in score.steps)
     lines.append(f"sum R: {terms} = {total:g}" if terms else "sum R: nothing to sum = 0")
@@ -97,17 +98,10 @@ def _explanation(score: BranchScore, alignment: Alignment | None) -> Explanation
     return make("alignment", score.alignment).explain(score) if score.alignment in BUILT_IN else explain_plainly(score)
 
 
-def _pair_labels(score: BranchScore) -> list[str]:
-    if score.matches is None:
-        return [str(i + 1) for i in range(len(score.steps))]
-    return [f"{student + 1} ~ {teacher + 1}" for student, teacher in score.matches]
-
-
 def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
     """The tables of an `Evaluation.to_dict()`."""
-    parts: list[RenderableType] = [
-        Text(", ".join(f"{name} {_value(value)}" for name, value in evaluation["setup"].items()))
-    ]
+    setup = {k: " ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in evaluation["setup"].items()}
+    parts: list[RenderableType] = [Text(", ".join(f"{name} {value}" for name, value in setup.items()))]
     titles = {
         "joined": "solutions joined into one paragraph, against their gold steps",
         "stability": "the same solution in another layout",
@@ -147,10 +141,6 @@ def _figures(title: str, figures: Mapping[str, Any], name: str = "", value: str 
     for label, figure in figures.items():
         table.add_row(label, _figure(figure))
     return table
-
-
-def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
