@@ -72,9 +72,7 @@ def canonical_calculation(text: str | None) -> str | None:
     text = _LATEX_FRACTION.sub(r"\1/\2", text)
     if _VARIABLE.search(text):
         return text.strip()
-    plain = (
-        text.translate(str.maketrans(_OPERATORS)).replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
-    )
+    plain = text.translate(_PLAIN_OPERATORS).replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
     plain = re.sub(r"(?<![A-Za-z])(?:[xX](?=\s*[\d($.])|of\b|times\b)", "*", plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
     plain = re.sub(r"(?<=\d)-(?=[A-Za-z])", " ", plain)  # 8-hour
@@ -99,7 +97,7 @@ _VARIABLE = re.compile(r"(?<![A-Za-z\\])(?!a\b|[xX]\s*[\d($.])[A-Za-z](?![A-Za-z
 # An operator without an operand.
 _DANGLING = re.compile(r"[-+*/^][+*/^]|[-+*/^]$|^[*/^]|\([*/^]|[-+*/^]\)|--")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
-_OPERATORS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
+_PLAIN_OPERATORS = str.maketrans("×·÷−–", "**/--")
 
 
 class _Unreadable(Exception):
@@ -116,7 +114,7 @@ _LATEX = (
     (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
     (re.compile(r"\\(?=[%$])|\\(?:left|right)(?![a-zA-Z])|\\[,;!()\[\]]"), ""),
 )
-_SIGNS = {**_OPERATORS, "[": "(", "]": ")", "{": "(", "}": ")"}
+_SIGNS = dict(zip("×·÷−–[]{}", "**/--()()", strict=True))
 _OPERATOR_WORDS = {"x": "*", "times": "*", "of": "*", "plus": "+", "minus": "-"}
 _NUMBER_WORDS = {"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)}
 _FACTOR_WORDS = {"twice": 2, "double": 2, "triple": 3}
