@@ -1,23 +1,12 @@
-"""How fast a vLLM server is through our engine: against vLLM in this process, and against one request after another.
+"""Speed of a vLLM server through our engine, compared with vLLM in this process and with one request after another.
 
     python benchmarks/engine_throughput.py            # 64 prompts x 32 tokens, three rounds
     python benchmarks/engine_throughput.py --quick    # 16 prompts x 8 tokens, one round
 
-Needs an environment with vLLM; on a machine without a GPU that is the CPU build. Starts `vllm serve` on a free port,
-loads the same model in this process through vLLM's own `LLM.generate` (offline), and times the same prompts, greedy,
-three ways:
-
-- **server**: `ServerEngine.generate` with all prompts at once;
-- **offline**: `LLM.generate` with all prompts at once, nothing of ours around it;
-- **sequential**: `ServerEngine.generate` with one prompt at a time, as a loop over requests does it. A few prompts are
-  enough for its rate.
-
-The rounds interleave the three, so that whatever else the machine does falls on all of them; both copies of the model
-are in memory all the time, only one computes. Each round has prompts of its own, so that no prefix cache helps; the
-rates are medians over the rounds. The texts of server and offline must be the same.
-
-The last line is JSON: `server_over_offline` (at least 0.75 expected) and `server_over_sequential`. Exits with 1 where
-the first falls short or a text differs.
+Needs an environment with vLLM; on a machine without a GPU that is the CPU build. The same greedy prompts, new in each
+round so that no prefix cache helps, go to `ServerEngine.generate` (`server`) and to vLLM's `LLM.generate` (`offline`)
+all at once, and a few to the server one by one (`sequential`). Rates are medians over the rounds. Exits with 1 where
+`server_over_offline` is below 0.75 or a text of server and offline differs.
 """
 
 import argparse
@@ -115,7 +104,6 @@ Written = list[tuple[str, int]]
 
 
 def timed(write: Callable[[], Written]) -> tuple[Written, float]:
-    """The texts, and their tokens per second."""
     written, seconds, _ = harness.timed(write)
     return written, sum(tokens for _, tokens in written) / seconds
 
@@ -139,7 +127,6 @@ def by_llm(llm: Any, settings: Any, prompts: list[str]) -> Written:
 
 
 def named_arguments() -> dict[str, Any]:
-    """Arguments of the offline engine, equal to those of the server."""
     named: dict[str, Any] = {"max_model_len": CONTEXT, "generation_config": "vllm", "disable_log_stats": True}
     return named | ({"dtype": "float32", "enforce_eager": True} if on_cpu() else {"gpu_memory_utilization": SHARE})
 

@@ -81,7 +81,6 @@ def in_child(task: Any, **environment: str) -> Any:
 
 
 def quiet() -> None:
-    """Keep torch on one thread and its libraries silent."""
     import torch
     from transformers.utils import logging
 

@@ -3,26 +3,14 @@
     python benchmarks/kd_loss_memory.py            # T = 2,048 and V = 151,936, about 5 minutes, 10 GiB of memory
     python benchmarks/kd_loss_memory.py --quick    # a hundredth of that
 
-Compared: one forward and backward pass of sum(weights * divergence) / T, in float32, from the last hidden states of
-student and teacher (both of width H = 256) to the gradients of the student's hidden states and of its head.
-
-    dense    logits [T, V] and autograd, written with care: the teacher's are normalised in place, nothing is copied
-             that could be spared
-    trl      TRL's kernel, as its DistillationTrainer calls it on a CPU: tiles of 4,096 tokens x 32,768 columns
-    ours     chunked_divergence with the weights anticipated
-
-Each measurement is a process of its own, with one thread. The inputs stand and a loss of two tokens has run before it
-starts; the peak is the largest resident size from there on (VmHWM, reset at that moment) minus the resident size at
-that moment. What a pass returns counts for every arm: the gradient of the head, [V, H], of 148 MiB, too.
-Time is CPU-seconds, user and system; medians over rounds in an order that changes.
+Compared: one forward and backward pass of sum(weights * divergence) / T, in float32, from the last hidden states
+(H = 256) to the gradients of the student's hidden states and of its head; in a second table (full form only) with the
+head frozen, as under LoRA. Each measurement is a process of its own, with one thread. The peak is the resident size
+that a pass adds, with the gradients that it returns.
 
     gradient_error    over both gradients and beta 0, 0.5 and 1: the largest difference between ours and those of the
-                      dense arm in float64, divided by the largest entry; at T / 8. (In float32 the dense arm is off by
-                      more than ours; `dense_gradient_error` and `trl_gradient_error` say by how much.)
-    growth_over_t     MiB that our peak grows from T to 2 T, less what is returned for them: the gradient of the hidden
-                      states
-
-A second table (full form only) has the head frozen, as under LoRA. Nobody makes a gradient of the head then.
+                      dense arm in float64, divided by the largest entry; at T / 8
+    growth_over_t     MiB that our peak grows from T to 2 T, without the gradient of the hidden states
 
 Exits with 1 in the full form if ours takes more than 1/10 of dense's or 1/4 of TRL's memory or more time than dense,
 if its peak grows by more than 5 % from T to 2 T, or if a gradient is off by more than 1e-5.
@@ -59,7 +47,6 @@ class LossShape:
 
 
 def main() -> int:
-    """Measure all arms; print the figures."""
     parser = argparse.ArgumentParser(description="Measure what the distillation loss costs.")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the full form (default: %(default)s)")
     options = harness.parse(parser, quick="a hundredth of the size", child=measure)
@@ -121,7 +108,6 @@ def table(size: LossShape, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def child(arm: str, size: LossShape, gradients: str | None = None) -> dict[str, float]:
-    """Measure in a process of its own."""
     return harness.in_child({"arm": arm, "size": asdict(size), "gradients": gradients})
 
 

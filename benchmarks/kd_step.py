@@ -1,22 +1,11 @@
-"""What ValidityKDTrainer costs over TRL's DistillationTrainer, at weight 1 and with weights.
+"""Overhead of ValidityKDTrainer over TRL's DistillationTrainer, at weight 1 and with weights.
 
     python benchmarks/kd_step.py            # 18 rounds of 4 steps, about five minutes
     python benchmarks/kd_step.py --quick    # 3 rounds of 2 steps
 
-Compared: arms with the same model, teacher, data and seed, on the student's rollouts (`lmbda: 1`).
-
-    stock A, stock B    trl.DistillationTrainer, twice; what differs between them is noise
-    ours                ValidityKDTrainer with `control: uniform`: weight 1 everywhere
-    weighting           ValidityKDTrainer with its defaults, likelihood weights (not part of `step_ratio`)
-
-All arms run in one process on one thread, interleaved, in an order that changes from round to round. A round trains a
-fresh trainer of each arm; what counts is the CPU time (user + system, all threads) of `trainer.train()`, so that
-building the trainers stays out and another load on the machine matters little. The models are random and small, with a
-vocabulary of 8,192, so that the divergence has its share of a step.
-
-Printed: the median over the rounds of ours / stock, where stock is the mean of A and B; the same for B / A, which
-says how far to believe it (the figure counts where that is within 2 % of 1); what weighting adds; a 95 % interval of
-each; and how far the parameters of ours are from TRL's. Exits with 1 if they are further than 1e-3 of what was learnt.
+The arms of `ARMS` train with the same model, teacher, data and seed (`harness.StockComparison`); the vocabulary of
+8,192 gives the divergence its share of a step. Exits with 1 if the parameters of `ours` are further from TRL's than
+1e-3 of what was learnt.
 """
 
 import harness  # before torch: one thread, no hub
@@ -81,7 +70,6 @@ def train(
     folder: Path,
     steps: int,
 ) -> tuple[float, list[torch.Tensor]]:
-    """Train a fresh trainer; return the CPU-seconds of `train()` and the parameters after it."""
     args = config_class(
         **training_arguments(
             tempfile.mkdtemp(dir=folder),
@@ -99,7 +87,6 @@ def train(
 
 
 def gap(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """The distance of two sets of parameters."""
     return math.sqrt(sum(float((a - b).double().square().sum()) for a, b in zip(one, other, strict=True)))
 
 

@@ -3,21 +3,13 @@
     python benchmarks/reward_prefetch.py            # 6 rounds of 6 steps, about two minutes
     python benchmarks/reward_prefetch.py --quick    # 1 round of 4 steps
 
-Compared: three arms with the same model, data, seed and beta > 0, so that TRL computes the log-probabilities of a
-reference model between generation and rewards.
-
-    no judge     an immediate reward; this measures the window between generation and rewards
-    off          the judge takes 0.8 of that window, from TRL's call on
-    on           the same judge, with reward_prefetch
-
-The judge is asynchronous and sleeps, as if it waited for a server. The figure is the wall time per step from the end
-of the generation to the end of the rewards; a first round sets the judge's delay, and the first step of each arm and
-round is left out. Arms alternate, in an order that changes from round to round.
+With beta > 0, TRL computes the log-probabilities of a reference model between generation and rewards. The judge sleeps
+for 0.8 of that window. Timed is each step but the first, from the end of the generation to the end of the rewards:
 
     hidden_share = 1 - (time of the arm - time without a judge) / the judge's delay    (medians over all steps)
 
-Printed: both shares, and whether all arms end with the same parameters, bit for bit. Exits with 1 if they do not; in
-the full form also if less than 0.9 is hidden with the flag, or more than 0.1 without.
+Exits with 1 if not all arms end with the same parameters, bit for bit; in the full form also if less than 0.9 is
+hidden with the flag, or more than 0.1 without.
 """
 
 import harness  # before torch: one thread, no hub
@@ -75,7 +67,6 @@ class Timed(RLKDTrainer):
 
 
 def main() -> int:
-    """Run all arms; print the figures."""
     parser = argparse.ArgumentParser(description="Time of a judge that reward_prefetch hides.")
     quick = harness.parse(parser, quick="1 round of 4 steps").quick
     rounds, steps = (1, 4) if quick else (6, 6)

@@ -5,21 +5,16 @@ r"""Effect of completions that hang math-verify on a batch: other scores, time, 
     python benchmarks/rewards_hangs.py --reward accuracy   # this project's own reading of answers
     python benchmarks/rewards_hangs.py --check-kinds       # does each kind hang math-verify for 20 s? 4 minutes
 
-In groups of 8 (see `rewards_throughput.py`), one completion in a hundred announces an answer like `9^{9^{9^{9}}}`,
-`100000000!` or `\binom{10^9}{5\cdot 10^8}`; `HANGS` lists the kinds. Each takes math-verify over 20 seconds, or all
-memory. All are different, since equal comparisons are made once. The batch is scored three times, each in a new Python
-process: from the main thread, from a thread, and through `asyncio.to_thread`; and once without the completions that
-hang. Nothing is cached.
+The batch is scored in a new process from each of three calling threads, and once without the completions that hang.
 
-- `false_zeros`: hanging completions with a score; each must have the outcome "failed".
+- `false_zeros`: hanging completions with an outcome other than "failed".
 - `others_equal`: the other completions have the scores of the run without hangs.
 - `added_over_budget`: the wall clock that the hangs add / (hangs x limit / workers).
 - `left_computing`: processes that use the processor one second after the batch.
-- `orphans`: processes alive after the end of the scoring process that descend from it or carry a mark from its
-  environment.
+- `orphans`: processes of the scoring process that outlive it.
 - `trl`: whether TRL's `accuracy_reward` returns from one such completion within `trl_waited_s`.
 
-Exits with 1 unless these are 0, true, at most 1.2, 0 and 0.
+Exits with 1 unless the first five are 0, true, at most 1.2, 0 and 0.
 """
 
 import harness  # before torch: one thread, no hub
@@ -163,7 +158,6 @@ def make_task(data: Path | None, size: int, n_hangs: int) -> dict[str, Any]:
 
 
 def in_a_process(task: dict[str, Any]) -> dict[str, Any]:
-    """Score in a new Python process, and count the processes alive after its end."""
     mark = uuid.uuid4().hex
     found = harness.in_child(task, **{MARK: mark})
     time.sleep(1.0)
@@ -175,12 +169,10 @@ def in_a_process(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """The processes that have not ended."""
     return [each for each in processes if is_running(each)]
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
-    """Score a batch, in the scoring process."""
     logging.getLogger("rewards.runner").setLevel(logging.ERROR)  # the causes are counted below
     name, limit = task["reward"], task["limit"]
     reward = build_reward(name, {REWARDS[name]: limit}, cache=False)
@@ -213,7 +205,6 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def spent() -> dict[psutil.Process, float]:
-    """CPU seconds of each descendant of this process."""
     found = {}
     for each in descendants(os.getpid()):
         with contextlib.suppress(psutil.Error):  # it has ended
@@ -222,7 +213,6 @@ def spent() -> dict[psutil.Process, float]:
 
 
 def call_from(caller: Caller, function: Callable[[], Any]) -> Any:
-    """The result of a call made from the given thread."""
     if caller == "main thread":
         return function()
     if caller == "asyncio.to_thread":

@@ -4,36 +4,16 @@ r"""Speed of `accuracy_reward` on a batch, compared with TRL's reward of that na
     python benchmarks/rewards_throughput.py --quick          # 256 completions, 1 round
     python benchmarks/rewards_throughput.py --data FILE      # problems of your own
 
-The arms, each in a process of its own, after loading its libraries and a first comparison:
+Each arm runs in a process of its own, after a first comparison: TRL's reward on the main thread; ours on an empty
+cache with 1 worker (twice, A and B, to show the noise) and with 2; ours on a filled cache (`warm`). The batches
+`group` and `distinct` are those of `group_batch` and `distinct_batch`. `--data` takes a JSONL file with `answer` (or
+`gold`) and `solution`, or with `rationales`, objects with `text` and `final` that then form the batch `group`.
 
-    trl              trl.rewards.accuracy_reward, on the main thread, as GRPOTrainer calls it
-    ours, 1 worker   with an empty cache; twice per round (A and B), to show the noise
-    ours, 2 workers  with an empty cache
-    ours, warm       a new Reward on the cache of an earlier run
-
-The two batches, in groups of 8 completions per problem:
-
-- **group**: the output of a policy in GRPO. No two completions of a group have the same words, but several have the
-  same final answer. In a group 0 to 8 are right (uniformly distributed). A tenth of the right ones write the value in
-  another form (`\frac{144}{2}` for 72, `\dfrac` for `\frac`). Three fifths of the wrong ones make the most common
-  mistake of the problem, each of the others its own. One completion in twelve has no readable answer (it is
-  truncated, or ends with `####`). There are three forms of announcement, the most frequent with a share of three
-  fifths. The result is about 3.8 different answers per group. (For comparison: texts from eight sources, models and
-  people, for one question of GSM8K have 3.5; those of one policy are more similar.)
-- **distinct**: one right answer and seven others in each group, all different, with one form of announcement. Almost
-  no comparison repeats; what remains is the gain from workers and from reading each gold text once.
-
-The problems are the GSM8K rows shipped with the package. `--data` takes a JSONL file with `answer` (or `gold`) and
-`solution`, or with `rationales`, a list of objects with `text` and `final`; these texts and answers then form the
-batch `group`. The column `solution` has the final answer alone. A problem that is used again gets its answer in
-another form, so that it is not the same comparison.
-
-Figures (medians over rounds): `cold_ratio` is TRL's time / ours with 2 workers and an empty cache;
-`cold_ratio_one_worker` the same with one worker, where only deduplication gains; `warm_ratio` TRL's / ours on the
-filled cache; `second_worker_ratio` ours with 1 worker / with 2, to be compared with `one_worker_spread`, the lowest
-and highest A / B. These are wall clock. `..._cpu_ratio...` are the same for CPU seconds (all processes), which other
-load on the machine affects less. `verdicts_equal`: every verdict of every arm and round equals TRL's. Exits with 1 if
-not, and, in the full form, if `cold_ratio` is below 2 or `warm_ratio` below 50 on the batch `group`.
+Figures are medians over rounds of TRL's wall clock / ours: `cold_ratio` with 2 workers, `cold_ratio_one_worker` with
+one, `warm_ratio` on the filled cache; `..._cpu_ratio...` of CPU seconds (all processes). `second_worker_ratio` is ours
+with 1 worker / with 2, to be compared with `one_worker_spread`, the lowest and highest A / B. Exits with 1 if a
+verdict of any arm and round differs from TRL's, and, in the full form, if `cold_ratio` is below 2 or `warm_ratio`
+below 50 on the batch `group`.
 """
 
 import harness  # before torch: one thread, no hub
@@ -156,7 +136,11 @@ def without_answer(text: str) -> str:
 
 
 def group_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Batch:
-    """Groups as in the output of a policy; see the module."""
+    """Groups as in the output of a policy, with about 3.8 different answers each.
+
+    0 to 8 completions of a group are right, a tenth of these in another form; three fifths of the wrong ones make the
+    most common mistake of the problem. One completion in twelve is truncated or ends with `####`.
+    """
     rng = random.Random(seed)
     completions, solutions = [], []
     for turn in range(size // GROUP):
@@ -190,7 +174,7 @@ def group_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Batch:
 
 
 def distinct_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Batch:
-    """Groups in which no two answers are equal; see the module."""
+    """Groups in which no two answers are equal, so that almost no comparison repeats."""
     rng = random.Random(seed)
     known = list(dict.fromkeys(problem.answer for problem in problems))
     completions, solutions, seen = [], [], set()
@@ -214,7 +198,6 @@ def distinct_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Bat
 
 
 def pick(problems: Sequence[Problem], turn: int) -> tuple[Problem, int]:
-    """The problem of a turn, and the number of its earlier uses."""
     repetition, index = divmod(turn, len(problems))
     if repetition >= len(GOLDS):
         enough = len(problems) * GROUP * len(GOLDS)
@@ -253,8 +236,12 @@ def wrong_answer(problem: Problem, problems: Sequence[Problem], rng: random.Rand
     return other
 
 
+def comparisons(batch: Batch) -> set[Any]:
+    return {verified.comparison(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
+
+
 def described(batch: Batch) -> str:
-    pairs = {verified.comparison(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
+    pairs = comparisons(batch)
     return (
         f"{len(batch.completions)} completions, {len(set(batch.completions))} of them different, "
         f"{len(pairs)} distinct comparisons ({len(pairs) / len(batch.completions):.0%})"
@@ -275,7 +262,6 @@ class Spent:
 
 
 def compared(batch: Batch, rounds: int) -> dict[str, Any]:
-    """The figures of all arms on one batch."""
     arms: dict[str, list[Spent]] = {}
     with tempfile.TemporaryDirectory(prefix="rlkd-throughput-") as folder:
         for turn in range(rounds):
@@ -293,26 +279,25 @@ def compared(batch: Batch, rounds: int) -> dict[str, Any]:
                 arms.setdefault(name, []).append(Spent(**harness.in_child(plan | vars(batch))))
             times = [f"{name} {spent[-1].wall:.2f} s ({spent[-1].cpu:.2f} CPU-s)" for name, spent in arms.items()]
             print(f"round {turn + 1}: {', '.join(times)}", flush=True)
-    reference = arms["trl"][0].scores
-    questions = {verified.comparison(*pair) for pair in zip(batch.completions, batch.solutions, strict=True)}
-    a_to_b = ratios(arms["1 worker A"], arms["1 worker B"])
-    one_worker = arms["1 worker A"]
-    second = ratios(one_worker, arms["2 workers"])
+    trl, one_worker, two_workers, warm = (arms[name] for name in ("trl", "1 worker A", "2 workers", "warm"))
+    reference = trl[0].scores
+    a_to_b = ratios(one_worker, arms["1 worker B"])
+    second = ratios(one_worker, two_workers)
     figures = {
-        "cold_ratio": middle(ratios(arms["trl"], arms["2 workers"])),
-        "cold_ratio_one_worker": middle(ratios(arms["trl"], one_worker)),
-        "cold_cpu_ratio": middle(ratios(arms["trl"], arms["2 workers"], "cpu")),
-        "cold_cpu_ratio_one_worker": middle(ratios(arms["trl"], one_worker, "cpu")),
-        "warm_cpu_ratio": middle(ratios(arms["trl"], arms["warm"], "cpu")),
-        "warm_ratio": middle(ratios(arms["trl"], arms["warm"])),
+        "cold_ratio": middle(ratios(trl, two_workers)),
+        "cold_ratio_one_worker": middle(ratios(trl, one_worker)),
+        "cold_cpu_ratio": middle(ratios(trl, two_workers, "cpu")),
+        "cold_cpu_ratio_one_worker": middle(ratios(trl, one_worker, "cpu")),
+        "warm_cpu_ratio": middle(ratios(trl, warm, "cpu")),
+        "warm_ratio": middle(ratios(trl, warm)),
         "second_worker_ratio": middle(second),
         "second_worker_spread": [round(min(second), 3), round(max(second), 3)],
         "one_worker_spread": [round(min(a_to_b), 3), round(max(a_to_b), 3)],
         "verdicts_equal": all(spent.scores == reference for all_spent in arms.values() for spent in all_spent),
         "verdicts": {str(v): reference.count(v) for v in (1.0, 0.0, None)},
-        "distinct_questions": len(questions),
-        "cold_from_batch": min(spent.reused["batch"] for spent in arms["2 workers"]),
-        "warm_from_cache": min(spent.reused["cache"] for spent in arms["warm"]),
+        "distinct_questions": len(comparisons(batch)),
+        "cold_from_batch": min(spent.reused["batch"] for spent in two_workers),
+        "warm_from_cache": min(spent.reused["cache"] for spent in warm),
         "seconds": {name: round(median(spent.wall for spent in all_spent), 3) for name, all_spent in arms.items()},
         "cpu_seconds": {name: round(median(spent.cpu for spent in all_spent), 3) for name, all_spent in arms.items()},
     }
@@ -334,7 +319,6 @@ def middle(values: Sequence[float]) -> float:
 
 
 def work(plan: dict[str, Any]) -> dict[str, Any]:
-    """Run one arm, in a process of its own."""
     completions = [[{"role": "assistant", "content": text}] for text in plan["completions"]]
     warm_up = [[{"role": "assistant", "content": "\\boxed{x+1}"}]]
     if plan["arm"] == "trl":

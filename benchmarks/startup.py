@@ -1,11 +1,7 @@
-"""How long the `rlkd` command takes to answer, and whether it imports a model library to do so.
+"""Time of `rlkd --help` and `rlkd rewards list` compared with `python -c pass`, and the model libraries they import.
 
     python benchmarks/startup.py            # 7 runs of each command, a few seconds
     python benchmarks/startup.py --quick    # 3 runs
-
-Compared: `rlkd --help`, `rlkd rewards list`, and `python -c pass`, which is the part that no program can save. Each
-run is a process of its own; the runs are interleaved and the medians of their wall time are printed. Then each command
-runs once more under `python -X importtime`, which names every module it imports.
 
 Exits with 1 if a command imports torch, transformers, trl, datasets or vllm.
 """
@@ -57,7 +53,6 @@ def rlkd_command() -> list[str]:
 
 
 def timed(command: list[str]) -> float:
-    """Wall seconds of a process, from its start to its end; raises `CalledProcessError` if it fails."""
     return harness.timed(lambda: subprocess.run(command, check=True, capture_output=True))[1]
 
 

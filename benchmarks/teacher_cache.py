@@ -1,23 +1,13 @@
-"""What a teacher costs from its cache: bytes a token, time against its forward, and the error of the coding.
+"""Cost of a teacher from its cache: bytes per token, time compared with its forward, and the error of the coding.
 
     python benchmarks/teacher_cache.py            # the embedded model, 32 traces: about 2 minutes on two cores
     python benchmarks/teacher_cache.py --quick    # a random model, seconds
 
-Compared are two ways to get the top 64 log-probabilities of a batch of 8 traces (solutions of GSM8K test questions, as
-the student's chat template writes them):
-
-    forward   `LocalTeacher`: the model's forward in float32, its head and top-k, in this process
-    lookup    `CachedTeacher`: hash, checksum, decoding, from the folder that `build_cache` wrote
-
-interleaved batch by batch, in CPU-seconds, one thread. The files are in the system's page cache, as they are from the
-second epoch on.
-
-Figures: `bytes_per_token`, of all files of the folder. `lookup_over_forward`, medians of the rounds, lookup / forward:
-at most 0.1 is wanted. `largest_error`, of a log-probability. `forward_kl_error` and `reverse_kl_error`: the divergence
-of teacher and student (the embedded warm start) on the support with one tail, from the cache against from the live
-teacher: of the mean over all tokens, and the largest of a token. `bits_equal`: what comes back is `quantised` of what
-went in, bit for bit. Exits with 1 where that is false or a token takes more than 400 bytes; in full, also for
-`lookup_over_forward`.
+The top 64 log-probabilities of batches of 8 traces come from `LocalTeacher` (`forward`) and from `CachedTeacher`
+(`lookup`), in CPU-seconds; the files are in the system's page cache. `forward_kl_error` and `reverse_kl_error` are
+those of the divergence of teacher and student on the support with one tail: of the mean over all tokens, and the
+largest of a token. `bits_equal`: the cache returns `quantised` of its input, bit for bit. Exits with 1 where that is
+false or a token takes more than 400 bytes; in full, also where `lookup_over_forward` exceeds 0.1.
 """
 
 import harness  # before torch: one thread, no hub
@@ -151,7 +141,6 @@ def random_setup() -> tuple[Any, Any, Any, list[CachedTrace]]:
 
 
 def same(one: TopK, other: TopK) -> bool:
-    """Whether two have the same bits."""
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("ids", "logprobs", "taken"))
 
 

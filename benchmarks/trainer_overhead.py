@@ -1,21 +1,11 @@
-"""The overhead of RLKDTrainer over TRL's GRPOTrainer for the same work.
+"""The overhead of RLKDTrainer, with its defaults, over TRL's GRPOTrainer for the same work.
 
     python benchmarks/trainer_overhead.py            # 18 rounds of 4 steps, about three minutes
     python benchmarks/trainer_overhead.py --quick    # 3 rounds of 2 steps
 
-Compared: three arms with the same model, data, seed and deterministic reward.
-
-    stock A, stock B    trl.GRPOTrainer, twice; their difference is noise
-    ours                RLKDTrainer with its defaults: reward outcomes, save_rollouts, metrics.jsonl
-
-All arms run in one process on one thread, interleaved, in an order that changes from round to round. A round trains a
-fresh trainer of each arm; the figure is the CPU time (user + system, all threads) of `trainer.train()`, so that
-building the trainers does not count and other load on the machine matters little. The model is random and small, so
-that a step takes about half a CPU-second: a fixed cost per step is more visible than with a useful model.
-
-Printed: the median over the rounds of ours / stock, where stock is the mean of A and B; the same for B / A, which
-shows the noise (the figure counts if that is within 2 % of 1); a 95 % interval of each; our extra cost
-per step; and whether all arms end with the same parameters, bit for bit. Exits with 1 if they do not.
+The arms of `ARMS` have the same model, data, seed and deterministic reward (`harness.StockComparison`). The model is
+small, so that a fixed cost per step is more visible than with a useful one. Exits with 1 if not all arms end with the
+same parameters, bit for bit.
 """
 
 import harness  # before torch: one thread, no hub
@@ -76,14 +66,12 @@ def save_model(folder: str) -> str:
 def train(
     trainer_class: Any, config_class: Any, model: str, folder: Path, steps: int
 ) -> tuple[float, list[torch.Tensor]]:
-    """Train a fresh trainer; return the CPU-seconds of `train()` and the parameters after it."""
     sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 64, "max_steps": steps}
     args = config_class(**training_arguments(tempfile.mkdtemp(dir=folder), **sizes))
     return harness.train(trainer_class(model, reward_funcs=letters, args=args, train_dataset=questions()))
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Whether two sets of parameters are equal, bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 

@@ -159,7 +159,6 @@ class CompositeReward:
         return [None if missing else total for missing, total in zip(missing_G, totals_G, strict=True)]
 
     def _write(self, log: Path, group: ScoredBatch, scores: Sequence[float | None]) -> None:
-        """Add a group to the log."""
         if self._next_group is None:
             log.parent.mkdir(parents=True, exist_ok=True)
             self._next_group = _next_group(log)

@@ -69,7 +69,6 @@ class RewardOptions:
     version: str = "1"
 
     def __post_init__(self) -> None:
-        """Check the values; raises ValueError."""
         for option in ("per_sample", "isolate", "cache"):
             value = getattr(self, option)
             if not isinstance(value, bool) and not (option == "isolate" and value is None):

@@ -217,11 +217,9 @@ class Reward:
 
     @cached_property
     def _key_prefix(self) -> str:
-        """Digest of the identity, part of every key."""
         return cache_key(self._identity.parts if self._identity else self.__name__)
 
     def _settled(self, result: _CallResult | Fault, indices: Sequence[int]) -> _CallResult:
-        """The result of a call for some samples, a fault turned into failures."""
         if not isinstance(result, Fault):
             return result
         if isinstance(result.exception, (RewardError, SpecError)):
@@ -230,7 +228,6 @@ class Reward:
         return _CallResult([Outcome("failed", cause=result.message, seconds=seconds)] * len(indices))
 
     def _finish(self, plan: _Plan) -> list[Outcome]:
-        """Cache the new scores, fill in duplicates, and log."""
         self._write_cache(plan)
         for index, source in plan.duplicates.items():
             original = plan.outcomes[source]
@@ -308,7 +305,7 @@ class SyncReward(Reward):
         # A function that comes as an object may hold what no other process can have: a model, a connection, a counter.
         self.is_isolated = self.options.isolate if self.options.isolate is not None else self.origin is not None
         self._has_worked_isolated = False
-        self._call = _Call(self.function, name, self.origin)
+        self._call = _RewardCall(self.function, name, self.origin)
 
     def __call__(self, **arguments: Any) -> list[float | None]:
         """Score a batch; see `Reward`."""
@@ -381,7 +378,6 @@ class SyncReward(Reward):
             return Fault("error", described(error), error)
 
     def _give_up_isolation(self, error: IsolationError) -> None:
-        """Run in this process from now on, if isolation was a default and not requested."""
         if self.options.isolate:
             raise RewardError(
                 f"reward {self.__name__!r} cannot run in a worker process: {error}. To let it run in this process, "
@@ -518,7 +514,7 @@ class _Plan:
                 log_extra(column, [values[self.duplicates.get(i, i)] for i in range(self.size)])
 
 
-class _Call:
+class _RewardCall:
     """Calls a reward function and reads what it returns, here or in a worker; pickles by the spec, if it has one."""
 
     def __init__(self, function: Callable[..., Any], name: str, origin: Origin | None):
@@ -543,15 +539,15 @@ class _Call:
     def __reduce__(self) -> tuple[Any, ...]:
         module = getattr(unwrapped(self.function), "__module__", None)
         if self.origin is None or module == "__main__":  # which a worker does not execute
-            return _Call, (self.function, self.name, None)
+            return _RewardCall, (self.function, self.name, None)
         return _call_of, (self.origin, self.name, module)
 
 
-def _call_of(origin: Origin, name: str, module: str | None) -> _Call:
+def _call_of(origin: Origin, name: str, module: str | None) -> _RewardCall:
     if module is not None:
         with contextlib.suppress(ModuleNotFoundError):  # the file of a spec is loaded under a private name
             importlib.import_module(module)  # which may register the name
-    return _Call(_function_of(origin), name, origin)
+    return _RewardCall(_function_of(origin), name, origin)
 
 
 def _rebuild(

@@ -59,14 +59,12 @@ def arguments(parser: argparse.ArgumentParser, config: Path) -> tuple[argparse.N
 
 
 def add_grid(parser: argparse.ArgumentParser, arms: Mapping[str, Any]) -> None:
-    """Add the arguments that choose arms and seeds."""
     names = list(arms)
     parser.add_argument("--arms", nargs="+", default=names, choices=names, metavar="ARM", help=", ".join(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds (default: %(default)s)")
 
 
 def write_results(out: Path, results: Mapping[str, Any], table: str) -> None:
-    """Write `results.json` and `table.md`, and print the table."""
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "table.md").write_text(table)
     print(table)
@@ -141,7 +139,6 @@ def run_recipe(recipe: str, folder: Path, words: Sequence[str]) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run has finished: it leaves a mark then."""
     return (folder / "done").exists()
 
 
@@ -158,7 +155,6 @@ def read_run(folder: Path, arm: str, seed: int) -> tuple[dict[str, Any], list[di
 
 
 def by_arm(runs: Sequence[Run]) -> Runs:
-    """The runs in the order of their arms."""
     found: Runs = {}
     for run in runs:
         found.setdefault(run["arm"], {})[run["seed"]] = run
@@ -188,7 +184,6 @@ def interval(seeds: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; NaN of nothing."""
     return sum(values) / len(values) if values else float("nan")
 
 

@@ -2,26 +2,15 @@
 
     python benchmarks/studies/validity_kd.py --out runs/validity-study                  # the full grid
     python benchmarks/studies/validity_kd.py --out runs/validity-study --arms plain expected --seeds 11
-    python benchmarks/studies/validity_kd.py --out runs/validity-study --analyse        # only reads what is there
+    python benchmarks/studies/validity_kd.py --out runs/validity-study --analyse        # only reads finished runs
     python benchmarks/studies/validity_kd.py --out /tmp/smoke --smoke                   # does the script work?
 
-Arms x seeds of `recipes/validity_kd.py`; arms differ in the keys that `ARMS` gives and in nothing else:
-
-    plain           weight 1 everywhere: the baseline
-    expected        likelihood against an expectation (the default)
-    likelihood      likelihood against a step that the other model really writes
-    same_size       `expected` with `normalise: weights`: the weights of the other arms average more than 1, so their
-                    loss is larger than that of `plain`, which clipping of gradients sees; here it is not
-    shuffled, teacher_only, position, entropy, divergence
-                    controls, each of which lacks one ingredient of `expected` (docs/validity.md)
-
-Runs of a seed share the order of questions, the coin between rollouts and traces, and the held-out rows. A run that
-was killed goes on from its last checkpoint, one that is done is not repeated: the same command again finishes a study.
-`runs.jsonl` in the output folder has a line a finished run, in the order of the grid; `table.md` the table.
+Arms x seeds of `recipes/validity_kd.py`; arms differ in the keys of `ARMS` only. Runs of a seed share the order of
+questions, the choice between rollouts and traces, and the held-out rows. The same command again finishes a study that
+was killed. `runs.jsonl` in the output folder has a line per finished run, `table.md` the table.
 
 The figure, fixed before any result: accuracy on the held-out rows after the last step, arm minus `plain`, paired by
-seed and row. Its 95 % interval is a bootstrap over seeds and rows together (2,000 draws, two levels): with few seeds
-it is wide, which is what few seeds are worth. Accuracy before training is in the table, too.
+seed and row, with a 95 % bootstrap interval over seeds and rows (2,000 draws, two levels).
 
 Arguments after `--` go to the recipe of all runs, e.g. `-- --max_steps 20`. The last line printed is a JSON object.
 """
@@ -93,7 +82,6 @@ def main() -> None:
 
 
 def read(folder: Path, arm: str, seed: int) -> Run:
-    """The figures of a finished run."""
     from trainers.common.run_files import read_steps
 
     run, measured = read_run(folder, arm, seed)
@@ -127,7 +115,6 @@ def analyse(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The figures as Markdown."""
     lines = ["| arm | seeds | before | after | after minus `plain` | mean weight | ended | tokens |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for arm, found in results["arms"].items():

@@ -2,34 +2,24 @@
 
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity            # cheap ones
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity --resume \\
-        --scorers judge prm rollout --rows 60                              # goes on, with scorers that ask an engine
+        --scorers judge prm rollout --rows 60                              # continues, with scorers that use an engine
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out runs/validity --analyse
     python benchmarks/studies/validity_scorers.py --data first_error.jsonl --out /tmp/smoke --smoke
 
-Data: JSON lines as in MR-GSM8K (github.com/dvlab-research/MR-GSM8K, MIT): `question`, `model_output_steps` ("Step 1:
-..."), `model_output_solution_first_error_step` (from 1, by people), `ground_truth_solution`, `question_type`, `uuid`
-and `gsm8k_test_index`. Steps before the first error are valid, the first error is invalid, what follows is left out.
-GSM8K's human solutions of the same problems add valid steps; those of `reversed` questions do not, since a model wrote
-them and some are wrong. Programs (`POT`) are left out. `rollout` needs a numeric `ground_truth_answer`.
+Data: JSON lines as in MR-GSM8K (github.com/dvlab-research/MR-GSM8K, MIT). Steps before the first error are valid, the
+first error is invalid, later ones are left out. GSM8K's human solutions of the `original` questions add valid steps;
+those of `reversed` ones do not, since a model wrote them and some are wrong. Programs (`POT`) are left out. `rollout`
+needs a numeric `ground_truth_answer`.
 
-Four populations, that is, which pairs of a valid and an invalid step count:
+Four populations of pairs of a valid and an invalid step: `all`, in which source and position confound (people write
+differently, and a first error never precedes a valid step of its trace); `same source` (by models); `same position` in
+their traces; and `same both`, the fairest and smallest. A scorer that does not beat `position` and `length` measures
+these; the difference to length is paired, on the steps that the scorer has scored. Intervals: bootstrap over problems.
+The order of the traces is fixed, so that `--rows` is a random subsample and a larger one contains a smaller one.
 
-    all             every pair. Source and position get in the way here: people write otherwise than models, and a
-                    first error never stands before a valid step of its trace
-    same source     both steps are by models
-    same position   both have the same place in their trace
-    same both       the fairest, and the smallest
-
-A scorer that does not beat `position` and `length` measures these; the difference to length is paired, on the steps
-that the scorer has scored. Scores are appended to `scores.jsonl` trace by
-trace, so a killed run goes on (`--resume`). Intervals: bootstrap over problems, seed below. The order of the traces is
-drawn with a seed, so that `--rows` is a random subsample and a larger one contains a smaller one.
-
-`judge`, `prm` (asked for a label, no trained head) and `rollout` ask `--engine`, by default the model under
-transformers; a server is many times faster.
-
-`likelihood` and `expected` come from one forward pass a trace. The expected margin is that of an on-policy trace: the
-tokens' surprisal minus the model's entropy; its sign is turned, so that more is better, as for all others.
+`judge`, `prm` (by labels, without a trained head) and `rollout` use `--engine`. `likelihood` and `expected` come from
+one forward pass per trace; the expected margin is that of an on-policy trace, the tokens' surprisal minus the model's
+entropy, with its sign turned so that more is better.
 """
 
 import argparse
@@ -338,13 +328,11 @@ def stratified_auroc(steps: Sequence[Sequence[Any]], *, by_position: bool) -> np
 
 
 def bounds(values_D: np.ndarray, name: str) -> dict[str, float]:
-    """A figure with its 95 % interval, under `name`, `name_low` and `name_high`."""
     figure = percentile_interval(values_D[0], values_D[1:], len(values_D))
     return {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The results as a Markdown table, a line a scorer."""
     head = [*POPULATIONS, "same both, minus length on the same steps", "valid / invalid", "unscored"]
     lines = ["| scorer | " + " | ".join(head) + " |", "| --- " * (1 + len(head)) + "|"]
     for name in dict.fromkeys(row["scorer"] for row in rows):

@@ -89,8 +89,6 @@ def violations(checks: Sequence[Check]) -> list[str]:
 
 
 class _Checker:
-    """Calls a reward with single samples, all samples, in other orders and batches, and judges the results."""
-
     def __init__(self, reward: Reward, samples: Samples, caller: _Caller):
         self.reward, self.samples, self.caller = reward, samples, caller
         self.per_sample = reward.options.per_sample
@@ -310,8 +308,6 @@ class _FunctionCall:
 
 
 class _Caller:
-    """Calls a reward function with batches of samples, in a worker process if the reward is isolated."""
-
     def __init__(self, reward: Reward, samples: Samples):
         self._reward, self._samples = reward, samples
         # One worker only: state that a reward carries from call to call would not show in another worker.
@@ -342,7 +338,6 @@ class _Caller:
 
 
 def _call(reward: Reward, indices: Sequence[int], batch: dict[str, Any], limit: float | None) -> _FunctionCall:
-    """Call the function of a reward; `limit` in seconds stops an asynchronous one only."""
     given = {**batch, **trl_extras()}
     if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(reward.function).parameters.values()):
         accepted = settable_parameters(reward.function)

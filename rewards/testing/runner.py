@@ -49,7 +49,6 @@ class Samples:
     origin: str = ""
 
     def __post_init__(self) -> None:
-        """Check that every column has one value per sample; raises `UsageError`."""
         if "completions" not in self.batch:
             raise UsageError(f"samples need the column 'completions'; there are {', '.join(self.batch) or 'none'}")
         for column, values in self.batch.items():
@@ -202,7 +201,6 @@ def _rows(source: str, split: str, field: str | None) -> Iterator[tuple[Row, lis
 
 
 def _completions(value: Any, where: str, field: str) -> list[Any]:
-    """The completions in a field: a text, a conversation, or a list of either."""
     if isinstance(value, str) or _is_conversation(value):
         return [value]
     if isinstance(value, list) and all(isinstance(item, str) or _is_conversation(item) for item in value):

@@ -93,7 +93,6 @@ class PRMScorer:
         self._loaded: _Classifier | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Settings without weights."""
         return vars(self) | {"_loaded": None}
 
     def check_ready(self) -> None:
@@ -237,7 +236,6 @@ class _Classifier:
 
 
 def _good_shares(loaded: _Classifier, rows: list[list[int]]) -> list[float]:
-    """The probability of the good class at the end of each row."""
     import torch
 
     width = max(map(len, rows))

@@ -21,7 +21,6 @@ class RLKDAsyncConfig(RewardSettings, AsyncGRPOConfig):
     _VALID_DICT_FIELDS = [*AsyncGRPOConfig._VALID_DICT_FIELDS, *MAPPINGS]  # noqa: RUF012 (TRL's form)
 
     def __post_init__(self) -> None:
-        """Read the mappings; raises `UsageError`."""
         self.read_reward_settings()
         self.vllm_server_base_url = from_environment(self.vllm_server_base_url, "the server's address")
         super().__post_init__()

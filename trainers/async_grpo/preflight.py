@@ -116,7 +116,6 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
 
 
 def _problems(config: Mapping[str, Any], args: RLKDAsyncConfig, rank: int) -> Iterator[str]:
-    """The parts of a server's configuration that do not fit the run."""
     lora = config.get("lora_config")
     if not lora:
         yield "was started without --enable-lora, and takes no adapters"
@@ -189,7 +188,6 @@ def _clear(url: str, adapters: list[str]) -> None:
 
 
 def _adapters(listed: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and folder of each adapter of an asynchronous run, from the list of /v1/models."""
     cards = listed.get("data") or []
     return [(card["id"], str(card.get("root") or "")) for card in cards if _ADAPTER.fullmatch(str(card.get("id")))]
 

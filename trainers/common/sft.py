@@ -52,7 +52,6 @@ class _Rounding(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Round, if this was the last step."""
         if state.global_step == state.max_steps:
             model: Any = self.trainer.model
             with torch.no_grad():

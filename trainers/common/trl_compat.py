@@ -223,7 +223,6 @@ def async_with(attention: Callable[..., Any]) -> Iterator[None]:
 
 
 def _wrong_methods(owner: Any, known: Mapping[str, Sequence[str]]) -> list[str]:
-    """The functions of `owner` that do not begin with the known parameters."""
     wrong = []
     for name, expected in known.items():
         found = _parameters(getattr(owner, name, None))
