@@ -251,7 +251,6 @@ def build(
 
 
 def _filled(kind: Kind, target: Any, given: dict[str, Any], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The parameters that are given and the defaults that fit, checked against the target's signature."""
     if not callable(target):
         raise SpecError(f"{what} is not a function or class, but {target!r}")
     traits, parameters = _KINDS[kind], settable_parameters(target)

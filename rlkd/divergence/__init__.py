@@ -1,28 +1,15 @@
 """Divergence of a student's next-token distribution from its teacher's, per token, for vocabularies of any size.
 
-The logits of a batch, [N, V], are never built. Two tiles of `token_chunk` rows are filled again and again, and all
-that is needed of them is computed before the next rows overwrite them. So the peak memory does not grow with N.
+The logits of a batch, [N, V], are never built: two tiles of `token_chunk` rows are filled again and again, so the peak
+memory does not grow with N.
 
-    per_token, entropy = chunked_divergence(
-        student_hidden[mask],  # (N, H_s), only rows that count: the others may hold anything
-        Head(student.lm_head.weight),  # (V, H_s)
-        teacher_hidden[mask],  # (N, H_t)
-        Head(teacher.lm_head.weight),  # (V, H_t)
-        Divergence("jsd", beta=1.0),  # reverse KL
-        anticipated_weights=weights,  # (N,)
-    )
-    weighted_mean(per_token, weights, denominator=len(weights)).backward()
-
-Properties of all functions here:
-
-1. Gradients flow to the student's hidden states and to its head (weight and bias, tied or not) where they need one; a
-   frozen head costs nothing. None flow to the teacher, to log-probabilities, or through weights.
+1. Gradients flow to the student's hidden states and to its head where they need one; none to the teacher, to
+   log-probabilities, or through weights.
 2. Sums are in float32 whatever the inputs are (float64 if the student's hidden states are). Under autocast, hidden
    states and heads are first rounded to autocast's dtype, as in the model's own forward pass.
-3. Logits must be finite. Chunk sizes change values and gradients by rounding only.
-4. An empty batch is valid: empty results, with a graph.
+3. Logits must be finite. Chunk sizes change values and gradients by rounding only. An empty batch is valid.
 
-The gradient with respect to the logits of one token is, for each divergence D here, with p the student's distribution,
+The gradient with respect to the logits of one token is, with p the student's distribution,
 
     p * (a - <p, a>)    with a = dD/dp    which is    q - p * sum(q)    with q = p * a
 

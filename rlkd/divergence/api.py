@@ -42,15 +42,8 @@ class DivergenceKernel(Protocol):
 class TokenStatistics:
     """Statistics of the tokens of a trace under two models, each [N], in nats, at the sampling temperature, detached.
 
-    The fields from `student_logprob` on are None without a student.
-
-    Attributes:
-        teacher_logprob: log-probability of the token in the trace.
-        teacher_entropy: entropy of the teacher's distribution.
-        student_logprob: as `teacher_logprob`.
-        student_entropy: as `teacher_entropy`.
-        cross_entropy: -sum_v p_S(v) log p_T(v), the teacher's expected surprisal of the student's tokens.
-        kl: KL(S || T).
+    Log-probability of the token in the trace and entropy of the distribution, for teacher and student; `cross_entropy`
+    is -sum_v p_S(v) log p_T(v), `kl` KL(S || T). All but the teacher's are None without a student.
     """
 
     teacher_logprob: Tensor
@@ -76,24 +69,16 @@ def chunked_divergence(
     """The divergence of each token, [N], and the student's entropy at the divergence's temperature, [N], detached.
 
     Any upstream gradient is honoured, so per-token weights may multiply the result. The gradient of a trained head
-    needs these weights: with `anticipated_weights`, what the result will be multiplied by up to a common factor, it is
-    made in the forward pass and the logits are computed once. Without, or if the upstream gradient differs, the
+    needs these weights: with `anticipated_weights` [N], what the result will be multiplied by up to a common factor,
+    it is made in the forward pass and the logits are computed once. Without, or if the upstream gradient differs, the
     backward pass computes the logits again: the same gradient for half as much work again.
 
     Heads are read during the call, and later only where logits are computed again. So a sharded head may be gathered
     around the call.
 
-    Args:
-        student_hidden, teacher_hidden: [N, H_s] and [N, H_t], only rows that count (`hidden[mask]`).
-        student, teacher: their heads, [V, H_s] and [V, H_t].
-        divergence: its kind, parameters and temperature.
-        anticipated_weights: [N], never applied to the result.
-        kernel: replaces the computation, so that only the checks remain; the following arguments are ignored then.
-        token_chunk: rows of a tile; by default 64 MiB in float32 (256 MiB on a GPU).
-        vocabulary_chunk: columns of a block.
-
-    Raises:
-        ValueError: for shapes that do not match.
+    Hidden states are [N, H_s] and [N, H_t], only rows that count; heads are [V, H_s] and [V, H_t]. `kernel` replaces
+    the computation. Tiles have `token_chunk` rows, by default 64 MiB in float32 (256 MiB on a GPU), in blocks of
+    `vocabulary_chunk` columns. Raises ValueError for shapes that do not match.
     """
     _check(student_hidden, student, "student")
     _check(teacher_hidden, teacher, "teacher")
@@ -132,17 +117,9 @@ def topk_divergence(
     "any other" is 1 minus that of the k, at least `SMALLEST_TAIL`; where rounding leaves the k more than that, they
     are scaled down to fit. The student's is summed from its own logits, and so exact however small it is.
 
-    Args:
-        student_hidden: [N, H_s], only rows that count.
-        student: its head, [V, H_s].
-        ids: [N, k], distinct in a row. An entry with log-probability -inf is padding, whatever its id.
-        logprobs: [N, k], natural, at temperature 1.
-        divergence: at temperature 1, since softening needs all logits.
-        anticipated_weights, token_chunk, vocabulary_chunk: as in `chunked_divergence`.
-
-    Raises:
-        ValueError: for another temperature, ids outside the student's vocabulary or twice in a row, and
-            log-probabilities that sum to more than 1.01 or are not numbers.
+    `ids` [N, k] are distinct in a row; `logprobs` [N, k] natural, at temperature 1, -inf for padding. Raises
+    ValueError for another temperature, ids outside the student's vocabulary or twice in a row, and log-probabilities
+    that sum to more than 1.01 or are not numbers.
     """
     _check(student_hidden, student, "student")
     if divergence.temperature != 1:
@@ -168,17 +145,9 @@ def token_statistics(
     token_chunk: int | None = None,
     vocabulary_chunk: int | None = None,
 ) -> TokenStatistics:
-    """The statistics of the tokens `taken` under the teacher and, if given, the student; tiled as the divergence.
+    """The statistics of the tokens `taken` [N] under the teacher and, if given, the student; tiled as the divergence.
 
-    Args:
-        student_hidden, student: [N, H_s] and the head [V, H_s], or both None.
-        teacher_hidden, teacher: [N, H_t] and the head [V, H_t].
-        taken: [N], ids of the tokens in the trace.
-        temperature: of the softmax on both sides.
-        token_chunk, vocabulary_chunk: as in `chunked_divergence`.
-
-    Raises:
-        ValueError: for shapes that do not match, and ids outside the vocabulary.
+    Shapes as in `chunked_divergence`. Raises ValueError for shapes that do not match, and ids outside the vocabulary.
     """
     if (student_hidden is None) != (student is None):
         raise ValueError("student_hidden and student go together: give both or none")
@@ -230,17 +199,9 @@ def topk_statistics(
 ) -> TokenStatistics:
     """As `token_statistics` at temperature 1, from a teacher's top k (see `topk_divergence`).
 
-    `teacher_logprob` and the student's own statistics are exact. `teacher_entropy`, `cross_entropy` and `kl` need the
-    teacher's whole distribution; they are taken over k + 1 outcomes and therefore lower bounds.
-
-    Args:
-        ids, logprobs: [N, k].
-        taken_logprob: [N], the teacher's log-probability of the token in the trace, in its top k or not.
-        student_hidden, student, taken: [N, H_s], its head [V, H_s], and the ids of the tokens [N]; all or none.
-        token_chunk, vocabulary_chunk: as in `chunked_divergence`.
-
-    Raises:
-        ValueError: as `topk_divergence`, and for ids outside the vocabulary.
+    `teacher_logprob` (`taken_logprob` [N], in the top k or not) and the student's own statistics are exact.
+    `teacher_entropy`, `cross_entropy` and `kl` are taken over k + 1 outcomes and therefore lower bounds.
+    `student_hidden`, `student` and `taken` are given together or not at all.
     """
     count = len(taken_logprob)
     if student_hidden is None or student is None or taken is None:
@@ -277,13 +238,8 @@ def topk_statistics(
 def weighted_mean(per_token: Tensor, weights: Tensor, denominator: float | Tensor) -> Tensor:
     """sum(weights * per_token) / denominator, a scalar with a graph wherever `per_token` has one.
 
-    No gradient flows through the weights. Where a weight is 0, `per_token` may hold anything. A denominator of 0
-    (nothing to average over) counts as 1.
-
-    Args:
-        per_token: [N], or any shape.
-        weights: of the same shape.
-        denominator: tokens of the whole batch, over all micro-batches and processes, or the sum of its weights.
+    No gradient flows through the weights, of the shape of `per_token`, which may hold anything where a weight is 0. A
+    denominator of 0 (nothing to average over) counts as 1.
     """
     if per_token.shape != weights.shape:
         raise ValueError(f"per_token has shape {list(per_token.shape)}, weights {list(weights.shape)}")

@@ -17,8 +17,6 @@ from rlkd.divergence.tiles import Head, Tiling, add_product, new_tile, product_d
 
 @dataclass(frozen=True)
 class _Work:
-    """Inputs that both passes of `_CompareFunction` share, besides the student's tensors."""
-
     target: Target
     divergence: Divergence
     tiling: Tiling

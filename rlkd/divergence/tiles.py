@@ -23,11 +23,8 @@ _HALF_PRODUCTS = hasattr(torch.ops.aten.addmm, "dtype_out")
 class Head:
     """A model's last layer: logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
 
-    Args:
-        weight: [V, H].
-        bias: [V], or None.
-        scale: factor of the logits (Cohere's `logit_scale`, Granite's 1 / `logits_scaling`).
-        softcap: bound on the size of logits (Gemma's `final_logit_softcapping`); None for no bound.
+    `weight` [V, H], `bias` [V] or None. `scale`: Cohere's `logit_scale`, Granite's 1 / `logits_scaling`. `softcap`:
+    bound on the size of logits (Gemma's `final_logit_softcapping`); None for no bound.
     """
 
     weight: Tensor

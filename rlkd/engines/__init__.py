@@ -1,22 +1,10 @@
 """Engines: frozen models (teacher, decomposer, judge) behind one batched, asynchronous protocol.
 
-One spec string names any of them, and nothing is loaded or contacted before the first request:
-
-    >>> from rlkd.engines import Sampling, open_engine, run
-    >>> engine = open_engine("transformers:embedded")
-    >>> engine.name
-    'transformers:embedded'
-    >>> engine = open_engine("http://localhost:8000/v1#my-teacher", concurrency=64)
-    >>> [completion] = run(engine.generate(["2 + 2 ="], Sampling(max_new_tokens=8)))  # doctest: +SKIP
-
-    base.py           the contract: requests, results, `Engine` and the optional capabilities
-    spec.py           from a spec to an engine
-    pool.py           each spec opened once, and checked before a run
-    server.py         one or more OpenAI-compatible servers, such as `vllm serve`
-    transformers.py   a model in this process
-    vllm.py           the same under vLLM
-
-A backend of your own is one file: docs/engines.md.
+>>> from rlkd.engines import Sampling, open_engine, run
+>>> engine = open_engine("transformers:embedded")
+>>> engine.name
+'transformers:embedded'
+>>> [completion] = run(engine.generate(["2 + 2 ="], Sampling(max_new_tokens=8)))  # doctest: +SKIP
 """
 
 from rlkd.engines.base import (

@@ -1,31 +1,11 @@
-"""The contract of an engine: a frozen model that answers batches of requests.
-
-    generate       prompts -> completions
-    score          (prompt, continuation) pairs -> log-probability of each token of the continuation
-    choose         prompts, choices -> log-probability of each choice as the continuation
-
-The rules for every engine:
+"""The contract of an engine: a frozen model that answers batches of requests (`docs/engines.md`).
 
 1. Results are aligned with the requests. A failed request has an `EngineError` *instance* as its result, and never
    costs the others. The coroutines raise only for misuse (`TypeError`, `ValueError`) and for cancellation.
 2. `deadline` is the time in seconds for the whole call. A request that is unfinished then becomes an `EngineError`;
    finished results are returned.
-3. An engine leaves the global random state alone.
-4. An engine pickles as its constructor arguments: no weights, no connection, no key.
-
-Callers never test for a backend's class. They read the attributes of `Engine` (`is_remote`, `identity`, `concurrency`,
-`guided`, `tokenizer`) and test for an optional capability by its protocol:
-
-    TopLogprobsEngine   the k likeliest tokens at each position of a sequence of token ids
-    TokenRanksEngine    the rank of each token of a continuation
-
-An example:
-
-    >>> from rlkd.engines import EngineError, Sampling, open_engine, run
-    >>> engine = open_engine("transformers:embedded")
-    >>> chat = [{"role": "user", "content": "What is 2 + 2?"}]
-    >>> for result in run(engine.generate([chat, "2 + 2 ="], Sampling(max_new_tokens=8))):  # doctest: +SKIP
-    ...     print("failed:" if isinstance(result, EngineError) else "answer:", result)
+3. An engine leaves the global random state alone, and pickles as its constructor arguments.
+4. Callers never test for a backend's class, only for an attribute of `Engine` or an optional capability.
 """
 
 from __future__ import annotations
@@ -143,8 +123,7 @@ class Engine(Protocol):
     name: the model in logs and in the keys of caches; no secrets.
     guided: whether `Sampling.json_schema` is followed.
     is_remote: whether requests go to another process, which may be down: callers then set deadlines.
-    concurrency: requests in progress at a time, at each replica. 1: calls wait for each other, so send batches; None:
-        no limit of its own.
+    concurrency: requests in progress at a time, at each replica. 1: send batches; None: no limit of its own.
     replicas: servers that share the requests.
     tokenizer: folder or hub id of the tokenizer, whose chat template renders messages; None where it is unknown.
     """
@@ -203,10 +182,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class TopTokens:
-    """The k likeliest tokens at n successive positions of a sequence, at temperature 1.
+    """The k likeliest tokens at n successive positions, at temperature 1; `ids` and `logprobs` [n][k], `taken` [n].
 
-    `ids` and `logprobs` are `[n][k]`, the likeliest first: natural log-probabilities over the whole vocabulary.
-    `taken` is `[n]`: that of the token at the position itself.
+    Natural log-probabilities over the whole vocabulary, the likeliest first; `taken` is that of the token itself.
     """
 
     ids: Sequence[Sequence[int]]
@@ -238,7 +216,7 @@ class TokenRanksEngine(Protocol):
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return the prompts as a list, or raise `TypeError` naming the one that is neither text nor messages."""
+    """Raises `TypeError` for a prompt that is neither text nor messages."""
     if isinstance(prompts, str):
         raise TypeError(f"prompts is one string ({prompts[:40]!r}...): expected a list of prompts, such as [prompt]")
     for index, prompt in enumerate(prompts):
@@ -258,7 +236,7 @@ def check_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def check_requests(requests: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, str]]:
-    """Return the requests of `score` as a list, or raise `TypeError` naming the one that is not a pair."""
+    """Raises `TypeError` for a request of `score` that is not a pair of prompt and text."""
     for index, request in enumerate(requests):
         if not (isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], str)):
             raise TypeError(f"request {index} is {str(request)[:80]!r}: expected a pair (prompt, continuation text)")
@@ -267,7 +245,7 @@ def check_requests(requests: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt,
 
 
 def check_choices(choices: Sequence[str]) -> list[str]:
-    """Return the choices as a list, or raise `ValueError`: they must differ in more than case and outer spaces."""
+    """Raises `ValueError` unless the choices differ in more than case and outer spaces."""
     if isinstance(choices, str):
         raise ValueError(f"choices is one string ({choices!r}): expected a list of strings")
     plain = [choice.strip().casefold() for choice in choices]
@@ -279,7 +257,7 @@ def check_choices(choices: Sequence[str]) -> list[str]:
 
 
 def distinct(items: Sequence[T]) -> tuple[list[T], list[int]]:
-    """Return the distinct items in order of appearance, and for every item its index among them.
+    """The distinct items in order of appearance, and for every item its index among them.
 
     >>> distinct(["a", "b", "a"])
     (['a', 'b'], [0, 1, 0])
@@ -304,8 +282,6 @@ def identified(name: str) -> str:
 
 
 class _Shared:
-    """The event loop on which `run` runs: one daemon thread a process, started when first needed."""
-
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -325,11 +301,10 @@ _shared = _Shared()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end from synchronous code, and return its result.
+    """Run a coroutine to its end from synchronous code, and return its result, or raise its error.
 
-    All callers share one event loop in a daemon thread, so that connections outlive a call. It works inside a running
-    loop of another thread too (a notebook), which waits meanwhile. An interrupt of the waiting thread cancels the
-    coroutine. Raises what the coroutine raises, and `RuntimeError` where the caller runs on the shared loop itself.
+    All callers share one event loop in a daemon thread, so that connections outlive a call. An interrupt of the
+    waiting thread cancels the coroutine. Raises `RuntimeError` where the caller runs on the shared loop itself.
     """
     global _shared
     if _shared.process != os.getpid():

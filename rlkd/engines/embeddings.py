@@ -1,12 +1,4 @@
-"""Sentence embeddings in this process: texts to unit vectors, whose dot product is their cosine similarity.
-
-    encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")
-    vectors = await encoder.encode(["How many in May?", "What did she sell in May?"])   # (2, 384), float32
-
-Mean pooling over the tokens, then normalisation, as the sentence-transformers models of this kind are used; plain
-transformers does it. Weights are read on the first request, and only safetensors; code from a checkpoint is never
-executed.
-"""
+"""Sentence embeddings in this process: texts to unit vectors, by mean pooling over the tokens."""
 
 from __future__ import annotations
 
@@ -23,14 +15,11 @@ if TYPE_CHECKING:
 
 
 class SentenceEncoder:
-    """A frozen text encoder, in this process.
+    """A frozen text encoder: `model` is a folder or hub id that transformers' `AutoModel` reads from safetensors.
 
-    `model` is a folder or a hub id of an encoder that transformers' `AutoModel` reads. `device` defaults to cuda, else
-    mps, else cpu. `batch_tokens` bounds rows x longest row of a batch. `cache_size` texts keep their vectors, those
-    used last; the cache makes the vector of a text the same in whatever batch it comes again.
-
-    A batch is sorted by length before it is divided, so vectors do not depend on the order of the texts, and on
-    the other texts by rounding only (about 1e-6 on a CPU).
+    `device` defaults to cuda, else mps, else cpu. `batch_tokens` bounds rows x longest row of a batch. `cache_size`
+    texts keep their vectors, those used last: so the vector of a text is the same in whatever batch it comes again.
+    Batches are made by length, so vectors depend on the other texts by rounding only (about 1e-6 on a CPU).
     """
 
     def __init__(

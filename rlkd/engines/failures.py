@@ -61,10 +61,7 @@ def is_misfit(error: BaseException) -> bool:
 def explained(
     error: Exception, engine: str, address: str, attempts: int, timeout: float, redacted: Callable[[str], str]
 ) -> EngineError:
-    """The error for the caller of the engine.
-
-    `address`: of the server with ": ", where there are several. `redacted`: takes the key out of the server's texts.
-    """
+    """The error for the caller; `address` is empty for a single server, `redacted` hides the key."""
     import openai
 
     tried = f"{attempts} attempts" if attempts != 1 else "1 attempt"

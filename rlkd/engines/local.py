@@ -14,13 +14,7 @@ WAY_OUT = "Give a folder written by save_pretrained, or a hub id in the local ca
 
 
 class LocalEngine(Engine):
-    """A frozen causal language model in this process.
-
-    scheme: of its specs.
-    model: a folder, a hub id, or a name of `rlkd.models`.
-    dtype: a torch type by name; `auto` is the checkpoint's own, and float32 on a CPU.
-    adapter: a PEFT adapter on the model.
-    """
+    """A frozen causal language model in this process: a folder, a hub id, or a name of `rlkd.models`."""
 
     def __init__(self, scheme: str, model: str, dtype: Dtype, adapter: str | None) -> None:
         if dtype not in get_args(Dtype):

@@ -32,7 +32,7 @@ class EnginePool:
         return self._opened[spec]
 
     def check_ready(self) -> None:
-        """Raise `UsageError` for an engine that cannot answer: its server is down, or lacks the model."""
+        """Raise `UsageError` for an engine that cannot answer."""
         for engine in self._opened.values():
             check_ready(engine)
 

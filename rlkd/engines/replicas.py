@@ -1,17 +1,6 @@
 """Several servers with the same model behind one engine: which one gets a request, and when one is left alone.
 
-A request goes to the replica with the fewest requests in flight; among equals, to the one that was sent the fewest.
-
-- A replica that fails *rests*: it gets nothing for pauses that double, then one request at a time until one succeeds.
-  The failed request goes to another replica at once.
-- Each replica with requests in flight gets `GET /models` every five seconds. Two of these without an answer, and it
-  counts as lost: its requests go to another.
-- A single server rests only in an outage: the client retries a request by itself (`max_retries` of the openai client).
-
-A call without a deadline gives up replicas that stay unreachable; the next call tries them again. A call with a
-deadline waits an outage out, for `patience` seconds at most.
-
-One `Replicas` belongs to one event loop and is used from it alone, so it needs no lock for itself.
+`docs/engines.md` has the rules. One `Replicas` belongs to one event loop and is used from it alone.
 """
 
 from __future__ import annotations
@@ -89,7 +78,7 @@ class Replicas:
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
-        """A new call gives replicas that were given up another chance."""
+        """Give replicas that were given up another chance, at a new call."""
         now = _now()
         for replica in self.all:
             if replica.failures > (retries := self._retries(replica.error)):
@@ -174,7 +163,6 @@ class Replicas:
         self._notify()
 
     def _failed(self, replica: Replica, error: Exception) -> None:
-        """Let the replica rest, if the failure is the server's."""
         now = _now()
         own = is_transient(error) or is_misfit(error) if self.several else is_outage(error)
         if not own or (replica.failures and now < replica.rests_until):
@@ -205,7 +193,6 @@ class Replicas:
         return self.retries if self.several or isinstance(error, RequestLost) else 0
 
     def _tried(self, error: Exception, attempts: int) -> int:
-        """The attempts in all, with those of the client."""
         return attempts * (self.retries + 1) if is_transient(error) and not self._retries(error) else attempts
 
     def _notify(self) -> None:
@@ -213,7 +200,6 @@ class Replicas:
         self._changed = asyncio.Event()
 
     async def _check(self, replica: Replica) -> None:
-        """Check that the replica is there; if it is silent, end its attempts."""
         silent = 0
         while silent < _SILENT:
             await asyncio.sleep(_CHECK_EVERY)

@@ -1,35 +1,7 @@
 """An engine for one or more servers with OpenAI's protocol, such as `vllm serve`.
 
-    vllm serve path/or/hub-id --served-model-name teacher
-    ServerEngine("http://localhost:8000/v1", "teacher", concurrency=64)
-    ServerEngine("http://node1:8000/v1,http://node2:8000/v1", "teacher")     # two replicas of one model
-
-Messages go to `/chat/completions` and text to `/completions`, at most `concurrency` requests at a time to each server.
-Equal requests of a call are sent once where the answer is deterministic. The first call requests `GET /models` once,
-for the model's name and for whether the server is vLLM.
-
-**Failures.** The openai client retries connection errors, time-outs and the statuses 408, 409, 429 and 5xx, after what
-`Retry-After` says or an exponential pause. Of several servers, another one gets the request instead (`replicas.py`). A
-call with a deadline waits an outage out (no connection, 429, 502, 503, 504), at most `patience` seconds, as a restart
-of vLLM takes a minute or more. A completion that the server itself broke off (finish reason "abort", as vLLM's on its
-way down, or "error") is no answer: it counts as a lost connection.
-
-The key comes from the environment variable `api_key_env` when the connection is made. It is in no message, name or
-pickle; an error of a server that echoes it is redacted. A server without keys needs no variable.
-
-**vLLM** is recognised by its model list, and then:
-
-- `score` sends token ids and reads `prompt_logprobs`. The ids are those of `tokens.py`, by `tokenizer` where it is
-  given, else by the server's own `/tokenize`; so messages can be scored too.
-- `choose` returns the log-probability of each whole choice, as the engines in this process do.
-- The sampling defaults that vLLM takes from a checkpoint's generation config are overruled: `Sampling` is complete.
-
-At other servers `score` needs `echo` with log-probabilities, and `choose` reads the 20 likeliest first tokens, unless
-`tokenizer` is given: then it scores whole choices too.
-
-A LoRA adapter that vLLM has loaded is a model of its own: give its name as `model`. It is loaded with the server
-(`--enable-lora --lora-modules NAME=FOLDER`) or while it runs (`POST /v1/load_lora_adapter`); a restarted server has
-only the former.
+`docs/engines.md` says what is sent to vLLM, to other servers and to several, and what happens when one fails. The key
+is read when a connection is made; it is in no message, name or pickle.
 """
 
 from __future__ import annotations
@@ -88,11 +60,10 @@ class ServerEngine(Engine):
     """A model behind an OpenAI-compatible server, or behind several that serve the same one.
 
     base_url: the server's address, or those of its replicas with commas between.
-    model: may be left out where the server offers exactly one; name it where results are cached, since the engine's
-        name is complete only when the model is known.
+    model: may be left out where the server offers exactly one; name it where results are cached.
     concurrency: requests in flight at each server, in each event loop that uses the engine.
     timeout: seconds for one attempt.
-    retries, patience: see Failures, above.
+    retries: attempts after the first. patience: seconds of an outage that a call with a deadline waits.
     api_key_env: the environment variable with the key.
     tokenizer: folder or hub id of the tokenizer that makes the tokens of `score` in this process.
     """
@@ -271,7 +242,6 @@ class ServerEngine(Engine):
         return late
 
     async def _detect_server(self) -> None:
-        """Find out once the model's name, where none was given, and whether the server is vLLM."""
         async with self._connection().lock:
             if self._is_vllm is not None:
                 return
@@ -497,10 +467,7 @@ class ServerEngine(Engine):
         return likely
 
     async def _choose_token(self, start: list[int], tokens: list[int]) -> tuple[float, ...] | None:
-        """The log-probabilities of these next tokens by one request; None where this version of vLLM cannot name them.
-
-        It is half the work of scoring two choices, or less: vLLM cannot take `prompt_logprobs` from its prefix cache.
-        """
+        """None where this vLLM cannot name tokens. Half the work of scoring: `prompt_logprobs` has no prefix cache."""
         from openai import BadRequestError
 
         def read(answer: Any) -> tuple[float, ...] | None:
@@ -595,7 +562,6 @@ class ServerEngine(Engine):
         return await self._send(request)
 
     async def _explained(self, error: Exception) -> EngineError:
-        """The error for the caller, with the way out and without the key."""
         import openai
 
         if isinstance(error, EngineError):

@@ -1,9 +1,4 @@
-"""Engines by spec: one string names the backend, the model and its options.
-
-The forms are in `FORMS`. A backend is a class that the registry finds (`rlkd.registry`, kind `engine`): a built-in or
-registered name, a class of a file or of an installed package. Its constructor takes `model`, where the spec names one,
-and keyword arguments; those whose annotation is a number are converted from the text of the spec.
-"""
+"""Engines by spec: one string names the backend, the model and its options, in one of `FORMS`."""
 
 from __future__ import annotations
 
@@ -36,15 +31,10 @@ _OWN_BACKEND = re.compile(
 
 
 def open_engine(spec: str, *, defaults: Mapping[str, Any] | None = None, **options: Any) -> Engine:
-    """Return the engine that `spec` names; `options` are keyword arguments of its class.
+    """The engine that `spec` names, without importing a model library, reading weights or sending anything.
 
-    Cheap: imports no model library, reads no weights and sends nothing.
-
-    Args:
-        spec: see `FORMS`.
-        defaults: options for backends that have them, such as the `timeout` of a server; others ignore them.
-
-    Raises `SpecError` (a `ValueError`) for a spec of another form and for an option that the backend lacks.
+    `options`: keyword arguments of its class. `defaults`: those for backends that have them, which others ignore.
+    Raises `SpecError` (a `ValueError`) for a spec of another form, and for an option that the backend lacks.
     """
     spec = from_environment(spec, "an engine's spec")
     parts = _split(spec)
@@ -94,7 +84,6 @@ def _read_options(spec: str, query: str, name: str) -> dict[str, Any]:
 
 
 def _read_option(spec: str, option: str, text: str, parameter: inspect.Parameter | None) -> Any:
-    """The value of an option, by the parameter's annotation: a number, a switch, or the text itself."""
     annotation = "" if parameter is None else parameter.annotation
     words = set(
         re.findall(
@@ -115,10 +104,7 @@ def _read_option(spec: str, option: str, text: str, parameter: inspect.Parameter
 
 
 def from_environment(text: str, what: str) -> str:
-    """`text`, or for `env:VARIABLE` the value of the variable; raises `SpecError` where it is not set.
-
-    `rlkd serve` sets such variables to the addresses of its servers. `what`: what the text is, for the error.
-    """
+    """`text`, or for `env:VARIABLE` the variable's value; raises `SpecError` where it is not set."""
     scheme, _, name = text.partition(":")
     if scheme != "env":
         return text
@@ -131,7 +117,7 @@ def from_environment(text: str, what: str) -> str:
 
 
 def without_secrets(address: str) -> str:
-    """Return the address for a message: without a user and password, and without a query.
+    """The address for a message: without a user and password, and without a query.
 
     >>> without_secrets("ftp://user:secret@host/v1?key=secret")
     'ftp://***@host/v1?***'

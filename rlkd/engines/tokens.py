@@ -1,8 +1,6 @@
 """How a prompt and its continuation become tokens, for the engines that hold a tokenizer.
 
-The boundary is fixed by construction: the prompt and the continuation are tokenised each on its own, and the ids are
-joined. So the tokens scored are exactly those of the continuation, also where the tokenizer would have merged the last
-letter of one with the first of the other. A continuation that begins a new word begins with its space.
+Each is tokenised on its own, and the ids are joined: the tokens scored are exactly those of the continuation.
 """
 
 from __future__ import annotations
@@ -43,10 +41,7 @@ def encode_continuation(tokenizer: Any, text: str) -> list[int]:
 
 
 def check_room(context: int | None, prompt: int, more: int, what: str) -> None:
-    """Raise `ValueError` where the prompt's tokens and `more` do not fit the context. Nothing is truncated.
-
-    `what`: the source of the others: "max_new_tokens asks for", "the continuation has".
-    """
+    """Raise `ValueError` where the prompt's tokens and `more` do not fit the context; `what` introduces `more`."""
     if context is not None and prompt + more > context:
         raise ValueError(
             f"the prompt has {prompt} tokens and {what} {more}, together {prompt + more}; the model's context is "

@@ -70,11 +70,10 @@ _CPU_BATCH = 640
 class TransformersEngine(LocalEngine):
     """A frozen causal language model, in this process.
 
-    `model` is a folder, a hub id, or `embedded`. `dtype` is a torch type by name; `auto` is the checkpoint's own, and
-    float32 on a CPU. `device` defaults to cuda, else mps, else cpu. `batch_tokens` bounds rows x (prompt + new tokens)
-    of a batch, padding included; one request always fits. `adapter` is a PEFT adapter, merged into the weights.
-    `column_major` stores the matrices transposed where that helps (float32 on a CPU: decoding is 1.2 to 1.4 times as
-    fast, logits equal to 3e-5). Code from a checkpoint is never executed, and only safetensors are read.
+    `dtype` `auto` is the checkpoint's own, and float32 on a CPU. `device` defaults to cuda, else mps, else cpu.
+    `batch_tokens` bounds rows x (prompt + new tokens) of a batch, padding included; one request always fits. `adapter`
+    is a PEFT adapter, merged into the weights. `column_major` stores the matrices transposed where that helps (float32
+    on a CPU: decoding is 1.2 to 1.4 times as fast, logits equal to 3e-5). Only safetensors are read, and no code.
     """
 
     def __init__(
@@ -295,7 +294,6 @@ class TransformersEngine(LocalEngine):
         return results
 
     def _reads_together(self, groups: list[PrefixGroup]) -> bool:
-        """Whether the prefixes of these groups, shortest first, may be one batch."""
         longest = groups[-1].shared
         return len(groups) * longest <= self.batch_tokens and is_dense(longest, [group.shared for group in groups])
 

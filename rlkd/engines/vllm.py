@@ -1,17 +1,8 @@
-"""An engine that runs a model in this process with vLLM.
+"""An engine that runs a model in this process with vLLM, in a thread that takes in requests between two steps.
 
-    VLLMEngine("embedded")
-    VLLMEngine("path/or/hub-id", adapter="path/to/lora", gpu_memory_utilization=0.4)
-
-The model is loaded at the first request, into a thread of its own that steps vLLM's engine and takes in new requests
-between two steps. So callers at the same time are batched together, a deadline or a cancellation ends a request at the
-next step, and an event loop stays free. On a CPU the defaults are float32, no compilation, 1 GiB of KV cache and the
-threads that torch has; vLLM's own (bfloat16, compiled, a share of all memory, pinned cores) are for machines that do
-nothing else. `VLLM_CPU_KVCACHE_SPACE` and `VLLM_CPU_OMP_THREADS_BIND` in the environment come first.
-
-Our choices. The checkpoint's generation config is ignored but for its end tokens. Request number i of a sampled call
-has the seed `seed + i`, as at a server. vLLM draws from the global random state, too: it is restored after
-each such step, so a caller who waits finds it unchanged; sampled and other calls are never in one batch.
+Callers at the same time are batched together, and a deadline or a cancellation ends a request at the next step.
+vLLM draws from the global random state, which is restored after each such step, so sampled and other calls are never
+in one batch. The checkpoint's generation config is ignored but for its end tokens.
 """
 
 from __future__ import annotations
@@ -46,11 +37,10 @@ T = TypeVar("T")
 class VLLMEngine(LocalEngine):
     """A frozen causal language model in this process, under vLLM.
 
-    `model` is a folder, a hub id, or a name of `rlkd.models`. `dtype` is a torch type by name; `auto` is the
-    checkpoint's own, and float32 on a CPU. `max_model_len` bounds prompt and completion together, by default the
-    model's context. `gpu_memory_utilization` is the share of a GPU's memory to take, `tensor_parallel_size` the number
-    of GPUs. `adapter` is a PEFT adapter, applied to every request. `enforce_eager` turns compilation off; None does so
-    on a CPU.
+    `dtype` `auto` is the checkpoint's own, and float32 on a CPU. `max_model_len` bounds prompt and completion
+    together, by default the model's context. `gpu_memory_utilization` is the share of a GPU's memory,
+    `tensor_parallel_size` the number of GPUs, `adapter` a PEFT adapter, applied to every request. `enforce_eager`
+    None: only on a CPU.
     """
 
     guided = True
@@ -190,7 +180,6 @@ def _prepare_scores(prompt: Prompt, texts: Sequence[str], loaded: VLLMModel) -> 
 
 
 def _prepare_choices(prompt: Prompt, choices: list[str], loaded: VLLMModel) -> list[PromptPart]:
-    """One part for choices of one token each, where this version of vLLM can name them; else one for each choice."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     whole = [encode_continuation(loaded.tokenizer, choice) for choice in choices]

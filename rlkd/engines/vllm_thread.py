@@ -342,7 +342,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _random_state_put_back() -> Iterator[None]:
-    """Restore the global random states of Python, NumPy and torch. vLLM seeds them when it loads a model."""
     import random
 
     import numpy

@@ -143,10 +143,9 @@ def call_function(
 ) -> ProgramResult:
     """Load a program in the sandbox, call `function(*arguments)`, and return its value in `ProgramResult.value`.
 
-    Arguments and value travel as JSON, so tuples come back as lists and keys of dicts as strings. A function is found
-    by name in the program, or as a method of its class `Solution`. The status is `error` if there is none, or if its
-    value is not JSON. The caller compares: nothing in the sandbox knows the expected value. Raises like `run_program`,
-    and ValueError for arguments that are not JSON.
+    The function is one of the program, or a method of its class `Solution`. Arguments and value travel as JSON; the
+    status is `error` if there is no such function, or its value is not JSON. Raises like `run_program`, and ValueError
+    for arguments that are not JSON.
     """
     try:
         passed = json.dumps(list(arguments))
@@ -263,8 +262,6 @@ def _run(
 
 
 class _Supervision:
-    """One running sandbox, watched from outside."""
-
     def __init__(
         self,
         process: subprocess.Popen[bytes],
@@ -279,7 +276,6 @@ class _Supervision:
         self.ended_for: Literal["timeout", "output"] | None = None
 
     def run(self) -> tuple[ProgramResult, str]:
-        """Wait for the end, or force it at a limit."""
         begun = time.monotonic()
         ended = os.pidfd_open(self.process.pid)
         try:
@@ -364,7 +360,6 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 
 def _not_started(lines: list[list[str]], stderr: str) -> Exception:
-    """The error for a sandbox that did not come up."""
     for line in lines:
         if line[0] == "failed" and len(line) == 4:
             stage = line[1].replace("_", " ")
@@ -423,7 +418,6 @@ def _check_python() -> None:
 
 @cache
 def _surroundings() -> dict[str, Any]:
-    """What the sandbox shows of this machine: read-only binds (path, is a device), links, masked folders."""
     wanted = [*SYSTEM]
     # The installation behind a virtual environment, never the environment itself.
     base = {"installed_base": sys.base_prefix, "platbase": sys.base_exec_prefix}

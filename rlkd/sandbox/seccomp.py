@@ -1,11 +1,7 @@
 """Builds the seccomp filter (classic BPF) that denies system calls to a sandboxed program.
 
-A deny list with one catch-all: calls newer than `NEWEST` do not exist (ENOSYS), so a call that a future kernel adds
-stays closed until somebody has reviewed it. The x32 calls of x86-64 have higher numbers and fall
-under the same rule; another architecture (32-bit code) ends the process.
-
-A denied call fails with EPERM and does not kill: a program that merely tries one, as libraries do at import, gets an
-ordinary Python error, and its test a real verdict.
+A denied call fails with EPERM and does not kill. Calls newer than `NEWEST` do not exist (ENOSYS), nor do the x32 calls
+of x86-64; another architecture (32-bit code) ends the process.
 """
 
 from __future__ import annotations
@@ -197,5 +193,4 @@ def build_filter(machine: str, *, children: bool) -> bytes:
 
 
 def _argument(index: int) -> int:
-    """Offset of the low half of a call's argument."""
     return ARGUMENTS + 8 * index

@@ -26,8 +26,7 @@ DEFAULTS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED":
 class Server:
     """One process to start: a replica of a role.
 
-    `environment`: variables set in addition to this process's own; `private`: those from the config file, whose values
-    are written nowhere; `names`: the served model and its adapters.
+    `environment`: variables set in addition to this process's own; `private`: those whose values are written nowhere.
     """
 
     role: str

@@ -1,12 +1,4 @@
-"""Parses and validates the config file of `rlkd serve`; no machine checks here.
-
-    workers:
-      gsrm:
-        model: embedded-gsrm
-        gpus: cpu
-
-All problems of a file are reported at once, each with its key: `serve.yaml: workers.gsrm.port: ...`.
-"""
+"""Parses and validates the config file of `rlkd serve`, all problems at once; no machine checks here."""
 
 from __future__ import annotations
 

@@ -1,16 +1,10 @@
 """The parent of a server: when the server or the supervisor ends, everything below it ends, however that happened.
 
-    main(PARENT, GRACE, STUCK, COMMAND, [ARGUMENT, ...])
-
 A server starts processes of its own, which may leave its process group and outlive it. The guard is their "subreaper":
-orphans below it become its children, so that it finds all of them. It ends
-
-- after the server has ended by itself: ends what the server left, and exits with the server's code or signal;
-- on SIGTERM or SIGINT: passes it on, and sends SIGKILL after GRACE seconds; on SIGUSR1: sends SIGKILL at once;
-- when the process PARENT is gone: like SIGTERM, with a grace of 5 seconds at most.
-
-Processes that SIGKILL does not end within STUCK seconds (state D, stuck in a driver) are listed in the log and left.
-The server itself dies with the guard. What it has started is then found by the variable MARK in its environment.
+orphans below it become its children. It exits with the server's code or signal. On SIGTERM, SIGINT and the end of its
+parent (with at most 5 seconds of grace) it sends SIGKILL after the grace, on SIGUSR1 at once. Processes that SIGKILL
+does not end within `stuck` seconds are listed in the log and left. If the guard itself is killed, the server dies with
+it, and the rest is found by the variable MARK in its environment.
 """
 
 from __future__ import annotations

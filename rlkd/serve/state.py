@@ -1,8 +1,7 @@
 """The state file of a run: other shells read it for `--status` and `--stop`, the next start for cleaning up.
 
-One file per config in `$RLKD_CACHE/serve` (`~/.cache/rlkd/serve`), next to a lock that the supervisor holds while it
-lives: the system releases it however the supervisor ends. A free lock next to a file means that a run ended without
-cleaning up. Its leftovers are the processes whose environment has the run's random mark, so no other process is hit.
+The supervisor holds a lock next to it while it lives. A free lock means that a run ended without cleaning up; its
+leftovers are the processes whose environment has the run's random mark.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """Starts the servers, waits until they answer, shows their logs, restarts what dies, and ends everything.
 
-One event loop. Each server has a task (`_keep`) that starts, watches and restarts it. A server writes straight into
-its log file, so it never waits for this process, and its lines are shown from there.
-
 Exit codes: the trainer's, if there is one; 128 + n after signal n; 1 if a server cannot be kept running.
 """
 
@@ -222,7 +219,6 @@ class Supervisor:
     # Servers
 
     async def _keep(self, status: ServerStatus) -> None:
-        """Start a server, watch it, and restart it when it dies. Raises `GivenUp`."""
         label = status.server.label
         while True:
             async with self._alone(status.server):
@@ -296,7 +292,6 @@ class Supervisor:
         return ""
 
     async def _watch(self, status: ServerStatus) -> str:
-        """Watch a ready server; returns the reason when it no longer is."""
         limit = self.config.unresponsive_timeout
         answered = time.monotonic()
         while True:
@@ -310,10 +305,7 @@ class Supervisor:
                 return f"has not been healthy for {limit:g} s (unresponsive_timeout; {problem})"
 
     async def _probe(self, server: Server, health_only: bool = False) -> str:
-        """Empty if a server is healthy (and serves its names), else a description of its reply.
-
-        Raises `GivenUp` if it rejects the known key, or requires one that is unknown.
-        """
+        """Empty if a server is healthy (and serves its names), else a description of its reply."""
         import httpx
 
         if self._client is None:
@@ -369,7 +361,6 @@ class Supervisor:
     # The end
 
     async def _end_server(self, status: ServerStatus) -> None:
-        """End a server and everything below it, whatever state it is in."""
         self._set_state(status, "ending")
         if status.guard is not None:
             self._signal(status.guard, signal.SIGTERM)

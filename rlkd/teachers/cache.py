@@ -1,19 +1,8 @@
 """A teacher's top-k log-probabilities on disk, so that training needs no teacher.
 
-`recipes/teacher_cache.py` writes such a folder by `build_cache`, `CachedTeacher` reads it:
-
-    >>> teacher = CachedTeacher("runs/teacher-cache", tokenizer=student_tokenizer)  # doctest: +SKIP
-    >>> [top] = teacher.top_k([prompt_ids + completion_ids], [len(prompt_ids)])  # doctest: +SKIP
-
-Properties:
-
-1. A row is found under the hash of its exact ids, in time that does not depend on the number of rows. Any number of
-   processes may read.
-2. A build that was killed continues where the index ends; a truncated or altered shard is named and rebuilt, alone, by
-   the command that built it. A build of other traces is refused and deletes nothing.
-3. Damaged data are never used: sizes are compared when a cache is opened, a row's checksum when it is read, SHA-256 of
-   whole shards by `check_cache` and before each build.
-4. The bytes depend on the traces, the teacher and the shard size, not on interruptions.
+Damaged data are never used: sizes are compared when a cache is opened, a row's checksum when it is read, SHA-256 of
+whole shards by `check_cache` and before each build. The bytes depend on the traces, the teacher and the shard size,
+not on interruptions.
 """
 
 from __future__ import annotations
@@ -60,14 +49,9 @@ _BATCH_TOKENS = 32768  # traces per call of the teacher: its output lies in memo
 class CachedTeacher:
     """The teacher of a cache folder, a `rlkd.teachers.topk.TopKTeacher` without a model.
 
-    Args:
-        folder: a folder written by `recipes/teacher_cache.py`.
-        tokenizer: tokenizer of the ids of later calls; another than the cache's is refused.
-        k: expected number of tokens per position; None accepts any.
-
-    Opening reads the index and the lists of rows; the rest is mapped into memory and read on demand. Raises
-    `CacheError` where the folder has no cache, a shard is missing or has another size, or tokenizer or k differ.
-    Pickles as its arguments.
+    A `tokenizer` or `k` other than the cache's is refused. Opening reads the index and the lists of rows; the rest is
+    mapped into memory and read on demand. Raises `CacheError` where the folder has no cache, or a shard is missing or
+    has another size. Pickles as its arguments.
     """
 
     def __init__(self, folder: str | Path, *, tokenizer: Any = None, k: int | None = None) -> None:
@@ -162,10 +146,7 @@ class CachedTeacher:
 
 @dataclass(frozen=True)
 class CacheBuild:
-    """The result of a build: traces that were cached, traces that the teacher computed, problems of damaged shards.
-
-    `tokens` and `bytes` are those of the whole cache: tokens of traces, and bytes of its shards.
-    """
+    """A build: traces cached before and computed, problems of damaged shards, and the cache's tokens and bytes."""
 
     cached: int
     computed: int
@@ -286,7 +267,6 @@ def _coded(teacher: TopKTeacher, traces: Sequence[CachedTrace], id_bits: int) ->
 
 
 def _groups(traces: Sequence[CachedTrace], limit: int, per_token: int) -> Iterator[list[CachedTrace]]:
-    """Traces in order, in runs of at most `limit` bytes; a larger one is alone."""
     group: list[CachedTrace] = []
     size = 0
     for trace in traces:
@@ -337,7 +317,6 @@ def _require_same(folder: Path, index: Mapping[str, Any], head: Mapping[str, Any
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """A lock on the folder. Raises `CacheError` where another process holds it."""
     lock = lock_file(folder / ".lock")
     if lock is None:
         raise CacheError(f"{folder} is being built by another process. Wait for it, or name another cache_dir")

@@ -1,12 +1,9 @@
 """The compact coding of top-k log-probabilities in a teacher cache.
 
-Our choice, by measurement (`docs/teacher_cache.md`). The low 16 bits of an id have an array of their own; the bits
-above, where the vocabulary needs any, are packed into a second one. A log-probability takes 16 bits, linear between
-the lowest and the highest of its position, which are stored in float32. Both bounds are then shifted so that the k
-probabilities sum to the original sum: the mass of the tail is 1 minus that sum, and a small tail matters much in a
-reverse KL. The error of a log-probability is at most (highest - lowest) / 65,535, a range that is clipped at 64: below
-1e-3, in practice 2e-4. The log-probability of the token in the trace is stored in float32, exactly.
-For k = 64 that is 268 bytes per token with a vocabulary of up to 65,536 ids, and 284 with up to 262,144.
+Our choice, by measurement (`docs/teacher_cache.md`). A log-probability takes 16 bits, linear between the lowest and
+the highest of its position. Both bounds are then shifted so that the k probabilities keep their sum, since a small
+tail matters much in a reverse KL. The error is at most (highest - lowest) / 65,535: below 1e-3, in practice 2e-4. The
+token in the trace is exact.
 """
 
 from __future__ import annotations

@@ -14,21 +14,14 @@ from rlkd.teachers.vocabulary import PROBE, vocabulary_fingerprint
 class EngineTeacher:
     """A `TopKTeacher` behind any engine with the capability `TopLogprobsEngine`.
 
-        vllm serve MODEL --max-logprobs 64
-        EngineTeacher("http://127.0.0.1:8000/v1#MODEL", 64, tokenizer=student_tokenizer)
-        EngineTeacher("http://node1:8000/v1,http://node2:8000/v1#MODEL", 64, tokenizer=student_tokenizer)
-        EngineTeacher("path/to/file.py:Backend#MODEL", 64, tokenizer=student_tokenizer)
-
     Args:
         spec: spec of the engine (`rlkd.engines.open_engine`).
         k: tokens per position; a vLLM server must allow as many (`--max-logprobs`, by default 20).
-        tokenizer: the student's. Before the first call the engine tokenises a text of many scripts, and is refused if
-            its ids differ.
+        tokenizer: the student's; the first call refuses an engine whose ids of a text of many scripts differ.
         deadline: seconds for one call of `top_k`; until then requests wait for a server that restarts.
-        options: options of the engine if it has them, such as `timeout`; by default 16 requests at a time and 300 s
-            for an attempt.
+        options: options of the engine if it has them; by default 16 requests at a time and 300 s for an attempt.
 
-    Raises `SpecError` for an engine without the capability and `UsageError` for an invalid k; `top_k` raises
+    Raises `SpecError` for an engine without the capability, `UsageError` for an invalid k; `top_k` raises
     `EngineError`.
     """
 
@@ -74,7 +67,6 @@ class EngineTeacher:
         return results
 
     def _check_tokenizer(self) -> None:
-        """Raise `EngineError` where the engine has another tokenizer: its ids of a text of many scripts differ."""
         if self._probe is None:
             return
         [ids] = run(self._source.encode([PROBE], deadline=self.deadline))

@@ -23,20 +23,12 @@ _TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 
 
 class LocalTeacher:
-    """A `TopKTeacher` whose model is in this process.
+    """A `TopKTeacher` whose model is in this process, neither trained nor changed; raises `UsageError` for a bad k.
 
-    At most 64 MiB of logits exist at a time: the forward pass stops before the head, which then gets a few positions
-    at a time. Each forward pass compares these logits with the model's own (a scale, a soft cap) at the last position
-    of each row.
-
-    Args:
-        model: a causal language model of transformers, on its device. Neither trained nor changed.
-        tokenizer: tokenizer of its ids.
-        k: tokens per position, at most as many as the head has rows.
-        name: identity of the weights in caches; by default the folder or hub id that they were read from.
-        batch_tokens: limit of rows x longest sequence in a forward pass; a longer sequence is alone.
-
-    Raises `UsageError` for an invalid k.
+    The forward pass stops before the head, which then gets a few positions at a time (64 MiB of logits). Each pass
+    compares these logits with the model's own at the last position of each row. `name`: identity of the weights in
+    caches; by default their folder or hub id. `batch_tokens`: limit of rows x longest sequence; a longer sequence is
+    alone.
     """
 
     def __init__(
@@ -158,15 +150,8 @@ def logit_settings(config: Any) -> tuple[float, float | None]:
 class LazyLocalTeacher:
     """A `LocalTeacher` by name that loads at the first call, so that a complete cache loads no model.
 
-    Args:
-        name: an embedded model, a folder or a hub id.
-        tokenizer: the student's.
-        k: tokens per position.
-        dtype: dtype of the weights by name; `auto` is float32 on a CPU, where few have bfloat16, and the checkpoint's
-            elsewhere. It is part of the teacher's name, so that no cache mixes two.
-        batch_tokens: as for `LocalTeacher`.
-
-    Raises `UsageError` for a teacher with another vocabulary.
+    `dtype` `auto` is float32 on a CPU, where few have bfloat16, and the checkpoint's elsewhere. It is part of the
+    teacher's name, so that no cache mixes two. Raises `UsageError` for a teacher with another vocabulary.
     """
 
     def __init__(self, name: str, tokenizer: Any, k: int, *, dtype: str = "auto", batch_tokens: int = 8192) -> None:

@@ -1,18 +1,6 @@
-"""The contract of top-k teachers: the k likeliest tokens at each position of a sequence.
+"""The contract of top-k teachers: the k likeliest tokens at each position, at temperature 1.
 
-    >>> teacher = LocalTeacher(model, tokenizer, k=64)  # doctest: +SKIP
-    >>> teacher = EngineTeacher("http://127.0.0.1:8000/v1#qwen", k=64, tokenizer=student_tokenizer)  # doctest: +SKIP
-    >>> teacher = CachedTeacher("runs/teacher-cache", tokenizer=student_tokenizer)  # doctest: +SKIP
-    >>> prompt, completion = trace_ids(student_tokenizer, messages, rationale, 512)  # doctest: +SKIP
-    >>> [top] = teacher.top_k([prompt + completion], [len(prompt)])  # doctest: +SKIP
-    >>> top.ids.shape  # (tokens of the completion, k)  # doctest: +SKIP
-    torch.Size([87, 64])
-
-The log-probabilities are at temperature 1, over the whole vocabulary: the k probabilities do not sum to 1, and the
-rest is the tail's. So they cannot be converted to another temperature (`check_temperature`).
-
-Teacher and student must share a vocabulary, up to rows that only pad a head (`rlkd.teachers.vocabulary`). A teacher's
-trace must be tokenised in the same way wherever it is scored or trained on (`rlkd.teachers.traces`).
+The k probabilities do not sum to 1: the rest is the tail's.
 """
 
 from __future__ import annotations

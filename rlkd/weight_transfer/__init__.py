@@ -1,14 +1,7 @@
 """Weight transfer from a trainer to a vLLM server without NCCL: a plugin that vLLM loads where rlkd is installed.
 
-    vllm serve MODEL --weight-transfer-config '{"backend": "gloo"}'    # over a TCP connection
-    vllm serve MODEL --weight-transfer-config '{"backend": "disk"}'    # through files
-
-vLLM's own backends need CUDA on both sides. These two need only host memory, so they work on a CPU, and between a
-trainer and a server whose GPUs NCCL cannot join. They use the HTTP calls of vLLM's other backends; the trainer's side
-is `trainers/vllm/weight_sync.py`.
-
-`register` is the entry point, in the group `vllm.general_plugins`. It only adds two names to a table of vLLM; nothing
-else is imported or changed until a server is started with one of them.
+Its backends `gloo` (a TCP connection) and `disk` (files) need only host memory. The trainer's side is
+`trainers/vllm/weight_sync.py`.
 """
 
 import contextlib

@@ -76,11 +76,9 @@ class _HostEngine(WeightTransferEngine):
         self._arrived: list[Iterable[tuple[str, torch.Tensor]]] = []
 
     def start_weight_update(self) -> None:
-        """Drop the weights of an unfinished update."""
         self._arrived = []
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive a part of the update."""
         try:
             self.receive_weights(self.parse_update_info(update_info))
         except BaseException:
@@ -213,7 +211,6 @@ def _tensors_of(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _tied_heads(model: torch.nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Pairs of an output head and the embedding whose weight it shares."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     vocabularies = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]

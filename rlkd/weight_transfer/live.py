@@ -1,8 +1,7 @@
 """Keeps weights writable for vLLM in the trainer's process on a CPU.
 
-After loading a model, vLLM packs the weights of each linear layer for the CPU's matrix kernels and drops the layer's
-own tensor, so no weights can be loaded into it later. A rollout engine gets new weights at every step; its layers
-therefore keep their tensors and multiply with those, which is slightly slower.
+There vLLM packs the weights of each linear layer and drops the layer's own tensor, so no weights could be loaded into
+it later. Here the layers keep their tensors and multiply with those, which is slightly slower.
 """
 
 import inspect

@@ -1,9 +1,7 @@
-"""The fork server: a small process from which `rlkd.workers.pool` forks its worker processes.
+"""The fork server: a process with one thread and the preloaded modules, so that a fork takes milliseconds.
 
-It has one thread and holds nothing but the preloaded modules, so a fork takes milliseconds. It ends when the process
-that started it is gone, however that ended, and takes all workers along.
-
-A request on the control connection is a pair (command, value), the reply a pair (value, problem).
+It ends with the process that started it, and takes all workers along. A request is a pair (command, value), the reply
+a pair (value, problem).
 """
 
 from __future__ import annotations
@@ -95,7 +93,6 @@ def _reap() -> None:
 
 
 def _end(worker: int) -> None:
-    """Kill a worker with everything it started, and record its exit code."""
     kill_group(worker)
     _ended[worker] = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     _workers.discard(worker)
@@ -117,7 +114,6 @@ def _strays() -> list[int]:
 
 
 def _work(fd: int, server: int) -> None:
-    """Run as a worker: load the function, then answer call after call. Never returns."""
     code = 1
     try:
         os.setsid()
@@ -206,7 +202,6 @@ def described(error: BaseException) -> str:
 
 
 def _portable(error: BaseException) -> bytes | None:
-    """The pickled exception, or None if it does not survive pickling."""
     try:
         pickled = pickle.dumps(error)
         return pickled if type(pickle.loads(pickled)) is type(error) else None

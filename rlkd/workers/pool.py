@@ -5,23 +5,13 @@
     [3, Fault(kind='error', message="TypeError: object of type 'int' has no len()")]
     >>> pool.close()
 
-A signal cannot stop a call off the main thread, and nothing within a process can stop `9**9**9**9`, which holds the
-interpreter. So a call that must not hang runs in a dedicated worker process. A worker that exceeds its limit is
-killed, with everything it started, and replaced.
-
-Workers are forked from one small process, the fork server (`rlkd.workers.forkserver`), rather than by
-`multiprocessing` or a library on top of it, for three reasons: workers of `multiprocessing` import the user's main
-script again, with its torch, and execute it if it has no guard; a daemonic process, such as TRL's rollout worker, may
-have no children there; and its fork server is shared by the whole process, with all preloaded modules.
-
-Guarantees, for `map` from any number of threads at once:
+Not `multiprocessing`: its workers import the user's main script again, with its torch; a daemonic process, such as
+TRL's rollout worker, may have no children there; and its fork server is shared by the whole process.
 
 1. A call ends within its limit, or its worker is killed and the result is a `Fault`; the other calls go on.
-2. A pool never shrinks: a worker that was killed, or died, is replaced when the next call needs it.
+2. A worker that was killed, or died, is replaced when the next call needs it.
 3. No process is left: workers end with the pool and with this process, however it ends, SIGKILL included.
 4. KeyboardInterrupt and every other exception in the caller pass through; running calls are killed first.
-
-Each worker that `map` uses has a thread here that sends it calls and waits for their results.
 """
 
 from __future__ import annotations
@@ -88,14 +78,12 @@ def default_workers() -> int:
 
 
 class WorkerPool:
-    """Processes that all call one function.
+    """At most `workers` processes that all call one function; any number of threads may use it at once.
 
     Args:
-        function: sent to each worker once, by reference if it can be imported there, else by value; it may hold
-            state, which a worker keeps from call to call until it is replaced.
-        workers: maximum number of processes; they start on demand. Default: `default_workers()`.
-        preload: modules imported before workers are forked, so that a replacement has them at once. They must not
-            start threads or open anything.
+        function: sent to each worker once, by reference if it can be imported there, else by value.
+        workers: started on demand; by default `default_workers()`.
+        preload: modules imported before workers are forked, which must not start threads or open anything.
         memory: address space per worker in bytes, None for no limit.
 
     Raises `IsolationError` (at the first call) if a worker cannot load the function.
@@ -186,7 +174,6 @@ class WorkerPool:
             raise batch.error
 
     def _help(self, batch: _Batch, end: threading.Event) -> None:
-        """One thread of a batch: take a worker, have it work, put it back."""
         try:
             while (batch.pending or batch.needs_worker) and self._take(batch):
                 worker = None
@@ -225,7 +212,6 @@ class WorkerPool:
             self._free.notify()
 
     def _start(self) -> _Worker:
-        """A new worker, which has yet to load the function."""
         import cloudpickle
 
         if self._pickled is None:
@@ -252,7 +238,6 @@ class WorkerPool:
         return worker
 
     def _use(self, worker: _Worker, batch: _Batch) -> None:
-        """Have a worker do calls until none is left, the batch is over, or the worker has to be replaced."""
         if not worker.is_ready and not self._load(worker, batch):
             return
         batch.needs_worker = False
@@ -314,8 +299,6 @@ _MISSING = object()
 
 
 class _Batch:
-    """The state of one `map`, shared by its threads."""
-
     def __init__(self, payloads: list[bytes], limit: float | None, until: float | None):
         self.payloads = payloads
         self.limit = limit
@@ -329,7 +312,6 @@ class _Batch:
         self._stopped, self._stop = Pipe(duplex=False)  # readable when the batch is stopped
 
     def stop(self) -> None:
-        """Have all threads end, and kill the workers that are busy."""
         self.is_stopped = True
         self._stop.send_bytes(b"")
 
@@ -359,8 +341,6 @@ class _Batch:
 
 
 class _Worker:
-    """A worker process, seen from the parent."""
-
     def __init__(self, pid: int, connection: Connection, server: _ForkServer):
         self.pid = pid
         self.connection = connection
@@ -383,8 +363,6 @@ class _Worker:
 
 
 class _ForkServer:
-    """The process that workers are forked from."""
-
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.pid = os.getpid()
@@ -444,7 +422,6 @@ class _ForkServer:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def wait(self) -> None:
-        """Wait until it has ended, after `give_up`."""
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -36,10 +36,7 @@ COUNTED_PROMPTS = 16
 def prepare_rollouts(
     args: RLKDConfig, model: Any, dataset: Any, tokenizer: Any = None
 ) -> AbstractContextManager[None]:
-    """Check the rollouts of a run; returns the context in which TRL's trainer must be built.
-
-    `model`: the student, or its name or folder; `dataset`: the prompts; `tokenizer`: default: the student's.
-    """
+    """Check the rollouts of a run; returns the context in which TRL's trainer must be built."""
     if not args.use_vllm:
         return nullcontext()
     name = model if isinstance(model, str) else str(model.name_or_path)
@@ -222,9 +219,8 @@ def _check_memory(args: RLKDConfig, engines: Sequence[str], on_cpu: bool) -> Non
 def ask_server(url: str, args: Any, model: str, needed: int, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Wait for a rollout server; returns its list of models and its vLLM configuration.
 
-    `args`: a config with `vllm_server_timeout` and `max_completion_length`; `needed`: tokens of a prompt and its
-    completion. Raises `UsageError`, which ends with `advice`, if it does not answer, is not vLLM in development mode,
-    serves another model than the student, or takes fewer tokens.
+    `needed`: tokens of a prompt and its completion. Raises `UsageError`, which ends with `advice`, if it does not
+    answer, is not vLLM in development mode, serves another model than the student, or takes fewer tokens.
     """
     wait_for_server(url, args.vllm_server_timeout, advice)
     status, listed = get_json(f"{url}/v1/models")

@@ -1,10 +1,8 @@
 """Sends the trainer's weights to a rollout server without NCCL, and builds vLLM in the trainer's process on a CPU.
 
-TRL decides when weights go to the rollout engine, and which (all of them, adapters merged); its `VLLMClient` sends
-them. The two clients here are TRL's with the transport of `rlkd.weight_transfer` instead of NCCL.
-
-A failed sync ends the run with an error that names the server; otherwise training would go on with rollouts of another
-model. Nothing is retried, as a weight update must not arrive twice.
+TRL decides when and which weights go; its `VLLMClient` sends them, here with the transport of `rlkd.weight_transfer`.
+A failed sync ends the run, as training would go on with rollouts of another model, and nothing is retried, as a weight
+update must not arrive twice.
 """
 
 from __future__ import annotations
@@ -105,10 +103,7 @@ class _HostClient(VLLMClient):
         self._sent = 0
 
     def _call(self, endpoint: str, size: int = 0, **content: Any) -> None:
-        """Post once, with a time limit that grows with the `size` in bytes that the server must receive meanwhile.
-
-        Raises `SyncFailed` with the server's message.
-        """
+        """Post once, with a time limit that grows with the `size` in bytes that the server must receive meanwhile."""
         limit = self.seconds + size / SLOWEST
         try:
             # Not TRL's session, which retries failed requests.
@@ -280,7 +275,6 @@ def _write(folder: Path, named_params: Iterable[tuple[str, torch.Tensor]], shard
 
 
 def _message(response: httpx.Response) -> str:
-    """The message of a server's error response, shortened."""
     try:
         error = json.loads(response.text)["error"]
         message = str(error["message"] if isinstance(error, dict) else error)
