@@ -8,10 +8,9 @@
     python recipes/rationales.py bank inspect runs/rationales/bank.json
     accelerate launch recipes/sft.py --dataset_name runs/rationales/rationales.jsonl                  # train on it
 
-Without --config the run takes recipes/rationales.yaml. The same command again sends only requests without an answer:
-after an interruption, for new rows, or for failed requests. The path bank is D-RPC's (arXiv 2605.07139), the selection
-by rationale difficulty MoRSD's (arXiv 2509.23574); docs/path_bank.md and docs/selection.md list our additions,
-docs/rationales.md the files of a run.
+Without --config the run takes recipes/rationales.yaml. The same command again sends only requests without an answer.
+The path bank is D-RPC's (arXiv 2605.07139), the selection by rationale difficulty MoRSD's (arXiv 2509.23574);
+docs/path_bank.md and docs/selection.md list our additions, docs/rationales.md the files of a run.
 """
 
 import sys
@@ -192,21 +191,10 @@ def write(script: RationalesScriptArguments, folder: Path) -> None:
         )
     print(f"{len(questions)} questions of {script.dataset_name}, written by {', '.join(writing.writers)}.", flush=True)
     try:
-        part = write_stage(
-            folder,
-            questions,
-            writing,
-            engine=engine,
-            embedder=embedder,
-            bank=bank,
-            bank_size=script.bank_size,
-            route_threshold=script.route_threshold,
-            concurrency=script.concurrency,
-            batch=script.batch,
-            deadline=script.deadline,
-            max_failure_rate=script.max_failure_rate,
-            log=partial(print, flush=True),
-        )
+        names = ("bank_size", "route_threshold", "concurrency", "batch", "deadline", "max_failure_rate")
+        further: Any = {name: getattr(script, name) for name in names}
+        log = partial(print, flush=True)
+        part = write_stage(folder, questions, writing, engine=engine, embedder=embedder, bank=bank, log=log, **further)
     finally:
         # The teacher makes room for the student.
         if engine is not None:
@@ -236,9 +224,8 @@ def _most_dropped(part: Mapping[str, Any]) -> str:
     if not dropped:
         return ""
     count, stage, why = max(dropped)
-    way_out = (
-        ' Name the column of the answer when writing: --columns \'{"answer": "NAME"}\'.' if why == NO_GOLD else ""
-    )
+    hint = ' Name the column of the answer when writing: --columns \'{"answer": "NAME"}\'.'
+    way_out = hint if why == NO_GOLD else ""
     return f" Most were dropped by {stage}: {why} ({count}).{way_out}"
 
 

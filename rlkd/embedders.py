@@ -1,17 +1,12 @@
 """Embedders: texts to unit vectors, for the path bank and for selection.
 
-    hashed-ngrams                  hashed word and character n-grams (scikit-learn): no model, nothing to download
-    transformers:MODEL             a sentence encoder in this process (`rlkd.engines.embeddings`), by folder or hub id
-    sentence-transformers:MODEL    the same by the package of that name (`pip install 'rlkd[embeddings]'`)
-    my/file.py:Embedder            an embedder of your own: a class with `name` and `embed`
-
     >>> texts = ["Compute the total cost", "ComputeTotalCost", "Measure an angle", "!"]
     >>> vectors = open_embedder("hashed-ngrams").embed(texts)
     >>> [f"{abs(cosine):.1f}" for cosine in vectors @ vectors[0]]
     ['1.0', '1.0', '0.0', '0.0']
 
-Cosines of different embedders are not comparable, and neither are thresholds on them. Importing this module loads
-neither torch nor scikit-learn.
+`docs/path_bank.md` lists the specs. Cosines of different embedders are not comparable, and neither are thresholds on
+them. Importing this module loads neither torch nor scikit-learn.
 """
 
 from __future__ import annotations
@@ -23,6 +18,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,10 +40,7 @@ _WITH_MODEL = ("transformers", "sentence-transformers")
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors.
-
-    `name` is its identity: bank files record it, and it differs where vectors differ.
-    """
+    """Turns texts into vectors. `name` is its identity: bank files record it, and it differs where vectors differ."""
 
     name: str
 
@@ -114,22 +107,13 @@ class HashedNgrams:
 
     Nothing is fitted, so the vector of a text depends on that text only. A fixed list of English stop words stands in
     for inverse document frequencies. Counts enter as log(1 + count), words and characters with equal weight. Names in
-    TitleCase are read as their words. Case and Unicode composition make no difference; any script works, though a
-    script without spaces is compared by characters only.
-
-    It compares spelling, not meaning: `Add the prices` and `Compute the total cost` have nothing in common.
+    TitleCase are read as their words; case and Unicode composition make no difference.
     """
 
     name = "hashed-ngrams-1"
     # Wide, since the cosines of a question with four words are small, and collisions add noise to them: .01 (r.m.s.)
     # at this width, .02 at a quarter of it, where half of the questions had another nearest intent.
     half_width = 4096
-
-    def __init__(self) -> None:
-        self._vectorizers: tuple[Any, Any] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of the texts, (texts, 8192) in float32; zero for a text without a letter or digit."""
@@ -138,17 +122,15 @@ class HashedNgrams:
         from sklearn.feature_extraction.text import HashingVectorizer
         from sklearn.preprocessing import normalize
 
-        if self._vectorizers is None:
-            common = {"n_features": self.half_width, "lowercase": False, "norm": None, "dtype": np.float32}
-            self._vectorizers = (
-                HashingVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), **common),
-                HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common),
-            )
         if not texts:
             return np.zeros((0, 2 * self.half_width), dtype=np.float32)
         contents = [_content(text) for text in texts]
+        common = {"n_features": self.half_width, "lowercase": False, "norm": None, "dtype": np.float32}
         halves = []
-        for vectorizer in self._vectorizers:
+        for vectorizer in (
+            HashingVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), **common),
+            HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common),
+        ):
             counts = vectorizer.transform(contents)
             counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
             halves.append(normalize(counts))
@@ -191,9 +173,7 @@ class SentenceTransformersEmbedder:
                 f"'rlkd[embeddings]', or write transformers:{model} for mean pooling without it"
             )
         self.name = f"sentence-transformers:{_identity(model)}"
-        self.model = model
-        self.device = device
-        self._loaded: Any = None
+        self.model, self.device = model, device
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of the texts, (texts, width) in float32."""
@@ -201,14 +181,15 @@ class SentenceTransformersEmbedder:
 
         if not texts:
             return np.zeros((0, 0), dtype=np.float32)
-        if self._loaded is None:
-            from sentence_transformers import SentenceTransformer
-
-            self._loaded = SentenceTransformer(self.model, device=self.device)
-        vectors = self._loaded.encode(
-            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-        )
+        options = {"normalize_embeddings": True, "convert_to_numpy": True, "show_progress_bar": False}
+        vectors = self._loaded.encode(list(texts), **options)
         return _without_empty(np.array(vectors, dtype=np.float32), texts)
+
+    @cached_property
+    def _loaded(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(self.model, device=self.device)
 
 
 def _identity(model: str) -> str:
@@ -232,9 +213,8 @@ def _without_empty(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
 def unit_rows(embedder: Embedder, texts: Sequence[str], block: int = 256) -> csr_array:
     """The vectors of the texts as sparse rows, (texts, width) in float64; at most a block of them is ever dense.
 
-    Entries are rounded to multiples of 2^-20. Every sum of products is then a multiple of 2^-40 below 2, which float64
-    represents exactly: a cosine has the same bits in every block and in any order of summation, and ties are ties
-    everywhere. The error of a cosine is about 1e-6. A row of n-grams has some 70 entries of 8,192.
+    Entries are rounded to multiples of 2^-20, so that float64 holds every sum of products exactly: a cosine has the
+    same bits in every block and in any order of summation. Its error is about 1e-6.
     """
     import numpy as np
     from scipy.sparse import csr_array, vstack

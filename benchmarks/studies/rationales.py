@@ -63,10 +63,10 @@ from rlkd.cache import Cache
 from rlkd.embedders import open_embedder
 from rlkd.engines import open_engine, run
 from rlkd.errors import UsageError
-from rlkd.models import resolve_model
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.select import Selector, load_selector
 from rlkd.rationales.select.limits import SelectionLimits
+from rlkd.rationales.select.selection import model_tokens
 from rlkd.rationales.write.writing import Writing
 
 CONFIG = ROOT / "recipes/sft.yaml"
@@ -126,7 +126,7 @@ def produce(given: argparse.Namespace, extra: Sequence[str]) -> Iterator[None]:
     teacher = open_engine(given.teacher)
     student = open_engine(f"transformers:{given.student}")
     cache = Cache(given.out / "selection.sqlite")
-    count = token_counter(given.student)
+    count = model_tokens(given.student)
     for seed in given.seeds:
         arms = [arm for arm in given.arms if not is_done(given.out / f"{arm}-{seed}")]
         for writer in dict.fromkeys(ARMS[arm][0] for arm in arms):
@@ -179,21 +179,13 @@ def select(
         raise UsageError(f"{arm}-{seed}: no rationale is left; {data / 'dropped.jsonl'} says why")
 
 
-def token_counter(student: str) -> Callable[[str], int]:
-    """Tokens of a text, as the student has them."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(student))
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def train(given: argparse.Namespace, arm: str, seed: int, extra: Sequence[str]) -> None:
     """Train on an arm's rationales, from the last checkpoint if there is one."""
     folder = given.out / f"{arm}-{seed}"
     words = ["--config", str(given.config), *TEST, "--dataset_name", str(folder / "data/rationales.jsonl")]
     words += ["--model_name_or_path", given.student, "--seed", str(seed), *(SMOKE if given.smoke else FULL), *extra]
     run_recipe("sft.py", folder, words)
-    count = token_counter(given.student)
+    count = model_tokens(given.student)
     rows = [json.loads(line) for line in (folder / "data/rationales.jsonl").open()]
     size = {
         "rationales": sum(len(row["rationales"]) for row in rows),

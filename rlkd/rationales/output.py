@@ -1,14 +1,7 @@
 """The files of a run: questions between the stages, rows to train on, dropped candidates, and a summary.
 
-    written.jsonl        every question with its candidates (a line: `Question.to_json`), the input of `select`
-    selected.jsonl       the same after selection
-    rationales.jsonl     rows to train on, as `rlkd.data.loading.load_rows` reads them; rationales.parquet: the same
-    dropped.jsonl        every other candidate, with stage and reason
-    bank.json            the path bank
-    summary.md, .json    counts by stage, paths, rationale difficulty, tokens (`summary.py`)
-
-Each file appears when it is complete. Everything is in the order of the input rows. One process works in a folder at a
-time (`only_process_in`).
+`docs/rationales.md` lists them. Each file appears when it is complete, and is in the order of the input rows. One
+process works in a folder at a time (`only_process_in`).
 """
 
 from __future__ import annotations
@@ -23,7 +16,7 @@ from typing import Any
 from rlkd.data.rows import RowError
 from rlkd.errors import UsageError
 from rlkd.files import atomic_file, lock_file
-from rlkd.rationales.records import Candidate, Question
+from rlkd.rationales.records import DroppedCandidate, Question
 
 # Rows that are converted to Arrow together.
 BLOCK = 1000
@@ -70,9 +63,10 @@ def line_of(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=True) + "\n"
 
 
-def dropped_line(question_id: str, stage: str, reason: str, candidate: Candidate) -> str:
+def dropped_line(each: DroppedCandidate) -> str:
     """A line of `dropped.jsonl`."""
-    return line_of({"question_id": question_id, "stage": stage, "reason": reason, "candidate": candidate.to_json()})
+    kept = {"question_id": each.question_id, "stage": each.stage, "reason": each.reason}
+    return line_of(kept | {"candidate": each.candidate.to_json()})
 
 
 def row_of(question: Question, score_names: Sequence[str]) -> dict[str, Any]:

@@ -4,15 +4,15 @@
     write_stage(Path("runs/rationales"), questions, Writing(("ready",)))
     select_stage(Path("runs/rationales"), [load_selector("correct")])
 
-Each start repeats `write` from its journal, and sends the teacher only requests without an answer. `select` starts
-from `written.jsonl`, block by block; a selector or limit that compares all questions has them all in memory.
-`output.py` lists the files.
+Each start repeats `write` from its journal; `select` starts from `written.jsonl`, block by block.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from rlkd.engines import Engine, require_identity, run
 from rlkd.files import atomic_file
 from rlkd.rationales.output import dropped_line, line_of, only_process_in, read_questions, require_written, write_rows
 from rlkd.rationales.questions import load_questions
-from rlkd.rationales.records import Candidate, Question
+from rlkd.rationales.records import DroppedCandidate, Question
 from rlkd.rationales.select import NOT_MEASURED, Selector, SelectorError, apply, judges_whole_set
 from rlkd.rationales.summary import SelectionTally, update_summary
 from rlkd.rationales.write.journal import Journal
@@ -45,6 +45,9 @@ WRITE = "write"
 # Files of a selection, which a new writing removes.
 SELECTED = ("selected.jsonl", "rationales.jsonl", "rationales.parquet")
 
+# Divides questions into those with the candidates that stay, and the candidates that go.
+_Divide = Callable[[Sequence[Question]], tuple[list[Question], list[DroppedCandidate]]]
+
 
 def write_stage(
     folder: Path,
@@ -56,16 +59,14 @@ def write_stage(
     bank: PathBank | None = None,
     bank_size: int | None = 75,
     route_threshold: float | None = None,
-    concurrency: int = 16,
-    batch: int = 16,
-    deadline: float | None = 600.0,
-    max_failure_rate: float = 0.1,
     log: Callable[[str], object] = print,
+    **sending: Any,
 ) -> dict[str, Any]:
     """Write candidates into `written.jsonl`; returns its part of the summary.
 
-    Removes the files of an earlier selection, which do not belong to the new candidates. Raises `UsageError` for
-    contradicting settings before any request, and if too many requests fail.
+    `sending` are settings of `RationaleTeacher`; `embedder` to `route_threshold` are those of `Writer`. Removes the
+    files of an earlier selection, which do not belong to the new candidates. Raises `UsageError` for contradicting
+    settings before any request, and if too many requests fail.
     """
     if engine is not None and settings.needs_teacher:
         require_identity(engine, "teacher", engine.name)
@@ -76,15 +77,7 @@ def write_stage(
     ):
         teacher = None
         if engine is not None and settings.needs_teacher:
-            teacher = RationaleTeacher(
-                engine,
-                journal,
-                seed=settings.seed,
-                concurrency=concurrency,
-                batch=batch,
-                deadline=deadline,
-                max_failure_rate=max_failure_rate,
-            )
+            teacher = RationaleTeacher(engine, journal, seed=settings.seed, **sending)
         if len(journal):
             log(f"{folder / 'journal.jsonl'} has {len(journal)} answers; their requests are not sent again.")
         task = progress.add_task("writing", total=None)
@@ -102,7 +95,7 @@ def write_stage(
             for question, discarded in writer.write(questions):
                 written.write(line_of(question.to_json()))
                 for each in discarded:
-                    dropped.write(dropped_line(each.question_id, WRITE, each.reason, each.candidate))
+                    dropped.write(dropped_line(each))
         for name in SELECTED:
             (folder / name).unlink(missing_ok=True)
         if writer.bank is not None:
@@ -165,18 +158,20 @@ def select_stage(
         with atomic_file(folder / "selected.jsonl") as selected, atomic_file(folder / "dropped.jsonl") as dropped:
             dropped.writelines(of_writing)
 
-            def drop(stage: str, reason: str, question_id: str, each: Candidate) -> None:
-                tally.drop(stage, reason, each)
-                dropped.write(dropped_line(question_id, stage, reason, each))
+            def drop(each: DroppedCandidate) -> None:
+                tally.drop(each)
+                dropped.write(dropped_line(each))
 
             questions: Iterable[Question] = progress.track(read_questions(source), total, description="selecting")
-            for number, selector in enumerate(selectors):
-                stage = _stage_name(selectors, number)
-                tally.enter(stage, [])
-                questions = _selected(selector, stage, questions, tally, drop)
+            stages: list[tuple[str, _Divide, bool]] = [
+                (_stage_name(selectors, number), partial(_apply, each), judges_whole_set(each))
+                for number, each in enumerate(selectors)
+            ]
             if limits is not None:
-                tally.enter("limits", [])
-                questions = _limited(limits, count, questions, tally, drop)
+                stages.append(("limits", partial(limits.apply, count=count), True))
+            for stage, divide, whole_set in stages:
+                tally.enter(stage, [])
+                questions = _selected(stage, divide, whole_set, questions, tally, drop)
             for question in questions:
                 if question.candidates:
                     tally.keep(question)
@@ -187,21 +182,30 @@ def select_stage(
     return part
 
 
+def _apply(selector: Selector, questions: Sequence[Question]) -> tuple[list[Question], list[DroppedCandidate]]:
+    return run(apply(selector, questions))
+
+
 def _selected(
-    selector: Selector, stage: str, questions: Iterable[Question], tally: SelectionTally, drop: Callable[..., None]
+    stage: str,
+    divide: _Divide,
+    whole_set: bool,
+    questions: Iterable[Question],
+    tally: SelectionTally,
+    drop: Callable[[DroppedCandidate], None],
 ) -> Iterator[Question]:
-    """The questions with the candidates that a selector keeps, block by block, or all at once if it compares them.
+    """The questions with the candidates that a stage keeps, block by block, or all at once if it compares them.
 
     Raises `SelectorError` at the end of all blocks if not one candidate could be measured.
     """
     source = iter(questions)
     measured, unmeasured = 0, 0
-    while block := list(source if judges_whole_set(selector) else islice(source, BLOCK)):
+    while block := list(source if whole_set else islice(source, BLOCK)):
         with_candidates = [question for question in block if question.candidates]
         tally.enter(stage, with_candidates)
-        kept, dropped = run(apply(selector, with_candidates))
+        kept, dropped = divide(with_candidates)
         for each in dropped:
-            drop(stage, each.reason, each.question_id, each.candidate)
+            drop(replace(each, stage=stage))
         failed = sum(each.reason == NOT_MEASURED for each in dropped)
         measured += len(kept) + len(dropped) - failed
         unmeasured += failed
@@ -210,21 +214,6 @@ def _selected(
         raise SelectorError(
             f"selector {stage!r} could measure none of {unmeasured} candidates; the warnings above give the causes"
         )
-
-
-def _limited(
-    limits: SelectionLimits,
-    count: Callable[[str], int] | None,
-    questions: Iterable[Question],
-    tally: SelectionTally,
-    drop: Callable[..., None],
-) -> Iterator[Question]:
-    everything = [question for question in questions if question.candidates]
-    tally.enter("limits", everything)
-    kept, dropped = limits.apply(everything, count)
-    for each in dropped:
-        drop("limits", each.reason, each.question_id, each.candidate)
-    yield from kept
 
 
 def _stage_name(selectors: Sequence[Selector], number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -12,7 +13,7 @@ from rlkd.answers import extract_answer
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import RowError, json_records
 from rlkd.errors import UsageError
-from rlkd.rationales.records import Candidate, Question, candidate
+from rlkd.rationales.records import Candidate, Question, candidate, storable
 from rlkd.steps import calculations
 from rlkd.structure import Structure
 
@@ -48,11 +49,9 @@ def load_questions(
                 raise
             raise RowError(f"{error}. Rationales as objects are read from .jsonl files only") from error
         questions = [_from_row(row, source) for row in rows[:max_rows]]
-    seen: set[str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise RowError(f"{source}: the id {question.id!r} occurs twice; ids must be unique")
-        seen.add(question.id)
+    for question_id, times in Counter(question.id for question in questions).items():
+        if times > 1:
+            raise RowError(f"{source}: the id {question_id!r} occurs twice; ids must be unique")
     return questions
 
 
@@ -72,7 +71,7 @@ def _from_row(row: Mapping[str, Any], source: str) -> Question:
         if len(structures) == len(texts):
             known["structure"] = Structure.from_list(structures[index])
         name = str((sources[index] if sources else None) or "ready")
-        candidates.append(_with_answer(candidate(row["id"], _valid(text), name, **known)))
+        candidates.append(_with_answer(candidate(row["id"], storable(text), name, **known)))
     taken = {"id", "question", "answer", "prompt", "rationales", "structures", *aligned}
     # Scores and stages of an earlier selection belong to rationales that may not be kept again.
     taken |= {"scores", "stages"} if sources else set()
@@ -115,7 +114,7 @@ def _from_objects(path: Path, columns: Mapping[str, str], max_rationales: int | 
 def _from_object(question_id: str, rationale: Any, place: str) -> Candidate:
     if not isinstance(rationale, dict) or not isinstance(rationale.get("text"), str):
         raise RowError(f"{place}, field 'rationales': expected objects with a 'text', found {str(rationale)[:80]!r}")
-    each = candidate(question_id, _valid(rationale["text"]), str(rationale.get("source") or "ready"))
+    each = candidate(question_id, storable(rationale["text"]), str(rationale.get("source") or "ready"))
     flag = rationale.get("correct")
     scores = {"flagged": float(flag)} if isinstance(flag, bool) else {}
     return _with_answer(each, rationale.get("final")).with_scores(scores)
@@ -132,8 +131,3 @@ def _with_answer(each: Candidate, final: Any = None) -> Candidate:
 def _gold(answer: str | None) -> str | None:
     """The answer itself, if a column holds a worked solution that ends with it."""
     return None if answer is None else extract_answer(answer) or answer
-
-
-def _valid(text: str) -> str:
-    """The text without lone surrogates, which files cannot hold."""
-    return text.encode("utf-8", "replace").decode()

@@ -1,7 +1,4 @@
-"""Questions with their candidate rationales, the data that the stages exchange.
-
-A *candidate* is one rationale of one question on its way through writing and selection. It carries its source, its
-properties, and the scores of each stage; a stage never changes its text.
+"""The data of the stages: questions, each with its candidate rationales, whose texts no stage changes.
 
 A line of the files between the stages is `Question.to_json`:
 
@@ -16,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rlkd.answers import extract_answer
@@ -53,28 +50,15 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """The candidate as JSON; `from_json` is the inverse."""
         structure = None if self.structure is None else self.structure.to_list()
-        return {
-            "id": self.id,
-            "text": self.text,
-            "source": self.source,
-            "answer": self.answer,
-            "path": list(self.path),
-            "structure": structure,
-            "tokens": self.tokens,
-            "scores": dict(self.scores),
-        }
+        changed = {"path": list(self.path), "structure": structure, "scores": dict(self.scores)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | changed
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Candidate:
         """The inverse of `to_json`; raises TypeError or ValueError for any other record."""
         structure = record.get("structure")
-        return cls(
-            **{
-                **record,
-                "path": tuple(record.get("path") or ()),
-                "structure": None if structure is None else Structure.from_list(structure),
-            }
-        )
+        structure = None if structure is None else Structure.from_list(structure)
+        return cls(**{**record, "path": tuple(record.get("path") or ()), "structure": structure})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +73,29 @@ class Question:
 
     def to_json(self) -> dict[str, Any]:
         """The question as JSON; `from_json` is the inverse."""
-        return {
-            "id": self.id,
-            "question": self.question,
-            "answer": self.answer,
-            "candidates": [each.to_json() for each in self.candidates],
-            "columns": dict(self.columns),
-        }
+        changed = {"candidates": [each.to_json() for each in self.candidates], "columns": dict(self.columns)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | changed
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Question:
         """The inverse of `to_json`; raises TypeError or ValueError for any other record."""
         candidates = tuple(map(Candidate.from_json, record.get("candidates") or ()))
         return cls(**{**record, "candidates": candidates})
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedCandidate:
+    """A candidate that a stage dropped (`write`, a selector, the limits), with all its scores."""
+
+    question_id: str
+    stage: str
+    reason: str
+    candidate: Candidate
+
+
+def storable(text: str) -> str:
+    """A text without lone surrogates, which models write and files cannot hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def candidate(question_id: str, text: str, source: str, **known: Any) -> Candidate:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlkd.files import write_atomically
-from rlkd.rationales.records import Candidate, Question
+from rlkd.rationales.records import Candidate, DroppedCandidate, Question
 
 # Upper ends of the classes of log RD (nats per token of the answer); the last class is open.
 RD_EDGES = (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
@@ -137,8 +137,8 @@ class SelectionTally:
     """Counts of a selection: input and drops of each stage, and the RD of the measured candidates."""
 
     def __init__(self) -> None:
-        self.dropped: dict[str, Counter[str]] = {}
-        self.entered: dict[str, Counter[str]] = {}
+        self.dropped: dict[str, Counter[str]] = defaultdict(Counter)
+        self.entered: dict[str, Counter[str]] = defaultdict(Counter)
         self.kept = Counter[str]()
         self.sources = Counter[str]()
         self.score_names: set[str] = set()
@@ -148,15 +148,13 @@ class SelectionTally:
 
     def enter(self, stage: str, questions: Sequence[Question]) -> None:
         """Count questions that enter a stage."""
-        self.dropped.setdefault(stage, Counter())
-        entered = self.entered.setdefault(stage, Counter())
-        entered["questions"] += len(questions)
-        entered["candidates"] += sum(len(question.candidates) for question in questions)
+        self.entered[stage]["questions"] += len(questions)
+        self.entered[stage]["candidates"] += sum(len(question.candidates) for question in questions)
 
-    def drop(self, stage: str, reason: str, candidate: Candidate) -> None:
+    def drop(self, each: DroppedCandidate) -> None:
         """Count a candidate that a stage dropped."""
-        self.dropped.setdefault(stage, Counter())[reason] += 1
-        self._measure(candidate, kept=False)
+        self.dropped[each.stage][each.reason] += 1
+        self._measure(each.candidate, kept=False)
 
     def keep(self, question: Question) -> None:
         """Count a question of the result."""
@@ -179,9 +177,7 @@ class SelectionTally:
         difficulty = None
         if any(self.log_rds.values()):
             measured, kept = rd_histogram(itertools.chain(*self.log_rds.values())), rd_histogram(self.log_rds[True])
-            classes = [
-                (name, count, kept_count) for (name, count), (_, kept_count) in zip(measured, kept, strict=True)
-            ]
+            classes = [(*pair, count) for pair, (_, count) in zip(measured, kept, strict=True)]
             leaks = sum(self.leaks) / len(self.leaks) if self.leaks else None
             difficulty = {"classes": classes, "leaks": leaks}
         return {

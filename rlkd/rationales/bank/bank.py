@@ -1,27 +1,18 @@
 """The path bank of D-RPC (arXiv 2605.07139): category -> canonical intent -> distinct paths, and its growth.
 
-A *path* is the list of the step names of a rationale. A teacher that writes along the paths of a small bank writes
-similar rationales for similar questions; new paths that led to right answers enter the bank.
-
-    bank = PathBank.from_seed(entries, embedder)          # the teacher's routes for the first questions
-    route = Router(bank, embedder).route([question])[0]   # the paths to offer
-    bank.record_success("arithmetic", "compute total cost", ("AddPrices", "ApplyTax"), "q17")
-    bank.flush(embedder)                                  # True once a hundred routes are due
-    bank.to_file("bank.json")
-
 A bank keeps a *record* of every route that led to a right answer: category, intent as the teacher worded it, path, and
 the questions. Everything else is derived from the routes of the record that have *entered*, at every flush: the
-canonical intents, the distinct paths, and which of them fit under the size cap. So the order of the routes makes
-no difference, banks can be merged, and an evicted path that is used again comes back. `docs/path_bank.md` lists what
-follows the released code and what is ours.
+canonical intents, the distinct paths, and which of them fit under the size cap. `docs/path_bank.md` shows its use, and
+lists what follows the released code and what is ours.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -53,9 +44,8 @@ class BankRules:
     Args:
         embedder: identity of the embedder (`Embedder.name`).
         thresholds: similarities that count as near for it.
-        faithful: D-RPC's code as released: without our extensions below, and with intents as worded.
-        cap: maximum number of paths in the bank, by use (D-RPC tried 50, 75 and 125 on GSM8K and does not say how a
-            bank of that size was made; this way is ours). None: no cap.
+        faithful: D-RPC's code as released: without cap and support, and with intents as worded.
+        cap: maximum number of paths in the bank, by use (ours; D-RPC tried 50, 75 and 125). None: no cap.
         flush_at: number of due routes that starts a flush (D-RPC).
         support: distinct questions that a path must have solved before it enters (ours; 1 in the released code).
         duplicates: similarity of two paths by their words (`tokens`) or by the embedder.
@@ -100,12 +90,8 @@ class _Successes:
     entered: bool
 
     def merged(self, other: _Successes) -> _Successes:
-        return _Successes(
-            self.questions | other.questions,
-            min(self.first, other.first),
-            max(self.last, other.last),
-            self.entered or other.entered,
-        )
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return _Successes(self.questions | other.questions, first, last, self.entered or other.entered)
 
 
 @dataclass(frozen=True)
@@ -125,9 +111,6 @@ class PathBank:
         self.generation = 0
         """The number of flushes: a `Router` of an earlier generation is out of date."""
         self._record: dict[_Key, _Successes] = {}
-        # Routes of the record that have not entered, and those of them with a success since the last flush.
-        self._pending: set[_Key] = set()
-        self._due: set[_Key] = set()
         # Derived: canonical intents, the kept path of each path, and the successes of the kept paths by intent.
         self._canonical: dict[tuple[str, str], str] = {}
         self._represented_by: dict[_Key, StepNames] = {}
@@ -159,12 +142,12 @@ class PathBank:
     @property
     def pending(self) -> int:
         """The number of routes that led to right answers and have not entered."""
-        return len(self._pending)
+        return sum(not each.entered for each in self._record.values())
 
     @property
     def due(self) -> int:
         """The number of pending routes with a success since the last flush; `flush` waits for `rules.flush_at`."""
-        return len(self._due)
+        return sum(not each.entered and each.last == self.generation for each in self._record.values())
 
     def entropy(self) -> float:
         """The entropy of the uses of the bank's paths, in bits; 0 for an empty bank."""
@@ -209,9 +192,9 @@ class PathBank:
     ) -> PathBank:
         """The first bank, from a seed round: the paths of the right answers, each under its first intent.
 
-        They enter at once, whatever `support` is: a bank has to start somewhere. Entries that break the contract
-        (`violations`) are left out too, unless `faithful`. `thresholds` None: the known ones of the embedder, else
-        calibrated on these entries. `settings` are further fields of `BankRules`.
+        They enter at once, whatever `support` is. Entries that break the contract (`violations`) are left out too,
+        unless `faithful`. `thresholds` None: the known ones of the embedder, else calibrated on these entries.
+        `settings` are further fields of `BankRules`.
         """
         right = [entry for entry in entries if entry.correct and (faithful or not violations(entry))]
         thresholds = thresholds or thresholds_for(embedder, right)
@@ -243,12 +226,6 @@ class PathBank:
             successes.entered = True
             kept.questions.add(question)
             kept.last = self.generation
-        if successes.entered:
-            self._pending.discard(route)
-            self._due.discard(route)
-        else:
-            self._pending.add(route)
-            self._due.add(route)
 
     def record(self, entry: RouteEntry) -> bool:
         """Count an entry if its answer is right; returns whether it was counted.
@@ -271,12 +248,12 @@ class PathBank:
         if self.due < self.rules.flush_at and not (force and self.pending):
             return False
         canonical = self._clustered(self._record, embedder)
-        questions: dict[_Key, set[str]] = {}
+        questions: dict[_Key, set[str]] = defaultdict(set)
         for (category, intent, path), successes in self._record.items():
-            questions.setdefault((category, canonical[category, intent], path), set()).update(successes.questions)
-        for category, intent, path in self._pending:
-            if len(questions[category, canonical[category, intent], path]) >= self.rules.support:
-                self._record[category, intent, path].entered = True
+            questions[category, canonical[category, intent], path] |= successes.questions
+        for (category, intent, path), successes in self._record.items():
+            supported = len(questions[category, canonical[category, intent], path]) >= self.rules.support
+            successes.entered = successes.entered or supported
         self.generation += 1
         self.recluster(embedder)
         return True
@@ -286,19 +263,21 @@ class PathBank:
 
         Of near-duplicates the one with more uses is kept (faithful: the first). Beyond `rules.cap` the paths with the
         fewest uses go, among these the ones last used in the earliest generation, then by the alphabet. Raises
-        `BankError` for another embedder than the bank's.
+        `BankError` for another embedder.
         """
         self.check(embedder)
         entered = {route: successes for route, successes in self._record.items() if successes.entered}
         self._canonical = self._clustered(entered, embedder)
-        by_intent: dict[tuple[str, str], dict[StepNames, _Successes]] = {}
+        by_intent: dict[tuple[str, str], dict[StepNames, _Successes]] = defaultdict(dict)
         for (category, intent, path), successes in entered.items():
-            paths = by_intent.setdefault((category, self._canonical[category, intent]), {})
+            paths = by_intent[category, self._canonical[category, intent]]
             paths[path] = paths[path].merged(successes) if path in paths else successes
-        judge = embedder if self.rules.duplicates == "embedder" else None
+        judge, faithful = embedder if self.rules.duplicates == "embedder" else None, self.rules.faithful
         represented_by: dict[_Key, StepNames] = {}
         for (category, intent), paths in by_intent.items():
-            ordered = sorted(paths, key=lambda path: (self._precedence(paths[path]), path))
+            # Ours: most used first, so that the order in which they came makes no difference.
+            first = {path: each.first if faithful else -len(each.questions) for path, each in paths.items()}
+            ordered = sorted(paths, key=lambda path: (first[path], path))
             for path, kept in distinct_paths(ordered, self.rules.thresholds.duplicate, judge).items():
                 represented_by[category, intent, path] = kept
         self._fill(represented_by)
@@ -307,15 +286,11 @@ class PathBank:
         staying = set(ranked[: self.rules.cap])
         self._fill({key: kept for key, kept in represented_by.items() if (*key[:2], kept) in staying})
 
-    def _precedence(self, successes: _Successes) -> int:
-        # Faithful: the order in which paths came. Ours: most used first, so that the order makes no difference.
-        return successes.first if self.rules.faithful else -len(successes.questions)
-
     def _clustered(self, routes: Iterable[_Key], embedder: Embedder) -> dict[tuple[str, str], str]:
         """The canonical intents of some routes; the last two clusterings of a category (all, entered) are cached."""
-        by_category: dict[str, set[str]] = {}
+        by_category: dict[str, set[str]] = defaultdict(set)
         for category, intent, _ in routes:
-            by_category.setdefault(category, set()).add(intent)
+            by_category[category].add(intent)
         canonical: dict[tuple[str, str], str] = {}
         for category, intents in sorted(by_category.items()):
             cached, key = self._clusterings.setdefault(category, {}), tuple(sorted(intents))
@@ -329,7 +304,7 @@ class PathBank:
         return canonical
 
     def _fill(self, represented_by: Mapping[_Key, StepNames]) -> None:
-        """Derive the bank and the pending routes from the record, the canonical intents and `represented_by`."""
+        """Derive the bank from the record, the canonical intents and `represented_by`."""
         self._represented_by = dict(sorted(represented_by.items()))
         self._bank = {}
         for (category, intent, path), kept in self._represented_by.items():
@@ -340,8 +315,6 @@ class PathBank:
             if kept_path is not None:
                 kept_path.questions |= successes.questions
                 kept_path.last = max(kept_path.last, successes.last)
-        self._pending = {route for route, successes in self._record.items() if not successes.entered}
-        self._due = {route for route in self._pending if self._record[route].last == self.generation}
 
     def _kept(self, route: _Key) -> _Successes | None:
         """The successes of the kept path that represents a route; None if the bank does not hold it."""
@@ -373,8 +346,7 @@ class PathBank:
         `wanted`: fields of `BankRules` or of `Thresholds` by name, such as `cap=50, route=.3`. Raises TypeError for a
         name that is neither.
         """
-        rules = {each.name: getattr(self.rules, each.name) for each in fields(BankRules)}
-        rules |= {each.name: getattr(self.rules.thresholds, each.name) for each in fields(Thresholds)}
+        rules = vars(self.rules) | vars(self.rules.thresholds)
         if unknown := sorted(wanted.keys() - rules.keys()):
             raise TypeError(
                 f"{', '.join(unknown)}: unknown rule of a bank; expected some of {', '.join(sorted(rules))}"
@@ -405,18 +377,12 @@ class PathBank:
         return self._like(rules, self._record, self.generation, embedder)
 
     def merge(self, other: PathBank, embedder: Embedder) -> PathBank:
-        """The bank derived from both records.
+        """The bank derived from both records: commutative, associative, idempotent but for the reclustering.
 
-        Commutative, associative, and a bank merged with itself is that bank reclustered: the records are united
-        (questions, the earlier rank, the later use), and the rest follows from them. Recording does not commute: two
-        banks that grew apart were flushed at other moments than one bank would have been, and their generations count
-        different flushes, so ties by recency mean little across banks. Pending routes stay pending until `flush`.
-        Raises `BankError` with the fields if the rules differ.
+        Pending routes stay pending until `flush`. Raises `BankError` with the fields if the rules differ.
         """
-        rules, theirs = asdict(self.rules), asdict(other.rules)
-        if different := [
-            f"{name} ({rules[name]!r} and {theirs[name]!r})" for name in rules if rules[name] != theirs[name]
-        ]:
+        pairs = zip(asdict(self.rules).items(), asdict(other.rules).values(), strict=True)
+        if different := [f"{name} ({one!r} and {two!r})" for (name, one), two in pairs if one != two]:
             raise BankError(
                 f"the banks have different rules: {', '.join(different)}. Bring one to the rules of the other first "
                 "(PathBank.rederived)"
@@ -441,23 +407,22 @@ class PathBank:
 
     def to_json(self) -> dict[str, Any]:
         """The bank as JSON; two banks are equal if this is."""
-        also: dict[_Key, list[StepNames]] = {}
+        bank: dict[str, dict[str, Any]] = defaultdict(dict)
+        lines: dict[_Key, dict[str, Any]] = {}
+        for category, intent in self.intents():
+            for each in self.paths(category, intent):
+                lines[category, intent, each.names] = {"path": list(each.names), "uses": each.uses}
+                bank[category].setdefault(intent, []).append(lines[category, intent, each.names])
         for (category, intent, path), kept in self._represented_by.items():
             if path != kept:
-                also.setdefault((category, intent, kept), []).append(path)
-        bank: dict[str, dict[str, Any]] = {}
-        for category, intent in self.intents():
-            lines = bank.setdefault(category, {}).setdefault(intent, [])
-            for each in self.paths(category, intent):
-                near = sorted(also.get((category, intent, each.names), ()))
-                line: dict[str, Any] = {"path": list(each.names), "uses": each.uses}
-                lines.append(line | ({"also": list(map(list, near))} if near else {}))
-        intents: dict[str, dict[str, str]] = {}
+                lines[category, intent, kept].setdefault("also", []).append(list(path))
+        intents: dict[str, dict[str, str]] = defaultdict(dict)
         for (category, intent), name in sorted(self._canonical.items()):
-            intents.setdefault(category, {})[intent] = name
+            intents[category][intent] = name
         record = [
             {"category": category, "intent": intent, "path": list(path)}
-            | {"questions": sorted(each.questions), "first": each.first, "last": each.last, "entered": each.entered}
+            | vars(each)
+            | {"questions": sorted(each.questions)}
             for (category, intent, path), each in sorted(self._record.items())
         ]
         head = {"format": FORMAT, "version": VERSION, "rules": asdict(self.rules), "generation": self.generation}
@@ -472,8 +437,7 @@ class PathBank:
     def from_file(cls, path: str | os.PathLike[str], embedder: Embedder | None = None, **wanted: Any) -> PathBank:
         """Read a file of `to_file`.
 
-        Raises `BankError` for any other file, for another `embedder` than the bank's, and for rules that are not as
-        `wanted` (`check_rules`).
+        Raises `BankError` for any other file, for another `embedder`, and for rules that are not as `wanted`.
         """
         try:
             content = json.loads(Path(path).read_bytes().decode("utf-8"))
@@ -509,22 +473,21 @@ class PathBank:
         bank = cls(BankRules(**{**rules, "thresholds": Thresholds(**rules["thresholds"])}))
         bank.generation = _checked("generation", content["generation"], _COUNT)
         for number, line in enumerate(content["record"], start=1):
-            values = {name: _checked(f"record {number}, {name!r}", line[name], kind) for name, kind in _RECORD.items()}
-            route = (values["category"], values["intent"], tuple(values["path"]))
+            values = [_checked(f"record {number}, {name!r}", line[name], kind) for name, kind in _RECORD.items()]
+            category, intent, path, questions, *others = values
+            route = (category, intent, tuple(path))
             if route in bank._record:
-                raise BankError(f"record {number} is there twice: {route[0]!r}, {route[1]!r}, {list(route[2])}")
-            bank._record[route] = _Successes(
-                set(values["questions"]), values["first"], values["last"], values["entered"]
-            )
+                raise BankError(f"record {number} is there twice: {category!r}, {intent!r}, {path}")
+            bank._record[route] = _Successes(set(questions), *others)
         for category, intents in content["intents"].items():
             for intent, name in intents.items():
-                bank._canonical[category, intent] = _checked(f"the canonical intent of {intent!r}", name, _TEXT)
+                bank._canonical[category, intent] = _checked(f"the canonical intent of {intent!r}", name, "a text")
         represented_by: dict[_Key, StepNames] = {}
         for category, by_intent in content["bank"].items():
             for intent, paths in by_intent.items():
                 for line in paths:
                     for path in (line["path"], *line.get("also", ())):
-                        _checked(f"a path of {category!r}, {intent!r}", path, _TEXTS)
+                        _checked(f"a path of {category!r}, {intent!r}", path, "a list of texts")
                         represented_by[category, intent, tuple(path)] = tuple(line["path"])
         bank._fill(represented_by)
         for (category, intent), kept in bank._bank.items():
@@ -536,26 +499,23 @@ class PathBank:
         return bank
 
 
-# A check of a value of the file, and its description.
-_Kind = tuple[Callable[[Any], bool], str]
-_TEXT: _Kind = (lambda value: isinstance(value, str) and value != "", "a text")
-_TEXTS: _Kind = (
-    lambda value: isinstance(value, list) and value != [] and all(map(_TEXT[0], value)),
-    "a list of texts",
-)
-_COUNT: _Kind = (lambda value: type(value) is int and value >= 0, "a whole number of at least 0")
-_RECORD: dict[str, _Kind] = {
-    "category": _TEXT,
-    "intent": _TEXT,
-    "path": _TEXTS,
-    "questions": _TEXTS,
-    "first": _COUNT,
-    "last": _COUNT,
-    "entered": (lambda value: isinstance(value, bool), "true or false"),
+# Kinds of values in the file, and the fields of a line of the record.
+_COUNT = "a whole number of at least 0"
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str) and value != "",
+    "a list of texts": lambda value: isinstance(value, list) and value != [] and all(map(_KINDS["a text"], value)),
+    _COUNT: lambda value: type(value) is int and value >= 0,
+    "true or false": lambda value: isinstance(value, bool),
+}
+_RECORD = {
+    **dict.fromkeys(("category", "intent"), "a text"),
+    **dict.fromkeys(("path", "questions"), "a list of texts"),
+    **dict.fromkeys(("first", "last"), _COUNT),
+    "entered": "true or false",
 }
 
 
-def _checked(where: str, value: Any, kind: _Kind) -> Any:
-    if not kind[0](value):
-        raise BankError(f"{where} is {value!r}, expected {kind[1]}")
+def _checked(where: str, value: Any, kind: str) -> Any:
+    if not _KINDS[kind](value):
+        raise BankError(f"{where} is {value!r}, expected {kind}")
     return value

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from rlkd.rationales.bank.paths import StepNames, split_name
+from rlkd.rationales.records import storable
 
 MAX_STEPS = 3
 
@@ -37,10 +38,9 @@ class RouteEntry:
 
 
 def violations(entry: RouteEntry, *, offered_budget: int | None = None) -> list[str]:
-    """The ways in which an entry breaks the contract of D-RPC; empty if it keeps it.
+    """The ways in which an entry breaks the contract at the top or that of its path (`path_violations`).
 
-    Besides the contract at the top, the path has to be fit for a bank (`path_violations`). In the guided round the
-    teacher was given a budget, `offered_budget`, and has to keep it, whatever the difficulty.
+    `offered_budget`: of the guided round, where the teacher has to keep it, whatever the difficulty.
     """
     broken = []
     if offered_budget is not None:
@@ -136,5 +136,5 @@ def proper_names(question: str) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """A text with single spaces, without lone surrogates, which models write and files cannot hold."""
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    """A storable text with single spaces."""
+    return " ".join(storable(text).split())

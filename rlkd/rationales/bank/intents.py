@@ -31,12 +31,10 @@ def canonical_intents(
 ) -> dict[str, str]:
     """The canonical intent of each intent of one category, in alphabetical order.
 
-    The distinct intents are embedded, projected on their first min(5, n, width) principal components, and clustered by
-    DBSCAN with radius `eps` and at least two members (D-RPC). A cluster is named after its shortest member (fewest
-    words, then fewest characters, then alphabetical order: the last is ours), an intent without neighbours after
-    itself; names are truncated to four words. Clusters whose names become equal by that are merged, and so are a
-    cluster and the intent equal to its name: a canonical intent always maps to itself. `known` caches vectors of this
-    embedder between calls.
+    The distinct intents are embedded, `projected`, and clustered by DBSCAN with radius `eps` and at least two members
+    (D-RPC). A cluster is named after its shortest member (fewest words, then fewest characters, then alphabetical
+    order: the last is ours), truncated to four words. Clusters of one name are merged, and so are a cluster and the
+    intent equal to its name: a canonical intent maps to itself. `known` caches vectors between calls.
     """
     distinct = sorted(set(intents))
     labels: list[int] = [0] * len(distinct)
@@ -55,9 +53,8 @@ def canonical_intents(
 def projected(vectors: np.ndarray | csr_array) -> np.ndarray:
     """Vectors (n, width) on their first min(5, n, width) principal components, (n, at most 5) in float64.
 
-    Up to 200 vectors by a full singular value decomposition, which draws nothing. Beyond that by ARPACK on the sparse
-    rows, which are never centred in memory, with D-RPC's seed 42. The sign of a component is arbitrary; no distance
-    depends on it.
+    Up to 200 vectors by a full singular value decomposition; beyond that by ARPACK on the sparse rows, which are never
+    centred in memory, with D-RPC's seed 42. The sign of a component is arbitrary; no distance depends on it.
     """
     import numpy as np
     from scipy.sparse import csr_array
@@ -76,9 +73,8 @@ def projected(vectors: np.ndarray | csr_array) -> np.ndarray:
 def linked(points: np.ndarray, eps: float) -> np.ndarray:
     """A cluster label for each of the points (n, dimensions), n at least 2: equal if steps of at most `eps` link them.
 
-    With two members at least, every point that has a neighbour is a core point, so the clusters of DBSCAN are those of
-    single linkage cut at `eps`; what DBSCAN calls noise has a label of its own. scikit-learn's single linkage needs
-    memory linear in n, where its DBSCAN lists all neighbours of all points: up to n^2 if most points coincide.
+    These are DBSCAN's clusters of at least two members, and noise has labels of its own; single linkage needs memory
+    linear in n, where scikit-learn's DBSCAN lists all neighbours of all points.
     """
     import numpy as np
     from sklearn.cluster import AgglomerativeClustering

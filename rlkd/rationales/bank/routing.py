@@ -1,15 +1,8 @@
 """Routing: which paths of a bank fit a question: the nearest intent, and the nearest paths of that intent.
 
-    router = Router(bank, embedder)
-    for route in router.route(questions):
-        print(route.category, route.intent, route.paths, route.similarity)
-
 D-RPC (arXiv 2605.07139) takes the pair of category and intent whose intent is nearest to the question by cosine, over
 all pairs, and ranks the paths of that pair by their cosine with the question. Ours: below the threshold of the
-embedder (`Thresholds.route`) no path is offered, so that a teacher is not led along an unrelated one; and three paths
-are offered, not one.
-
-`coverage` reports how many questions were offered a path, and whether that is too few.
+embedder (`Thresholds.route`) no path is offered; and three paths are offered, not one.
 """
 
 from __future__ import annotations
@@ -27,8 +20,6 @@ if TYPE_CHECKING:
 
 MIN_SHARE = 0.5
 """Share of questions with a path offered below which `Coverage.message` warns."""
-
-_PATHS, _PATHS_FAITHFUL = 3, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +55,8 @@ class Router:
     """Routes questions by one state of a bank: after a flush, make another one.
 
     Questions are embedded and compared `block` at a time, so memory grows with the routes only. Similarities are exact
-    (`rlkd.embedders.unit_rows`), so a route depends neither on the other questions nor on the size of the block, as
-    far as the embedder's vectors do not. Ties go to the first in alphabetical order. Raises `BankError` for another
-    embedder than the bank's.
+    (`rlkd.embedders.unit_rows`), so the size of the block makes no difference. Ties go to the first in alphabetical
+    order. Raises `BankError` for another embedder than the bank's.
     """
 
     def __init__(self, bank: PathBank, embedder: Embedder, *, block: int = 512) -> None:
@@ -90,7 +80,7 @@ class Router:
 
         A question without anything to embed is offered nothing.
         """
-        k = (_PATHS_FAITHFUL if self.faithful else _PATHS) if k is None else k
+        k = (1 if self.faithful else 3) if k is None else k
         if k < 1:
             raise ValueError(f"k={k}: expected at least 1 path")
         if not self.intents:
@@ -125,11 +115,8 @@ class Router:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How far a bank reached.
-
-    `questions` were routed, `offered` of them got a path. `paths` distinct paths were used, with an `entropy` in bits:
-    how much the rationales still differ in kind.
-    """
+    """How far a bank reached: `offered` of the `questions` got a path, and `paths` distinct ones, with an `entropy` in
+    bits, were used."""
 
     questions: int
     offered: int
@@ -172,6 +159,5 @@ def coverage(routes: Iterable[Route], used: Iterable[StepNames] | None = None) -
 def bank_sizes(
     bank: PathBank, embedder: Embedder, questions: Sequence[str], sizes: Sequence[int] = (50, 75, 125)
 ) -> dict[int, Coverage]:
-    """The coverage of the bank at other sizes: a small bank means fewer kinds of rationales, a large one reaches more
-    questions. In place of a theoretical bound, whose statement is not public (our choice)."""
+    """The coverage of the bank at other sizes (our choice, in place of a bound whose statement is not public)."""
     return {size: coverage(Router(bank.rederived(embedder, cap=size), embedder).route(questions, 1)) for size in sizes}

@@ -59,14 +59,12 @@ def calibrate(embedder: Embedder, entries: Sequence[RouteEntry]) -> Thresholds:
     """Thresholds of an embedder, from the right answers of a seed round (our choice).
 
     - `route`: the lower quartile of the cosines of a question with its own first intent, or, if larger, the upper
-      quartile of its cosine with the nearest intent of another category: a value that foreign intents often reach says
-      nothing. Never so large that fewer than half of the seed questions are offered a path, and at least 0. With
-      MiniLM this gave .345 on the hand-written questions of `docs/path_bank.md`, where .35 had been chosen before.
+      quartile of its cosine with the nearest intent of another category. Never so large that fewer than half of the
+      seed questions are offered a path, and at least 0.
     - `eps`: .25 times the median distance between two intents of a category, projected, relative to that with MiniLM.
-    - `duplicate`: .9 for every embedder. Only paths whose names share nearly all their words reach it.
 
-    With fewer than four right answers: `route` 0, `eps` .25. Of more than 2,000, that many are drawn by a hash of
-    their content, so that their order makes no difference.
+    With fewer than `MIN_ENTRIES` right answers: `route` 0, `eps` .25. Of more than `MAX_ENTRIES`, that many are drawn
+    by a hash of their content, so that their order makes no difference.
     """
     import numpy as np
     from scipy.spatial.distance import pdist

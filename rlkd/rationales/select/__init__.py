@@ -8,23 +8,12 @@
     >>> [each.answer for each in kept[0].candidates], [(each.candidate.answer, each.reason) for each in dropped]
     (['7'], [('8', 'wrong answer')])
 
-| name                            | keeps                                                      | needs       |
-| ------------------------------- | ---------------------------------------------------------- | ----------- |
-| `clean`                         | well-formed texts: not empty, foreign, leaked or copied    |             |
-| `correct`                       | right answers                                              | (engine)    |
-| `diverse`                       | one of those that take the same way                        | (embedder)  |
-| `difficulty`                    | those that help this student the most (MoRSD)              | student     |
-| `rank_surprisal`                | those that surprise the student and still fit it (RSR)     | student     |
-| `srd`                           | all or the easiest, with the stage of a curriculum (SRD)   | student     |
-| `judge`                         | those that a model approves of                             | engine      |
-| `random`, `longest`, `shortest` | controls                                                   |             |
-
-`contract.py` describes how to write your own. Importing this loads no model library. Figures: `docs/selection.md`.
+`docs/selection.md` lists the built-in ones, `contract.py` describes how to write your own. Importing this loads no
+model library.
 """
 
 from rlkd.rationales.select.contract import (
     NOT_MEASURED,
-    DroppedCandidate,
     Selector,
     SelectorError,
     SelectorVerdict,
@@ -49,7 +38,6 @@ BUILT_IN = {
 __all__ = [
     "BUILT_IN",
     "NOT_MEASURED",
-    "DroppedCandidate",
     "Selector",
     "SelectorError",
     "SelectorVerdict",

@@ -1,19 +1,7 @@
 """The selector `clean`: drops malformed texts, whatever their answer.
 
-The rules, in this order; the first that applies is the reason:
-
-| reason | rule |
-| --- | --- |
-| `empty` | no letter and no digit |
-| `too long` | more than `max_characters` characters |
-| `control characters` | one of Unicode's categories Cc (but for line ends and tabs), Cs, Co and Cn, or a U+FFFD |
-| `another script` | of its letters, more than `max_foreign` belong to scripts without a letter in the question |
-| `answer first` | its first line gives the answer away (see `answers_first`) |
-| `near copy` | shares at least `near_copy` of its 3-grams with a shorter candidate that is kept (Jaccard) |
-
-Languages of one script (English, French) are not told apart. Mathematical letters (single Greek ones) stay within
-the allowed share. All rules but the last take time linear in the text; the last compares the candidates of one
-question with those kept before it.
+`docs/selection.md` lists the rules. All but the near copies take time linear in the text; these compare the candidates
+of one question with those kept before.
 """
 
 from __future__ import annotations
@@ -40,7 +28,7 @@ _LABEL = re.compile(r"\s*(?:final )?(?:answer|result|solution)\s*(?:is|=|:)?\s*"
 
 
 class Clean:
-    """The rules at the top of the module.
+    """Drops a candidate for the first rule that applies.
 
     Args:
         max_characters: maximum length of a rationale. A GSM8K solution has about 300, a long one 1,500.

@@ -37,8 +37,9 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from rlkd.engines.base import EngineError
 from rlkd.errors import UsageError, warn_of_failures
-from rlkd.rationales.records import Candidate, Question
+from rlkd.rationales.records import DroppedCandidate, Question
 from rlkd.registry import build
 
 logger = logging.getLogger(__name__)
@@ -60,16 +61,6 @@ class SelectorVerdict:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class DroppedCandidate:
-    """A candidate that a selector dropped, with all its scores."""
-
-    question_id: str
-    selector: str
-    reason: str
-    candidate: Candidate
-
-
 class Selector(Protocol):
     """Judges candidates. See the top of this module for the values it may return."""
 
@@ -87,14 +78,9 @@ def load_selector(
     """The selector that a spec names (`rlkd.registry`), with parameters from the config.
 
     The spec may name a selector function (one with a parameter `questions`), a class of selectors, or a function that
-    makes a selector. Loads no model and contacts no server. The result has `__name__`: the alias, if there is one.
-
-    Args:
-        spec: name, dotted path or `path/to/file.py:name`.
-        parameters: of this selector.
-        defaults: values for parameters that the selector may or may not have, such as the student of a run.
-
-    Raises `SelectorError` naming the spec, the parameter and the alternatives.
+    makes a selector. `defaults` are values for parameters that it may or may not have, such as the student of a run.
+    Loads no model and contacts no server. The result has `__name__`: the alias, if there is one. Raises
+    `SelectorError` naming the spec, the parameter and the alternatives.
     """
     built = build("selector", spec, parameters, defaults=defaults, error=SelectorError)
     selector = built.target
@@ -122,15 +108,22 @@ async def apply(selector: Selector, questions: Sequence[Question]) -> tuple[list
     result = selector(questions)
     if inspect.isawaitable(result):
         result = await result
+    return divide(questions, _checked(result, selector, questions), selector.__name__)
+
+
+def divide(
+    questions: Sequence[Question], verdicts: Sequence[Sequence[SelectorVerdict]], name: str
+) -> tuple[list[Question], list[DroppedCandidate]]:
+    """The result of `apply` for the verdicts of the selector `name`."""
     kept, dropped = [], []
-    for question, verdicts in zip(questions, _checked(result, selector, questions), strict=True):
+    for question, own in zip(questions, verdicts, strict=True):
         remaining = []
-        for each, verdict in zip(question.candidates, verdicts, strict=True):
+        for each, verdict in zip(question.candidates, own, strict=True):
             judged = each.with_scores(verdict.scores)
             if verdict.reason is None:
                 remaining.append(judged)
             else:
-                dropped.append(DroppedCandidate(question.id, selector.__name__, verdict.reason, judged))
+                dropped.append(DroppedCandidate(question.id, name, verdict.reason, judged))
         if remaining:
             kept.append(replace(question, candidates=tuple(remaining)))
     return kept, dropped
@@ -142,17 +135,22 @@ def by_question(values: Iterable[T], questions: Sequence[Question]) -> list[list
     return [list(islice(iterator, len(question.candidates))) for question in questions]
 
 
-def keep_first(
-    candidates: Sequence[Candidate], keys: Sequence[float | None], count: int, reason: str
-) -> list[str | None]:
-    """For each candidate None if it is among the `count` with the lowest keys, else `reason`; ties are broken by id.
+def keep_lowest(
+    question: Question,
+    keys: Sequence[float | None],
+    keep: int,
+    reason: str,
+    scores: Sequence[Mapping[str, float]] = (),
+) -> list[SelectorVerdict]:
+    """Verdicts that keep the `keep` candidates with the lowest keys; ties are broken by id. `reason`: of the others.
 
-    None as a key: not measured, and never kept.
+    None as a key: not measured, and never kept. `scores`: of each candidate.
     """
-    pairs = enumerate(zip(candidates, keys, strict=True))
-    known = [(key, each.id, index) for index, (each, key) in pairs if key is not None]
-    first = {index for _, _, index in sorted(known)[:count]}
-    return [NOT_MEASURED if key is None else None if index in first else reason for index, key in enumerate(keys)]
+    pairs = zip(question.candidates, keys, strict=True)
+    known = sorted((key, each.id, index) for index, (each, key) in enumerate(pairs) if key is not None)
+    first = {index for *_, index in known[:keep]}
+    reasons = [NOT_MEASURED if key is None else None if n in first else reason for n, key in enumerate(keys)]
+    return list(map(SelectorVerdict, reasons, scores or [{}] * len(keys)))
 
 
 def check_keep(keep: int) -> None:
@@ -161,9 +159,11 @@ def check_keep(keep: int) -> None:
         raise ValueError(f"keep={keep!r}: expected a whole number of at least 1, candidates per question")
 
 
-def report_failures(name: str, causes: Sequence[str], total: int) -> None:
-    """Log how many of the candidates of one call a selector could not measure, and why."""
-    warn_of_failures(logger, f"selector {name!r}", "candidates could not be measured and are dropped", causes, total)
+def report_failures(name: str, results: Sequence[object]) -> None:
+    """Log how many of a selector's results, one per candidate, are an `EngineError`, and why."""
+    causes = [str(each) for each in results if isinstance(each, EngineError)]
+    what = "candidates could not be measured and are dropped"
+    warn_of_failures(logger, f"selector {name!r}", what, causes, len(results))
 
 
 def _checked(result: Any, selector: Selector, questions: Sequence[Question]) -> Sequence[Sequence[SelectorVerdict]]:

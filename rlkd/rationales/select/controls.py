@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from rlkd.rationales.records import Candidate, Question
-from rlkd.rationales.select.contract import SelectorVerdict, check_keep, keep_first
+from rlkd.rationales.select.contract import SelectorVerdict, check_keep, keep_lowest
 
 
 def random(keep: int = 6, seed: int = 0) -> LowestKeys:
@@ -29,18 +29,11 @@ class LowestKeys:
 
     def __init__(self, name: str, keep: int, key: Callable[[Candidate], float], reason: str) -> None:
         check_keep(keep)
-        self.__name__ = name
-        self.keep = keep
-        self.key = key
-        self.reason = reason
+        self.__name__, self.keep, self.key, self.reason = name, keep, key, reason
 
     def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
-        verdicts = []
-        for question in questions:
-            keys = list(map(self.key, question.candidates))
-            verdicts.append(list(map(SelectorVerdict, keep_first(question.candidates, keys, self.keep, self.reason))))
-        return verdicts
+        return [keep_lowest(each, list(map(self.key, each.candidates)), self.keep, self.reason) for each in questions]
 
 
 def draw(seed: int, name: str) -> float:

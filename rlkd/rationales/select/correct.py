@@ -30,12 +30,9 @@ class _SecondLook(WithEngine):
 class Correct:
     """Keeps rationales that announce the right answer (`rlkd.answers`, in workers that are killed if they hang).
 
-    A rationale written to a known answer (source `hinted`) always ends with the right one. With `second_look`, it also
-    has to lead there: that engine gets the question and the rationale without its answer, and must find the right
-    answer in a few tokens. Our choice, after methods that verify rationales so.
-
     Args:
-        second_look: spec of an engine, for `hinted` candidates; None: their announced answer is trusted.
+        second_look: spec of an engine that gets question and rationale of a `hinted` candidate, without its answer,
+            and must find the right one (our choice); None: their announced answer is trusted.
         template: the text before a rationale, with `{question}` in it.
         fallback: `last_number` takes the last number of a rationale that announces no answer (`A: 18`), also of a
             truncated one.
@@ -59,9 +56,7 @@ class Correct:
         check_template(template)
         if fallback not in ("none", "last_number"):
             raise ValueError(f"fallback={fallback!r}: expected 'none' or 'last_number'")
-        self.second_look = None
-        if second_look is not None:
-            self.second_look = _SecondLook(second_look, deadline=deadline)
+        self.second_look = None if second_look is None else _SecondLook(second_look, deadline=deadline)
         self.template = template
         self.fallback: Literal["none", "last_number"] = fallback
         self.seconds = seconds
@@ -89,26 +84,14 @@ class Correct:
         pairs = [(answer or "", gold) for answer, gold in zip(answers, golds, strict=True)]
         short = [(answer if len(answer) <= MAX_ANSWER else "", gold) for answer, gold in pairs]
         compared = await asyncio.to_thread(equal_pairs, short, seconds=self.seconds)
-        reasons: list[str | None] = []
-        for (answer, gold), same in zip(pairs, compared, strict=True):
-            if not gold:
-                reasons.append(NO_GOLD)
-            elif not answer.strip():
-                reasons.append(NO_ANSWER)
-            elif len(answer) > MAX_ANSWER or isinstance(same, VerificationError):
-                reasons.append(NOT_COMPARED)
-            elif same is None:
-                reasons.append(UNREADABLE_GOLD)
-            else:
-                reasons.append(None if same else WRONG)
-        return reasons
+        return [_reason(*pair, same) for pair, same in zip(pairs, compared, strict=True)]
 
     async def _look_again(
         self, second_look: WithEngine, pairs: Sequence[tuple[Question, Candidate]]
     ) -> list[str | None]:
         prompts = [prompt_text(self.template, question, strip_answer(each.text), CUE) for question, each in pairs]
         replies = await second_look.engine.generate(prompts, self.sampling, deadline=second_look.deadline)
-        report_failures(self.__name__, [str(each) for each in replies if isinstance(each, EngineError)], len(pairs))
+        report_failures(self.__name__, replies)
         texts = ["" if isinstance(reply, EngineError) else reply.text for reply in replies]
         answers = [extract_answer(text) or text.strip() for text in texts]
         reasons = await self._compare([question for question, _ in pairs], answers)
@@ -116,3 +99,15 @@ class Correct:
             NOT_MEASURED if isinstance(reply, EngineError) else None if reason is None else NOT_FOLLOWED
             for reply, reason in zip(replies, reasons, strict=True)
         ]
+
+
+def _reason(answer: str, gold: str, same: bool | VerificationError | None) -> str | None:
+    if not gold:
+        return NO_GOLD
+    if not answer.strip():
+        return NO_ANSWER
+    if len(answer) > MAX_ANSWER or isinstance(same, VerificationError):
+        return NOT_COMPARED
+    if same is None:
+        return UNREADABLE_GOLD
+    return None if same else WRONG

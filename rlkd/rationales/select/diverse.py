@@ -29,19 +29,14 @@ _Similarity = Callable[[int, int], float]
 class Diverse:
     """Visits the candidates of a question from the shortest to the longest and keeps those unlike all kept ones.
 
-    The paper's measure is not known; all three are our choice:
-
-    - `ngram`: Jaccard index of the sets of 3-grams of words, numbers and signs, below 0.5;
-    - `cosine`: of embeddings (`rlkd.embedders`), below 0.9;
-    - `structure`: F1 of the steps that correspond in order (`structure_similarity`), below 0.75. The steps are the
-      candidate's own structure, else its sentences with a calculation. If neither of two has a step, their 3-grams are
-      compared, by their threshold.
-
-    Score `nearest`: the similarity to the most similar kept one, 0 for the first.
+    The paper's measure is not known; all three are our choice. Score `nearest`: the similarity to the most similar
+    kept one, 0 for the first.
 
     Args:
-        measure: one of the three.
-        threshold: similarity from which two take the same way, above 0 and at most 1; None for the one above.
+        measure: `ngram`, the Jaccard index of 3-grams; `cosine`, of embeddings; or `structure`, the F1 of the steps
+            that correspond in order (`structure_similarity`): those of the candidate's own structure, else its
+            sentences with a calculation. If neither of two has a step, their 3-grams are compared.
+        threshold: similarity from which two take the same way, above 0 and at most 1; None: `THRESHOLDS`.
         embedder: spec of the embedder of `cosine`.
     """
 
@@ -96,8 +91,7 @@ def structure_similarity(left: Structure, right: Structure, judge: Deterministic
     """The share of the steps of two structures that correspond, in order: the alignment `ordered`.
 
     Symmetric, since F1 and the judge's verdicts are. Two structures without steps are equal (1), one with and one
-    without are not (0). Our choice: n-grams call two wordings of the same calculations different paths, and embeddings
-    call two different ways through the same problem alike; this compares the calculations.
+    without are not (0).
     """
     if not len(left) and not len(right):
         return 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from rlkd.cache import Cache, cache_key
@@ -41,9 +42,41 @@ class WithEngine:
         """Raise `UsageError` if a server that this has opened does not answer or lacks the model."""
         self._engines.check_ready()
 
+    async def cached(
+        self,
+        kind: str,
+        requests: Sequence[Request],
+        compute: Callable[[list[Request]], Awaitable[Sequence[Any]]],
+        batch: int,
+        key: Callable[[Request], tuple[Any, ...]],
+    ) -> list[Any]:
+        """The results of the requests, one each, from the cache or computed and cached `batch` at a time.
+
+        They are cached by kind, engine and `key`; requests with equal keys are computed once. An `EngineError` is a
+        result that is not cached.
+        """
+        results: dict[str, Any] = {}
+        keys = [cache_key(kind, 1, self.engine.name, *key(request)) for request in requests]
+        for start in range(0, len(requests), batch):
+            some = zip(keys[start : start + batch], requests[start : start + batch], strict=True)
+            missing = {key: request for key, request in some if key not in results}
+            if self.cache is not None:
+                results |= self.cache.get(list(missing))
+            missing = {key: request for key, request in missing.items() if key not in results}
+            if missing:
+                computed = dict(zip(missing, await compute(list(missing.values())), strict=True))
+                results |= computed
+                if self.cache is not None:
+                    self.cache.put({key: each for key, each in computed.items() if not isinstance(each, EngineError)})
+        return [results[key] for key in keys]
+
 
 class WithStudent(WithEngine):
-    """A selector with the student as its engine. `template`: the text before a rationale, with `{question}` in it."""
+    """A selector with the student as its engine: a spec or an open engine, before training.
+
+    `template` is the text before a rationale, with `{question}` in it. For an instruct model, write its chat markup
+    out there: an engine cannot continue in the middle of a message.
+    """
 
     def __init__(
         self, student: str | Engine | None, template: str, cache: Cache | None, deadline: float | None
@@ -56,6 +89,24 @@ class WithStudent(WithEngine):
         """The text before a rationale, without the space at its end, which belongs to the following text."""
         return prompt_text(self.template, question)
 
+    async def mean_surprisals(self, requests: Sequence[tuple[str, str]]) -> list[float | EngineError]:
+        """The mean surprisal in nats per token of each continuation, for pairs (context, continuation)."""
+        score = partial(self.per_text, self.engine.score, lambda reply: -reply.total / reply.n_tokens)
+        return await self.cached("mean surprisal", requests, score, batch=1024, key=tuple)
+
+    async def per_text(
+        self, score: Callable[..., Awaitable[Any]], figure: Callable[[Any], float], requests: list[tuple[str, str]]
+    ) -> list[float | EngineError]:
+        """A figure of each scored continuation; an error for one without tokens."""
+        return [
+            reply
+            if isinstance(reply, EngineError)
+            else figure(reply)
+            if reply.n_tokens
+            else EngineError(self.engine.name, f"the text {text[:80]!r} has no tokens.")
+            for (_, text), reply in zip(requests, await score(requests, deadline=self.deadline), strict=True)
+        ]
+
 
 def check_template(template: str) -> None:
     """Raise ValueError for a template without a place for the question."""
@@ -66,52 +117,3 @@ def check_template(template: str) -> None:
 def prompt_text(template: str, question: Question, rationale: str = "", cue: str = "") -> str:
     """The template with its question, a rationale, and the cue for the answer."""
     return (template.replace("{question}", question.question) + rationale).rstrip() + cue
-
-
-async def cached(
-    cache: Cache | None,
-    keys: Sequence[str],
-    requests: Sequence[Request],
-    compute: Callable[[list[Request]], Awaitable[Sequence[Any]]],
-    batch: int,
-) -> list[Any]:
-    """The results of the requests, one each, from the cache or computed `batch` at a time and cached after each batch.
-
-    Requests with equal keys are computed once. An `EngineError` is a result that is not cached.
-    """
-    results: dict[str, Any] = {}
-    for start in range(0, len(requests), batch):
-        some = zip(keys[start : start + batch], requests[start : start + batch], strict=True)
-        missing = {key: request for key, request in some if key not in results}
-        if cache is not None:
-            results |= cache.get(list(missing))
-        missing = {key: request for key, request in missing.items() if key not in results}
-        if missing:
-            computed = dict(zip(missing, await compute(list(missing.values())), strict=True))
-            results |= computed
-            if cache is not None:
-                cache.put({key: value for key, value in computed.items() if not isinstance(value, EngineError)})
-    return [results[key] for key in keys]
-
-
-async def mean_surprisals(
-    student: Engine, requests: Sequence[tuple[str, str]], cache: Cache | None, deadline: float | None
-) -> list[float | EngineError]:
-    """The mean surprisal of each continuation after its context, in nats per token.
-
-    `requests` are pairs (context, continuation), scored 1,024 at a time. A continuation without tokens is an error.
-    """
-
-    async def compute(missing: list[tuple[str, str]]) -> list[float | EngineError]:
-        results: list[float | EngineError] = []
-        for (_, text), reply in zip(missing, await student.score(missing, deadline=deadline), strict=True):
-            if isinstance(reply, EngineError):
-                results.append(reply)
-            elif not reply.n_tokens:
-                results.append(EngineError(student.name, f"the text {text[:80]!r} has no tokens."))
-            else:
-                results.append(-reply.total / reply.n_tokens)
-        return results
-
-    keys = [cache_key("mean surprisal", 1, student.name, *request) for request in requests]
-    return await cached(cache, keys, requests, compute, batch=1024)

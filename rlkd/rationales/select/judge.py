@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlkd.cache import Cache, cache_key
+from rlkd.cache import Cache
 from rlkd.engines.base import Engine, EngineError, Message
 from rlkd.rationales.records import Candidate, Question
 from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
-from rlkd.rationales.select.engine import WithEngine, cached
+from rlkd.rationales.select.engine import WithEngine
 
 TEMPLATE = """\
 Problem:
@@ -37,8 +37,7 @@ class JudgeSelector(WithEngine):
         engine: spec of the model.
         threshold: minimum probability of Yes of a kept rationale, 0 to 1.
         template: text of the message, with `{question}` and `{rationale}` in it; it must ask for Yes or No.
-        cache: cache of the scores.
-        deadline: seconds for one call of the engine, of 256 prompts.
+        cache, deadline: see `WithEngine`; a call has 256 prompts.
     """
 
     __name__ = "judge"
@@ -64,9 +63,8 @@ class JudgeSelector(WithEngine):
     async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
         prompts = [self.prompt(question, each) for question in questions for each in question.candidates]
-        keys = [cache_key("judge of rationales", 1, self.engine.name, prompt, CHOICES) for prompt in prompts]
-        scores = await cached(self.cache, keys, prompts, self._scores, batch=256)
-        report_failures(self.__name__, [str(each) for each in scores if isinstance(each, EngineError)], len(scores))
+        scores = await self.cached("judge of rationales", prompts, self._scores, 256, lambda each: (each, CHOICES))
+        report_failures(self.__name__, scores)
         return by_question(map(self._verdict, scores), questions)
 
     def prompt(self, question: Question, each: Candidate) -> list[Message]:

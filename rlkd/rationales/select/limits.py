@@ -1,8 +1,7 @@
-"""SelectionLimits at the end of a selection: a number per question, a share of all rationales, a token budget.
+"""The limits at the end of a selection: a number per question, a share of all rationales, a token budget.
 
 The cuts compare (score, id) only, so neither the order of the candidates nor their division into shards changes the
-result. A cut of a whole set needs no texts: shards give their `LimitItem`s, `SelectionLimits.cut` returns the ids that
-stay, and each shard keeps its own.
+result: shards give their `LimitItem`s, `SelectionLimits.cut` returns the ids that stay, and each shard keeps its own.
 
     >>> items = [LimitItem("q1", "a", 0.3, 10), LimitItem("q1", "b", 0.1, 10), LimitItem("q2", "c", 0.2, 10)]
     >>> sorted(SelectionLimits(by="log_rd", per_question=1).cut(items))
@@ -16,10 +15,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rlkd.rationales.records import Candidate, Question
-from rlkd.rationales.select.contract import DroppedCandidate, SelectorError
+from rlkd.rationales.records import Candidate, DroppedCandidate, Question
+from rlkd.rationales.select.contract import SelectorError, SelectorVerdict, divide
 from rlkd.rationales.select.controls import draw
 from rlkd.rationales.select.ngrams import pieces
 from rlkd.registry import suggestion
@@ -116,18 +115,8 @@ class SelectionLimits:
     ) -> tuple[list[Question], list[DroppedCandidate]]:
         """The questions with the candidates that all cuts keep, and the dropped ones; as a selector's `apply`."""
         reasons = self.reasons(item for question in questions for item in self.items(question, count))
-        kept, dropped = [], []
-        for question in questions:
-            remaining = []
-            for each in question.candidates:
-                reason = reasons[question.id, each.id]
-                if reason is None:
-                    remaining.append(each)
-                else:
-                    dropped.append(DroppedCandidate(question.id, "limits", reason, each))
-            if remaining:
-                kept.append(replace(question, candidates=tuple(remaining)))
-        return kept, dropped
+        verdicts = [[SelectorVerdict(reasons[each.id, own.id]) for own in each.candidates] for each in questions]
+        return divide(questions, verdicts, "limits")
 
     def _key(self, question: Question, each: Candidate) -> float:
         if self.by is None:

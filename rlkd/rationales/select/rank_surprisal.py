@@ -6,16 +6,16 @@ The rank-surprisal ratio of a text (arXiv 2601.14249):
 
 `rank_t` is the rank of token t among all tokens by the student's probability, 1 for the likeliest, and `surprisal_t`
 its negative log-probability in nats. A low ratio is better: much to learn (surprisal) at little strangeness (rank).
-Formula and r are those of the authors' released code; the paper averages over the tokens of the response, and so does
-this.
+Formula and r are those of the authors' released code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from rlkd.cache import Cache, cache_key
+from rlkd.cache import Cache
 from rlkd.engines.base import Engine, EngineError
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import (
@@ -23,10 +23,10 @@ from rlkd.rationales.select.contract import (
     SelectorVerdict,
     by_question,
     check_keep,
-    keep_first,
+    keep_lowest,
     report_failures,
 )
-from rlkd.rationales.select.engine import TEMPLATE, WithStudent, cached
+from rlkd.rationales.select.engine import TEMPLATE, WithStudent
 
 UNFIT = "fits the student worse than the kept ones"
 
@@ -53,9 +53,7 @@ class RankSurprisal(WithStudent):
             `transformers:`.
         keep: number of candidates to keep per question; the paper takes the best one.
         clip: the largest rank that counts, r.
-        template: the text before a rationale, with `{question}` in it.
-        cache: cache of the ratios.
-        deadline: seconds for one call of the engine, of 256 texts.
+        template, cache, deadline: see `WithStudent`; a call has 256 texts.
     """
 
     __name__ = "rank_surprisal"
@@ -87,27 +85,16 @@ class RankSurprisal(WithStudent):
         requests = [
             (self.prompt(question), f" {each.text.strip()}") for question in questions for each in question.candidates
         ]
-        name = self.engine.name
-        keys = [cache_key("rank-surprisal ratio", 1, name, self.clip, *request) for request in requests]
-        ratios = await cached(self.cache, keys, requests, self._ratios, batch=256)
-        report_failures(self.__name__, [str(each) for each in ratios if isinstance(each, EngineError)], len(ratios))
+        engine: Any = self.engine  # checked when it was opened
+        score = partial(self.per_text, engine.score_with_ranks, self._ratio)
+        ratios = await self.cached("rank-surprisal ratio", requests, score, 256, lambda each: (self.clip, *each))
+        report_failures(self.__name__, ratios)
         values = by_question((None if isinstance(each, EngineError) else each for each in ratios), questions)
         verdicts = []
         for question, own in zip(questions, values, strict=True):
-            reasons = keep_first(question.candidates, own, self.keep, UNFIT)
             scores = [{} if ratio is None else {"rank_surprisal": ratio} for ratio in own]
-            verdicts.append(list(map(SelectorVerdict, reasons, scores)))
+            verdicts.append(keep_lowest(question, own, self.keep, UNFIT, scores))
         return verdicts
 
-    async def _ratios(self, requests: list[tuple[str, str]]) -> list[float | EngineError]:
-        engine: Any = self.engine  # checked when it was opened
-        ratios: list[float | EngineError] = []
-        replies = await engine.score_with_ranks(requests, deadline=self.deadline)
-        for (_, text), reply in zip(requests, replies, strict=True):
-            if isinstance(reply, EngineError):
-                ratios.append(reply)
-            elif not reply.n_tokens:
-                ratios.append(EngineError(engine.name, f"the text {text[:80]!r} has no tokens."))
-            else:
-                ratios.append(rank_surprisal_ratio(reply.ranks, [-value for value in reply.logprobs], self.clip))
-        return ratios
+    def _ratio(self, reply: Any) -> float:
+        return rank_surprisal_ratio(reply.ranks, [-value for value in reply.logprobs], self.clip)

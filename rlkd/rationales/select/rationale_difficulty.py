@@ -4,12 +4,9 @@
 
 Below 0 the rationale r of the question x helps this student to the answer a, above 0 it confuses it. The name is
 MoRSD's (arXiv 2509.23574), whose text we know from its abstract; the formula is our choice, the natural reading of
-"the student's ability to generate the correct answer under a given rationale". The student is the one before training.
-
-The answer is removed from r first (`strip_answer`); otherwise the rationale that states it most plainly would win. How
-often it still occurs is measured (`leaks`).
-
-The engine scores texts of this form, once per question without the rationale:
+"the student's ability to generate the correct answer under a given rationale". The answer is removed from r first
+(`strip_answer`); otherwise the rationale that states it most plainly would win. The engine scores texts of this form,
+once per question without the rationale:
 
     Question: <x>
     Answer: <r, stripped>
@@ -28,9 +25,9 @@ from rlkd.answers import extract_answer
 from rlkd.cache import Cache
 from rlkd.engines.base import Engine, EngineError
 from rlkd.rationales.records import Question
-from rlkd.rationales.select.contract import SelectorVerdict, check_keep, keep_first, report_failures
+from rlkd.rationales.select.contract import SelectorVerdict, check_keep, keep_lowest, report_failures
 from rlkd.rationales.select.correct import NO_GOLD
-from rlkd.rationales.select.engine import CUE, TEMPLATE, WithStudent, mean_surprisals, prompt_text
+from rlkd.rationales.select.engine import CUE, TEMPLATE, WithStudent, prompt_text
 from rlkd.rationales.select.stripping import leaks, strip_answer
 
 HARDER = "harder for the student than the kept ones"
@@ -58,14 +55,10 @@ class DifficultySelector(WithStudent):
     `correct` and `diverse`. Scores `log_rd`, and `leaks`: 1 if the scored text still contained the answer.
 
     Args:
-        student: spec of the student before training.
+        student, template, cache, deadline: see `WithStudent`; a call has about a thousand requests.
         keep: number of candidates to keep per question.
         worst: keep the highest difficulty instead: the control.
-        template: the text before a rationale, with `{question}` in it. For an instruct model, write its chat markup
-            out here: an engine cannot continue in the middle of a message.
         cue: the text between rationale and answer; a space and the answer follow.
-        cache: cache of the surprisals, by the engine's name and the exact text.
-        deadline: seconds for one call of the engine, of about a thousand requests.
     """
 
     __name__ = "difficulty"
@@ -90,8 +83,7 @@ class DifficultySelector(WithStudent):
     async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
         measured = await self.measure(questions)
-        flat = [each for row in measured for each in row]
-        report_failures(self.__name__, [str(each) for each in flat if isinstance(each, EngineError)], len(flat))
+        report_failures(self.__name__, [each for row in measured for each in row])
         return [self._judged(question, row) for question, row in zip(questions, measured, strict=True)]
 
     async def measure(self, questions: Sequence[Question]) -> list[list[RationaleDifficulty | EngineError | None]]:
@@ -101,7 +93,7 @@ class DifficultySelector(WithStudent):
         """
         requests = [self.requests(question) for question in questions]
         flat = [request for some in requests for request in some]
-        surprisals = iter(await mean_surprisals(self.engine, flat, self.cache, self.deadline))
+        surprisals = iter(await self.mean_surprisals(flat))
         return [
             _difficulties(question, list(islice(surprisals, len(some))))
             for question, some in zip(questions, requests, strict=True)
@@ -121,27 +113,26 @@ class DifficultySelector(WithStudent):
     def _judged(
         self, question: Question, measured: Sequence[RationaleDifficulty | EngineError | None]
     ) -> list[SelectorVerdict]:
-        sign = -1 if self.worst else 1
-        keys = [sign * each.log_rd if isinstance(each, RationaleDifficulty) else None for each in measured]
-        reasons = keep_first(question.candidates, keys, self.keep, EASIER if self.worst else HARDER)
-        verdicts = []
-        for each, reason in zip(measured, reasons, strict=True):
+        if None in measured:
+            return [SelectorVerdict(NO_GOLD)] * len(measured)
+        keys: list[float | None] = [None] * len(measured)
+        scores: list[dict[str, float]] = [{}] * len(measured)
+        for index, each in enumerate(measured):
             if isinstance(each, RationaleDifficulty):
-                verdicts.append(SelectorVerdict(reason, {"log_rd": each.log_rd, "leaks": float(each.leaks)}))
-            else:
-                verdicts.append(SelectorVerdict(NO_GOLD if each is None else reason))
-        return verdicts
+                keys[index] = -each.log_rd if self.worst else each.log_rd
+                scores[index] = {"log_rd": each.log_rd, "leaks": float(each.leaks)}
+        return keep_lowest(question, keys, self.keep, EASIER if self.worst else HARDER, scores)
 
 
 def _difficulties(
     question: Question, surprisals: Sequence[float | EngineError]
 ) -> list[RationaleDifficulty | EngineError | None]:
-    if not surprisals:
+    gold = _gold(question)
+    if gold is None:
         return [None] * len(question.candidates)
     without, *own = surprisals
     if isinstance(without, EngineError):
         return [without] * len(question.candidates)
-    gold = _gold(question) or ""
     return [
         nll
         if isinstance(nll, EngineError)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.cache import Cache
-from rlkd.engines import Engine, check_ready, open_engine
+from rlkd.engines import check_ready, open_engine
 from rlkd.errors import UsageError
 from rlkd.rationales.select import BUILT_IN, Selector, load_selector
 from rlkd.rationales.select.limits import SelectionLimits
@@ -105,19 +105,20 @@ class Selection:
         return [spec for spec in specs if spec.partition(":")[0] in registry("engine").names()]
 
     def token_counter(self) -> Callable[[str], int] | None:
-        """The counter of a token budget: by the student's tokenizer if it is known, else None."""
-        return student_tokens(open_engine(self.student)) if self.token_budget is not None else None
+        """The counter of a token budget: by the student's tokenizer; None for a server, which may lack one here."""
+        if self.token_budget is None:
+            return None
+        student = open_engine(self.student)
+        return None if student.is_remote or student.tokenizer is None else model_tokens(student.tokenizer)
 
 
-def student_tokens(student: Engine) -> Callable[[str], int] | None:
-    """A counter of the student's tokens in a text; None for a server, whose tokenizer may be missing here."""
-    if student.is_remote or student.tokenizer is None:
-        return None
+def model_tokens(model: str) -> Callable[[str], int]:
+    """A counter of a model's tokens in a text, by the model's folder or name."""
     from transformers import AutoTokenizer
 
     from rlkd.models import resolve_model
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(student.tokenizer))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

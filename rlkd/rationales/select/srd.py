@@ -7,9 +7,8 @@ An example is a question with one rationale. The student before training answers
     the student's mean surprisal on the rationale, lowest first
     score = 1 / (60 + rank by ROUGE-L) + 1 / (60 + rank by surprisal)            (reciprocal-rank fusion)
 
-In the order of the score the examples are divided into stages of equal size. Training in stage s takes all examples
-of stage s and below: nested, cumulative subsets. The source of all of this is the authors' released code; that a
-question may have several rationales, and that ties are broken by id, is ours.
+In the order of the score the examples are divided into stages of equal size. The source is the authors' released code;
+that a question may have several rationales, and that ties are broken by id, is ours.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import LCSseq
 
-from rlkd.cache import Cache, cache_key
+from rlkd.cache import Cache
 from rlkd.engines.base import Engine, EngineError, Sampling
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
-from rlkd.rationales.select.engine import TEMPLATE, WithStudent, cached, mean_surprisals
+from rlkd.rationales.select.engine import TEMPLATE, WithStudent
 from rlkd.rationales.select.ngrams import pieces
 
 TOO_HARD = "too hard for the student"
@@ -73,13 +72,10 @@ class SelectiveReflection(WithStudent):
     It ranks all candidates of all questions against each other, so it must see them in one call.
 
     Args:
-        student: spec of the student before training.
+        student, template, cache, deadline: see `WithStudent`; a call has 128 answers or about a thousand rationales.
         stages: number of stages of the curriculum.
         keep: share of the examples to keep, above 0 and at most 1. The paper keeps all.
         max_new_tokens: of the student's answer.
-        template: the text before an answer, with `{question}` in it.
-        cache: cache of answers and surprisals.
-        deadline: seconds for one call of the engine, of 128 answers or about a thousand rationales.
     """
 
     __name__ = "srd"
@@ -107,14 +103,13 @@ class SelectiveReflection(WithStudent):
         """See `rlkd.rationales.select.contract`."""
         prompts = [self.prompt(question) for question in questions]
         settings = (self.sampling.max_new_tokens, self.sampling.stop)
-        keys = [cache_key("greedy answer", 1, self.engine.name, settings, prompt) for prompt in prompts]
-        answers = await cached(self.cache, keys, prompts, self._answers, batch=128)
+        answers = await self.cached("greedy answer", prompts, self._answers, 128, lambda prompt: (settings, prompt))
         requests, rouges = [], []
         for question, prompt, answer in zip(questions, prompts, answers, strict=True):
             for each in question.candidates:
                 requests.append((prompt, f" {each.text.strip()}"))
                 rouges.append(answer if isinstance(answer, EngineError) else rouge_l(answer, each.text))
-        losses = await mean_surprisals(self.engine, requests, self.cache, self.deadline)
+        losses = await self.mean_surprisals(requests)
         # Ids are unique within a question.
         names = [f"{question.id}\x1f{each.id}" for question in questions for each in question.candidates]
         return by_question(self._judged(names, rouges, losses), questions)
@@ -122,16 +117,13 @@ class SelectiveReflection(WithStudent):
     def _judged(
         self, names: Sequence[str], rouges: Sequence[float | EngineError], losses: Sequence[float | EngineError]
     ) -> list[SelectorVerdict]:
-        causes = []
-        measured: list[tuple[int, float, float]] = []
-        for index, (rouge, loss) in enumerate(zip(rouges, losses, strict=True)):
-            if isinstance(rouge, EngineError):
-                causes.append(str(rouge))
-            elif isinstance(loss, EngineError):
-                causes.append(str(loss))
-            else:
-                measured.append((index, rouge, loss))
-        report_failures(self.__name__, causes, len(names))
+        pairs = list(zip(rouges, losses, strict=True))
+        measured = [
+            (index, rouge, loss)
+            for index, (rouge, loss) in enumerate(pairs)
+            if not isinstance(rouge, EngineError) and not isinstance(loss, EngineError)
+        ]
+        report_failures(self.__name__, [rouge if isinstance(rouge, EngineError) else loss for rouge, loss in pairs])
         known = [names[index] for index, _, _ in measured]
         scores = fused_ranks([rouge for _, rouge, _ in measured], [loss for *_, loss in measured], known)
         order = sorted(range(len(known)), key=lambda rank: (-scores[rank], known[rank]))

@@ -1,20 +1,9 @@
 """The journal: the teacher's answers on disk, which is the only state of a run.
 
-    with Journal(Path("runs/rationales/journal.jsonl")) as journal:
-        teacher = RationaleTeacher(engine, journal, seed=42)
-        answers = run(teacher.ask(requests))
-
-Everything else (candidates, bank, counts) is derived again from the same rows and the journal's answers, in the same
-order.
-
-1. An answer is safe once `Journal.add` has returned: a process killed at any moment loses none. A truncated last line
-   is removed when the file is opened again; its requests are sent again.
-2. An answer is found by the digest of its own request (`RationaleTeacher`), whatever it was sent together with.
-3. A failed request is not recorded as an answer, and is sent again by the next start. If the run continued without it,
-   the journal records that (`passed_over`): an answer that comes later is marked as late, so that what later requests
-   were made from (the bank) stays as it was.
-
-One process writes a journal at a time.
+An answer is safe once `Journal.add` has returned: a process killed at any moment loses none. It is found by the digest
+of its own request (`RationaleTeacher`). A failed request is sent again by the next start. If the run continued without
+it, the journal records that (`passed_over`): an answer that comes later is marked as late, so that the bank from which
+later requests were made stays as it was. `docs/rationales.md` describes what a new start sends again.
 """
 
 from __future__ import annotations
@@ -46,9 +35,8 @@ class JournalError(UsageError):
 class Journal:
     """Answers by the digest of their request, in a file of JSON lines that only grows.
 
-    Memory holds the digests and the offsets of their lines, not the texts. Raises `JournalError`, and leaves the file
-    as it is, if the file is not a journal, if a line other than a truncated last one is damaged, or if another process
-    has it open.
+    Memory holds the digests and the offsets of their lines, not the texts. A truncated last line is removed. Raises
+    `JournalError`, and leaves the file as it is, if another line is damaged, or if another process has it open.
     """
 
     def __init__(self, path: Path):

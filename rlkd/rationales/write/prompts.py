@@ -1,8 +1,7 @@
 """Prompts for the teacher, and the reader of its step-keyed replies. The wording is ours.
 
-There are two kinds of request. A *free* one asks for a rationale as text. A *step-keyed* one asks for a JSON object
-with the route (category, intents, difficulty, budget, path) and the rationale, one text for each named step, as D-RPC
-does (arXiv 2605.07139); it may contain a plan from the path bank. The gold answer is in `hinted_prompt` only.
+A *step-keyed* reply is a JSON object with the route (category, intents, difficulty, budget, path) and the rationale,
+one text for each named step, as in D-RPC (arXiv 2605.07139). The gold answer is in `hinted_prompt` only.
 
     >>> reply = read_reply('Sure! {"path": ["AddParts"], "rationale": {"AddParts": "3 + 4 = 7"}, "answer": 7/1}')
     >>> print(reply.text())
@@ -165,30 +164,23 @@ def read_reply(text: str) -> StepReply | None:
     bare fractions, extra commas, LaTeX backslashes, raw newlines in strings, a rationale as an escaped string or
     as a list of steps, texts that are numbers or objects of parts. A step without a name or text is left out.
     """
-    try:
-        return _read_reply(read_object(text))
-    except RecursionError:  # nested hundreds of levels deep
-        return None
-
-
-def _read_reply(reply: Mapping[str, Any] | None) -> StepReply | None:
-    if reply is None:
-        return None
+    reply = read_object(text) or {}
     rationale = reply.get("rationale")
     if isinstance(rationale, str):
         rationale = read_object(rationale)
-    steps = tuple(_steps(rationale))
-    if not steps:
-        return None
     intents = reply.get("intents", reply.get("intent"))
-    return StepReply(
-        steps,
-        answer=_line(reply.get("answer", reply.get("ans"))) or None,
-        category=_line(reply.get("category")) or None,
-        intents=tuple(filter(None, map(_line, intents if isinstance(intents, list) else [intents]))),
-        difficulty=_whole(reply.get("difficulty")),
-        budget=_whole(reply.get("budget")),
-    )
+    try:
+        steps = tuple(_steps(rationale))
+        known: dict[str, Any] = {
+            "answer": _line(reply.get("answer", reply.get("ans"))) or None,
+            "category": _line(reply.get("category")) or None,
+            "intents": tuple(filter(None, map(_line, intents if isinstance(intents, list) else [intents]))),
+            "difficulty": _whole(reply.get("difficulty")),
+            "budget": _whole(reply.get("budget")),
+        }
+    except RecursionError:  # nested hundreds of levels deep
+        return None
+    return StepReply(steps, **known) if steps else None
 
 
 def read_object(text: str) -> dict[str, Any] | None:

@@ -1,11 +1,9 @@
 """The teacher: sends requests to an engine, unless the journal has their answers.
 
-1. The digest of a request covers model, prompt, sampling and, for a sampled request, seed, question, stage and number.
-   So after a change of settings (more candidates, more rows, another `batch`) only new requests are sent.
-2. The random draw of a request depends on seed, question, stage and number: alone for an engine that batches requests
-   itself (a server, vLLM), where a call is one request. `TransformersEngine` has one seed per call, so there it
-   depends on the other requests of its first call. Calls are composed before the journal is consulted, so a run that
-   starts again with the same settings draws the same.
+The digest of a request covers model, prompt, sampling and, for a sampled request, seed, question, stage and number,
+which also determine its random draw. `TransformersEngine` has one seed per call, so there a draw depends on the other
+requests of its first call. Calls are composed before the journal is consulted, so a run that starts again with the
+same settings draws the same.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Any
 
 from rlkd.cache import cache_key
@@ -70,20 +69,16 @@ class Answer:
     late: bool = False
 
 
-@dataclass(frozen=True)
-class _EngineCall:
-    """Requests of one sampling that go to the engine together, and their digests."""
-
-    requests: tuple[Request, ...]
-    digests: tuple[str, ...]
+# Requests of one sampling that go to the engine together, each after its digest.
+_EngineCall = list[tuple[str, Request]]
 
 
 class RationaleTeacher:
     """Sends the requests that the journal cannot answer.
 
     `concurrency` calls are in progress at a time for each replica of a server. A call to an engine that batches
-    requests itself holds one request; to another model in this process it holds `batch` of them, which are computed
-    together. `deadline` (seconds) is for a request to a server.
+    requests itself holds one request, to another model in this process `batch` of them. `deadline` (seconds) is for a
+    request to a server.
 
     If more than `max_failure_rate` of the requests that this start has completed (sent, or found in the journal) have
     failed, `ask` raises `UsageError` with the last error, and records nothing as passed over. During the run, failures
@@ -132,46 +127,40 @@ class RationaleTeacher:
         that the journal cannot answer is sent, or the call raises.
         """
         slots = asyncio.Semaphore(self.concurrency)
-        calls = list(self._calls(requests))
+        digests = list(map(self._digest, requests))
         failures: dict[str, str] = {}
-        waiting = []
+        waiting: list[_EngineCall] = []
         taken: set[str] = set()
-        for call in calls:
-            missing = []
-            for index, digest in enumerate(call.digests):
-                if digest not in self.journal and digest not in taken:
-                    missing.append(index)
-                    taken.add(digest)
-            self.known += len(call.requests) - len(missing)
-            advance(len(call.requests) - len(missing))
+        for call in self._calls(requests, digests):
+            missing = {digest: each for digest, each in call if digest not in self.journal and digest not in taken}
+            taken |= missing.keys()
+            self.known += len(call) - len(missing)
+            advance(len(call) - len(missing))
             if missing:
-                waiting.append((call, missing))
+                waiting.append(list(missing.items()))
         self._expected = len(requests)
 
-        async def answer(call: _EngineCall, missing: list[int]) -> None:
+        async def answer(call: _EngineCall) -> None:
             async with slots:
                 # While a server is down, further requests would fail too.
                 if self._fails():
-                    postponed.append((call, missing))
+                    postponed.append(call)
                 else:
-                    failures.update(await self._send(call, missing))
-                    advance(len(missing))
+                    failures.update(await self._send(call))
+                    advance(len(call))
 
         # Requests that were postponed while too much failed are sent once those in progress have succeeded.
         while waiting:
-            postponed: list[tuple[_EngineCall, list[int]]] = []
+            postponed: list[_EngineCall] = []
             async with asyncio.TaskGroup() as group:
-                for call, missing in waiting:
-                    group.create_task(answer(call, missing))
+                for call in waiting:
+                    group.create_task(answer(call))
             if self._fails():
                 raise self._too_many()
             waiting = postponed
         self.journal.pass_over(failures)
-        return [
-            Answer(self.journal.get(digest), failures.get(digest), digest in self.journal.passed_over)
-            for call in calls
-            for digest in call.digests
-        ]
+        late = self.journal.passed_over
+        return [Answer(self.journal.get(each), failures.get(each), each in late) for each in digests]
 
     def check(self) -> None:
         """Raise `UsageError` if too large a share of all requests has failed, however few there were."""
@@ -190,19 +179,18 @@ class RationaleTeacher:
             f"again sends the other requests."
         )
 
-    async def _send(self, call: _EngineCall, missing: Sequence[int]) -> dict[str, str]:
-        """Send the missing requests of a call and record the answers; returns the failures with their reasons."""
-        requests = [call.requests[index] for index in missing]
+    async def _send(self, call: _EngineCall) -> dict[str, str]:
+        """Send the requests of a call and record the answers; returns the failures with their reasons."""
+        requests = [request for _, request in call]
         sampling = requests[0].sampling
         if sampling.temperature > 0:
             named = json.dumps([self.seed, *((each.question_id, each.stage, each.number) for each in requests)])
             # 31 bits: some servers take no more.
             sampling = replace(sampling, seed=int.from_bytes(hashlib.sha256(named.encode()).digest()[:4]) // 2)
         results = await self.engine.generate([each.prompt for each in requests], sampling, deadline=self.deadline)
-        self.sent += len(missing)
+        self.sent += len(call)
         failures, answers = {}, {}
-        for index, result in zip(missing, results, strict=True):
-            digest = call.digests[index]
+        for (digest, _), result in zip(call, results, strict=True):
             if isinstance(result, EngineError):
                 failures[digest] = str(result)
                 self.last_error = result
@@ -213,16 +201,11 @@ class RationaleTeacher:
         self.journal.add(answers)
         return failures
 
-    def _calls(self, requests: Sequence[Request]) -> Iterator[_EngineCall]:
+    def _calls(self, requests: Sequence[Request], digests: Sequence[str]) -> Iterator[_EngineCall]:
         """The requests in calls: up to `batch` of them, in order, all with one sampling."""
-        batch: list[Request] = []
-        for request in requests:
-            if batch and (len(batch) == self.batch or request.sampling != batch[0].sampling):
-                yield _EngineCall(tuple(batch), tuple(map(self._digest, batch)))
-                batch = []
-            batch.append(request)
-        if batch:
-            yield _EngineCall(tuple(batch), tuple(map(self._digest, batch)))
+        for _, group in groupby(zip(digests, requests, strict=True), key=lambda pair: pair[1].sampling):
+            while call := list(islice(group, self.batch)):
+                yield call
 
     def _digest(self, request: Request) -> str:
         sampling = request.sampling

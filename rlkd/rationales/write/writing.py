@@ -1,18 +1,12 @@
 """Candidates for questions: brought by the rows, or written by a teacher, freely or along the paths of a bank.
 
-The *writers*, in any combination; a question's candidates are in the order of the writers:
-
-    ready    the rationales that the rows bring
-    free     N rationales in free form
-    steps    N step-keyed rationales
-    bank     N step-keyed rationales along the paths of a bank, by the same request (D-RPC, arXiv 2605.07139)
-
-A first-pass request never contains the gold answer. With `hinted_retry`, a question for which no candidate has the
-right answer is sent once more with the answer as a hint; these candidates have the source `hinted`.
+`docs/rationales.md` lists the writers; `bank` is D-RPC's (arXiv 2605.07139). A first-pass request never contains the
+gold answer. With `hinted_retry`, a question for which no candidate has the right answer is sent once more with the
+answer as a hint; these candidates have the source `hinted`.
 
 The bank grows while it is used, so questions are processed in *waves*: during a wave the bank does not change; after
 it the right answers are entered in the order of the questions. So the result does not depend on which answer came
-first, and a run that starts again from its journal takes the same course.
+first.
 
     >>> questions = [Question(f"q{i}", "?", columns={"topic": "ab"[i % 2]}) for i in range(40)]
     >>> len(seed_set(questions, 0.1, "topic"))
@@ -34,7 +28,8 @@ from rlkd.answers import equal_pairs
 from rlkd.engines import Sampling, run
 from rlkd.engines.base import Message
 from rlkd.errors import UsageError
-from rlkd.rationales.records import Candidate, Question, candidate
+from rlkd.rationales.records import Candidate, DroppedCandidate, Question, candidate, storable
+from rlkd.rationales.select.correct import MAX_ANSWER
 from rlkd.rationales.write.prompts import SCHEMA, StepReply, free_prompt, hinted_prompt, read_reply, step_prompt
 from rlkd.rationales.write.teacher import Answer, RationaleTeacher, Request
 from rlkd.registry import suggestion
@@ -53,22 +48,17 @@ _STAGES = {"free": "free", "steps": "steps", "bank": "guided"}
 # Routed questions after which a low share of offered paths is reported during the run.
 EARLY = 50
 SEEDS_AT_ONCE = 256
-# A longer text is not an answer, and comparing it takes a worker all its time. Characters.
-MAX_ANSWER = 500
 
 
 @dataclass(frozen=True)
 class Writing:
     """Settings of the writing.
 
-    `writers` and `hinted_retry` as above; `candidates` is N. With temperature 0 the N candidates of a writer would be
-    equal, so more than one need a positive temperature. `wave` is the number of questions between two updates of the
-    bank.
-
-    For the bank: `seed_share` of the questions (proportional to the column `category`, if there is one) get a
-    step-keyed rationale first, from which the bank is made; `paths_offered` of its paths are shown to the teacher.
-    `faithful` is the released method where it differs from ours: one candidate at temperature 0, the best path only,
-    however far it is from the question, a bank without a bound, questions one by one; it overrides these settings.
+    `candidates` is a number per question and writer; `wave` is the number of questions between two updates of the
+    bank. `seed_share` of the questions (proportional to the column `category`, if there is one) get a step-keyed
+    rationale first, from which the bank is made; `paths_offered` of its paths are shown to the teacher. `faithful` is
+    the released method where it differs from ours (`docs/rationales.md`); it overrides other settings. Raises
+    `UsageError` for values out of range.
     """
 
     writers: tuple[str, ...] = ("bank",)
@@ -119,15 +109,6 @@ class Writing:
             top_p=self.top_p,
             json_schema=SCHEMA if steps else None,
         )
-
-
-@dataclass(frozen=True)
-class DiscardedCandidate:
-    """A candidate that was not added to its question, and why."""
-
-    question_id: str
-    candidate: Candidate
-    reason: str
 
 
 @dataclass
@@ -181,9 +162,9 @@ class Writer:
     """Writes candidates for questions; `write` yields them one by one.
 
     `teacher` may be None if no writer needs one, `embedder` if no bank is used. `bank_size` is the cap of the bank,
-    `route_threshold` replaces the embedder's. A given `bank` replaces the seed round; it has its own cap and
-    threshold, so these settings must be the same. Calls `advance` with the number of requests that are done. Raises
-    `UsageError` for settings that contradict each other.
+    `route_threshold` replaces the embedder's. A given `bank` replaces the seed round; its own cap and threshold must
+    be these. Calls `advance` with the number of requests that are done. Raises `UsageError` for settings that
+    contradict each other.
     """
 
     def __init__(
@@ -203,13 +184,10 @@ class Writer:
             if embedder is None:
                 raise UsageError("the writer 'bank' needs an embedder: --embedder hashed-ngrams")
             _check_bank(settings, embedder, bank, bank_size, route_threshold)
-        self.settings = settings
-        self.teacher = teacher
-        self.embedder = embedder
-        self.bank = bank
-        self.bank_size = bank_size
+        self.settings, self.teacher, self.advance = settings, teacher, advance
+        self.embedder, self.bank = embedder, bank
+        self.bank_size = None if settings.faithful else bank_size
         self.route_threshold = route_threshold
-        self.advance = advance
         self.counts = WritingCounts()
         self.routes: list[Route] = []
         self.paths_used: list[tuple[str, ...]] = []
@@ -220,11 +198,10 @@ class Writer:
         """The approximate number of requests for a number of questions, without hinted ones."""
         return questions * self.settings.candidates * sum(name != "ready" for name in self.settings.writers)
 
-    def write(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[DiscardedCandidate]]]:
+    def write(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[DroppedCandidate]]]:
         """Each question with its candidates, in order, and the discarded ones.
 
-        The candidates that questions come with are those of the writer `ready`. Raises `UsageError` if too many
-        requests fail.
+        Raises `UsageError` if too many requests fail.
         """
         if "bank" in self.settings.writers and self.bank is None:
             self.bank = self._seed_bank(questions)
@@ -267,11 +244,10 @@ class Writer:
         thresholds = thresholds_for(self.embedder, entries)
         if self.route_threshold is not None:
             thresholds = replace(thresholds, route=self.route_threshold)
-        faithful = self.settings.faithful
-        cap = None if faithful else self.bank_size
-        return PathBank.from_seed(entries, self.embedder, thresholds=thresholds, faithful=faithful, cap=cap)
+        rules: dict[str, Any] = {"faithful": self.settings.faithful, "cap": self.bank_size}
+        return PathBank.from_seed(entries, self.embedder, thresholds=thresholds, **rules)
 
-    def _wave(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[DiscardedCandidate]]]:
+    def _wave(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[DroppedCandidate]]]:
         written: list[list[_Written]] = [[] for _ in questions]
         plans: list[Route | None] = [None] * len(questions)
         for writer in self.settings.writers:
@@ -351,10 +327,11 @@ class Writer:
         if not drafts:
             return results
         assert self.teacher is not None
-        requests = []
-        for each in drafts:
-            sampling = self.settings.sampling(steps=each.steps)
-            requests.append(Request(questions[each.index].id, stage, each.number, list(each.prompt), sampling))
+        sampling = {steps: self.settings.sampling(steps=steps) for steps in (False, True)}
+        requests = [
+            Request(questions[each.index].id, stage, each.number, list(each.prompt), sampling[each.steps])
+            for each in drafts
+        ]
         answers = run(self.teacher.ask(requests, self.advance))
         for each, answer in zip(drafts, answers, strict=True):
             self.counts.requests[stage] += 1
@@ -368,8 +345,7 @@ class Writer:
     def _written(self, stage: str, question: Question, draft: _Draft, answer: Answer) -> _Written:
         assert answer.completion is not None
         completion = answer.completion
-        # Models write lone surrogates, which files cannot hold.
-        text = completion.text.encode("utf-8", "replace").decode()
+        text = storable(completion.text)
         self.counts.tokens[stage] += completion.n_tokens
         self.counts.truncated += completion.finish_reason == "length"
         reply = read_reply(text) if draft.steps else None
@@ -421,7 +397,7 @@ class Writer:
 
     def _finished(
         self, question: Question, written: Sequence[_Written], right: Sequence[bool]
-    ) -> tuple[Question, list[DiscardedCandidate]]:
+    ) -> tuple[Question, list[DroppedCandidate]]:
         """The question with its distinct candidates; the first of several with one text stays."""
         self.counts.questions += 1
         kept: dict[str, Candidate] = {}
@@ -435,7 +411,7 @@ class Writer:
                 self.counts.right += is_right
                 self.counts.wrong += question.answer is not None and not is_right
             else:
-                discarded.append(DiscardedCandidate(question.id, each.candidate, reason))
+                discarded.append(DroppedCandidate(question.id, "write", reason, each.candidate))
                 self.counts.discarded[reason] += 1
         return replace(question, candidates=tuple(kept.values())), discarded
 
@@ -480,10 +456,9 @@ def _check_bank(
     from rlkd.rationales.bank.thresholds import Thresholds
 
     wanted = {} if threshold is None else {"route": threshold}
-    cap, support = (None, 1) if settings.faithful else (size, 2)
+    cap = None if settings.faithful else size
     try:
-        thresholds = replace(Thresholds(), **wanted)
-        BankRules(embedder.name, thresholds, faithful=settings.faithful, cap=cap, support=support)
+        BankRules(embedder.name, Thresholds(**wanted), cap=cap)
         if bank is not None:
             bank.check_rules(faithful=settings.faithful, cap=cap, **wanted)
     except ValueError as error:

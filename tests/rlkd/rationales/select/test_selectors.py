@@ -99,7 +99,7 @@ def test_a_function_of_a_file_is_a_selector_with_its_parameters(user):
     assert selector.__name__ == "short"
     assert [(each.text, each.scores) for each in kept[0].candidates] == [("abc", {"size": 3})]
     [only] = dropped
-    assert (only.question_id, only.selector, only.reason) == ("q", "short", "too long")
+    assert (only.question_id, only.stage, only.reason) == ("q", "short", "too long")
     assert only.candidate.scores == {"size": 4}
 
 
