@@ -70,11 +70,10 @@ def dropped_line(each: DroppedCandidate) -> str:
 
 
 def row_of(question: Question, score_names: Sequence[str]) -> dict[str, Any]:
-    """A row to train on: one question with its rationales, and aligned with them their properties.
+    """A row to train on (`docs/rationales.md`): one question, its rationales, and aligned with them their properties.
 
     `structures` are given only if every rationale has one, since an empty structure would count as one. `scores` hold
-    all names, None for a missing score. `stages` are those of a curriculum, if there is one: stage s trains on the
-    rationales of stages up to s. A column of the data whose name is one of `COLUMNS` becomes `data_NAME`.
+    all names, None for a missing score. A column of the data whose name is one of `COLUMNS` becomes `data_NAME`.
     """
     candidates = question.candidates
     structures = [each.structure.to_list() for each in candidates if each.structure is not None]

@@ -29,12 +29,10 @@ def load_questions(
 ) -> list[Question]:
     """Questions with the rationales of their rows, from any source of `rlkd.data.loading.load_rows`.
 
-    In a .jsonl file rationales may also be objects `{source, text, final, correct}`, of which only `text` is required:
-    `final` is the answer of a text that announces none, `correct` becomes the score `flagged`. Columns `sources` and
-    `paths` with one entry per rationale are used as such, so the output of a run can be its input again. The answer of
-    a text that announces none is the result of its last calculation (our choice: worked solutions end so).
-
-    Raises `RowError` for a row that does not fit or has no question, `UsageError` for an unknown source.
+    In a .jsonl file rationales may also be objects (`docs/rationales.md`). Columns `sources` and `paths` with one
+    entry per rationale are used as such, so the output of a run can be its input again. The answer of a text that
+    announces none is the result of its last calculation (our choice). Raises `RowError` for a row that does not fit or
+    has no question, `UsageError` for an unknown source.
     """
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"max_rows={max_rows}: expected at least 1, or nothing for all rows")

@@ -241,8 +241,8 @@ class PathBank:
     def flush(self, embedder: Embedder, *, force: bool = False) -> bool:
         """Take pending routes in and recluster, if `rules.flush_at` of them are due; returns whether it did.
 
-        Those enter whose path solved `rules.support` distinct questions under intents that cluster together; others
-        stay pending. `force` does it if any route is pending: at the end of a run, or after a merge.
+        Those enter whose path solved `rules.support` distinct questions under intents that cluster together. `force`
+        does it if any route is pending.
         """
         self.check(embedder)
         if self.due < self.rules.flush_at and not (force and self.pending):

@@ -41,8 +41,7 @@ def distinct_paths(
 
     Greedy in the given order (D-RPC): a path is dropped if its similarity to a kept path reaches `threshold`; its most
     similar kept path, the first of several, represents it. Similarity is the Jaccard index of the words of the names,
-    or with an embedder the cosine of these words (the released code takes means of word2vec vectors). Applied to the
-    kept paths again, it keeps all of them.
+    or with an embedder the cosine of these words (the released code takes means of word2vec vectors).
     """
     distinct = list(dict.fromkeys(paths))
     words = [frozenset(path_words(path).lower().split()) for path in distinct]

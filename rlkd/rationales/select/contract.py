@@ -1,15 +1,9 @@
 """The contract of selectors: what one returns, how a config names it, and how it is applied.
 
 A selector gets questions with their candidates and returns a verdict on each candidate: keep, or drop for a reason.
-
-    def brief(questions, limit=400):
-        return [
-            [SelectorVerdict(None if len(each.text) <= limit else "too long") for each in question.candidates]
-            for question in questions
-        ]
-
-In a config it is `path/to/file.py:brief`, a dotted path or a registered name (`@register("selector", "brief")`), with
-parameters next to it. A class is instantiated with the parameters, and its instances are called. Both may be `async`.
+`docs/selection.md` has an example. In a config it is `path/to/file.py:brief`, a dotted path or a registered name
+(`@register("selector", "brief")`), with parameters next to it. A class is instantiated with the parameters, and its
+instances are called. Both may be `async`.
 
 The contract, in full:
 
@@ -20,9 +14,8 @@ The contract, in full:
 3. The verdicts on a question depend on that question alone, unless the selector has `whole_set = True`: so questions
    may come in any order and in any shards. Within a question, ties are broken by the candidates' ids.
 4. A candidate that could not be measured (a server was down) is dropped as `NOT_MEASURED`, with a warning that gives
-   the cause; a later run may succeed. A selector does not end the run for it: a call may hold a single candidate that
-   is too long for the student. If not one candidate of a whole run could be measured, the caller ends the run
-   (`rlkd.rationales.pipeline` does).
+   the cause. A selector does not end the run for it: the caller does if not one candidate of a whole run could be
+   measured (`rlkd.rationales.pipeline`).
 """
 
 from __future__ import annotations

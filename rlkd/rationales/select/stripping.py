@@ -26,10 +26,9 @@ _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 def strip_answer(text: str) -> str:
     """A rationale without the sentences that announce its answer and without the right side of the last equation.
 
-    Announcements are those that `rlkd.answers.extract_answer` reads (`#### 72`, a box, an answer tag, "the answer
-    is"), `Answer:`, and a last line of `A:` with nothing but an answer after it. The right side of an equation ends
-    with its sentence. Calculator marks are removed too. Other text after the last equation stays, and may contain the
-    answer: `leaks`. Takes time linear in the text.
+    Announcements are those that `rlkd.answers.extract_answer` reads, `Answer:`, and a last line of `A:` with nothing
+    but an answer after it. The right side of an equation ends with its sentence. Calculator marks are removed too.
+    Takes time linear in the text.
 
     >>> strip_answer("48/2 = <<48/2=24>>24 in May.\\nSo 48 + 24 = 72 clips in all.\\n#### 72")
     '48/2 = 24 in May.\\nSo 48 + 24 ='
