@@ -380,15 +380,11 @@ class Writer:
         reply, plan = written.reply, written.plan
         if reply is None:
             return None
-        category, intents = reply.category or "", reply.intents
-        difficulty, budget = reply.difficulty or 0, reply.budget or 0
-        if plan is not None:  # its values hold, whatever the reply says
-            category, intents = plan.category or "", (plan.intent or "",)
-            difficulty, budget = plan.difficulty or 0, plan.budget or 0
-        entry = RouteEntry(
-            question.id, question.question, category, intents, difficulty, budget, reply.path, correct=True
-        )
-        broken = violations(entry, offered_budget=budget if plan else None)
+        route = reply if plan is None else plan  # the values of a plan hold, whatever the reply says
+        intents = reply.intents if plan is None else (plan.intent or "",)
+        named = (question.id, question.question, route.category or "", intents)
+        entry = RouteEntry(*named, route.difficulty or 0, route.budget or 0, reply.path, correct=True)
+        broken = violations(entry, offered_budget=entry.budget if plan else None)
         if self.settings.faithful and entry.category and entry.intents:
             broken = []  # the released code checks the answer only
         # Without the values, so that equal causes are counted together.
