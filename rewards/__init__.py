@@ -1,23 +1,7 @@
-"""Rewards: the public API, and the names of the built-in ones.
+"""Rewards: the public API, and the names of the built-in ones; `docs/rewards.md` shows how to write one.
 
-A reward is a callable over the columns of a batch that returns one score per completion:
-
-    from rewards import reward
-
-    @reward("brevity")
-    def brevity(completions, *, limit=400, **columns):
-        return [max(0.0, 1 - len(c[0]["content"]) / limit) for c in completions]
-
-A config names it by its registered name, by a dotted path, or as `path/to/file.py:brevity`. Parameters with a default
-(`limit`) can be set there; parameters without one are columns that the data must have. The outcome for a completion is
-one of three:
-
-1. a number: the score;
-2. `None`: not applicable, there is nothing to judge;
-3. `Failed("why")`, or an exception for the whole batch: the reward broke down. A failure is never a 0.0, since an
-   unreachable server must not punish a completion.
-
-`build_reward` turns a spec into a `Reward` that distinguishes these, and that TRL's own GRPOTrainer accepts.
+A reward is a callable over the columns of a batch that returns one score per completion: a number, `None` (not
+applicable), or `Failed("why")`. `build_reward` turns a spec into a `Reward` that TRL's own GRPOTrainer accepts.
 """
 
 from collections.abc import Callable

@@ -3,11 +3,9 @@
 Shape letters: N completions of the whole generation batch (all processes, groups in a row), G completions per group,
 M groups, F rewards. A missing reward is NaN.
 
-A reward that is missing for a completion must not move that completion within its group. TRL adds the weighted rewards
-of a completion with `nansum`, so that a missing one counts as 0 there: below every better score, above every penalty.
-So a missing entry r[i, f] becomes the mean of r[., f] over the other members of the group that have it, before
-anything is added up. Our choice; with any weights, the group mean of a reward is then the mean of the observed
-entries, a filled entry lies exactly there and adds nothing to the advantage, and equal completions stay equal
+TRL adds the weighted rewards with `nansum`, so that a missing one would count as 0: below every better score, above
+every penalty. So a missing entry becomes the mean of its reward over the other members of the group that have it,
+before anything is added up. Our choice; a filled entry adds nothing to the advantage, and equal completions stay equal
 whichever of them failed.
 """
 

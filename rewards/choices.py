@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rewards.contract import RewardOptions
+from rewards.contract import CHEAP
 from rlkd.answers import extract_answer, number, squeezed
 from rlkd.data.rows import completion_text
 
-# Cheap pure functions of a sample that run in the trainer's process; READ bounds their time.
-_OPTIONS = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
-
-# Characters at the end of a completion that are searched for an answer.
+# Characters at the end of a completion that are searched for an answer, which bounds the time.
 READ = 20_000
 # A completion up to this length may be just the answer.
 _BARE = 200
@@ -38,7 +35,7 @@ class MultipleChoice:
     """
 
     __name__ = "multiple_choice"
-    reward_options = _OPTIONS
+    reward_options = CHEAP
 
     def __call__(
         self,
@@ -77,7 +74,7 @@ class Boolean:
     """
 
     __name__ = "boolean"
-    reward_options = _OPTIONS
+    reward_options = CHEAP
 
     def __call__(self, completions: Sequence[Any], answer: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score a batch."""
@@ -100,7 +97,7 @@ class Numeric:
     """
 
     __name__ = "numeric"
-    reward_options = _OPTIONS
+    reward_options = CHEAP
 
     def __init__(self, relative: float = 1e-3, absolute: float = 0.0):
         if not (0 <= relative < float("inf") and 0 <= absolute < float("inf")):

@@ -1,11 +1,4 @@
-"""`rlkd rewards`: list, describe, test and create rewards, and report the rewards of a run.
-
-rlkd rewards list                                every name that a config can use
-rlkd rewards show NAME                           description, parameters, columns and options of a reward
-rlkd rewards test SPEC [--data rows.jsonl]       scores of samples, and the contract
-rlkd rewards new NAME                            a reward file to edit, with its test
-rlkd rewards report RUN                          statistics of a run's rewards, from its rollouts
-"""
+"""`rlkd rewards`: list, describe, test and create rewards, and report the rewards of a run."""
 
 from __future__ import annotations
 

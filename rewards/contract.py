@@ -79,6 +79,10 @@ class RewardOptions:
             raise ValueError(f"workers {self.workers!r}: expected at least 1")
 
 
+CHEAP = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
+"""Options of a pure function of a sample that is too cheap for workers or the cache."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The outcome of one sample. `value` is set for a score, `cause` for a failure.

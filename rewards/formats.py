@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from rewards.contract import RewardOptions
+from rewards.contract import CHEAP
 from rlkd.data.rows import completion_text
 
 _THINK = re.compile(r"\s*<think>(?P<thought>.*?)</think>(?P<rest>.*)", re.DOTALL)
@@ -20,8 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _cheap(function: F) -> F:
-    """Declare that a reward is a pure function of a sample and too cheap for workers or the cache."""
-    function.reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)  # type: ignore[attr-defined]
+    function.reward_options = CHEAP  # type: ignore[attr-defined]
     return function
 
 
@@ -67,7 +66,7 @@ class CodeFormat:
     """
 
     __name__ = "code_format"
-    reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
+    reward_options = CHEAP
 
     def __init__(self, language: str = "python"):
         self.language = language

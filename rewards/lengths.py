@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from rewards.contract import Failed, RewardError, RewardOptions
+from rewards.contract import CHEAP, Failed, RewardError, RewardOptions
 from rewards.verified import AccuracyReward, Column, Rules, Score
 from rlkd.answers import VERIFY_SECONDS
 from rlkd.data.rows import completion_text
@@ -20,7 +20,7 @@ class SoftOverlong:
     """
 
     __name__ = "soft_overlong"
-    reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
+    reward_options = CHEAP
 
     def __init__(self, max_completion_len: int, soft_punish_cache: int):
         if not 0 <= soft_punish_cache <= max_completion_len or not max_completion_len > 0:

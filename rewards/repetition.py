@@ -6,7 +6,7 @@ TRL counts tokens and open-r1 counts words, so there are two.
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
-from rewards.contract import RewardOptions
+from rewards.contract import CHEAP
 from rlkd.data.rows import completion_text
 
 
@@ -19,7 +19,7 @@ class TokenRepetition:
     """
 
     __name__ = "get_repetition_penalty_reward"
-    reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None, cache=False)
+    reward_options = CHEAP
 
     def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0):
         if ngram_size < 1:

@@ -1,10 +1,7 @@
-"""Runs a reward function and sorts what it returns into outcomes.
+"""Runs a reward function and sorts its return values into outcomes.
 
-A call takes these steps, as far as the reward's `RewardOptions` allow them:
-
-1. equal samples are scored once (`per_sample`), and cached ones not at all;
-2. the rest is scored, in worker processes with a hard time limit if the reward is isolated;
-3. each sample gets one `Outcome`; an exception, a hang or a dead worker is a failure with its cause.
+Equal samples are scored once and cached ones not at all (`per_sample`); the rest runs in worker processes with a hard
+time limit if the reward is isolated. An exception, a hang or a dead worker is a failure with its cause.
 """
 
 from __future__ import annotations
@@ -446,13 +443,11 @@ class AsyncReward(Reward):
                 return Fault("timeout", f"took more than {self.options.timeout:g} s")
             if task.cancelled():  # not by this method: by a future that it shares with others
                 return Fault("error", "it was cancelled from within")
-            outcomes = _outcomes(task.result(), self.__name__, expected)
+            result.outcomes = _outcomes(task.result(), self.__name__, expected, started)
         except (RewardError, SpecError):
             raise
         except Exception as error:
             return Fault("error", described(error), error)
-        seconds = time.perf_counter() - started
-        result.outcomes = [replace(outcome, seconds=seconds) for outcome in outcomes]
         return result
 
 
@@ -527,13 +522,12 @@ class _RewardCall:
         result = _CallResult([])
         started = time.perf_counter()
         try:
-            outcomes = _outcomes(self.function(**_recording(arguments, result)), self.name, expected)
+            returned = self.function(**_recording(arguments, result))
+            result.outcomes = _outcomes(returned, self.name, expected, started)
         except (RewardError, SpecError) as error:
             if inside_worker():  # a subclass that does not pickle would come back as a failure
                 raise RewardError(str(error)) from None
             raise
-        seconds = time.perf_counter() - started
-        result.outcomes = [replace(outcome, seconds=seconds) for outcome in outcomes]
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -577,7 +571,8 @@ def _recording(arguments: dict[str, Any], result: _CallResult) -> dict[str, Any]
     return {**arguments, **{k: recorder for k, recorder in recorders.items() if arguments.get(k) is not None}}
 
 
-def _outcomes(returned: Any, name: str, expected: int) -> list[Outcome]:
+def _outcomes(returned: Any, name: str, expected: int, started: float) -> list[Outcome]:
+    """One outcome for each returned value, with the seconds since `started`; raises `RewardError`."""
     if not isinstance(returned, Iterator):
         try:
             iter(returned)
@@ -586,7 +581,9 @@ def _outcomes(returned: Any, name: str, expected: int) -> list[Outcome]:
     values = list(returned)  # the body of a generator runs only here, and may fail
     if len(values) != expected:
         raise RewardError(LENGTH_ERROR.format(name=name, found=len(values), expected=expected))
-    return [Outcome.of(value, name, index) for index, value in enumerate(values)]
+    outcomes = [Outcome.of(value, name, index) for index, value in enumerate(values)]
+    seconds = time.perf_counter() - started
+    return [replace(outcome, seconds=seconds) for outcome in outcomes]
 
 
 def _portable(arguments: Mapping[str, Any]) -> dict[str, Any]:

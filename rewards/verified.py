@@ -1,12 +1,8 @@
 """Rewards that use math-verify: the accuracy rewards of TRL 1.16 and open-r1, and the cosine-scaled ones.
 
-They return TRL's numbers, with three differences:
-
-1. Nothing hangs, on any thread. math-verify runs in worker processes, and a comparison that exceeds its time limit or
-   crashes is `Failed`. TRL scores it 0.0 on the main thread and waits for ever on any other.
-2. Each distinct comparison is made once. Only the part of a completion that decides math-verify's verdict is compared
-   (`deciding_text`), so completions that announce the same answer in the same way share one comparison.
-3. The gold solution is the column `solution`, or else `answer`.
+They return TRL's numbers, but nothing hangs: math-verify runs in worker processes, and a comparison that exceeds its
+time limit or crashes is `Failed`, where TRL scores 0.0 or waits for ever. Each distinct comparison is made once, of
+the part of a completion that decides the verdict (`deciding_text`). The gold solution is `solution`, or else `answer`.
 """
 
 from __future__ import annotations
@@ -165,10 +161,7 @@ def _is_equal(gold: Any, found: Any) -> bool:
 def verdicts(
     contents: Sequence[str | None], solutions: Sequence[Any], *, rules: Rules = "trl", timeout: float = VERIFY_SECONDS
 ) -> list[Score]:
-    """`verdict` for many: each distinct comparison once, in worker processes, with `timeout` seconds for each.
-
-    `Failed` where a comparison takes longer or crashes; see `comparison` for contents and solutions that are None.
-    """
+    """`verdict` for many, in worker processes; `Failed` where a comparison crashes or takes over `timeout` seconds."""
     wanted = [comparison(content, solution) for content, solution in zip(contents, solutions, strict=True)]
     distinct = [pair for pair in dict.fromkeys(wanted) if isinstance(pair, tuple)]
     results = compare_in_workers(verdict, [(*pair, rules) for pair in distinct], timeout)
@@ -181,10 +174,7 @@ def verdicts(
 
 
 def comparison(content: str | None, solution: Any) -> tuple[str, str] | float | None:
-    """What decides a verdict: deciding text and solution.
-
-    Or the verdict itself where there is nothing to compare: None without a solution, 0 without content.
-    """
+    """Deciding text and solution, or the verdict itself: None without a solution, 0 without content."""
     if solution is None:
         return None
     return 0.0 if content is None else (deciding_text(content), str(solution))
@@ -374,13 +364,5 @@ def cosine(
     timeout: float = VERIFY_SECONDS,
 ) -> CosineScaledReward:
     """open-r1's cosine reward: `CosineScaledReward` over characters, with open-r1's rules."""
-    return CosineScaledReward(
-        max_len,
-        min_value_wrong,
-        max_value_wrong,
-        min_value_correct,
-        max_value_correct,
-        unit="characters",
-        rules="open_r1",
-        timeout=timeout,
-    )
+    values = (min_value_wrong, max_value_wrong, min_value_correct, max_value_correct)
+    return CosineScaledReward(max_len, *values, unit="characters", rules="open_r1", timeout=timeout)

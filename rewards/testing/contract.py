@@ -282,16 +282,10 @@ def _shown(value: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _FunctionCall:
-    """The result of one call of a reward function.
+    """The result of one call of a reward function: outcomes, or why there are none.
 
-    Args:
-        indices: of its samples.
-        outcomes: one per sample; None after an error, a wrong length or an invalid value.
-        invalid: index of the first sample with a value other than a finite number, None or Failed, and that value.
-        wrong_length: the return value, in words, if it is not one value per sample.
-        error: the exception, if the call raised one or exceeded its time limit.
-        changed: names of arguments that the call modified.
-        seconds: duration.
+    `invalid`: index of the first sample with a value other than a finite number, None or Failed, and that value.
+    `wrong_length`: the return value, in words. `changed`: names of arguments that the call modified.
     """
 
     indices: Sequence[int]

@@ -9,8 +9,7 @@ the direction: weights are never negative.
     [1.77, 1.0, 0.5, 1.0]
 
 The idea is that of "Validity-Calibrated Reasoning Distillation" (arXiv 2605.04078), of which only the abstract is
-known.
-Every formula here is our choice. `docs/validity.md` explains each and gives measurements.
+known. Every formula here is our choice; `docs/validity.md` explains each.
 
 Importing this loads no torch: models load at the first request.
 """

@@ -1,21 +1,8 @@
-"""The contract of validity scorers: the interface, how a config names one, and how the trainer calls it.
+"""The contract of validity scorers: the interface, and how the trainer calls it; `docs/validity.md` has examples.
 
-A scorer gets a list of questions, "how valid is this step after this prefix?", and returns a number or None for each:
-
-    def brevity(questions, limit=200):
-        return [max(0.0, 1 - len(question.step) / limit) for question in questions]
-
-In a config it is `path/to/file.py:brevity`, a dotted path or a registered name (`@register("validity", "brevity")`),
-with its parameters in `validity_kwargs`. A class is instantiated with the parameters, and the instance is called. Both
-may be `async`.
-
-A scorer may instead read the log-probabilities that the run's teacher gives to the tokens of a step. Each way is an
-optional method, which the trainer uses wherever a scorer has it:
-
-    from_token_logprobs(logprobs)                            with `proposals: generate`, in place of the call
-    from_token_statistics(statistics, spans, on_policy)      with `proposals: expected`, which requires it
-
-`TokenLogprobScorer` and `TokenStatisticsScorer` give shapes and units.
+A scorer gets a list of questions, "how valid is this step after this prefix?", and returns a number or None for each.
+It may instead read the log-probabilities that the run's teacher gives to the tokens of a step, by an optional method
+(`TokenLogprobScorer`, `TokenStatisticsScorer`) that the trainer then uses in place of the call.
 
 The error model, in full:
 

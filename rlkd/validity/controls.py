@@ -28,11 +28,6 @@ Validities = Sequence[float | None]
 Pair = tuple[list[float | None], list[float | None]]
 
 
-def uniform(steps: int) -> list[float]:
-    """Weight 1 for each of `steps` steps: plain distillation."""
-    return [1.0] * steps
-
-
 def shuffled(weights: Sequence[float], valid: Sequence[bool], *, seed: int, step: int) -> list[float]:
     """The weights of the valid steps in an order drawn from `seed` and the training `step`; the others stay.
 

@@ -1,4 +1,4 @@
-"""The engine of a scorer: opened once, checked before a run, and sent prompts that continue a completion."""
+"""The base of scorers that send requests to an engine: opened once, and checked before a run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from rlkd.engines.tokens import load_tokenizer
 from rlkd.validity.contract import StepQuestion, ValidityError
 
 
-class ScorerEngine:
-    """The engine of one scorer.
+class EngineScorer:
+    """A scorer by the model of an engine; raises ValueError for a spec that names no engine.
 
     Args:
-        scorer: name of the scorer, for errors.
         spec: spec of the engine (`rlkd.engines.open_engine`); a server needs the name of its model.
         deadline: seconds for one call of the scorer.
         tokenizer: name of the tokenizer whose chat template renders messages; by default that of the engine's model.
-
-    Raises ValueError for a spec that names no engine.
     """
 
-    def __init__(self, scorer: str, spec: str | None, deadline: float | None, tokenizer: str | None = None) -> None:
-        self.role = f"validity scorer {scorer!r}"
+    __name__: str
+
+    def __init__(self, spec: str, deadline: float | None, tokenizer: str | None = None) -> None:
+        self.role = f"validity scorer {self.__name__!r}"
         self._engines = EnginePool(deadline)
         self.engine: Engine = self._engines.open(self.role, spec)
         self.deadline = deadline

@@ -10,7 +10,7 @@ from typing import Any
 from rlkd.data.rows import question_of
 from rlkd.engines.base import EngineError, Message, Sampling
 from rlkd.validity.contract import Scale, StepQuestion, warn_of_failed_steps
-from rlkd.validity.engine import ScorerEngine
+from rlkd.validity.engine import EngineScorer
 from rlkd.validity.templates import compiled, render
 
 TEMPLATE = """\
@@ -43,7 +43,7 @@ _BARE = re.compile(r"\s*(\d{1,2})\s*(?:/\s*10)?\s*\.?\s*")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
-class JudgeScorer:
+class JudgeScorer(EngineScorer):
     """The scorer `judge`: a model grades one candidate per call, so that the two proposals never appear together.
 
     Greedy, and guided by a JSON schema where the engine supports it (`Engine.guided`). A reply without a grade is a
@@ -74,16 +74,12 @@ class JudgeScorer:
         self.template = TEMPLATE if template is None else template
         compiled(self.template)
         self.sampling = Sampling(max_new_tokens, json_schema=SCHEMA)
-        self.engine = ScorerEngine("judge", engine, deadline)
-
-    def check_ready(self) -> None:
-        """Raise `UsageError` where the engine does not respond or lacks the model."""
-        self.engine.check_ready()
+        super().__init__(engine, deadline)
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`."""
         prompts: list[Any] = [self.prompt(question) for question in questions]
-        replies = await self.engine.engine.generate(prompts, self.sampling, deadline=self.engine.deadline)
+        replies = await self.engine.generate(prompts, self.sampling, deadline=self.deadline)
         values: list[float | None] = []
         causes = []
         for reply in replies:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rlkd.engines.base import EngineError
 from rlkd.validity.contract import Scale, StepQuestion, warn_of_failed_steps
-from rlkd.validity.engine import ScorerEngine
+from rlkd.validity.engine import EngineScorer
 from rlkd.validity.margins import Reduction, StepValidities, check_reduction, expected_margins, reduce_tokens
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def likelihood(
     check_reduction(reduction, quantile)
     if engine is None:
         return TeacherLikelihoodScorer(reduction, quantile)
-    scorer_engine = ScorerEngine("likelihood", engine, deadline, tokenizer)
-    return EngineLikelihoodScorer(scorer_engine, reduction, quantile)
+    return EngineLikelihoodScorer(engine, deadline, tokenizer, reduction, quantile)
 
 
 class TeacherLikelihoodScorer:
@@ -68,26 +67,24 @@ class TeacherLikelihoodScorer:
         )
 
 
-class EngineLikelihoodScorer:
+class EngineLikelihoodScorer(EngineScorer):
     """The likelihood of steps under an engine's model."""
 
     __name__ = "likelihood"
     scale: Scale = "log"
 
-    def __init__(self, scorer_engine: ScorerEngine, reduction: Reduction, quantile: float) -> None:
-        self.engine = scorer_engine
+    def __init__(
+        self, engine: str, deadline: float | None, tokenizer: str | None, reduction: Reduction, quantile: float
+    ) -> None:
+        super().__init__(engine, deadline, tokenizer)
         self.reduction: Reduction = reduction
         self.quantile = quantile
 
-    def check_ready(self) -> None:
-        """Raise `UsageError` where the engine does not respond or lacks the model."""
-        self.engine.check_ready()
-
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`."""
-        texts = await self.engine.texts(list(questions))
+        texts = await self.texts(list(questions))
         requests = [(text, question.step) for text, question in zip(texts, questions, strict=True)]
-        replies = await self.engine.engine.score(requests, deadline=self.engine.deadline)
+        replies = await self.engine.score(requests, deadline=self.deadline)
         causes = [str(reply) for reply in replies if isinstance(reply, EngineError)]
         warn_of_failed_steps(self.__name__, causes, len(questions))
         logprobs = [() if isinstance(reply, EngineError) else reply.logprobs for reply in replies]

@@ -16,11 +16,11 @@ from typing import Any
 
 from rlkd.data.rows import question_of
 from rlkd.devices import best_device
+from rlkd.engines import EnginePool
 from rlkd.engines.base import EngineError
 from rlkd.engines.tokens import batches_by_length
 from rlkd.models import resolve_model
 from rlkd.validity.contract import Scale, StepQuestion, ValidityError, warn_of_failed_steps
-from rlkd.validity.engine import ScorerEngine
 from rlkd.validity.templates import compiled, render
 
 # As in TRL's PRMTrainer: a line end after the problem and each step, and the prediction is read there. A step comes
@@ -89,7 +89,8 @@ class PRMScorer:
         self.device = device
         self.batch_tokens = batch_tokens
         self.deadline = deadline
-        self.engine = None if engine is None else ScorerEngine("prm", engine, deadline)
+        self._engines = EnginePool(deadline)
+        self.engine = None if engine is None else self._engines.open("validity scorer 'prm'", engine)
         self._loaded: _Classifier | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class PRMScorer:
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond, or the model does not load."""
         if self.engine is not None:
-            self.engine.check_ready()
+            self._engines.check_ready()
         else:
             self._load()
 
@@ -112,7 +113,7 @@ class PRMScorer:
     async def _ask(self, texts: list[str]) -> tuple[list[float | None], list[str]]:
         assert self.engine is not None
         prompts: list[Any] = [[{"role": "user", "content": text}] for text in texts]
-        replies = await self.engine.engine.choose(prompts, self.labels, deadline=self.engine.deadline)
+        replies = await self.engine.choose(prompts, self.labels, deadline=self.deadline)
         values: list[float | None] = []
         causes = []
         for reply in replies:

@@ -12,12 +12,12 @@ from rlkd.answers import VerificationError, are_correct, extract_answer
 from rlkd.engines.base import EngineError, Sampling
 from rlkd.errors import warn_of_failures
 from rlkd.validity.contract import Scale, StepQuestion
-from rlkd.validity.engine import ScorerEngine
+from rlkd.validity.engine import EngineScorer
 
 logger = logging.getLogger(__name__)
 
 
-class RolloutScorer:
+class RolloutScorer(EngineScorer):
     """The scorer `rollout`: (k + 1) / (N + 2), where k of N sampled continuations announce the gold answer.
 
     This is Laplace's rule: with 4 samples a validity is at least 1/6 and at most 5/6. Where no continuation of any
@@ -64,11 +64,7 @@ class RolloutScorer:
         self.samples = samples
         self.sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
         self.fallback: Literal["none", "last_number"] = fallback
-        self.engine = ScorerEngine("rollout", engine, deadline, tokenizer)
-
-    def check_ready(self) -> None:
-        """Raise `UsageError` where the engine does not respond or lacks the model."""
-        self.engine.check_ready()
+        super().__init__(engine, deadline, tokenizer)
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`."""
@@ -119,10 +115,10 @@ class RolloutScorer:
         traces: list[list[str | None]] = [[q.prefix + q.step] * self.samples for q in questions]
         causes = []
         if undecided:
-            texts = await self.engine.texts([questions[index] for index in undecided])
+            texts = await self.texts([questions[index] for index in undecided])
             starts = [text + questions[index].step for text, index in zip(texts, undecided, strict=True)]
             prompts = [start for start in starts for _ in range(self.samples)]
-            replies = await self.engine.engine.generate(prompts, self.sampling, deadline=self.engine.deadline)
+            replies = await self.engine.generate(prompts, self.sampling, deadline=self.deadline)
             for number, reply in enumerate(replies):
                 index, sample = undecided[number // self.samples], number % self.samples
                 if isinstance(reply, EngineError):

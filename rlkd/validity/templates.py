@@ -1,7 +1,6 @@
-"""Prompts of scorers as jinja2 templates, which a config can replace.
+"""Prompts of scorers as jinja2 templates (sandboxed), which a config can replace.
 
-A template has `problem` (the last user message), `prefix`, `step`, `answer` and `columns`. Rendering is sandboxed. An
-unknown variable is an error when the scorer is built.
+A template has `problem` (the last user message), `prefix`, `step`, `answer` and `columns`.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
     w = [w_min + (w_max - w_min) * sigmoid((V_T - V_S) / tau)] * min(1, V_T / v_0)
 
-The first factor compares the proposals: where the student's step is less valid than the teacher's, the pull is
-stronger. The second looks at the teacher alone: no strong pull towards a step that is probably wrong. It is left out
-where the teacher has written no step: an expected V_T is -H_T, its uncertainty. All of this is our choice, with the
-defaults of the project's reference design: a tie gives 1.
+The second factor, which avoids a strong pull towards a step that is probably wrong, is left out where V_T is an
+expectation. All of this is our choice; `docs/validity.md` has the reasons.
 """
 
 from __future__ import annotations
@@ -18,16 +16,7 @@ from statistics import median
 from typing import Any, get_args
 
 from rlkd.validity.contract import Scale
-from rlkd.validity.controls import (
-    CONTROLS,
-    Control,
-    PositionProfile,
-    divergence,
-    entropy,
-    shuffled,
-    teacher_only,
-    uniform,
-)
+from rlkd.validity.controls import CONTROLS, Control, PositionProfile, divergence, entropy, shuffled, teacher_only
 
 
 @dataclass(frozen=True)
@@ -37,9 +26,8 @@ class WeightMap:
     On the scale `probability`, V lies in [0, 1]. On the scale `log`, V is a log-probability in nats per token: the
     margin is their difference, `tau` is in nats, and the second factor uses exp(V_T).
 
-    Properties, all tested: the weight lies in [0, w_max], and in [w_min, w_max] where V_T reaches v_0; it never falls
-    as V_T grows and never grows as V_S grows; equal validities give exactly 1 where V_T reaches v_0 and
-    w_min + w_max = 2, and only there is a constant validity plain distillation.
+    The weight never falls as V_T grows and never grows as V_S grows. Equal validities give exactly 1 where V_T reaches
+    v_0 and w_min + w_max = 2, and only there is a constant validity plain distillation.
 
     Args:
         w_min: smallest weight of a valid teacher step.
@@ -69,14 +57,10 @@ class WeightMap:
     def __call__(
         self, teacher: Sequence[float | None], student: Sequence[float | None], *, tau: float | None = None
     ) -> list[float]:
-        """One weight per step; exactly 1 where a validity is None, nan or infinite: the scorer failed there.
+        """One weight per step from V_T and V_S; exactly 1 where one is None, nan or infinite: the scorer failed there.
 
-        Args:
-            teacher, student: V_T and V_S, one per step, in order.
-            tau: replaces the map's own (`AdaptiveTau`).
-
-        Raises ValueError for lists of different length, for a V outside [0, 1] on the scale `probability`, and for a
-        `tau` that is not above 0.
+        `tau` replaces the map's own (`AdaptiveTau`). Raises ValueError for lists of different length, for a V outside
+        [0, 1] on the scale `probability`, and for a `tau` that is not above 0.
         """
         if len(teacher) != len(student):
             raise ValueError(
@@ -113,10 +97,9 @@ class WeightMap:
 class AdaptiveTau:
     """A `tau` that follows the margins: `factor` times the running median of their sizes.
 
-    A fixed `tau` suits one scorer and one pair of models: where margins are far larger, every weight is at an end of
-    the range; where they are far smaller, all are 1. With `factor` 1, half of the margins move the sigmoid beyond
-    0.27 to 0.73. Our choice. Margins of exactly 0 are left out: they give the same weight under any `tau`, and
-    scorers with few values (`rollout`) produce many of them.
+    With `factor` 1, half of the margins move the sigmoid beyond 0.27 to 0.73 in any unit. Our choice. Margins of
+    exactly 0 are left out: they give the same weight under any `tau`, and scorers with few values (`rollout`) produce
+    many of them.
 
     The median is over the last `window` margins, so it depends on their order and not on the batches. In a run of
     several processes, give every process the margins of all, in the order of the ranks.
@@ -150,7 +133,7 @@ class AdaptiveTau:
         return self.value
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: plain numbers."""
+        """The state for a checkpoint."""
         return {"sizes": list(self._sizes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -255,18 +238,14 @@ class StepWeighting:
         }.get(self.control or "", frozenset({"teacher", "student"}))
 
     def __call__(self, evidence: StepEvidence, step: int) -> WeightedSteps:
-        """The weights of the steps.
+        """The weights of the steps; raises ValueError where the evidence lacks a field that `needs` names.
 
-        Args:
-            evidence: that of all processes (`joined`), so that `tau` and the controls do not depend on how rows are
-                spread over processes.
-            step: number of the generation batch, part of the seed of `shuffled`.
-
-        Raises ValueError where the evidence lacks a field that `needs` names.
+        `evidence`: that of all processes (`joined`), so that `tau` and the controls do not depend on how rows are
+        spread over processes. `step`: number of the generation batch, part of the seed of `shuffled`.
         """
         count = len(evidence.positions)
         if self.control == "uniform":
-            return WeightedSteps(uniform(count), [None] * count, self.weight_map.tau, 0, 0)
+            return WeightedSteps([1.0] * count, [None] * count, self.weight_map.tau, 0, 0)
         pairs = self._compared(evidence)
         margins = [None if t is None or s is None else t - s for t, s in pairs]
         weight_map = replace(self.weight_map, v_0=0.0) if evidence.teacher_is_expected else self.weight_map

@@ -1,12 +1,7 @@
 """Attention in plain torch for TRL's AsyncGRPOTrainer without CUDA, and a template by which rewards read whole texts.
 
-Checked on TRL 1.16.0 (`trainers.common.trl_compat`):
-
-- TRL's attention over packed completions is a GPU kernel (flash-attention 3, from the hub); `packed_attention`
-  computes the same in plain torch;
-- its rollout process splits a completion into messages by a template of the tokenizer. For some models TRL has one,
-  which removes the text in <think> from what rewards read; for others it fails. `whole_text` replaces it, on every
-  device.
+TRL's attention over packed completions is a GPU kernel; its templates remove the text in <think> from completions, or
+fail. Checked on TRL 1.16.0 (`trainers.common.trl_compat`).
 """
 
 from __future__ import annotations

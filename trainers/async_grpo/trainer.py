@@ -1,17 +1,7 @@
 """TRL's AsyncGRPOTrainer with rewards from the registry: rollouts continue while the student trains.
 
-A second process requests completions from a vLLM server and scores them; the trainer takes what is ready, and sends
-its LoRA adapter to the server after a step. Differences from TRL's trainer:
-
-1. the config names rewards, weights and gates, which become one reward (`rewards.CompositeReward`), since TRL adds
-   rewards up as they are and counts a missing one as 0;
-2. the server is checked before the model loads, and freed of what an earlier run left: its adapters, whose names would
-   come again, and the pause of a server whose run was killed (`trainers.async_grpo.preflight`);
-3. rewards read the whole text of a completion (`trainers.async_grpo.rollouts`);
-4. it trains without a GPU as well (`trainers.async_grpo.rollouts`);
-5. every rollout goes to `rollouts/async.jsonl` with each reward's outcome, and the metrics to `metrics.jsonl`.
-
-It trains adapters only: full weights would go to the server by NCCL, which TRL's own trainer does.
+It trains adapters only: full weights would go to the server by NCCL, which TRL's own trainer does. `docs/async.md`
+describes the differences from TRL's trainer.
 """
 
 from __future__ import annotations

@@ -1,10 +1,5 @@
 """The command line of the recipes: data keys, the default config, device defaults, clear errors.
 
-    def main(script, args, model): ...
-
-    if __name__ == "__main__":
-        start(main, (ScriptArguments, RLKDConfig, ModelConfig), default_config="rlkd.yaml")
-
 Keys are flat, those of TRL's configs and of a dataclass of the recipe's own; the command line wins over the file.
 """
 

@@ -116,7 +116,7 @@ def test_a_special_token_that_template_and_tokenizer_both_begin_with_stands_ther
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer("a")["input_ids"][0] == place
     scorer = load_scorer("likelihood", {"engine": f"transformers:{tiny_model}", "tokenizer": str(tmp_path)})
-    [text] = run(scorer.engine.texts([question("s", "p", CHAT)]))
+    [text] = run(scorer.texts([question("s", "p", CHAT)]))
     assert text == f"<|user|>{CHAT[0]['content']}<|end|><|assistant|>p"
 
 
