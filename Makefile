@@ -22,11 +22,11 @@ demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(PYTHON) -m accelerate.commands.launch --num_processes 1 recipes/rlkd.py
 
 test: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal
 
 # Without the tests marked `slow`: under three minutes on two idle cores.
 test-fast: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow"
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
