@@ -69,13 +69,15 @@ def main() -> int:
         for number in range(args.rounds):
             prompts = [made_prompt(number, place) for place in range(args.prompts)]
             others = [made_prompt(number, args.prompts + place) for place in range(alone)]
-            served, rate = timed(partial(by_server, engine, prompts, args.tokens))
-            rates["server"].append(rate)
-            made, rate = timed(partial(by_llm, offline, settings, prompts))
-            rates["offline"].append(rate)
-            _, rate = timed(partial(one_after_another, engine, others, args.tokens))
-            rates["sequential"].append(rate)
-            same = same and served == made
+            arms = {
+                "server": partial(by_server, engine, prompts, args.tokens),
+                "offline": partial(by_llm, offline, settings, prompts),
+                "sequential": partial(one_after_another, engine, others, args.tokens),
+            }
+            results = {name: timed(arm) for name, arm in arms.items()}
+            for name, (_, rate) in results.items():
+                rates[name].append(rate)
+            same = same and results["server"][0] == results["offline"][0]
             print(f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items()))
 
     medians = {name: statistics.median(values) for name, values in rates.items()}

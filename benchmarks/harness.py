@@ -100,16 +100,11 @@ def in_turn(arms: Mapping[str, Callable[[], T]], rounds: int) -> Iterator[dict[s
         yield {name: results[name] for name in names}
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process so far, user and system, all threads."""
-    return time.process_time()
-
-
 def timed(work: Callable[[], T]) -> tuple[T, float, float]:
     """A result, and the seconds of wall clock and of CPU time that it took."""
-    wall, cpu = time.perf_counter(), cpu_seconds()
+    wall, cpu = time.perf_counter(), time.process_time()
     result = work()
-    return result, time.perf_counter() - wall, cpu_seconds() - cpu
+    return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def reset_peak() -> float:
@@ -135,6 +130,14 @@ def _memory(name: str) -> float:
 
 
 # Trainers against stock trainers
+
+
+def stock_size(parser: argparse.ArgumentParser) -> tuple[int, int, bool]:
+    """Rounds, steps and `--quick` of a `StockComparison`, from the command line."""
+    parser.add_argument("--rounds", type=int, default=18, help="rounds of all arms (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="steps per round and arm (default: %(default)s)")
+    given = parse(parser, quick="3 rounds of 2 steps")
+    return (3, 2, True) if given.quick else (given.rounds, given.steps, False)
 
 
 def train(trainer: Any) -> tuple[float, list[Any]]:

@@ -24,7 +24,7 @@ import argparse
 import math
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -54,10 +54,10 @@ def main() -> int:
     full = LossShape(128, 16_384, 64) if options.quick else LossShape(2_048, 151_936, 256)
     with tempfile.TemporaryDirectory(prefix="rlkd-kd-loss-") as folder:
         arms, betas = (("ours",), (0.5,)) if options.quick else (ARMS, (0.0, 0.5, 1.0))
-        errors = gradient_errors(at(full, tokens=full.tokens // 8), folder, arms, betas)
+        errors = gradient_errors(replace(full, tokens=full.tokens // 8), folder, arms, betas)
     trained = table(full, rounds)
-    frozen = {} if options.quick else table(at(full, frozen=True), rounds)
-    twice = child("ours", at(full, tokens=2 * full.tokens))["peak_mib"]
+    frozen = {} if options.quick else table(replace(full, frozen=True), rounds)
+    twice = child("ours", replace(full, tokens=2 * full.tokens))["peak_mib"]
     ours = trained["ours"]["peak_mib"]
     growth = twice - ours - full.tokens * full.hidden * 4 / MIB
     error = errors["ours"]
@@ -87,12 +87,7 @@ def main() -> int:
     return harness.report(figures, {} if options.quick else bounds)
 
 
-def at(size: LossShape, **changes: float) -> LossShape:
-    return LossShape(**{**asdict(size), **changes})
-
-
 def table(size: LossShape, rounds: int) -> dict[str, dict[str, float]]:
-    """Peak and time of each arm: medians over the rounds, in an order that changes."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for results in harness.in_turn({arm: partial(child, arm, size) for arm in ARMS}, rounds):
         for arm, result in results.items():
@@ -112,16 +107,15 @@ def child(arm: str, size: LossShape, gradients: str | None = None) -> dict[str, 
 
 
 def gradient_errors(size: LossShape, folder: str, arms: tuple[str, ...], betas: tuple[float, ...]) -> dict[str, float]:
-    """Of each arm: the largest difference to dense in float64 over the largest entry, over gradients and betas."""
     import torch
 
     path = str(Path(folder) / "gradients.pt")
     errors = dict.fromkeys(arms, 0.0)
     for beta in betas:
-        child("dense", at(size, beta=beta, double=True), path)
+        child("dense", replace(size, beta=beta, double=True), path)
         exact = torch.load(path)
         for arm in arms:
-            child(arm, at(size, beta=beta), path)
+            child(arm, replace(size, beta=beta), path)
             for one, found in zip(exact, torch.load(path), strict=True):
                 errors[arm] = max(errors[arm], float((one - found).abs().max() / one.abs().max()))
     return errors

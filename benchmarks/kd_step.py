@@ -38,10 +38,7 @@ VOCABULARY = 8192
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure ValidityKDTrainer against DistillationTrainer.")
-    parser.add_argument("--rounds", type=int, default=18, help="rounds of all arms (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4, help="steps per round and arm (default: %(default)s)")
-    given = harness.parse(parser, quick="3 rounds of 2 steps")
-    rounds, steps = (3, 2) if given.quick else (given.rounds, given.steps)
+    rounds, steps, quick = harness.stock_size(parser)
     harness.quiet()
     tokenizer = byte_tokenizer(VOCABULARY)
     common = {"num_attention_heads": 4, "max_position_embeddings": 1024}
@@ -55,7 +52,7 @@ def main() -> int:
         for ends in comparison.run():
             learnt = gap(before, ends["stock A"])
             distance = max(distance, gap(ends["stock A"], ends["ours"]) / learnt)
-    figures = comparison.figures(given.quick)
+    figures = comparison.figures(quick)
     print(f"parameters         differ from TRL's by {distance:.2g} of what {steps} steps changed")
     figures["parameter_gap"] = float(f"{distance:.2g}")
     return harness.report(figures, {"parameter_gap < 1e-3": distance < 1e-3})

@@ -110,7 +110,6 @@ def main() -> int:
 def train(
     model: str, folder: str, steps: int, *, delay: float, prefetch: bool
 ) -> tuple[list[float], list[torch.Tensor]]:
-    """Train; return the seconds from generation to rewards of all steps but the first, and the parameters."""
     sizes = {"per_device_train_batch_size": 16, "num_generations": 4, "max_completion_length": 96, "max_steps": steps}
     settings = training_arguments(tempfile.mkdtemp(dir=folder), beta=0.05, reward_prefetch=prefetch, **sizes)
     args = RLKDConfig(**settings | {"seed": 3})

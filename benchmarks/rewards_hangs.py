@@ -34,7 +34,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,14 +162,10 @@ def in_a_process(task: dict[str, Any]) -> dict[str, Any]:
     found = harness.in_child(task, **{MARK: mark})
     time.sleep(1.0)
     # Process ids are reused; together with the start time they are unique.
-    alive = {(each.pid, each.create_time()) for each in running(psutil.process_iter())}
+    alive = {(each.pid, each.create_time()) for each in psutil.process_iter() if is_running(each)}
     children = {tuple(child) for child in found["descendants"]}
     found["orphans"] = len({pid for pid, _ in alive & children} | {each.pid for each in carriers(MARK, mark)})
     return found
-
-
-def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if is_running(each)]
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:

@@ -91,11 +91,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem to make completions from.
-
-    `answer`: the gold answer in LaTeX. `texts`: reasoning texts; the first leads to the gold answer. `finals`: the
-    answer of each text, if they are rationales of different models.
-    """
+    """The gold answer in LaTeX, reasoning texts, and the answer of each, if they are by different models."""
 
     answer: str
     texts: list[str]
@@ -131,7 +127,6 @@ def load_problems(path: Path | None = None) -> list[Problem]:
 
 
 def without_answer(text: str) -> str:
-    """A solution without the marks that announce its answer."""
     return text.partition("\n####")[0].replace("\\boxed", "").replace("\\fbox", "").rstrip()
 
 
@@ -168,7 +163,8 @@ def group_batch(problems: Sequence[Problem], size: int, seed: int = 0) -> Batch:
                 ending = rng.choice(["", f"\n#### {problem.answer}"])
                 completions.append(f"{lead}\n{text[: len(text) * 3 // 4]}{ending}")
             else:
-                completions.append(f"{lead}\n{text}\n{announcement(rng) % answer}")
+                [announcement] = rng.choices(list(ANNOUNCEMENTS), list(ANNOUNCEMENTS.values()))
+                completions.append(f"{lead}\n{text}\n{announcement % answer}")
             solutions.append(GOLDS[repetition] % problem.answer)
     return Batch(completions, solutions)
 
@@ -205,12 +201,7 @@ def pick(problems: Sequence[Problem], turn: int) -> tuple[Problem, int]:
     return problems[index], repetition
 
 
-def announcement(rng: random.Random) -> str:
-    return rng.choices(list(ANNOUNCEMENTS), list(ANNOUNCEMENTS.values()))[0]
-
-
 def rewritten(answer: str, rng: random.Random) -> str:
-    """The same value in another form."""
     value = number(answer)
     if value is not None and value.denominator == 1:
         n = int(value)

@@ -57,7 +57,6 @@ def timed(command: list[str]) -> float:
 
 
 def heavy_imports(entry: list[str], arguments: list[str]) -> set[str]:
-    """Which of `HEAVY` a command imports, by Python's own report of its imports on stderr."""
     command = [sys.executable, "-X", "importtime", *entry, *arguments]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     # import time:  self [us] | cumulative | imported package

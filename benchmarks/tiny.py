@@ -31,11 +31,7 @@ def byte_tokenizer(vocabulary: int = 0) -> Any:
 
 
 def save_llama(folder: str | Path, tokenizer: Any = None, *, seed: int = 0, **changes: Any) -> str:
-    """Save a random Llama of two layers and width 32 with its tokenizer; return the folder.
-
-    `tokenizer`: by default `byte_tokenizer()`. `changes` are those of `LlamaConfig`. The random state of the caller
-    stays as it is.
-    """
+    """Save a random Llama with its tokenizer; return the folder. Leaves the random state of the caller as it is."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -32,10 +32,7 @@ ARMS = {"stock A": (GRPOTrainer, GRPOConfig), "stock B": (GRPOTrainer, GRPOConfi
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure RLKDTrainer against GRPOTrainer.")
-    parser.add_argument("--rounds", type=int, default=18, help="rounds of all arms; 6 orders (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4, help="steps per round and arm (default: %(default)s)")
-    given = harness.parse(parser, quick="3 rounds of 2 steps")
-    rounds, steps = (3, 2) if given.quick else (given.rounds, given.steps)
+    rounds, steps, quick = harness.stock_size(parser)
     harness.quiet()
     with tempfile.TemporaryDirectory(prefix="rlkd-overhead-") as folder:
         model = save_model(f"{folder}/model")
@@ -48,7 +45,7 @@ def main() -> int:
             reference = reference or ends["stock A"]
             equal &= all(same(reference, parameters) for parameters in ends.values())
     moved = not same(before, reference)
-    figures = comparison.figures(given.quick)
+    figures = comparison.figures(quick)
     pairs = zip(comparison.seconds["ours"], comparison.stock, strict=True)
     extra_ms = median((ours - stock) / steps * 1000 for ours, stock in pairs)
     print(f"extra per step     {extra_ms:.1f} ms of CPU time")

@@ -20,12 +20,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """The completions of a batch (B) with the outcomes of their rewards (F).
+    """The completions of a batch (B) as `texts`, each with its row, and the outcomes of their rewards (F) by name.
 
-    Args:
-        rows: the row of each completion, with its `prompt`, and `id` and `answer` if there are any.
-        texts: the completions.
-        outcomes: reward name -> an outcome per completion. Reward models have a score in TRL's tensor only.
+    Rows have `prompt`, and `id` and `answer` if there are any. Reward models have a score in TRL's tensor only.
     """
 
     rows: Sequence[Mapping[str, Any]]

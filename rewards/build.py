@@ -56,8 +56,7 @@ def build_rewards(
     Args:
         specs: specs, and reward callables as they are.
         arguments, options: reward name (the alias, if there is one) or spec -> its parameters, its options. Options
-            may also go to a callable, by its name. An entry that fits no reward is an error, not ignored.
-        cache: as `build_reward` takes it.
+            may also go to a callable, by its name. An entry that fits no reward is an error.
     """
     parameters_of, options_of = dict(arguments or {}), dict(options or {})
     rewards: list[Reward] = []

@@ -25,6 +25,7 @@ from rewards.batch import ScoredBatch
 from rewards.contract import RewardError
 from rewards.runner import Reward
 from rlkd.data.rows import completion_text
+from rlkd.files import read_records, remove_truncated_line
 from rlkd.registry import suggestion
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class CompositeReward:
     missing for the whole group, or, under `on_failure="drop"`, if one of its rewards failed.
 
     Args:
-        rewards: what to combine; names must be unique.
-        weights: one for each reward, by default 1.
+        weights: one for each reward (whose names must be unique), by default 1.
         gates: {gated: condition}: the gated reward is multiplied by the condition, clipped to [0, 1].
         aggregation: `sum_then_normalize` adds the weighted rewards; `normalize_then_sum` first subtracts from each
             its mean over the group and divides by its standard deviation (GDPO, as TRL's option of that name).
@@ -188,15 +188,9 @@ def check_combination(names: Sequence[str], weights: Sequence[float] | None, gat
 
 def _next_group(log: Path) -> int:
     """The number of the next group in a log; removes a last line that a kill truncated."""
-    if not log.exists():
-        return 0
-    whole, last = 0, b""
-    with log.open("rb+") as stream:
-        for line in stream:
-            if line.endswith(b"\n"):
-                whole, last = whole + len(line), line
-        stream.truncate(whole)
-    return int(json.loads(last)["group"]) + 1 if last else 0
+    remove_truncated_line(log)
+    groups = [record["group"] for record in read_records(log)] if log.exists() else []
+    return int(groups[-1]) + 1 if groups else 0
 
 
 def _normalised(rewards_GF: Tensor) -> Tensor:

@@ -122,10 +122,7 @@ def _is_laid_out(text: str, answer_tags: bool) -> bool:
 
 
 def _holds_in_order(text: str, *parts: str) -> bool:
-    """Whether a text has open-r1's format, with these parts in order in the answer; the last one is a line of its own.
-
-    Taking the first occurrence of each part in turn is linear; a regular expression may try all combinations.
-    """
+    """Whether a text has open-r1's format with these parts in order, the last on its own line; in linear time."""
     opening = "<think>\n"
     if not text.startswith(opening):
         return False

@@ -111,6 +111,8 @@ class Reward:
     ) -> list[float | None]:
         """Log the metrics of a batch, and return the values that TRL takes."""
         if log_metric is not None and outcomes:
+            from rlkd.statistics import percentile  # numpy, which only a run needs
+
             name, count = self.__name__, len(outcomes)
             for status in ("failed", "not_applicable"):
                 log_metric(f"rewards/{name}/{status}", sum(o.status == status for o in outcomes) / count)
@@ -118,9 +120,9 @@ class Reward:
                 for source in ("batch", "cache"):
                     log_metric(f"rewards/{name}/reused_{source}", sum(o.reused == source for o in outcomes) / count)
             seconds = sorted(o.seconds for o in outcomes if o.seconds is not None and o.reused is None)
-            if seconds:
-                for share in (50, 95):
-                    log_metric(f"rewards/{name}/seconds_p{share}", percentile(seconds, share))
+            for share in (50, 95):
+                if (value := percentile(seconds, share)) is not None:
+                    log_metric(f"rewards/{name}/seconds_p{share}", value)
         return [outcome.value for outcome in outcomes]
 
     def check_columns(self, available: Sequence[str]) -> None:
@@ -453,8 +455,6 @@ class AsyncReward(Reward):
 
 @dataclass
 class _CallResult:
-    """The outcomes of one call of a reward function, and what it logged meanwhile."""
-
     outcomes: list[Outcome]
     metrics: list[tuple[str, float]] = field(default_factory=list)
     extras: list[tuple[str, list[Any]]] = field(default_factory=list)
@@ -476,7 +476,6 @@ class _Plan:
 
     @property
     def parts(self) -> list[list[int]]:
-        """The samples of each call: one sample for `per_sample` rewards, else the batch."""
         return [[index] for index in self.to_score] if self.per_sample else [self.to_score]
 
     def select(self, indices: Sequence[int], arguments: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -563,7 +562,6 @@ def _function_of(origin: Origin) -> Any:
 
 
 def _recording(arguments: dict[str, Any], result: _CallResult) -> dict[str, Any]:
-    """The arguments with callbacks that hold back what is logged until the whole batch is scored."""
     recorders = {
         "log_metric": lambda name, value: result.metrics.append((name, value)),
         "log_extra": lambda column, values: result.extras.append((column, list(values))),
@@ -602,7 +600,6 @@ def _portable(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _late_warning(name: str, seconds: float | None, advice: str) -> Iterator[None]:
-    """Log that a call in this process exceeds its limit, where it cannot be stopped."""
     message = "reward %r: one call has been running for %g s in this process. %s"
     timer = threading.Timer(seconds or 0.0, logger.warning, (message, name, seconds, advice))
     timer.daemon = True
@@ -612,11 +609,6 @@ def _late_warning(name: str, seconds: float | None, advice: str) -> Iterator[Non
         yield
     finally:
         timer.cancel()
-
-
-def percentile(ordered: Sequence[float], share: int) -> float:
-    """Nearest-rank percentile of sorted values."""
-    return ordered[-(-len(ordered) * share // 100) - 1]
 
 
 def declared_options(function: Any) -> RewardOptions:

@@ -160,7 +160,6 @@ class StructureReward:
         return results
 
     def _warn(self, branches: Sequence[Structure | ReasoningTrace], errors: Sequence[DecompositionError]) -> None:
-        """Log once why a row with a teacher's trace has no structure reward."""
         trace = next((branch for branch in branches if isinstance(branch, ReasoningTrace)), None)
         if errors and isinstance(errors[0], UnreadableReply) and trace and trace not in self._warned:
             self._warned.add(trace)

@@ -112,11 +112,7 @@ def verdict(content: str, solution: str, rules: Rules = "trl") -> float | None:
 
 
 def _depends_on_history(expression: Any) -> bool:
-    """Whether math-verify's verdict on it varies with earlier comparisons.
-
-    math-verify sorts the parts of chains (x = y = 5) and sets in place, in objects that sympy's cache shares, so
-    sorting them for one comparison changes the next.
-    """
+    """Whether its verdict varies: math-verify sorts chains (x = y = 5) and sets in place, in sympy's own objects."""
     import sympy
 
     return isinstance(expression, (sympy.Basic, sympy.MatrixBase)) and expression.has(sympy.And, sympy.FiniteSet)

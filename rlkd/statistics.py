@@ -98,6 +98,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 # Questions: draws that several figures share
 
 
+def percentile(ordered: Sequence[float], share: int) -> float | None:
+    """The nearest-rank percentile of sorted values; None without a value."""
+    return ordered[-(-len(ordered) * share // 100) - 1] if ordered else None
+
+
 def resample(n_questions: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """How often each question is drawn in each bootstrap draw: (D, Q), rows that sum to Q."""
     generator = np.random.default_rng(seed)

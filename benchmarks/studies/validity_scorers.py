@@ -209,11 +209,9 @@ def questions_of(trace: LabelledTrace, examples: int) -> list[StepQuestion]:
 
 
 def ask(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[dict[str, list[float | None]]]:
-    """A scorer's validity of every step of every trace, under its name.
+    """A scorer's validity of every step of every trace, under its name; raises `UsageError` if its engine is gone.
 
-    `rollout`'s is (k + 1) / (N + 2) also where k is 0: here no second proposal has the same prefix. Raises
-    `UsageError` where steps have no score and the engine is gone: these are to be asked about again, and no result.
-    A request that fails while the server lives is a step without a score, which the table counts.
+    `rollout`'s is (k + 1) / (N + 2) also where k is 0: here no second proposal has the same prefix.
     """
     questions = [question for trace in traces for question in questions_of(trace, examples)]
     if isinstance(scorer, RolloutScorer):
@@ -312,11 +310,10 @@ def analyse(traces: Sequence[LabelledTrace], entries: Sequence[Mapping[str, Any]
 
 
 def stratified_auroc(steps: Sequence[Sequence[Any]], *, by_position: bool) -> np.ndarray:
-    """The share of (valid, invalid) pairs in which the valid step scores higher, ties one half.
+    """The share of (valid, invalid) pairs in which the valid step scores higher, ties one half; NaN without a pair.
 
     (1 + DRAWS,): first the figure, then that of each bootstrap draw of problems; the draws of two scores of the same
-    steps are pairs. `steps`: (problem, source, position, whether valid, score). `by_position`: only pairs of steps
-    with the same position in their trace. NaN without such a pair.
+    steps are pairs. `steps`: (problem, source, position, whether valid, score).
     """
     problems, problem_C = np.unique([step[0] for step in steps], return_inverse=True)
     counts_DQ = np.ones((1, len(problems)))

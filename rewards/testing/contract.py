@@ -1,12 +1,5 @@
 """Checks that a reward keeps its contract, for `rlkd rewards test` and the test that `rlkd rewards new` writes.
 
-    >>> from rewards import build_reward
-    >>> from rewards.testing.contract import check_contract
-    >>> print(*check_contract(build_reward("think_format")), sep="\\n")  # doctest: +SKIP
-    holds     scores         20 scored, 0 not applicable, 0 failed
-    ...
-    note      batching       each score depended on its sample alone; if this always holds, declare per_sample=True
-
 The checks call the reward function itself with whole batches. The runner's cache and its calls with single samples
 would hide violations. An isolated reward runs in a worker process with its time limit.
 """
@@ -59,11 +52,7 @@ class Check:
 
 
 def check_contract(reward: Reward | Callable[..., Any], samples: Samples | None = None) -> list[Check]:
-    """Check every requirement of the contract.
-
-    Args:
-        reward: a `Reward`, or a function.
-        samples: to call it with. Default: completions made from the embedded GSM8K sample.
+    """Check every requirement of the contract, by default on completions made from the embedded GSM8K sample.
 
     Raises `RewardError` if the samples lack a required column, or a server of the reward is down.
     """
@@ -157,10 +146,7 @@ class _Checker:
         return Check("arguments", "holds", "unchanged")
 
     def _repetition_order_batching(self) -> list[Check]:
-        """Compare scores of a second call, another order and other batches.
-
-        They must agree for a reward that declares `per_sample`; for others a difference is a fact.
-        """
+        """Scores of a second call, another order and other batches; they must agree for a `per_sample` reward."""
 
         def skipped(why: str, *names: str) -> list[Check]:
             return [Check(name, "skipped", why) for name in names]
@@ -209,7 +195,6 @@ class _Checker:
         return Check(name, "holds", agree)
 
     def _paired(self, singles: _Scores) -> Check | None:
-        """The dependence on the batch, shown on two of the first few samples if possible."""
         few = self.sound[:PAIRED]
         for one in few:
             for other in few:

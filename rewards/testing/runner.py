@@ -38,10 +38,8 @@ ENOUGH = 20
 class Samples:
     """Completions to score, with the columns that TRL passes to a reward.
 
-    Args:
-        batch: column -> one value per sample; one column is `completions`.
-        names: of the samples, for messages. Default: `sample 0` and so on.
-        origin: description of their source.
+    `batch`: column -> one value per sample; one column is `completions`. `names` of the samples and `origin`, their
+    source, are for messages.
     """
 
     batch: Mapping[str, Sequence[Any]]
@@ -128,15 +126,10 @@ def samples_from(
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """Outcomes of samples, and their cost.
+    """Outcomes of samples (none if the reward is `broken`, which says how), and their cost.
 
-    Args:
-        outcomes: one per sample; none if the reward is `broken`.
-        seconds: for all samples, from an empty cache.
-        seconds_second_run: for all samples again.
-        distinct: number of different inputs; None for a reward of whole batches.
-        cache_hits: number of samples that the second run took from the cache.
-        broken: how the reward broke the contract.
+    `seconds`: for all samples, from an empty cache. `distinct`: number of different inputs; None for a reward of whole
+    batches. `cache_hits`: of the second run.
     """
 
     outcomes: list[Outcome]

@@ -15,6 +15,7 @@ import numpy as np
 
 from rlkd.data.rows import json_records
 from rlkd.errors import UsageError
+from rlkd.statistics import percentile
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -161,8 +162,8 @@ class _Tally:
             not_applicable=self.statuses["not_applicable"] / samples,
             failed=self.statuses["failed"] / samples,
             causes=self.causes.most_common(CAUSES),
-            seconds_p50=_percentile(seconds, 50),
-            seconds_p95=_percentile(seconds, 95),
+            seconds_p50=percentile(seconds, 50),
+            seconds_p95=percentile(seconds, 95),
             reused_batch=self.reused["batch"] / samples if self.records_times else None,
             reused_cache=self.reused["cache"] / samples if self.records_times else None,
             slowest=sorted(self.slowest.values(), key=lambda call: -call.seconds),
@@ -178,11 +179,6 @@ def _correlation(one: _Tally, other: _Tally) -> float | None:
     if len(x) < 2 or min(x.std(), y.std()) <= TOLERANCE:
         return None
     return float(np.corrcoef(x, y)[0, 1])
-
-
-def _percentile(ordered: list[float], share: int) -> float | None:
-    """The nearest-rank percentile of sorted values, as in the metrics of a run."""
-    return ordered[-(-len(ordered) * share // 100) - 1] if ordered else None
 
 
 def render_report(report: RewardReport) -> RenderableType:

@@ -157,14 +157,9 @@ def score_pairs(
 ) -> tuple[list[float | None], list[float | None]]:
     """Score the teacher's and the student's proposals in one call: (V_T, V_S), None where the scorer failed.
 
-    Equal questions are scored once. Works from synchronous code, for synchronous and asynchronous scorers.
-
-    Args:
-        scorer: from `load_scorer`.
-        teacher, student: the proposals under the same prefixes, in the same order.
-        deadline: seconds for the call of an asynchronous scorer; None for none beyond its own.
-
-    Raises ValueError for lists of different length, and `ValidityError` for a breach of the contract.
+    The proposals are under the same prefixes, in the same order; equal questions are scored once. Works from
+    synchronous code. `deadline`: seconds for the call of an asynchronous scorer; None for none beyond its own. Raises
+    ValueError for lists of different length, and `ValidityError` for a breach of the contract.
     """
     if len(teacher) != len(student):
         raise ValueError(f"{len(teacher)} proposals of the teacher and {len(student)} of the student: expected pairs")
@@ -233,7 +228,6 @@ async def _awaited(result: Awaitable[Any], deadline: float | None) -> Any:
 
 
 def _checked_values(result: Any, scorer: Any, expected: int) -> list[float | None]:
-    """The result as numbers or None; raises `ValidityError` for a breach of the contract."""
     what = f"validity scorer {scorer.__name__!r}"
     if not isinstance(result, (list, tuple)) and not hasattr(result, "tolist"):
         raise ValidityError(f"{what} returned a {type(result).__name__}: expected a list of {expected} numbers")

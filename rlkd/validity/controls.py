@@ -70,13 +70,9 @@ def divergence(teacher_entropy: Validities, kl: Validities) -> Pair:
 
 
 class PositionProfile:
-    """The method's mean weight by relative position in the trace, over all steps so far.
+    """The method's mean weight in each of `bins` equal parts of the trace, over all steps so far.
 
-    Args:
-        bins: number of parts of the trace, of equal length.
-
-    At first a bin holds few steps, so that the control still reflects their own weights; this passes within a few
-    batches. In a run of several processes, give each the steps of all, so that all have the same profile.
+    In a run of several processes, give each the steps of all, so that all have the same profile.
     """
 
     def __init__(self, bins: int = 5) -> None:

@@ -34,10 +34,7 @@ class EngineScorer:
         self._engines.check_ready()
 
     async def texts(self, questions: list[StepQuestion]) -> list[str]:
-        """Prompt and prefix of each question as one text, messages through the chat template.
-
-        Raises `ValidityError` for messages without a tokenizer to render them.
-        """
+        """Prompt and prefix of each question as one text; raises `ValidityError` without a tokenizer for messages."""
         return await asyncio.to_thread(lambda: [self._text(question) for question in questions])
 
     def _text(self, question: StepQuestion) -> str:

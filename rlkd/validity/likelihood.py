@@ -28,13 +28,10 @@ def likelihood(
     """The scorer `likelihood`: under the run's own teacher, or under the model of an engine.
 
     Args:
-        engine: spec of the model (`rlkd.engines.open_engine`), which scores at temperature 1; None for the teacher of
-            the run, at its sampling temperature.
-        reduction: of the surprisals of the step's tokens (`rlkd.validity.margins.reduce_tokens`): V is minus their
-            mean, their maximum or their quantile.
-        quantile: quantile of `reduction: quantile`.
-        tokenizer: name of the tokenizer whose chat template renders messages; by default that of the engine's model.
-        deadline: seconds for one call of the engine.
+        engine: spec of the model, which scores at temperature 1; None for the teacher of the run, at its sampling
+            temperature. `tokenizer` and `deadline` (seconds for one call) are those of `EngineScorer`.
+        reduction, quantile: V is minus the mean, the maximum or this quantile of the surprisals of the step's tokens
+            (`rlkd.validity.margins.reduce_tokens`).
 
     Raises ValueError for values outside their ranges.
     """

@@ -45,20 +45,13 @@ def expected_margins(
 ) -> StepValidities:
     """The validities of each step, where one of the two proposals is an expectation over a model's distribution.
 
-    On-policy the trace has the student's step, and the margin of a token is its surprisal under the teacher minus the
-    teacher's entropy: V_S = log p_T(token), V_T = -H_T. Over the student's samples it is KL(S||T) + H_S - H_T on
-    average. Off-policy the trace has the teacher's step: V_T = log p_T(token), V_S = -cross entropy(S, T), the
-    log-probability under the teacher that a token of the student has on average.
+    On-policy the trace has the student's step: V_S = log p_T(token), V_T = -H_T. Off-policy it has the teacher's:
+    V_T = log p_T(token), V_S = -cross entropy(S, T). `reduction` (`reduce_tokens`) turns the margins of a step's
+    tokens into that of the step. V_T is always the mean over the step, since the map's floor applies to the teacher's
+    step as a whole; V_S is V_T minus the margin.
 
-    `reduction` turns the margins of a step's tokens into that of the step. V_T is always the mean over the step, since
-    the map's floor applies to the teacher's step as a whole; V_S is V_T minus the margin.
-
-    Args:
-        statistics: of N tokens, each field [N] in nats (`rlkd.divergence.token_statistics`). Off-policy with
-            `cross_entropy`.
-        spans: the tokens of each step, [start, stop) in 0..N.
-        on_policy: whose trace this is: the student's (True) or the teacher's.
-        reduction, quantile: as in `reduce_tokens`.
+    `statistics`: of N tokens, each field [N] in nats (`rlkd.divergence.token_statistics`). `spans`: the tokens of each
+    step, [start, stop) in 0..N.
 
     Raises ValueError for a span outside the tokens, an unknown reduction, and off-policy without `cross_entropy`.
     """

@@ -32,8 +32,7 @@ class RolloutScorer(EngineScorer):
         engine: spec of the continuing model: the teacher, or any model that solves a good share of the problems.
         samples: N.
         temperature, top_p, max_new_tokens: sampling of the continuations. A truncated one counts as wrong.
-        fallback: `last_number` takes the last number of a continuation that announces no answer
-            (`rlkd.answers.extract_answer`).
+        fallback: `last_number` takes the last number of a continuation that announces no answer.
         seed: random seed of the samples, the same in every call, so that a resumed run draws the same.
         tokenizer: name of the tokenizer whose chat template renders messages; by default that of the engine's model.
         deadline: seconds for one call.
@@ -106,7 +105,6 @@ class RolloutScorer(EngineScorer):
         return counts
 
     async def _traces(self, questions: Sequence[StepQuestion]) -> tuple[list[list[str | None]], list[str]]:
-        """N whole traces per question (None for one that failed), and the causes of failures."""
         undecided = [
             index
             for index, question in enumerate(questions)

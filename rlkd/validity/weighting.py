@@ -102,13 +102,8 @@ class AdaptiveTau:
     many of them.
 
     The median is over the last `window` margins, so it depends on their order and not on the batches. In a run of
-    several processes, give every process the margins of all, in the order of the ranks.
-
-    Args:
-        start: `tau` before the first margin.
-        factor: above 0.
-        window: number of margins in the median.
-        floor: smallest `tau`, in the units of V.
+    several processes, give every process the margins of all, in the order of the ranks. `start`: `tau` before the
+    first margin; `floor`: smallest `tau`, in the units of V.
     """
 
     def __init__(self, start: float = 0.2, *, factor: float = 1.0, window: int = 2048, floor: float = 1e-3) -> None:
@@ -143,9 +138,7 @@ class AdaptiveTau:
 
 @dataclass(frozen=True)
 class StepEvidence:
-    """Validities and statistics of the steps of a batch, one entry per step.
-
-    `StepWeighting.needs` names the required fields.
+    """Validities and statistics of the steps of a batch; `StepWeighting.needs` names the required fields.
 
     Args:
         positions: relative position in the trace, 0 for its first step to 1 for its last.
@@ -180,14 +173,10 @@ def joined(parts: Sequence[StepEvidence]) -> StepEvidence:
 
 @dataclass(frozen=True)
 class WeightedSteps:
-    """The weights of a batch's steps, with the values they were made from.
+    """The weights of a batch's steps (1 where the scorer failed), with the values they were made from.
 
-    Args:
-        weights: one per step, 1 where the scorer failed.
-        margins: V_T - V_S as the map saw them; None where the scorer failed, and throughout under `uniform`.
-        tau: `tau` of this batch.
-        failed: number of steps without validity.
-        floored: number of steps whose weight the teacher's own validity lowered (`v_0`).
+    `margins`: V_T - V_S as the map saw them; None where the scorer failed, and throughout under `uniform`. `failed`,
+    `floored`: number of steps without validity, and of those whose weight the teacher's own validity lowered (`v_0`).
     """
 
     weights: list[float]
@@ -271,7 +260,6 @@ class StepWeighting:
         self._profile.load_state_dict(state["profile"])
 
     def _compared(self, evidence: StepEvidence) -> list[tuple[float | None, float | None]]:
-        """(V_T, V_S) for the map, both None where one is missing or not finite."""
         given = {}
         for name in sorted(self.needs):
             values = getattr(evidence, name)

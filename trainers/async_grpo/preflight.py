@@ -138,7 +138,6 @@ def _problems(config: Mapping[str, Any], args: RLKDAsyncConfig, rank: int) -> It
 
 
 def _clear_earlier_run(url: str, listed: Mapping[str, Any], output: Path) -> None:
-    """Unload the adapters of an earlier run in the same folder; raise `UsageError` for those of another one."""
     ours: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
     for name, path in _adapters(listed):

@@ -36,10 +36,8 @@ def packed_attention(
     to itself, whose last tokens are its own. Takes the arguments of TRL's kernel:
 
     Args:
-        module: the layer; not used.
         query: (1, heads, tokens, width).
         key, value: (1, heads or a divisor of them, tokens, width).
-        attention_mask: not used; the segments determine it.
         tree_kv_index: the tokens of all paths, one after the other.
         tree_cu_seqlens_q: (segments + 1) starts of the segments in the row.
         tree_cu_seqlens_k: (segments + 1) starts of their paths in `tree_kv_index`.

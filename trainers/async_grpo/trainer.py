@@ -114,12 +114,7 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
 
 
 def async_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
-    """The line of a step.
-
-    It shows the mean of the combined reward over the completions trained on, the mean ratio of the trainer's and the
-    server's probabilities (1 where both have the same policy), their divergence, the share of truncated completions,
-    and the seconds that the trainer waited for rollouts.
-    """
+    """The line of a step; `ratio`: of the trainer's and the server's probabilities, 1 where both have one policy."""
     if "ratio" not in logs:
         return None
     parts = [f"step {step}/{max_steps}"]

@@ -40,14 +40,8 @@ class HeldOutAccuracy(TrainerCallback):
     run keeps the evaluations up to its checkpoint and repeats the later ones (`trainers.common.run_files`). With
     several processes all share the generation, and the first one writes.
 
-    Args:
-        trainer: the trainer that this callback is added to.
-        rows: held-out rows; at least one has an `answer`.
-        prompts: the prompt of each row.
-        every: optimizer steps between two evaluations.
-        limit: tokens of a completion, by default the trainer's `max_completion_length`.
-
-    Raises `UsageError` where no row has an answer, or `every` is negative.
+    `rows` are the held-out rows, with one of `prompts` each; `limit` tokens of a completion are by default the
+    trainer's `max_completion_length`. Raises `UsageError` where no row has an answer, or `every` is negative.
     """
 
     def __init__(
@@ -133,7 +127,6 @@ class HeldOutAccuracy(TrainerCallback):
 
 
 def _record(rows: Sequence[Mapping[str, Any]], texts: Sequence[str], tokenizer: Any, limit: int) -> dict[str, Any]:
-    """The figures of one evaluation with at most `limit` tokens per completion."""
     correct = [accuracy(row, text) for row, text in zip(rows, texts, strict=True)]
     # Counted on the text. A truncated completion has `limit` tokens; one that ended has at most as many, of which its
     # end token is not text.

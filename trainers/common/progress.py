@@ -11,11 +11,7 @@ Line = Callable[[int, int, Mapping[str, Any]], str | None]
 
 
 class StepLine(ProgressCallback):
-    """The progress bar with a line per step instead of the whole dictionary of metrics, which `metrics.jsonl` has.
-
-    Args:
-        line: (step, last step, logged metrics) -> the line, or None for logs that are not those of a step.
-    """
+    """The progress bar with a line per step, made of (step, last step, metrics); None for logs of no step."""
 
     def __init__(self, line: Line):
         super().__init__()

@@ -32,14 +32,10 @@ def run(
     show: Callable[[Any], None] | None = None,
     rollouts: str = "rollouts",
 ) -> None:
-    """Train from the checkpoint that the config names, save, and print a summary.
+    """Train a trainer with `RunFiles` from the checkpoint that the config names, save, and print a summary.
 
-    Args:
-        trainer: with the mixin `RunFiles`.
-        line: the line per step, by default TRL's dictionary of metrics.
-        held_out: the evaluation, if any.
-        show: prints the opening of the summary, given the trainer (only if it saves rollouts).
-        rollouts: label of the rollouts in the summary.
+    `line`: the line per step, by default TRL's dictionary of metrics. `show` prints the opening of the summary, if
+    rollouts are saved; `rollouts` is their label there.
     """
     args = trainer.args
     if line is not None and not args.disable_tqdm:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards import CompositeReward, Reward, RewardError, build_rewards
-from rewards.composite import AGGREGATIONS, check_combination
+from rewards.composite import AGGREGATIONS
 from rlkd.errors import UsageError
 
 MAPPINGS = ("reward_kwargs", "reward_options", "reward_gates")
@@ -122,7 +122,3 @@ class RewardSettings:
         """`reward_cache` as `rewards.build_rewards` takes it. YAML reads a bare on or off as true or false."""
         known = {"on": True, "true": True, "off": False, "false": False, "none": False}
         return known.get(str(self.reward_cache).lower(), Path(str(self.reward_cache)).expanduser())
-
-    def check_names(self, names: Sequence[str]) -> None:
-        """Check weights and gates against the names of the rewards; raises `RewardError`."""
-        check_combination(names, self.reward_weights, self.gates())

@@ -69,23 +69,6 @@ def resume_logs(output_dir: Path, step: int) -> None:
         StepLog(path).cut(step)
 
 
-def begin(accelerator: Any, output_dir: Path, wanted: str | Path | bool | None) -> Path | None:
-    """The checkpoint that a run resumes from, None for a new run; prepares the output folder for either.
-
-    `wanted`: as `find_checkpoint` takes it. To be called on every process; the first one changes the files, after all
-    have looked for the checkpoint and before any goes on.
-    """
-    checkpoint = find_checkpoint(wanted, output_dir)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if checkpoint is not None:
-            resume_logs(output_dir, step_of(checkpoint))
-        elif (aside := set_earlier_run_aside(output_dir)) is not None:
-            logger.warning("%s held an earlier run; it was moved to %s", output_dir, aside)
-    accelerator.wait_for_everyone()
-    return checkpoint
-
-
 def set_earlier_run_aside(output_dir: Path) -> Path | None:
     """Move the files of an earlier run in an output folder to `earlier-N` there; None where there are none.
 
@@ -144,13 +127,20 @@ class RunFiles:
         return last_steps(self.rollouts_path, steps)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, as `Trainer.train` does.
+        """Train, as `Trainer.train` does, with the files of the run cut back to the checkpoint.
 
-        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder; without a
-        checkpoint, a new run starts. Files of the run are cut back to the checkpoint, and a new run moves what an
-        earlier one left out of the way.
+        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder.
         """
-        checkpoint = begin(self.accelerator, self.metrics_path.parent, resume_from_checkpoint)
+        output = self.metrics_path.parent
+        checkpoint = find_checkpoint(resume_from_checkpoint, output)
+        # The first process changes the files, after all have looked for the checkpoint and before any goes on.
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if checkpoint is not None:
+                resume_logs(output, step_of(checkpoint))
+            elif (aside := set_earlier_run_aside(output)) is not None:
+                logger.warning("%s held an earlier run; it was moved to %s", output, aside)
+        self.accelerator.wait_for_everyone()
         self.restore(checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)  # type: ignore[misc]
 

@@ -17,10 +17,8 @@ from trainers.common.run_files import RunFiles
 class RunSFTTrainer(RunFiles, SFTTrainer):
     """TRL's SFTTrainer with `metrics.jsonl` and an exact resume.
 
-    Args:
-        base_model: name of the model under an adapter, which the adapter's config then has instead of a folder of this
-            machine; the embedded one goes by its hub id.
-        round_adapter: round a trained adapter to bfloat16 after the last step, and save it so: half the size.
+    `base_model`: name of the model under an adapter, which its config then has instead of a local folder (the hub id
+    for the embedded one). `round_adapter`: round a trained adapter to bfloat16 after the last step: half the size.
     """
 
     def __init__(self, *args: Any, base_model: str | None = None, round_adapter: bool = False, **kwargs: Any):

@@ -1,21 +1,15 @@
 """TRL's private surface: every private method and attribute that our trainers use, with checks at start-up.
 
 Checked on TRL 1.16.0. A method with other parameters ends the start (`check_trl`, `check_distillation`,
-`check_vllm_generation`, `check_async_trl`), a value of another shape the first use of it.
+`check_vllm_generation`, `check_async_trl`), a value of another shape the first use of it. Besides the methods in the
+tables below, our trainers use:
 
-`GRPOTrainer`, for `trainers/rlkd/trainer.py`; names and parameters as from TRL 0.24 on:
+`GRPOTrainer` (since TRL 0.24), for `trainers/rlkd/trainer.py`: `num_generations`, `num_generations_eval`,
+`reward_funcs`, `reward_func_names`; in the config, `_VALID_DICT_FIELDS`.
 
-- overridden: `_generate_and_score_completions`, `_calculate_rewards`, `_generate` (its result is passed on unread,
-  but for `reward_prefetch`: `completions_of`);
-- called: `_log_metric`;
-- read: `num_generations`, `num_generations_eval`, `reward_funcs`, `reward_func_names`; in the config,
-  `_VALID_DICT_FIELDS`.
+`DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/trainer.py`:
 
-`DistillationTrainer`, for `trainers/validity_kd/trainer.py`; names and parameters as from TRL 1.12 on:
-
-- overridden: `_generate_and_score_completions`, `_compute_loss`, `_get_train_sampler` (a `RepeatSampler`, of which
-  `data_source`, `shuffle` and `generator` are read);
-- called: `_get_last_hidden_state`;
+- of the `RepeatSampler` that `_get_train_sampler` returns: `data_source`, `shuffle` and `generator`;
 - read: `_tokenizer`, `eos_token_ids`, `chat_template_kwargs`, `model_wrapped`, `vllm_generation` (of it, in
   `trainers/validity_kd/proposals.py`, `max_completion_length`, `generation_kwargs`, `sync_weights`, `generate`);
 - read and written: `_metrics`, `generation_config`, `_last_loaded_step`, `teacher_model`;
@@ -63,13 +57,7 @@ _CLIENT_METHODS = {
 }
 
 # The arguments of TRL's attention kernel for packed rows.
-_PACKED = [
-    "tree_kv_index",
-    "tree_cu_seqlens_q",
-    "tree_cu_seqlens_k",
-    "tree_max_seqlen_q",
-    "tree_max_seqlen_k",
-]
+_PACKED = ["tree_kv_index", "tree_cu_seqlens_q", "tree_cu_seqlens_k", "tree_max_seqlen_q", "tree_max_seqlen_k"]
 
 
 def check_trl() -> None:
@@ -142,24 +130,19 @@ def completions_of(generated: Any, count: int) -> tuple[list[Any], list[Any]]:
 
 @contextlib.contextmanager
 def build_vllm_with(**replacements: Any) -> Iterator[None]:
-    """While TRL's trainer is built, let it find these instead of its own `VLLMClient` or `LLM`.
-
-    TRL looks both up by name in one method and offers no other hook.
-    """
+    """While TRL's trainer is built, let it find these instead of its own `VLLMClient` or `LLM`; it has no hook."""
     from trl.generation import vllm_generation
 
     check_vllm_generation()
-    missing = object()
-    saved = {name: getattr(vllm_generation, name, missing) for name in replacements}
-    vars(vllm_generation).update(replacements)
+    names = vars(vllm_generation)
+    saved = {name: names[name] for name in replacements if name in names}
+    names.update(replacements)
     try:
         yield
     finally:
-        for name, value in saved.items():
-            if value is missing:
-                delattr(vllm_generation, name)
-            else:
-                setattr(vllm_generation, name, value)
+        for name in replacements:
+            del names[name]
+        names.update(saved)
 
 
 def check_vllm_generation() -> None:
@@ -197,11 +180,7 @@ def check_async_trl() -> None:
 
 @contextlib.contextmanager
 def async_with(attention: Callable[..., Any]) -> Iterator[None]:
-    """While TRL's AsyncGRPOTrainer is built, fit it to a machine without CUDA, with `attention` for its kernel.
-
-    `attention` is registered with transformers under the name that TRL registers, and stays there. With CUDA, nothing
-    changes.
-    """
+    """While TRL's AsyncGRPOTrainer is built, fit it to a machine without CUDA, with `attention` for its kernel."""
     import torch
 
     if torch.cuda.is_available():

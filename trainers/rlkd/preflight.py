@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewards import Reward, RewardError
+from rewards.composite import check_combination
 from trainers.common.preflight import (
     check_columns,
     check_save_steps,
@@ -23,7 +24,7 @@ def check_run(
     args: RLKDConfig, rewards: Sequence[Any], names: Sequence[str], train_dataset: Any, eval_dataset: Any
 ) -> None:
     """Check config, data and the servers that rewards need; raises `UsageError` (`RewardError`)."""
-    args.check_names(names)
+    check_combination(names, args.reward_weights, args.gates())
     check_unused_columns(args, "the columns that rewards need")
     if args.use_vllm:
         check_installed()
