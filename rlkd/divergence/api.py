@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -90,7 +90,8 @@ def chunked_divergence(
             "only pads the other, cut both heads to the common width; otherwise the models do not match"
         )
     teacher_hidden = teacher_hidden.detach()
-    teacher = _detached(teacher)
+    bias = None if teacher.bias is None else teacher.bias.detach()
+    teacher = replace(teacher, weight=teacher.weight.detach(), bias=bias)
     if kernel is not None:
         per_token, entropy = kernel(student_hidden, student, teacher_hidden, teacher, divergence)
         return per_token, entropy.detach()
@@ -265,8 +266,3 @@ def _check_taken(taken: Tensor, count: int, vocabulary: int) -> None:
     if count and not bool(((taken >= 0) & (taken < vocabulary)).all()):
         wrong = taken[(taken < 0) | (taken >= vocabulary)][0]
         raise ValueError(f"taken holds id {int(wrong)}, but the vocabulary has {vocabulary} tokens")
-
-
-def _detached(head: Head) -> Head:
-    bias = None if head.bias is None else head.bias.detach()
-    return Head(head.weight.detach(), bias, head.scale, head.softcap)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlkd.engines.base import EngineError
+from rlkd.engines.tokens import batches_by_length
 
 if TYPE_CHECKING:
     import torch
@@ -77,13 +78,8 @@ class SentenceEncoder:
 
         context = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 512)
         ids = {text: tokenizer(text, truncation=True, max_length=context)["input_ids"] for text in texts}
-        texts = sorted(texts, key=lambda text: (len(ids[text]), text))
-        start = 0
-        while start < len(texts):
-            stop = start + 1
-            while stop < len(texts) and (stop + 1 - start) * len(ids[texts[stop]]) <= self.batch_tokens:
-                stop += 1
-            batch = texts[start:stop]
+        for indices in batches_by_length([len(ids[text]) for text in texts], self.batch_tokens):
+            batch = [texts[index] for index in indices]
             width = max(1, *(len(ids[text]) for text in batch))
             padding = tokenizer.pad_token_id or 0
             rows = torch.tensor([ids[text] + [padding] * (width - len(ids[text])) for text in batch])
@@ -93,7 +89,6 @@ class SentenceEncoder:
             weights = mask.unsqueeze(-1).float()
             means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
             yield batch, torch.nn.functional.normalize(means, dim=1).cpu()
-            start = stop
 
     def _load(self) -> tuple[Any, Any]:
         import torch

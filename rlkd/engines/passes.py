@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rlkd.engines.base import Completion, RankedScores, Sampling, TokenScores
 
 if TYPE_CHECKING:
     import torch
-
-S = TypeVar("S")
 
 # Reading a shared prefix by itself costs a pass of the model, so it must be worth one; and its states are copied
 # into every batch, so that a group must end somewhere.
@@ -148,18 +145,6 @@ def is_dense(longest: int, lengths: list[int]) -> bool:
     """
     padded = longest * len(lengths)
     return padded <= _SMALL_BATCH or padded * (1 - _MOST_PADDING) <= sum(lengths)
-
-
-def batches(rows: list[S], fits: Callable[[list[S]], bool]) -> Iterator[list[S]]:
-    """Cut the rows into runs that fit; a row that fits no batch is one by itself."""
-    batch: list[S] = []
-    for row in rows:
-        if batch and not fits([*batch, row]):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _pad_left(loaded: LoadedModel, rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,13 @@ Each is tokenised on its own, and the ids are joined: the tokens scored are exac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from rlkd.engines.base import Prompt
 from rlkd.models import resolve_model
+
+S = TypeVar("S")
 
 NO_TOKENS = "the prompt has no tokens: there is nothing to continue. Send at least one character."
 
@@ -51,12 +53,18 @@ def check_room(context: int | None, prompt: int, more: int, what: str) -> None:
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of rows in batches of similar lengths: rows x longest is at most `batch_tokens`, or a row is alone."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    return batches(order, lambda batch: len(batch) * lengths[batch[-1]] <= batch_tokens)
+
+
+def batches(rows: Sequence[S], fits: Callable[[list[S]], bool]) -> Iterator[list[S]]:
+    """Cut the rows into runs that fit; a row that fits no batch is one by itself."""
+    batch: list[S] = []
+    for row in rows:
+        if batch and not fits([*batch, row]):
             yield batch
             batch = []
-        batch.append(index)
+        batch.append(row)
     if batch:
         yield batch
 

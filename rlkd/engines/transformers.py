@@ -25,7 +25,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rlkd.devices import best_device
 from rlkd.engines.base import (
@@ -46,17 +46,13 @@ from rlkd.engines.passes import (
     SharedPrefixes,
     TimeLimit,
     TokenRow,
-    batches,
     generate_batch,
     is_dense,
     score_batch,
     shared_prefixes,
 )
-from rlkd.engines.tokens import check_room, encode_continuation, encode_prompt
+from rlkd.engines.tokens import batches, check_room, encode_continuation, encode_prompt
 from rlkd.models import resolve_model
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -239,16 +235,12 @@ class TransformersEngine(LocalEngine):
     def _generate(
         self, prompts: list[Prompt], sampling: Sampling, loaded: LoadedModel, limit: TimeLimit
     ) -> list[Completion | EngineError | None]:
-        results: list[Completion | EngineError | None] = [None] * len(prompts)
-        rows = []
-        for index, prompt in enumerate(prompts):
-            try:
-                ids = encode_prompt(loaded.tokenizer, prompt)
-                check_room(loaded.context, len(ids), sampling.max_new_tokens, "max_new_tokens asks for")
-            except ValueError as error:
-                results[index] = EngineError(self.name, str(error))
-                continue
-            rows.append(TokenRow(index, ids, len(ids)))
+        def encode(prompt: Prompt) -> tuple[list[int], list[int]]:
+            ids = encode_prompt(loaded.tokenizer, prompt)
+            check_room(loaded.context, len(ids), sampling.max_new_tokens, "max_new_tokens asks for")
+            return ids, []
+
+        rows, results = self._rows(prompts, encode)
 
         def fits(batch: list[TokenRow]) -> bool:
             return len(batch) * (max(len(row.ids) for row in batch) + sampling.max_new_tokens) <= self.batch_tokens
@@ -260,20 +252,17 @@ class TransformersEngine(LocalEngine):
     def _score(
         self, requests: list[tuple[Prompt, str]], loaded: LoadedModel, limit: TimeLimit, *, ranks: bool = False
     ) -> list[TokenScores | EngineError | None]:
-        results: list[TokenScores | EngineError | None] = [None] * len(requests)
-        rows = []
-        for index, (prompt, text) in enumerate(requests):
-            try:
-                start = encode_prompt(loaded.tokenizer, prompt)
-                continuation = encode_continuation(loaded.tokenizer, text)
-                check_room(loaded.context, len(start), len(continuation), "the continuation has")
-            except ValueError as error:
-                results[index] = EngineError(self.name, str(error))
-                continue
-            if continuation:
-                rows.append(TokenRow(index, start + continuation, len(start)))
-            else:
-                results[index] = RankedScores(()) if ranks else TokenScores(())
+        def encode(request: tuple[Prompt, str]) -> tuple[list[int], list[int]]:
+            start = encode_prompt(loaded.tokenizer, request[0])
+            continuation = encode_continuation(loaded.tokenizer, request[1])
+            check_room(loaded.context, len(start), len(continuation), "the continuation has")
+            return start, continuation
+
+        rows, results = self._rows(requests, encode)
+        for row in rows:
+            if len(row.ids) == row.prompt:  # an empty continuation
+                results[row.index] = RankedScores(()) if ranks else TokenScores(())
+        rows = [row for row in rows if len(row.ids) > row.prompt]
 
         def fits(batch: list[TokenRow], before: int = 0) -> bool:
             longest = max(len(row.ids) for row in batch)
@@ -292,6 +281,21 @@ class TransformersEngine(LocalEngine):
             fits_after = partial(fits, before=some[-1].shared)
             self._run_batches(prefixes.rows, fits_after, partial(compute, prefixes=prefixes), limit, results)
         return results
+
+    def _rows(
+        self, requests: Sequence[S], encode: Callable[[S], tuple[list[int], list[int]]]
+    ) -> tuple[list[TokenRow], list[Any]]:
+        """The requests as rows, and the results with an error for each that cannot be encoded, else None."""
+        rows, results = [], []
+        for index, request in enumerate(requests):
+            try:
+                start, continuation = encode(request)
+            except ValueError as error:
+                results.append(EngineError(self.name, str(error)))
+            else:
+                results.append(None)
+                rows.append(TokenRow(index, start + continuation, len(start)))
+        return rows, results
 
     def _reads_together(self, groups: list[PrefixGroup]) -> bool:
         longest = groups[-1].shared

@@ -30,14 +30,8 @@ PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_GET
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 47, 4, 41, 42
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x4000, 0x40000, 2
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
-AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE, OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_EMPTY_PATH = (
-    -100,
-    0x1000,
-    0x8000,
-    1,
-    0o2000000,
-    4,
-)
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_EMPTY_PATH = 1, 0o2000000, 4
 OPEN_TREE, MOVE_MOUNT, CLOSE_RANGE, MOUNT_SETATTR = 428, 429, 436, 442
 NUMBERS = {  # of calls that the C library does not wrap, or that the checks make directly
     "x86_64": {"pivot_root": 155, "capset": 126, "capget": 125, "ptrace": 101, "unshare": 272, "socket": 41},
@@ -132,7 +126,8 @@ def main():
             os.close(held)
             init(job, status, alive, before)
         os.close(alive)
-        drop_rights()
+        become_inside()
+        drop_capabilities()
         stay_with_parent(lambda: os.getppid() == job["supervisor"])
     except (OSError, Refused) as error:
         status.failed(error)
@@ -193,13 +188,12 @@ def stay_with_parent(parent_lives):
     demand(parent_lives(), "the supervisor is gone")
 
 
-def drop_rights():
-    """Become the mapped user for good: no groups, no capabilities, no way to gain any by execve."""
+def become_inside():
+    """Become the mapped user, without groups."""
     if read("/proc/self/setgroups") == "allow":
         os.setgroups([])
     os.setresgid(INSIDE, INSIDE, INSIDE)
     os.setresuid(INSIDE, INSIDE, INSIDE)
-    drop_capabilities()
 
 
 def drop_capabilities():
@@ -273,10 +267,7 @@ def build_root(job, status):
     trees = [(path, *clone_tree(path, device)) for path, device in job["binds"]]
     call("sethostname", b"sandbox", 7)
     call("setdomainname", b"", 0)
-    if read("/proc/self/setgroups") == "allow":
-        os.setgroups([])
-    os.setresgid(INSIDE, INSIDE, INSIDE)
-    os.setresuid(INSIDE, INSIDE, INSIDE)
+    become_inside()
     root = b"/tmp"  # covered in this namespace alone; whatever is needed from below it was cloned above
     flags = MS_NOSUID | MS_NODEV
     size = sum(map(len, job["files"].values())) + (1 << 20)
@@ -313,15 +304,10 @@ def build_root(job, status):
 
 def clone_tree(path, device):
     """A detached, read-only copy of the mounts at and below a path: its descriptor, and whether it is a folder."""
-    fd = syscall(
-        OPEN_TREE,
-        AT_FDCWD,
-        ctypes.c_char_p(os.fsencode(path)),
-        OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE,
-    )
-    restrict(
-        fd, b"", ATTR_RDONLY | ATTR_NOSUID | (ATTR_NOEXEC if device else ATTR_NODEV), AT_EMPTY_PATH | AT_RECURSIVE
-    )
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
+    fd = syscall(OPEN_TREE, AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), flags)
+    attributes = ATTR_RDONLY | ATTR_NOSUID | (ATTR_NOEXEC if device else ATTR_NODEV)
+    restrict(fd, b"", attributes, AT_EMPTY_PATH | AT_RECURSIVE)
     return fd, (os.fstat(fd).st_mode & 0o170000) == 0o040000
 
 

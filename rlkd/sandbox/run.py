@@ -307,9 +307,7 @@ class _Supervision:
         for name in self.reads:
             while self._read(name):
                 pass
-        return self._result(seconds), self.received["result"].decode(
-            "utf-8", "replace"
-        ) if "result" in self.reads else ""
+        return self._result(seconds), self.received.get("result", b"").decode("utf-8", "replace")
 
     def _read(self, name: str) -> bool:
         """Read available data; returns whether there may be more. Nothing is read past the output limit."""

@@ -31,18 +31,17 @@ def vllm_arguments(
 ) -> list[str]:
     """The arguments after the model. `weight_transfer`: a backend, or `lora` for adapters loaded by HTTP."""
     given = {word.partition("=")[0] for word in extra}
-    arguments = ["--host", host, "--port", str(port)]
-    if name is not None:
-        arguments += ["--served-model-name", name]
-    if tensor_parallel > 1:
-        arguments += ["--tensor-parallel-size", str(tensor_parallel)]
-    if data_parallel > 1:
-        arguments += ["--data-parallel-size", str(data_parallel)]
-    if memory is not None:
-        arguments += ["--gpu-memory-utilization", f"{memory:g}"]
-    # `auto` is bfloat16 even for a float32 checkpoint, and most CPUs have no units for that.
-    if dtype := dtype or ("float32" if on_cpu else None):
-        arguments += ["--dtype", dtype]
+    options = {
+        "--host": host,
+        "--port": port,
+        "--served-model-name": name,
+        "--tensor-parallel-size": tensor_parallel if tensor_parallel > 1 else None,
+        "--data-parallel-size": data_parallel if data_parallel > 1 else None,
+        "--gpu-memory-utilization": None if memory is None else f"{memory:g}",
+        # `auto` is bfloat16 even for a float32 checkpoint, and most CPUs have no units for that.
+        "--dtype": dtype or ("float32" if on_cpu else None),
+    }
+    arguments = [word for flag, value in options.items() if value is not None for word in (flag, str(value))]
     if on_cpu and not given & {"--enforce-eager", "--no-enforce-eager"}:
         arguments += ["--enforce-eager"]
     if on_cpu and not given & {"--enable-chunked-prefill", "--no-enable-chunked-prefill", "--max-num-batched-tokens"}:

@@ -31,6 +31,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
@@ -291,7 +292,8 @@ class WorkerPool:
                 batch.results[call] = Fault("crash", f"the worker process died ({ending or LOST})")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._function, self.workers, self._preload, self._memory)
+        settings = {"workers": self.workers, "preload": self._preload, "memory": self._memory}
+        return partial(WorkerPool, self._function, **settings), ()
 
 
 LOST = f"killed with the process that it was forked from, {ATTEMPTS} times"
@@ -530,10 +532,6 @@ def _read(message: bytes) -> tuple[Any, bool]:
         with contextlib.suppress(Exception):
             exception = pickle.loads(pickled)
     return Fault(kind, value, exception), kind == "memory"  # how much of its memory is left is unknown
-
-
-def _rebuild(function: Callable[..., Any], workers: int, preload: list[str], memory: int | None) -> WorkerPool:
-    return WorkerPool(function, workers=workers, preload=preload, memory=memory)
 
 
 def _name(function: Any) -> str:

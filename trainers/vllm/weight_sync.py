@@ -26,6 +26,7 @@ import torch
 from trl.generation.vllm_client import VLLMClient
 
 from rlkd.errors import UsageError
+from rlkd.serve.vllm_command import vllm_environment
 from rlkd.weight_transfer.live import keep_weights_live
 from rlkd.weight_transfer.transport import TransferFailed, WeightGroup, host, lead
 from trainers.common.trl_compat import build_vllm_with
@@ -233,9 +234,7 @@ def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
         return nullcontext()
     from vllm import LLM
 
-    # vLLM's defaults are a share of all memory, and this process pinned to a single core.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ |= vllm_environment(on_cpu=True) | os.environ
     keep_weights_live()
     # TRL passes neither: vLLM would use bfloat16 and compile for minutes.
     return build_vllm_with(LLM=functools.partial(LLM, dtype="float32", enforce_eager=True))
