@@ -1,7 +1,5 @@
 """The registry: resolves the specs that a config holds, for every kind of object that a user can bring.
 
-A *spec* names an object in one of three forms, each with an optional alias in front:
-
     accuracy                          a registered name
     my_package.rewards.brevity        a dotted path to a function or class
     path/to/file.py:brevity           a function or class in a file
@@ -10,7 +8,6 @@ A *spec* names an object in one of three forms, each with an optional alias in f
 A name is registered by the decorator `register`, by the `BUILT_IN` table of the kind's module, or by an entry point of
 an installed package (group `rlkd.rewards`, `rlkd.engines`, ...). Listing the names imports none of the objects.
 
-    >>> from rlkd.registry import build, register
     >>> @register("reward", "exclamations")
     ... def exclamations(completions, *, cap=3, **columns):
     ...     return [min(str(c).count("!"), cap) / cap for c in completions]
@@ -83,11 +80,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Built:
-    """The result of `build`.
+    """The result of `build`: `target` is an object of the kind, or a function that is one itself.
 
-    target: an object of the kind, or a function that is one itself.
-    label: kind and name, for error messages.
-    parameters: of the function, from the config; None for an object.
+    `label`: kind and name, for error messages. `parameters`: of the function, from the config; None for an object.
     """
 
     name: str
@@ -221,12 +216,8 @@ def build(
 ) -> Built:
     """Build the object that a spec names, with parameters from the config.
 
-    Args:
-        kind, spec: see `Registry.find`.
-        parameters: of this object.
-        defaults: values for parameters that the target may or may not have; each fills one that the target has and
-            `parameters` does not set.
-        error: raised for a spec or parameter that does not fit, naming it and the way out.
+    `defaults` fill parameters that the target has and `parameters` does not set. `error` is raised for a spec or
+    parameter that does not fit, naming it and the way out.
     """
     given = dict(parameters or {})
     label = _KINDS[kind].label
@@ -310,10 +301,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def check_arguments(
     factory: Callable[..., Any], arguments: Mapping[str, Any], what: str, reserved: Collection[str] = ()
 ) -> None:
-    """Check that `factory(**arguments)` fits the signature; raise `SpecError` naming `what` and the parameters.
-
-    `reserved`: parameters that the caller of the function sets itself.
-    """
+    """Check that `factory(**arguments)` fits the signature; raise `SpecError` naming `what` and the parameters."""
     parameters = {name: p for name, p in settable_parameters(factory).items() if name not in reserved}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
     for name in arguments:

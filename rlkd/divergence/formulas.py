@@ -42,9 +42,7 @@ class Divergence:
 
 
 def terms_and_q(s: Tensor, t: Tensor, p: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
-    """The terms that sum to the divergence, and q = p * dD/dp (see `rlkd.divergence`).
-
-    Args: log-probabilities of student `s` and teacher `t`, and `p` = exp(s); all of one shape.
+    """The terms that sum to the divergence, and q = p * dD/dp (see `rlkd.divergence`); all tensors of one shape.
 
     With a mixture M = w T + (1 - w) S and u = log(w T / (1 - w) S), log(S / M) = -log(1 - w) - softplus(u) and
     log(T / M) = -log(w) - softplus(-u). A constant in dD/dp does not change the gradient. It is dropped where dD/dp

@@ -66,11 +66,9 @@ class LogitsTarget:
 
 @dataclass(frozen=True)
 class TopKTarget:
-    """The top k tokens, and one outcome for all others.
+    """The top k tokens, `ids` [N, k], and one outcome for all others; `logprobs` [N, k + 1] in float64 sum to 1.
 
-    Attributes:
-        ids: [N, k], int64; padding has the first id after the vocabulary.
-        logprobs: [N, k + 1], float64, a distribution; -inf for padding, and for the rest where k = V.
+    -inf is padding, whose id is the first after the vocabulary, or the rest where k = V.
     """
 
     ids: Tensor

@@ -66,10 +66,7 @@ class PrefixGroup:
 
 
 class SharedPrefixes:
-    """The shared prefixes of some groups: read once, when first needed, and put before the rest of each request.
-
-    `rows`: the requests without their prefixes.
-    """
+    """The shared prefixes of some groups, read once, when first needed; `rows`: the requests without them."""
 
     def __init__(self, groups: list[PrefixGroup]) -> None:
         self.groups = groups
@@ -241,8 +238,7 @@ class StopCriterion:
 class SeededSampling:
     """A logits processor that turns greedy decoding into sampling: it leaves one possible token in every row.
 
-    Each row has a generator of its own and uses one uniform number a token (inverse of the cumulative distribution),
-    so its draws depend on the seed and its index in the call alone.
+    Each row has a generator of its own, so its draws depend on the seed and its index in the call alone.
     """
 
     def __init__(self, sampling: Sampling, rows: list[TokenRow]) -> None:
@@ -278,10 +274,7 @@ class SeededSampling:
 def score_batch(
     loaded: LoadedModel, rows: list[TokenRow], *, ranks: bool = False, prefixes: SharedPrefixes | None = None
 ) -> list[TokenScores]:
-    """Return the log-probabilities of the tokens after the prompt of each row.
-
-    `prefixes`: the prefixes that have been taken off the rows.
-    """
+    """The log-probabilities after the prompt of each row, whose `prefixes` have been taken off."""
     import torch
 
     ids, mask = _pad_left(loaded, rows)

@@ -60,11 +60,10 @@ class Replica:
 
 
 class Replicas:
-    """The servers of one engine in one event loop.
+    """The servers of one engine in one event loop, with at most `concurrency` requests in flight at each.
 
-    concurrency: requests in flight at each.
-    retries: attempts after the first, at any replica; one more for each further replica.
-    patience: seconds of an outage that a call with a deadline waits.
+    `retries`: attempts after the first, and one more for each further replica. `patience`: seconds of an outage that a
+    call with a deadline waits.
     """
 
     def __init__(self, clients: Mapping[str, AsyncOpenAI], *, concurrency: int, retries: int, patience: float) -> None:

@@ -100,10 +100,7 @@ class VLLMModel:
 
 
 class VLLMThread:
-    """The thread that owns the model. `None` in its inbox ends it, once all earlier calls are answered.
-
-    `settings`: a `VLLMEngine` of its own, of which only the constructor arguments and the name are read.
-    """
+    """The thread that owns the model. `None` in its inbox ends it, once all earlier calls are answered."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -1,16 +1,14 @@
 """Builds the sandbox from the inside, checks it, and only then executes the program.
 
-Run by `rlkd.sandbox` in a fresh, single-threaded interpreter (`python -I -S launcher.py FD`), with nothing but the
-standard library. Three processes:
+Run in a fresh, single-threaded interpreter (`python -I -S launcher.py FD`), with fast modules of the standard library
+only. Three processes:
 
     outer     enters the new namespaces, waits for `init`, kills it on command or when the supervisor dies
     init      process 1 of the new process namespace: builds the file tree, drops every right, waits for the program.
               When it ends, the kernel kills whatever is left in the namespace.
     program   limits, seccomp filter, checks, execve
 
-Writes one line per report to the status pipe: `stage NAME`, `failed NAME ERRNO TEXT`, `started`,
-`exit STATUS CPU_SECONDS`.
-Imports only fast modules of the standard library: no pathlib, no json, no subprocess.
+Reports to the status pipe: `stage NAME`, `failed NAME ERRNO TEXT`, `started`, `exit STATUS CPU_SECONDS`.
 """
 
 # ruff: noqa: PTH102, PTH103, PTH115, PTH116, PTH120, PTH208, PTH211, SIM105

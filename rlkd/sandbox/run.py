@@ -72,16 +72,11 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """Resource limits of a program.
+    """Resource limits of a program; with `children`, `cpu` and `memory` are those of each process.
 
-    Args:
-        wall: seconds from start to end.
-        cpu: seconds of processor time, rounded up to whole ones (of each process, with `children`).
-        memory: bytes of address space (of each process, with `children`); Python itself takes about 20 MiB.
-        processes: processes and threads at once.
-        children: whether the program may start processes. Threads are always allowed.
-        output: bytes of standard output, of standard error, and of a function's value, each.
-        file_size: bytes it may write to /tmp, per file and in total.
+    `wall` and `cpu` are seconds, `memory` bytes of address space (Python itself takes about 20 MiB), `processes`
+    counts threads too, `output` bytes of standard output, standard error and a function's value, each, `file_size`
+    bytes in /tmp.
     """
 
     wall: float = 10.0
@@ -126,8 +121,8 @@ def run_program(
 ) -> ProgramResult:
     """Run a Python program in a fresh interpreter, with the standard library and this standard input.
 
-    Blocks; may be called from any thread, and the sandbox dies with that thread. `stop`: kills the program when set.
-    Raises `SandboxUnavailable` or `SandboxError`, never because of something the program did.
+    Blocks; the sandbox dies with the calling thread. `stop`: kills the program when set. Raises `SandboxUnavailable`
+    or `SandboxError`, never because of something the program did.
     """
     result, _ = _run({"/program.py": _bytes(source)}, ["/program.py"], stdin, limits or SandboxLimits(), False, stop)
     return result

@@ -89,11 +89,7 @@ def role_spec(replicas: Sequence[Server], name: str | None = None) -> str:
 
 
 def addresses(servers: Sequence[Server]) -> dict[str, str]:
-    """The variables for the trainer.
-
-    RLKD_<ROLE>_URL, such as `http://127.0.0.1:8000` (comma-separated if there are replicas), and RLKD_<ROLE>_SPEC,
-    such as `http://127.0.0.1:8000/v1#NAME`.
-    """
+    """The trainer's variables: RLKD_<ROLE>_URL, the addresses with commas between, and RLKD_<ROLE>_SPEC."""
     found = {}
     for role, replicas in by_role(servers).items():
         found[f"RLKD_{role.upper()}_URL"] = ",".join(server.address for server in replicas)

@@ -120,7 +120,7 @@ class CachedTeacher:
         return TopK(top.ids[skipped:], top.logprobs[skipped:], top.taken[skipped:]) if skipped else top
 
     def require(self, traces: Iterable[CachedTrace]) -> None:
-        """Raise `CacheError` unless each trace has a row; the message has the number without and the first."""
+        """Raise `CacheError` unless each trace has a row."""
         total, missing, first = 0, 0, None
         for trace in traces:  # there may be far more than fit into memory
             total += 1
@@ -165,7 +165,7 @@ def build_cache(
     shard_bytes: int = 16 * 2**20,
     report: Callable[[str], None] = log.info,
 ) -> CacheBuild:
-    """Run the teacher on every trace that the folder has no row for, shard by shard.
+    """Run the teacher on every trace that the folder has no row for, shard by shard; equal traces have one row.
 
     Args:
         vocabulary_size: ids of the teacher's head, which determine the bits of an id.
@@ -173,9 +173,8 @@ def build_cache(
         shard_bytes: size limit of a shard, and the work that is lost at most when a build is killed.
         report: gets a line for each shard.
 
-    Equal traces have one row. Raises `CacheError` where the folder is another teacher's, tokenizer's or k's, where
-    another process builds it, and where a damaged shard was built of other traces: nothing is deleted then. Errors of
-    the teacher end the build, and the shards before it stay.
+    Raises `CacheError` where the folder is another teacher's, tokenizer's or k's, another process builds it, or a
+    damaged shard was built of other traces: nothing is deleted then. Shards before an error of the teacher stay.
     """
     traces, folder = list(traces), Path(folder)
     id_bits = max(16, (vocabulary_size - 1).bit_length())

@@ -1,10 +1,6 @@
-"""The files of a teacher cache: an index, and shards that are mapped into memory.
+"""The files of a teacher cache: `index.json`, and shards in the layout of safetensors that are mapped into memory.
 
-    index.json              teacher, tokenizer and k, and for each shard: bytes, SHA-256, rows, command
-    shard-00000.safetensors a few thousand traces: their rows as arrays
-
-A shard has the layout of safetensors, so that its own tools read it, too. A file appears under its name only when it
-is complete, and a shard counts only when the index lists it.
+A file appears under its name only when it is complete, and a shard counts only when the index lists it.
 """
 
 from __future__ import annotations

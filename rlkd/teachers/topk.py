@@ -66,10 +66,7 @@ class TopKTeacher(Protocol):
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise `UsageError` for a temperature other than 1, which a top-k teacher does not support.
-
-    A softmax at another temperature divides by a sum over the whole vocabulary, of which only k terms are known.
-    """
+    """Raise `UsageError` for a temperature other than 1: k log-probabilities cannot be converted."""
     if temperature != 1:
         raise UsageError(
             f"temperature {temperature:g} with a top-k teacher: it gives k log-probabilities per position at "

@@ -23,9 +23,8 @@ def trace_ids(
 ) -> tuple[list[int], list[int]]:
     """The ids of a prompt and of a teacher's trace after it, as a trainer of the student sees them.
 
-    The prompt gets the chat template with a generation prompt, as in TRL (text is used as it is, with the tokenizer's
-    special tokens); the trace is tokenised separately and ends with the end token. A trace of more than
-    `max_completion_length` tokens, end token included, is truncated and then has no end token, like a truncated
+    Messages get the chat template with a generation prompt, as in TRL; the trace is tokenised separately and ends with
+    the end token. A trace of more than `max_completion_length` tokens, end token included, is truncated like a
     rollout. Raises `UsageError` where the prompt has no tokens, the trace is blank or there is no end token.
     """
     if max_completion_length < 1:

@@ -12,9 +12,8 @@ WEIGHT_TRANSFERS = ("nccl", *BACKENDS)
 
 
 def register() -> None:
-    """Register the backends with vLLM, which calls this in each of its processes, and in some more than once.
-
-    A vLLM without such a table is left unchanged: it reports unknown backends itself.
+    """Register the backends with vLLM, which calls this in each of its processes; one without a table is left
+    alone.
     """
     try:
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory

@@ -86,10 +86,7 @@ def host(port: int, world_size: int, seconds: float) -> TCPStore:
 
 
 def lead(store: TCPStore, world_size: int, seconds: float, watch: Callable[[], None]) -> WeightGroup:
-    """Wait until all others have joined, and create the group as its rank 0.
-
-    Raises `TransferFailed` after `seconds`, and what `watch` raises while waiting.
-    """
+    """Wait until all others have joined, and create the group as its rank 0; raises what `watch` raises."""
     deadline = time.monotonic() + seconds
     for rank in range(1, world_size):
         while not store.check([f"here/{rank}"]):

@@ -58,8 +58,7 @@ class IsolationError(RuntimeError):
 class Fault:
     """Takes the place of a missing result, and says why it is missing.
 
-    `timeout`: the limit was reached; `crash`: the worker died; `memory`: its memory limit was reached; `error`: the
-    function raised `exception` (None if it cannot be pickled).
+    `memory`: its memory limit was reached; `error`: the function raised `exception` (None if it cannot be pickled).
     """
 
     kind: Literal["timeout", "crash", "memory", "error"]

@@ -55,8 +55,7 @@ def prepare_rollouts(
 def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Sequence[str] = ()) -> None:
     """Check that vLLM can do the rollouts of this run; raises `UsageError`.
 
-    `model`: name or folder of the student; `prompt_tokens`: tokens of the longest prompt; `engines`: specs of the
-    engines that rewards use.
+    `prompt_tokens`: tokens of the longest prompt; `engines`: specs of the engines that rewards use.
     """
     if not args.use_vllm:
         return
@@ -104,10 +103,7 @@ def serve_command(args: RLKDConfig, model: str, max_model_len: int) -> str:
 
 
 def longest_prompt(dataset: Any, tokenizer: Any) -> int:
-    """Tokens of the longest prompt of a `datasets.Dataset`, or 0 if its length is unknown (streaming).
-
-    Only the 16 prompts with the most characters are counted, which is close enough.
-    """
+    """Tokens of the longest of the 16 prompts with the most characters, or 0 if the length is unknown (streaming)."""
     if dataset is None or not hasattr(dataset, "__len__"):
         return 0
 
