@@ -11,6 +11,7 @@ import asyncio
 import copy
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -95,7 +96,7 @@ class VLLMEngine(LocalEngine):
         """Return the log-probabilities of every continuation; `tokens.py` says where a continuation begins."""
 
         async def answer(requests: list[tuple[Prompt, str]]) -> list[TokenScores | EngineError]:
-            jobs = [VLLMJob(partial(_prepare_scores, prompt, [text]), _read_score) for prompt, text in requests]
+            jobs = [VLLMJob(partial(_prepare_score, prompt, text), _read_score) for prompt, text in requests]
             return await self._answer(jobs, False, deadline)
 
         return await answer_distinct(check_requests(requests), answer)
@@ -104,13 +105,18 @@ class VLLMEngine(LocalEngine):
         self, prompts: Sequence[Prompt], choices: Sequence[str], *, deadline: float | None = None
     ) -> list[tuple[float, ...] | EngineError]:
         """Return the log-probability of every choice: the sum over its tokens."""
-        checked = check_choices(choices)
+        prompts, choices = check_prompts(prompts), check_choices(choices)
+        began = time.monotonic()
 
         async def answer(prompts: list[Prompt]) -> list[tuple[float, ...] | EngineError]:
-            jobs = [VLLMJob(partial(_prepare_choices, prompt, checked), _read_choices) for prompt in prompts]
+            jobs = [VLLMJob(partial(_prepare_choice, prompt, choices), _read_choice) for prompt in prompts]
             return await self._answer(jobs, False, deadline)
 
-        return await answer_distinct(check_prompts(prompts), answer)
+        results = await answer_distinct(prompts, answer)
+        if () not in results:
+            return results
+        left = None if deadline is None else max(0.0, deadline - (time.monotonic() - began))
+        return await super().choose(prompts, choices, deadline=left)
 
     async def close(self) -> None:
         """Free the weights, once the requests before have their answers. A later request loads them again."""
@@ -142,7 +148,7 @@ class VLLMEngine(LocalEngine):
         return [late if item is None else item for item in list(call.results)]
 
 
-def _prepare_text(prompt: Prompt, sampling: Sampling, index: int, loaded: VLLMModel) -> list[PromptPart]:
+def _prepare_text(prompt: Prompt, sampling: Sampling, index: int, loaded: VLLMModel) -> PromptPart:
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     ids = encode_prompt(loaded.tokenizer, prompt)
@@ -160,70 +166,49 @@ def _prepare_text(prompt: Prompt, sampling: Sampling, index: int, loaded: VLLMMo
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-    return [PromptPart(ids, params)]
+    return PromptPart(ids, params)
 
 
-def _prepare_scores(prompt: Prompt, texts: Sequence[str], loaded: VLLMModel) -> list[PromptPart]:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    start = encode_prompt(loaded.tokenizer, prompt)
-    # One new token, whose value is dropped: vLLM takes no `max_tokens` 0.
-    params = SamplingParams(
-        max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-    )
-    parts = []
-    for text in texts:
-        ids = encode_continuation(loaded.tokenizer, text)
-        check_room(loaded.context, len(start), len(ids), "the continuation has")
-        parts.append(PromptPart(start + ids if ids else [], params, len(ids)))
-    return parts
+def _prepare_score(prompt: Prompt, text: str, loaded: VLLMModel) -> PromptPart:
+    start, ids = encode_prompt(loaded.tokenizer, prompt), encode_continuation(loaded.tokenizer, text)
+    check_room(loaded.context, len(start), len(ids), "the continuation has")
+    return PromptPart(start + ids if ids else [], _prompt_only(prompt_logprobs=0), len(ids))
 
 
-def _prepare_choices(prompt: Prompt, choices: list[str], loaded: VLLMModel) -> list[PromptPart]:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
+def _prepare_choice(prompt: Prompt, choices: list[str], loaded: VLLMModel) -> PromptPart:
+    """Without ids where a choice has several tokens, or this version of vLLM cannot name tokens."""
+    from vllm.sampling_params import SamplingParams
 
     whole = [encode_continuation(loaded.tokenizer, choice) for choice in choices]
     if not all(len(ids) == 1 for ids in whole) or "logprob_token_ids" not in SamplingParams.__struct_fields__:
-        return _prepare_scores(prompt, choices, loaded)
+        return PromptPart([], None)
     start = encode_prompt(loaded.tokenizer, prompt)
     check_room(loaded.context, len(start), 1, "the choice has")
     tokens = tuple(token for [token] in whole)
-    params = SamplingParams(
-        max_tokens=1,
-        temperature=0.0,
-        logprob_token_ids=list(tokens),
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-    return [PromptPart(start, params, tokens=tokens)]
+    return PromptPart(start, _prompt_only(logprob_token_ids=list(tokens)), tokens=tokens)
 
 
-def _read_completion(parts: list[PromptPart], outputs: list[Any]) -> Completion:
-    [output] = outputs
+def _prompt_only(**settings: Any) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    # One new token, whose value is dropped: vLLM takes no `max_tokens` 0.
+    kind = RequestOutputKind.FINAL_ONLY
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, output_kind=kind, **settings)
+
+
+def _read_completion(part: PromptPart, output: Any) -> Completion:
     written = output.outputs[0]
     if written.finish_reason not in ("stop", "length"):
         raise ValueError(f"finish_reason {written.finish_reason!r}")
     return Completion(written.text, written.finish_reason, len(written.token_ids))
 
 
-def _read_scores(parts: list[PromptPart], outputs: list[Any]) -> list[TokenScores]:
-    scores = []
-    for part, output in zip(parts, outputs, strict=True):
-        if output is None:  # an empty continuation
-            scores.append(TokenScores(()))
-            continue
-        rows = list(zip(part.ids, output.prompt_logprobs, strict=True))[-part.scored :]
-        scores.append(TokenScores(tuple(float(table[token].logprob) for token, table in rows)))
-    return scores
+def _read_score(part: PromptPart, output: Any) -> TokenScores:
+    if output is None:  # an empty continuation
+        return TokenScores(())
+    rows = list(zip(part.ids, output.prompt_logprobs, strict=True))[-part.scored :]
+    return TokenScores(tuple(float(table[token].logprob) for token, table in rows))
 
 
-def _read_score(parts: list[PromptPart], outputs: list[Any]) -> TokenScores:
-    [score] = _read_scores(parts, outputs)
-    return score
-
-
-def _read_choices(parts: list[PromptPart], outputs: list[Any]) -> tuple[float, ...]:
-    if parts[0].tokens:
-        table = outputs[0].outputs[0].logprobs[0]
-        return tuple(float(table[token].logprob) for token in parts[0].tokens)
-    return tuple(score.total for score in _read_scores(parts, outputs))
+def _read_choice(part: PromptPart, output: Any) -> tuple[float, ...]:
+    return tuple(float(output.outputs[0].logprobs[0][token].logprob) for token in part.tokens)

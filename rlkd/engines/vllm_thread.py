@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +28,7 @@ _ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 @dataclass(frozen=True)
 class PromptPart:
-    """One request to vLLM: the prompt's ids, and its sampling parameters.
+    """One request to vLLM: the prompt's ids (none: nothing to request), and its sampling parameters.
 
     `scored`: how many ids at the end count. `tokens`: ids whose log-probability after the prompt is requested.
     """
@@ -41,10 +41,10 @@ class PromptPart:
 
 @dataclass(frozen=True)
 class VLLMJob(Generic[T]):
-    """One request of a call: how it becomes parts once the model is there, and how their outputs are read."""
+    """One request of a call: how it is made once the model is there, and how its output is read, None without ids."""
 
-    prepare: Callable[[VLLMModel], list[PromptPart]]
-    read: Callable[[list[PromptPart], list[Any]], T]
+    prepare: Callable[[VLLMModel], PromptPart]
+    read: Callable[[PromptPart, Any], T]
 
 
 @dataclass(eq=False)
@@ -68,17 +68,6 @@ class VLLMCall:
 
         with contextlib.suppress(RuntimeError):  # its loop has been closed
             self.loop.call_soon_threadsafe(wake)
-
-
-@dataclass(eq=False)
-class RunningJob:
-    """A job that vLLM is working on."""
-
-    call: VLLMCall
-    index: int
-    parts: list[PromptPart]
-    outputs: list[Any]
-    names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ class VLLMThread:
         self.inbox: queue.SimpleQueue[VLLMCall | None] = queue.SimpleQueue()
         self.loaded: VLLMModel | None = None
         self.waiting: deque[VLLMCall] = deque()
-        self.running: dict[str, tuple[RunningJob, int]] = {}
+        self.running: dict[str, tuple[VLLMCall, int, PromptPart]] = {}
         self.numbers = itertools.count()
         self.ending = False
         self.thread = threading.Thread(target=self._serve, name=f"rlkd-{settings.name}", daemon=True)
@@ -129,7 +118,7 @@ class VLLMThread:
 
     def _fail(self, error: BaseException) -> None:
         """Answer the running calls, else the first that waits, with the error. The next one loads the model again."""
-        calls = {id(job.call): job.call for job, _ in self.running.values()}
+        calls = {id(call): call for call, *_ in self.running.values()}
         if not calls and self.waiting:
             calls[0] = self.waiting.popleft()
         self.running.clear()
@@ -154,7 +143,7 @@ class VLLMThread:
 
     def _abort_stale(self) -> None:
         self.waiting = deque(call for call in self.waiting if not call.over)
-        stale = [name for name, (job, _) in self.running.items() if job.call.over]
+        stale = [name for name, (call, *_) in self.running.items() if call.over]
         if stale and self.loaded is not None:
             self.loaded.engine.abort_request(stale)
         for name in stale:
@@ -164,7 +153,7 @@ class VLLMThread:
         """Give vLLM the calls that may join what runs: all sampled, or none."""
         while self.waiting:
             call = self.waiting[0]
-            if self.running and next(iter(self.running.values()))[0].call.sampled != call.sampled:
+            if self.running and next(iter(self.running.values()))[0].sampled != call.sampled:
                 return
             try:
                 if self.loaded is None and not call.over:
@@ -180,55 +169,38 @@ class VLLMThread:
     def _add(self, call: VLLMCall, loaded: VLLMModel) -> None:
         call.open = len(call.jobs)
         for index, job in enumerate(call.jobs):
-            running = None
             try:
-                parts = job.prepare(loaded)
-                running = RunningJob(call, index, parts, [None] * len(parts))
-                for at, part in enumerate(parts):
-                    if not part.ids:  # an empty continuation
-                        continue
+                part = job.prepare(loaded)
+                if part.ids:
                     name = str(next(self.numbers))
                     loaded.add(name, part)
-                    running.names.append(name)
-                    self.running[name] = (running, at)
+                    self.running[name] = (call, index, part)
             except Exception as error:  # of the tokenizer or of vLLM's checks: this request cannot be answered
-                self._refuse(call, index, running, error)
-                continue
-            if not running.names:
-                self._finish(running)
-
-    def _refuse(self, call: VLLMCall, index: int, running: RunningJob | None, error: Exception) -> None:
-        for name in running.names if running else []:
-            self.running.pop(name, None)
-            if self.loaded is not None:
-                self.loaded.engine.abort_request([name])
-        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        call.results[index] = EngineError(self.settings.name, what)
-        self._count_down(call)
+                what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                call.results[index] = EngineError(self.settings.name, what)
+                self._count_down(call)
+            else:
+                if not part.ids:
+                    self._finish(call, index, part, None)
 
     def _step(self) -> None:
         loaded = self.loaded
         if loaded is None:
             return
-        sampled = next(iter(self.running.values()))[0].call.sampled
+        sampled = next(iter(self.running.values()))[0].sampled
         with _random_state_put_back() if sampled else contextlib.nullcontext():
             outputs = loaded.engine.step()
         for output in outputs:
-            if not output.finished or output.request_id not in self.running:
-                continue
-            job, at = self.running.pop(output.request_id)
-            job.outputs[at] = output
-            job.names.remove(output.request_id)
-            if not job.names:
-                self._finish(job)
+            if output.finished and output.request_id in self.running:
+                self._finish(*self.running.pop(output.request_id), output)
 
-    def _finish(self, job: RunningJob) -> None:
+    def _finish(self, call: VLLMCall, index: int, part: PromptPart, output: Any) -> None:
         try:
-            job.call.results[job.index] = job.call.jobs[job.index].read(job.parts, job.outputs)
+            call.results[index] = call.jobs[index].read(part, output)
         except Exception as error:
             what = f"vLLM's output does not fit the request ({type(error).__name__}: {error})."
-            job.call.results[job.index] = EngineError(self.settings.name, what)
-        self._count_down(job.call)
+            call.results[index] = EngineError(self.settings.name, what)
+        self._count_down(call)
 
     def _count_down(self, call: VLLMCall) -> None:
         call.open -= 1
@@ -261,7 +233,7 @@ def _end_threads() -> None:
     threads = list(_threads)
     for each in threads:
         each.ending = True
-        for call in [*each.waiting, *(job.call for job, _ in list(each.running.values()))]:
+        for call in [*each.waiting, *(call for call, *_ in list(each.running.values()))]:
             call.over = True
         each.inbox.put(None)
     for each in threads:

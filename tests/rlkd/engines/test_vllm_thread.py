@@ -53,10 +53,7 @@ def loads(monkeypatch):
 
 def ask(engine, *ids, deadline=GUARD):
     """One request for each of the ids, which a good engine answers with the same ids."""
-    jobs = [
-        VLLMJob(lambda loaded, one=one: [PromptPart([one], None)], lambda parts, outputs: outputs[0].ids)
-        for one in ids
-    ]
+    jobs = [VLLMJob(lambda loaded, one=one: PromptPart([one], None), lambda part, output: output.ids) for one in ids]
     return engine._answer(jobs, False, deadline)
 
 
