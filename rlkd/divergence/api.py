@@ -27,9 +27,8 @@ from rlkd.divergence.tiles import (
 class DivergenceKernel(Protocol):
     """Another implementation behind `chunked_divergence`, such as a fused one for a GPU.
 
-    Takes the tensors of `chunked_divergence` after its checks, those of the teacher detached. Returns the divergence
-    per token, [N], whose backward pass must honour any upstream gradient, and the student's entropy, [N]. Raises
-    ValueError for a divergence that it does not support.
+    Takes its tensors after the checks, those of the teacher detached. Returns divergence [N], whose backward pass must
+    honour any upstream gradient, and entropy [N]. Raises ValueError for an unsupported divergence.
     """
 
     def __call__(

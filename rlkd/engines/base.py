@@ -33,12 +33,10 @@ Prompt = str | list[Message]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate.
+    """How to generate: `temperature` 0 is greedy; a completion ends before the first of the `stop` strings.
 
-    `temperature` 0 is greedy decoding. A completion ends before the first of the `stop` strings, which is left out.
-    `seed` makes sampling repeatable: request number i of a call draws from a stream of its own, so equal prompts in
-    one call get different completions. `json_schema` asks for text that follows the schema; an engine that cannot
-    guide its decoding ignores it, and says so by `Engine.guided`.
+    `seed` makes sampling repeatable: request number i of a call draws from a stream of its own. `json_schema` asks for
+    text that follows the schema; an engine that cannot guide its decoding ignores it (`Engine.guided`).
     """
 
     max_new_tokens: int = 256
@@ -119,13 +117,7 @@ class Engine(Protocol):
     """A frozen model. A backend is a subclass: it implements `generate`, and `score` where it can.
 
     Each constructor argument is kept as an attribute of the same name, which is how an engine pickles.
-
-    name: the model in logs and in the keys of caches; no secrets.
-    guided: whether `Sampling.json_schema` is followed.
-    is_remote: whether requests go to another process, which may be down: callers then set deadlines.
-    concurrency: requests in progress at a time, at each replica. 1: send batches; None: no limit of its own.
-    replicas: servers that share the requests.
-    tokenizer: folder or hub id of the tokenizer, whose chat template renders messages; None where it is unknown.
+    `docs/engines.md` explains the attributes; `name` stands in logs and in the keys of caches and has no secrets.
     """
 
     name: str

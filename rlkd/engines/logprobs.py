@@ -24,12 +24,8 @@ def choice_logprobs(top: Sequence[tuple[str, float]], choices: Sequence[str]) ->
     for choice in plain:
         found = [logprob for token, logprob in tokens if token == choice]
         if not found:
-            own = [other for other in plain if other != choice]
-            found = [
-                logprob
-                for token, logprob in tokens
-                if choice.startswith(token) and not any(other.startswith(token) for other in own)
-            ]
+            begun = [(logprob, [each for each in plain if each.startswith(token)]) for token, logprob in tokens]
+            found = [logprob for logprob, begins in begun if begins == [choice]]
         values.append(_log_sum_exp(found))
     return tuple(values)
 

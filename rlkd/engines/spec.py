@@ -85,11 +85,7 @@ def _read_options(spec: str, query: str, name: str) -> dict[str, Any]:
 
 def _read_option(spec: str, option: str, text: str, parameter: inspect.Parameter | None) -> Any:
     annotation = "" if parameter is None else parameter.annotation
-    words = set(
-        re.findall(
-            r"\w+", annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-        )
-    )
+    words = set(re.findall(r"\w+", getattr(annotation, "__name__", str(annotation))))
     if "bool" in words:
         if text.lower() not in ("true", "false"):
             raise SpecError(f"{spec!r}: {option}={text!r}, expected true or false")

@@ -147,7 +147,9 @@ class TransformersEngine(LocalEngine):
             return []
         limit = TimeLimit(deadline)
         try:
-            results = await asyncio.to_thread(self._locked, count, limit, work)
+            results = await asyncio.to_thread(self._locked, limit, work) or [None] * count
+        except EngineError as error:
+            return [error.with_traceback(None)] * count
         except asyncio.CancelledError:
             limit.cancelled = True  # the thread cannot be killed: it stops at its next step
             raise
@@ -155,19 +157,15 @@ class TransformersEngine(LocalEngine):
         return [late if item is None else item for item in results]
 
     def _locked(
-        self, count: int, limit: TimeLimit, work: Callable[[LoadedModel, TimeLimit], list[T | EngineError | None]]
-    ) -> list[T | EngineError | None]:
+        self, limit: TimeLimit, work: Callable[[LoadedModel, TimeLimit], list[T | EngineError | None]]
+    ) -> list[T | EngineError | None] | None:
         while not self._lock.acquire(timeout=0.05):
             if limit.over():
-                return [None] * count
+                return None
         try:
             if limit.over():
-                return [None] * count
-            try:
-                if self._loaded is None:
-                    self._loaded = self._load()
-            except EngineError as error:
-                return [error.with_traceback(None)] * count
+                return None
+            self._loaded = self._loaded or self._load()
             return work(self._loaded, limit)
         finally:
             self._lock.release()
@@ -207,14 +205,11 @@ class TransformersEngine(LocalEngine):
         if self.column_major and on_cpu and dtype == "float32":
             _store_column_major(model)
 
-        ends = {tokenizer.eos_token_id}
         configured = model.generation_config.eos_token_id
-        ends |= set(configured) if isinstance(configured, list) else {configured}
-        end_ids = sorted(end for end in ends if end is not None)
+        ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+        end_ids = sorted(ends - {None})
         # Attention masks are explicit and a row is read up to its end only: any padding id does, an end token's too.
-        pad_id = tokenizer.pad_token_id
-        if pad_id is None:
-            pad_id = end_ids[0] if end_ids else 0
+        pad_id = next(iter(end_ids), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         model.generation_config = GenerationConfig(eos_token_id=end_ids or None, pad_token_id=pad_id)
         config = model.config.get_text_config()
         accepted = inspect.signature(model.forward).parameters

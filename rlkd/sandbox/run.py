@@ -202,7 +202,8 @@ def _run(
 ) -> tuple[ProgramResult, str]:
     """Start the launcher, read its output and the program's, end it; returns the result and descriptor 3's text."""
     require_platform()
-    _check_python()
+    if not os.access(_python(), os.X_OK):
+        raise SandboxUnavailable(f"no sandbox here: the interpreter {_python()!r} cannot be executed")
     opened: list[int] = []  # descriptors to close here, whatever happens
     process: subprocess.Popen[bytes] | None = None
     control = -1
@@ -402,11 +403,6 @@ def stages() -> list[tuple[str, str | None]]:
 def _python() -> str:
     """The interpreter behind a virtual environment, with symlinks resolved."""
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-
-
-def _check_python() -> None:
-    if not os.access(_python(), os.X_OK):
-        raise SandboxUnavailable(f"no sandbox here: the interpreter {_python()!r} cannot be executed")
 
 
 @cache

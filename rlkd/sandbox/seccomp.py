@@ -176,21 +176,17 @@ def build_filter(machine: str, *, children: bool) -> bytes:
         checks.append((RETURN, 0, 0, REFUSE))
         code += [(LOAD, 0, 0, NUMBER), (EQUAL, 0, len(checks), numbers[column]), *checks]
     code.append((LOAD, 0, 0, NUMBER))
-    clone = [(LOAD, 0, 0, _argument(0)), (ANY_BIT, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
+    clone = [(LOAD, 0, 0, ARGUMENTS), (ANY_BIT, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
     if not children:
         # With a separate table of descriptors, each thread would get the whole limit on their number.
         for flag in (CLONE_THREAD, CLONE_FILES):
             clone += [(ANY_BIT, 1, 0, flag), (RETURN, 0, 0, REFUSE)]
-    pair = [(LOAD, 0, 0, _argument(0)), (EQUAL, 1, 0, AF_UNIX), (RETURN, 0, 0, REFUSE)]
+    pair = [(LOAD, 0, 0, ARGUMENTS), (EQUAL, 1, 0, AF_UNIX), (RETURN, 0, 0, REFUSE)]
     # Sending to the other end of a pair is allowed; giving an address is not.
-    send = [(LOAD, 0, 0, _argument(4)), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
-    send += [(LOAD, 0, 0, _argument(4) + 4), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
+    send = [(LOAD, 0, 0, ARGUMENTS + 32), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
+    send += [(LOAD, 0, 0, ARGUMENTS + 36), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
     for numbers, body in ((CLONE, clone), (SOCKETPAIR, pair), (SENDTO, send)):
         body.append((RETURN, 0, 0, ALLOW))
         code += [(EQUAL, 0, len(body), numbers[column]), *body]
     code.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
-
-
-def _argument(index: int) -> int:
-    return ARGUMENTS + 8 * index

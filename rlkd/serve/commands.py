@@ -58,12 +58,8 @@ class Server:
 
     def masked_shell(self) -> str:
         """The same line with *** for the values of the file's `environment` and for keys among the arguments."""
-        variables = [
-            f"{name}={HIDDEN if name in self.private else shlex.quote(value)}"
-            for name, value in self.environment.items()
-        ]
-        words = [word if word == HIDDEN else shlex.quote(word) for word in masked(self.command)]
-        return " ".join([*variables, *words])
+        variables = {name: HIDDEN if name in self.private else value for name, value in self.environment.items()}
+        return shell_line(variables, masked(self.command)).replace(shlex.quote(HIDDEN), HIDDEN)
 
     @property
     def api_key(self) -> str | None:

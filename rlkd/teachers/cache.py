@@ -185,7 +185,10 @@ def build_cache(
         "k": teacher.k,
         "id_bits": id_bits,
     }
-    with _exclusive(folder):
+    lock = lock_file(folder / ".lock")
+    if lock is None:
+        raise CacheError(f"{folder} is being built by another process. Wait for it, or name another cache_dir")
+    with lock:
         index = read_index(folder) if (folder / INDEX).exists() else {**head, "shards": []}
         _require_same(folder, index, head)
         index = {**head, "made_by": dict(made_by), "shards": index["shards"]}
@@ -312,12 +315,3 @@ def _require_same(folder: Path, index: Mapping[str, Any], head: Mapping[str, Any
                 f"{folder}: {what} {index[key]} in the cache and {head[key]} in this run. One folder holds one "
                 f"teacher and k: name another cache_dir, or delete this one"
             )
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    lock = lock_file(folder / ".lock")
-    if lock is None:
-        raise CacheError(f"{folder} is being built by another process. Wait for it, or name another cache_dir")
-    with lock:
-        yield

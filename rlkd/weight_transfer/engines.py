@@ -1,18 +1,13 @@
 """The server's side of weight transfer: a vLLM worker receives weights over gloo or from files.
 
-An update has three calls: start, update (any number), finish. All weights are received in host memory before any is
-loaded into the model: if the trainer dies meanwhile, the server keeps its old weights. This costs host memory for one
-copy of the weights per worker; `disk` reads its files while loading, and needs no such copy.
+All weights of an update are received in host memory before any is loaded: if the trainer dies meanwhile, the server
+keeps its old weights. `disk` reads its files while loading, and needs no such copy. Three silent failures of loading
+into a running vLLM (written for 0.30) are handled:
 
-Loading weights into a running vLLM has three silent failures, which are handled here:
-
-- On a CPU, vLLM packs a tied output head when it starts, and the head keeps using that copy whatever is loaded into
-  the embedding: texts look right, but log-probabilities are those of a mixture. The head is packed again.
-- A fused layer (query, key and value are one) of which only a part arrives would be completed with uninitialised
-  memory. Such a layer keeps its old weights, and the update ends with an error that names it.
+- On a CPU, vLLM packs a tied output head when it starts, and the head keeps that copy. It is packed again.
+- A fused layer of which only a part arrives would be completed with uninitialised memory. It keeps its old weights,
+  and the update ends with an error that names it.
 - Loading ends with a synchronisation of the accelerator, which fails without one.
-
-Written for vLLM 0.30; the internals used here are checked when the engine is created.
 """
 
 from __future__ import annotations
@@ -222,10 +217,7 @@ def _tied_heads(model: torch.nn.Module) -> Iterator[tuple[Any, Any]]:
 
 
 def _revert_partial_layers(model: torch.nn.Module) -> list[str]:
-    """Names of fused layers that received only a part of their weights; vLLM restores their old ones.
-
-    Checks unquantized linear layers only: other layers may expect more elements than a checkpoint has (padding).
-    """
+    """Names of unquantized fused layers that received only a part; vLLM restores their old weights."""
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
