@@ -273,6 +273,33 @@ def identified(name: str) -> str:
     return f"{name}#{identity}" if identity else name
 
 
+class CheckedEngine(Engine):
+    """The front of the built-in engines: requests are checked, and equal ones with one answer are sent once."""
+
+    async def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
+    ) -> list[Completion | EngineError]:
+        """Complete every prompt; greedy requests that are equal are computed once."""
+        prompts, complete = check_prompts(prompts), partial(self._complete_all, sampling, deadline)
+        return await (answer_distinct(prompts, complete) if sampling.temperature == 0 else complete(prompts))
+
+    async def score(
+        self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
+    ) -> list[TokenScores | EngineError]:
+        """Return the log-probabilities of every continuation; `tokens.py` says where a continuation begins."""
+        return await answer_distinct(check_requests(requests), partial(self._score_all, deadline))
+
+    @abstractmethod
+    async def _complete_all(
+        self, sampling: Sampling, deadline: float | None, prompts: list[Prompt]
+    ) -> list[Completion | EngineError]: ...
+
+    @abstractmethod
+    async def _score_all(
+        self, deadline: float | None, requests: list[tuple[Prompt, str]]
+    ) -> list[TokenScores | EngineError]: ...
+
+
 class _Shared:
     def __init__(self) -> None:
         self.lock = threading.Lock()

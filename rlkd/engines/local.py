@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal, get_args
 
-from rlkd.engines.base import Engine, EngineError, identified
+from rlkd.engines.base import CheckedEngine, EngineError, identified
 from rlkd.models import resolve_model
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -13,7 +13,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 WAY_OUT = "Give a folder written by save_pretrained, or a hub id in the local cache or within reach."
 
 
-class LocalEngine(Engine):
+class LocalEngine(CheckedEngine):
     """A frozen causal language model in this process: a folder, a hub id, or a name of `rlkd.models`."""
 
     def __init__(self, scheme: str, model: str, dtype: Dtype, adapter: str | None) -> None:

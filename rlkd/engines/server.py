@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from rlkd.engines.base import (
+    CheckedEngine,
     Completion,
-    Engine,
     EngineError,
     Prompt,
     Sampling,
@@ -28,7 +28,6 @@ from rlkd.engines.base import (
     answer_distinct,
     check_choices,
     check_prompts,
-    check_requests,
 )
 from rlkd.engines.failures import RequestLost, RetriesExhausted, cause_of, explained, is_transient, server_message
 from rlkd.engines.logprobs import choice_logprobs, continuation_start, top_tokens
@@ -56,7 +55,7 @@ _patient: ContextVar[bool] = ContextVar("_patient", default=False)
 """Whether the present call has a deadline, and so waits an outage out."""
 
 
-class ServerEngine(Engine):
+class ServerEngine(CheckedEngine):
     """A model behind an OpenAI-compatible server, or behind several that serve the same one.
 
     base_url: the server's address, or those of its replicas with commas between.
@@ -116,25 +115,16 @@ class ServerEngine(Engine):
         """The model's name, whatever server it is on; None where neither the spec nor a server has named it yet."""
         return self.model or self._only_model
 
-    async def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
+    async def _complete_all(
+        self, sampling: Sampling, deadline: float | None, prompts: list[Prompt]
     ) -> list[Completion | EngineError]:
-        """Complete every prompt. Request number i is sent with `seed + i`. A server that counts no tokens gives 0."""
+        """Request number i is sent with `seed + i`. A server that counts no tokens gives 0."""
+        return await self._each(len(prompts), deadline, lambda i: self._generate(prompts[i], i, sampling))
 
-        async def answer(prompts: list[Prompt]) -> list[Completion | EngineError]:
-            return await self._each(len(prompts), deadline, lambda i: self._generate(prompts[i], i, sampling))
-
-        prompts = check_prompts(prompts)
-        return await (answer_distinct(prompts, answer) if sampling.temperature == 0 else answer(prompts))
-
-    async def score(
-        self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
+    async def _score_all(
+        self, deadline: float | None, requests: list[tuple[Prompt, str]]
     ) -> list[TokenScores | EngineError]:
-        """Return the log-probabilities of every continuation."""
-        return await answer_distinct(
-            check_requests(requests),
-            lambda unique: self._each(len(unique), deadline, lambda i: self._score(*unique[i])),
-        )
+        return await self._each(len(requests), deadline, lambda i: self._score(*requests[i]))
 
     async def choose(
         self, prompts: Sequence[Prompt], choices: Sequence[str], *, deadline: float | None = None

@@ -36,7 +36,6 @@ from rlkd.engines.base import (
     Sampling,
     TokenScores,
     answer_distinct,
-    check_prompts,
     check_requests,
 )
 from rlkd.engines.local import WAY_OUT, Dtype, LocalEngine
@@ -94,24 +93,15 @@ class TransformersEngine(LocalEngine):
     def __repr__(self) -> str:
         return f"<TransformersEngine {self.name}{'' if self._loaded else ', not loaded'}>"
 
-    async def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
+    async def _complete_all(
+        self, sampling: Sampling, deadline: float | None, prompts: list[Prompt]
     ) -> list[Completion | EngineError]:
-        """Complete every prompt. Greedy requests that are equal are computed once."""
+        return await self._work(len(prompts), deadline, partial(self._generate, prompts, sampling))
 
-        async def answer(prompts: list[Prompt]) -> list[Completion | EngineError]:
-            return await self._work(len(prompts), deadline, partial(self._generate, prompts, sampling))
-
-        prompts = check_prompts(prompts)
-        return await (answer_distinct(prompts, answer) if sampling.temperature == 0 else answer(prompts))
-
-    async def score(
-        self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
+    async def _score_all(
+        self, deadline: float | None, requests: list[tuple[Prompt, str]]
     ) -> list[TokenScores | EngineError]:
-        """Return the log-probabilities of every continuation; `tokens.py` says where a continuation begins."""
-        return await answer_distinct(
-            check_requests(requests), lambda unique: self._work(len(unique), deadline, partial(self._score, unique))
-        )
+        return await self._work(len(requests), deadline, partial(self._score, requests))
 
     async def score_with_ranks(
         self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None

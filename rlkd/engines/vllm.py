@@ -26,7 +26,6 @@ from rlkd.engines.base import (
     answer_distinct,
     check_choices,
     check_prompts,
-    check_requests,
 )
 from rlkd.engines.local import Dtype, LocalEngine
 from rlkd.engines.tokens import check_room, encode_continuation, encode_prompt
@@ -77,29 +76,18 @@ class VLLMEngine(LocalEngine):
     def __repr__(self) -> str:
         return f"<VLLMEngine {self.name}{'' if self._thread else ', not loaded'}>"
 
-    async def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, deadline: float | None = None
+    async def _complete_all(
+        self, sampling: Sampling, deadline: float | None, prompts: list[Prompt]
     ) -> list[Completion | EngineError]:
-        """Complete every prompt. Greedy requests that are equal are computed once."""
-        sampled = sampling.temperature > 0
+        prepared = [partial(_prepare_text, prompt, sampling, index) for index, prompt in enumerate(prompts)]
+        jobs = [VLLMJob(each, _read_completion) for each in prepared]
+        return await self._answer(jobs, sampling.temperature > 0, deadline)
 
-        async def answer(prompts: list[Prompt]) -> list[Completion | EngineError]:
-            prepared = [partial(_prepare_text, prompt, sampling, index) for index, prompt in enumerate(prompts)]
-            return await self._answer([VLLMJob(each, _read_completion) for each in prepared], sampled, deadline)
-
-        prompts = check_prompts(prompts)
-        return await (answer(prompts) if sampled else answer_distinct(prompts, answer))
-
-    async def score(
-        self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
+    async def _score_all(
+        self, deadline: float | None, requests: list[tuple[Prompt, str]]
     ) -> list[TokenScores | EngineError]:
-        """Return the log-probabilities of every continuation; `tokens.py` says where a continuation begins."""
-
-        async def answer(requests: list[tuple[Prompt, str]]) -> list[TokenScores | EngineError]:
-            jobs = [VLLMJob(partial(_prepare_score, prompt, text), _read_score) for prompt, text in requests]
-            return await self._answer(jobs, False, deadline)
-
-        return await answer_distinct(check_requests(requests), answer)
+        jobs = [VLLMJob(partial(_prepare_score, prompt, text), _read_score) for prompt, text in requests]
+        return await self._answer(jobs, False, deadline)
 
     async def choose(
         self, prompts: Sequence[Prompt], choices: Sequence[str], *, deadline: float | None = None
