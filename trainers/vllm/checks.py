@@ -189,10 +189,6 @@ def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
             dtype,
             advice,
         )
-    _check_version(url)
-
-
-def _check_version(url: str) -> None:
     status, answer = get_json(f"{url}/version")
     version = answer.get("version") if status == 200 else None
     if version and not _supported(version):
