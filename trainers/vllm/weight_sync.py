@@ -220,9 +220,7 @@ class DiskClient(_HostClient):
 
 
 def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
-    """The context in which TRL must build its vLLM part for `args`; no change on a GPU with `nccl`."""
-    if not args.use_vllm:
-        return nullcontext()
+    """The context in which TRL must build its vLLM part for a run with vLLM; no change on a GPU with `nccl`."""
     if args.vllm_mode == "server":
         if args.vllm_weight_transfer == "gloo":
             return build_vllm_with(VLLMClient=GlooClient)
