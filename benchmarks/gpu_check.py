@@ -44,7 +44,7 @@ OPTIONAL = ("vllm", "bitsandbytes", "flash_attn", "kernels", "liger_kernel")
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2 configuration: what decides the cost of a step."""
+    """A Qwen2 configuration: the numbers that set the cost of a step."""
 
     hidden_size: int
     intermediate_size: int
@@ -230,7 +230,7 @@ def kd(size: CheckSize) -> dict[str, Any]:
 
 
 def distil(size: CheckSize, student: Any, teacher: Any, changes: dict[str, Any]) -> dict[str, Any]:
-    """Four steps; return seconds a step on traces and on rollouts, peak memory (the teacher's too) and losses."""
+    """Four steps; return seconds per step on traces and on rollouts, peak memory (the teacher's too) and losses."""
     from trainers import ValidityKDConfig, ValidityKDTrainer
 
     marks = step_marks()
@@ -335,7 +335,7 @@ class Stopwatch:
 
 
 def measure(size: CheckSize, *, changes: dict[str, Any] | None = None, **trainer_arguments: Any) -> dict[str, Any]:
-    """Train with LoRA; return seconds a step, tokens a second and peak memory, each without the first step."""
+    """Train with LoRA; return seconds per step, tokens per second and peak memory, each without the first step."""
     from trainers import RLKDConfig, RLKDTrainer
 
     watch, marks = Stopwatch(), step_marks()
@@ -397,7 +397,7 @@ def step_marks() -> Any:
 
 
 def settings(size: CheckSize, output: Path, **changes: Any) -> dict[str, Any]:
-    """The arguments of a config: one group of eight completions a step."""
+    """The arguments of a config: one group of eight completions per step."""
     values = {
         "use_cpu": size.smoke,
         "bf16": not size.smoke,

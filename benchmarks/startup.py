@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def rlkd_command() -> list[str]:
-    """The console script beside this Python, as a user starts it; the module of that entry point if there is none."""
+    """The console script next to this Python, or the module of that entry point if there is none."""
     script = Path(sys.executable).with_name("rlkd")
     return [str(script)] if script.exists() else ["-m", "rlkd.cli"]
 

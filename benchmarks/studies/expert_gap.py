@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--expert", default="embedded-expert", help="model or engine spec (default: %(default)s)")
     parser.add_argument("--also", nargs="*", default=["embedded"], help="further models to measure, uncompared")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="mawps, chains, or files of rows")
-    parser.add_argument("--rows", type=int, help="only the first so many questions of each set")
+    parser.add_argument("--rows", type=int, help="number of questions of each set, from the first")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="longest answer (default: %(default)s)")
     parser.add_argument("--system-prompt", help="put before every question (default: the one of recipes/sft.yaml)")
     parser.add_argument("--smoke", action="store_true", help="two short answers a set; the figures mean nothing")
@@ -119,17 +119,17 @@ class AnswerFile:
 def answer(
     engine: Engine, rows: Sequence[Mapping[str, Any]], answers: AnswerFile, given: argparse.Namespace, title: str
 ) -> list[dict[str, Any]]:
-    """A record a row: `text`, `ended`, `tokens` and `correct`; only what is not kept yet is asked.
+    """One record per row: `text`, `ended`, `tokens` and `correct`; requests go out only for rows without an answer.
 
     Raises `UsageError` where the engine fails.
     """
-    asked = {
+    keys = {
         row["id"]: json.dumps(
             [engine.name, given.system_prompt, given.max_new_tokens, row.get("prompt") or row["question"]]
         )
         for row in rows
     }
-    missing = [row for row in rows if asked[row["id"]] not in answers.found]
+    missing = [row for row in rows if keys[row["id"]] not in answers.found]
     for start in range(0, len(missing), BATCH):
         batch = missing[start : start + BATCH]
         prompts = [row.get("prompt") or build_prompt(row["question"], given.system_prompt) for row in batch]
@@ -139,11 +139,11 @@ def answer(
             if isinstance(result, EngineError):
                 raise UsageError(f"{title}: {result}")
             ended = result.finish_reason == "stop"
-            records[asked[row["id"]]] = {"text": result.text, "ended": ended, "tokens": result.n_tokens}
+            records[keys[row["id"]]] = {"text": result.text, "ended": ended, "tokens": result.n_tokens}
         answers.add(records)
         done = len(rows) - len(missing) + start + len(batch)
         print(f"{title}: {done} of {len(rows)} questions", file=sys.stderr, flush=True)
-    kept = [answers.found[asked[row["id"]]] for row in rows]
+    kept = [answers.found[keys[row["id"]]] for row in rows]
     return [{**found, "correct": accuracy(row, found["text"])} for row, found in zip(rows, kept, strict=True)]
 
 

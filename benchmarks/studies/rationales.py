@@ -2,7 +2,7 @@
 
     python benchmarks/studies/rationales.py --out runs/rationales-study --teacher transformers:FOLDER  # the full grid
     python benchmarks/studies/rationales.py --out runs/rationales-study --teacher ... --arms morsd correct --seeds 11
-    python benchmarks/studies/rationales.py --out runs/rationales-study --analyse     # only reads what is there
+    python benchmarks/studies/rationales.py --out runs/rationales-study --analyse     # only reads finished runs
     python benchmarks/studies/rationales.py --out /tmp/smoke --smoke                  # does the script work?
 
 Each arm is a set of rationales of the same questions by the same teacher, cut at random to the same number of the

@@ -81,13 +81,13 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="embedded, embedded-warm, a folder or a hub id")
     parser.add_argument("--scorers", nargs="+", default=list(CHEAP), choices=[*CHEAP, *ASKING])
     parser.add_argument("--engine", help="whom judge, prm and rollout ask: --model served, http://HOST:PORT/v1#NAME")
-    parser.add_argument("--together", type=int, default=1, help="traces asked about at once; more for a server")
+    parser.add_argument("--together", type=int, default=1, help="traces scored together; more for a server")
     parser.add_argument("--rows", type=int, help="traces to score, drawn at random; all by default")
-    parser.add_argument("--examples", type=int, default=0, help="worked examples before each question")
+    parser.add_argument("--examples", type=int, default=0, help="few-shot examples before each question")
     parser.add_argument("--samples", type=int, default=4, help="of `rollout`")
     parser.add_argument("--max-new-tokens", type=int, default=160, help="of a completion of `rollout`")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    parser.add_argument("--analyse", action="store_true", help="score nothing, read what is there")
+    parser.add_argument("--analyse", action="store_true", help="score nothing, read the stored scores")
     parser.add_argument("--smoke", action="store_true", help="four traces; the figures mean nothing")
     given = parser.parse_args()
     if given.smoke:
@@ -158,7 +158,7 @@ def score(traces: Sequence[LabelledTrace], given: argparse.Namespace) -> None:
         raise UsageError(f"{file} is there already: --resume goes on with it, --analyse only reads it")
     kept = json.loads(settings_file.read_text()) if settings_file.exists() else {}
     if any(kept.get(name, value) != value for name, value in settings.items()):
-        raise UsageError(f"{given.out} has scores with {kept}, asked for {settings}: choose another --out")
+        raise UsageError(f"{given.out} has scores with {kept}, this run has {settings}: choose another --out")
     settings_file.write_text(json.dumps(kept | settings))
     done = {(entry["trace"], entry["scorer"]) for entry in read_scores(file)} if file.exists() else set()
     for names, scorer in scorers(given):
