@@ -1,4 +1,4 @@
-"""What the site needs besides the pages: links without a target on it, and doctests as code."""
+"""What the site needs besides the pages: links without a target on it, and docstrings as Markdown."""
 
 import re
 from typing import Any
@@ -13,10 +13,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
 
 
-class Doctests(griffe.Extension):
-    """Shows the doctests of a docstring as code; Markdown takes `>>>` for a quotation."""
+class PlainDocstrings(griffe.Extension):
+    """Docstrings are plain text: `>>>` is a doctest and no quotation, `[n][k]` a shape and no link."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Fence each block of an object's docstring."""
+        """Fence doctests, and quote shapes."""
         if obj.docstring:
-            obj.docstring.value = re.sub(r"(?m)^>>> .*(?:\n.+)*", r"```pycon\n\g<0>\n```", obj.docstring.value)
+            text = re.sub(r"(?m)^>>> .*(?:\n.+)*", r"```pycon\n\g<0>\n```", obj.docstring.value)
+            obj.docstring.value = re.sub(r"(?<![`\w])\[\w+\]\[\w+\](?!`)", r"`\g<0>`", text)
