@@ -271,7 +271,8 @@ class TransformersEngine(LocalEngine):
         self, requests: Sequence[S], encode: Callable[[S], tuple[list[int], list[int]]]
     ) -> tuple[list[TokenRow], list[Any]]:
         """The requests as rows, and the results with an error for each that cannot be encoded, else None."""
-        rows, results = [], []
+        rows: list[TokenRow] = []
+        results: list[EngineError | None] = []
         for index, request in enumerate(requests):
             try:
                 start, continuation = encode(request)

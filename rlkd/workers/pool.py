@@ -291,7 +291,7 @@ class WorkerPool:
                 batch.results[call] = Fault("crash", f"the worker process died ({ending or LOST})")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = {"workers": self.workers, "preload": self._preload, "memory": self._memory}
+        settings: dict[str, Any] = {"workers": self.workers, "preload": self._preload, "memory": self._memory}
         return partial(WorkerPool, self._function, **settings), ()
 
 
