@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -109,6 +110,8 @@ class ServerEngine(CheckedEngine):
         self._known_ids: dict[str, list[int]] = {}
         self._loaded_tokenizer: Any = None
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Replicas] = WeakKeyDictionary()
+        # Per URL why the last attempt got no connection, None after a reply; also of attempts that the client retries.
+        self._no_connection: dict[str, Exception | None] = {}
 
     @property
     def identity(self) -> str | None:
@@ -225,8 +228,8 @@ class ServerEngine(CheckedEngine):
         """The error of a request that was unfinished at the deadline; it names a server that is away."""
         late = EngineError.deadline_passed(self.name, deadline)
         for replica in self._connection().all:
-            if replica.away is not None:
-                reason = self._redacted(cause_of(replica.away))
+            if (away := replica.away or self._no_connection.get(replica.url)) is not None:
+                reason = self._redacted(cause_of(away))
                 what = f"{late.what.rstrip('.')}; {replica.url} was away, no connection: {reason}."
                 return EngineError(self.name, what, "Is the server running at this URL?")
         return late
@@ -257,7 +260,7 @@ class ServerEngine(CheckedEngine):
         """The connections of the running event loop: a client and its pool belong to one loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._connections:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+            from openai import AsyncOpenAI, Timeout
 
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
@@ -268,7 +271,7 @@ class ServerEngine(CheckedEngine):
                     max_retries=self.retries if len(self.urls) == 1 else 0,  # of several, another server is next
                     timeout=Timeout(self.timeout, connect=min(self.timeout, _CONNECT_TIMEOUT)),
                     # The one it makes itself closes when collected, in whichever loop runs then.
-                    http_client=DefaultAsyncHttpxClient(),
+                    http_client=_http_client(partial(self._no_connection.__setitem__, url)),
                 )
                 for url in self.urls
             }
@@ -581,6 +584,24 @@ class ServerEngine(CheckedEngine):
     def _redacted(self, text: str) -> str:
         key = os.environ.get(self.api_key_env)
         return (text.replace(key, "***") if key else text)[:500]
+
+
+def _http_client(report: Callable[[Exception | None], None]) -> Any:
+    """The HTTP client of `openai`, which reports for each attempt why it got no connection, or None."""
+    from openai import DefaultAsyncHttpxClient
+
+    class ReportingClient(DefaultAsyncHttpxClient):
+        async def send(self, *arguments: Any, **settings: Any) -> Any:
+            try:
+                response = await super().send(*arguments, **settings)
+            except Exception as error:
+                # By name: versions of openai build on httpx or on httpx2.
+                report(None if type(error).__name__.endswith("Timeout") else error)
+                raise
+            report(None)
+            return response
+
+    return ReportingClient()
 
 
 async def _offered(client: AsyncOpenAI) -> dict[str, str]:
