@@ -78,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         (explain, _explain_options, "the arithmetic of a structure score", EXPLAIN),
         (judges, _judges_options, "accuracy and error rates of judges", JUDGES_DESCRIPTION),
     ):
-        described = {"help": summary, "description": description.replace("%", "%%")}
-        command = commands.add_parser(run_command.__name__, formatter_class=raw, **described)
+        described = description.replace("%", "%%")
+        command = commands.add_parser(run_command.__name__, formatter_class=raw, help=summary, description=described)
         add_options(command)
         command.set_defaults(run=run_command)
     options = parser.parse_args(list(arguments))
