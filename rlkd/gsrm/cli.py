@@ -96,14 +96,14 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
         help=f"alignment rules: {_named(ALIGNMENTS)} (default: all built-in ones; `ordered` not for a costly judge)",
     )
     add("--data", help="data file of rows with structures (default: the embedded GSM8K test sample)")
-    add("--rows", type=_count, default=200, metavar="N", help="number of these rows; 0 for none (200)")
+    add("--rows", type=_count, default=200, metavar="N", help="number of these rows; 0 for none (default: 200)")
     add("--rationales", type=Path, metavar="FILE", help="right and wrong solutions; see above")
-    add("--teacher-source", default="human", metavar="NAME", help="source of teacher traces (human)")
-    add("--exclude", nargs="*", default=["socratic"], metavar="NAME", help="excluded sources (socratic)")
-    add("--first", type=_count, default=0, metavar="I", help="first row of --rationales (0)")
+    add("--teacher-source", default="human", metavar="NAME", help="source of teacher traces (default: human)")
+    add("--exclude", nargs="*", default=["socratic"], metavar="NAME", help="excluded sources (default: socratic)")
+    add("--first", type=_count, default=0, metavar="I", help="first row of --rationales (default: 0)")
     add("--limit", type=_count, metavar="N", help="number of rows of --rationales (all)")
-    add("--seed", type=_count, default=0, help="seed of the bootstrap and the swaps (0)")
-    add("--draws", type=_count, default=2000, help="bootstrap draws (2000)")
+    add("--seed", type=_count, default=0, help="seed of the bootstrap and the swaps (default: 0)")
+    add("--draws", type=_count, default=2000, help="bootstrap draws (default: 2000)")
     add("--json", type=Path, metavar="FILE", help="output file for all figures")
     add(
         "--cache",
@@ -117,7 +117,12 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 def _explain_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _model_options(parser)
-    add("--alignment", default="teacher", metavar="SPEC", help=f"alignment rule: {_named(ALIGNMENTS)} (teacher)")
+    add(
+        "--alignment",
+        default="teacher",
+        metavar="SPEC",
+        help=f"alignment rule: {_named(ALIGNMENTS)} (default: teacher)",
+    )
     add("--question", default="", help="the problem")
     add("--student", type=Path, metavar="FILE", help="the student's trace, as text")
     add("--teacher", type=Path, nargs="+", metavar="FILE", help="the teacher's traces, one per file")
@@ -138,7 +143,7 @@ def _judges_options(parser: argparse.ArgumentParser) -> None:
     tuned.add_argument("--threshold", type=float, help="threshold of the one judge named; for 'model' in nats")
     tuned.add_argument("--fit", action="store_true", help="fit each threshold on the half 'fit' first")
     add("--pairs", type=Path, help="labelled pairs of your own (default: the shipped ones)")
-    add("--split", choices=("fit", "check", "all"), default="check", help="split (check)")
+    add("--split", choices=("fit", "check", "all"), default="check", help="split (default: check)")
     add("--sample", type=int, metavar="N", help="number of pairs, drawn at random (seed 0)")
     add("--meta-only", action="store_true", help="drop question and answer from all steps")
     add("--json", action="store_true", help="print JSON")
@@ -146,7 +151,7 @@ def _judges_options(parser: argparse.ArgumentParser) -> None:
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--decomposer", default="rules", metavar="SPEC", help=f"decomposer: {_named(DECOMPOSERS)} (rules)")
+    add("--decomposer", default="rules", metavar="SPEC", help=f"decomposer: {_named(DECOMPOSERS)} (default: rules)")
     add("--engine", metavar="SPEC", help="decomposer engine: transformers:NAME, http://...#NAME")
     add("--max-new-tokens", type=_count, metavar="N", help="most tokens of a structure")
     add("--level", choices=get_args(Level), help="level of the decomposer 'rules'")
@@ -155,7 +160,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     add("--judge-engine", metavar="SPEC", help="judge engine (default: --engine)")
     add("--threshold", type=float, help="judge threshold")
     add("--embedding-model", metavar="NAME", help="sentence encoder of the judge 'embedding'")
-    add("--deadline", type=float, default=1800.0, metavar="S", help="seconds for one batch (1800)")
+    add("--deadline", type=float, default=1800.0, metavar="S", help="seconds for one batch (default: 1800)")
 
 
 def _named(built_in: Iterable[str]) -> str:

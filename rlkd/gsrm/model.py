@@ -97,11 +97,26 @@ class GSRM:
             try:
                 for index, branch in enumerate(branches):
                     judged = [_verdicts(verdicts[pair]) for pair in pairs[student, branch]]
-                    scores.append(replace(self.alignment.score(student, branch, judged, n_longest), branch=index))
+                    scores.append(replace(self._scored(student, branch, judged, n_longest), branch=index))
                 results.append(scores)
             except JudgeError as error:
                 results.append(error)
         return results
+
+    def _scored(
+        self, student: Structure, branch: Structure, judged: Sequence[list[Verdict]], n_longest: int
+    ) -> BranchScore:
+        """The rule's score; a rule that breaks ends the run with its name, for it may be a user's."""
+        try:
+            score = self.alignment.score(student, branch, judged, n_longest)
+        except Exception as error:
+            raise UsageError(f"alignment rule {self.alignment.name!r}: score() raised {error!r}") from error
+        if not isinstance(score, BranchScore):
+            raise UsageError(
+                f"alignment rule {self.alignment.name!r}: score() returned {score!r}; expected a BranchScore "
+                f"(rlkd.gsrm.alignment)"
+            )
+        return score
 
 
 def _verdicts(result: list[Verdict] | JudgeError) -> list[Verdict]:
