@@ -130,7 +130,10 @@ def load_scorer(spec: str, parameters: Mapping[str, Any] | None = None) -> Any:
     if scale not in get_args(Scale):
         raise ValidityError(f"{built.label} has scale = {scale!r}; expected {' or '.join(map(repr, get_args(Scale)))}")
     if not (callable(scorer) or reads_logprobs(scorer) or reads_statistics(scorer)):
-        raise ValidityError(f"{built.label} is not a function or class of scorers, but {scorer!r}")
+        raise ValidityError(
+            f"{built.label} is not a function or class of scorers, but {scorer!r}: it is not callable and has neither "
+            f"from_token_logprobs nor from_token_statistics"
+        )
     if built.parameters is not None:
         scorer = partial(scorer, **built.parameters)
     with contextlib.suppress(AttributeError):
@@ -167,7 +170,7 @@ def score_pairs(
     if not callable(scorer):
         raise ValidityError(
             f"validity scorer {scorer.__name__!r} reads the teacher's log-probabilities during training and cannot "
-            f"score texts"
+            f"score texts; try it with score_logprobs or score_statistics"
         )
 
     def call() -> Any:

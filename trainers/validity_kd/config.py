@@ -76,7 +76,8 @@ class ValidityKDConfig(DistillationConfig):
         "Validity scorer: a name (likelihood, rollout, judge, prm), a dotted path, or path/to/file.py:name.",
     )
     validity_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Parameters of the scorer; on the command line JSON, such as '{\"reduction\": \"max\"}'."}
+        default=None,
+        metadata={"help": 'Parameters of the scorer; on the command line JSON, such as \'{"reduction": "max"}\'.'},
     )
     proposals: str = _option(
         "expected",
