@@ -1,1 +1,1 @@
-"""The recipes, one file a job. They are scripts: nothing imports them."""
+"""The recipes, one file per job. They are scripts: nothing imports them."""

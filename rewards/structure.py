@@ -44,7 +44,7 @@ class StructureReward:
             of the data, else `rows`.
         threshold: threshold of the judge; default: the judge's own.
         level: level of the rules decomposer.
-        max_new_tokens: most tokens of a structure; default: 1,024 for `prompted`, 256 for `generative`.
+        max_new_tokens: maximum tokens per structure; default: 1,024 for `prompted`, 256 for `generative`.
         store: folder that stores, across runs, the teachers' structures (`structures.sqlite`) and the judge model's
             replies (`verdicts.sqlite`). Default: the cache folder. Keys hold the model's weights, but for a server its
             address and the model's name: serve a retrained model under a new name, or use another folder.

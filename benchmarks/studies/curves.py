@@ -47,7 +47,7 @@ def fitted_line(values: Sequence[float], steps: Sequence[float]) -> tuple[float,
 
 
 def draw(panels: Sequence[Panel], path: Path, title: str = "") -> None:
-    """Draw panels, two a row, into a PNG of about 1000 pixels width. Raises `UsageError` without matplotlib."""
+    """Draw panels, two per row, into a PNG of about 1000 pixels width. Raises `UsageError` without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

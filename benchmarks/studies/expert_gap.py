@@ -1,7 +1,7 @@
 """Is there anything to distil? The expert against the student on questions that neither was trained on.
 
     python benchmarks/studies/expert_gap.py --out runs/expert_gap                  # about 15 minutes on two cores
-    python benchmarks/studies/expert_gap.py --out runs/expert_gap                  # again: goes on after a kill
+    python benchmarks/studies/expert_gap.py --out runs/expert_gap                  # again: continues after a kill
     python benchmarks/studies/expert_gap.py --out runs/expert_gap --sets mawps-test.jsonl
     python benchmarks/studies/expert_gap.py --out runs/early --expert "transformers:embedded?adapter=FOLDER"
     python benchmarks/studies/expert_gap.py --out /tmp/smoke --smoke               # does the script work?

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of scores, results and table")
     parser.add_argument("--model", default="embedded", help="embedded, embedded-warm, a folder or a hub id")
     parser.add_argument("--scorers", nargs="+", default=list(CHEAP), choices=[*CHEAP, *ASKING])
-    parser.add_argument("--engine", help="whom judge, prm and rollout ask: --model served, http://HOST:PORT/v1#NAME")
+    parser.add_argument("--engine", help="engine of judge, prm and rollout: --model served, http://HOST:PORT/v1#NAME")
     parser.add_argument("--together", type=int, default=1, help="traces scored together; more for a server")
     parser.add_argument("--rows", type=int, help="traces to score, drawn at random; all by default")
     parser.add_argument("--examples", type=int, default=0, help="few-shot examples before each question")
@@ -155,7 +155,7 @@ def score(traces: Sequence[LabelledTrace], given: argparse.Namespace) -> None:
         settings |= {"samples": given.samples, "max_new_tokens": given.max_new_tokens}
     settings_file, file = given.out / "settings.json", given.out / "scores.jsonl"
     if file.exists() and not given.resume:
-        raise UsageError(f"{file} is there already: --resume goes on with it, --analyse only reads it")
+        raise UsageError(f"{file} is there already: --resume continues it, --analyse only reads it")
     kept = json.loads(settings_file.read_text()) if settings_file.exists() else {}
     if any(kept.get(name, value) != value for name, value in settings.items()):
         raise UsageError(f"{given.out} has scores with {kept}, this run has {settings}: choose another --out")
@@ -190,7 +190,7 @@ def scorers(given: argparse.Namespace) -> Iterator[tuple[list[str], Any]]:
             parameters |= {"fallback": "last_number", "tokenizer": given.model}
         scorer: Any = load_scorer(name, common | parameters)
         scorer.check_ready()
-        yield [name], partial(ask, scorer, examples=given.examples)
+        yield [name], partial(score_steps, scorer, examples=given.examples)
 
 
 def engine_of(given: argparse.Namespace) -> str:
@@ -208,7 +208,7 @@ def questions_of(trace: LabelledTrace, examples: int) -> list[StepQuestion]:
     return [StepQuestion(prompt, *pair, trace.answer) for pair in zip(prefixes, trace.steps, strict=True)]
 
 
-def ask(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[dict[str, list[float | None]]]:
+def score_steps(scorer: Any, traces: Sequence[LabelledTrace], *, examples: int) -> list[dict[str, list[float | None]]]:
     """A scorer's validity of every step of every trace, under its name; raises `UsageError` if its engine is gone.
 
     `rollout`'s is (k + 1) / (N + 2) also where k is 0: here no second proposal has the same prefix.

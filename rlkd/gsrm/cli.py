@@ -153,7 +153,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--decomposer", default="rules", metavar="SPEC", help=f"decomposer: {_named(DECOMPOSERS)} (default: rules)")
     add("--engine", metavar="SPEC", help="decomposer engine: transformers:NAME, http://...#NAME")
-    add("--max-new-tokens", type=_count, metavar="N", help="most tokens of a structure")
+    add("--max-new-tokens", type=_count, metavar="N", help="maximum tokens per structure")
     add("--level", choices=get_args(Level), help="level of the decomposer 'rules'")
     add("--as-written", action="store_true", help="no grounding of the decomposer 'generative'")
     add("--judge", default="deterministic", metavar="SPEC", help=f"judge: {_named(JUDGES)}")

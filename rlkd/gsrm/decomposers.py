@@ -201,7 +201,7 @@ class PromptedDecomposer(_EngineDecomposer):
     The reply is JSON under a schema where the engine supports guided decoding, else tagged text.
 
     Args:
-        max_new_tokens: most tokens of a structure. A student's truncated structure counts up to its last complete
+        max_new_tokens: maximum tokens per structure. A student's truncated structure counts up to its last complete
             step; a teacher's is an error.
         deadline: seconds for one batch of traces; the retry has half of them.
         check: function that returns the fault of a structure, or None; a faulty structure is retried once.

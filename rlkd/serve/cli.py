@@ -46,11 +46,11 @@ def main(arguments: Sequence[str]) -> int:
         prog="rlkd serve", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="config of the servers; see recipes/serve.yaml")
-    parser.add_argument("--quiet", action="store_true", help="no lines of the servers here, only in their log files")
+    parser.add_argument("--quiet", action="store_true", help="server output in the log files only")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print", action="store_true", help="print the commands, and start nothing")
     action.add_argument("--status", action="store_true", help="show what runs, and whether it is ready")
-    action.add_argument("--stop", action="store_true", help="end a running one, and wait for its end")
+    action.add_argument("--stop", action="store_true", help="stop a running `rlkd serve` and wait for its end")
     options = parser.parse_args(arguments)
     if options.status:
         return show_status(options.config)

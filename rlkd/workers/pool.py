@@ -247,10 +247,10 @@ class WorkerPool:
     def _load(self, worker: _Worker, batch: _Batch) -> bool:
         """Wait until a worker has loaded the function; False if the batch is over first, or it must be replaced."""
         try:
-            if not batch.hears(worker.connection, worker.started + SETUP_SECONDS):
+            if not batch.receives(worker.connection, worker.started + SETUP_SECONDS):
                 if batch.is_stopped:
                     worker.end()
-                if batch.is_over():  # at a deadline it goes on loading
+                if batch.is_over():  # at a deadline it continues loading
                     return False
                 raise IsolationError(f"{_name(self._function)} did not load in a worker in {SETUP_SECONDS:g} s")
             state, message, _ = worker.connection.recv()
@@ -272,7 +272,7 @@ class WorkerPool:
         try:
             worker.connection.send_bytes(batch.payloads[call])
             is_sent = True
-            if batch.hears(worker.connection, batch.limit and time.monotonic() + batch.limit):
+            if batch.receives(worker.connection, batch.limit and time.monotonic() + batch.limit):
                 batch.results[call], is_spent = _read(worker.connection.recv_bytes())
                 if is_spent:
                     worker.end()
@@ -333,7 +333,7 @@ class _Batch:
         self.lost[call] += 1
         return self.lost[call] < ATTEMPTS
 
-    def hears(self, connection: Connection, until: float | None) -> bool:
+    def receives(self, connection: Connection, until: float | None) -> bool:
         """Wait for a message (or its end); False at the time limit, the batch's deadline, or when it is stopped."""
         limits = [limit for limit in (until, self.until) if limit is not None]
         timeout = max(0.0, min(limits) - time.monotonic()) if limits else None

@@ -11,7 +11,7 @@ from rewards import build_rewards
 from tests.helpers import ROOT
 
 RECIPES = ROOT / "recipes"
-# Those of `rlkd serve` belong to no recipe (tests/rlkd/test_serve.py checks them).
+# Those of `rlkd serve` belong to no recipe (tests/rlkd/serve/test_config.py checks them).
 CONFIGS = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith("serve"))
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 from rlkd.errors import UsageError
 from rlkd.http import get_json, post_json
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
-from trainers.vllm.checks import ask_server, installed_vllm, longest_prompt, rounded_length
+from trainers.vllm.checks import installed_vllm, longest_prompt, request_server, rounded_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -104,7 +104,7 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
         get_json(f"{url}/health")
     except OSError:
         print(f"No rollout server answers at {url} yet. {advice}", flush=True)
-    listed, config = ask_server(url, args, model, needed, advice)
+    listed, config = request_server(url, args, model, needed, advice)
     for problem in _problems(config, args, rank):
         raise UsageError(f"{url} {problem}. {advice}")
     # If the path exists, GET is the wrong method: 405.

@@ -133,7 +133,7 @@ class RunFiles:
         """
         output = self.metrics_path.parent
         checkpoint = find_checkpoint(resume_from_checkpoint, output)
-        # The first process changes the files, after all have looked for the checkpoint and before any goes on.
+        # The first process changes the files, after all have looked for the checkpoint and before any continues.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             if checkpoint is not None:

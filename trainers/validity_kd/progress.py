@@ -1,4 +1,4 @@
-"""What a distillation run shows a person: one line a step, and one trace with its weights at the end."""
+"""What a distillation run shows a person: one line per step, and one trace with its weights at the end."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def _check_port(args: RLKDConfig) -> None:
 def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
     url = _url(args)
     advice = "Start it with:\n" + _advice(args, model, needed)
-    _, config = ask_server(url, args, model, needed, advice)
+    _, config = request_server(url, args, model, needed, advice)
     transfer = (config.get("weight_transfer_config") or {}).get("backend")
     if transfer != args.vllm_weight_transfer:
         raise UsageError(
@@ -208,7 +208,7 @@ def _check_memory(args: RLKDConfig, engines: Sequence[str], on_cpu: bool) -> Non
         )
 
 
-def ask_server(url: str, args: Any, model: str, needed: int, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def request_server(url: str, args: Any, model: str, needed: int, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Wait for a rollout server; returns its list of models and its vLLM configuration.
 
     `needed`: tokens of a prompt and its completion. Raises `UsageError`, which ends with `advice`, if it does not

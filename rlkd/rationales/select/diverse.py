@@ -1,4 +1,4 @@
-"""The selector `diverse`: one rationale of those that take the same way (MoRSD, arXiv 2509.23574, third stage)."""
+"""The selector `diverse`: one rationale of those with the same approach (MoRSD, arXiv 2509.23574, third stage)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlkd.structure import Structure
 
 Measure = Literal["ngram", "cosine", "structure"]
 THRESHOLDS: dict[Measure, float] = {"ngram": 0.5, "cosine": 0.9, "structure": 0.75}
-SAME_WAY = "goes the way of a shorter one"
+SAME_APPROACH = "same approach as a shorter one"
 
 # Compared steps of a structure: the work is quadratic in them, and different structures differ before.
 _STEPS = 40
@@ -36,7 +36,7 @@ class Diverse:
         measure: `ngram`, the Jaccard index of 3-grams; `cosine`, of embeddings; or `structure`, the F1 of the steps
             that correspond in order (`structure_similarity`): those of the candidate's own structure, else its
             sentences with a calculation. If neither of two has a step, their 3-grams are compared.
-        threshold: similarity from which two take the same way, above 0 and at most 1; None: `THRESHOLDS`.
+        threshold: similarity from which two have the same approach, above 0 and at most 1; None: `THRESHOLDS`.
         embedder: spec of the embedder of `cosine`.
     """
 
@@ -67,7 +67,7 @@ class Diverse:
         for index in sorted(range(len(candidates)), key=lambda n: (len(candidates[n].text), candidates[n].id)):
             nearest = max((similarity(index, other) for other in kept), default=0.0)
             far = nearest < self.threshold
-            verdicts[index] = SelectorVerdict(None if far else SAME_WAY, {"nearest": nearest})
+            verdicts[index] = SelectorVerdict(None if far else SAME_APPROACH, {"nearest": nearest})
             if far:
                 kept.append(index)
         return verdicts

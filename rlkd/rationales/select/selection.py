@@ -94,7 +94,7 @@ class Selection:
         return selectors
 
     def _engine_specs(self) -> list[str]:
-        """The specs of engines among the parameters, as far as they can be told from other texts."""
+        """The specs of engines among the parameters, as far as they can be distinguished from other texts."""
         specs = [self.student] if self.token_budget is not None else []
         for spec in self.selectors:
             parameters = dict(self.parameters.get(_name_of(spec)) or {})

@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data, tmp_path, t
     (cut / "scores.jsonl").write_text("".join(lines[:40]) + lines[40][:20])
     refused = start(data, cut, *arguments)
     assert refused.returncode == 1
-    assert "--resume goes on with it" in refused.stderr
+    assert "--resume continues it" in refused.stderr
     resumed = start(data, cut, "--resume", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert (cut / "results.json").read_text() == (tmp_path / "whole" / "results.json").read_text()
@@ -190,7 +190,7 @@ def test_an_engine_that_goes_leaves_no_scores_of_the_traces_under_way(study, dat
             raise study.UsageError("the server does not answer")
 
     with pytest.raises(study.UsageError, match="does not answer"):
-        study.ask(Gone(), study.read_traces(data)[:2], examples=0)
+        study.score_steps(Gone(), study.read_traces(data)[:2], examples=0)
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def teacher(tiny_model, tmp_path_factory) -> str:
     return str(folder)
 
 
-# Traces of different lengths, two a row, with two steps each at least.
+# Traces of different lengths, two per row, with two steps each at least.
 ROWS = [
     {
         "id": f"row-{i}",
