@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 TARGET = HERE.parent.parent / "rlkd" / "assets" / "step_pairs.jsonl"
 PROBLEMS = 200
 
-# The first so many pairs of every kind, in both halves, were read by eye.
+# The first N pairs of every kind, in both halves, were read by eye.
 READ_UP_TO = 6
 
 Place = tuple[str, int]
@@ -106,7 +106,7 @@ class Half:
         self.written = {place: text for place, text in written.items() if place in self.steps}
 
     def pairs(self) -> list[dict[str, Any]]:
-        """So many of each kind, from as many different problems as there are."""
+        """N of each kind, from as many different problems as there are."""
         kinds: list[tuple[str, int, Callable[[Place], tuple[Place, Step, Label] | None]]] = [
             ("paraphrase", 80, self.paraphrase),
             ("template", 18, self.template),

@@ -1,7 +1,7 @@
 """A served teacher without a model: it answers problems "What is A and B together" step by step, some of them wrongly.
 
-What it says depends on the whole request, seed included, and on nothing else. `asked` holds what arrived, in order, as
-canonical JSON; `mark(body)` is a word that the answer to a request contains and no other answer does.
+What it answers depends on the whole request, seed included, and on nothing else. `requests` holds what arrived, in
+order, as canonical JSON; `mark(body)` is a word that the answer to a request contains and no other answer does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ScriptedTeacher:
         self.delay = delay
         self.answer = answer
         self.fault: Callable[[dict[str, Any]], int | None] = lambda body: None
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.answered = 0
         self.lock = threading.Lock()
         self.http = _Quiet(("127.0.0.1", 0), _handler(self))
@@ -97,7 +97,7 @@ def _handler(server: ScriptedTeacher) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with server.lock:
-                server.asked.append(canonical(body))
+                server.requests.append(canonical(body))
             time.sleep(server.delay)
             if (status := server.fault(body)) is not None:
                 return self.reply(status, {"error": {"message": "out of order"}})

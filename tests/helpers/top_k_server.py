@@ -11,12 +11,12 @@ import torch
 
 
 class TopKServer:
-    """Answers as `vllm serve` does. `fault` maps a request's body to (status, answer), or None; `asked` counts."""
+    """Answers as `vllm serve` does. `fault` maps a request to (status, answer), or None; `requests` holds bodies."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.max_logprobs, self.owner, self.logits = 20, "vllm", False
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.most = self.now = 0
         self.lock = threading.Lock()
         self.fault: Callable[[dict[str, Any]], tuple[int, dict[str, Any]] | None] = lambda body: None
@@ -30,7 +30,7 @@ class TopKServer:
         if path == "/tokenize":
             return 200, {"tokens": self.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
         with self.lock:
-            self.asked.append(body)
+            self.requests.append(body)
         if fault := self.fault(body):
             return fault
         k, ids = body["prompt_logprobs"], body["prompt"]

@@ -78,12 +78,12 @@ def files(folder: Path) -> dict[str, bytes]:
 # Whole runs
 
 
-def test_a_whole_run_ends_with_rows_to_train_on_and_a_second_one_asks_for_nothing(
+def test_a_whole_run_ends_with_rows_to_train_on_and_a_second_one_sends_no_requests(
     recipe, arguments, teacher, tmp_path, capsys
 ) -> None:
     recipe.main(arguments(hinted_retry=True))
-    said = capsys.readouterr().out
-    assert "30 questions" in said
+    output = capsys.readouterr().out
+    assert "30 questions" in output
     found = load_rows(str(tmp_path / "out/rationales.jsonl"))
     assert len(found) > 20
     for row in found:
@@ -95,9 +95,9 @@ def test_a_whole_run_ends_with_rows_to_train_on_and_a_second_one_asks_for_nothin
     step_keyed = [row for row in found if all(row["paths"])]
     assert step_keyed
     assert all(len(row["structures"]) == len(row["rationales"]) for row in step_keyed)
-    before, asked = files(tmp_path / "out"), len(teacher.asked)
+    before, sent = files(tmp_path / "out"), len(teacher.requests)
     recipe.main(arguments(hinted_retry=True))
-    assert len(teacher.asked) == asked
+    assert len(teacher.requests) == sent
     assert files(tmp_path / "out") == before
     assert "0 requests sent" in capsys.readouterr().out
 
@@ -133,10 +133,10 @@ def test_one_prompt_that_is_refused_at_once_costs_its_own_question_and_never_the
         recipe.main(arguments(**settings))
         written = [json.loads(line) for line in (tmp_path / "out/written.jsonl").open()]
         assert [question["id"] for question in written if not question["candidates"]] == ["r0"]
-        said = capsys.readouterr().out
-        assert f"{1 if start else 30} requests sent" in said
-        assert "1 failed.\nThe last failure: http://" in said
-        assert "400" in said
+        output = capsys.readouterr().out
+        assert f"{1 if start else 30} requests sent" in output
+        assert "1 failed.\nThe last failure: http://" in output
+        assert "400" in output
 
 
 def test_the_stages_alone_do_what_the_whole_does(recipe, arguments, tmp_path) -> None:
@@ -156,9 +156,9 @@ def test_a_bank_that_is_brought_along_needs_no_seed_round(recipe, arguments, tmp
     assert summary["write"]["counts"]["requests"] == {"guided": 60}
     capsys.readouterr()
     recipe.bank_command(["inspect", str(bank)])
-    said = capsys.readouterr().out
-    assert "AddBothParts" in said
-    assert "addition" in said
+    output = capsys.readouterr().out
+    assert "AddBothParts" in output
+    assert "addition" in output
 
 
 def test_ready_made_traces_need_no_teacher(recipe, arguments, tmp_path, teacher) -> None:
@@ -175,7 +175,7 @@ def test_ready_made_traces_need_no_teacher(recipe, arguments, tmp_path, teacher)
     )
     [row] = load_rows(str(tmp_path / "out/rationales.jsonl"))
     assert (row["rationales"], row["sources"]) == (texts[:1], ["s0"])
-    assert teacher.asked == []
+    assert teacher.requests == []
 
 
 def test_a_line_of_traces_that_is_not_utf_8_is_named(recipe, arguments, tmp_path) -> None:
@@ -190,10 +190,10 @@ def test_where_nothing_is_left_the_warning_says_why(recipe, arguments, tmp_path,
     path = tmp_path / "traces.jsonl"
     path.write_text(json.dumps({"question": "2 and 5?", "gold": "7", "rationales": ["2 + 5 = 7\n#### 7"]}) + "\n")
     recipe.main(arguments(dataset_name=str(path), writers=["ready"]))
-    said = capsys.readouterr().out
-    assert "nothing is left to train on" in said
-    assert "dropped by correct: the question has no right answer (1). Name the column of the answer" in said
-    assert "--columns" in said
+    output = capsys.readouterr().out
+    assert "nothing is left to train on" in output
+    assert "dropped by correct: the question has no right answer (1). Name the column of the answer" in output
+    assert "--columns" in output
 
 
 def test_a_selector_of_ones_own_is_taken_from_a_file_with_its_parameters(recipe, arguments, tmp_path) -> None:
@@ -209,7 +209,7 @@ def test_a_selector_of_ones_own_is_taken_from_a_file_with_its_parameters(recipe,
     assert "too long" in reasons
 
 
-def test_a_teacher_in_this_process_is_not_asked_twice_either(recipe, arguments, tiny_model, tmp_path) -> None:
+def test_a_teacher_in_this_process_gets_no_request_twice_either(recipe, arguments, tiny_model, tmp_path) -> None:
     def run(folder: str) -> dict[str, bytes]:
         recipe.main(
             arguments(
@@ -238,7 +238,7 @@ def test_a_token_budget_is_counted_in_the_tokens_of_the_student(recipe, argument
         recipe.main(arguments(token_budget=0))
 
 
-def test_a_bank_that_offers_too_little_is_told_loudly(recipe, arguments, tmp_path, capsys) -> None:
+def test_a_bank_that_offers_too_little_logs_a_warning(recipe, arguments, tmp_path, capsys) -> None:
     recipe.main(arguments(route_threshold=0.99), stage="write")
     assert "WARNING" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/summary.json").read_text())["write"]["paths"]["offered_share"] < 0.5
@@ -288,11 +288,11 @@ def test_a_bank_that_offers_too_little_is_told_loudly(recipe, arguments, tmp_pat
         ),
     ],
 )
-def test_what_cannot_work_is_said(recipe, arguments, teacher, changed, message, monkeypatch) -> None:
+def test_impossible_settings_are_refused(recipe, arguments, teacher, changed, message, monkeypatch) -> None:
     shorten_pauses(monkeypatch)
     with pytest.raises(UsageError, match=message):
         recipe.main(arguments(**changed))
-    assert teacher.asked == []
+    assert teacher.requests == []
 
 
 def test_the_scores_of_the_built_in_selectors_are_known(recipe, tiny_model) -> None:
@@ -317,7 +317,7 @@ def test_the_scores_of_the_built_in_selectors_are_known(recipe, tiny_model) -> N
 
 def test_a_bank_that_the_run_would_write_over_is_refused(recipe, arguments, teacher, tmp_path) -> None:
     recipe.main(arguments(), stage="write")
-    bank, asked = tmp_path / "out/bank.json", len(teacher.asked)
+    bank, sent = tmp_path / "out/bank.json", len(teacher.requests)
     before = bank.read_bytes()
     with pytest.raises(UsageError, match=r"bank.json is where this run writes its own bank"):
         recipe.main(arguments(bank_file=str(bank)), stage="write")
@@ -325,7 +325,7 @@ def test_a_bank_that_the_run_would_write_over_is_refused(recipe, arguments, teac
         recipe.main(
             arguments(bank_file=str(bank), route_threshold=0.99, output_dir=str(tmp_path / "other")), stage="write"
         )
-    assert (bank.read_bytes(), len(teacher.asked)) == (before, asked)
+    assert (bank.read_bytes(), len(teacher.requests)) == (before, sent)
 
 
 def test_the_teacher_is_closed_before_the_student_is_loaded(
@@ -351,7 +351,7 @@ def test_the_teacher_is_closed_before_the_student_is_loaded(
     assert "not loaded" in repr(teacher)
 
 
-def test_hinted_rationales_without_a_second_look_are_told(recipe, arguments, capsys) -> None:
+def test_hinted_rationales_without_a_second_look_log_a_warning(recipe, arguments, capsys) -> None:
     recipe.main(arguments(hinted_retry=True, writers=["free"]))
     assert "WARNING: hinted_retry without a second look" in capsys.readouterr().out
     recipe.main(arguments(writers=["free"]))
@@ -399,7 +399,7 @@ def test_selecting_before_writing_is_refused(recipe, arguments) -> None:
         recipe.main(arguments(), stage="select")
 
 
-def test_a_server_that_fails_too_often_stops_the_run_and_what_it_said_is_kept(
+def test_a_server_that_fails_too_often_stops_the_run_and_its_answers_stay_in_the_journal(
     recipe, arguments, teacher, tmp_path
 ) -> None:
     teacher.fault = lambda body: 400 if json.dumps(body["messages"]).count("7 and") else None
@@ -407,9 +407,9 @@ def test_a_server_that_fails_too_often_stops_the_run_and_what_it_said_is_kept(
         recipe.main(arguments(max_failure_rate=0.01))
     assert not (tmp_path / "out/written.jsonl").exists()
     teacher.fault = lambda body: None
-    good = set(teacher.asked)
+    good = set(teacher.requests)
     recipe.main(arguments())
-    repeated = [body for body in teacher.asked if body in good]
+    repeated = [body for body in teacher.requests if body in good]
     # Only what had failed was asked a second time.
     assert all("7 and" in body for body in {body for body in repeated if repeated.count(body) > 1})
 
@@ -422,7 +422,7 @@ def command(root: Path, *words: Any) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_from_its_journal(root, rows, tmp_path) -> None:
+def test_a_killed_run_resumes_from_its_journal(root, rows, tmp_path) -> None:
     slow = SERVED.ScriptedTeacher(delay=0.05)
     settings = ["--dataset_name", rows, "--teacher", slow.spec, "--concurrency", 2, "--wave", 8, "--writers", "bank"]
     settings += ["--selectors", *ENGINE_FREE, "--route_threshold", 0.05]
@@ -443,7 +443,7 @@ def test_a_run_that_was_killed_goes_on_from_its_journal(root, rows, tmp_path) ->
         again = subprocess.run(command(root, *settings, "--output_dir", "cut"), **run)
         assert again.returncode == 0, again.stderr
         assert f"{known} answers" in again.stdout
-        assert len(slow.asked) - len(set(slow.asked)) <= 2
+        assert len(slow.requests) - len(set(slow.requests)) <= 2
         whole = subprocess.run(command(root, "write", *settings, "--output_dir", "whole"), **run)
         assert whole.returncode == 0, whole.stderr
         assert not (tmp_path / "whole/rationales.jsonl").exists()

@@ -84,13 +84,13 @@ def test_runs_have_similar_lengths_random_order_and_every_example_once(recipe) -
 # The shipped config
 
 
-def test_the_warm_start_asks_as_the_reinforcement_recipe_does(root: Path) -> None:
+def test_the_warm_start_uses_the_prompt_of_the_reinforcement_recipe(root: Path) -> None:
     warm, rlkd = (yaml.safe_load((root / f"recipes/{name}.yaml").read_text()) for name in ("sft", "rlkd"))
     assert warm["system_prompt"] == rlkd["system_prompt"]
     assert warm["few_shot_examples"] == 0
 
 
-def test_the_expert_asks_as_the_warm_start_and_learns_from_rows_of_its_own(root: Path, recipe) -> None:
+def test_the_expert_uses_the_prompt_of_the_warm_start_and_learns_from_rows_of_its_own(root: Path, recipe) -> None:
     warm, expert = (yaml.safe_load((root / f"recipes/{name}.yaml").read_text()) for name in ("sft", "sft_expert"))
     assert {**warm, **expert}["system_prompt"] == warm["system_prompt"]
     script = recipe.SFTScriptArguments(

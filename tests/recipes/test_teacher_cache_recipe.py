@@ -67,7 +67,7 @@ def test_each_rationale_is_a_trace_in_the_ids_that_the_trainer_makes(recipe, arg
     assert traces[5].name == "row r5, rationale 0"
 
 
-def test_a_run_keeps_what_the_teacher_says_and_a_second_one_asks_for_nothing(
+def test_a_run_caches_the_teachers_output_and_a_second_one_sends_no_requests(
     recipe, arguments, tiny_model, capsys
 ) -> None:
     recipe.main(arguments())
@@ -106,7 +106,7 @@ def test_no_password_of_an_address_is_printed(recipe, arguments, tiny_model) -> 
     assert "TOPSECRET" not in str(refused.value)
 
 
-def test_cut_traces_are_counted(recipe, arguments, capsys) -> None:
+def test_truncated_traces_are_counted(recipe, arguments, capsys) -> None:
     recipe.main(arguments(max_completion_length=10))
     assert "60 traces" in (said := capsys.readouterr().out)
     assert "are truncated at max_completion_length 10" in said
@@ -150,7 +150,7 @@ def test_a_teacher_with_another_vocabulary_is_refused(recipe, arguments, tmp_pat
         ({"max_completion_length": 0}, r"max_completion_length=0: expected at least 1"),
     ],
 )
-def test_what_cannot_be_built_is_said(recipe, arguments, changed, message) -> None:
+def test_impossible_caches_are_refused(recipe, arguments, changed, message) -> None:
     with pytest.raises(UsageError, match=message):
         recipe.main(arguments(**changed))
 
@@ -168,7 +168,7 @@ def test_rows_without_rationales_are_refused_with_the_way_out(recipe, arguments,
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(root, rows, tiny_model, tmp_path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(root, rows, tiny_model, tmp_path) -> None:
     def command(folder: Path) -> list[str]:
         settings = {
             "--dataset_name": rows,

@@ -63,7 +63,7 @@ def test_a_function_that_makes_a_reward_is_called_with_the_parameters(forms):
 
 
 @pytest.mark.parametrize("name", ["Constant", "make_constant"])
-def test_a_parameter_that_a_factory_needs_is_asked_for(forms, name):
+def test_a_missing_parameter_of_a_factory_is_an_error(forms, name):
     with pytest.raises(
         RewardError, match=rf"reward '{name}' needs the parameter 'value'\. Parameters: value, factor=1"
     ):

@@ -170,7 +170,7 @@ def test_the_log_has_every_completion_with_each_outcome(tmp_path) -> None:
     assert records[1]["rewards"]["one"]["value"] == 1.0
 
 
-def test_the_log_goes_on_where_a_killed_process_left_it(tmp_path) -> None:
+def test_the_log_continues_where_a_killed_process_left_it(tmp_path) -> None:
     path = tmp_path / "async.jsonl"
     scores(composite(one, log=path), "a", "b")
     with path.open("a") as stream:

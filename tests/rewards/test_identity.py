@@ -17,7 +17,7 @@ from tests.helpers.rewards import build_reward, reused, wrap
 pytestmark = pytest.mark.timeout(300)  # against hangs; no test asserts how long anything takes
 
 
-def test_a_score_is_kept_for_later_batches_rewards_and_runs(build, file):
+def test_a_score_is_cached_for_later_batches_rewards_and_runs(build, file):
     logged = {}
     reward = build("alone", cached=True)
     assert reward(completions=["aa", "none", "b"]) == [2.0, None, 1.0]
@@ -30,7 +30,7 @@ def test_a_score_is_kept_for_later_batches_rewards_and_runs(build, file):
     assert len(calls(file)) == 4
 
 
-def test_a_score_is_kept_for_other_processes(build, file, tmp_path):
+def test_a_score_is_cached_for_other_processes(build, file, tmp_path):
     build("alone", cached=True)(completions=["aa"])
     code = """
     import pathlib, sys
@@ -49,7 +49,7 @@ def test_a_score_is_kept_for_other_processes(build, file, tmp_path):
     assert calls(file) == ["aa"]
 
 
-def test_failures_are_never_kept(build, file):
+def test_failures_are_never_cached(build, file):
     bad = ["failed x", "raise y", "exit", "nan", "sleep"]
     for _ in range(2):
         reward = build("alone", cached=True, timeout=1.0, workers=2)
@@ -59,7 +59,7 @@ def test_failures_are_never_kept(build, file):
 
 
 @pytest.mark.parametrize("change", ["parameters", "version", "source", "answer"])
-def test_a_score_is_not_kept_for_what_it_does_not_say(build, file, tmp_path, change):
+def test_a_cached_score_is_not_reused_for_another_reward_or_sample(build, file, tmp_path, change):
     reward = build("alone", {"factor": 2}, cached=True, isolate=False)
     assert reward(completions=["aa"], answer=["1"]) == [4.0]
     arguments, options, answer = {"factor": 2}, {}, "1"
@@ -85,7 +85,7 @@ def test_rewards_of_one_source_that_differ_by_how_they_are_made_keep_their_score
     assert build("two", cached=True)(completions=["a"]) == [2.0]
 
 
-def test_an_alias_does_not_matter_to_kept_scores(build, file, tmp_path):
+def test_an_alias_does_not_matter_to_cached_scores(build, file, tmp_path):
     build("alone", cached=True)(completions=["aa"])
     other = build_reward(f"other={file}:alone", cache=tmp_path / "scores.sqlite")
     assert other(completions=["aa"]) == [2.0]
@@ -196,7 +196,7 @@ def test_a_cache_that_cannot_be_used_stops_nothing(build, tmp_path, caplog):
     assert "The run goes on" in caplog.text
 
 
-def test_a_file_that_changes_during_the_run_has_no_more_scores_kept(tmp_path, caplog):
+def test_a_file_that_changes_during_the_run_has_no_more_scores_cached(tmp_path, caplog):
     path, cache = tmp_path / "mine.py", tmp_path / "scores.sqlite"
     source = """
 from rewards import RewardOptions

@@ -64,7 +64,7 @@ def test_a_reward_that_takes_anything_gets_everything():
 # Outcomes
 
 
-def test_the_three_outcomes_are_kept_apart():
+def test_the_three_outcomes_are_distinguished():
     def mixed(completions, **columns):
         return [0.0, None, Failed("server is down"), Scored(0.5, {"steps": 2})]
 
@@ -110,7 +110,7 @@ def test_failures_and_what_does_not_apply_are_logged_as_shares():
     assert logged == {"rewards/mine/failed": 1.0, "rewards/mine/not_applicable": 0.0}
 
 
-def test_a_cause_is_told_once(caplog):
+def test_a_cause_is_logged_once(caplog):
     reward = wrap(raising)
     with caplog.at_level(logging.WARNING):
         call(reward, "a", "b")
@@ -299,7 +299,7 @@ def test_keys_of_a_wrong_number_are_an_error(build):
         build("WrongKeys")(completions=["a", "b"])
 
 
-def test_where_keys_fail_everything_is_scored_and_told_once(build, caplog):
+def test_where_keys_fail_everything_is_scored_and_one_warning_is_logged(build, caplog):
     reward = build("FailingKeys", isolate=False, cached=True)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -384,7 +384,7 @@ def reward_of(build, isolate, cache):
     return made["shared"]
 
 
-def test_a_reward_may_be_asked_from_several_threads_at_once(build):
+def test_a_reward_may_be_called_from_several_threads_at_once(build):
     reward = build("alone", cached=True, timeout=1.0, workers=2)
     results = {}
 

@@ -160,7 +160,7 @@ def test_an_asynchronous_reward_says_nothing_of_what_nobody_waits_for(caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_kept_scores_spare_asynchronous_calls_too(build, file, tmp_path):
+def test_cached_scores_spare_asynchronous_calls_too(build, file, tmp_path):
     asked = []
 
     async def judge(completions, **columns):

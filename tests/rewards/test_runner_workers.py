@@ -98,7 +98,7 @@ def test_latencies_are_those_of_the_samples(build):
 
 
 @pytest.mark.parametrize(("isolate", "here"), [(None, False), (True, False), (False, True)])
-def test_a_reward_that_is_named_by_a_spec_runs_in_a_worker_unless_told_otherwise(build, isolate, here):
+def test_a_reward_that_is_named_by_a_spec_runs_in_a_worker_by_default(build, isolate, here):
     reward = build("together", isolate=isolate)
     assert (reward(completions=["pid"]) == [float(os.getpid())]) is here
 
@@ -108,7 +108,7 @@ def pid(completions, **columns):
 
 
 @pytest.mark.parametrize(("isolate", "here"), [(None, True), (True, False), (False, True)])
-def test_a_reward_that_is_handed_over_runs_here_unless_told_otherwise(isolate, here):
+def test_a_reward_that_is_handed_over_runs_here_by_default(isolate, here):
     reward = wrap(pid, options={"isolate": isolate})
     assert (reward(completions=["a"]) == [float(os.getpid())]) is here
     reward.close()
@@ -137,7 +137,7 @@ def test_a_reward_that_no_worker_can_load_runs_here_with_one_warning(build, ask,
 
 
 @pytest.mark.parametrize("ask", ["check_ready", "score"])
-def test_a_reward_that_no_worker_can_load_is_an_error_where_isolation_is_asked_for(build, ask):
+def test_a_reward_that_no_worker_can_load_is_an_error_where_isolation_is_requested(build, ask):
     reward = build("Homebound", isolate=True)
     with pytest.raises(
         RewardError, match=r"reward 'Homebound' cannot run in a worker process: .*one such device"
@@ -190,7 +190,7 @@ def test_a_reward_that_the_main_script_or_a_module_of_it_registers_runs_in_a_wor
     assert done.stdout == "in a worker\n", done.stderr
 
 
-def test_a_call_in_this_process_that_takes_too_long_is_told_of_and_scored():
+def test_a_call_in_this_process_that_takes_too_long_is_logged_and_scored():
     told, released = [], threading.Event()
 
     def slow(completions, **columns):
@@ -220,7 +220,7 @@ def test_of_samples_scored_alone_in_this_process_one_that_raises_takes_no_other_
     assert causes(reward)[1] == "ZeroDivisionError: division by zero"
 
 
-def test_an_exception_that_cannot_be_told_is_a_failure():
+def test_an_exception_that_cannot_be_printed_is_a_failure():
     class RudeError(Exception):
         def __str__(self):
             raise RuntimeError("no text")

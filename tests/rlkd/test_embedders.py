@@ -64,7 +64,7 @@ def test_rows_of_ngrams_have_length_one_in_any_script():
     assert vectors.shape == (len(TEXTS), 8192)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    # And texts of one script are told apart.
+    # And texts of one script differ too.
     other = NGRAMS.embed(["买了五支铅笔一共多少钱", "Найдите площадь круга"])
     assert np.all((vectors[2:4] * other).sum(axis=1) < 0.3)
 
@@ -196,7 +196,7 @@ def test_the_package_and_plain_transformers_agree(encoder_folder):
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("hashed-ngram", "Did you mean 'hashed-ngrams'"),
         ("transformers:", "names no model"),
@@ -205,8 +205,8 @@ def test_the_package_and_plain_transformers_agree(encoder_folder):
         ("word2vec:x", "unknown embedder"),
     ],
 )
-def test_a_spec_of_another_form_is_refused(spec, told):
-    with pytest.raises(UsageError, match=told):
+def test_a_spec_of_another_form_is_refused(spec, message):
+    with pytest.raises(UsageError, match=message):
         open_embedder(spec)
 
 
@@ -225,10 +225,10 @@ def test_vectors_that_are_known_are_neither_worked_out_again_nor_changed():
         name = "counting"
 
         def __init__(self):
-            self.asked = []
+            self.texts = []
 
         def embed(self, texts):
-            self.asked += texts
+            self.texts += texts
             return NGRAMS.embed(texts)
 
     known, embedder = KnownVectors(), Counting()
@@ -238,7 +238,7 @@ def test_vectors_that_are_known_are_neither_worked_out_again_nor_changed():
     assert np.array_equal(
         again.toarray(), unit_rows(NGRAMS, ["find a rate", "sum up", "add prices", "sum up"]).toarray()
     )
-    assert embedder.asked == ["add prices", "?", "find a rate", "sum up"]
+    assert embedder.texts == ["add prices", "?", "find a rate", "sum up"]
 
 
 OWN = """

@@ -437,7 +437,7 @@ def test_a_factory_is_called_with_its_parameters(here):
     assert (built.parameters, built.target(completions=["a"], level=[1])) == (None, [5])
 
 
-def test_the_parameters_of_a_function_tell_an_object_from_a_factory(here):
+def test_the_parameters_of_a_function_distinguish_an_object_from_a_factory(here):
     assert build("selector", "brief", {"limit": 2}).bound(questions="abc") == [2, 2, 2]
     with pytest.raises(SpecError, match="judge 'brief' needs the parameter 'questions'"):
         build("judge", "brief")

@@ -23,18 +23,18 @@ def study():
 
 
 class Recited:
-    """An engine that knows the first `right` of some rows, and counts what it is asked."""
+    """An engine that knows the first `right` of some rows, and counts the prompts that it gets."""
 
     guided = False
 
     def __init__(self, name, rows, right, fails=False):
         self.name = name
         self.answers = {row["question"]: row["answer"] if i < right else "-1" for i, row in enumerate(rows)}
-        self.asked = 0
+        self.requests = 0
         self.fails = fails
 
     async def generate(self, prompts, sampling, *, deadline=None):
-        self.asked += len(prompts)
+        self.requests += len(prompts)
         if self.fails:
             return [EngineError(self.name, "it is gone.")] * len(prompts)
         return [Completion(f"#### {self.answers[prompt[-1]['content']]}", "stop", 4) for prompt in prompts]
@@ -81,29 +81,29 @@ def test_a_question_without_a_comparable_answer_is_left_out_for_all(study) -> No
     assert (found["n"], found["difference"]["value"]) == (2, 0.5)
 
 
-def test_what_is_kept_is_not_asked_again_and_a_torn_line_is(study, given, tmp_path) -> None:
+def test_cached_answers_are_reused_and_a_torn_line_is_requested_again(study, given, tmp_path) -> None:
     rows = study.read_set("chains", 40)
     path = tmp_path / "answers.jsonl"
     engine = Recited("a", rows, right=10)
     found = study.answer(engine, rows, study.AnswerFile(path), given, "a")
-    assert (engine.asked, sum(record["correct"] for record in found)) == (40, 10)
+    assert (engine.requests, sum(record["correct"] for record in found)) == (40, 10)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:20]) + lines[20][:9])
     again = Recited("a", rows, right=10)
     assert study.answer(again, rows, study.AnswerFile(path), given, "a") == found
-    assert again.asked == 20
+    assert again.requests == 20
     assert path.read_bytes().splitlines(keepends=True) == lines
 
 
 @pytest.mark.parametrize("change", [{"system_prompt": "Be long."}, {"max_new_tokens": 9}, {"name": "b"}])
-def test_what_was_asked_otherwise_is_asked_anew(study, given, tmp_path, change) -> None:
+def test_changed_settings_send_every_request_again(study, given, tmp_path, change) -> None:
     rows = study.read_set("chains", 3)
     kept = study.AnswerFile(tmp_path / "answers.jsonl")
     study.answer(Recited("a", rows, right=3), rows, kept, given, "a")
     engine = Recited(change.pop("name", "a"), rows, right=0)
     other = argparse.Namespace(**{**vars(given), **change})
     assert [record["correct"] for record in study.answer(engine, rows, kept, other, "a")] == [0, 0, 0]
-    assert engine.asked == 3
+    assert engine.requests == 3
 
 
 def test_a_model_that_fails_ends_the_study_with_its_reason(study, given, tmp_path) -> None:

@@ -69,7 +69,7 @@ def test_an_arm_of_selection_differs_from_its_control_in_one_selector(study) -> 
 
 
 @pytest.mark.slow
-def test_a_smoke_study_runs_goes_on_where_it_was_cut_and_refuses_other_arguments(tiny_model, tmp_path) -> None:
+def test_a_smoke_study_runs_resumes_after_an_interruption_and_refuses_other_arguments(tiny_model, tmp_path) -> None:
     out = tmp_path / "study"
 
     def study(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -76,7 +76,9 @@ def write_arm(folder: Path, teachers: list[dict], *, learning: bool, steps: int 
         )
 
 
-def test_an_arm_that_learns_true_steps_is_told_from_one_that_learns_foreign_ones(study, settings, tmp_path) -> None:
+def test_an_arm_that_learns_true_steps_is_distinguished_from_one_that_learns_foreign_ones(
+    study, settings, tmp_path
+) -> None:
     rows = sample_rows("rl")
     write_arm(tmp_path / "true", rows, learning=True, steps=60)
     write_arm(tmp_path / "shuffled", shuffled_teachers(rows, study.SHUFFLE_SEED), learning=True, steps=60)

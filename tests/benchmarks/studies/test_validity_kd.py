@@ -49,7 +49,7 @@ def test_rows_that_could_not_be_judged_are_left_out() -> None:
 
 
 @pytest.mark.slow
-def test_a_smoke_study_runs_goes_on_where_it_was_cut_and_refuses_other_arguments(tiny_model, tmp_path) -> None:
+def test_a_smoke_study_runs_resumes_after_an_interruption_and_refuses_other_arguments(tiny_model, tmp_path) -> None:
     out = tmp_path / "study"
     extra = ["--", "--model_name_or_path", tiny_model, "--teacher", tiny_model]
 

@@ -107,7 +107,7 @@ def test_the_auroc_is_the_share_of_pairs_in_the_right_order(study):
         assert figure["auroc_low"] < figure["auroc"] < figure["auroc_high"]
 
 
-def test_a_scorer_that_knows_the_truth_is_told_from_one_that_measures_position(study, data):
+def test_a_scorer_that_knows_the_truth_is_distinguished_from_one_that_measures_position(study, data):
     traces = study.read_traces(data)
     entries = [
         {"trace": trace.key, "scorer": "oracle", "values": [float(valid) for valid in trace.valid]} for trace in traces
@@ -133,7 +133,7 @@ def test_steps_without_a_score_are_left_out_and_counted(study, data):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data, tmp_path, tiny_model):
+def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(data, tmp_path, tiny_model):
     scorers = ("--scorers", "likelihood", "expected", "judge", "prm", "rollout")
     arguments = ("--model", tiny_model, *scorers, "--samples", "2", "--max-new-tokens", "4")
     whole = start(data, tmp_path / "whole", *arguments)
@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data, tmp_path, t
 
 
 @pytest.mark.slow
-def test_traces_asked_about_together_get_the_scores_that_each_gets_alone(data, tmp_path, tiny_model):
+def test_traces_scored_in_a_batch_get_the_scores_that_each_gets_alone(data, tmp_path, tiny_model):
     def scores(out, *arguments):
         done = start(data, tmp_path / out, "--model", tiny_model, "--scorers", "prm", *arguments)
         assert done.returncode == 0, done.stderr

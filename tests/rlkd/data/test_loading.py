@@ -154,7 +154,7 @@ def test_the_first_rationales_are_kept_after_wrong_ones_are_dropped(open_r1):
     assert [row["rationales"] for row in rows] == [["good trace"], ["unchecked"]]
 
 
-def test_structures_are_cut_with_their_rationales(tmp_path):
+def test_structures_are_dropped_with_their_rationales(tmp_path):
     other = [{"meta": "other"}]
     path = jsonl(tmp_path / "r.jsonl", {"question": "a?", "rationales": ["r", "s"], "structures": [STEPS, other]})
     [row] = load_rows(str(path), max_rationales=1)

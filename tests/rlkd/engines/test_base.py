@@ -81,7 +81,7 @@ def test_a_wrong_pair_of_prompt_and_continuation_is_refused(request_):
 
 
 @pytest.mark.parametrize("choices", ["yes", [], ["yes", " "], ["yes", " Yes"]])
-def test_choices_that_a_model_cannot_tell_apart_are_refused(choices):
+def test_choices_that_a_model_cannot_distinguish_are_refused(choices):
     with pytest.raises(ValueError, match="choices"):
         check_choices(choices)
 

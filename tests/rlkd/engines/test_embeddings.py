@@ -78,7 +78,7 @@ def test_a_known_text_is_not_computed_again_and_the_oldest_are_forgotten(tiny_be
     assert list(encoder._kept) == ["how", "left"]
 
 
-def test_a_text_beyond_the_context_is_cut(tiny_bert):
+def test_a_text_beyond_the_context_is_truncated(tiny_bert):
     encoder = SentenceEncoder(tiny_bert, device="cpu")
     long, longer = encode(encoder, ["apples " * 14, "apples " * 500])
     assert torch.equal(long, longer)

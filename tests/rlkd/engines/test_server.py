@@ -52,7 +52,7 @@ def test_greedy_text_does_not_depend_on_order_or_company(remote):
     assert [run(remote.generate([prompt], GREEDY))[0] for prompt in PROMPTS] == together
 
 
-def test_stop_strings_cut_the_text_alike(remote, engine):
+def test_stop_strings_truncate_the_text_alike(remote, engine):
     [free] = run(engine.generate(["She sold"], Sampling(max_new_tokens=20)))
     sampling = Sampling(max_new_tokens=20, stop=(free.text[4:6],))
     assert run(remote.generate(["She sold"], sampling)) == run(engine.generate(["She sold"], sampling))
@@ -139,7 +139,7 @@ def vllm_server(server):
     return server
 
 
-def test_a_vllm_server_scores_by_token_ids_messages_and_cut_words_too(remote, vllm_server, engine):
+def test_a_vllm_server_scores_by_token_ids_messages_and_split_words_too(remote, vllm_server, engine):
     requests = [("She sold", " 24 clips"), (CHAT, "yes"), ("The answer is sup", "ported"), ("Höhe", ": 3 µm 🙂")]
     for left, right in zip(run(remote.score(requests)), run(engine.score(requests)), strict=True):
         assert left.logprobs == pytest.approx(right.logprobs, abs=1e-4)
@@ -243,7 +243,7 @@ def test_a_request_that_hangs_is_given_up_and_tried_again(server, engine):
     assert "no answer within 0.5 s, 3 attempts" in str(late)
 
 
-def test_the_pause_is_what_retry_after_asks_for(remote, server):
+def test_the_pause_is_the_value_of_retry_after(remote, server):
     server.faults.append(faulty({"status": 429, "headers": {"retry-after": "0.6"}}, times=1))
     start = time.monotonic()
     assert not isinstance(run(remote.generate(["e"], GREEDY))[0], EngineError)

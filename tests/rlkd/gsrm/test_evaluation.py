@@ -27,7 +27,7 @@ def a_table(scores, right, question, **options):
     return {row.name: row for row in rows}
 
 
-def test_a_length_counts_in_the_sign_that_tells_better_and_others_do_not():
+def test_a_length_counts_with_the_sign_that_predicts_better_and_others_do_not():
     right = np.array([True, False] * 30)
     question = np.repeat(np.arange(30), 2)
     shorter_is_right = np.where(right, 1.0, 2.0)
@@ -102,10 +102,10 @@ class Scripted:
 
     def __init__(self, answer):
         self.answer = answer
-        self.asked = []
+        self.calls = []
 
     async def decompose(self, traces):
-        self.asked.append(list(traces))
+        self.calls.append(list(traces))
         return [self.answer(trace) for trace in traces]
 
 
@@ -163,7 +163,7 @@ def test_a_judge_that_fails_leaves_its_figures_out_and_is_counted():
     assert list(found.failures) == ["judge: no verdict"]
 
 
-def test_a_killed_evaluation_goes_on_from_its_store(tmp_path):
+def test_a_killed_evaluation_resumes_from_its_store(tmp_path):
     class Killed(BaseException):
         pass
 
@@ -181,7 +181,7 @@ def test_a_killed_evaluation_goes_on_from_its_store(tmp_path):
         evaluate_gsrm(Scripted(dies_late), DeterministicJudge(), **options)
     again = Scripted(rules_of_the_trace)
     resumed = evaluate_gsrm(again, DeterministicJudge(), **options)
-    assert sum(map(len, again.asked)) == 5 * 12 - 36
+    assert sum(map(len, again.calls)) == 5 * 12 - 36
     whole = evaluate_gsrm(Scripted(rules_of_the_trace), DeterministicJudge(), **options | {"store": None})
     assert resumed.to_dict() == whole.to_dict()
 

@@ -398,10 +398,10 @@ class FakeEncoder:
 
     def __init__(self, error=None):
         self.error = error
-        self.asked = []
+        self.calls = []
 
     async def encode(self, texts):
-        self.asked.append(list(texts))
+        self.calls.append(list(texts))
         if self.error:
             raise self.error
         vectors = torch.zeros(len(texts), 128)
@@ -416,7 +416,7 @@ def embedding(error=None, **options):
     return made
 
 
-def test_embeddings_tell_purposes_and_numbers_tell_the_rest():
+def test_embeddings_compare_purposes_and_numbers_decide_the_rest():
     pairs = [
         ([Step("Apples eaten", "48/2", "24")], [Step("All that was consumed", "48/3", "16")]),
         ([Step("Apples eaten", "48/2", "24")], [Step("Pears", "48/3", "16")]),
@@ -432,14 +432,14 @@ def test_steps_that_calculations_decide_are_not_embedded():
         [ALL_AGREE],
         [Verdict(False, None, None)],
     ]
-    assert made.encoder.asked == [[]]
+    assert made.encoder.calls == [[]]
 
 
 def test_all_texts_of_a_batch_are_embedded_in_one_call():
     made = embedding()
     steps = [Step("Apples eaten"), Step("Bananas peeled")]
     judge(made, (steps, steps[::-1]), (steps, [Step("Cherries"), Step("Dates")]))
-    assert len(made.encoder.asked) == 1
+    assert len(made.encoder.calls) == 1
 
 
 def test_an_encoder_that_fails_costs_the_pairs_that_need_it():

@@ -37,10 +37,10 @@ class CountingDecomposer:
 
     def __init__(self, fingerprint="counting"):
         self.fingerprint = fingerprint
-        self.asked: list[list[str]] = []
+        self.calls: list[list[str]] = []
 
     async def decompose(self, traces):
-        self.asked.append([trace.text for trace in traces])
+        self.calls.append([trace.text for trace in traces])
         return [DecompositionError("told to") if "fail" in t.text else one_step(t.text) for t in traces]
 
 
@@ -49,10 +49,10 @@ class CountingJudge(DeterministicJudge):
 
     def __init__(self):
         super().__init__()
-        self.asked = []
+        self.calls = []
 
     async def judge(self, pairs):
-        self.asked.append(list(pairs))
+        self.calls.append(list(pairs))
         found = await super().judge(pairs)
         broken = [any("unjudgeable" in step.meta for step in mine) for mine, _ in pairs]
         return [JudgeError("told to") if b else verdicts for b, verdicts in zip(broken, found, strict=True)]
@@ -81,20 +81,20 @@ def test_each_distinct_trace_is_decomposed_once_and_results_are_in_order():
     decomposer = CountingDecomposer()
     found = structure(GSRM(decomposer, CountingJudge()), "a", "b", "a", "a")
     assert found == [one_step(text) for text in "abaa"]
-    assert decomposer.asked == [["a", "b"]]
+    assert decomposer.calls == [["a", "b"]]
 
 
 def test_the_same_text_about_another_problem_is_another_trace():
     decomposer = CountingDecomposer()
     gsrm = GSRM(decomposer, CountingJudge())
     asyncio.run(gsrm.structure([ReasoningTrace("one", "a"), ReasoningTrace("two", "a")]))
-    assert decomposer.asked == [["a", "a"]]
+    assert decomposer.calls == [["a", "a"]]
 
 
 def test_without_traces_the_decomposer_is_not_called():
     decomposer = CountingDecomposer()
     assert structure(GSRM(decomposer, CountingJudge())) == []
-    assert decomposer.asked == []
+    assert decomposer.calls == []
 
 
 def test_stored_structures_outlive_the_model_that_made_them(tmp_path):
@@ -102,7 +102,7 @@ def test_stored_structures_outlive_the_model_that_made_them(tmp_path):
     first, second = CountingDecomposer(), CountingDecomposer()
     made = structure(GSRM(first, CountingJudge(), store=path), "a", "b")
     assert structure(GSRM(second, CountingJudge(), store=path), "b", "c", "a") == [made[1], one_step("c"), made[0]]
-    assert second.asked == [["c"]]
+    assert second.calls == [["c"]]
 
 
 def test_another_decomposer_does_not_see_them(tmp_path):
@@ -110,7 +110,7 @@ def test_another_decomposer_does_not_see_them(tmp_path):
     structure(GSRM(CountingDecomposer("one"), CountingJudge(), store=path), "a")
     other = CountingDecomposer("other")
     structure(GSRM(other, CountingJudge(), store=path), "a")
-    assert other.asked == [["a"]]
+    assert other.calls == [["a"]]
 
 
 def test_errors_are_never_stored(tmp_path):
@@ -120,7 +120,7 @@ def test_errors_are_never_stored(tmp_path):
     for _ in range(2):
         [found] = structure(gsrm, "fail")
         assert isinstance(found, DecompositionError)
-    assert decomposer.asked == [["fail"], ["fail"]]
+    assert decomposer.calls == [["fail"], ["fail"]]
 
 
 def test_only_structures_of_teachers_are_stored(tmp_path):
@@ -128,7 +128,7 @@ def test_only_structures_of_teachers_are_stored(tmp_path):
     structure(GSRM(CountingDecomposer(), CountingJudge(), store=path), "student", "teacher", teacher=[False, True])
     again = CountingDecomposer()
     structure(GSRM(again, CountingJudge(), store=path), "student", "teacher")
-    assert again.asked == [["student"]]
+    assert again.calls == [["student"]]
 
 
 def test_a_students_structure_is_not_used_for_a_teacher(tmp_path):
@@ -207,7 +207,7 @@ def test_equal_pairs_are_judged_once():
     judge = CountingJudge()
     a, b = STRUCTURES[:2]
     reward([a, a, b], [[a, b], [a, b], [a]], judge=judge)
-    assert judge.asked == [[(a, a), (a, b), (b, a)]]
+    assert judge.calls == [[(a, a), (a, b), (b, a)]]
 
 
 def test_a_pair_that_the_judge_fails_on_costs_its_own_student_only():
@@ -271,7 +271,7 @@ def numbered(*answers):
 def test_under_answers_nothing_is_judged_and_matches_name_the_pairs():
     judge = CountingJudge()
     [score] = reward([numbered("5", "9", "$7.00")], [[numbered("7", "6", "5 clips")]], "answers", judge)
-    assert judge.asked == []
+    assert judge.calls == []
     assert score.value == pytest.approx(2 / 3)
     assert score.matches == ((0, 2), (2, 0))
     assert score.verdicts == ()
@@ -293,7 +293,7 @@ def test_under_ordered_all_pairs_of_steps_are_judged_in_one_call_and_equal_ones_
     student, teacher = numbered("5", "7", "5"), numbered("7", "5")
     [first, second] = reward([student, student], [[teacher], [teacher]], "ordered", judge)
     assert first == second
-    [asked] = judge.asked
+    [asked] = judge.calls
     assert len(asked) == len(set(asked)) == 6
     assert all(len(mine) == len(theirs) == 1 for mine, theirs in asked)
 

@@ -301,7 +301,7 @@ def test_a_selection_ends_where_not_one_candidate_of_all_blocks_could_be_measure
         assert select_stage(tmp_path / "out", [measure])["kept"] == 299  # type: ignore[list-item]
 
 
-def test_objects_in_a_file_of_another_kind_are_told_where_they_can_be_read(tmp_path) -> None:
+def test_objects_in_a_file_of_another_kind_are_refused_with_the_kind_that_works(tmp_path) -> None:
     rows = [{"question": "What?", "answer": "1", "rationales": [{"text": "#### 1"}]}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     with pytest.raises(RowError, match=r"Rationales as objects are read from .jsonl files only"):
@@ -365,7 +365,7 @@ def test_nothing_selected_is_a_result_too(tmp_path) -> None:
     assert part["stages"][1]["candidates"] == 0
 
 
-def test_the_same_selector_twice_is_told_apart(tmp_path) -> None:
+def test_the_same_selector_twice_gets_numbered_stages(tmp_path) -> None:
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
     write_stage(tmp_path / "out", questions, READY, log=logging.info)
     part = select_stage(tmp_path / "out", [keep_right, keep_right])  # type: ignore[list-item]
@@ -382,7 +382,7 @@ def test_an_empty_summary_is_a_page() -> None:
     assert page({}) == "# Rationales\n"
 
 
-def test_what_a_selector_drops_is_told_with_its_scores(tmp_path) -> None:
+def test_dropped_candidates_are_written_with_their_scores(tmp_path) -> None:
     questions = load_questions(rows_file(tmp_path, [traces(3)]), columns={"answer": "gold"})
     write_stage(tmp_path / "out", questions, READY, log=logging.info)
     select_stage(tmp_path / "out", [keep_right])  # type: ignore[list-item]

@@ -81,7 +81,7 @@ def test_a_group_is_the_rollouts_of_a_row_in_a_step_on_any_process(tmp_path):
     assert figures.zero_std_groups == pytest.approx(2 / 3)
 
 
-def test_rows_without_an_id_are_told_apart_by_their_prompts(tmp_path):
+def test_rows_without_an_id_are_distinguished_by_their_prompts(tmp_path):
     records = [{"step": 1, "prompt": p, "rewards": {"some": score(v)}} for p, v in [("a", 0), ("b", 1), ("a", 0)]]
     write(tmp_path, records)
     assert read_report(tmp_path).rewards["some"].groups == 1

@@ -579,7 +579,7 @@ def test_every_process_is_gone_when_the_caller_is_killed():
         caller.wait()
 
 
-def test_ctrl_c_kills_the_program_and_goes_on_up():
+def test_ctrl_c_kills_the_program_and_reaches_the_caller():
     marker = f"interrupted-{uuid.uuid4().hex}"
     source = daemon(marker) + "import time\ntime.sleep(999)"
     code = f"from rlkd.sandbox import *\nrun_program({source!r}, limits=SandboxLimits(wall=999, children=True))"

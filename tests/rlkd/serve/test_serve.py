@@ -279,7 +279,7 @@ def test_stop_ends_a_running_one_and_status_then_finds_nothing(place: Place) -> 
 
 
 @pytest.mark.slow
-def test_stop_asks_which_where_there_are_several(place: Place) -> None:
+def test_stop_needs_a_config_where_several_servers_run(place: Place) -> None:
     for name in ("a.yaml", "b.yaml"):
         place.start("--config", place.config(name, workers={"gsrm": place.worker()})).ready()
     done = place.start("--stop")

@@ -26,7 +26,7 @@ from rlkd.teachers.shards import row_key
 from rlkd.teachers.topk import LOWEST, TopK
 
 K = 6
-# Of the 24 traces three fit into a shard of so many bytes.
+# Of the 24 traces three fit into a shard of this size.
 SHARD = 3 * 12 * bytes_per_token(K, 16)
 
 
@@ -43,8 +43,8 @@ def tokenizer(tiny_model: str) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-class Asked:
-    """A teacher that notes what it is asked, and fails when so many sequences have been."""
+class Recording:
+    """A teacher that records its requests, and fails after N sequences."""
 
     def __init__(self, teacher: Any, fails_after: float = math.inf, **changed: Any) -> None:
         self.teacher, self.fails_after = teacher, fails_after
@@ -104,7 +104,7 @@ def distributions(draw: st.DrawFn) -> TopK:
 
 @settings(max_examples=150, deadline=None)
 @given(distributions())
-def test_ids_are_exact_log_probabilities_near_and_the_tail_is_kept(top: TopK) -> None:
+def test_ids_are_exact_log_probabilities_near_and_the_tail_is_stored(top: TopK) -> None:
     back = quantised(top)
     assert torch.equal(back.ids, top.ids)
     assert torch.equal(back.taken, top.taken)
@@ -216,7 +216,7 @@ def test_a_row_is_found_by_its_exact_ids_only(teacher, tokenizer, tmp_path) -> N
     assert message.endswith("make it")
 
 
-def test_a_part_of_a_trace_can_be_asked_for_and_nothing_before_it(teacher, tmp_path) -> None:
+def test_a_part_of_a_trace_can_be_requested_and_nothing_before_it(teacher, tmp_path) -> None:
     made(tmp_path, teacher)
     cached = CachedTeacher(tmp_path)
     ids = traces()[0].ids
@@ -239,17 +239,17 @@ def test_other_processes_read_the_same(teacher, tmp_path) -> None:
     made(tmp_path / "cache", teacher)
     cached = CachedTeacher(tmp_path / "cache", k=K)
     rows = traces()[7:11]
-    asked = [row.ids for row in rows], [row.start for row in rows]
-    pickled = pickle.dumps((cached, asked))
+    arguments = [row.ids for row in rows], [row.start for row in rows]
+    pickled = pickle.dumps((cached, arguments))
     assert len(pickled) < 2000
-    (tmp_path / "asked.pickle").write_bytes(pickled)
+    (tmp_path / "arguments.pickle").write_bytes(pickled)
     code = (
-        "import pickle, sys; cached, asked = pickle.load(open(sys.argv[1], 'rb'));"
-        "print([(top.ids.tolist(), top.logprobs.tolist()) for top in cached.top_k(*asked)])"
+        "import pickle, sys; cached, arguments = pickle.load(open(sys.argv[1], 'rb'));"
+        "print([(top.ids.tolist(), top.logprobs.tolist()) for top in cached.top_k(*arguments)])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "asked.pickle")]
+    command = [sys.executable, "-c", code, str(tmp_path / "arguments.pickle")]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    expected = str([(top.ids.tolist(), top.logprobs.tolist()) for top in cached.top_k(*asked)])
+    expected = str([(top.ids.tolist(), top.logprobs.tolist()) for top in cached.top_k(*arguments)])
     for reader in readers:
         assert reader.communicate(timeout=300)[0].strip() == expected
 
@@ -271,7 +271,7 @@ def test_a_shard_is_a_safetensors_file(teacher, tmp_path) -> None:
         ('{"version": 99}', "has version 99; this rlkd reads version 1"),
     ],
 )
-def test_a_folder_without_a_cache_is_said_to_have_none(tmp_path, text, message) -> None:
+def test_a_folder_without_a_cache_is_an_error(tmp_path, text, message) -> None:
     if text is not None:
         (tmp_path / "index.json").write_text(text)
     with pytest.raises(CacheError, match=message):
@@ -307,9 +307,9 @@ def test_a_damaged_shard_is_named_and_rebuilt_alone(teacher, tmp_path, how) -> N
         CachedTeacher(tmp_path).top_k([row.ids for row in traces()], [3] * 24)
 
     others = {path: path.stat().st_ino for path in tmp_path.glob("shard-*") if path.name != "shard-00002.safetensors"}
-    asked, lines = Asked(teacher), []
-    built = made(tmp_path, asked, report=lines.append)
-    assert asked.sequences == [row.ids for row in traces()[6:9]]
+    recording, lines = Recording(teacher), []
+    built = made(tmp_path, recording, report=lines.append)
+    assert recording.sequences == [row.ids for row in traces()[6:9]]
     assert (built.cached, built.computed, built.damaged) == (21, 3, [problem])
     assert f"{problem}. It is rebuilt." in lines
     assert content(tmp_path) == before
@@ -340,13 +340,13 @@ def test_a_damaged_shard_of_other_rows_is_not_taken_away_and_its_own_command_is_
     with pytest.raises(CacheError, match="make it") as named:
         CachedTeacher(tmp_path).top_k([row.ids for row in traces()], [3] * 24)
     assert "make the others" not in str(named.value)
-    asked = Asked(teacher)
+    recording = Recording(teacher)
     with pytest.raises(CacheError, match=r"built of other traces than these. Rebuild it first: make it"):
-        made(tmp_path, asked, traces()[12:], made_by={"command": "make the others"})
+        made(tmp_path, recording, traces()[12:], made_by={"command": "make the others"})
     assert content(tmp_path) == before
-    assert asked.sequences == []
-    assert made(tmp_path, asked, traces(12)).computed == 3
-    assert asked.sequences == [row.ids for row in traces()[6:9]]
+    assert recording.sequences == []
+    assert made(tmp_path, recording, traces(12)).computed == 3
+    assert recording.sequences == [row.ids for row in traces()[6:9]]
     found = CachedTeacher(tmp_path)
     assert len(found) == 24
     assert found.top_k([traces()[20].ids], [3])
@@ -361,7 +361,7 @@ def test_a_damaged_shard_is_built_by_any_command_that_has_its_rows(teacher, tmp_
     assert len(CachedTeacher(tmp_path)) == 24
 
 
-def test_rows_that_the_data_no_longer_have_are_said_to_be_lost(teacher, tmp_path) -> None:
+def test_rows_that_the_data_no_longer_have_are_reported_as_lost(teacher, tmp_path) -> None:
     made(tmp_path, teacher)
     damage(tmp_path, "truncated")
     lines: list[str] = []
@@ -384,34 +384,34 @@ def test_an_interrupted_build_continues_and_ends_with_the_same_bytes(teacher, tm
     made(tmp_path / "whole", teacher)
     for fails_after in (0, 3, 10):
         with pytest.raises(RuntimeError, match="went away"):
-            made(tmp_path / "cut", Asked(teacher, fails_after=fails_after))
+            made(tmp_path / "cut", Recording(teacher, fails_after=fails_after))
     # What a killed process leaves: half a file, and a shard that was not counted yet.
     (tmp_path / "cut" / ".shard-00004.safetensors.part").write_bytes(b"half")
     (tmp_path / "cut" / "shard-00005.safetensors").write_bytes(b"not counted")
-    asked = Asked(teacher)
-    assert made(tmp_path / "cut", asked).cached == 12
-    assert asked.sequences == [row.ids for row in traces()[12:]]
+    recording = Recording(teacher)
+    assert made(tmp_path / "cut", recording).cached == 12
+    assert recording.sequences == [row.ids for row in traces()[12:]]
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob(".*.part"))
 
 
-def test_a_whole_cache_asks_for_nothing_and_new_rows_are_added(teacher, tmp_path) -> None:
+def test_a_whole_cache_sends_no_requests_and_new_rows_are_added(teacher, tmp_path) -> None:
     made(tmp_path, teacher, traces(10))
     before = content(tmp_path)
-    asked = Asked(teacher)
-    assert made(tmp_path, asked, traces(10)).computed == 0
+    recording = Recording(teacher)
+    assert made(tmp_path, recording, traces(10)).computed == 0
     assert content(tmp_path) == before
-    assert made(tmp_path, asked, traces(12)).computed == 2
-    assert asked.sequences == [row.ids for row in traces()[10:12]]
+    assert made(tmp_path, recording, traces(12)).computed == 2
+    assert recording.sequences == [row.ids for row in traces()[10:12]]
     after = content(tmp_path)
     assert all(after[name] == data for name, data in before.items() if name != "index.json")
     assert len(CachedTeacher(tmp_path)) == 12
 
 
 def test_equal_traces_have_one_row(teacher, tmp_path) -> None:
-    asked = Asked(teacher)
-    assert made(tmp_path, asked, [*traces(4), *traces(4)]).computed == 4
-    assert len(asked.sequences) == 4
+    recording = Recording(teacher)
+    assert made(tmp_path, recording, [*traces(4), *traces(4)]).computed == 4
+    assert len(recording.sequences) == 4
 
 
 def test_a_shard_holds_what_fits_and_a_trace_that_does_not_fit_is_alone(teacher, tmp_path) -> None:
@@ -434,10 +434,10 @@ def test_a_shard_holds_what_fits_and_a_trace_that_does_not_fit_is_alone(teacher,
 def test_another_teacher_k_or_tokenizer_needs_another_folder(teacher, tmp_path, changed, message) -> None:
     made(tmp_path, teacher, traces(3))
     before = content(tmp_path)
-    asked = Asked(teacher, **changed)
+    recording = Recording(teacher, **changed)
     with pytest.raises(CacheError, match=message):
-        made(tmp_path, asked)
-    assert not asked.sequences
+        made(tmp_path, recording)
+    assert not recording.sequences
     assert content(tmp_path) == before
 
 
@@ -449,7 +449,7 @@ def test_two_builds_of_one_folder_are_refused(teacher, tmp_path) -> None:
 
 
 def test_an_invalid_log_probability_names_the_row(teacher, tmp_path) -> None:
-    class Broken(Asked):
+    class Broken(Recording):
         def top_k(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TopK]:
             tops = super().top_k(sequences, starts)
             tops[1].logprobs[0, 0] = math.nan

@@ -143,7 +143,7 @@ def test_the_teacher_is_left_as_it_was_and_its_values_may_enter_a_loss(tiny_mode
     assert torch.equal(student.grad, top.logprobs)
 
 
-def test_what_a_local_teacher_cannot_do_is_said(model, tokenizer) -> None:
+def test_a_local_teacher_refuses_impossible_arguments(model, tokenizer) -> None:
     with pytest.raises(UsageError, match=r"k=262: the teacher's head has 261 rows"):
         LocalTeacher(model, tokenizer, 262)
     with pytest.raises(UsageError, match=r"k=0: expected a whole number of at least 1"):
@@ -189,7 +189,7 @@ def test_a_server_teacher_says_what_the_local_one_says(server, model, tokenizer)
         assert (top.logprobs[:, :-1] >= top.logprobs[:, 1:]).all()
     assert teacher.vocabulary == LocalTeacher(model, tokenizer, 16).vocabulary
     assert server.most <= 2
-    assert {(body["max_tokens"], body["prompt_logprobs"]) for body in server.asked} == {(1, 16)}
+    assert {(body["max_tokens"], body["prompt_logprobs"]) for body in server.requests} == {(1, 16)}
 
 
 def test_two_replicas_share_the_sequences(server, model, tokenizer) -> None:
@@ -197,20 +197,20 @@ def test_two_replicas_share_the_sequences(server, model, tokenizer) -> None:
     try:
         teacher = EngineTeacher(f"{server.url},{other.url}#tiny", 4, tokenizer=tokenizer)
         tops = teacher.top_k(SEQUENCES * 3, STARTS * 3)
-        assert len(server.asked) + len(other.asked) == 12
-        assert server.asked
-        assert other.asked
+        assert len(server.requests) + len(other.requests) == 12
+        assert server.requests
+        assert other.requests
         assert_right(tops[-2], whole(model, SEQUENCES[2], 3), SEQUENCES[2], 3, 4)
     finally:
         other.http.shutdown()
         other.http.server_close()
 
 
-def test_a_server_that_is_busy_at_first_is_asked_again(server, tokenizer) -> None:
-    server.fault = lambda body: (503, {"error": {"message": "warming up"}}) if len(server.asked) <= 2 else None
+def test_requests_to_a_server_that_is_busy_at_first_are_sent_again(server, tokenizer) -> None:
+    server.fault = lambda body: (503, {"error": {"message": "warming up"}}) if len(server.requests) <= 2 else None
     teacher = EngineTeacher(f"{server.url}#tiny", 4, tokenizer=tokenizer, concurrency=1)
     assert [len(top) for top in teacher.top_k(SEQUENCES, STARTS)] == [35, 7, 77, 1]
-    assert len(server.asked) == 2 + len(SEQUENCES)
+    assert len(server.requests) == 2 + len(SEQUENCES)
 
 
 def test_a_server_that_stays_busy_is_named_with_the_sequence(server, tokenizer) -> None:
@@ -235,7 +235,7 @@ def test_more_log_probabilities_than_a_server_allows_name_its_option(server, tok
     teacher = EngineTeacher(f"{server.url}#tiny", 21, tokenizer=tokenizer)
     with pytest.raises(EngineError, match=r"prompt logprobs of 21.*max allowed: 20.*--max-logprobs 21 \(or -1\)"):
         teacher.top_k(SEQUENCES, STARTS)
-    assert len(server.asked) <= len(SEQUENCES)  # final: never tried again
+    assert len(server.requests) <= len(SEQUENCES)  # final: never tried again
 
 
 def test_another_model_is_answered_with_those_that_there_are(server, tokenizer) -> None:
@@ -249,7 +249,7 @@ def test_a_server_with_another_tokenizer_is_refused_before_any_sequence_is_sent(
     teacher = EngineTeacher(f"{server.url}#tiny", 4, tokenizer=other)
     with pytest.raises(EngineError, match=r"the server's tokenizer is not the student's.*first that differ"):
         teacher.top_k([[0, 1]], [1])
-    assert not server.asked
+    assert not server.requests
 
 
 def test_a_server_that_is_not_vllm_is_refused(server, tokenizer) -> None:
@@ -324,7 +324,7 @@ def test_a_text_prompt_goes_in_as_it_is(tokenizer) -> None:
 
 
 @pytest.mark.parametrize(("limit", "text"), [(10, "2 + 3 = 5<|end|>"), (9, "2 + 3 = 5"), (3, "2 +")])
-def test_a_trace_beyond_the_limit_is_cut_and_does_not_end(tokenizer, limit, text) -> None:
+def test_a_trace_beyond_the_limit_is_truncated_and_does_not_end(tokenizer, limit, text) -> None:
     _, completion = trace_ids(tokenizer, CHAT, "2 + 3 = 5", limit)
     assert tokenizer.decode(completion) == text
 
@@ -338,7 +338,7 @@ def test_the_arguments_of_the_chat_template_reach_it(tokenizer) -> None:
         assert other.decode(prompt) == text
 
 
-def test_what_cannot_become_a_trace_is_said(tokenizer) -> None:
+def test_impossible_traces_are_refused(tokenizer) -> None:
     with pytest.raises(UsageError, match="the rationale is blank"):
         trace_ids(tokenizer, CHAT, " \n", 9)
     with pytest.raises(UsageError, match="max_completion_length=0: expected at least 1"):

@@ -107,7 +107,7 @@ def test_an_asynchronous_function_is_awaited_also_where_a_loop_runs_already(user
 
 
 @pytest.mark.parametrize(
-    ("spec", "parameters", "told"),
+    ("spec", "parameters", "message"),
     [
         ("brevity", {"limits": 5}, r"validity scorer 'brevity' has no parameter 'limits'.*Did you mean 'limit'"),
         ("Constant", {}, r"needs the parameter 'value'"),
@@ -117,8 +117,8 @@ def test_an_asynchronous_function_is_awaited_also_where_a_loop_runs_already(user
         ("brevty", {}, r"has no 'brevty'.*Did you mean 'brevity'"),
     ],
 )
-def test_a_spec_that_cannot_be_built_names_what_is_wrong(user, spec, parameters, told):
-    with pytest.raises(ValidityError, match=told):
+def test_a_spec_that_cannot_be_built_names_what_is_wrong(user, spec, parameters, message):
+    with pytest.raises(ValidityError, match=message):
         load_scorer(f"{user}:{spec}", parameters)
 
 
@@ -157,7 +157,7 @@ def test_a_scorer_that_takes_too_long_has_failed_and_the_log_says_so(caplog):
     assert "no result within its time of 0.01 s" in caplog.text
 
 
-def test_a_mistake_that_is_the_users_to_mend_ends_the_run():
+def test_a_mistake_that_the_user_must_fix_ends_the_run():
     def misconfigured(questions):
         raise UsageError("set the key")
 
@@ -166,7 +166,7 @@ def test_a_mistake_that_is_the_users_to_mend_ends_the_run():
 
 
 @pytest.mark.parametrize(
-    ("answered", "told"),
+    ("answered", "message"),
     [
         ([0.5], "returned 1 values for 2 questions"),
         ([0.5, "good"], "returned 'good' for question 1"),
@@ -176,11 +176,11 @@ def test_a_mistake_that_is_the_users_to_mend_ends_the_run():
         ([-0.5, 0.5], "returned -0.5 for question 0.*scale = 'log'"),
     ],
 )
-def test_an_answer_outside_of_the_contract_names_scorer_and_question(answered, told):
+def test_an_answer_outside_of_the_contract_names_scorer_and_question(answered, message):
     def careless(questions):
         return answered
 
-    with pytest.raises(ValidityError, match=f"'careless' {told}"):
+    with pytest.raises(ValidityError, match=f"'careless' {message}"):
         score_pairs(scorer_of(careless), [question("a")], [question("b")])
 
 
@@ -204,13 +204,13 @@ def test_both_proposals_come_in_one_call_and_equal_questions_once():
     assert calls == [["aa", "b", "ccc"]]
 
 
-def test_questions_that_differ_in_a_column_are_both_asked():
+def test_questions_that_differ_in_a_column_are_both_scored():
     asked = scorer_of(lambda questions: [q.columns["worth"] for q in questions])
     one, other = question(columns={"worth": 0.1}), question(columns={"worth": 0.9})
     assert score_pairs(asked, [one], [other]) == ([0.1], [0.9])
 
 
-def test_nothing_is_asked_where_there_are_no_steps():
+def test_the_scorer_is_not_called_where_there_are_no_steps():
     assert score_pairs(scorer_of(lambda questions: 1 / 0), [], []) == ([], [])
 
 

@@ -61,7 +61,7 @@ def test_teacher_only_passes_over_failed_steps():
     assert teacher_only([None]) == ([None], [None])
 
 
-def test_entropy_and_divergence_ask_no_scorer():
+def test_entropy_and_divergence_call_no_scorer():
     for control in ("entropy", "divergence"):
         assert not StepWeighting(WeightMap(), control=control).needs & {"teacher", "student"}
         bare = StepEvidence(
@@ -113,7 +113,7 @@ def test_position_keeps_the_mean_weight_of_a_batch(cases):
     assert sum(found) == pytest.approx(sum(weights), abs=1e-9)
 
 
-def test_a_step_that_failed_has_weight_1_under_every_arm_that_asks_a_scorer_and_is_counted():
+def test_a_step_that_failed_has_weight_1_under_every_arm_that_calls_a_scorer_and_is_counted():
     for control in (None, "shuffled", "teacher_only", "position"):
         found = weights_of(control)
         assert found.weights[3] == 1.0

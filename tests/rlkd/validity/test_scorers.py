@@ -234,7 +234,7 @@ def test_rollouts_of_a_model_in_this_process_are_the_same_in_every_call(tiny_mod
     assert run(scorer(asked)) == run(scorer(asked))
 
 
-def test_equal_samples_are_refused_before_anything_is_asked(server):
+def test_equal_samples_are_refused_before_any_request(server):
     with pytest.raises(ValidityError, match="samples=4 at temperature 0 are all the same"):
         scripted_rollouts(server, temperature=0.0)
 
@@ -408,7 +408,7 @@ def test_a_checkpoint_that_is_no_classifier_or_lacks_the_class_is_refused_with_t
         load_scorer("prm", {"model": heads["sequence"]}).check_ready()
 
 
-def test_an_engine_is_asked_for_one_of_two_labels(tiny_model):
+def test_an_engine_chooses_one_of_two_labels(tiny_model):
     scorer = load_scorer("prm", {"engine": f"transformers:{tiny_model}", "labels": ["+", "-"]})
     [value] = run(scorer([question("So 14.")]))
     prompt = [{"role": "user", "content": scorer_text("So 14.")}]
@@ -426,7 +426,7 @@ def scorer_text(step):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         ({}, "either `model`"),
         ({"model": "a", "engine": "transformers:b"}, "either `model`"),
@@ -435,8 +435,8 @@ def scorer_text(step):
         ({"model": "a", "labels": ["+", "-"]}, "together with `engine`"),
     ],
 )
-def test_parameters_that_contradict_each_other_are_refused(parameters, told):
-    with pytest.raises(ValidityError, match=told):
+def test_parameters_that_contradict_each_other_are_refused(parameters, message):
+    with pytest.raises(ValidityError, match=message):
         load_scorer("prm", parameters)
 
 

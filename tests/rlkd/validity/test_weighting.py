@@ -115,7 +115,7 @@ def test_a_validity_outside_the_probabilities_is_refused_and_says_how_log_probab
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"w_min": -0.1}, "w_min=-0.1"),
         ({"w_min": 2.0}, "w_min=2.0, w_max=1.8"),
@@ -126,8 +126,8 @@ def test_a_validity_outside_the_probabilities_is_refused_and_says_how_log_probab
         ({"scale": "logit"}, "scale='logit'"),
     ],
 )
-def test_values_outside_their_range_are_refused_by_name(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_values_outside_their_range_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
         WeightMap(**settings)
 
 
@@ -153,7 +153,7 @@ def test_adapted_weights_do_not_depend_on_the_unit_of_the_validity(margins, unit
     assert weights == pytest.approx(again, rel=1e-9)
 
 
-def test_half_of_the_margins_lie_beyond_the_adapted_tau_so_the_map_is_neither_flat_nor_saturated():
+def test_half_of_the_margins_lie_beyond_the_adapted_tau_so_the_map_is_neither_constant_nor_saturated():
     margins = [(-1) ** i * 1000 * (i + 1) for i in range(100)]
     fixed = WeightMap(scale="log", v_0=0)(margins, [0.0] * 100)
     assert all(abs(weight - 1) > 0.79 for weight in fixed)
@@ -184,7 +184,7 @@ def test_tau_follows_the_latest_margins_and_stays_above_its_floor():
 
 
 @given(margin_lists, margin_lists)
-def test_a_resumed_tau_goes_on_as_the_uninterrupted_one(before, after):
+def test_a_resumed_tau_continues_as_the_uninterrupted_one(before, after):
     through, resumed = AdaptiveTau(window=16), AdaptiveTau(window=16)
     through.update(before)
     resumed.load_state_dict(json.loads(json.dumps(through.state_dict())))

@@ -42,7 +42,7 @@ def test_loading_the_plugin_imports_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_both_backends_are_known_to_vllm_however_often_it_asks(table: Table) -> None:
+def test_both_backends_are_known_to_vllm_however_often_they_register(table: Table) -> None:
     register()
     register()
     assert set(table.engines) == {"nccl", *BACKENDS}
@@ -62,7 +62,7 @@ def test_the_names_of_the_engines_exist(root) -> None:
         assert f"class {engine}(" in source
 
 
-def test_the_wheel_tells_vllm_where_the_plugin_is(root) -> None:
+def test_the_wheel_declares_the_plugin_to_vllm(root) -> None:
     import tomllib
 
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]

@@ -58,7 +58,7 @@ def test_a_worker_whose_trainer_goes_away_stops_waiting_at_once() -> None:
             waiting.result(timeout=30)
 
 
-def test_a_worker_whose_trainer_hangs_waits_no_longer_than_it_was_told() -> None:
+def test_a_worker_whose_trainer_hangs_waits_no_longer_than_its_timeout() -> None:
     with ThreadPoolExecutor(2) as threads:
         trainer, worker = pair(threads, seconds=1)
         with pytest.raises(TransferFailed, match="imed out"):

@@ -384,7 +384,7 @@ def test_an_exception_without_text_is_named(pools):
 
 
 @pytest.mark.parametrize(("stop", "message"), [(SystemExit(3), "SystemExit: 3"), (KeyboardInterrupt(), "KeyboardI")])
-def test_a_function_that_exits_has_failed_and_its_worker_goes_on(pools, stop, message):
+def test_a_function_that_exits_has_failed_and_its_worker_continues(pools, stop, message):
     pool = pools(lambda stop, first: raises(stop) if first else os.getpid(), workers=1)
     [fault, pid, again] = pool.map([(stop, True), (stop, False), (stop, False)])
     assert fault.kind == "error"
@@ -636,7 +636,7 @@ def test_loading_does_not_count_for_the_limit_of_a_call(pools):
     assert all(isinstance(pid, int) for pid in results)
 
 
-def test_a_deadline_holds_while_a_function_loads_and_the_loading_goes_on(pools):
+def test_a_deadline_holds_while_a_function_loads_and_the_loading_continues(pools):
     pool = pools(LoadsFor(0.8), workers=1)
     assert pool.map([()], deadline=0.2)[0].kind == "timeout"
     [worker] = pool._idle

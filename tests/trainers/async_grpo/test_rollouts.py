@@ -105,7 +105,7 @@ def test_capped_scores_are_refused() -> None:
         )
 
 
-def test_without_cuda_trl_is_not_asked_for_the_speed_of_a_gpu(no_cuda) -> None:
+def test_without_cuda_trl_does_not_look_up_the_speed_of_a_gpu(no_cuda) -> None:
     asked = async_grpo_trainer.get_peak_flops_per_device
     with async_with(packed_attention):
         assert async_grpo_trainer.get_peak_flops_per_device(None, "float32") is None

@@ -155,7 +155,7 @@ def test_a_rank_that_one_layer_has_counts(tmp_path, tiny_model, server) -> None:
     assert "--max-lora-rank 32" in str(error.value)
 
 
-def test_without_a_server_the_command_is_told_at_once(tmp_path, tiny_model, server, capsys) -> None:
+def test_without_a_server_the_command_is_printed_at_once(tmp_path, tiny_model, server, capsys) -> None:
     server.shutdown()
     server.server_close()
     with pytest.raises(UsageError, match="no rollout server at"):
@@ -252,7 +252,7 @@ def test_data_without_a_column_that_a_reward_needs_is_refused(tmp_path, tiny_mod
         RLKDAsyncTrainer(tiny_model, config(tmp_path, reward_funcs=["accuracy"]), prompts, LoraConfig(r=8))
 
 
-def test_the_mistake_of_a_reward_is_told_as_trl_passes_it_on() -> None:
+def test_the_mistake_of_a_reward_is_reported_as_trl_passes_it_on() -> None:
     worker = async_rollout_worker.AsyncRolloutWorker.__new__(async_rollout_worker.AsyncRolloutWorker)
     worker._failed_event = threading.Event()
     worker._failed_event.set()

@@ -25,7 +25,7 @@ def test_the_newest_complete_checkpoint_is_found_by_number(tmp_path: Path, wante
 
 
 @pytest.mark.parametrize("wanted", [None, "false", False, ""])
-def test_no_checkpoint_is_looked_for_unless_asked(tmp_path: Path, wanted) -> None:
+def test_no_checkpoint_is_looked_for_unless_requested(tmp_path: Path, wanted) -> None:
     checkpoint(tmp_path, 5)
     assert find_checkpoint(wanted, tmp_path) is None
 

@@ -53,7 +53,7 @@ def parameters(trainer) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in trainer.model.parameters()]
 
 
-def test_it_measures_before_after_and_every_so_many_steps(run) -> None:
+def test_it_measures_before_after_and_every_n_steps(run) -> None:
     trainer, held_out = run(5, every=2)
     trainer.train()
     records = read_steps(held_out.path)

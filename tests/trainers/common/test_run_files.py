@@ -20,7 +20,7 @@ def test_a_resumed_log_drops_the_steps_that_are_run_again(tmp_path: Path) -> Non
     assert [(r["step"], r["reward"]) for r in read_steps(log.path)][-2:] == [(5, 0.5), (6, 1.0)]
 
 
-def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_truncated_is_skipped(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "metrics.jsonl")
     log.append([{"step": 1}, {"step": 2}])
     with log.path.open("a") as stream:
@@ -30,7 +30,7 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
     assert [record["step"] for record in read_steps(log.path)] == [1, 2, 3]
 
 
-def test_the_logs_of_every_process_are_cut_back(tmp_path: Path) -> None:
+def test_the_logs_of_every_process_are_truncated(tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "rollouts/rank0.jsonl", "rollouts/rank1.jsonl"):
         StepLog(tmp_path / name).append([{"step": 1}, {"step": 2}])
     resume_logs(tmp_path, 1)
@@ -54,7 +54,7 @@ def test_an_earlier_run_is_set_aside_whole_and_nothing_of_it_is_lost(tmp_path: P
     assert set_earlier_run_aside(tmp_path) is None
 
 
-def test_only_the_last_steps_are_kept_in_memory(tmp_path: Path) -> None:
+def test_only_the_last_steps_are_held_in_memory(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "r.jsonl")
     log.append([{"step": step, "i": i} for step in range(1, 9) for i in range(2)])
     assert [(r["step"], r["i"]) for r in last_steps(log.path, 2)] == [(7, 0), (7, 1), (8, 0), (8, 1)]

@@ -138,7 +138,7 @@ def test_a_run_with_four_kinds_of_rewards_finishes_and_names_every_cause(tiny_mo
 
 
 @pytest.mark.slow
-def test_a_reward_that_keeps_failing_ends_the_run_after_a_checkpoint_and_the_run_goes_on_from_it(
+def test_a_reward_that_keeps_failing_ends_the_run_after_a_checkpoint_and_the_run_resumes_from_it(
     tiny_model, rows, file, tmp_path
 ) -> None:
     switch = tmp_path / "switch"
@@ -183,7 +183,7 @@ def test_the_checkpoint_waits_for_the_end_of_a_rollout_window(tiny_model, rows, 
         RLKDTrainer(tiny_model, args=args, train_dataset=rows).train()
 
 
-def test_without_a_limit_a_run_goes_on_whatever_fails(tiny_model, rows, file, tmp_path) -> None:
+def test_without_a_limit_a_run_continues_whatever_fails(tiny_model, rows, file, tmp_path) -> None:
     switch = tmp_path / "switch"
     switch.touch()
     args = config(
@@ -199,7 +199,7 @@ def test_without_a_limit_a_run_goes_on_whatever_fails(tiny_model, rows, file, tm
     assert trainer.state.global_step == 3
 
 
-def test_metrics_tell_where_a_reward_is_flat_and_which_rewards_say_the_same(tiny_model, rows, file, tmp_path) -> None:
+def test_metrics_show_zero_std_rewards_and_correlated_rewards(tiny_model, rows, file, tmp_path) -> None:
     def opposite(completions, **columns):
         return [-(sum(map(ord, c[0]["content"])) % 97) / 97 for c in completions]
 

@@ -93,7 +93,7 @@ def test_a_failed_sample_lies_at_the_mean_of_its_group(tiny_model, rows, tmp_pat
     assert records[0]["rewards"]["fails_on_even"]["cause"] == "even"
 
 
-def test_a_raising_reward_is_counted_as_failed_and_the_run_goes_on(tiny_model, rows, tmp_path) -> None:
+def test_a_raising_reward_is_counted_as_failed_and_the_run_continues(tiny_model, rows, tmp_path) -> None:
     trainer = RLKDTrainer(tiny_model, reward_funcs=[letters, raises], args=config(tmp_path), train_dataset=rows)
     trainer.train()
     metrics = read_steps(trainer.metrics_path)
@@ -306,7 +306,7 @@ def test_a_server_that_does_not_answer_is_named_before_a_model_loads(rows, tmp_p
         RLKDTrainer("no-model", args=args, train_dataset=rows)
 
 
-def test_a_batch_that_does_not_divide_says_how_to_mend_it(tmp_path) -> None:
+def test_a_batch_that_does_not_divide_is_refused_with_the_fix(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"1 process.*Make per_device_train_batch_size"):
         config(tmp_path, per_device_train_batch_size=6)
 

@@ -116,7 +116,7 @@ def test_a_dataset_that_does_not_fit_is_refused(tiny_model, tmp_path, change, me
         ({"proposals": "generate", "proposal_engine": "{url}#other"}, r"has no model 'other'; it offers tiny"),
     ],
 )
-def test_a_server_is_asked_before_a_model_loads(tiny_model, tmp_path, monkeypatch, settings, message) -> None:
+def test_a_server_is_checked_before_a_model_loads(tiny_model, tmp_path, monkeypatch, settings, message) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     server = TopKServer(AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer)
@@ -164,7 +164,7 @@ def test_two_teachers_are_named_without_their_passwords(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("rollouts", [True, False])
-def test_the_line_of_a_step_says_how_many_were_cut_off(rollouts) -> None:
+def test_the_line_of_a_step_shows_how_many_were_truncated(rollouts) -> None:
     logs = {"kd/on_policy": float(rollouts), "kd_weight/mean": 1.0}
     logs["completions/clipped_ratio" if rollouts else "traces/clipped_ratio"] = 0.75
     assert " | truncated 75% | " in kd_line(1, 2, logs)

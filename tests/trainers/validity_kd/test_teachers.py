@@ -147,7 +147,7 @@ def test_a_server_teaches_as_the_same_model_here_does(tiny_model, teacher_model,
     for one, other in zip(expected, found, strict=True):
         for key in ("loss", "grad_norm", "kd_weight/mean", "validity/margin"):
             assert other[key] == pytest.approx(one[key], rel=1e-4), key
-    assert len(server.asked) == 1 + 8  # at the start, and once a trace, for the weights and the loss
+    assert len(server.requests) == 1 + 8  # at the start, and once a trace, for the weights and the loss
 
 
 def brevity(questions, limit=40):
@@ -293,7 +293,7 @@ def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
         assert all(record.teacher is not None for record in weighted.records)
 
 
-def test_a_step_that_was_cut_off_is_not_judged(tiny_model, teacher_model, tmp_path) -> None:
+def test_a_truncated_step_is_not_judged(tiny_model, teacher_model, tmp_path) -> None:
     settings = {"proposals": "generate", "validity": f"{__file__}:brevity", "validity_kwargs": {"limit": 200}}
     trainer, _ = run(tiny_model, teacher_model, tmp_path, max_completion_length=30, max_steps=1, **settings)
     trainer.token_weights.propose = lambda on_policy, prefixes: [[40, 41, 42] for _ in prefixes]
@@ -375,7 +375,7 @@ def test_a_cache_that_lacks_a_trace_is_refused_before_a_model_loads(
         run(tiny_model, str(tmp_path / "cache"), tmp_path / "run")
 
 
-def test_cut_traces_are_counted_at_the_start(tiny_model, teacher_model, tmp_path, caplog) -> None:
+def test_truncated_traces_are_counted_at_the_start(tiny_model, teacher_model, tmp_path, caplog) -> None:
     run(tiny_model, teacher_model, tmp_path / "long", max_steps=1)
     assert "are truncated" not in caplog.text
     run(tiny_model, teacher_model, tmp_path / "short", max_completion_length=40, max_steps=1)

@@ -51,7 +51,7 @@ def test_steps_tile_the_tokens_up_to_the_closing_answer(tokenizer) -> None:
     assert steps[1].text.endswith("dollars.\n\n")
 
 
-def test_what_a_tool_said_belongs_to_no_step_and_ends_the_one_that_it_interrupts(tokenizer) -> None:
+def test_tool_output_belongs_to_no_step_and_ends_the_one_that_it_interrupts(tokenizer) -> None:
     parts = [("She has 7. So", 1), (" the tool says 10. It", 0), (" is 10 dollars. Then 10.", 1), (" 12 more.", 0)]
     ids = [token for text, _ in parts for token in ids_of(tokenizer, text)]
     written = [wrote for text, wrote in parts for _ in ids_of(tokenizer, text)]
@@ -131,7 +131,7 @@ def test_a_long_completion_is_read_in_linear_time(tokenizer, monkeypatch) -> Non
         ("", ""),
     ],
 )
-def test_a_proposal_is_cut_at_the_end_of_its_first_step(tokenizer, written, expected) -> None:
+def test_a_proposal_is_truncated_at_the_end_of_its_first_step(tokenizer, written, expected) -> None:
     step = tokenizer.decode(first_step(tokenizer, ids_of(tokenizer, written)))
     assert step == expected
 
@@ -147,7 +147,7 @@ def test_a_proposal_is_cut_at_the_end_of_its_first_step(tokenizer, written, expe
         ("#### 10\n", True),
     ],
 )
-def test_a_step_that_the_limit_on_tokens_cut_is_not_proposed(tokenizer, written, whole) -> None:
+def test_a_step_that_the_token_limit_truncated_is_not_proposed(tokenizer, written, whole) -> None:
     ids = ids_of(tokenizer, written)
     assert bool(first_step(tokenizer, ids, truncated=True)) == whole
     assert first_step(tokenizer, ids)

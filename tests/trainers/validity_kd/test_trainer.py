@@ -170,7 +170,7 @@ def test_an_off_policy_batch_is_the_teachers_trace_as_the_cache_tokenises_it(
     assert not bool(inputs["on_policy"])
 
 
-def test_a_trace_beyond_the_limit_is_cut_and_does_not_end(tiny_model, teacher_model, rows, tmp_path) -> None:
+def test_a_trace_beyond_the_limit_is_truncated_and_does_not_end(tiny_model, teacher_model, rows, tmp_path) -> None:
     trainer = ValidityKDTrainer(tiny_model, teacher_model, config(tmp_path, lmbda=0.0, control="uniform"), rows)
     trainer.train()
     (entry,) = [entry for entry in read_steps(trainer.metrics_path) if "loss" in entry]
@@ -235,7 +235,7 @@ def test_the_weights_of_steps_lie_on_their_tokens_and_all_others_have_weight_1(
         assert trainer._tokenizer.decode(ids[place:]).startswith("####")
 
 
-def test_what_a_tool_said_has_weight_1_and_no_say_in_the_others(tiny_model, teacher_model, rows, tmp_path) -> None:
+def test_tool_output_has_weight_1_and_no_influence_on_other_weights(tiny_model, teacher_model, rows, tmp_path) -> None:
     args = config(tmp_path, lmbda=0.0, max_completion_length=300)
     trainer = ValidityKDTrainer(tiny_model, teacher_model, args, rows)
     trainer.model.train()
@@ -294,9 +294,7 @@ def test_weights_that_normalise_keep_the_size_of_the_step(tiny_model, teacher_mo
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_what_the_teacher_said_for_the_weights_serves_the_loss_too(
-    tiny_model, teacher_model, rows, tmp_path, kept
-) -> None:
+def test_teacher_states_of_the_weights_serve_the_loss_too(tiny_model, teacher_model, rows, tmp_path, kept) -> None:
     args = config(tmp_path, lmbda=0.0, keep_teacher_states=kept, max_completion_length=64)
     trainer = ValidityKDTrainer(tiny_model, teacher_model, args, rows)
     forwards = []
@@ -306,7 +304,9 @@ def test_what_the_teacher_said_for_the_weights_serves_the_loss_too(
     assert len(forwards) == (1 if kept else 2)
 
 
-def test_the_loss_is_the_same_whether_the_teachers_states_are_kept(tiny_model, teacher_model, rows, tmp_path) -> None:
+def test_the_loss_is_the_same_whether_the_teachers_states_are_cached(
+    tiny_model, teacher_model, rows, tmp_path
+) -> None:
     losses = []
     for kept in (True, False):
         args = config(tmp_path / str(kept), lmbda=0.0, keep_teacher_states=kept, max_completion_length=64)

@@ -150,7 +150,7 @@ def test_a_server_that_does_not_fit_is_refused_with_the_command_that_would(
     assert serve_command(args, tiny_model, 256) in str(refused.value)
 
 
-def test_the_command_holds_what_the_checks_ask_for(tiny_model: str, tmp_path: Any) -> None:
+def test_the_command_holds_all_that_the_checks_require(tiny_model: str, tmp_path: Any) -> None:
     args = config(tmp_path, "http://127.0.0.1:8123", vllm_weight_transfer="disk")
     words = shlex.split(serve_command(args, tiny_model, 512))
     assert words[:3] == ["VLLM_SERVER_DEV_MODE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind"]

@@ -87,7 +87,7 @@ def test_several_parts_can_be_one_update(recorder: Recorder, tmp_path: Path) -> 
     assert sent[0] != sent[1]
 
 
-def test_what_the_server_refuses_is_said_in_its_words_and_not_tried_again(recorder: Recorder, tmp_path: Path) -> None:
+def test_a_refusal_is_reported_in_the_servers_words_and_not_retried(recorder: Recorder, tmp_path: Path) -> None:
     recorder.answers["update_weights"] = [(500, json.dumps({"error": {"message": "no module named foo"}}))]
     metadata, tensors = weights()
     with pytest.raises(SyncFailed, match=r"refuses update_weights \(HTTP 500\): no module named foo\. .*--resume"):

@@ -180,10 +180,10 @@ class Counting:
     name = NGRAMS.name
 
     def __init__(self):
-        self.asked = []
+        self.texts = []
 
     def embed(self, texts):
-        self.asked += texts
+        self.texts += texts
         return NGRAMS.embed(texts)
 
 
@@ -194,7 +194,7 @@ def test_an_intent_is_embedded_once_however_often_the_bank_is_worked_out():
         succeed(bank, B, f"x{number}", f"y{number}", intent=intent)
         assert bank.flush(embedder, force=True) or bank.recluster(embedder) is None
     bank.merge(bank.rederived(embedder), embedder).rederived(embedder, cap=1)
-    assert sorted(embedder.asked) == ["compute total cost", "count the rest", "find a rate", "measure an angle"]
+    assert sorted(embedder.texts) == ["compute total cost", "count the rest", "find a rate", "measure an angle"]
 
 
 def test_a_flush_clusters_only_categories_with_a_new_intent(monkeypatch):
@@ -537,11 +537,11 @@ def test_a_bank_moves_to_another_embedder_with_its_thresholds_only():
     assert bank.rules.embedder == "hashed-ngrams-1"
 
 
-def test_a_bank_of_other_rules_than_asked_for_is_refused_with_the_fields_and_the_way_out(tmp_path):
+def test_a_bank_of_other_rules_than_requested_is_refused_with_the_fields_and_the_way_out(tmp_path):
     path = tmp_path / "bank.json"
     seeded(cap=50).to_file(path)
-    told = r"bank\.json: .*cap \(50, expected 75\), route \(0\.1, expected 0\.3\)\. Leave.*PathBank\.rederived"
-    with pytest.raises(BankError, match=told):
+    message = r"bank\.json: .*cap \(50, expected 75\), route \(0\.1, expected 0\.3\)\. Leave.*PathBank\.rederived"
+    with pytest.raises(BankError, match=message):
         PathBank.from_file(path, NGRAMS, cap=75, support=2, route=0.3, faithful=False)
     with pytest.raises(BankError, match=r"faithful \(False, expected True\)"):
         PathBank.from_file(path, faithful=True)
@@ -615,7 +615,7 @@ def broken(change):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "not JSON"),
         (b'{"format": "rlkd path', "not JSON"),
@@ -644,10 +644,10 @@ def broken(change):
         (broken(lambda it: it["intents"]["cost"].update({"compute total cost": 7})), "canonical intent of"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_name_and_the_place(tmp_path, content, told):
+def test_a_broken_file_is_refused_with_its_name_and_the_place(tmp_path, content, message):
     path = tmp_path / "my bank.json"
     path.write_bytes(content)
-    with pytest.raises(BankError, match=rf"path bank .*my bank\.json.*{told}"):
+    with pytest.raises(BankError, match=rf"path bank .*my bank\.json.*{message}"):
         PathBank.from_file(path)
 
 

@@ -58,7 +58,7 @@ def test_intents_are_one_up_to_the_radius_and_two_beyond_it():
     assert len(set(canonical_intents(["first", "second"], Placed(first=0, second=14.5), eps=0.26).values())) == 1
 
 
-def test_names_are_cut_to_four_words_and_a_cut_name_stands_for_itself():
+def test_names_are_truncated_to_four_words_and_a_truncated_name_stands_for_itself():
     placed = Placed(find_the_rest_of_all=0, find_the_rest_of_it=90)
     assert set(canonical_intents(placed.degrees, placed).values()) == {"find the rest of"}
     # The cut name is an intent too, in a cluster that goes by another name.

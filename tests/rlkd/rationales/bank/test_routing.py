@@ -192,7 +192,7 @@ def test_coverage_counts_offers_and_what_was_used():
     assert coverage([]).message() is None
 
 
-def test_fewer_than_half_of_the_questions_with_a_path_is_told_loudly():
+def test_fewer_than_half_of_the_questions_with_a_path_give_a_warning():
     assert Coverage(10, 5, 1, 0.0).message() is None
     message = Coverage(10, 4, 1, 0.0).message()
     assert "only 4 of 10 questions (40%)" in message

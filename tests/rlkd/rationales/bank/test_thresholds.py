@@ -147,19 +147,19 @@ def test_of_a_large_seed_no_more_than_two_thousand_entries_are_embedded_whatever
         name = "counting"
 
         def __init__(self):
-            self.asked = []
+            self.texts = []
 
         def embed(self, texts):
-            self.asked += texts
+            self.texts += texts
             return np.stack([[np.cos(a), np.sin(a)] for a in (len(text) % 7 / 5 for text in texts)]).astype(np.float32)
 
     seed = many(MAX_ENTRIES + 500)
     forth, back = Counting(), Counting()
     assert calibrate(forth, seed) == calibrate(back, seed[::-1])
-    assert len(set(forth.asked)) <= 2 * MAX_ENTRIES
-    assert sorted(set(forth.asked)) == sorted(set(back.asked))
+    assert len(set(forth.texts)) <= 2 * MAX_ENTRIES
+    assert sorted(set(forth.texts)) == sorted(set(back.texts))
     # Drawn, not cut off.
-    drawn = [each for each in seed if each.question in set(forth.asked)]
+    drawn = [each for each in seed if each.question in set(forth.texts)]
     assert len(drawn) == MAX_ENTRIES
     assert any(each in drawn for each in seed[-50:])
     assert any(each not in drawn for each in seed[:50])

@@ -32,7 +32,7 @@ def kept(limits, given=None):
     }
 
 
-def test_at_most_so_many_of_each_question_lowest_first():
+def test_at_most_n_of_each_question_lowest_first():
     left, dropped = kept(SelectionLimits(by="log_rd", per_question=2))
     assert left == ["q1-1", "q1-2", "q2-0.5", "q2-5", "q3-4"]
     assert dropped == {"q1-3": "over the number a question"}

@@ -157,7 +157,7 @@ def test_the_measure_is_that_of_one_pair_at_a_time(telling_model, student):
     assert max(abs(item.log_rd) for row in found for item in row) > 0.5
 
 
-def test_what_is_asked_holds_neither_the_answer_nor_a_rationale_in_the_first_place(student):
+def test_requests_lack_the_answer_and_the_first_lacks_a_rationale(student):
     first, *others = DifficultySelector(student).requests(questions()[0])
     assert first == (f"Question: {QUESTIONS[0][0]}\nAnswer:\n####", " 72")
     assert all(context.endswith("\n####") and "72" not in context for context, _ in others)
@@ -185,10 +185,10 @@ class Counting:
     def __init__(self, engine, fails=lambda context: False):
         self.engine, self.fails = engine, fails
         self.name, self.guided = engine.name, False
-        self.asked = []
+        self.requests = []
 
     async def score(self, requests, *, deadline=None):
-        self.asked += requests
+        self.requests += requests
         scored = await self.engine.score(requests, deadline=deadline)
         return [
             EngineError("counting", "out of order.") if self.fails(context) else item
@@ -196,29 +196,29 @@ class Counting:
         ]
 
 
-def test_the_term_without_a_rationale_is_asked_once_a_question_and_equal_texts_once(student):
+def test_the_term_without_a_rationale_is_requested_once_per_question_and_equal_texts_once(student):
     counting = Counting(student)
     twice = questions([*TEXTS, *TEXTS])
     run(DifficultySelector(counting).measure(twice))
     # Nothing is left of "#### 72": that is the question alone.
-    assert len(counting.asked) == 2 * len(TEXTS)
-    assert len(set(counting.asked)) == len(counting.asked)
+    assert len(counting.requests) == 2 * len(TEXTS)
+    assert len(set(counting.requests)) == len(counting.requests)
 
 
-def test_what_is_in_the_cache_is_not_asked_again_and_failures_are_not_kept(student, tmp_path):
+def test_cached_values_are_not_requested_again_and_failures_are_not_cached(student, tmp_path):
     cache = Cache(tmp_path / "kept.sqlite")
     failing = Counting(student, fails=lambda context: "Half of 48" in context)
     first = run(DifficultySelector(failing, cache=cache).measure(questions()))
     assert [isinstance(item, EngineError) for item in first[0]] == [False, True, False, False, False]
     sound = Counting(student)
     second = run(DifficultySelector(sound, cache=cache).measure(questions()))
-    assert len(sound.asked) == 2
-    assert all("Half of 48" in context for context, _ in sound.asked)
+    assert len(sound.requests) == 2
+    assert all("Half of 48" in context for context, _ in sound.requests)
     assert second[0][2:] == first[0][2:]
     other = Counting(student)
     other.name = "another student"
     run(DifficultySelector(other, cache=cache).measure(questions()))
-    assert len(other.asked) == 2 * len(TEXTS)
+    assert len(other.requests) == 2 * len(TEXTS)
 
 
 def test_the_measure_does_not_depend_on_order_or_company(student):
@@ -248,7 +248,7 @@ def test_the_selector_keeps_the_easiest_and_as_a_control_the_hardest(student):
             assert each.scores["leaks"] == 0
 
 
-def test_what_a_student_fails_on_is_dropped_as_such_and_the_cause_is_said(student, caplog):
+def test_candidates_that_the_student_fails_on_are_dropped_and_the_cause_is_logged(student, caplog):
     some = Counting(student, fails=lambda context: "Half of 48" in context)
     _, dropped = asyncio.run(apply(load_selector("difficulty", {"student": some}), questions()))
     assert [(each.candidate.text, each.reason) for each in dropped] == [(TEXTS[1], "could not be measured")] * 2

@@ -172,7 +172,7 @@ def test_a_question_of_which_nothing_is_left_goes_and_the_others_keep_their_colu
 # correct
 
 
-def test_correct_tells_apart_all_that_can_be_wrong_with_an_answer():
+def test_correct_distinguishes_all_faults_of_an_answer():
     found = question("3 + 4 = 7\n#### 7", "The answer is $7.00.", "#### 8", "it is 7", r"\boxed{7}")
     kept, dropped = select(load_selector("correct"), found, question("#### 1", answer=None, name="r"))
     assert [each.answer for each in kept[0].candidates] == ["7", "$7.00", "7"]
@@ -212,7 +212,7 @@ class Answering:
         return [item if isinstance(item, EngineError) else Completion(item, "stop", 1) for item in found]
 
 
-def test_a_second_look_asks_whether_the_steps_of_a_hinted_rationale_lead_to_its_answer():
+def test_a_second_look_checks_whether_the_steps_of_a_hinted_rationale_lead_to_its_answer():
     engine = Answering(lambda prompt: " 7" if "3 + 4 =" in prompt else " 12")
     told = question("3 + 4 = 7\n#### 7", "Surely so.\n#### 7", "3 + 4 = 8\n#### 8", source="hinted")
     free = question("Surely so.\n#### 7", name="r")

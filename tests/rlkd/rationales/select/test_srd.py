@@ -101,7 +101,7 @@ def test_a_share_keeps_the_easiest_and_gives_the_rest_no_stage(student):
     assert not any("stage" in each.candidate.scores for each in dropped)
 
 
-def test_what_the_student_has_said_once_is_not_asked_again(student, tmp_path):
+def test_a_cached_answer_of_the_student_is_not_requested_again(student, tmp_path):
     cache = Cache(tmp_path / "kept.sqlite")
     settings = {"max_new_tokens": 8, "cache": cache}
     kept, _ = asyncio.run(apply(load_selector("srd", {"student": student, **settings}), questions()))
@@ -155,7 +155,7 @@ def test_the_threshold_is_a_probability_and_a_judge_without_an_opinion_measures_
     assert [each.reason for each in dropped] == ["could not be measured"]
 
 
-def test_what_the_judge_said_is_kept_and_failures_are_not(tmp_path):
+def test_verdicts_of_the_judge_are_cached_and_failures_are_not(tmp_path):
     cache = Cache(tmp_path / "kept.sqlite")
     broken = EngineError("judging", "no.")
     first = Judging(lambda text: broken if "10 - 3" in text else (-0.1, -3.0))

@@ -1,4 +1,4 @@
-"""The journal and the one who asks: nothing is lost, nothing is asked twice, failures are told."""
+"""The journal and its teacher: no answer is lost, no request is sent twice, failures are reported."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ GREEDY = Sampling(max_new_tokens=8)
 
 
 class Scripted(Engine):
-    """An engine that answers with prompt, seed and place, and fails on prompts that say so."""
+    """An engine that answers with prompt, seed and index, and fails on prompts that say so."""
 
     name = "scripted"
     guided = False
@@ -31,8 +31,8 @@ class Scripted(Engine):
         return [
             EngineError("scripted", f"no answer to {prompt}.")
             if prompt in self.broken
-            else Completion(f"{prompt}|{sampling.seed}|{place}", "stop", 3)
-            for place, prompt in enumerate(prompts)
+            else Completion(f"{prompt}|{sampling.seed}|{index}", "stop", 3)
+            for index, prompt in enumerate(prompts)
         ]
 
 
@@ -40,7 +40,7 @@ def requests(count: int, sampling: Sampling = SAMPLED, prompt: str = "p{}") -> l
     return [Request(f"q{n}", "free", 0, prompt.format(n), sampling) for n in range(count)]
 
 
-def ask(path: Path, engine: Scripted, wanted: list[Request], **settings) -> list:
+def send(path: Path, engine: Scripted, wanted: list[Request], **settings) -> list:
     with Journal(path) as journal:
         return asyncio.run(RationaleTeacher(engine, journal, **settings).ask(wanted))
 
@@ -49,53 +49,53 @@ def texts(answers: list) -> list[str | None]:
     return [answer.completion and answer.completion.text for answer in answers]
 
 
-def test_what_is_in_the_journal_is_not_asked_again(tmp_path) -> None:
+def test_answers_in_the_journal_are_not_requested_again(tmp_path) -> None:
     engine = Scripted()
-    first = ask(tmp_path / "j", engine, requests(10), batch=4)
+    first = send(tmp_path / "j", engine, requests(10), batch=4)
     assert [len(call) for call in engine.calls] == [4, 4, 2]
     engine.calls.clear()
-    assert ask(tmp_path / "j", engine, requests(10), batch=4) == first
+    assert send(tmp_path / "j", engine, requests(10), batch=4) == first
     assert engine.calls == []
 
 
 def test_a_sampled_answer_depends_on_its_seed_and_not_on_what_was_answered_before(tmp_path) -> None:
-    whole = ask(tmp_path / "whole", Scripted(), requests(10), batch=4)
+    whole = send(tmp_path / "whole", Scripted(), requests(10), batch=4)
     lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
     # The first and the last call are there, the middle one is not.
     (tmp_path / "cut").write_bytes(lines[0] + lines[2])
     engine = Scripted()
-    assert ask(tmp_path / "cut", engine, requests(10), batch=4) == whole
+    assert send(tmp_path / "cut", engine, requests(10), batch=4) == whole
     assert engine.calls == [["p4", "p5", "p6", "p7"]]
-    other = ask(tmp_path / "other", Scripted(), requests(10), batch=4, seed=43)
+    other = send(tmp_path / "other", Scripted(), requests(10), batch=4, seed=43)
     assert not set(texts(other)) & set(texts(whole))
 
 
 def test_numbers_and_stages_draw_apart(tmp_path) -> None:
     wanted = [Request("q", stage, n, "same", SAMPLED) for stage in ("free", "hinted") for n in (0, 1, 2)]
-    assert len(set(texts(ask(tmp_path / "j", Scripted(), wanted, batch=1)))) == 6
+    assert len(set(texts(send(tmp_path / "j", Scripted(), wanted, batch=1)))) == 6
 
 
-def test_equal_greedy_requests_are_asked_once(tmp_path) -> None:
+def test_equal_greedy_requests_are_sent_once(tmp_path) -> None:
     engine = Scripted()
-    answers = ask(tmp_path / "j", engine, requests(5, GREEDY, "same"), batch=2)
+    answers = send(tmp_path / "j", engine, requests(5, GREEDY, "same"), batch=2)
     assert [prompt for call in engine.calls for prompt in call] == ["same"]
     assert len(set(texts(answers))) == 1
 
 
 @pytest.mark.parametrize("lost", [1, 5, 40])
-def test_a_torn_last_line_is_cut_off_and_only_that_is_asked_again(tmp_path, lost) -> None:
+def test_a_torn_last_line_is_removed_and_only_that_is_requested_again(tmp_path, lost) -> None:
     path = tmp_path / "j"
-    whole = ask(path, Scripted(), requests(6), batch=2)
+    whole = send(path, Scripted(), requests(6), batch=2)
     path.write_bytes(path.read_bytes()[:-lost])
     engine = Scripted()
-    assert ask(path, engine, requests(6), batch=2) == whole
+    assert send(path, engine, requests(6), batch=2) == whole
     assert engine.calls == [["p4", "p5"]]
     assert [len(json.loads(line)["answers"]) for line in path.read_text().splitlines()] == [2, 2, 2]
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path) -> None:
     path = tmp_path / "j"
-    ask(path, Scripted(), requests(6), batch=2)
+    send(path, Scripted(), requests(6), batch=2)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b'{"answers": {"ab\n' + lines[2])
     with pytest.raises(JournalError, match=r"j, line 2: not a line of a journal .*Delete that line"):
@@ -135,21 +135,21 @@ def test_two_processes_do_not_write_one_journal(tmp_path) -> None:
         pass
 
 
-def test_a_failure_costs_its_own_request_and_is_asked_again_by_the_next_start(tmp_path) -> None:
+def test_a_failure_costs_its_own_request_and_is_sent_again_by_the_next_start(tmp_path) -> None:
     engine = Scripted()
     engine.broken = {"p3"}
     path = tmp_path / "j"
-    answers = ask(path, engine, requests(30), batch=1)
+    answers = send(path, engine, requests(30), batch=1)
     assert [n for n, answer in enumerate(answers) if answer.completion is None] == [3]
     assert "no answer to p3" in answers[3].error
     engine.broken.clear()
     engine.calls.clear()
-    again = ask(path, engine, requests(30), batch=1)
+    again = send(path, engine, requests(30), batch=1)
     assert engine.calls == [["p3"]]
     # The run went on without it, and may not change its mind.
     assert [n for n, answer in enumerate(again) if answer.late] == [3]
     assert [a for n, a in enumerate(again) if n != 3] == [a for n, a in enumerate(answers) if n != 3]
-    assert ask(path, engine, requests(30), batch=1) == again
+    assert send(path, engine, requests(30), batch=1) == again
 
 
 class Slow(Scripted):
@@ -166,17 +166,17 @@ class Slow(Scripted):
 def test_a_failure_that_comes_before_all_answers_costs_no_other_request(tmp_path, broken) -> None:
     engine = Slow()
     engine.broken = broken
-    answers = ask(tmp_path / "j", engine, requests(64), batch=1, concurrency=16)
+    answers = send(tmp_path / "j", engine, requests(64), batch=1, concurrency=16)
     assert {f"p{n}" for n, answer in enumerate(answers) if answer.completion is None} == broken
     assert all(answer.error for answer in answers if answer.completion is None)
     assert sorted(prompt for call in engine.calls for prompt in call) == sorted(f"p{n}" for n in range(64))
 
 
-def test_what_waited_while_too_much_failed_is_asked_once_answers_come(tmp_path) -> None:
+def test_requests_that_waited_while_too_many_failed_are_sent_once_answers_come(tmp_path) -> None:
     engine = Slow()
     # Twenty quick failures stop what waits; the answers that were under way make them few.
     engine.broken = {f"p{n}" for n in range(190, 210)}
-    answers = ask(tmp_path / "j", engine, requests(400), batch=1, concurrency=300)
+    answers = send(tmp_path / "j", engine, requests(400), batch=1, concurrency=300)
     assert sum(map(len, engine.calls)) == 400
     assert [answer.error is None for answer in answers] == [n not in range(190, 210) for n in range(400)]
 
@@ -199,18 +199,18 @@ def test_a_request_that_always_fails_does_not_keep_a_run_from_starting_again(tmp
 def test_a_run_that_was_killed_before_its_failure_was_noted_starts_again_too(tmp_path) -> None:
     engine = Scripted()
     path = tmp_path / "j"
-    ask(path, engine, requests(60)[1:], batch=1)
+    send(path, engine, requests(60)[1:], batch=1)
     engine.broken = {"p0"}
-    assert [answer.error is None for answer in ask(path, engine, requests(60), batch=1)] == [False] + [True] * 59
+    assert [answer.error is None for answer in send(path, engine, requests(60), batch=1)] == [False] + [True] * 59
 
 
-def test_more_requests_and_other_batches_ask_for_what_is_new_only(tmp_path) -> None:
+def test_more_requests_and_other_batches_send_only_new_requests(tmp_path) -> None:
     def wanted(questions: range, candidates: int) -> list[Request]:
         return [Request(f"q{q}", "free", n, f"p{q}", SAMPLED) for q in questions for n in range(candidates)]
 
     def new(settings: list[Request], batch: int) -> int:
         engine = Scripted()
-        found.append(texts(ask(tmp_path / "j", engine, settings, batch=batch)))
+        found.append(texts(send(tmp_path / "j", engine, settings, batch=batch)))
         return sum(map(len, engine.calls))
 
     found: list[list] = []
@@ -223,13 +223,13 @@ def test_more_requests_and_other_batches_ask_for_what_is_new_only(tmp_path) -> N
     assert new(wanted(range(26), 3), 8) == 6
 
 
-def test_a_part_of_a_call_that_is_asked_again_repeats_no_draw(tmp_path) -> None:
+def test_a_part_of_a_call_that_is_sent_again_repeats_no_draw(tmp_path) -> None:
     engine = Scripted()
     wanted = [Request("q", "free", n, f"p{n}", SAMPLED) for n in range(4)]
     engine.broken = {"p3"}
-    first = ask(tmp_path / "j", engine, wanted, batch=4, max_failure_rate=0.5)
+    first = send(tmp_path / "j", engine, wanted, batch=4, max_failure_rate=0.5)
     engine.broken.clear()
-    again = ask(tmp_path / "j", engine, wanted, batch=4)
+    again = send(tmp_path / "j", engine, wanted, batch=4)
     drawn = {text.partition("|")[2] for text in texts(again)}
     assert len(drawn) == 4
     assert texts(again)[:3] == texts(first)[:3]
@@ -240,20 +240,20 @@ def test_too_many_failures_stop_the_run_and_pass_nothing_over(tmp_path) -> None:
     engine.broken = {f"p{n}" for n in range(0, 30, 2)}
     path = tmp_path / "j"
     with pytest.raises(UsageError, match=r"of \d+ requests failed, more than max_failure_rate 0.1.*no answer to p"):
-        ask(path, engine, requests(30), batch=1)
+        send(path, engine, requests(30), batch=1)
     engine.broken.clear()
-    assert not any(answer.late for answer in ask(path, engine, requests(30), batch=1))
+    assert not any(answer.late for answer in send(path, engine, requests(30), batch=1))
 
 
 def test_a_server_that_is_away_is_given_up_before_everything_has_been_tried(tmp_path) -> None:
     engine = Scripted()
     engine.broken = {f"p{n}" for n in range(500)}
     with pytest.raises(UsageError, match="the same command again"):
-        ask(tmp_path / "j", engine, requests(500), batch=1, concurrency=4)
+        send(tmp_path / "j", engine, requests(500), batch=1, concurrency=4)
     assert len(engine.calls) < 30
 
 
-def test_few_failures_among_few_requests_are_told_at_the_end(tmp_path) -> None:
+def test_few_failures_among_few_requests_are_reported_at_the_end(tmp_path) -> None:
     engine = Scripted()
     engine.broken = {"p1"}
     with Journal(tmp_path / "j") as journal:

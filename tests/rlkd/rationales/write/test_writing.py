@@ -220,7 +220,7 @@ def test_a_step_keyed_reply_becomes_a_line_a_step_with_its_structure(written) ->
     assert made.tokens > 0
 
 
-def test_unusable_json_is_kept_as_text_and_counted(written) -> None:
+def test_unusable_json_stays_as_text_and_is_counted(written) -> None:
     engine = Scripted(lambda prompt, place: "So it is 7003.\n#### 7003" if number_of(prompt) == 3 else reply(prompt))
     writer, found, _ = written(engine, [question(n) for n in range(5)], STEPS)
     assert writer.counts.unusable == 1
@@ -295,7 +295,7 @@ def test_right_answers_along_new_paths_wait_in_the_bank(written) -> None:
     assert {c.source for each in found for c in each.candidates} == {"generated"}
 
 
-def test_a_right_answer_that_breaks_the_contract_is_kept_from_the_bank_and_counted(written) -> None:
+def test_a_right_answer_that_breaks_the_contract_stays_out_of_the_bank_and_is_counted(written) -> None:
     def answer(prompt, place):
         along = "Problems like this one" in prompt[-1]["content"]
         return reply(prompt, path=["StepOne", "StepTwo", "StepThree", "StepFour"] if along else None)
@@ -306,7 +306,7 @@ def test_a_right_answer_that_breaks_the_contract_is_kept_from_the_bank_and_count
     assert len(found[0].candidates) == 1
 
 
-def test_without_a_right_seed_solution_the_bank_is_empty_and_it_is_said_loudly(written, caplog) -> None:
+def test_without_a_right_seed_solution_the_bank_is_empty_and_a_warning_is_logged(written, caplog) -> None:
     engine = Scripted(lambda prompt, place: "I do not know.")
     writer, found, _ = written(engine, questions(60), BANK)
     assert "the bank begins empty" in caplog.text
@@ -391,7 +391,7 @@ def test_a_seed_solution_that_came_late_leaves_the_bank_as_it_was(written) -> No
     assert found[:place] + found[place + 1 :] == again[:place] + again[place + 1 :]
 
 
-def test_coverage_counts_the_questions_that_were_asked_along_the_bank(written) -> None:
+def test_coverage_counts_the_questions_of_guided_requests(written) -> None:
     writer, _, _ = written(Scripted(lambda prompt, place: reply(prompt)), questions(20), BANK)
     assert writer.counts.requests == {"seed": 4, "guided": 16}
     assert writer.coverage().questions == 16
@@ -458,7 +458,7 @@ def test_the_seed_set_is_proportional_by_largest_remainder() -> None:
     assert seed_set([], 0.5) == frozenset()
 
 
-def test_a_category_that_no_question_has_is_refused_before_anything_is_asked(written) -> None:
+def test_a_category_that_no_question_has_is_refused_before_any_request(written) -> None:
     engine = Scripted(lambda prompt, place: reply(prompt))
     with pytest.raises(UsageError, match=r"category='topci': no question has .* Did you mean 'topic'"):
         written(engine, questions(8), Writing(("bank",), category="topci"))
@@ -475,7 +475,7 @@ def test_a_category_that_no_question_has_is_refused_before_anything_is_asked(wri
         ({"bank_size": 0}, "bank_size=0.*expected at least 1"),
     ],
 )
-def test_a_bank_that_cannot_be_is_refused_before_anything_is_asked(written, changed, message) -> None:
+def test_an_impossible_bank_is_refused_before_any_request(written, changed, message) -> None:
     engine = Scripted(lambda prompt, place: reply(prompt))
     with pytest.raises(UsageError, match=message):
         written(engine, questions(8), BANK, **changed)
@@ -534,7 +534,7 @@ def test_settings_that_make_no_sense_are_refused(changed, message) -> None:
         Writing(**changed)
 
 
-def test_a_teacher_is_needed_by_those_who_ask() -> None:
+def test_only_writers_that_send_requests_need_a_teacher() -> None:
     with pytest.raises(UsageError, match="need a teacher"):
         Writer(Writing(("free",)))
     [(found, _)] = Writer(Writing(("ready",))).write([Question("q", "?", "1", (candidate("q", "#### 1", "ready"),))])
@@ -593,8 +593,8 @@ def test_a_writer_that_is_killed_ten_times_repeats_nothing_it_knew_and_ends_with
     whole = ScriptedTeacher()
     assert start("whole", whole).wait(timeout=300) == 0
     whole.shut_down()
-    total = len(whole.asked)
-    assert len(set(whole.asked)) == total > 150
+    total = len(whole.requests)
+    assert len(set(whole.requests)) == total > 150
 
     teacher = ScriptedTeacher(delay=0.02)
     moments = random.Random(7)
@@ -614,14 +614,14 @@ def test_a_writer_that_is_killed_ten_times_repeats_nothing_it_knew_and_ends_with
             assert not (tmp_path / "cut" / "written.jsonl").exists()
             known = journal.read_bytes().rpartition(b"\n")[0].decode() if journal.exists() else ""
             with teacher.lock:
-                in_flight = {body for body in teacher.asked if mark(body) not in known}
+                in_flight = {body for body in teacher.requests if mark(body) not in known}
             assert len(in_flight) <= 4
             repeats_allowed += len(in_flight)
         assert start("cut", teacher).wait(timeout=300) == 0
     finally:
         teacher.shut_down()
-    assert set(teacher.asked) == set(whole.asked)
-    assert len(teacher.asked) - total <= repeats_allowed
+    assert set(teacher.requests) == set(whole.requests)
+    assert len(teacher.requests) - total <= repeats_allowed
     for name in names:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert sorted(json.loads(line)["id"] for line in (tmp_path / "cut/written.jsonl").open()) == sorted(
