@@ -36,7 +36,7 @@ from rlkd.answers import accuracy
 from rlkd.data.arithmetic import chain_rows
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import build_prompt
-from rlkd.engines import Engine, EngineError, Sampling, open_engine, run
+from rlkd.engines import Engine, EngineError, Sampling, is_engine_spec, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.files import append_records, read_records, remove_truncated_line
 from rlkd.statistics import Interval, estimate, series_mean
@@ -82,7 +82,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     roles = {"student": given.student, "expert": given.expert} | {name: name for name in given.also}
     for role, model in roles.items():
         # One engine at a time, so that one model is in memory.
-        engine = open_engine(model if ":" in model else f"transformers:{model}")
+        engine = open_engine(model if is_engine_spec(model) else f"transformers:{model}")
         for name, rows in sets.items():
             correct[name][role] = answer(engine, rows, answers, given, f"{role} on {name}")
     return {

@@ -83,7 +83,7 @@ def open_proposal_engine(args: ValidityKDConfig, teacher: TopKTeacher | None) ->
     if args.proposals != "generate" or not args.needs_scorer:
         return None
     if args.proposal_engine is None:
-        return teacher.engine if isinstance(teacher, EngineTeacher) else None
+        return getattr(teacher, "engine", None)
     try:
         engine = open_engine(args.proposal_engine)
     except ValueError as error:

@@ -94,15 +94,15 @@ class Selection:
         return selectors
 
     def _engine_specs(self) -> list[str]:
-        """The specs of engines among the parameters, as far as they can be distinguished from other texts."""
+        """The engines that selectors name in their parameters `engine` and `student`."""
         specs = [self.student] if self.token_budget is not None else []
         for spec in self.selectors:
             parameters = dict(self.parameters.get(_name_of(spec)) or {})
             target = registry("selector").find(spec).target
             if callable(target) and "student" in settable_parameters(target):
                 parameters.setdefault("student", self.student)
-            specs += [value for value in parameters.values() if isinstance(value, str)]
-        return [spec for spec in specs if spec.partition(":")[0] in registry("engine").names()]
+            specs += [parameters[name] for name in ("engine", "student") if isinstance(parameters.get(name), str)]
+        return specs
 
     def token_counter(self) -> Callable[[str], int] | None:
         """The counter of a token budget: by the student's tokenizer; None for a server, which may lack one here."""
