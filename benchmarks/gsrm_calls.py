@@ -7,14 +7,13 @@ Compared on one batch of 8 completions per question and six steps per trace, wit
 
 - **authors**: RLKD's released code (arXiv 2505.16142). The student's trace and the teacher's are decomposed for every
   completion; then pairs of steps are judged one request after another, first the meta parts until one differs, then
-  question and answer of the steps before it. Where in doubt this arm is made cheaper than the original: its
-  decompositions run concurrently, and each meta question is sent once (the original sends it three times).
+  question and answer of the steps before it. Decompositions run concurrently, and each meta question is sent once: this
+  arm is cheaper than the original.
 - **ours**: `StructureReward` as in a run; then the next epoch (new completions of the same questions), and the first
   one again with a new reward, so that only results on disk are known.
 
-The server has no model: it sleeps for the latency, at most 32 requests at a time, and returns the prepared reply to
-the prompt. Three quarters of the completions turn to another sub-problem at some step, from the first to the last;
-some questions and answers differ. Half of the answers are plain numbers.
+The server has no model: it sleeps for the latency, at most 32 requests at a time, and returns a prepared reply. Three
+quarters of the completions turn to another sub-problem at some step; some questions and answers differ.
 
 Exits with 1 if scores or verdicts differ, or if a figure misses its bound: structure calls at most (G+1)/(2G) of the
 authors' and 1/2 in the next epoch, 1/8 of their time, no judge call in the repeated epoch.

@@ -13,18 +13,14 @@ Both arms measure log RD = NLL(a | x, r) - NLL(a | x) of the same texts with the
 
 interleaved by groups of questions, two threads (`--threads`), float32.
 
-Figures: `throughput_ratio`, reference / ours in wall-clock seconds, which needs idle cores. It depends on the share of
-the question in a text, which is read once instead of eleven times: at most about 2.1 here comes from work left out
-(1.7 times fewer tokens, 1.26 times less for each), the rest from larger matrix products.
-`cpu_ratio`, the same in CPU-seconds, hardly affected by other work on the machine with `--threads 1`.
+Figures: `throughput_ratio`, reference / ours in wall-clock seconds, which needs idle cores; about 2.1 of it comes from
+work left out. `cpu_ratio`, the same in CPU-seconds, hardly affected by other work with `--threads 1`.
 `cpu_ratio_to_answer_logits`: against a reference that computes logits at the answer only, which counts batching and
 reuse alone (not in --quick). `max_error`: the largest difference in log RD; the limit is 1e-4. `leak_rate`: share of
 rationales that still contain the answer after its removal; `leak_rate_unasked`: and whose question does not. Exits
 with 1 if `max_error` is too large, or ours is not faster.
 
-Without --rows the rationales are solutions of GSM8K training questions from the embedded sample, ten per question: the
-solution and nine variants of it (steps left out or shuffled, numbers changed), each with a beginning of its own, so
-that only the question is common to several texts.
+Without --rows the rationales are ten per GSM8K training question: its solution and nine variants of it.
 """
 
 import harness  # before torch: no hub

@@ -16,8 +16,7 @@ models are LoRA adapters in `rlkd/assets/adapters`, merged into `embedded` in fl
 
 Each model is created once as an ordinary checkpoint of about 540 MB in the cache folder (`$RLKD_CACHE`, else
 `~/.cache/rlkd`). The folder gets its final name only when it is complete, with a manifest of checksums; a folder whose
-file sizes do not match its manifest is created again. The name of a merged folder contains the checksum of its
-adapter: a changed adapter gets a new folder, and the older one stays, since adapters trained on it need it.
+file sizes do not match its manifest is created again. A changed adapter gets a new folder, and the older one stays.
 """
 
 from __future__ import annotations

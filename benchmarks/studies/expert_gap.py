@@ -15,9 +15,7 @@ Each model gives one greedy answer per question, and the two are compared questi
 The primary figure of each set, fixed before any result was seen: accuracy of the expert minus accuracy of the student,
 with its 95 % interval over questions, next to the exact McNemar test (McNemar, 1947).
 
-Answers are stored in `answers.jsonl` of the output folder, under model, set, length limit, system prompt and question,
-and are not requested again. `results.json` and `table.md` are next to it. The last line printed is a JSON object with
-the primary figures.
+Stored answers (`answers.jsonl`) are not requested again. The last line printed is a JSON object with the figures.
 """
 
 import argparse

@@ -20,18 +20,14 @@ one of everything: the teacher's draws, the cut, and the training.
     no_bank           step-keyed        M right ones per question at random           correct
     drpc              along the bank    M right ones per question at random           no_bank
 
-`srd` tests its choice of questions only: the trainer takes them in any order, not easy ones first.
+`srd` tests its choice of questions only: the trainer takes them in any order, not easy ones first. `no_bank` has the
+request of `drpc` word for word, without the plan: the effect of the bank is `drpc` minus `no_bank`, and nothing else.
+Fixed before any result: the arms, the seeds, and the figure, which is accuracy on the held-out rows (MAWPS test)
+after training, arm minus its control, paired by seed and row, with a bootstrap over seeds and rows (2,000 draws).
+`tokens` in the table is the number of tokens that each arm was trained on: an arm with fewer than the budget is at a
+disadvantage, which the table shows.
 
-`no_bank` has the request of `drpc` word for word, without the plan: the effect of the bank is `drpc` minus `no_bank`,
-and nothing else. Fixed before any result: the arms, the seeds, and the figure, which is accuracy on the held-out rows
-(MAWPS test) after training, arm minus its control, paired by seed and row, with a bootstrap over seeds and rows
-(2,000 draws). `tokens` in the table is the number of tokens that each arm was trained on: an arm with fewer than the
-budget is at a disadvantage, which the table shows.
-
-Rationales are written and selected in this process, training runs in one of its own. Finished work is not repeated:
-the same command completes a study that was killed. `runs.jsonl` in the output folder has one line per finished run, in
-the order of the grid; `table.md` the table. Arguments after `--` go to `recipes/sft.py` of all runs. The last line
-printed is a JSON object.
+The same command completes a study that was killed. Arguments after `--` go to `recipes/sft.py` of all runs.
 """
 
 import argparse

@@ -20,6 +20,7 @@ import yaml
 
 from rlkd.data.loading import load_rows
 from rlkd.data.samples import SAMPLE, SAMPLES
+from rlkd.devices import best_device
 from rlkd.errors import UsageError
 from trainers.common.checkpoints import is_finished
 
@@ -153,11 +154,10 @@ def device_defaults() -> dict[str, Any]:
     """Defaults for this machine: float32 on the CPU without an accelerator, else bfloat16 if it is supported."""
     import torch
 
-    if torch.cuda.is_available():
+    device = best_device()
+    if device == "cuda":
         return {"bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
-    if torch.backends.mps.is_available():
-        return {"bf16": False}
-    return {"use_cpu": True, "bf16": False}
+    return {"bf16": False} | ({"use_cpu": True} if device == "cpu" else {})
 
 
 def apply_model_config(args: Any, model: Any) -> None:
