@@ -7,8 +7,7 @@ Compared on one batch of 8 completions per question and six steps per trace, wit
 
 - **authors**: RLKD's released code (arXiv 2505.16142). The student's trace and the teacher's are decomposed for every
   completion; then pairs of steps are judged one request after another, first the meta parts until one differs, then
-  question and answer of the steps before it. Decompositions run concurrently, and each meta question is sent once: this
-  arm is cheaper than the original.
+  question and answer of the steps before it. Decompositions run concurrently here, which is cheaper than the original.
 - **ours**: `StructureReward` as in a run; then the next epoch (new completions of the same questions), and the first
   one again with a new reward, so that only results on disk are known.
 

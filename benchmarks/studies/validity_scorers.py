@@ -15,7 +15,6 @@ Four populations of pairs of a valid and an invalid step: `all`, in which source
 differently, and a first error never precedes a valid step of its trace); `same source` (by models); `same position` in
 their traces; and `same both`, the fairest and smallest. A scorer that does not beat `position` and `length` measures
 these; the difference to length is paired, on the steps that the scorer has scored. Intervals: bootstrap over problems.
-The order of the traces is fixed, so that `--rows` is a random subsample and a larger one contains a smaller one.
 
 `judge`, `prm` (by labels, without a trained head) and `rollout` use `--engine`. `likelihood` and `expected` come from
 one forward pass per trace; the expected margin is that of an on-policy trace, the tokens' surprisal minus the model's
