@@ -18,12 +18,14 @@ from trainers.common.run_files import read_steps
 
 pytestmark = pytest.mark.slow
 SCRIPT = """
-import json, sys
+import json, os, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from tests.trainers.validity_kd.test_processes import train
 train(*sys.argv[2:5], *map(json.loads, sys.argv[5:8]))
 torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
+sys.stdout.flush()
+os._exit(0)  # the end of the interpreter may abort in a thread of gloo, after all files are written
 """
 
 
