@@ -28,7 +28,7 @@ def test_the_installed_vllm_is_the_one_the_engines_know() -> None:
 def test_another_vllm_is_refused_by_version_when_an_engine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WeightTransferEngine, "__init__", lambda self, config, parallel_config, model: None)
     with pytest.raises(
-        RuntimeError, match=rf"does not know vLLM {vllm.__version__} .*takes \['self', 'config', 'para"
+        RuntimeError, match=rf"does not support vLLM {vllm.__version__} .*takes \['self', 'config', 'para"
     ):
         check_vllm()
 
