@@ -1,14 +1,13 @@
 """The reward `accuracy`: is the announced answer right?"""
 
-import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
+from importlib.resources import files
 from typing import Any
 
 from rewards.contract import Failed, RewardOptions
 from rewards.verified import libraries
-from rlkd import answers
 from rlkd.answers import VERIFY_SECONDS, Fallback, VerificationError, are_correct, extract_answer
 from rlkd.data.rows import completion_text
 
@@ -61,4 +60,6 @@ class Accuracy:
     @cached_property
     def fingerprint(self) -> str:
         """What else decides scores: the code and libraries that read and compare answers."""
-        return f"{sha256(inspect.getsource(answers).encode()).hexdigest()} {libraries()}"
+        folder = files("rlkd.answers")
+        code = "".join(file.read_text() for file in sorted(folder.iterdir(), key=str) if file.name.endswith(".py"))
+        return f"{sha256(code.encode()).hexdigest()} {libraries()}"

@@ -1,72 +1,22 @@
-"""Final answers: find them in a text, and compare them.
-
-    >>> extract_answer("48/2 = 24 in May, so 72 in all.\\n#### 72")
-    '72'
-    >>> is_correct("... so it is \\\\boxed{1{,}000}", "1000")
-    True
-
-Comparison is exact arithmetic where both answers are plain numbers, and `math-verify` (symbolic) otherwise.
-"""
+"""Compare answers: exact arithmetic where both are plain numbers, Math-Verify (symbolic) otherwise."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
+from rlkd.answers.announcements import Fallback, extract_answer
+from rlkd.answers.numbers import number, squeezed
 from rlkd.workers.pool import Fault, WorkerPool, inside_worker
-
-# The explicit ways to announce an answer. `\boxed{}` needs brace matching and is handled separately.
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_END_TAG = re.compile(r"</answer>", re.IGNORECASE)
-_PHRASE = re.compile(r"\b(?:final )?answer is:?[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
-_ANY_NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+")
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
-
-_SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
-_MULTIPLIERS = frozenset(["hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "quarter"])
 
 VERIFY_SECONDS = 5.0
 """Default time limit of one comparison: answers to exercises take milliseconds."""
 
-Fallback = Literal["none", "last_number"]
-
 
 class VerificationError(RuntimeError):
     """Two answers could not be compared, which does not mean that they differ."""
-
-
-def extract_answer(text: str, fallback: Fallback = "none") -> str | None:
-    """Return the last explicitly announced answer of a text, or None.
-
-    Announced means `#### ...`, `\\boxed{...}`, `<answer>...</answer>` or "the answer is ...". The last announcement
-    counts; a truncated one does not, nor does anything before a closing think tag. `fallback="last_number"` takes the
-    last number of a text without an announcement; that also rewards a truncated text that happens to stop at the right
-    number.
-    """
-    text = text.rpartition("</think>")[2]
-    found = [(match.start(), match[1]) for form in (_HASHES, _PHRASE) for match in form.finditer(text)]
-    # After the last closing tag, the search from each opening tag would go to the end of the text.
-    end = max((match.end() for match in _END_TAG.finditer(text)), default=0)
-    found += [(match.start(), match[1]) for match in _TAG.finditer(text, 0, end)]
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        found.append(boxed)
-    # Without special tokens and Markdown emphasis.
-    found = [(start, _SPECIAL_TOKEN.sub("", answer).strip().strip("*_`").strip()) for start, answer in found]
-    found = [(start, answer) for start, answer in found if answer]
-    if found:
-        answer = max(found)[1]
-        inner = _last_boxed(answer)
-        return inner[1].strip() if inner else answer
-    if fallback == "last_number" and (numbers := _NUMBER.findall(text)):
-        return numbers[-1]
-    return None
 
 
 def is_correct(text: str, gold: str, fallback: Fallback = "none", *, seconds: float = VERIFY_SECONDS) -> bool | None:
@@ -196,51 +146,3 @@ def _parse(text: str) -> list[Any]:
     expressions = [library.LatexExtractionConfig(), library.ExprExtractionConfig()]
     # With a fallback, any text would count as read.
     return read_by_math_verify(f"${text}$", extraction_config=expressions, fallback_mode="no_fallback")
-
-
-def number(text: str) -> Fraction | None:
-    """The exact value of a plain number, with or without unit ("$1,200.50", "24 clips", "75%"), or None.
-
-    Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter is
-    a variable, not a unit, and "5 million" is not read.
-    """
-    cleaned = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", "").replace("\\%", "%")
-    cleaned = re.sub(r"(?<=\d)[,\s](?=\d{3}\b)", "", cleaned)
-    match = re.fullmatch(
-        rf"({_PLAIN_NUMBER.pattern})(?>(?:\s*+%)?)(?:\s++([A-Za-z]{{2,}}+[A-Za-z ]*+))?", cleaned.strip()
-    )
-    if not match or len(match[1]) > 100 or (match[2] and _MULTIPLIERS & set(match[2].lower().split())):
-        return None
-    numerator, _, denominator = match[1].partition("/")
-    if denominator and not int(denominator):
-        return None
-    return Fraction(numerator) / (int(denominator) if denominator else 1)
-
-
-def numbers(text: str) -> list[Fraction]:
-    """All numbers of a text in order, without sign, with thousands commas; those over 100 characters are left out.
-
-    >>> [str(value) for value in numbers("1,200 clips at $.50: 600, then 3.")]
-    ['1200', '1/2', '600', '3']
-    """
-    return [Fraction(found.replace(",", "")) for found in _ANY_NUMBER.findall(text) if len(found) <= 100]
-
-
-def squeezed(text: str) -> str:
-    """A text in lower case without dollar signs, spaces and a closing full stop, for comparison as text."""
-    # A space between two digits stays: "1 1/2" is not "11/2".
-    return re.sub(r"(?<!\d)\s++|\s++(?!\d)|\$", "", text.strip()).rstrip(".").casefold()
-
-
-def _last_boxed(text: str) -> tuple[int, str] | None:
-    """Start and content of the last box; None if there is none, or it is empty or truncated."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for position in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            content = text[start + len("\\boxed{") : position].strip()
-            return (start, content) if content else None
-    return None

@@ -1,0 +1,42 @@
+r"""Final answers: find them in a text (`announcements`), read numbers (`numbers`), and compare (`comparison`).
+
+>>> extract_answer("48/2 = 24 in May, so 72 in all.\n#### 72")
+'72'
+>>> is_correct(r"... so it is \boxed{1{,}000}", "1000")
+True
+"""
+
+from rlkd.answers.announcements import Fallback, extract_answer
+from rlkd.answers.comparison import (
+    VERIFY_SECONDS,
+    VerificationError,
+    accuracy,
+    are_correct,
+    compare_in_workers,
+    comparison_pool,
+    equal,
+    equal_pairs,
+    is_correct,
+    math_verify,
+    read_by_math_verify,
+)
+from rlkd.answers.numbers import number, numbers, squeezed
+
+__all__ = [
+    "VERIFY_SECONDS",
+    "Fallback",
+    "VerificationError",
+    "accuracy",
+    "are_correct",
+    "compare_in_workers",
+    "comparison_pool",
+    "equal",
+    "equal_pairs",
+    "extract_answer",
+    "is_correct",
+    "math_verify",
+    "number",
+    "numbers",
+    "read_by_math_verify",
+    "squeezed",
+]
