@@ -1,4 +1,4 @@
-r"""Final answers: find them in a text (`announcements`), read numbers (`numbers`), and compare (`comparison`).
+r"""Final answers: find them behind thoughts (`thoughts`, `announcements`), read numbers (`numbers`), `comparison`.
 
 >>> extract_answer("48/2 = 24 in May, so 72 in all.\n#### 72")
 '72'
@@ -21,12 +21,14 @@ from rlkd.answers.comparison import (
     read_by_math_verify,
 )
 from rlkd.answers.numbers import number, numbers, squeezed
+from rlkd.answers.thoughts import after_thought
 
 __all__ = [
     "VERIFY_SECONDS",
     "Fallback",
     "VerificationError",
     "accuracy",
+    "after_thought",
     "are_correct",
     "compare_in_workers",
     "comparison_pool",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from rlkd.answers.thoughts import after_thought
+
 # The explicit ways to announce an answer. `\boxed{}` needs brace matching and is handled separately.
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -16,15 +18,15 @@ _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 Fallback = Literal["none", "last_number"]
 
 
-def extract_answer(text: str, fallback: Fallback = "none") -> str | None:
+def extract_answer(text: str, fallback: Fallback = "none", *, prefilled: bool = False) -> str | None:
     """Return the last explicitly announced answer of a text, or None.
 
     Announced means `#### ...`, `\\boxed{...}`, `<answer>...</answer>` or "the answer is ...". The last announcement
-    counts; a truncated one does not, nor does anything before a closing think tag. `fallback="last_number"` takes the
-    last number of a text without an announcement; that also rewards a truncated text that happens to stop at the right
-    number.
+    counts; a truncated one does not, nor does a thought (see `after_thought`, also for `prefilled`).
+    `fallback="last_number"` takes the last number of a text without an announcement; that also rewards a truncated
+    text that happens to stop at the right number.
     """
-    text = text.rpartition("</think>")[2]
+    text = after_thought(text, prefilled)
     found = [(match.start(), match[1]) for form in (_HASHES, _PHRASE) for match in form.finditer(text)]
     # After the last closing tag, the search from each opening tag would go to the end of the text.
     end = max((match.end() for match in _END_TAG.finditer(text)), default=0)
