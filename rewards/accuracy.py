@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.contract import Failed, RewardOptions
 from rewards.verified import libraries
-from rlkd.answers import VERIFY_SECONDS, Fallback, VerificationError, are_correct, extract_answer
+from rlkd.answers import VERIFY_SECONDS, Fallback, VerificationError, answer_and_gold, are_correct
 from rlkd.data.rows import completion_text
 
 
@@ -18,9 +18,10 @@ class Accuracy:
     Not applicable where the row has no answer or an unreadable one. Failed where the comparison takes too long.
 
     Args:
-        fallback: `none` (default): an answer must be announced by `####`, `\\boxed{}`, `<answer>` or "the answer is".
+        fallback: `none` (default): an answer must be announced (`docs/answers.md` says how).
             `last_number`: without an announcement the last number counts, which also rewards a truncated text that
             stops at the right number.
+        prefilled: the chat template opens the thought, so that a completion without a closing tag has no answer.
         seconds: time limit of one comparison; one that takes longer is killed.
     """
 
@@ -28,13 +29,14 @@ class Accuracy:
     # Comparisons that can take long run in worker processes of their own.
     reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None)
 
-    def __init__(self, fallback: Fallback = "none", seconds: float = VERIFY_SECONDS):
+    def __init__(self, fallback: Fallback = "none", seconds: float = VERIFY_SECONDS, prefilled: bool = False):
         if fallback not in ("none", "last_number"):
             raise ValueError(f"fallback {fallback!r}: expected 'none' or 'last_number'")
         if not seconds > 0:
             raise ValueError(f"seconds {seconds!r}: expected more than 0")
         self.fallback: Fallback = fallback
         self.seconds = seconds
+        self.prefilled = prefilled
 
     def __call__(
         self, completions: Sequence[Any], answer: Sequence[str | None], **columns: Any
@@ -43,7 +45,8 @@ class Accuracy:
         judged = [i for i, gold in enumerate(answer) if gold is not None]
         texts, golds = [completion_text(completions[i]) for i in judged], [str(answer[i]) for i in judged]
         scores: list[float | Failed | None] = [None] * len(completions)
-        for i, correct in zip(judged, are_correct(texts, golds, self.fallback, seconds=self.seconds), strict=True):
+        found = are_correct(texts, golds, self.fallback, prefilled=self.prefilled, seconds=self.seconds)
+        for i, correct in zip(judged, found, strict=True):
             if isinstance(correct, VerificationError):
                 scores[i] = Failed(str(correct))
             else:
@@ -53,7 +56,9 @@ class Accuracy:
     def keys(self, completions: Sequence[Any], answer: Sequence[str | None], **columns: Any) -> list[Any]:
         """What decides each score: the announced answer and the gold answer."""
         return [
-            [extract_answer(completion_text(completion), self.fallback), None if gold is None else str(gold)]
+            None
+            if gold is None
+            else answer_and_gold(completion_text(completion), str(gold), self.fallback, prefilled=self.prefilled)
             for completion, gold in zip(completions, answer, strict=True)
         ]
 

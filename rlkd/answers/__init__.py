@@ -6,7 +6,7 @@ r"""Final answers: find them behind thoughts (`thoughts`, `announcements`), read
 True
 """
 
-from rlkd.answers.announcements import Fallback, extract_answer
+from rlkd.answers.announcements import Fallback, announcement, answer_and_gold, extract_answer
 from rlkd.answers.comparison import (
     VERIFY_SECONDS,
     VerificationError,
@@ -29,6 +29,8 @@ __all__ = [
     "VerificationError",
     "accuracy",
     "after_thought",
+    "announcement",
+    "answer_and_gold",
     "are_correct",
     "compare_in_workers",
     "comparison_pool",

@@ -1,60 +1,89 @@
-"""Find the final answer of a text: the announcements, and which of them counts."""
+r"""Find the final answer of a text: the announcements, and which of them counts.
+
+`docs/answers.md` has the rule as a table. In short: behind all thoughts, the last announcement counts.
+
+>>> extract_answer("The answer is 71. No, wait.\n**Final Answer:** 72 clips")
+'72 clips'
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
+from rlkd.answers.boxes import boxes, distinct, last_boxes
+from rlkd.answers.marks import last_mark
+from rlkd.answers.remarks import without_remark
+from rlkd.answers.sentences import first_sentence, last_sentence, unmarked
 from rlkd.answers.thoughts import after_thought
 
-# The explicit ways to announce an answer. `\boxed{}` needs brace matching and is handled separately.
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_SPECIAL_TOKEN = re.compile(
+    r"<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn|end_of_utterance)>|\[/?INST\]"
+)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _END_TAG = re.compile(r"</answer>", re.IGNORECASE)
-_PHRASE = re.compile(r"\b(?:final )?answer is:?[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
-_SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 
 Fallback = Literal["none", "last_number"]
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """An announced answer; in a sentence (also after a label or mark), `text` is the rest of its line."""
+
+    start: int
+    text: str
+    in_sentence: bool = False
 
 
 def extract_answer(text: str, fallback: Fallback = "none", *, prefilled: bool = False) -> str | None:
     """Return the last explicitly announced answer of a text, or None.
 
-    Announced means `#### ...`, `\\boxed{...}`, `<answer>...</answer>` or "the answer is ...". The last announcement
-    counts; a truncated one does not, nor does a thought (see `after_thought`, also for `prefilled`).
+    Announced means `#### ...`, `\\boxed{...}`, `<answer>...</answer>`, "the answer is ..." or "Answer: ...". The last
+    announcement counts; a truncated one does not, nor does a thought (see `after_thought`, also for `prefilled`).
     `fallback="last_number"` takes the last number of a text without an announcement; that also rewards a truncated
     text that happens to stop at the right number.
     """
-    text = after_thought(text, prefilled)
-    found = [(match.start(), match[1]) for form in (_HASHES, _PHRASE) for match in form.finditer(text)]
-    # After the last closing tag, the search from each opening tag would go to the end of the text.
-    end = max((match.end() for match in _END_TAG.finditer(text)), default=0)
-    found += [(match.start(), match[1]) for match in _TAG.finditer(text, 0, end)]
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        found.append(boxed)
-    # Without special tokens and Markdown emphasis.
-    found = [(start, _SPECIAL_TOKEN.sub("", answer).strip().strip("*_`").strip()) for start, answer in found]
-    found = [(start, answer) for start, answer in found if answer]
-    if found:
-        answer = max(found)[1]
-        inner = _last_boxed(answer)
-        return inner[1].strip() if inner else answer
-    if fallback == "last_number" and (numbers := _NUMBER.findall(text)):
+    said = announcement(text, prefilled=prefilled)
+    if said is not None:
+        answer = without_remark(first_sentence(said.text)) if said.in_sentence else said.text
+        return unmarked(answer) or None
+    if fallback == "last_number" and (numbers := _NUMBER.findall(after_thought(text, prefilled))):
         return numbers[-1]
     return None
 
 
-def _last_boxed(text: str) -> tuple[int, str] | None:
-    """Start and content of the last box; None if there is none, or it is empty or truncated."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for position in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            content = text[start + len("\\boxed{") : position].strip()
-            return (start, content) if content else None
-    return None
+def announcement(text: str, *, prefilled: bool = False) -> Announcement | None:
+    """The last announcement of a text, or None. Takes time linear in the text."""
+    text = _SPECIAL_TOKEN.sub("\n", after_thought(text, prefilled))
+    found = [Announcement(*each) for each in (last_boxes(text), _last_tag(text)) if each]
+    found += [Announcement(*each, in_sentence=True) for each in (last_mark(text), last_sentence(text)) if each]
+    return max(found, key=lambda each: each.start, default=None)
+
+
+def answer_and_gold(text: str, gold: str, fallback: Fallback = "none", *, prefilled: bool = False) -> tuple[str, str]:
+    r"""The answer that a text announces, or "", and the gold answer, in a form to compare.
+
+    A gold answer with several boxes needs all of their values: it is compared with the last boxes of the text.
+
+    >>> answer_and_gold(r"\boxed{3}, and for the other root \boxed{4}", r"\boxed{3} or \boxed{4}")
+    ('3, 4', '3, 4')
+    """
+    needed = _boxed(gold)
+    given = _boxed(after_thought(text, prefilled)) if len(needed) > 1 else []
+    if len(needed) > 1 and len(given) >= len(needed):
+        return ", ".join(given[-len(needed) :]), ", ".join(needed)
+    right = ", ".join(needed) if len(needed) > 1 else extract_answer(gold) or gold.strip()
+    return extract_answer(text, fallback, prefilled=prefilled) or "", right
+
+
+def _boxed(text: str) -> list[str]:
+    return distinct([content for _, _, content in boxes(text)])
+
+
+def _last_tag(text: str) -> tuple[int, str] | None:
+    # After the last closing tag, the search from each opening tag would go to the end of the text.
+    end = max((match.end() for match in _END_TAG.finditer(text)), default=0)
+    found = [match for match in _TAG.finditer(text, 0, end) if unmarked(match[1])]
+    return (found[-1].start(), found[-1][1]) if found else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from rlkd.answers.announcements import Fallback, extract_answer
+from rlkd.answers.announcements import Fallback, answer_and_gold
 from rlkd.answers.numbers import number, squeezed
 from rlkd.workers.pool import Fault, WorkerPool, inside_worker
 
@@ -19,32 +19,45 @@ class VerificationError(RuntimeError):
     """Two answers could not be compared, which does not mean that they differ."""
 
 
-def is_correct(text: str, gold: str, fallback: Fallback = "none", *, seconds: float = VERIFY_SECONDS) -> bool | None:
+def is_correct(
+    text: str,
+    gold: str,
+    fallback: Fallback = "none",
+    *,
+    prefilled: bool = False,
+    seconds: float = VERIFY_SECONDS,
+) -> bool | None:
     """Whether the answer announced in `text` equals `gold`; None if the gold answer is unreadable.
 
     A text without an announced answer is wrong. Raises `VerificationError` if the comparison fails (see `equal`).
     """
-    return _raised(are_correct([text], [gold], fallback, seconds=seconds)[0])
+    return _raised(are_correct([text], [gold], fallback, prefilled=prefilled, seconds=seconds)[0])
 
 
 def are_correct(
-    texts: Sequence[str], golds: Sequence[str], fallback: Fallback = "none", *, seconds: float = VERIFY_SECONDS
+    texts: Sequence[str],
+    golds: Sequence[str],
+    fallback: Fallback = "none",
+    *,
+    prefilled: bool = False,
+    seconds: float = VERIFY_SECONDS,
 ) -> list[bool | VerificationError | None]:
     """`is_correct` for many texts, compared in parallel; a failed comparison gives its error as the result."""
-    answers = [extract_answer(text, fallback) for text in texts]
-    pairs = [(answer or "", extract_answer(gold) or gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
+    pairs = [
+        answer_and_gold(text, gold, fallback, prefilled=prefilled) for text, gold in zip(texts, golds, strict=True)
+    ]
     return equal_pairs(pairs, seconds=seconds)
 
 
-def accuracy(row: Mapping[str, Any], text: str) -> float | None:
+def accuracy(row: Mapping[str, Any], text: str, *, prefilled: bool = False) -> float | None:
     """1 if the answer announced in `text` equals that of the row, else 0; None for a row without a readable answer.
 
-    The metric of evaluations: an answer that cannot be compared in time is wrong.
+    The metric of evaluations; `prefilled` as in `after_thought`. An answer that cannot be compared in time is wrong.
     """
     if row.get("answer") is None:
         return None
     try:
-        correct = is_correct(text, row["answer"])
+        correct = is_correct(text, row["answer"], prefilled=prefilled)
     except VerificationError:
         return 0.0
     return None if correct is None else float(correct)

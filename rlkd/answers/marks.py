@@ -1,0 +1,40 @@
+r"""GSM8K's mark, `#### 72`, and how it differs from a heading of Markdown, `#### Explanation`.
+
+>>> last_mark("#### 72\n\n#### Explanation\n48 + 24 = 72")
+(0, '72')
+"""
+
+from __future__ import annotations
+
+import re
+
+from rlkd.answers.sentences import LONGEST, unmarked
+
+_MARK = re.compile(r"(?<!#)####(?!#)[ \t]*+([^\n]*)")
+_HEADING = re.compile(
+    r"(?:step|check|verif\w+|explanation|notes?|sources?|references?|solution|summary|conclusion|reasoning|proof|details?|"
+    r"remarks?|case|part|method|example|approach|question|problem|hint|analysis|calculations?|given|work(?:ing)?)\b",
+    re.IGNORECASE,
+)
+_WORDS = re.compile(r"(?!(?:yes|no|true|false)\b)(?:\d{1,2}[.)]\s+)?[^\W\d_]{2}", re.IGNORECASE)
+_LABEL = re.compile(r"[^\W\d_][^\n:=\d]{1,40}:[*_]*\s+(?=[-+−–]?\s*(?:[$€£¥]|\\)?[\d.])(?=[^=:]*$)")
+
+
+def last_mark(text: str) -> tuple[int, str] | None:
+    """Start and text of the last marked line that is no heading; in linear time."""
+    for match in reversed(list(_MARK.finditer(text))):
+        line = unmarked(match[1][:LONGEST])
+        followed = bool(text[match.end() : match.end() + LONGEST].strip())
+        if line and not is_heading(line, followed):
+            return match.start(), _LABEL.sub("", line, count=1)
+    return None
+
+
+def is_heading(line: str, followed: bool) -> bool:
+    """Whether a marked line is a heading: a word of headings, or words with text below (`followed`).
+
+    A label with one value behind it is none: `#### Total: 72`.
+    """
+    if _HEADING.match(line):
+        return True
+    return followed and _WORDS.match(line) is not None and _LABEL.match(line) is None
