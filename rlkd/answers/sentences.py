@@ -21,9 +21,9 @@ _NOUN = (
 )
 # "The answer to this question", "Answer (in cm)", "the answer, rounded to two places,".
 _TO_WHAT = (
-    r"(?>(?: (?:to|for|of) (?:(?:this|the|that|our|your|each) )?(?:\w+ )?"
+    r"(?: (?:to|for|of) (?:(?:this|the|that|our|your|each) )?(?:\w+ )?"
     r"(?:question|problem|exercise|task|puzzle|riddle)(?: \d+)?| ?\([^()\n]{0,40}\)"
-    r"|,? (?:rounded|in (?:simplest|lowest|standard)|to the nearest) [^\n.:;,]{1,40}?,?)?)"
+    r"|,? (?:rounded|in (?:simplest|lowest|standard)|to the nearest) [^\n.:;,]{1,40}?,?)?"
 )
 _FILLER = (
     r"(?>(?:,? ?\b(?:therefore|thus|hence|then|so|indeed|now|simply|just|clearly|obviously|finally|also|still|exactly|"
