@@ -51,9 +51,7 @@ STAGES = ("write", "select", "all")
 class RationalesScriptArguments(RowArguments):
     """Rows, teacher, bank, selection and output."""
 
-    dataset_name: str = field(
-        default=SAMPLE, metadata={"help": f"{SAMPLE}, a .jsonl or .parquet file, or a dataset of the hub"}
-    )
+    dataset_name: str = field(default=SAMPLE, metadata={"help": f"{SAMPLE}, a file, or a dataset of the hub"})
     max_rows: int | None = field(default=None, metadata={"help": "maximum number of rows, the first ones"})
 
     # Writing

@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 class SFTScriptArguments(DataArguments):
     """Data, evaluation and the saved adapter; everything else is in TRL's configs."""
 
-    dataset_name: str = field(
-        default=WARM_START, metadata={"help": f"{WARM_START}, a .jsonl or .parquet file, or a dataset of the hub"}
-    )
+    dataset_name: str = field(default=WARM_START, metadata={"help": f"{WARM_START}, a file, or a dataset of the hub"})
     max_completion_length: int = field(default=96, metadata={"help": "max_new_tokens of the held-out evaluation"})
     similar_lengths: bool = field(
         default=True, metadata={"help": "micro-batches of rows of similar length, which save padding"}

@@ -39,14 +39,14 @@ from rlkd.teachers.engine import EngineTeacher
 from rlkd.teachers.local import LazyLocalTeacher
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
-from trainers.common.arguments import RowArguments, start
+from trainers.common.arguments import TraceArguments, start
 
 # Rows of a served model's head beyond the ids of its tokenizer, which pad it to a round number.
 _PADDING = 1024
 
 
 @dataclass
-class TeacherCacheScriptArguments(RowArguments):
+class TeacherCacheScriptArguments(TraceArguments):
     """Rows, student, teacher and cache."""
 
     system_prompt: str | None = field(default=None, metadata={"help": "system message of every question"})

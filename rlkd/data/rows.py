@@ -7,12 +7,12 @@ A row is a problem for the student:
 | `id`         | str                      | unique name, for logs; by default made from the position |
 | `prompt`     | list of messages, or str | the student's input; text goes in unchanged |
 | `question`   | str                      | instead of `prompt`: becomes a conversation with the run's system prompt |
-| `answer`     | str or None              | the gold answer |
+| `answer`     | str or None              | the gold answer; see `answer_text` for other types |
 | `rationales` | list of str              | teacher traces |
 | `structures` | list (one per rationale) of lists of `{meta, question, answer}` | their steps, if known |
 
-Any other field is passed to the rewards as a column. Rows come from an embedded sample, a `.jsonl` or `.parquet` file,
-or a dataset of the hub. The embedded samples:
+Any other field is passed to the rewards as a column. Rows come from an embedded sample, a file (`rlkd.data.files`), or
+a dataset of the hub. The embedded samples:
 
 | name | content | splits |
 | --- | --- | --- |
@@ -24,10 +24,12 @@ or a dataset of the hub. The embedded samples:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,24 +95,50 @@ def completion_text(completion: str | list[dict[str, str]]) -> str:
     return "\n".join(str(m.get("content") or "") for m in completion if m.get("role", "assistant") == "assistant")
 
 
+class WrittenFloat(float):
+    """A number of a JSON file that remembers its digits as they are written there."""
+
+    written: str
+
+    def __new__(cls, written: str) -> WrittenFloat:
+        """From the text of the number."""
+        made = super().__new__(cls, written)
+        made.written = written
+        return made
+
+    def __reduce__(self) -> tuple[type[WrittenFloat], tuple[str]]:
+        return WrittenFloat, (self.written,)
+
+
 def json_records(path: Path, *, skip_unfinished: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its location for error messages.
 
     `skip_unfinished`: ignore a last line without a line end. Raises `RowError` that names the line.
     """
-    # Bytes: only "\n" ends a line, and text that is not UTF-8 is an error of its line.
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip() or (skip_unfinished and not line.endswith(b"\n")):
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise RowError(f"{where}: not JSON ({error}); expected one object per line") from error
-            if not isinstance(record, dict):
-                raise RowError(f"{where}: found {shown(record)}, expected a JSON object")
-            yield where, record
+        yield from json_lines(file, str(path), skip_unfinished=skip_unfinished)
+
+
+def json_lines(
+    lines: Iterable[bytes],
+    name: str,
+    *,
+    skip_unfinished: bool = False,
+    parse_float: Callable[[str], float] | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`json_records` of the lines of a file called `name`."""
+    # Bytes: only "\n" ends a line, and text that is not UTF-8 is an error of its line.
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (skip_unfinished and not line.endswith(b"\n")):
+            continue
+        where = f"{name}, line {number}"
+        try:
+            record = json.loads(line, parse_float=parse_float)
+        except ValueError as error:
+            raise RowError(f"{where}: not JSON ({error}); expected one object per line") from error
+        if not isinstance(record, dict):
+            raise RowError(f"{where}: found {shown(record)}, expected a JSON object")
+        yield where, record
 
 
 def check_row(row: Row, where: str) -> Row:
@@ -126,42 +154,140 @@ def check_row(row: Row, where: str) -> Row:
     if prompt is not None:
         _check_prompt(prompt, where)
     checked = dict(row)
-    answer = row.get("answer")
-    not_finite = isinstance(answer, float) and not math.isfinite(answer)
-    if not_finite or isinstance(answer, bool) or not isinstance(answer, (str, int, float, type(None))):
-        raise RowError(f"{where}, field 'answer': expected text or a number, found {shown(answer)}")
-    checked["answer"] = None if answer is None else str(answer)
-    rationales = row.get("rationales") or []
-    if isinstance(rationales, str):
-        rationales = [rationales]
-    if not isinstance(rationales, list) or not all(isinstance(text, str) for text in rationales):
-        raise RowError(f"{where}, field 'rationales': expected a list of texts, found {shown(rationales)}")
-    checked["rationales"] = rationales
-    structures = row.get("structures") or []
+    checked["answer"] = answer_text(row.get("answer"), where, row.get("choices") or row.get("options"))
+    structures = listed(row.get("structures"), list)
     if not isinstance(structures, list):
         raise RowError(f"{where}, field 'structures': expected a list, found {shown(structures)}")
+    rationales = listed(row.get("rationales"), str | None)
+    if isinstance(rationales, str):
+        rationales = [rationales]
+    if not isinstance(rationales, list) or not all(isinstance(text, str | None) for text in rationales):
+        raise RowError(f"{where}, field 'rationales': expected a list of texts, found {shown(rationales)}")
     if rationales and structures and len(structures) != len(rationales):
         raise RowError(
             f"{where}, field 'structures': {len(structures)} for {len(rationales)} rationales; expected one each"
         )
+    if None in rationales:
+        # A null is no trace; its structure goes with it.
+        structures = [steps for steps, text in zip(structures, rationales, strict=False) if text is not None]
+        rationales = [text for text in rationales if text is not None]
+    checked["rationales"] = rationales
     try:
         checked["structures"] = [Structure.from_list(steps).to_list() for steps in structures]
     except (TypeError, ValueError) as error:
         raise RowError(f"{where}, field 'structures': {error}") from error
     if checked.pop("id", None) is not None:
         checked["id"] = str(row["id"])
+    for field, value in checked.items():
+        _check_characters(value, where, field)
     return checked
+
+
+def answer_text(answer: Any, where: str, options: Any = None) -> str | None:
+    """The gold answer as text: the digits of a number, `true` or `false`, the one answer of a list of one.
+
+    Numbers have no exponent (1e-05 is "0.00001"), so that each reward reads them. Null, NaN and an empty list are no
+    answer. An integer beside a list of `options` is a position (from 0) and becomes the letter. Raises `RowError` for
+    any other type and for a list of several.
+    """
+    if isinstance(answer, list) and len(answer) < 2:
+        answer = answer[0] if answer else None
+    if isinstance(answer, bool):
+        return str(answer).lower()
+    if isinstance(answer, str | None):
+        return answer
+    if isinstance(answer, int):
+        return _letter_at(answer, options) or str(answer)
+    if isinstance(answer, float | Decimal):
+        if math.isnan(answer):
+            return None
+        written = getattr(answer, "written", str(answer))
+        if isinstance(answer, WrittenFloat) or math.isfinite(answer):
+            return _without_exponent(written)
+    several = "; give each row one answer" if isinstance(answer, list) else ""
+    raise RowError(f"{where}, field 'answer': expected text, a number or a boolean, found {shown(answer)}{several}")
+
+
+def _without_exponent(written: str) -> str:
+    if "e" not in written.lower():
+        return written
+    value = Decimal(written)
+    # Beyond that it would be a text of mostly zeros, of any length.
+    return f"{value:f}" if abs(value.adjusted()) <= 100 else written
+
+
+def _letter_at(position: int, options: Any) -> str | None:
+    """The letter of an option; None without options and for a position that none has."""
+    if isinstance(options, Mapping):
+        # {"label": letters, "text": texts}, or {letter: text}.
+        labels = options.get("label") if set(options) == {"label", "text"} else list(options)
+        if not isinstance(labels, list) or str(position) in map(str, labels):
+            return None
+    elif isinstance(options, list):
+        labels = [chr(ord("A") + index) for index in range(min(len(options), 26))]
+    else:
+        return None
+    return str(labels[position]) if 0 <= position < len(labels) else None
+
+
+def listed(value: Any, items: Any) -> Any:
+    """A list of such `items` that a table holds as a JSON text, and an empty list for nothing; else the value."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            parsed = json.loads(value)
+            return parsed if all(isinstance(item, items) for item in parsed) else value
+    return value or []
 
 
 def _check_prompt(prompt: Any, where: str) -> None:
     if isinstance(prompt, str) and prompt:
         return
-    if isinstance(prompt, list) and prompt:
-        for message in prompt:
-            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-                raise RowError(f"{where}, field 'prompt': expected messages with role and content: {shown(message)}")
-        return
-    raise RowError(f"{where}, field 'prompt': expected text or a list of messages, found {shown(prompt)}")
+    if not isinstance(prompt, list) or not prompt:
+        raise RowError(f"{where}, field 'prompt': expected text or a list of messages, found {shown(prompt)}")
+    for message in prompt:
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise RowError(f"{where}, field 'prompt': expected messages with role and content: {shown(message)}")
+        if not _has_content(message):
+            raise RowError(f"{where}, field 'prompt': a message without content: {shown(message)}")
+    if not any(message["role"] == "user" for message in prompt):
+        raise RowError(f"{where}, field 'prompt': none of its {len(prompt)} messages has the role 'user'")
+
+
+def _has_content(message: Mapping[str, Any]) -> bool:
+    """Whether a message says something; calls of tools and the outputs of tools may be without text."""
+    content = message["content"]
+    if isinstance(content, list):
+        return any(isinstance(part, str | dict) and _part_has_content(part) for part in content)
+    if message["role"] == "assistant" and message.get("tool_calls"):
+        return content is None or isinstance(content, str)
+    if message["role"] == "user":
+        return isinstance(content, str) and bool(content.strip())
+    return isinstance(content, str)
+
+
+def _part_has_content(part: str | Mapping[str, Any]) -> bool:
+    if isinstance(part, str):
+        return bool(part.strip())
+    return part.get("type", "text") != "text" or bool(str(part.get("text") or "").strip())
+
+
+def _check_characters(value: Any, where: str, field: str) -> None:
+    """Raise `RowError` for a text that cannot be written as UTF-8, such as half of a surrogate pair."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"{where}, field {field!r}: the character {value[error.start]!r} at position {error.start} is half of "
+                f"a pair, no character of its own"
+            ) from error
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_characters(key, where, field)
+            _check_characters(inner, where, field)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_characters(inner, where, field)
 
 
 def shown(value: Any) -> str:

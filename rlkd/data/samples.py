@@ -28,6 +28,7 @@ from importlib.resources import files
 from typing import Any
 
 from rlkd.data.arithmetic import chain_rows, mawps_row, with_other_numbers
+from rlkd.data.correctness import trace_verdicts
 from rlkd.data.rows import Row, split_half
 from rlkd.errors import UsageError
 from rlkd.steps import strip_calculator_marks
@@ -123,8 +124,8 @@ def short_rows() -> list[Row]:
 
 def warm_start_rows() -> list[Row]:
     """All rows of the warm start, with one rationale each and without calculator marks."""
-    plain = map(_plain, sample_rows("gsrm"))
-    return [*mawps_rows("train"), *(r for r in plain if len(r["rationales"][0]) <= LONGEST_SOLUTION), *short_rows()]
+    plain = [row for row in map(_plain, sample_rows("gsrm")) if len(row["rationales"][0]) <= LONGEST_SOLUTION]
+    return [*mawps_rows("train"), *map(_announced, [*plain, *short_rows()])]
 
 
 def expert_rows() -> list[Row]:
@@ -142,7 +143,7 @@ def expert_rows() -> list[Row]:
     ]
     short = sorted(short_rows(), key=lambda row: (len(row["question"]) + len(row["rationales"][0]), row["id"]))
     problems = map(mawps_row, [*mawps, *variants])
-    return [*problems, *chain_rows("gsrm", EXPERT_CHAINS), *short[:EXPERT_GSM8K]]
+    return [*problems, *chain_rows("gsrm", EXPERT_CHAINS), *map(_announced, short[:EXPERT_GSM8K])]
 
 
 def distillation_rows(split: str) -> list[Row]:
@@ -167,6 +168,13 @@ def _plain(row: Row) -> Row:
     """The row with only the fields for training on text, without calculator marks."""
     rationales = [strip_calculator_marks(text) for text in row["rationales"]]
     return {key: row[key] for key in ("id", "question", "answer")} | {"rationales": rationales}
+
+
+def _announced(row: Row) -> Row:
+    """The row of GSM8K; its solution keeps the line `#### answer` where its last line does not show the answer."""
+    [text], answer = row["rationales"], row["answer"]
+    shows = trace_verdicts([(text, answer)]) == [True]
+    return row if shows else {**row, "rationales": [f"{text}\n#### {answer}"]}
 
 
 def _records(name: str) -> list[dict[str, Any]]:

@@ -41,7 +41,14 @@ def load_questions(
         questions = list(islice(_from_objects(path, columns or {}, max_rationales), max_rows))
     else:
         try:
-            rows = load_rows(source, split=split, config=config, columns=columns, max_rationales=max_rationales)
+            rows = load_rows(
+                source,
+                split=split,
+                config=config,
+                columns=columns,
+                max_rationales=max_rationales,
+                wrong_rationales="unchecked",
+            )
         except RowError as error:
             if "field 'rationales'" not in str(error) or path.suffix == ".jsonl":
                 raise

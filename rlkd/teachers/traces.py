@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlkd.answers import extract_answer
+from rlkd.data.correctness import trace_verdicts
 from rlkd.errors import UsageError
 from rlkd.steps import strip_calculator_marks
 
@@ -54,11 +55,14 @@ def trace_ids(
 def trace_text(rationale: str, answer: str | None = None) -> str:
     """A row's rationale as a student should write it, the same text that `recipes/sft.py` trains on.
 
-    Calculator marks are removed. The line `#### answer` is added where the rationale announces no answer and one is
-    known.
+    Calculator marks are removed. The line `#### answer` is added where the rationale announces no answer and its last
+    line comes to this one. A rationale that comes to another answer, or to none that can be read, stays as it is.
 
     >>> trace_text("She sold 48/2 = <<48/2=24>>24 clips.", "24")
     'She sold 48/2 = 24 clips.\\n#### 24'
+    >>> trace_text("She sold 48/2 = <<48/2=24>>24 clips.", "25")
+    'She sold 48/2 = 24 clips.'
     """
     text = strip_calculator_marks(rationale).strip()
-    return f"{text}\n#### {answer}" if answer is not None and extract_answer(text) is None else text
+    announces = answer is not None and extract_answer(text) is None and trace_verdicts([(rationale, answer)]) == [True]
+    return f"{text}\n#### {answer}" if announces else text

@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from rlkd.data.loading import load_rows
+from rlkd.data.files import KINDS
+from rlkd.data.loading import WrongRationales, load_rows
 from rlkd.data.samples import SAMPLE, SAMPLES
 from rlkd.devices import best_device
 from rlkd.errors import UsageError
@@ -31,7 +32,7 @@ class RowArguments:
 
     dataset_name: str = field(
         default=SAMPLE,
-        metadata={"help": f"{', '.join(SAMPLES)}, a .jsonl or .parquet file, or a dataset of the hub"},
+        metadata={"help": f"{', '.join(SAMPLES)}, a file ({', '.join(KINDS)}), or a dataset of the hub"},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
     dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})
@@ -41,18 +42,35 @@ class RowArguments:
     max_rationales: int | None = field(default=None, metadata={"help": "teacher traces per row, at most"})
 
     def train_rows(self) -> list[dict[str, Any]]:
-        """The rows to train on."""
+        """The rows to train on, with all their rationales."""
+        return self._train_rows("unchecked")
+
+    def _train_rows(self, wrong_rationales: WrongRationales) -> list[dict[str, Any]]:
         return load_rows(
             self.dataset_name,
             split=self.dataset_train_split,
             config=self.dataset_config,
             columns=self.columns,  # type: ignore[arg-type]
             max_rationales=self.max_rationales,
+            wrong_rationales=wrong_rationales,
         )
 
 
 @dataclass
-class PromptArguments(RowArguments):
+class TraceArguments(RowArguments):
+    """The source of rows whose rationales a student learns from."""
+
+    wrong_rationales: Literal["drop", "keep"] = field(
+        default="drop", metadata={"help": "what to do with teacher traces whose answer differs from the row's"}
+    )
+
+    def train_rows(self) -> list[dict[str, Any]]:
+        """The rows to train on; how many of their rationales are right is logged."""
+        return self._train_rows(self.wrong_rationales)
+
+
+@dataclass
+class PromptArguments(TraceArguments):
     """The source of the rows, and how they become prompts."""
 
     system_prompt: str | None = field(default=None, metadata={"help": "text before every question"})
@@ -86,6 +104,7 @@ class DataArguments(PromptArguments):
             split=self.dataset_test_split,
             config=self.dataset_config,
             columns=self.columns,  # type: ignore[arg-type]
+            wrong_rationales="unchecked",
         )
         return rows[: self.eval_rows]
 

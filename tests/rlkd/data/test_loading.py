@@ -1,7 +1,5 @@
 import json
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from rlkd.data.loading import load_rows, to_dataset
@@ -13,7 +11,7 @@ from tests.helpers.json_lines import write_json_lines as jsonl
 STEPS = [{"meta": "How many in May?", "question": "48/2", "answer": "24"}]
 
 
-# Files
+# Ids
 
 
 def test_a_missing_id_is_made_from_the_position(tmp_path):
@@ -23,82 +21,32 @@ def test_a_missing_id_is_made_from_the_position(tmp_path):
     assert [row["id"] for row in load_rows(str(path))] == ["rows-0", "rows-1", "7"]
 
 
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (["rows-1", None], ["rows-1", "rows-1-2"]),
+        ([None, "rows-0"], ["rows-0-2", "rows-0"]),
+        (["x", "x", "x"], ["x", "x-2", "x-3"]),
+        (["x", "x", "x-2"], ["x", "x-3", "x-2"]),
+        ([1, "1"], ["1", "1-2"]),
+    ],
+)
+def test_ids_are_unique_and_given_ones_stay_where_they_can(tmp_path, given, made):
+    path = jsonl(tmp_path / "rows.jsonl", *({"question": f"{i}?", "id": name} for i, name in enumerate(given)))
+    assert [row["id"] for row in load_rows(str(path))] == made
+
+
+def test_ids_that_repeat_are_counted(tmp_path, caplog):
+    path = jsonl(tmp_path / "rows.jsonl", *({"question": f"{i}?", "id": "x"} for i in range(3)))
+    load_rows(str(path))
+    assert "2 rows have the id of an earlier row, the first of them 'x'" in caplog.text
+
+
 def test_rows_with_different_keys_load(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", {"question": "a?", "level": 1}, {"prompt": "b?", "source": "x"})
     first, second = load_rows(str(path))
     assert "prompt" not in first
     assert "question" not in second
-
-
-def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
-    question = "one\u2028two\u2029three\u0085four\rfive"
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"question": question}, ensure_ascii=False) + "\n", encoding="utf-8", newline="")
-    assert [row["question"] for row in load_rows(str(path))] == [question]
-
-
-def test_empty_lines_are_skipped_but_counted(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('\n{"question": "a?"}\n\n{"question": 5}\n')
-    with pytest.raises(RowError, match=r"rows\.jsonl, line 4, field 'question'"):
-        load_rows(str(path))
-
-
-def test_parquet_gives_the_same_rows_as_json(tmp_path):
-    records = [
-        {"id": "a", "question": "a?", "answer": "1", "rationales": ["r"], "structures": [STEPS], "level": 1},
-        {"id": "b", "question": "b?", "answer": None, "rationales": [], "structures": [], "level": None},
-    ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "rows.parquet")
-    assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(str(jsonl(tmp_path / "rows.jsonl", *records)))
-
-
-def test_a_malformed_row_of_a_parquet_file_is_named_by_its_position(tmp_path):
-    records = [{"question": "a?"}, {"question": "  "}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "rows.parquet")
-    with pytest.raises(RowError, match=r"rows\.parquet, row 1, field 'question': expected text, found str \"  \""):
-        load_rows(str(tmp_path / "rows.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"question": ', "line 2: not JSON"),
-        (b'["a?"]', 'line 2: found list ["a?"], expected a JSON object'),
-        (b'{"question": "caf\xe9?"}', "line 2: not JSON"),
-    ],
-)
-def test_a_line_that_is_not_a_json_object_is_named(tmp_path, line, message):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"question": "fine?"}\n' + line + b"\n")
-    with pytest.raises(RowError) as raised:
-        load_rows(str(path))
-    assert f"{path}, {message}" in str(raised.value)
-
-
-def test_a_duplicate_id_is_named(tmp_path):
-    path = jsonl(tmp_path / "rows.jsonl", {"id": 1, "question": "a?"}, {"id": "1", "question": "b?"})
-    with pytest.raises(RowError, match=r"rows\.jsonl: the id '1' occurs twice"):
-        load_rows(str(path))
-
-
-def test_a_default_id_that_equals_a_given_one_is_named(tmp_path):
-    path = jsonl(tmp_path / "rows.jsonl", {"id": "rows-1", "question": "a?"}, {"question": "b?"})
-    with pytest.raises(RowError, match="'rows-1' occurs twice"):
-        load_rows(str(path))
-
-
-def test_a_missing_file_is_named_with_its_full_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError) as raised:
-        load_rows("nowhere.jsonl")
-    assert str(tmp_path / "nowhere.jsonl") in str(raised.value)
-
-
-def test_a_file_without_rows_is_an_error(tmp_path):
-    (tmp_path / "rows.jsonl").write_text("\n")
-    with pytest.raises(UsageError, match="has no rows"):
-        load_rows(str(tmp_path / "rows.jsonl"))
 
 
 def test_an_unavailable_dataset_is_named_with_the_alternatives():
@@ -185,7 +133,99 @@ def test_a_wrong_number_of_flags_is_named(tmp_path):
         load_rows(str(path), columns={"correct": "ok"})
 
 
-# Prompts
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ([True, False], ["a"]),
+        ([1, 0], ["a"]),
+        ([1.0, 0.0], ["a"]),
+        (["true", "false"], ["a"]),
+        (["False", "True"], ["b"]),
+        (["1", "0"], ["a"]),
+        (["no", "YES"], ["b"]),
+        ([None, True], ["b"]),
+        ("[true, false]", ["a"]),
+        # Nobody checked this row.
+        (None, ["a", "b"]),
+    ],
+)
+def test_a_flag_is_true_false_or_unknown(tmp_path, flags, kept):
+    path = jsonl(tmp_path / "rows.jsonl", {"question": "q?", "gens": ["a", "b"], "ok": flags})
+    [row] = load_rows(str(path), columns={"rationales": "gens", "correct": "ok"})
+    assert row["rationales"] == kept
+
+
+@pytest.mark.parametrize("flags", [[True, "maybe"], [True, 2], [True, ""], [True, [False]]])
+def test_a_flag_of_another_kind_is_named(tmp_path, flags):
+    path = jsonl(tmp_path / "rows.jsonl", {"question": "q?", "rationales": ["a", "b"], "ok": flags})
+    with pytest.raises(RowError, match="line 1, field 'correct': expected true or false for each rationale"):
+        load_rows(str(path), columns={"correct": "ok"})
+
+
+# Wrong traces
+
+TRACES = ["2 + 2 = 4", "2 + 2 = 5", "#### 4", "That is \\boxed{5}.", "I do not know."]
+
+
+def traces_file(folder):
+    rows = [
+        {"question": "2 + 2?", "answer": 4, "rationales": TRACES, "structures": [[{"meta": t}] for t in TRACES]},
+        {"question": "4 + 4?", "answer": "8", "rationales": ["4 + 4 = 9"]},
+        {"question": "Which?", "answer": None, "rationales": ["4 + 4 = 9"]},
+        {"question": "No trace?", "answer": "1"},
+    ]
+    return str(jsonl(folder / "rows.jsonl", *rows))
+
+
+def test_wrong_traces_are_counted_and_left_out_with_their_structures(tmp_path, caplog):
+    first, *others = load_rows(traces_file(tmp_path))
+    kept = [TRACES[0], TRACES[2], TRACES[4]]
+    assert first["rationales"] == kept
+    assert [steps[0]["meta"] for steps in first["structures"]] == kept
+    assert [(row["question"], row["rationales"]) for row in others] == [
+        ("Which?", ["4 + 4 = 9"]),
+        ("No trace?", []),
+    ]
+    [message] = caplog.messages
+    assert message.endswith(
+        "rows.jsonl: 6 traces: 2 right, 3 wrong, 1 without a readable answer. The wrong ones are left out, and 1 rows "
+        "that have no other"
+    )
+
+
+def test_the_first_traces_are_taken_after_wrong_ones_are_left_out(tmp_path):
+    [row] = load_rows(
+        str(jsonl(tmp_path / "r.jsonl", {"question": "a?", "answer": 4, "rationales": TRACES[1:]})), max_rationales=1
+    )
+    assert row["rationales"] == ["#### 4"]
+
+
+def test_wrong_traces_can_be_kept_or_not_compared_at_all(tmp_path, caplog):
+    assert [len(row["rationales"]) for row in load_rows(traces_file(tmp_path), wrong_rationales="keep")] == [
+        5,
+        1,
+        1,
+        0,
+    ]
+    assert "3 wrong, 1 without a readable answer. The wrong ones are kept" in caplog.text
+    caplog.clear()
+    rows = load_rows(traces_file(tmp_path), wrong_rationales="unchecked")
+    assert ([len(row["rationales"]) for row in rows], caplog.text) == ([5, 1, 1, 0], "")
+
+
+def test_a_flag_counts_more_than_a_comparison(tmp_path, caplog):
+    record = {"question": "a?", "answer": "x^2", "rationales": ["#### 4", "#### x^2"], "ok": [True, False]}
+    [row] = load_rows(str(jsonl(tmp_path / "r.jsonl", record)), columns={"correct": "ok"})
+    assert (row["rationales"], caplog.text) == (["#### 4"], "")
+
+
+def test_many_rows_are_compared_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlkd.data.loading.COMPARED_ROWS", 3)
+    rows = [{"question": f"{i}?", "answer": i, "rationales": [f"#### {i % 5}"]} for i in range(10)]
+    assert len(load_rows(str(jsonl(tmp_path / "r.jsonl", *rows)))) == 5
+
+
+# The dataset
 
 
 def test_a_prompt_ends_with_the_question_after_system_prompt_and_few_shot_examples():
@@ -230,3 +270,44 @@ def test_prompts_of_different_types_are_refused_with_the_row():
     rows = [{"id": "a", "prompt": "text"}, {"id": "b", "prompt": [{"role": "user", "content": "chat"}]}]
     with pytest.raises(RowError, match=r"row 'b', field 'prompt'.*the first row has a text"):
         to_dataset(rows)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "has_column"),
+    [
+        ({"image": None}, {"image": None}, False),
+        ({"images": None}, {"images": []}, False),
+        ({"images": [None]}, {"images": [None, None]}, False),
+        ({"image": None}, {"image": "a.png"}, True),
+        ({"images": ["a.png"]}, {"images": []}, True),
+        ({"imagery": None}, {"imagery": None}, True),
+    ],
+)
+def test_a_column_of_images_without_an_image_is_left_out(first, second, has_column):
+    rows = [{"id": "a", "question": "a?", **first}, {"id": "b", "question": "b?", **second}]
+    [name] = first
+    assert (name in to_dataset(rows).column_names) is has_column
+
+
+@pytest.mark.parametrize(
+    ("values", "row", "found", "before"),
+    [
+        ([1, [1]], "1", "list [1]", "int 1"),
+        (["a", 1], "1", "int 1", 'str "a"'),
+        ([None, "a", ["b"]], "2", 'list ["b"]', 'str "a"'),
+        ([[], ["a"], "b"], "2", 'str "b"', 'list ["a"]'),
+        ([{"a": 1}, "a"], "1", 'str "a"', 'dict {"a": 1}'),
+    ],
+)
+def test_a_value_of_another_type_than_before_is_named_by_row_and_field(values, row, found, before):
+    rows = [{"id": str(i), "question": "a?", "level": value} for i, value in enumerate(values)]
+    with pytest.raises(RowError) as raised:
+        to_dataset(rows)
+    assert str(raised.value).startswith(
+        f"row '{row}', field 'level': found {found}, but an earlier row has {before}; all values"
+    )
+
+
+def test_numbers_of_a_json_file_are_numbers_in_the_dataset(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", {"question": "a?", "w": 0.5}, {"question": "b?", "w": 1})
+    assert to_dataset(load_rows(str(path)))["w"][:] == [0.5, 1.0]

@@ -1,3 +1,7 @@
+from decimal import Decimal
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rlkd.data.loading import load_rows
@@ -17,10 +21,115 @@ def test_other_fields_pass_through(tmp_path):
     assert row["level"] == 3
 
 
-@pytest.mark.parametrize(("answer", "text"), [("4", "4"), (4, "4"), (4.5, "4.5"), (None, None)])
-def test_an_answer_may_be_text_or_a_number_or_absent(tmp_path, answer, text):
-    [row] = load_rows(str(jsonl(tmp_path / "rows.jsonl", {"question": "2 + 2?", "answer": answer})))
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ('"4"', "4"),
+        ("4", "4"),
+        ("4.5", "4.5"),
+        ("null", None),
+        ("NaN", None),
+        ("[]", None),
+        ("true", "true"),
+        ("false", "false"),
+        ('["72"]', "72"),
+        ("[72]", "72"),
+        ("[false]", "false"),
+        ("0.00001", "0.00001"),
+        ("1e-7", "0.0000001"),
+        ("-2.5e-6", "-0.0000025"),
+        ("1e16", "10000000000000000"),
+        ("1E5", "100000"),
+        ("1.50", "1.50"),
+        ("12345678901234567890", "12345678901234567890"),
+        ("0.12345678901234567890", "0.12345678901234567890"),
+        ("1e999999999", "1e999999999"),
+    ],
+)
+def test_an_answer_of_a_json_file_becomes_the_text_of_its_value(tmp_path, written, text):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"question": "2 + 2?", "answer": {written}}}\n')
+    assert load_rows(str(path))[0]["answer"] == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (1e-5, "0.00001"),
+        (1e20, "1" + "0" * 20),
+        (0.1, "0.1"),
+        (Decimal("72.00"), "72.00"),
+        (Decimal("1E-7"), "0.0000001"),
+    ],
+)
+def test_an_answer_of_a_table_becomes_the_text_of_its_value(tmp_path, answer, text):
+    table = pyarrow.Table.from_pylist([{"question": "2 + 2?", "answer": answer}])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert load_rows(str(tmp_path / "rows.parquet"))[0]["answer"] == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "text"),
+    [
+        (0, {"choices": ["Paris", "Rome"]}, "A"),
+        (1, {"options": ["Paris", "Rome"]}, "B"),
+        (1, {"choices": ["0", "4", "2", "6"]}, "B"),
+        (1, {"choices": {"label": ["A", "B"], "text": ["x", "y"]}}, "B"),
+        (1, {"choices": {"label": ["1", "2"], "text": ["x", "y"]}}, "1"),
+        (0, {"choices": {"A": "x", "B": "y"}}, "A"),
+        (5, {"choices": ["3", "5"]}, "5"),
+        ("0", {"choices": ["Paris", "Rome"]}, "0"),
+        (True, {"choices": ["yes", "no"]}, "true"),
+        (0, {"choices": None}, "0"),
+        (0, {}, "0"),
+    ],
+)
+def test_an_integer_beside_options_is_a_position(tmp_path, answer, options, text):
+    [row] = load_rows(str(jsonl(tmp_path / "rows.jsonl", {"question": "Where?", "answer": answer, **options})))
     assert row["answer"] == text
+
+
+@pytest.mark.parametrize(
+    ("rationales", "kept"),
+    [
+        ([None, "a"], ["a"]),
+        ([None], []),
+        (None, []),
+        ([], []),
+        ('["a", "b"]', ["a", "b"]),
+        ("[1, 2]", ["[1, 2]"]),
+        ("[a", ["[a"]),
+        ([""], [""]),
+    ],
+)
+def test_rationales_are_a_list_of_texts_without_nulls(tmp_path, rationales, kept):
+    [row] = load_rows(str(jsonl(tmp_path / "rows.jsonl", {"question": "2 + 2?", "rationales": rationales})))
+    assert row["rationales"] == kept
+
+
+def test_the_structure_of_a_null_goes_with_it(tmp_path):
+    record = {"question": "a?", "rationales": [None, "r"], "structures": [[{"meta": "m"}], STEPS]}
+    [row] = load_rows(str(jsonl(tmp_path / "rows.jsonl", record)))
+    assert (row["rationales"], [steps[0]["question"] for steps in row["structures"]]) == (["r"], ["48/2"])
+
+
+USER = {"role": "user", "content": "a?"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "a?"}]},
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "system", "content": ""},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
+        {"role": "tool", "content": ""},
+    ],
+)
+def test_a_message_may_have_parts_and_a_call_no_text(tmp_path, message):
+    [row] = load_rows(str(jsonl(tmp_path / "rows.jsonl", {"prompt": [USER, message]})))
+    assert row["prompt"][1]["role"] == message["role"]
 
 
 def test_a_single_rationale_may_be_plain_text(tmp_path):
@@ -41,9 +150,29 @@ def test_a_single_rationale_may_be_plain_text(tmp_path):
         ({"prompt": ""}, "field 'prompt': expected text or a list of messages, found str"),
         ({"prompt": []}, "field 'prompt': expected text or a list of messages, found list"),
         ({"prompt": [{"content": "a"}]}, "field 'prompt': expected messages with role and content"),
-        ({"question": "a?", "answer": ["4"]}, "field 'answer': expected text or a number, found list"),
-        ({"question": "a?", "answer": True}, "field 'answer': expected text or a number, found bool true"),
-        ({"question": "a?", "rationales": [None]}, "field 'rationales': expected a list of texts, found list [null]"),
+        ({"prompt": [{"role": "user", "content": None}]}, "field 'prompt': a message without content"),
+        ({"prompt": [{"role": "user", "content": " "}]}, "field 'prompt': a message without content"),
+        ({"prompt": [{"role": "user", "content": []}]}, "field 'prompt': a message without content"),
+        ({"prompt": [{"role": "user", "content": 5}]}, "field 'prompt': a message without content"),
+        ({"prompt": [USER, {"role": "assistant", "content": None}]}, "field 'prompt': a message without content"),
+        ({"prompt": [{"role": "system", "content": None}, USER]}, "field 'prompt': a message without content"),
+        (
+            {"prompt": [{"role": "system", "content": "a"}]},
+            "field 'prompt': none of its 1 messages has the role 'user'",
+        ),
+        (
+            {"question": "a?", "answer": ["4", "5"]},
+            'field \'answer\': expected text, a number or a boolean, found list ["4", "5"]; give each row one answer',
+        ),
+        (
+            {"question": "a?", "answer": {"value": 4}},
+            "field 'answer': expected text, a number or a boolean, found dict",
+        ),
+        (
+            {"question": "a?", "answer": float("inf")},
+            "field 'answer': expected text, a number or a boolean, found float",
+        ),
+        ({"question": "a?", "rationales": ["r", 5]}, "field 'rationales': expected a list of texts, found list"),
         ({"question": "a?", "rationales": {"r": 1}}, "field 'rationales': expected a list of texts, found dict"),
         ({"question": "a?", "structures": {"r": 1}}, "field 'structures': expected a list, found dict"),
         (

@@ -8,6 +8,7 @@ import pytest
 
 from rlkd.answers import extract_answer, is_correct, number
 from rlkd.data.arithmetic import chain_rows
+from rlkd.data.correctness import trace_verdicts
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import split_half
 from rlkd.data.samples import (
@@ -169,15 +170,20 @@ def test_no_easy_question_is_a_test_question_with_other_numbers() -> None:
 def test_short_rows_have_one_to_three_lines(mix) -> None:
     for row in short_rows():
         assert 1 <= len(row["rationales"][0].split("\n")) <= 3, row["id"]
-    assert max(len(row["rationales"][0]) for row in mix) <= LONGEST_SOLUTION
+    assert max(len(row["rationales"][0].partition("\n####")[0]) for row in mix) <= LONGEST_SOLUTION
 
 
-def test_rationales_have_neither_calculator_marks_nor_announced_answers(mix) -> None:
+def test_rationales_have_no_calculator_marks_and_announce_only_what_their_last_line_hides(mix) -> None:
+    announcing = []
     for row in mix:
         (rationale,) = row["rationales"]
         assert "<<" not in rationale
-        assert extract_answer(rationale) is None, row["id"]
+        if extract_answer(rationale) is not None:
+            announcing.append(row["id"])
+            rationale = rationale.rpartition("\n")[0]
+            assert trace_verdicts([(rationale, row["answer"])]) != [True]
         assert is_correct(f"{rationale}\n#### {row['answer']}", row["answer"]), row["id"]
+    assert len(announcing) == 6
 
 
 def test_both_samples_load_by_name() -> None:

@@ -356,9 +356,15 @@ def test_impossible_traces_are_refused(tokenizer) -> None:
     ("rationale", "answer", "text"),
     [
         ("2 + 3 = <<2+3=5>>5", "5", "2 + 3 = 5\n#### 5"),
+        ("2 + 3 = 5\nA: 5", "5.0", "2 + 3 = 5\nA: 5\n#### 5.0"),
+        ("2 + 3 = 12 apples.", "15", "2 + 3 = 12 apples."),
+        ("#### 12", "15", "#### 12"),
+        ("He has 5 apples and 6 pears.", "5", "He has 5 apples and 6 pears."),
+        ("He has some.", "5", "He has some."),
+        ("It is Paris.", "Paris", "It is Paris."),
         ("It is \\boxed{5}", "5", "It is \\boxed{5}"),
         (" 2 + 3 \n", None, "2 + 3"),
     ],
 )
-def test_the_text_of_a_trace_has_no_marks_and_announces_its_answer_once(rationale, answer, text) -> None:
+def test_the_text_of_a_trace_has_no_marks_and_announces_its_own_answer_once(rationale, answer, text) -> None:
     assert trace_text(rationale, answer) == text

@@ -1,0 +1,79 @@
+"""Compare teacher traces with gold answers: which are right, which are wrong, and which have no readable answer.
+
+A trace says what it found by an announcement (`rlkd.answers`), or else in its last line: the result of the last
+calculation there, or the only number (our choice):
+
+>>> trace_verdicts(
+...     [
+...         ("48/2 = 24 in May.\n48+24 = 72 clips in both months.", "72"),
+...         ("So she sold 80.\nA: 80", "72"),
+...         ("24 in May and 48 in April.", "72"),
+...     ]
+... )
+[True, False, None]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rlkd.answers import equal_pairs, extract_answer, number
+from rlkd.steps import split_calculation, undecorated
+
+# With a sign only where nothing stands before it to subtract from.
+_NUMBER = re.compile(r"(?:(?<![\w)\]])(?<![\d)\]] )[-−])?[$€£]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z ]*")
+# Answers in words that exclude each other.
+_YES_OR_NO = {"yes": True, "true": True, "no": False, "false": False}
+
+Verdict = bool | None
+
+
+def trace_verdicts(pairs: Sequence[tuple[str, str | None]], *, options: Sequence[bool] | None = None) -> list[Verdict]:
+    """Whether each (trace, gold answer) agrees; None where either answer is missing or unreadable.
+
+    Only answers that are neither plain numbers nor words are compared in worker processes. A gold answer in words is
+    compared as text, and a different text is wrong only if both are letters of options, or yes and no. `options`:
+    which traces choose among options, so that a value may stand for a letter.
+    """
+    verdicts: list[Verdict] = [None] * len(pairs)
+    hard: dict[int, tuple[str, str]] = {}
+    for i, (text, gold) in enumerate(pairs):
+        right = (extract_answer(gold) or gold.strip()) if gold else ""
+        if not right:
+            continue
+        found = extract_answer(text)
+        if found is None:
+            found = last_line_answer(text) if number(right) is not None else None
+        if found is None:
+            continue
+        if _WORDS.fullmatch(right) or (options is not None and options[i]):
+            verdicts[i] = _same_words(found, right)
+        else:
+            hard[i] = found, right
+    for i, verdict in zip(hard, equal_pairs(list(hard.values())), strict=True):
+        verdicts[i] = verdict if isinstance(verdict, bool) else None
+    return verdicts
+
+
+def last_line_answer(text: str) -> str | None:
+    """The value that the last line of a text comes to: of its last calculation, or its only number; else None."""
+    if "<think>" in (text := text.rpartition("</think>")[2]):
+        return None
+    line = undecorated(text.rstrip().rpartition("\n")[2])
+    _, result = split_calculation(text.rstrip().rpartition("\n")[2])
+    if result is not None:
+        return result if number(result) is not None else None
+    numbers = {found.lstrip("$€£") for found in _NUMBER.findall(line)}
+    return numbers.pop().replace("−", "-") if len(numbers) == 1 else None
+
+
+def _same_words(found: str, gold: str) -> Verdict:
+    left, right = (" ".join(text.split()).strip("()[].*_` ").casefold() for text in (found, gold))
+    left_says, right_says = _YES_OR_NO.get(left), _YES_OR_NO.get(right)
+    if left == right:
+        return True
+    if left_says is not None and right_says is not None:
+        return left_says == right_says
+    return False if len(left) == len(right) == 1 and (left + right).isalpha() else None

@@ -1,0 +1,206 @@
+"""Read the records of a file: JSON Lines or a JSON document, CSV, TSV, Parquet, Arrow; plain or compressed.
+
+The suffix names the kind, `rows.jsonl.gz` is JSON Lines compressed by gzip. A JSON document is an array of objects,
+one object, or an object that has the rows under `data` or under the name of the split. Cells of CSV and TSV are texts;
+an empty cell is a missing value.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rlkd.data.rows import RowError, WrittenFloat, json_lines, shown
+from rlkd.errors import UsageError
+
+JSON = (".jsonl", ".ndjson", ".json")
+TABLES = {".csv": ",", ".tsv": "\t"}
+ARROW = (".parquet", ".arrow", ".feather")
+KINDS = (*JSON, *TABLES, *ARROW)
+COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# Rows of an Arrow file that are Python objects at the same time.
+BATCH = 256
+
+Record = tuple[str, Mapping[str, Any]]
+
+
+def file_kind(path: Path) -> tuple[str, str]:
+    """The kind of a file and its compression by the suffixes of its name, each "" if not one that is read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
+    kind = suffixes[-1] if suffixes and suffixes[-1] in KINDS else ""
+    return ("", packed) if packed and kind in ARROW else (kind, packed)
+
+
+def file_stem(source: str) -> str:
+    """The name of a source without the suffixes of its kind and compression, for the ids of its rows."""
+    path = Path(source)
+    kind, packed = file_kind(path)
+    return path.name[: len(path.name) - len(kind) - len(packed)] if kind else path.stem
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a file that can be read; raises `UsageError` for a missing one and for one of another kind.
+
+    Anything else, such as a folder, may be a dataset of the hub.
+    """
+    path = Path(source).expanduser()
+    kind, _ = file_kind(path)
+    if path.is_dir():
+        return False
+    if not path.is_file():
+        if kind or source.startswith(("/", "./", "../", "~")):
+            raise UsageError(f"there is no file {path.absolute()}")
+        return False
+    if not kind:
+        raise UsageError(
+            f"{path}: files of the kind {path.suffix or 'without a suffix'} are not read. The kinds are "
+            f"{', '.join(KINDS)}, texts also with {', '.join(COMPRESSED)} behind it"
+        )
+    return True
+
+
+def file_records(path: Path, split: str) -> Iterator[Record]:
+    """The records of a file, each with its location for error messages.
+
+    Raises `RowError` that names the place of a malformed record, `UsageError` for a damaged file.
+    """
+    kind, packed = file_kind(path)
+    try:
+        if kind in ARROW:
+            yield from _arrow_records(path, kind)
+            return
+        with COMPRESSED[packed](path, "rb") if packed else path.open("rb") as file:
+            if kind in TABLES:
+                yield from _table_records(file, path, TABLES[kind])
+            else:
+                yield from _json_records(file, path, split)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read{f' as {packed}' if packed else ''}: {error}") from error
+
+
+def _json_records(file: IO[bytes], path: Path, split: str) -> Iterator[Record]:
+    """JSON Lines if the first line is an object of its own, else one document."""
+    head = []
+    for line in file:
+        head.append(line)
+        if line.strip(b"\xef\xbb\xbf \t\r\n"):
+            break
+    else:
+        return
+    try:
+        first = json.loads(head[-1])
+    except ValueError:
+        first = None
+    # An object with the rows inside is a document, even on one line.
+    if isinstance(first, dict) and _inner(first, split) is None:
+        yield from json_lines(_chain(head, file), str(path), parse_float=WrittenFloat)
+    else:
+        yield from _document(b"".join(head) + file.read(), path, split)
+
+
+def _chain(head: list[bytes], file: IO[bytes]) -> Iterator[bytes]:
+    yield from head
+    yield from file
+
+
+def _document(content: bytes, path: Path, split: str) -> Iterator[Record]:
+    decoder = json.JSONDecoder(parse_float=WrittenFloat)
+    values: list[Any] = []
+    try:
+        text = content.decode("utf-8-sig")
+        position = 0
+        # Several objects in a row, each over several lines, are read too.
+        while position < len(text):
+            if text[position].isspace():
+                position += 1
+                continue
+            value, position = decoder.raw_decode(text, position)
+            values += value if isinstance(value, list) else [value]
+    except json.JSONDecodeError as error:
+        raise RowError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}); expected one object per "
+            f"line, or an array of objects"
+        ) from error
+    except ValueError as error:
+        raise RowError(f"{path}: not JSON ({error})") from error
+    if len(values) == 1 and isinstance(values[0], dict) and (inner := _inner(values[0], split)) is not None:
+        values = inner
+    for position, value in enumerate(values):
+        where = f"{path}, row {position}"
+        if not isinstance(value, dict):
+            raise RowError(f"{where}: found {shown(value)}, expected a JSON object")
+        yield where, value
+
+
+def _inner(value: Mapping[str, Any], split: str) -> list[Any] | None:
+    """The rows inside an object: those under the name of the split, or under `data`."""
+    for key in (split, "data"):
+        rows = value.get(key)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    return None
+
+
+def _table_records(file: IO[bytes], path: Path, delimiter: str) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # the default is shorter than many traces
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    position = -1
+    try:
+        header = next(reader, [])
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise RowError(f"{path}: the column {twice[0]!r} occurs twice")
+        for cells in reader:
+            if not cells:
+                continue
+            position += 1
+            where = f"{path}, row {position} (line {reader.line_num})"
+            if len(cells) != len(header):
+                raise RowError(f"{where}: {len(cells)} cells, but the header has {len(header)} columns")
+            yield where, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RowError(f"{path}, line {reader.line_num + 1}: {error}") from error
+
+
+def _arrow_records(path: Path, kind: str) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.dataset
+
+    try:
+        if kind == ".parquet":
+            batches = pyarrow.dataset.dataset(path, format="parquet").to_batches(batch_size=BATCH)
+        else:
+            batches = _ipc_batches(path)
+        position = 0
+        for batch in batches:
+            for record in batch.to_pylist():
+                yield f"{path}, row {position}", record
+                position += 1
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def _ipc_batches(path: Path) -> Iterator[Any]:
+    """The batches of an Arrow file, or of an Arrow stream as `datasets` writes it."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            reader = pyarrow.ipc.open_file(source)
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            reader = pyarrow.ipc.open_stream(source)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if hasattr(reader, "get_batch") else reader
+        for batch in batches:
+            for start in range(0, len(batch), BATCH):
+                yield batch.slice(start, BATCH)
