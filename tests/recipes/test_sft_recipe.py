@@ -46,7 +46,10 @@ def test_an_example_is_the_question_and_the_rationale_with_its_answer_line(recip
     [
         ({"rationales": ["It is \\boxed{5}"]}, "It is \\boxed{5}"),
         ({"answer": None}, "2 + 3 = 5"),
-        ({"rationales": [" 2 + 3 \n"]}, "2 + 3\n#### 5"),
+        ({"rationales": [" 2 + 3 = 5 \n"]}, "2 + 3 = 5\n#### 5"),
+        # The row's answer is not put below another one, nor below none.
+        ({"rationales": ["2 + 3 = 6"]}, "2 + 3 = 6"),
+        ({"rationales": [" 2 + 3 \n"]}, "2 + 3"),
     ],
 )
 def test_an_answer_line_is_added_only_where_none_is_announced(recipe, fields, text) -> None:
