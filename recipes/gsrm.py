@@ -33,7 +33,7 @@ from rlkd.files import read_records, write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.labelling import label
 from rlkd.models import EMBEDDED, resolve_model
-from trainers.common.arguments import RowArguments, apply_model_config, say, start
+from trainers.common.arguments import RowArguments, apply_model_config, peft_config, say, start
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -62,8 +62,9 @@ class GSRMScriptArguments(RowArguments):
 def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Make the pairs, train, save the model or its adapter."""
     from datasets import Dataset
-    from trl import get_peft_config
 
+    from trainers.common.models import check_student
+    from trainers.common.preflight import check_settings
     from trainers.common.recipes import run
     from trainers.common.sft import RunSFTTrainer
 
@@ -80,11 +81,13 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     say(args, f"{len(pairs)} pairs to train on.")
 
     apply_model_config(args, model)
+    check_settings(args, None)
+    check_student(args, model.model_name_or_path or EMBEDDED, peft_config(model))
     name = resolve_model(model.model_name_or_path or EMBEDDED)
     common: dict[str, Any] = {
         "model": name,
         "args": args,
-        "peft_config": get_peft_config(model),
+        "peft_config": peft_config(model),
         "base_model": model.model_name_or_path or EMBEDDED,
         "round_adapter": script.round_adapter,
     }

@@ -31,7 +31,7 @@ from rlkd.data.loading import to_dataset
 from rlkd.data.shuffle import shuffled_teachers
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
-from trainers.common.arguments import DataArguments, apply_model_config, say, start
+from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -52,8 +52,6 @@ class RLKDScriptArguments(DataArguments):
 
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show the result."""
-    from trl import get_peft_config
-
     from trainers import RLKDTrainer
     from trainers.common.recipes import held_out_accuracy, run
     from trainers.rlkd.progress import step_line
@@ -73,7 +71,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         model=model.model_name_or_path or EMBEDDED,
         args=args,
         train_dataset=to_dataset(train_rows, **script.prompt_style),
-        peft_config=get_peft_config(model),
+        peft_config=peft_config(model),
     )
     held_out = held_out_accuracy(trainer, script, test_rows)
     run(trainer, line=step_line, held_out=held_out, show=show_best)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from rlkd.data.loading import to_dataset
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import PromptArguments, say, start
+from trainers.common.arguments import PromptArguments, lora_targets, say, start
 
 if TYPE_CHECKING:
     from trainers import RLKDAsyncConfig, RLKDAsyncTrainer
@@ -58,7 +58,6 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     rows = script.train_rows()
     say(args, f"{len(rows)} training rows of {script.dataset_name}.")
 
-    targets = script.lora_target_modules
     trainer = RLKDAsyncTrainer(
         model=script.model_name_or_path,
         args=args,
@@ -67,7 +66,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
             r=script.lora_r,
             lora_alpha=script.lora_alpha,
             lora_dropout=0.0,
-            target_modules=targets[0] if len(targets) == 1 else targets,
+            target_modules=lora_targets(script.lora_target_modules),
             task_type="CAUSAL_LM",
         ),
     )

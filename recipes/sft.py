@@ -35,7 +35,7 @@ from rlkd.data.samples import WARM_START
 from rlkd.errors import UsageError
 from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, resolve_model, shipped_adapters
 from rlkd.teachers.traces import trace_text
-from trainers.common.arguments import DataArguments, apply_model_config, say, start
+from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -62,8 +62,9 @@ class SFTScriptArguments(DataArguments):
 def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and evaluate the result."""
     from transformers import AutoTokenizer
-    from trl import get_peft_config
 
+    from trainers.common.models import check_student
+    from trainers.common.preflight import check_settings
     from trainers.common.recipes import held_out_accuracy, run
     from trainers.common.sft import RunSFTTrainer
 
@@ -81,13 +82,16 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
 
     apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
+    adapter = None if script.adapter else peft_config(model)
+    check_settings(args, None)
+    check_student(args, name, script.adapter or adapter)
     # TRL makes a new adapter; an existing one comes with its model.
     trainer: Any = RunSFTTrainer(
         model=with_adapter(name, script.adapter, args) if script.adapter else resolve_model(name),
         args=args,
         train_dataset=to_dataset(examples),
         processing_class=AutoTokenizer.from_pretrained(resolve_model(name), revision=model.model_revision),
-        peft_config=None if script.adapter else get_peft_config(model),
+        peft_config=adapter,
         base_model=name,
         round_adapter=script.round_adapter,
     )

@@ -32,7 +32,7 @@ from rlkd.data.loading import to_dataset
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import DataArguments, apply_model_config, say, start
+from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -48,8 +48,6 @@ class ValidityKDScriptArguments(DataArguments):
 
 def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show the result."""
-    from trl import get_peft_config
-
     from trainers import ValidityKDTrainer
     from trainers.common.recipes import held_out_accuracy, run
     from trainers.validity_kd.progress import kd_line
@@ -64,7 +62,7 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
         model=model.model_name_or_path or EMBEDDED,
         args=args,
         train_dataset=to_dataset(train_rows, **script.prompt_style),
-        peft_config=get_peft_config(model),
+        peft_config=peft_config(model),
     )
     held_out = held_out_accuracy(trainer, script, test_rows)
     try:

@@ -26,6 +26,7 @@ class Accuracy:
     """
 
     __name__ = "accuracy"
+    gold_columns = ("answer",)
     # Comparisons that can take long run in worker processes of their own.
     reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None)
 

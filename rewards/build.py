@@ -14,6 +14,18 @@ from rewards.runner import AsyncReward, Reward, SyncReward, declared_options
 from rlkd.models import cache_folder
 from rlkd.registry import absolute, build, split_alias, suggestion
 
+# TRL logs what these make under the name of the function inside.
+TRL_FACTORIES = ("get_cosine_scaled_reward", "get_repetition_penalty_reward", "get_soft_overlong_punishment")
+
+
+def names_model(spec: Any) -> bool:
+    """Whether a reward is given as the hub id or the folder of a reward model: a text with a slash, and no `.py`.
+
+    >>> [names_model(spec) for spec in ("org/model", "mine=runs/rm", "rewards/mine.py:short", "my.module.short")]
+    [True, True, False, False]
+    """
+    return isinstance(spec, str) and "/" in (rest := split_alias(spec)[1]) and ".py" not in rest
+
 
 def default_cache() -> Path:
     """The file that caches scores across runs."""
@@ -40,8 +52,14 @@ def build_reward(
     Raises `RewardError` that names the spec, the parameter and the known ones.
     """
     arguments = dict(arguments or {})
+    if names_model(spec):
+        raise RewardError(
+            f"reward {spec!r} is a model of the hub or a folder. Only RLKDTrainer and recipes/rlkd.py take reward "
+            "models; elsewhere, call a served one from a reward of your own (docs/rewards.md)"
+        )
     built = build("reward", spec, arguments, error=RewardError)
-    return wrap(built.bound, built.name, origin=(absolute(spec), arguments), options=options, cache=cache)
+    name = name_of(built.bound) if built.name in TRL_FACTORIES else built.name
+    return wrap(built.bound, name, origin=(absolute(spec), arguments), options=options, cache=cache)
 
 
 def build_rewards(

@@ -35,6 +35,7 @@ class MultipleChoice:
     """
 
     __name__ = "multiple_choice"
+    gold_columns = ("answer",)
     reward_options = CHEAP
 
     def __call__(
@@ -74,6 +75,7 @@ class Boolean:
     """
 
     __name__ = "boolean"
+    gold_columns = ("answer",)
     reward_options = CHEAP
 
     def __call__(self, completions: Sequence[Any], answer: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -97,6 +99,7 @@ class Numeric:
     """
 
     __name__ = "numeric"
+    gold_columns = ("answer",)
     reward_options = CHEAP
 
     def __init__(self, relative: float = 1e-3, absolute: float = 0.0):

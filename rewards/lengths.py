@@ -19,7 +19,7 @@ class SoftOverlong:
         soft_punish_cache: number of tokens before L_max over which the punishment grows; 0 for none.
     """
 
-    __name__ = "soft_overlong"
+    __name__ = "soft_overlong_punishment_reward"
     reward_options = CHEAP
 
     def __init__(self, max_completion_len: int, soft_punish_cache: int):

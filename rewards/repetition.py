@@ -18,7 +18,7 @@ class TokenRepetition:
         max_penalty: limit for a text that only repeats itself; 0 or below.
     """
 
-    __name__ = "get_repetition_penalty_reward"
+    __name__ = "repetition_penalty_reward"
     reward_options = CHEAP
 
     def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0):

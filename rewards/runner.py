@@ -153,6 +153,12 @@ class Reward:
     def close(self) -> None:
         """End the worker processes; the reward can be used again."""
 
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Reward:
+        """A copy of a reward that was built from a spec, with these parameters set as well."""
+        assert self.origin is not None
+        origin = self.origin[0], {**self.origin[1], **parameters}
+        return _rebuild(type(self), None, self.__name__, origin, self.options, self._cache_path)
+
     # The plan of a batch: which samples to score
 
     def _plan(self, given: dict[str, Any]) -> _Plan:

@@ -25,8 +25,8 @@ class StructureReward:
     """RLKD's structure reward (arXiv 2505.16142): both traces become steps, which are aligned and scored.
 
     Columns: `rationales` (teacher traces of the row) and `structures` (their steps, where known). The student earns
-    the best score over the teacher's branches. Not applicable where no teacher trace has steps; failed where the
-    decomposer or the judge failed.
+    the best score over the teacher's branches, and 0 where the decomposer's model makes no structure of its text. Not
+    applicable where no teacher trace has steps; failed where the engine of the decomposer or the judge failed.
 
     Args:
         decomposer: `rules`, `native`, `prompted`, `generative` (`rlkd.gsrm.decomposers`) or `path/to/file.py:name`.
@@ -150,6 +150,10 @@ class StructureReward:
                 down = next((error for error in broken if not isinstance(error, UnreadableReply)), None)
                 results[i] = Failed(f"teacher trace: {down}") if down else None
                 self._warn(branches[i], broken)
+            elif isinstance(student, UnreadableReply):
+                # The decomposer has asked twice. As a failure it would earn the group's mean, so that writing what no
+                # model can read would pay.
+                results[i] = Scored(0.0, {"unreadable": str(student)})
             elif isinstance(student, DecompositionError):
                 results[i] = Failed(f"student trace: {student}")
             else:

@@ -195,6 +195,7 @@ class AccuracyReward:
 
     __name__ = "accuracy_reward"
     needs_any: tuple[str, ...] = ("solution", "answer")
+    gold_columns = ("solution", "answer")
     reward_options = RewardOptions(per_sample=True, isolate=False, timeout=None)
 
     def __init__(self, rules: Rules = "trl", timeout: float = VERIFY_SECONDS):
@@ -288,7 +289,7 @@ class CosineScaledReward(AccuracyReward):
         rules, timeout: as in `AccuracyReward`.
     """
 
-    __name__ = "get_cosine_scaled_reward"
+    __name__ = "cosine_scaled_reward"
 
     def __init__(
         self,
@@ -315,8 +316,8 @@ class CosineScaledReward(AccuracyReward):
         self,
         completions: Sequence[Any],
         solution: Column = None,
-        answer: Column = None,
         completion_ids: Column = None,
+        answer: Column = None,
         **columns: Any,
     ) -> list[Score]:
         """Score a batch."""
@@ -331,8 +332,8 @@ class CosineScaledReward(AccuracyReward):
         self,
         completions: Sequence[Any],
         solution: Column = None,
-        answer: Column = None,
         completion_ids: Column = None,
+        answer: Column = None,
         **columns: Any,
     ) -> list[Any]:
         """What decides each score: the deciding text, the solution and the length."""

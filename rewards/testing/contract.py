@@ -113,6 +113,14 @@ class _Checker:
         if not scored + missing:
             return Check("scores", "violated", f"fails on all {len(self.samples)} samples: {causes[0]}")
         counts = f"{scored} scored, {missing} not applicable, {len(causes)} failed"
+        if scored and not any(outcome.value for outcome in outcomes):
+            reason = (
+                "every score is 0, of the right answers too: does the reward read how they are announced? Try "
+                "completions as your student writes them (docs/answers.md)"
+                if self.samples.made
+                else "every score is 0: does the reward read how these completions announce their answer?"
+            )
+            return Check("scores", "note", f"{counts}; {reason}")
         return Check("scores", "holds" if scored else "note", counts)
 
     def _length(self, empty: _FunctionCall) -> Check:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import zlib
@@ -39,12 +40,13 @@ class Samples:
     """Completions to score, with the columns that TRL passes to a reward.
 
     `batch`: column -> one value per sample; one column is `completions`. `names` of the samples and `origin`, their
-    source, are for messages.
+    source, are for messages. `made`: whether completions were made from the rows' answers, so that some are right.
     """
 
     batch: Mapping[str, Sequence[Any]]
     names: Sequence[str] = ()
     origin: str = ""
+    made: bool = False
 
     def __post_init__(self) -> None:
         if "completions" not in self.batch:
@@ -121,15 +123,16 @@ def samples_from(
         else "completions as given"
     )
     plural = f"{len(chosen)} row{'s' * (len(chosen) > 1)}"
-    return Samples(batch, names, f"{len(names)} samples of {plural} of {source} ({source_of_completions})")
+    origin = f"{len(names)} samples of {plural} of {source} ({source_of_completions})"
+    return Samples(batch, names, origin, made=bool(made))
 
 
 @dataclass(frozen=True)
 class ScoredSamples:
     """Outcomes of samples (none if the reward is `broken`, which says how), and their cost.
 
-    `seconds`: for all samples, from an empty cache. `distinct`: number of different inputs; None for a reward of whole
-    batches. `cache_hits`: of the second run.
+    `seconds`: for all samples, from an empty cache, with workers and models started. `distinct`: number of different
+    inputs; None for a reward of whole batches. `cache_hits`: of the second run.
     """
 
     outcomes: list[Outcome]
@@ -157,6 +160,7 @@ def score_samples(
             reward.check_columns(samples.columns)
             try:
                 reward.check_ready()
+                _warm_up(reward, samples)
                 started = time.perf_counter()
                 try:
                     outcomes = reward.score(**samples.batch, **trl_extras())
@@ -173,6 +177,18 @@ def score_samples(
             distinct=sum(o.reused is None for o in outcomes) if reward.options.per_sample else None,
             cache_hits=sum(o.reused == "cache" for o in repeated),
         )
+
+
+def _warm_up(reward: Any, samples: Samples) -> None:
+    """Score one completion that is none of the samples, so that workers and models have started."""
+    if not len(samples):
+        return
+    batch = samples.select([0])
+    completion = batch["completions"][0]
+    text = "Only to start."
+    batch["completions"] = [text if isinstance(completion, str) else [{"role": "assistant", "content": text}]]
+    with contextlib.suppress(RewardError):  # the samples show it
+        reward.score(**batch, **trl_extras())
 
 
 def trl_extras() -> dict[str, Any]:

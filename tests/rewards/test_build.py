@@ -1,6 +1,7 @@
 """Rewards from specs, parameters and options."""
 
 import pytest
+import trl.rewards
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, think_format_reward
 
 import rewards
@@ -189,7 +190,38 @@ def test_parameters_of_no_reward_are_an_error():
 
 def test_every_built_in_reward_can_be_built_by_its_name():
     for name in BUILT_IN:
-        assert build_reward(name, BUILT_IN_PARAMETERS.get(name, {})).__name__ == name
+        logged = AS_TRL_LOGS.get(name, (name, {}))[0]
+        assert build_reward(name, BUILT_IN_PARAMETERS.get(name, {})).__name__ == logged
+
+
+# TRL's factories: the name of what they make is the name of its metrics.
+AS_TRL_LOGS = {
+    "get_cosine_scaled_reward": ("cosine_scaled_reward", {"max_len": 9}),
+    "get_repetition_penalty_reward": ("repetition_penalty_reward", {}),
+    "get_soft_overlong_punishment": (
+        "soft_overlong_punishment_reward",
+        {"max_completion_len": 9, "soft_punish_cache": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("factory", AS_TRL_LOGS)
+def test_trls_factories_log_under_trls_names_and_take_their_parameters_by_their_own(factory):
+    logged, parameters = AS_TRL_LOGS[factory]
+    theirs = getattr(trl.rewards, factory)(**parameters)
+    assert theirs.__name__ == logged
+    assert build_reward(factory, parameters).__name__ == logged
+    assert build_reward(f"trl.rewards.{factory}", parameters).__name__ == logged
+    assert build_reward(f"mine={factory}", parameters).__name__ == "mine"
+    [built] = build_rewards([factory], {factory: parameters})
+    assert built.__name__ == logged
+    assert type(built.function).__name__ in ("CosineScaledReward", "TokenRepetition", "SoftOverlong")
+
+
+@pytest.mark.parametrize("spec", ["org/reward-model", "good=org/reward-model", "runs/reward-model"])
+def test_a_reward_model_is_named_as_what_it_is_where_it_cannot_be_built(spec):
+    with pytest.raises(RewardError, match=r"is a model of the hub or a folder\. Only RLKDTrainer"):
+        build_reward(spec)
 
 
 @pytest.mark.parametrize(

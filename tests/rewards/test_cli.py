@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rewards import BUILT_IN
+from rewards.testing.runner import samples_from, score_samples
 from rlkd import cli
 
 CODE = '''
@@ -143,6 +144,19 @@ def test_a_test_shows_scores_costs_and_the_contract(capsys, some):
     for part in ("distinct inputs", "seconds per sample", "cache hits 0 of 5", "contract", "pickles"):
         assert part in shown
     assert "VIOLATED" not in shown
+
+
+def test_the_start_of_workers_is_no_time_of_samples(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text(
+        "import time\nready = []\n\n"
+        "def slow_to_start(completions, **columns):\n"
+        "    if not ready:\n        time.sleep(1.5)\n        ready.append(1)\n"
+        "    return [float(len(c[0]['content'])) for c in completions]\n"
+    )
+    samples = samples_from(rows=1)
+    scored = score_samples(f"{tmp_path / 'slow.py'}:slow_to_start", samples, options={"isolate": False})
+    assert len(scored.outcomes) == len(samples)
+    assert scored.seconds < 1.0
 
 
 def test_options_reach_the_reward(capsys, some):

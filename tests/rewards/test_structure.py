@@ -203,13 +203,13 @@ def test_a_teacher_trace_whose_structure_cannot_be_read_makes_the_reward_not_app
     assert caplog.text.count("No structure reward for the question 'How many clips?'") == 2
 
 
-def test_a_student_trace_with_an_unreadable_structure_has_failed_and_no_other(engine):
+def test_a_student_trace_with_an_unreadable_structure_earns_nothing(engine):
     for decomposer in ("prompted", "generative"):
         reward = StructureReward(decomposer, engine="any")
         good, bad = score(reward, [TEACHER, "unreadable"], rationales=[TEACHER])
         assert good.value == 1.0
-        assert isinstance(bad, Failed)
-        assert "no complete step" in bad.cause
+        assert bad.value == 0.0
+        assert "no complete step" in bad.detail["unreadable"]
 
 
 def test_a_teacher_that_is_left_with_one_readable_trace_is_followed_there(engine):

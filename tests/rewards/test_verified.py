@@ -295,3 +295,13 @@ def test_the_rewards_pickle(name, parameters):
     assert copy(**given) == reward(**given)
     function = pickle.loads(pickle.dumps(reward.function))
     assert function(**given) == reward.function(**given)
+
+
+@pytest.mark.parametrize("unit", ["tokens", "characters"])
+def test_the_cosine_reward_takes_its_arguments_by_place_as_trls(unit):
+    texts, solutions = [r"\boxed{3}", r"\boxed{4}"], ["$3$", "$3$"]
+    ids = [[0] * 9, [0] * 9]
+    theirs = get_cosine_scaled_reward(20)(chat(texts), solutions, ids)
+    ours = CosineScaledReward(20, unit=unit)  # nine characters each, too
+    assert ours(chat(texts), solutions, ids) == pytest.approx(theirs)
+    assert ours.keys(chat(texts), solutions, ids) == ours.keys(chat(texts), solution=solutions, completion_ids=ids)

@@ -23,7 +23,8 @@ from rlkd.models import resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.preflight import check_async, clear_server
 from trainers.async_grpo.rollouts import packed_attention, whole_text
-from trainers.common.preflight import check_columns
+from trainers.common.models import check_student
+from trainers.common.preflight import check_columns, check_settings
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import async_with, check_async_trl
 
@@ -60,6 +61,8 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         composite = args.composite(log if args.save_rollouts else None)
         composite.check_columns(check_columns(train_dataset, "train_dataset") or ())
         composite.check_ready()
+        check_settings(args, kwargs.get("eval_dataset"))
+        check_student(args, model, peft_config)
         student = resolve_model(model)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(student, revision=_revision(args))
         check_async(args, student, peft_config, train_dataset, tokenizer)

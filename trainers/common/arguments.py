@@ -24,6 +24,9 @@ from rlkd.data.samples import SAMPLE, SAMPLES
 from rlkd.devices import best_device
 from rlkd.errors import UsageError
 from trainers.common.checkpoints import is_finished
+from trainers.common.gold import check_held_out
+from trainers.common.models import check_bitsandbytes
+from trainers.common.threads import set_cpu_threads
 
 
 @dataclass
@@ -96,7 +99,10 @@ class DataArguments(PromptArguments):
     )
 
     def test_rows(self) -> list[dict[str, Any]]:
-        """The first `eval_rows` rows of the test split; none without such a split."""
+        """The first `eval_rows` rows of the test split; none without such a split.
+
+        Raises `UsageError` where no answer of theirs can be read.
+        """
         if not self.dataset_test_split or not self.eval_rows:
             return []
         rows = load_rows(
@@ -106,7 +112,9 @@ class DataArguments(PromptArguments):
             columns=self.columns,  # type: ignore[arg-type]
             wrong_rationales="unchecked",
         )
-        return rows[: self.eval_rows]
+        rows = rows[: self.eval_rows]
+        check_held_out(rows)
+        return rows
 
 
 def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Path) -> None:
@@ -121,8 +129,16 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"trl|transformers")
     try:
         parsed = parse(sys.argv[1:], kinds, default_config=default_config)
-        if not any(is_finished(part) for part in parsed if hasattr(part, "resume_from_checkpoint")):
-            main(*parsed)
+        trainings = [part for part in parsed if hasattr(part, "resume_from_checkpoint")]
+        if any(is_finished(args) for args in trainings):
+            return
+        for args in trainings:
+            if args.device.type == "cpu" and (threads := set_cpu_threads()) is not None:
+                say(
+                    args,
+                    f"{threads} threads: the launcher had set OMP_NUM_THREADS=1 (set it yourself for another number).",
+                )
+        main(*parsed)
     except UsageError as error:
         # A traceback would bury the message.
         sys.exit(f"\n{type(error).__name__}: {error}")
@@ -147,6 +163,10 @@ def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Pat
     except yaml.YAMLError as error:
         raise UsageError(f"the config is not YAML: {error}") from error
     except ValueError as error:
+        if "bf16" in str(error) and "setup" in str(error):
+            raise UsageError(
+                f"bf16: true: {str(error).split('. ')[0]}. Set bf16: false, and fp16: true on a GPU"
+            ) from error
         known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
         unknown = re.findall(r"'-{0,2}([a-z_]+)'", str(error)) if "rguments" in str(error) else []
         close = {word: difflib.get_close_matches(word, known, n=1) for word in unknown if word not in known}
@@ -183,6 +203,9 @@ def apply_model_config(args: Any, model: Any) -> None:
     """Add the loading options of TRL's `ModelConfig` to the training arguments' `model_init_kwargs`, which win."""
     from trl import get_quantization_config
 
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model, key):
+            check_bitsandbytes(key)
     settings = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -191,6 +214,30 @@ def apply_model_config(args: Any, model: Any) -> None:
         **(args.model_init_kwargs or {}),
     }
     args.model_init_kwargs = {key: value for key, value in settings.items() if value is not None}
+
+
+def peft_config(model: Any) -> Any:
+    """The LoRA configuration of TRL's `ModelConfig`; None without `use_peft`."""
+    from trl import get_peft_config
+
+    model.lora_target_modules = lora_targets(model.lora_target_modules)
+    return get_peft_config(model)
+
+
+def lora_targets(given: str | Sequence[str] | None) -> str | list[str] | None:
+    """`lora_target_modules` as PEFT takes it: `all-linear`, names of modules as a list, or an expression as a text.
+
+    PEFT takes every other text for an expression on whole paths, and TRL turns a list of one name into a text.
+
+    >>> lora_targets("q_proj"), lora_targets(["all-linear"]), lora_targets([r".*attn.*_proj"])
+    (['q_proj'], 'all-linear', '.*attn.*_proj')
+    """
+    if given is None:
+        return None
+    listed = [given] if isinstance(given, str) else list(given)
+    if len(listed) == 1 and (listed[0] == "all-linear" or not re.fullmatch(r"[\w.]+", listed[0])):
+        return listed[0]
+    return listed
 
 
 def say(args: Any, text: str) -> None:

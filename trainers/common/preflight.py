@@ -1,12 +1,69 @@
-"""Checks of a run before any model loads that all trainers share; each trainer's `preflight` adds its own."""
+"""Checks of settings and data before any model loads that all trainers share; each trainer's `preflight` adds its own.
+
+`trainers.common.models` has those of models, `trainers.common.think_tags` those of a reasoning model's chat template.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlkd.data.rows import RESERVED_COLUMNS
 from rlkd.errors import UsageError
+from rlkd.registry import suggestion
+
+
+def check_settings(args: Any, eval_dataset: Any) -> None:
+    """Check what every run shares: precision, trackers, the hub, evaluation by the trainer; raises `UsageError`."""
+    _check_precision(args)
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise UsageError(
+            f"eval_strategy {getattr(args.eval_strategy, 'value', args.eval_strategy)} without an eval_dataset. Set "
+            f"eval_strategy: no. The recipes evaluate on held-out rows by dataset_test_split, eval_rows and eval_every"
+        )
+    _check_trackers(args.report_to)
+    if args.push_to_hub and args.process_index == 0:
+        _check_hub(args)
+
+
+def _check_precision(args: Any) -> None:
+    import torch
+
+    if args.bf16 and args.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError(
+            f"bf16: true, but {torch.cuda.get_device_name()} does not compute in bfloat16. Set bf16: false and fp16: "
+            "true"
+        )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    available = get_available_reporting_integrations() if names else []
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UsageError(
+                f"report_to {name!r} is no tracker.{suggestion(name, ('none', *INTEGRATION_TO_CALLBACK))}"
+            )
+        if name not in available and name != "flyte":  # which has no test in transformers
+            raise UsageError(
+                f"report_to {name}: the package is not installed. Run  pip install {name.replace('_', '-')}  or set "
+                f"report_to: none (metrics.jsonl has the same figures)"
+            )
+
+
+def _check_hub(args: Any) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().whoami(token=args.hub_token)
+    except Exception as error:  # no connection, no token, or offline mode: each has its own class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"push_to_hub: the hub cannot be used ({reason.rstrip('.')}). Connect and run  hf auth login  or set "
+            f"push_to_hub: false and upload {args.output_dir} later:  hf upload REPO {args.output_dir}"
+        ) from error
 
 
 def check_unused_columns(args: Any, needed: str) -> None:
@@ -22,7 +79,7 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str,
     yield from ((name, dataset) for name, dataset in named.items() if dataset is not None)
 
 
-def check_columns(dataset: Any, part: str) -> list[str] | None:
+def check_columns(dataset: Any, part: str, *, needs_prompt: bool = True) -> list[str] | None:
     """The columns of a dataset, None for a stream of unknown features; raises `UsageError`."""
     columns: list[str] | None = getattr(dataset, "column_names", None)
     if columns is None:
@@ -30,9 +87,24 @@ def check_columns(dataset: Any, part: str) -> list[str] | None:
     for name in RESERVED_COLUMNS:
         if name in columns:
             raise UsageError(f"{part}: the column name {name!r} is reserved by TRL; rename the column")
-    if "prompt" not in columns:
+    if needs_prompt and "prompt" not in columns:
         raise UsageError(f"{part} has no column 'prompt'; the columns are {', '.join(columns)}")
     return columns
+
+
+def has_images(dataset: Any, name: str) -> bool:
+    """Whether a column exists and holds a value; lists without elements are none. A stream's values are not read."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if name not in (getattr(dataset, "column_names", None) or ()):
+        return False
+    if not hasattr(dataset, "data"):
+        return True
+    column = dataset.data.column(name)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return bool(pc.sum(pc.list_value_length(column)).as_py())
+    return column.null_count < len(column)
 
 
 def check_size(dataset: Any, part: str, needed: int, factors: str, also: str = "") -> None:

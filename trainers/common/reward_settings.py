@@ -23,7 +23,8 @@ class RewardSettings:
         default_factory=lambda: ["accuracy", "structure"],
         metadata={
             "help": "Rewards: registered names (rlkd rewards list), dotted paths, or path/to/file.py:name, each with "
-            "an optional alias= in front. Weights come from reward_weights, in the same order."
+            "an optional alias= in front; for RLKD also reward models (hub id, folder). Weights come from "
+            "reward_weights, in the same order."
         },
     )
     reward_kwargs: dict[str, dict[str, Any]] | str | None = field(
@@ -96,10 +97,15 @@ class RewardSettings:
         """`reward_gates` as a mapping."""
         return dict(self.reward_gates or {})  # type: ignore[arg-type]  # read_reward_settings has read the text
 
+    def check_reward_funcs(self) -> None:
+        """Raise `RewardError` where the config names no reward."""
+        if not self.reward_funcs:
+            raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the known names.")
+
     def build_rewards(self, specs: Sequence[Any] | None = None) -> list[Reward]:
         """The rewards that the config names, or the given ones with its parameters; raises `RewardError`."""
-        if specs is None and not self.reward_funcs:
-            raise RewardError("no rewards: reward_funcs is empty. `rlkd rewards list` shows the known names.")
+        if specs is None:
+            self.check_reward_funcs()
         return build_rewards(
             self.reward_funcs if specs is None else specs,
             self.reward_kwargs,  # type: ignore[arg-type]

@@ -42,8 +42,8 @@ class FailureWatch(TrainerCallback):
     def add(self, failed_NF: Tensor) -> tuple[str, int, int] | None:
         """Count a batch (booleans); returns the worst reward above the limit with its failed and all samples."""
         self._batches.append((failed_NF.sum(dim=0).tolist(), failed_NF.shape[0]))
-        if self.most is None or self.error or len(self._batches) < (self._batches.maxlen or 1):
-            return None
+        if not self.names or self.most is None or self.error or len(self._batches) < (self._batches.maxlen or 1):
+            return None  # without names, an environment brings the only reward
         total = sum(size for _, size in self._batches)
         failed = [sum(counts[column] for counts, _ in self._batches) for column in range(len(self.names))]
         worst = max(range(len(self.names)), key=failed.__getitem__)

@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewards import Reward, RewardError
 from rewards.composite import check_combination
+from rewards.lengths import SoftOverlong
+from rlkd.errors import UsageError
+from trainers.common.gold import check_gold
+from trainers.common.models import check_model
 from trainers.common.preflight import (
     check_columns,
     check_save_steps,
+    check_settings,
     check_size,
     check_unused_columns,
+    has_images,
     named_datasets,
 )
-from trainers.vllm.checks import check_installed
+from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
+from trainers.vllm.checks import check_installed, check_sampling
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
 
+logger = logging.getLogger(__name__)
+
 
 def check_run(
-    args: RLKDConfig, rewards: Sequence[Any], names: Sequence[str], train_dataset: Any, eval_dataset: Any
+    args: RLKDConfig,
+    rewards: Sequence[Any],
+    names: Sequence[str],
+    train_dataset: Any,
+    eval_dataset: Any,
+    *,
+    has_environment: bool = False,
 ) -> None:
-    """Check config, data and the servers that rewards need; raises `UsageError` (`RewardError`)."""
+    """Check config, data and the servers that rewards need; raises `UsageError` (`RewardError`).
+
+    `has_environment`: TRL's environments write the prompts, so the data may have none.
+    """
     check_combination(names, args.reward_weights, args.gates())
     check_unused_columns(args, "the columns that rewards need")
+    check_settings(args, eval_dataset)
     if args.use_vllm:
         check_installed()
+        check_sampling(args)
     check_save_steps(args, rollout_window(args))
     own = [reward for reward in rewards if isinstance(reward, Reward)]
+    for reward in own:
+        _check_length_limit(args, reward)
     for part, dataset in named_datasets(train_dataset, eval_dataset):
-        columns = check_columns(dataset, part)
+        columns = check_columns(dataset, part, needs_prompt=not has_environment)
         for reward in own if columns is not None else ():
             check_reward_columns(reward, dataset, columns or (), part)
         if part == "train_dataset":
@@ -45,8 +68,11 @@ def check_run(
                 f"generation_batch_size is per_device_train_batch_size x processes x steps_per_generation",
                 also=", or raise num_generations",
             )
-    for reward in own:
-        reward.check_ready()
+    for reward in rewards:
+        if isinstance(reward, Reward):
+            reward.check_ready()
+        elif isinstance(reward, str):
+            check_model(reward.partition("=")[2] or reward, "reward_funcs")
 
 
 def rollout_window(args: RLKDConfig) -> int:
@@ -56,7 +82,7 @@ def rollout_window(args: RLKDConfig) -> int:
 
 
 def check_reward_columns(reward: Reward, dataset: Any, columns: Sequence[str], part: str) -> None:
-    """Check that the columns a reward needs exist and hold values; raises `RewardError`."""
+    """Check that the columns a reward needs exist and hold values that it can read; raises `RewardError`."""
     reward.check_columns(columns)
     if not hasattr(dataset, "__len__"):
         return
@@ -71,4 +97,78 @@ def check_reward_columns(reward: Reward, dataset: Any, columns: Sequence[str], p
         raise RewardError(
             f"reward {reward.__name__!r} needs the column {' or '.join(map(repr, names))}, which is {problem} {part}. "
             f"Fill it, or remove the reward from reward_funcs."
+        )
+    check_gold(reward, dataset, part)
+
+
+def check_reading(
+    args: RLKDConfig, rewards: Sequence[Any], student: Any, reader: Any, train_dataset: Any, eval_dataset: Any
+) -> Sequence[Any]:
+    """Check prompts and images as the student reads them; raises `UsageError`.
+
+    Returns the rewards, with `prefilled` where prompts end with `<think>`; logs what was set, and what is to be set by
+    hand. `student`: a model or its name. `reader`: its tokenizer or processor, None for the model's own.
+    """
+    name = student if isinstance(student, str) else str(student.config._name_or_path)
+    reader = reader or _reader(name, args)
+    if reader is None:
+        return rewards
+    for part, dataset in named_datasets(train_dataset, eval_dataset):
+        check_images(dataset, part, reads_images=hasattr(reader, "image_processor"))
+    tokenizer = getattr(reader, "tokenizer", reader)
+    if args.process_index == 0:
+        warn_of_special_tags(tokenizer, name)
+    if not hasattr(train_dataset, "__getitem__") or "prompt" not in train_dataset.column_names:
+        return rewards
+    opened = opens_thought(tokenizer, train_dataset[0]["prompt"], args.chat_template_kwargs)  # type: ignore[arg-type]
+    chosen, notes = fitted_to_prompts(rewards, opened=opened)
+    for note in notes if args.process_index == 0 else ():
+        logger.warning("%s: %s", name, note)
+    return chosen
+
+
+def _reader(name: str, args: RLKDConfig) -> Any:
+    """The processor of a model, for a text model its tokenizer; None where there is none to be found."""
+    from transformers import AutoProcessor
+
+    settings: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    try:
+        return AutoProcessor.from_pretrained(
+            name, revision=settings.get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    except Exception:  # a model without a name; TRL says what it lacks
+        return None
+
+
+def check_images(dataset: Any, part: str, *, reads_images: bool) -> None:
+    """Check the columns that TRL reads images from; raises `UsageError`.
+
+    `reads_images`: whether the student takes images.
+    """
+    for name in sorted({"image", "images"} & set(getattr(dataset, "column_names", None) or ())):
+        if has_images(dataset, name):
+            if not reads_images:
+                raise UsageError(
+                    f"{part} has images in the column {name!r}, and the student reads text only. Remove or rename the "
+                    f"column, or name a model that takes images"
+                )
+        elif dataset.data.column(name).null_count:  # TRL takes lists without elements for no image
+            raise UsageError(f"{part}: the column {name!r} is empty, and TRL would look for images in it. Remove it")
+
+
+def _check_length_limit(args: RLKDConfig, reward: Reward) -> None:
+    if not isinstance(reward.function, SoftOverlong):
+        return
+    longest, limit = reward.function.max_completion_len, args.max_completion_length
+    start = longest - reward.function.soft_punish_cache
+    if limit is not None and start >= limit:
+        raise RewardError(
+            f"reward {reward.__name__!r} punishes completions of more than {start} tokens (max_completion_len "
+            f"{longest} - soft_punish_cache {reward.function.soft_punish_cache}), and max_completion_length {limit} "
+            f"allows none: it would always be 0. Set max_completion_len: {limit}"
+        )
+    if args.mask_truncated_completions:
+        raise RewardError(
+            f"reward {reward.__name__!r} with mask_truncated_completions: what it punishes most is left out of the "
+            "loss. Set mask_truncated_completions: false, or remove the reward"
         )

@@ -32,15 +32,19 @@ from trl import GRPOTrainer
 from rewards import Outcome, Reward, RewardError
 from rewards.arithmetic import correlations, frac_zero_std, settle
 from rewards.batch import ScoredBatch
+from rewards.build import names_model
 from rewards.runner import AsyncReward
 from rlkd.data.rows import completion_text
 from rlkd.models import resolve_model
+from rlkd.registry import split_alias
+from trainers.common.alarms import ALL_MASKED, Alarms, all_masked
+from trainers.common.models import check_student
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.failures import FailureWatch, TooManyFailures
 from trainers.rlkd.prefetch import prefetched_rewards
-from trainers.rlkd.preflight import check_run, rollout_window
+from trainers.rlkd.preflight import check_reading, check_run, rollout_window
 from trainers.vllm.checks import prepare_rollouts
 
 RewardLike = str | Callable[..., Any] | PreTrainedModel
@@ -77,15 +81,19 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
         check_trl()
         args = args or RLKDConfig("rlkd-output")
         self.rewards = _build_rewards(reward_funcs, args)
-        names = [reward.__name__ if isinstance(reward, Reward) else "model" for reward in self.rewards]
-        check_run(args, self.rewards, names, train_dataset, eval_dataset)
+        names = [_name_of(reward) for reward in self.rewards]
+        has_environment = kwargs.get("environment_factory") is not None
+        check_run(args, self.rewards, names, train_dataset, eval_dataset, has_environment=has_environment)
+        check_student(args, model, kwargs.get("peft_config"))
+        student = resolve_model(model) if isinstance(model, str) else model
+        reader = kwargs.get("processing_class")
+        self.rewards = list(check_reading(args, self.rewards, student, reader, train_dataset, eval_dataset))
         # With tools and environments, rows change and rewards may read what is still changing.
-        may_prefetch = args.reward_prefetch and not kwargs.get("tools") and not kwargs.get("environment_factory")
+        may_prefetch = args.reward_prefetch and not kwargs.get("tools") and not has_environment
         self._prefetched = prefetched_rewards(self.rewards) if may_prefetch else {}
         self._failures = FailureWatch(names, args.max_failure_rate, args.failure_window, rollout_window(args))
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
         self._batch = ScoredBatch([])
-        student = resolve_model(model) if isinstance(model, str) else model
         with prepare_rollouts(args, student, train_dataset, kwargs.get("processing_class")):
             super().__init__(
                 model=student,
@@ -95,8 +103,11 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
                 eval_dataset=eval_dataset,
                 **kwargs,
             )
+        # TRL calls a reward model by the last part of its path; an environment's own reward stands behind these.
+        self.reward_func_names[: len(names)] = names
         self.open_run_files()
         self.add_callback(self._failures)
+        self.add_callback(Alarms({ALL_MASKED: all_masked}))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as `RunFiles.train` does; raise `TooManyFailures` where a reward failed too often."""
@@ -109,10 +120,10 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
             )
         return result
 
-    def _recorded(self, reward: Reward | PreTrainedModel) -> Any:
+    def _recorded(self, reward: Reward | str | PreTrainedModel) -> Any:
         """A reward as TRL calls it: TRL gets the values, `_batch` the outcomes."""
         if not isinstance(reward, Reward):
-            return reward
+            return split_alias(reward)[1] if isinstance(reward, str) else reward
         prefetched = self._prefetched.get(reward.__name__)
 
         def record(outcomes: list[Outcome], arguments: dict[str, Any]) -> list[float | None]:
@@ -200,13 +211,23 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
 
 def _build_rewards(
     reward_funcs: RewardLike | Sequence[RewardLike] | None, args: RLKDConfig
-) -> list[Reward | PreTrainedModel]:
-    """The rewards of a run, in order; reward models stay as they are."""
+) -> list[Reward | str | PreTrainedModel]:
+    """The rewards of a run, in order; reward models and their names stay as they are, for TRL."""
     if reward_funcs is None:
-        return list(args.build_rewards())
+        args.check_reward_funcs()
+        reward_funcs = args.reward_funcs
     listed: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    rewards: list[Any] = args.build_rewards([one for one in listed if not isinstance(one, PreTrainedModel)])
-    for index, one in enumerate(listed):
-        if isinstance(one, PreTrainedModel):
+    is_model = [isinstance(one, PreTrainedModel) or names_model(one) for one in listed]
+    rewards: list[Any] = args.build_rewards([one for one, model in zip(listed, is_model, strict=True) if not model])
+    for index, (one, model) in enumerate(zip(listed, is_model, strict=True)):
+        if model:
             rewards.insert(index, one)
     return rewards
+
+
+def _name_of(reward: Reward | str | PreTrainedModel) -> str:
+    """The name of a reward in metrics: for a reward model its alias, or the last part of its path, as in TRL."""
+    if isinstance(reward, Reward):
+        return reward.__name__
+    alias, path = split_alias(reward) if isinstance(reward, str) else (None, str(reward.config._name_or_path))
+    return alias or path.rstrip("/").rpartition("/")[2] or "model"

@@ -20,7 +20,8 @@ from rlkd.teachers.topk import TopKTeacher, check_temperature
 from rlkd.teachers.traces import trace_ids, trace_text
 from rlkd.teachers.vocabulary import common_vocabulary, vocabulary_fingerprint
 from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
-from trainers.common.preflight import check_columns, check_size, check_unused_columns
+from trainers.common.models import loading_options
+from trainers.common.preflight import check_columns, check_settings, check_size, check_unused_columns, has_images
 from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
 
@@ -33,13 +34,25 @@ logger = logging.getLogger(__name__)
 SAMPLED_ROWS = 256
 
 
-def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | None) -> None:
+def check_config(
+    args: ValidityKDConfig,
+    teacher: Any,
+    tools: Sequence[Any] | None,
+    eval_dataset: Any = None,
+    peft_config: Any = None,
+) -> None:
     """Check the switches against each other and the teacher; raise `UsageError`."""
     if teacher is None:
         raise UsageError(
             "there is no teacher. Set teacher: a model, http://HOST:PORT/v1#MODEL, or the folder of a teacher cache"
         )
     check_unused_columns(args, "the teacher's traces")
+    check_settings(args, eval_dataset)
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise UsageError(
+            f"{type(peft_config).__name__} adds virtual tokens, and the loss reads the student's last layer without "
+            "them. Use LoRA"
+        )
     if args.restore_callback_states_from_checkpoint:
         raise UsageError(
             "restore_callback_states_from_checkpoint=True would replace the callback that saves tau; leave it at "
@@ -51,6 +64,8 @@ def check_config(args: ValidityKDConfig, teacher: Any, tools: Sequence[Any] | No
             f"teacher_model_init_kwargs {args.teacher_model_init_kwargs} with a teacher whose weights are not loaded "
             f"here. Leave the key out"
         )
+    if args.teacher_model_init_kwargs:
+        args.teacher_model_init_kwargs = loading_options(args.teacher_model_init_kwargs, "teacher_model_init_kwargs")
     if args.use_vllm:
         check_installed()
     if tools and args.lmbda < 1:
@@ -191,7 +206,7 @@ def check_dataset(args: ValidityKDConfig, dataset: Any, part: str) -> None:
     columns = check_columns(dataset, part)
     if columns is None:
         return
-    if {"image", "images"} & set(columns):
+    if any(has_images(dataset, name) for name in ("image", "images")):
         raise UsageError(f"{part} has images; steps exist in text only. Use TRL's DistillationTrainer")
     if part != "train_dataset" or not hasattr(dataset, "__len__"):
         return

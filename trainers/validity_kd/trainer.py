@@ -43,7 +43,9 @@ from rlkd.models import resolve_model
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
 from rlkd.validity import StepWeighting
+from trainers.common.alarms import EQUAL_WEIGHTS, Alarms, weights_are_equal
 from trainers.common.checkpoints import step_of
+from trainers.common.models import check_student
 from trainers.common.preflight import named_datasets
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_distillation, trl_kernel
@@ -109,13 +111,14 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         check_distillation()
         args = args or ValidityKDConfig("validity-kd-output")
         teacher = args.teacher if teacher_model is None else teacher_model
-        check_config(args, teacher, tools)
+        check_config(args, teacher, tools, eval_dataset, kwargs.get("peft_config"))
         for part, dataset in named_datasets(train_dataset, eval_dataset):
             check_dataset(args, dataset, part)
         kind = kind_of_teacher(teacher)
         if kind == "cache" and eval_dataset is not None:
             raise UsageError("eval_dataset with a teacher cache: it has no log-probabilities of rollouts")
         scorer = ready_scorer(args, teacher)
+        check_student(args, model, kwargs.get("peft_config"))
         student = resolve_model(model) if isinstance(model, str) else model
         tokenizer = processing_class or AutoTokenizer.from_pretrained(
             student if isinstance(student, str) else student.config._name_or_path,
@@ -165,6 +168,9 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
                 kernel=trl_kernel if args.kernel == "trl" else None,
             )
         else:
+            known = 1 + max(self._tokenizer.get_vocab().values())
+            if width > known:  # the teacher may have no row for the padding
+                self.generation_config.suppress_tokens = list(range(known, width))
             self._teacher = SparseTeacher(opened, width)
         self.token_weights = TokenWeights(
             scorer=scorer,
@@ -178,6 +184,7 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         )
         self.open_run_files()
         self.add_callback(_StepWeightingState(self.token_weights.weighting))
+        self.add_callback(Alarms({EQUAL_WEIGHTS: weights_are_equal}))
         self._fresh_weighting = self.token_weights.weighting.state_dict()
 
     def restore(self, checkpoint: Path | None) -> None:

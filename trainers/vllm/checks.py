@@ -103,8 +103,11 @@ def serve_command(args: RLKDConfig, model: str, max_model_len: int) -> str:
 
 
 def longest_prompt(dataset: Any, tokenizer: Any) -> int:
-    """Tokens of the longest of the 16 prompts with the most characters, or 0 if the length is unknown (streaming)."""
-    if dataset is None or not hasattr(dataset, "__len__"):
+    """Tokens of the longest of the 16 prompts with the most characters, or 0 if the length is unknown.
+
+    It is for a stream, and where an environment writes the prompts.
+    """
+    if dataset is None or not hasattr(dataset, "__len__") or "prompt" not in dataset.column_names:
         return 0
 
     def text(prompt: Any) -> str:
@@ -147,6 +150,37 @@ def check_installed() -> None:
             "vLLM %s is installed; TRL supports %s to %s. Expect errors, or install one of those",
             found,
             *SUPPORTED_VLLM,
+        )
+
+
+# Settings of sampling that change the probabilities of tokens, with the values that do not.
+_NEUTRAL = {
+    "top_p": (None, 1, 1.0),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0, 0.0),
+    "repetition_penalty": (None, 1, 1.0),
+    "presence_penalty": (None, 0, 0.0),
+    "frequency_penalty": (None, 0, 0.0),
+    "logit_bias": (None, {}),
+    "allowed_token_ids": (None, []),
+}
+
+
+def check_sampling(args: Any) -> None:
+    """Raise `UsageError` where TRL's importance sampling correction would multiply the update away.
+
+    vLLM reports probabilities after top_p, top_k and the like, TRL computes its own without them. Their ratio over a
+    completion is then near 0, and the loss is multiplied by it.
+    """
+    if not (args.use_vllm and args.vllm_importance_sampling_correction):
+        return
+    given = {name: getattr(args, name, None) for name in _NEUTRAL} | dict(args.generation_kwargs or {})
+    changed = [f"{name} {value}" for name, value in given.items() if name in _NEUTRAL and value not in _NEUTRAL[name]]
+    if changed:
+        raise UsageError(
+            f"use_vllm with {', '.join(changed)}: vLLM's probabilities of the tokens include it and the trainer's do "
+            "not, so the importance sampling correction would multiply the update by nearly 0. Leave it out, or set "
+            "vllm_importance_sampling_correction: false"
         )
 
 

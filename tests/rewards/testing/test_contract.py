@@ -186,6 +186,19 @@ def test_a_reward_that_could_be_per_sample_gets_a_note(checked):
     assert "per_sample=True" in checked("good")["batching"].note
 
 
+@pytest.mark.parametrize(("made", "said"), [(True, "of the right answers too"), (False, "these completions")])
+def test_a_reward_that_gives_0_to_all_samples_gets_a_note(made, said):
+    def zero(completions, **columns):
+        return [0.0 for _ in completions]
+
+    samples = samples_from(rows=1)
+    given = samples if made else Samples(samples.batch)
+    scores = {check.name: check for check in check_contract(zero, given)}["scores"]
+    assert scores.verdict == "note"
+    assert "every score is 0" in scores.note
+    assert said in scores.note
+
+
 def test_an_asynchronous_reward_is_checked_too(checked):
     found = checked("later", per_sample=True)
     assert {check.verdict for check in found.values()} == {"holds"}

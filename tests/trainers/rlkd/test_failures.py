@@ -271,6 +271,11 @@ def test_the_watch_agrees_with_counting_the_last_batches_by_hand(batches, window
             assert found == ("a", sum(last), len(last))
 
 
+def test_without_rewards_of_its_own_a_run_has_nothing_to_watch() -> None:
+    watch = FailureWatch([], 0.5, 2)
+    assert [watch.add(torch.zeros(4, 1, dtype=torch.bool)) for _ in range(5)] == [None] * 5
+
+
 def test_outcomes_in_the_rollouts_have_their_seconds(tiny_model, rows, file, tmp_path) -> None:
     trainer = RLKDTrainer(
         tiny_model, args=config(tmp_path, max_steps=1, reward_funcs=[f"{file}:healthy"]), train_dataset=rows

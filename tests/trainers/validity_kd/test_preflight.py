@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from datasets import Dataset
+from peft import PromptTuningConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -11,6 +12,7 @@ from rlkd.errors import UsageError
 from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
+from trainers.validity_kd.preflight import check_dataset
 from trainers.validity_kd.progress import kd_line
 
 ROWS = [{"prompt": f"{i} + 1?", "rationales": [f"It is {i + 1}."], "answer": str(i + 1)} for i in range(8)]
@@ -81,10 +83,18 @@ def test_tau_comes_as_text_from_the_command_line(tmp_path) -> None:
         ({"proposals": "generate", "proposal_engine": "transformer:foo"}, "transformer:foo"),
         ({"proposals": "generate", "proposal_engine": "http://127.0.0.1:9/v1#x"}, "proposal_engine: .*127.0.0.1:9"),
         ({"teacher_model_revision": "no-such-revision", "teacher": "some/model"}, "teacher 'some/model' cannot"),
+        ({"eval_strategy": "steps"}, "eval_strategy steps without an eval_dataset"),
+        ({"report_to": "wandb"}, "report_to wandb: the package is not installed"),
+        (
+            {"teacher_model_init_kwargs": {"load_in_4bit": True}},
+            "teacher_model_init_kwargs: .*install bitsandbytes",
+        ),
+        ({"model_init_kwargs": {"load_in_4bit": True}}, "model_init_kwargs: .*pip install bitsandbytes"),
     ],
 )
 def test_what_cannot_work_fails_before_a_model_loads(tiny_model, tmp_path, monkeypatch, changes, message) -> None:
     shorten_pauses(monkeypatch)
+    monkeypatch.setattr("trainers.common.models.importlib.util.find_spec", lambda name: None)  # no bitsandbytes
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     args = config(tmp_path, **({"teacher": tiny_model} | changes))
     with pytest.raises(UsageError, match=message):
@@ -147,6 +157,7 @@ def test_tokenizers_are_read_at_the_revisions_that_the_models_have(tiny_model, t
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", read)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: None)  # the student is there
     with pytest.raises(UsageError, match="cannot be read"):
         ValidityKDTrainer("some/student", args=args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
     with pytest.raises(OSError, match="out of reach"):
@@ -168,6 +179,24 @@ def test_the_line_of_a_step_shows_how_many_were_truncated(rollouts) -> None:
     logs = {"kd/on_policy": float(rollouts), "kd_weight/mean": 1.0}
     logs["completions/clipped_ratio" if rollouts else "traces/clipped_ratio"] = 0.75
     assert " | truncated 75% | " in kd_line(1, 2, logs)
+
+
+def test_a_missing_student_and_an_adapter_of_virtual_tokens_are_refused(tiny_model, tmp_path) -> None:
+    dataset = Dataset.from_list(ROWS)
+    with pytest.raises(UsageError, match="model_name_or_path 'some/model' cannot be read"):
+        ValidityKDTrainer("some/model", args=config(tmp_path, teacher=tiny_model), train_dataset=dataset)
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(UsageError, match=r"PromptTuningConfig adds virtual tokens.*Use LoRA"):
+        ValidityKDTrainer(
+            tiny_model, args=config(tmp_path, teacher=tiny_model), train_dataset=dataset, peft_config=prompts
+        )
+
+
+@pytest.mark.parametrize("images", [{"image": None}, {"images": None}, {"images": []}])
+def test_an_empty_column_of_images_is_no_image(tiny_model, tmp_path, images) -> None:
+    check_dataset(
+        config(tmp_path, teacher=tiny_model), Dataset.from_list([row | images for row in ROWS]), "train_dataset"
+    )
 
 
 def test_rollouts_alone_need_no_traces(tiny_model, tmp_path) -> None:

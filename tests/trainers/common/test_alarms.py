@@ -1,0 +1,50 @@
+"""A run that trains nothing says so, once."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from trainers.common.alarms import ALL_MASKED, EQUAL_WEIGHTS, Alarms, all_masked, weights_are_equal
+
+MASKS = SimpleNamespace(mask_truncated_completions=True)
+SCORES = SimpleNamespace(needs_scorer=True)
+CUT = {"loss": 0.0, "completions/clipped_ratio": 1.0}
+ONE_WEIGHT = {"loss": 0.5, "kd_weight/q10": 1.0, "kd_weight/q90": 1.0 + 1e-9, "kd/steps_per_trace": 3.0}
+
+
+def warnings_of(caplog, alarm, message, args, steps) -> int:
+    watch = Alarms({message: alarm})
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    for state.global_step, logs in enumerate(steps, 1):
+        watch.on_log(args, state, None, logs=logs)
+    return sum(message in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("alarm", "message", "args", "step"),
+    [(all_masked, ALL_MASKED, MASKS, CUT), (weights_are_equal, EQUAL_WEIGHTS, SCORES, ONE_WEIGHT)],
+)
+def test_it_is_said_once_at_the_second_step_in_a_row(caplog, alarm, message, args, step) -> None:
+    evaluation = {"eval_loss": 0.1}
+    assert warnings_of(caplog, alarm, message, args, [step]) == 0
+    assert warnings_of(caplog, alarm, message, args, [step, {"loss": 1.0}, step]) == 0
+    assert (
+        warnings_of(caplog, alarm, message, args, [step, evaluation, step, step, step, {"loss": 1.0}, step, step]) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("alarm", "args", "step"),
+    [
+        (all_masked, SimpleNamespace(mask_truncated_completions=False), CUT),
+        (all_masked, SimpleNamespace(), CUT),
+        (all_masked, MASKS, CUT | {"completions/clipped_ratio": 0.99}),
+        (all_masked, MASKS, {"loss": 0.0}),
+        (weights_are_equal, SimpleNamespace(needs_scorer=False), ONE_WEIGHT),
+        (weights_are_equal, SCORES, ONE_WEIGHT | {"kd_weight/q90": 1.1}),
+        (weights_are_equal, SCORES, ONE_WEIGHT | {"kd/steps_per_trace": 1.0}),
+        (weights_are_equal, SCORES, {"loss": 0.5, "kd_weight/mean": 1.0}),
+    ],
+)
+def test_what_trains_is_no_alarm(alarm, args, step) -> None:
+    assert not alarm(step, args)
