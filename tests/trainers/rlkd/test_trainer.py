@@ -2,14 +2,17 @@
 
 import json
 import math
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer, LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import think_format_reward
 
+from benchmarks.tiny import byte_tokenizer, save_llama
 from rewards import Failed, RewardError, build_reward
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.errors import UsageError
@@ -387,3 +390,62 @@ def test_a_second_run_in_one_folder_resumes_from_its_own_checkpoints(tiny_model,
     earlier = tmp_path / "run" / "earlier-1"
     assert [entry["step"] for entry in read_steps(earlier / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert (earlier / "checkpoint-6").is_dir()
+
+
+class Doubling:
+    """An environment of TRL that brings prompts and reward."""
+
+    def reset(self, **row):
+        self.number = row.get("number", 1)
+        return f"Double {self.number}."
+
+    def double(self, number: int) -> int:
+        """Double a number.
+
+        Args:
+            number: the number to double
+        """
+        return 2 * number
+
+    def get_reward(self) -> float:
+        return float(self.number)
+
+
+@pytest.fixture(scope="module")
+def model_with_tools(tmp_path_factory) -> str:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
+    return save_llama(tmp_path_factory.mktemp("model-with-tools"), tokenizer)
+
+
+@pytest.mark.parametrize("columns", [["prompt", "number"], ["environment"]])
+def test_an_environment_may_bring_the_only_reward_and_the_prompts(model_with_tools, tmp_path, columns) -> None:
+    values = {"prompt": [{"role": "user", "content": ""}], "number": 3, "environment": "doubling"}
+    factory = {"doubling": Doubling} if columns == ["environment"] else Doubling
+    trainer = RLKDTrainer(
+        model_with_tools,
+        reward_funcs=[],
+        args=config(tmp_path, max_steps=5),  # more batches than the window of failures
+        train_dataset=Dataset.from_list([{name: values[name] for name in columns}] * 8),
+        environment_factory=factory,
+    )
+    trainer.train()
+    steps = read_steps(trainer.metrics_path)
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
+    assert all(entry["rewards/Doubling/mean"] == (3.0 if "number" in columns else 1.0) for entry in steps)
+    assert len(read_steps(trainer.rollouts_path)) == 20
+
+
+def test_a_reward_model_may_be_named_and_gets_its_alias(tiny_model, rows, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    judge = LlamaForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    judge.config.pad_token_id = tokenizer.pad_token_id
+    folder = tmp_path / "a" / "judge"
+    judge.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    args = config(tmp_path, max_steps=1, reward_funcs=["think_format", str(folder), f"again={folder}"])
+    trainer = RLKDTrainer(tiny_model, args=args, train_dataset=rows)
+    assert trainer.reward_func_names == ["think_format", "judge", "again"]
+    trainer.train()
+    [entry] = read_steps(trainer.metrics_path)
+    assert entry["rewards/judge/mean"] == pytest.approx(entry["rewards/again/mean"])
