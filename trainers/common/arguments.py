@@ -139,9 +139,18 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
                     f"{threads} threads: the launcher had set OMP_NUM_THREADS=1 (set it yourself for another number).",
                 )
         main(*parsed)
+        end_process_group()
     except UsageError as error:
         # A traceback would bury the message.
         sys.exit(f"\n{type(error).__name__}: {error}")
+
+
+def end_process_group() -> None:
+    """Close the process group of a run on several processes: one left open can abort the interpreter as it ends."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Path) -> tuple[Any, ...]:
