@@ -17,10 +17,9 @@ from rlkd.answers.comparison import (
     equal,
     equal_pairs,
     is_correct,
-    math_verify,
-    read_by_math_verify,
 )
 from rlkd.answers.numbers import number, numbers, squeezed
+from rlkd.answers.symbolic import math_verify, read_by_math_verify
 from rlkd.answers.thoughts import after_thought
 
 __all__ = [

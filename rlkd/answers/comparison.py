@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from fractions import Fraction
+from functools import cache, lru_cache
+from typing import Any, Literal
 
-from rlkd.answers.announcements import Fallback, answer_and_gold
-from rlkd.answers.numbers import number, squeezed
+from rlkd.answers.announcements import Fallback, answer_and_gold, extract_answer
+from rlkd.answers.clock import Clock, read_clock
+from rlkd.answers.notation import plain
+from rlkd.answers.numbers import Quantity, read_quantity, squeezed
+from rlkd.answers.symbolic import compared, is_one_word, is_words, sound
 from rlkd.workers.pool import Fault, WorkerPool, inside_worker
 
 VERIFY_SECONDS = 5.0
 """Default time limit of one comparison: answers to exercises take milliseconds."""
+
+_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
+# An answer that can equal a number must hold a digit, a command, or a constant.
+_CALCULATES = re.compile(r"[\d\\=πi√∞]|(?<![A-Za-z])(?:e|inf|infinity)(?![A-Za-z])")
+# Gold answers that can be compared, found where a comparison with them failed.
+_sound_golds: set[str] = set()
 
 
 class VerificationError(RuntimeError):
@@ -83,26 +93,98 @@ def equal_pairs(
 ) -> list[bool | VerificationError | None]:
     """`equal` for many pairs of answer and gold; a failed comparison gives its error as the result.
 
-    Each distinct pair is compared once, several in parallel. An empty answer equals nothing.
+    Each distinct pair is compared once, several in parallel. An empty answer equals nothing. A gold answer may be
+    announced ("#### 72"), as in `are_correct`.
     """
     known: dict[tuple[str, str], bool | VerificationError | None] = {}
     hard: list[tuple[str, str]] = []
     for pair in dict.fromkeys(pairs):
-        answer, gold = pair
-        left, right = number(answer), number(gold)
-        if right is not None and (left is not None or not answer.strip()):
-            known[pair] = left == right
-        elif not gold.strip():
-            known[pair] = None
-        elif squeezed(answer) == squeezed(gold):
-            known[pair] = True
-        else:
+        verdict = _equal_as_read(pair[0], _gold(pair[1]))
+        if verdict == "mathematics":
             hard.append(pair)
-    for pair, result in zip(hard, compare_in_workers(_compared, hard, seconds), strict=True):
-        if isinstance(result, Fault):
-            result = VerificationError(f"comparing {pair[0][:80]!r} with {pair[1][:80]!r}: {result.message}")
-        known[pair] = result
+        else:
+            known[pair] = verdict
+    read = [(answer, _gold(gold)) for answer, gold in hard]
+    known.update(zip(hard, _compared_or_blamed(read, seconds), strict=True))
     return [known[pair] for pair in pairs]
+
+
+@lru_cache(maxsize=4096)
+def _gold(text: str) -> str:
+    return extract_answer(text) or text.strip()
+
+
+def _equal_as_read(answer: str, gold: str) -> bool | None | Literal["mathematics"]:
+    """The verdict on numbers, times of a day and words, which needs no Math-Verify."""
+    if not gold.strip():
+        return None
+    if answer.strip() == gold.strip():
+        return True
+    left, right = read_quantity(answer), read_quantity(gold)
+    if left is not None and right is not None:
+        return left.equals(right)
+    times = read_clock(plain(answer)), read_clock(plain(gold))
+    if any(times):
+        return _equal_times(times, (left, right), answer, gold)
+    if (left is None) == (right is None) and _same_text(answer, gold):
+        return True
+    for text, quantity in ((answer, right), (gold, left)):
+        # "1,5" is 1.5 where the other side is no whole number; with a whole number, it is a list of 1 and 5.
+        comma = _DECIMAL_COMMA.fullmatch(plain(text))
+        if comma and quantity is not None and quantity.value.denominator > 1:
+            return quantity.value == Fraction(f"{comma[1]}.{comma[2]}")
+    words = is_words(answer), is_words(gold)
+    if words[1] or not answer.strip() and right is not None:
+        return is_one_word(gold) and not words[0] and left is None and "mathematics"
+    if right is not None and (words[0] or not _CALCULATES.search(answer)):
+        return False
+    return "mathematics"
+
+
+def _equal_times(
+    times: tuple[Clock | None, Clock | None], numbers: tuple[Quantity | None, Quantity | None], answer: str, gold: str
+) -> bool:
+    """Whether two answers, at least one of which is a time of a day, are the same time."""
+    first, second = times
+    if first is not None and second is not None:
+        return first.equals(second)
+    time, quantity = (first, numbers[1]) if first is not None else (second, numbers[0])
+    if time is not None and quantity is not None:
+        # "3 pm" without its unit is "3"; "3:00" is not.
+        return not time.exact and quantity.value == time.hours and not quantity.unit.kinds
+    # "A : B = 11:21" is a ratio with its name.
+    return squeezed(answer).rpartition("=")[2] == squeezed(gold).rpartition("=")[2]
+
+
+def _same_text(answer: str, gold: str) -> bool:
+    """Whether two texts are the same but for spaces and notation; words also but for case."""
+    first, second = (re.sub(r"^\(([^\W\d_])\)$", r"\1", plain(text)) for text in (answer, gold))
+    if squeezed(first) != squeezed(second):
+        return False
+    # A variable x is no X.
+    return (is_words(first) and is_words(second)) or re.sub(r"\s", "", first) == re.sub(r"\s", "", second)
+
+
+def _compared_or_blamed(pairs: Sequence[tuple[str, str]], seconds: float) -> list[bool | VerificationError | None]:
+    """The verdicts of Math-Verify on pairs of answer and gold.
+
+    Where a comparison hangs or dies, the gold answer is tried alone: if that works, the answer is at fault, and wrong.
+    """
+    results = compare_in_workers(compared, pairs, seconds)
+    faults = {gold: None for (_, gold), result in zip(pairs, results, strict=True) if isinstance(result, Fault)}
+    suspects = [gold for gold in faults if gold not in _sound_golds]
+    alone = dict(zip(suspects, compare_in_workers(sound, [(gold,) for gold in suspects], seconds), strict=True))
+    _sound_golds.update(gold for gold, found in alone.items() if not isinstance(found, Fault))
+    verdicts: list[bool | VerificationError | None] = []
+    for (_, gold), result in zip(pairs, results, strict=True):
+        if not isinstance(result, Fault):
+            verdicts.append(result)
+        elif gold in _sound_golds:
+            verdicts.append(False)
+        else:
+            message = f"the gold answer {gold[:80]!r} cannot be compared: {alone[gold].message}"
+            verdicts.append(VerificationError(message))
+    return verdicts
 
 
 def compare_in_workers(compare: Callable[..., Any], calls: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
@@ -124,38 +206,3 @@ def comparison_pool(compare: Callable[..., Any]) -> WorkerPool:
     # Preloaded, so that a killed worker is replaced in milliseconds. Some comparisons use up memory instead of time.
     preload = ["math_verify", "latex2sympy2_extended", "sympy", compare.__module__]
     return WorkerPool(compare, preload=preload, memory=4 * 2**30)
-
-
-@cache
-def math_verify() -> Any:
-    """The module math_verify, without its warnings that time limits are off: workers have their own."""
-    import math_verify
-
-    for name in ("math_verify.parser", "math_verify.grader", "latex2sympy2_extended.math_normalization"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return math_verify
-
-
-def read_by_math_verify(text: str, **options: Any) -> list[Any]:
-    """The expressions that math-verify parses from a text; none if it cannot be read."""
-    try:
-        return list(math_verify().parse(text, parsing_timeout=None, raise_on_error=True, **options))
-    except MemoryError:  # math-verify would treat this as unreadable
-        raise
-    except Exception:
-        return []
-
-
-def _compared(answer: str, gold: str) -> bool | None:
-    """Whether math-verify finds two texts equal; None if it cannot read `gold`."""
-    parsed_gold = _parse(gold)
-    if not parsed_gold:
-        return None
-    return bool(math_verify().verify(parsed_gold, _parse(answer), timeout_seconds=None, raise_on_error=True))
-
-
-def _parse(text: str) -> list[Any]:
-    library = math_verify()
-    expressions = [library.LatexExtractionConfig(), library.ExprExtractionConfig()]
-    # With a fallback, any text would count as read.
-    return read_by_math_verify(f"${text}$", extraction_config=expressions, fallback_mode="no_fallback")

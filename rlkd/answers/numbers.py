@@ -1,32 +1,286 @@
-"""Read numbers from text, exactly."""
+r"""Read numbers from text, exactly: the value, the unit, and whether it is a percentage.
+
+>>> number("$1,200.50"), number(r"2\tfrac{1}{2} km"), number("5 squared")
+(Fraction(2401, 2), Fraction(5, 2), None)
+
+What is read (after `notation.plain`, which unifies LaTeX and Unicode), all of the text or nothing:
+
+    answer   = [name "="] [hedge] [sign] [currency] amount [percent] [unit or counted things] [reason]
+    amount   = (decimal | fraction | mixed number | power of ten) [multiplier], or a small number in words
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
+
+from rlkd.answers.notation import plain
+from rlkd.answers.number_words import DENOMINATORS, MULTIPLIERS, leading_number, singular
+from rlkd.answers.units import CURRENCIES, Unit, read_unit
+
+LONGEST = 300
+"""Longer texts are not read as one number."""
+ROUNDED_DIGITS = 6
+"""With so many digits behind its point, a decimal stands for the fraction or root that it rounds."""
+_MOST_DIGITS = 100
+_LARGEST_EXPONENT = 9999
 
 _ANY_NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+")
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
-_MULTIPLIERS = frozenset(["hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "quarter"])
+_SIMPLE = re.compile(r"[-+]?[0-9]{1,100}(?:\.[0-9]{1,100})?")
+
+_GROUPED = (
+    r"[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?"  # 1,234,567.8
+    r"|[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,])(?:\.\d+)?"  # 12,34,567: lakh
+    r"|[1-9]\d{0,2}(?:[ '_]\d{3})+(?![\d,])(?:[.]\d+)?"  # 1 234 567.8
+    r"|[1-9]\d{0,2}(?:\.\d{3})+,\d{1,2}(?!\d)"  # 1.234,56
+    r"|[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.])"  # 1.234.567
+)
+_DECIMAL = rf"(?:{_GROUPED}|\d+(?:\.\d+)?|\.\d+)"
+_AMOUNT = re.compile(
+    r"(?P<whole>\d+)(?: and | ?)\\frac\s*\{(?P<n1>\d+)\}\s*\{(?P<d1>\d+)\}"
+    r"|(?P<whole2>\d+)(?: and | )(?P<n2>\d+)/(?P<d2>\d+)(?![\d/])"
+    rf"|\\frac\s*\{{\s*(?P<n3>-?{_DECIMAL})\s*\}}\s*\{{\s*(?P<d3>-?{_DECIMAL})\s*\}}"
+    rf"|(?P<n4>{_DECIMAL})\s*/\s*(?P<d4>{_DECIMAL})(?!\s*/\s*\d)"
+    r"|(?P<before>\d*)\.(?P<fixed>\d*)(?:\\overline\s*\{(?P<repeat>\d+)\}|(?P<dots>(?:\d*\\dot\s*\{?\d\}?){1,2}))"
+    rf"|(?P<decimal>{_DECIMAL})"
+)
+_POWER = re.compile(
+    r"[eE]\s*(?P<e>[-+]?\d{1,4})(?!\d)"
+    r"|\s*(?:\*|\\times|\\cdot|x)\s*10\s*\^\s*(?:\{\s*(?P<p1>[-+]?\d{1,4})\s*\}|\(\s*(?P<p2>[-+]?\d{1,4})\s*\)"
+    r"|(?P<p3>[-+]?\d{1,4})(?!\d))"
+)
+_BARE_POWER = re.compile(r"10\s*\^\s*(?:\{\s*([-+]?\d{1,4})\s*\}|\(\s*([-+]?\d{1,4})\s*\)|([-+]?\d{1,4})(?!\d))")
+_HEDGE = re.compile(
+    r"(?:(?:about|approximately|approx\.?|roughly|around|circa|exactly|precisely|just|only)\s+|"
+    r"(?:=|~|≈|≃|\\approx|\\simeq|\\sim)\s*)+",
+    re.IGNORECASE,
+)
+_SIGN = re.compile(r"([-+])\s*(?![-+])|(?:(minus|negative)|(?:plus|positive))\s+", re.IGNORECASE)
+_CURRENCY = re.compile(
+    "(?:" + "|".join(re.escape(c) for c in sorted(CURRENCIES, key=len, reverse=True)) + r")(?![A-Za-z])\.?\s*",
+    re.IGNORECASE,
+)
+_PERCENT = re.compile(r"\s*(?:%|\b(?:percent|per cent|pct|percentage)\b\.?)", re.IGNORECASE)
+_MULTIPLIER = re.compile(r"\s*-?\b([A-Za-z]+)\b")
+_LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+_AND_A_HALF = {" and a half": Fraction(1, 2), " and a quarter": Fraction(1, 4), " and one half": Fraction(1, 2)}
+_REASON = re.compile(
+    r"\s*,?\s*\b(?:because|since|i\.e\.|that is|namely)\b.*|\s*,\s*(?:which|as|so)\b.*", re.IGNORECASE
+)
+_RESTATED = re.compile(r"(.*\S)\s+\(([^()]*)\)")
+_NAME = re.compile(r"\\?[A-Za-z](?:_(?:\{\w+\}|\w))?(?:\(\w\))?")
+_CALCULATION = re.compile(
+    r"(?:[\d\s.+\-*/()$%^{}]|(?<=\d),(?=\d)|(?<=\d )x(?= ?\d)|\\times\b|\\cdot\b|\\div\b|\\frac\b|[A-Za-z]{3,})+"
+)
+_BRACKETS = {"(": ")", "[": "]"}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number with what was written around it."""
+
+    value: Fraction
+    unit: Unit = Unit()
+    percent: bool = False
+    name: str | None = None
+    """The variable in "x = 5"."""
+    decimals: int = 0
+    """The digits behind the point of a plain decimal."""
+
+    def equals(self, other: Quantity) -> bool:
+        """Whether both are the same amount. Units, percent signs and names may be omitted, but must not differ."""
+        if self.name and other.name and self.name != other.name:
+            return False
+        if self.percent != other.percent:
+            share, bare = (self, other) if self.percent else (other, self)
+            return share.value in (bare.value, 100 * bare.value) and not bare.unit.kinds
+        if self.unit.kinds and other.unit.kinds:
+            return any(
+                self.value * factor == other.value * other.unit.kinds[kind]
+                for kind, factor in self.unit.kinds.items()
+                if kind in other.unit.kinds
+            )
+        if self.unit.words and other.unit.words and self.unit.words.isdisjoint(other.unit.words):
+            return False
+        return self.value == other.value or self.rounds(other.value) or other.rounds(self.value)
+
+    def rounds(self, value: Fraction) -> bool:
+        """Whether this is a decimal of six or more digits that rounds a value without a finite decimal form."""
+        rest = value.denominator
+        for prime in (2, 5):
+            while rest % prime == 0:
+                rest //= prime
+        return self.decimals >= ROUNDED_DIGITS and rest > 1 and abs(self.value - value) * 2 * 10**self.decimals <= 1
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a plain number, with or without unit ("$1,200.50", "24 clips", "75%"), or None.
+    """The exact value of a number, with or without unit ("$1,200.50", "24 clips", "75%", "x = 5"), or None.
 
-    Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter is
-    a variable, not a unit, and "5 million" is not read.
+    Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter
+    directly behind a number is a variable, not a unit.
     """
-    cleaned = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", "").replace("\\%", "%")
-    cleaned = re.sub(r"(?<=\d)[,\s](?=\d{3}\b)", "", cleaned)
-    match = re.fullmatch(
-        rf"({_PLAIN_NUMBER.pattern})(?>(?:\s*+%)?)(?:\s++([A-Za-z]{{2,}}+[A-Za-z ]*+))?", cleaned.strip()
-    )
-    if not match or len(match[1]) > 100 or (match[2] and _MULTIPLIERS & set(match[2].lower().split())):
+    quantity = read_quantity(text)
+    return None if quantity is None else quantity.value
+
+
+def read_quantity(text: str) -> Quantity | None:
+    """The number with unit that a text consists of, or None."""
+    if _SIMPLE.fullmatch(text):
+        return Quantity(Fraction(text), decimals=len(text.partition(".")[2]))
+    if len(text) > LONGEST:
+        text = text.strip()
+        if len(text) > LONGEST:
+            return None
+    return _read(text)
+
+
+@lru_cache(maxsize=16384)
+def _read(text: str) -> Quantity | None:
+    return _equation(plain(text))
+
+
+def _equation(text: str) -> Quantity | None:
+    """A number, behind a name ("x = 5") or a calculation ("48 + 24 = 72")."""
+    if "=" not in text.removeprefix("="):
+        return _number(text)
+    *before, last = (part.strip() for part in text.split("="))
+    quantity = _number(last)
+    if len(before) == 1 and quantity is None and _NAME.fullmatch(last):
+        before, quantity = [last], _number(before[0])
+    if quantity is None:
         return None
-    numerator, _, denominator = match[1].partition("/")
-    if denominator and not int(denominator):
+    name = None
+    for place, part in enumerate(before):
+        if place == 0 and _NAME.fullmatch(part):
+            name = part
+        elif (other := _number(part)) is not None:
+            # "71 = 72" is no answer.
+            if other.value != quantity.value:
+                return None
+        elif not (part and _CALCULATION.fullmatch(part)) or (place and not re.search(r"\d", part)):
+            return None
+    return replace(quantity, name=name)
+
+
+def _number(text: str) -> Quantity | None:
+    text = text.strip()
+    if _BRACKETS.get(text[:1]) == text[-1:] and text.count(text[0]) == 1:
+        inner = text[1:-1].strip()
+        # "(4,500)" is a point.
+        return None if "," in inner else _number(inner.strip("'\""))
+    found = _unit(text)
+    if found is None and (match := _RESTATED.fullmatch(text)):
+        found, again = _unit(match[1]), _equation(match[2])
+        if found is None or again is None or again.value != found.value:
+            return None
+    if found is None and (match := _REASON.search(text)):
+        found = _unit(text[: match.start()])
+    return found
+
+
+def _unit(text: str) -> Quantity | None:
+    """hedge, sign, currency, amount, unit."""
+    text = text[_end(_HEDGE.match(text)) :]
+    sign, money = 1, ""
+    for pattern in (_SIGN, _CURRENCY, _SIGN):
+        if not (match := pattern.match(text)):
+            continue
+        if pattern is _CURRENCY:
+            money = match[0].strip()
+        elif sign == 1 and (match[1] == "-" or match[2]):
+            sign = -1
+        elif match[1] or match[2]:
+            if sign == -1 or match[1] == "-":
+                return None
+        text = text[match.end() :]
+    if _BRACKETS.get(text[:1]) == text[-1:] and text[:1] == "(" and text.count("(") == 1 and sign == -1:
+        text = text[1:-1]
+    amount = _amount(text, bool(money))
+    if amount is None:
         return None
-    return Fraction(numerator) / (int(denominator) if denominator else 1)
+    value, tail = amount
+    percent = _PERCENT.match(tail)
+    if percent:
+        tail = tail[percent.end() :]
+    attached = not percent and not money and tail[:1] not in ("", " ", ",", ";")
+    unit = read_unit(f"{money}{tail}" if money else tail, attached)
+    if unit is None:
+        return None
+    plain_decimal = re.match(r"\d*\.(\d+)(?!\d)", text)
+    decimals = len(plain_decimal[1]) if plain_decimal and value == Fraction(plain_decimal[0]) else 0
+    return Quantity(sign * value, unit, bool(percent), decimals=decimals)
+
+
+def _amount(text: str, is_money: bool) -> tuple[Fraction, str] | None:
+    """The value at the start of a text, and the rest."""
+    if match := _BARE_POWER.match(text):
+        return Fraction(10) ** int(match[1] or match[2] or match[3]), text[match.end() :]
+    match = _AMOUNT.match(text)
+    if not match:
+        words = leading_number(text) if text[:1].isalpha() else None
+        return _multiplied(*words, is_money) if words else None
+    if len(match[0]) > _MOST_DIGITS:
+        return None
+    value = _value(match)
+    rest = text[match.end() :]
+    if value is None:
+        return None
+    if (match["decimal"] or match["n4"]) and (power := _POWER.match(rest)):
+        value *= Fraction(10) ** int(power["e"] or power["p1"] or power["p2"] or power["p3"])
+        rest = rest[power.end() :]
+    # A digit, or a sign of grouping or decimals, behind a number was not read: "1,23", "12 34", "1.2.3".
+    if re.match(r"\s?[\d_^]|[.,:'!]\s*\d", rest):
+        return None
+    return _multiplied(value, rest, is_money)
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    part = match.groupdict()
+    if whole := part["whole"] or part["whole2"]:
+        numerator, denominator = int(part["n1"] or part["n2"]), int(part["d1"] or part["d2"])
+        return int(whole) + Fraction(numerator, denominator) if numerator < denominator else None
+    if numerator := part["n3"] or part["n4"]:
+        bottom = _decimal(part["d3"] or part["d4"])
+        return _decimal(numerator) / bottom if bottom else None
+    if part["repeat"] or part["dots"]:
+        repeated = part["repeat"] or re.sub(r"\D", "", part["dots"])
+        fixed = part["fixed"]
+        if part["dots"] and (leading := re.match(r"\d+", part["dots"])):
+            fixed, repeated = fixed + leading[0], repeated[len(leading[0]) :]
+        value = Fraction(int((part["before"] or "0") + fixed or "0"))
+        return (value + Fraction(int(repeated), 10 ** len(repeated) - 1)) / 10 ** len(fixed)
+    return _decimal(part["decimal"])
+
+
+def _decimal(text: str) -> Fraction:
+    if re.fullmatch(r"-?\d{1,3}(?:\.\d{3})+,\d+", text):
+        text = text.replace(".", "").replace(",", ".")
+    elif text.count(".") > 1:
+        text = text.replace(".", "")
+    return Fraction(re.sub(r"[ ,'_]", "", text))
+
+
+def _multiplied(value: Fraction, rest: str, is_money: bool) -> tuple[Fraction, str] | None:
+    """A value times the multipliers behind it: "5 million", "5k", "$5M", "3 tenths"."""
+    if (letter := re.match(r"([kKMB])(?![A-Za-z\d])", rest)) and (is_money or letter[1] == "k"):
+        return value * _LETTERS[letter[1]], rest[1:]
+    while match := _MULTIPLIER.match(rest):
+        word = singular(match[1])
+        if word not in MULTIPLIERS:
+            break
+        value, rest = value * MULTIPLIERS[word], rest[match.end() :]
+    if (match := _MULTIPLIER.match(rest)) and (rest[:1] == " ") and singular(match[1]) in DENOMINATORS:
+        return value / DENOMINATORS[singular(match[1])], rest[match.end() :]
+    for words, more in _AND_A_HALF.items():
+        if rest.startswith(words) and value.denominator == 1:
+            return value + more, rest[len(words) :]
+    return value, rest
+
+
+def _end(match: re.Match[str] | None) -> int:
+    return match.end() if match else 0
 
 
 def numbers(text: str) -> list[Fraction]:

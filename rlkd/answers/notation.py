@@ -1,0 +1,137 @@
+r"""One notation for answers: LaTeX and Unicode as plain text, where both write the same thing.
+
+>>> plain(r"\(2\tfrac{1}{2}\text{ cm}\)")
+'2\\frac{1}{2} cm'
+>>> plain("−1½")
+'-1\\frac{1}{2}'
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+# Commands around words, which keep their content.
+_WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
+_VULGAR = {char: tuple(unicodedata.normalize("NFKC", char).split("\u2044")) for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SIGNS = {
+    "−": "-",
+    "﹣": "-",
+    "∶": ":",
+    "⁄": "/",
+    "∕": "/",
+    "÷": "/",
+    "×": r"\times ",
+    "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "∙": r"\cdot ",
+    "π": r"\pi ",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "⩽": r"\le ",
+    "≥": r"\ge ",
+    "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "±": r"\pm ",
+    "≈": r"\approx ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    "ℝ": r"\mathbb{R}",
+    "θ": r"\theta ",
+    "º": "°",
+    "˚": "°",
+    "′": "'",
+    "’": "'",
+    "‘": "'",
+}
+_SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
+_REPLACED = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\{,\}", ","),
+        (r"(?<!\\)\\!\s*", ""),
+        (r"(?<!\\)\\[,;: ]|\\quad|\\qquad|\\thinspace|(?<=\d)~(?=\d)", " "),
+        (r"\\\$", "$"),
+        (r"\\%", "%"),
+        (r"\\(?:left|right|displaystyle|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d)\s*(?=\{)", r"\\frac{\1}"),
+        (r"(\\frac\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+        (r"\{\s*(-?[\d.]+)\s*\\over\s*(-?[\d.]+)\s*\}", r"\\frac{\1}{\2}"),
+        (r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![A-Za-z])", "°"),
+        (r"\*\*", "^"),
+        (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
+        (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
+        # A dash is a minus where no number or word stands before it, as the U+2212 is everywhere.
+        (r"(?<![\w)}\].%])(\s*)[–—‒](?=\s*[$€£¥₹\d.\\(])", r"\1-"),
+        (r"\s+", " "),
+    )
+)
+
+
+@lru_cache(maxsize=4096)
+def plain(text: str) -> str:
+    """A text without mathematical delimiters and closing full stop, with ASCII digits, in one notation."""
+    text = undelimited(text)
+    if not text.isascii():
+        text = _ascii(text)
+    if "\\" in text:
+        if "begin" not in text:
+            # Backslashes that were escaped once too often.
+            text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
+        text = _WRAPPER.sub(r" \1", text)
+    for pattern, new in _REPLACED:
+        text = pattern.sub(new, text)
+    return undelimited(text)
+
+
+def undelimited(text: str) -> str:
+    """A text without spaces, a full stop and mathematical delimiters around it."""
+    while True:
+        text = text.strip()
+        if text.endswith(".") and not text.endswith("..") and not re.search(r"\b[A-Za-z]\.[A-Za-z]\.$", text):
+            text = text[:-1].rstrip()
+        for opening, closing in _DELIMITERS:
+            inner = text[len(opening) : -len(closing)]
+            if len(text) >= len(opening + closing) and text.startswith(opening) and text.endswith(closing):
+                # "$5 or 6$" has one pair of dollar signs around it, "$5 to $6" has none.
+                if inner.strip() and closing not in inner and not (closing == "$" and inner.endswith("\\")):
+                    text = inner
+                    break
+        else:
+            return text
+
+
+def _ascii(text: str) -> str:
+    """Unicode digits, spaces, fractions, raised digits and signs in ASCII or LaTeX."""
+    out = []
+    for char in text:
+        if char.isascii():
+            out.append(char)
+        elif char in _VULGAR:
+            numerator, denominator = _VULGAR[char]
+            out.append(f"\\frac{{{numerator}}}{{{denominator}}}")
+        elif char.isdecimal():
+            out.append(str(unicodedata.decimal(char)))
+        elif char.isspace() or unicodedata.category(char) == "Zs":
+            out.append(" ")
+        elif unicodedata.category(char) == "Cf":
+            continue
+        elif "\uff01" <= char <= "\uff5e":
+            out.append(unicodedata.normalize("NFKC", char))
+        else:
+            out.append(char)
+    text = "".join(out)
+    # "5 m²" may be written together, unlike the product 5m^2.
+    text = re.sub(r"(?<=\d)(m[²³])", r" \1", text)
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
+    text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
+    text = re.sub(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|\w))", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
+    return _SIGN.sub(lambda found: _SIGNS[found[0]], text)
