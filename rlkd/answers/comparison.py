@@ -21,6 +21,8 @@ VERIFY_SECONDS = 5.0
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
 # An answer that can equal a number must hold a digit, a command, or a constant.
 _CALCULATES = re.compile(r"[\d\\=πi√∞]|(?<![A-Za-z])(?:e|inf|infinity)(?![A-Za-z])")
+# A longer answer is no answer.
+_LONGEST = 10_000
 # Gold answers that can be compared, found where a comparison with them failed.
 _sound_golds: set[str] = set()
 
@@ -62,14 +64,15 @@ def are_correct(
 def accuracy(row: Mapping[str, Any], text: str, *, prefilled: bool = False) -> float | None:
     """1 if the answer announced in `text` equals that of the row, else 0; None for a row without a readable answer.
 
-    The metric of evaluations; `prefilled` as in `after_thought`. An answer that cannot be compared in time is wrong.
+    The metric of evaluations; `prefilled` as in `after_thought`. None also where the row's answer cannot be compared in
+    time.
     """
     if row.get("answer") is None:
         return None
     try:
         correct = is_correct(text, row["answer"], prefilled=prefilled)
     except VerificationError:
-        return 0.0
+        return None
     return None if correct is None else float(correct)
 
 
@@ -114,12 +117,14 @@ def _gold(text: str) -> str:
     return extract_answer(text) or text.strip()
 
 
-def _equal_as_read(answer: str, gold: str) -> bool | None | Literal["mathematics"]:
+def _equal_as_read(answer: str, gold: str) -> bool | Literal["mathematics"] | None:
     """The verdict on numbers, times of a day and words, which needs no Math-Verify."""
     if not gold.strip():
         return None
     if answer.strip() == gold.strip():
         return True
+    if len(answer) > _LONGEST:
+        return False
     left, right = read_quantity(answer), read_quantity(gold)
     if left is not None and right is not None:
         return left.equals(right)
@@ -134,7 +139,7 @@ def _equal_as_read(answer: str, gold: str) -> bool | None | Literal["mathematics
         if comma and quantity is not None and quantity.value.denominator > 1:
             return quantity.value == Fraction(f"{comma[1]}.{comma[2]}")
     words = is_words(answer), is_words(gold)
-    if words[1] or not answer.strip() and right is not None:
+    if words[1] or (not answer.strip() and right is not None):
         return is_one_word(gold) and not words[0] and left is None and "mathematics"
     if right is not None and (words[0] or not _CALCULATES.search(answer)):
         return False

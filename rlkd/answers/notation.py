@@ -50,13 +50,15 @@ _SIGNS = {
     "’": "'",
     "‘": "'",
 }
+_SPACES = re.compile(r"\s+")
+_ABBREVIATION = re.compile(r"\b[A-Za-z]\.[A-Za-z]\.$")
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _REPLACED = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\{,\}", ","),
         (r"(?<!\\)\\!\s*", ""),
-        (r"(?<!\\)\\[,;: ]|\\quad|\\qquad|\\thinspace|(?<=\d)~(?=\d)", " "),
+        (r"(?<!\\)\\[,;: ]|\\quad|\\qquad|\\thinspace|~(?!\d)", " "),
         (r"\\\$", "$"),
         (r"\\%", "%"),
         (r"\\(?:left|right|displaystyle|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
@@ -71,7 +73,6 @@ _REPLACED = tuple(
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
         # A dash is a minus where no number or word stands before it, as the U+2212 is everywhere.
         (r"(?<![\w)}\].%])(\s*)[–—‒](?=\s*[$€£¥₹\d.\\(])", r"\1-"),
-        (r"\s+", " "),
     )
 )
 
@@ -79,9 +80,8 @@ _REPLACED = tuple(
 @lru_cache(maxsize=4096)
 def plain(text: str) -> str:
     """A text without mathematical delimiters and closing full stop, with ASCII digits, in one notation."""
-    text = undelimited(text)
-    if not text.isascii():
-        text = _ascii(text)
+    text = undelimited(text if text.isascii() else _ascii(text))
+    text = _SPACES.sub(" ", text)
     if "\\" in text:
         if "begin" not in text:
             # Backslashes that were escaped once too often.
@@ -89,24 +89,28 @@ def plain(text: str) -> str:
         text = _WRAPPER.sub(r" \1", text)
     for pattern, new in _REPLACED:
         text = pattern.sub(new, text)
-    return undelimited(text)
+    return undelimited(_SPACES.sub(" ", text))
 
 
 def undelimited(text: str) -> str:
     """A text without spaces, a full stop and mathematical delimiters around it."""
     while True:
         text = text.strip()
-        if text.endswith(".") and not text.endswith("..") and not re.search(r"\b[A-Za-z]\.[A-Za-z]\.$", text):
+        if text.endswith(".") and not text.endswith("..") and not _ABBREVIATION.search(text):
             text = text[:-1].rstrip()
-        for opening, closing in _DELIMITERS:
-            inner = text[len(opening) : -len(closing)]
-            if len(text) >= len(opening + closing) and text.startswith(opening) and text.endswith(closing):
-                # "$5 or 6$" has one pair of dollar signs around it, "$5 to $6" has none.
-                if inner.strip() and closing not in inner and not (closing == "$" and inner.endswith("\\")):
-                    text = inner
-                    break
-        else:
+        inner = next(filter(None, (_inside(text, *delimiters) for delimiters in _DELIMITERS)), None)
+        if inner is None:
             return text
+        text = inner
+
+
+def _inside(text: str, opening: str, closing: str) -> str | None:
+    """What stands between a pair of delimiters around a text; None where the text has others, or no such pair."""
+    if not (text.startswith(opening) and text.endswith(closing)) or text.endswith("\\$"):
+        return None
+    inner = text[len(opening) : -len(closing)].strip()
+    # "$5$ or $6$" is not in one pair of dollar signs.
+    return inner if inner and closing not in inner else None
 
 
 def _ascii(text: str) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-CARDINALS = {word: value for value, word in enumerate(_ONES)} | {
-    word: 10 * value for value, word in enumerate(_TENS, start=2)
-}
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+CARDINALS = {word: value for value, word in enumerate(_ONES.split())}
+CARDINALS |= {word: 10 * value for value, word in enumerate(_TENS.split(), start=2)}
 MULTIPLIERS = {
     "dozen": 12,
     "score": 20,
@@ -29,12 +26,10 @@ MULTIPLIERS = {
     "trillion": 10**12,
     "tn": 10**12,
 }
-_ORDINALS = (
-    "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth "
-    "seventeenth eighteenth nineteenth twentieth"
-).split()
+_ORDINALS = """third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
+sixteenth seventeenth eighteenth nineteenth twentieth"""
 # A quarter is a coin, too, and a second a time: these are not read.
-DENOMINATORS = {"half": 2, "halve": 2} | {word: value for value, word in enumerate(_ORDINALS, start=3)}
+DENOMINATORS = {"half": 2, "halve": 2} | {word: value for value, word in enumerate(_ORDINALS.split(), start=3)}
 DENOMINATORS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6}
 _WORD = re.compile(r"[A-Za-z]+")
 

@@ -18,7 +18,8 @@ from functools import lru_cache
 
 from rlkd.answers.notation import plain
 from rlkd.answers.number_words import DENOMINATORS, MULTIPLIERS, leading_number, singular
-from rlkd.answers.units import CURRENCIES, Unit, read_unit
+from rlkd.answers.unit_table import CURRENCY_SIGNS
+from rlkd.answers.units import NO_UNIT, Unit, read_unit
 
 LONGEST = 300
 """Longer texts are not read as one number."""
@@ -31,10 +32,10 @@ _ANY_NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+")
 _SIMPLE = re.compile(r"[-+]?[0-9]{1,100}(?:\.[0-9]{1,100})?")
 
 _GROUPED = (
-    r"[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?"  # 1,234,567.8
+    r"[1-9]\d{0,2}(?:[. ]\d{3})+,\d{1,2}(?!\d)"  # 1.234,56
+    r"|[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?"  # 1,234,567.8
     r"|[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,])(?:\.\d+)?"  # 12,34,567: lakh
     r"|[1-9]\d{0,2}(?:[ '_]\d{3})+(?![\d,])(?:[.]\d+)?"  # 1 234 567.8
-    r"|[1-9]\d{0,2}(?:\.\d{3})+,\d{1,2}(?!\d)"  # 1.234,56
     r"|[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.])"  # 1.234.567
 )
 _DECIMAL = rf"(?:{_GROUPED}|\d+(?:\.\d+)?|\.\d+)"
@@ -59,20 +60,21 @@ _HEDGE = re.compile(
 )
 _SIGN = re.compile(r"([-+])\s*(?![-+])|(?:(minus|negative)|(?:plus|positive))\s+", re.IGNORECASE)
 _CURRENCY = re.compile(
-    "(?:" + "|".join(re.escape(c) for c in sorted(CURRENCIES, key=len, reverse=True)) + r")(?![A-Za-z])\.?\s*",
+    "(?:" + "|".join(re.escape(c) for c in sorted(CURRENCY_SIGNS, key=len, reverse=True)) + r")(?![A-Za-z])\.?\s*",
     re.IGNORECASE,
 )
 _PERCENT = re.compile(r"\s*(?:%|\b(?:percent|per cent|pct|percentage)\b\.?)", re.IGNORECASE)
 _MULTIPLIER = re.compile(r"\s*-?\b([A-Za-z]+)\b")
 _LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
-_AND_A_HALF = {" and a half": Fraction(1, 2), " and a quarter": Fraction(1, 4), " and one half": Fraction(1, 2)}
+_BASE = re.compile(r"\s*_\s*\{?\s*(\d{1,2})\s*\}?")
+_AND_A_HALF = {" and a half": Fraction(1, 2), " and a quarter": Fraction(1, 4), " and three quarters": Fraction(3, 4)}
 _REASON = re.compile(
     r"\s*,?\s*\b(?:because|since|i\.e\.|that is|namely)\b.*|\s*,\s*(?:which|as|so)\b.*", re.IGNORECASE
 )
 _RESTATED = re.compile(r"(.*\S)\s+\(([^()]*)\)")
-_NAME = re.compile(r"\\?[A-Za-z](?:_(?:\{\w+\}|\w))?(?:\(\w\))?")
+_NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\{\w+\}|\w))?(?:\(\w\))?")
 _CALCULATION = re.compile(
-    r"(?:[\d\s.+\-*/()$%^{}]|(?<=\d),(?=\d)|(?<=\d )x(?= ?\d)|\\times\b|\\cdot\b|\\div\b|\\frac\b|[A-Za-z]{3,})+"
+    r"(?:[\d\s.+\-*/()$%^{}]|(?<=\d),(?=\d)|(?<=\d )x(?= ?\d)|\\times\b|\\cdot\b|\\div\b|\\frac\b|[A-Za-z]{3,}+)+"
 )
 _BRACKETS = {"(": ")", "[": "]"}
 
@@ -82,7 +84,7 @@ class Quantity:
     """A number with what was written around it."""
 
     value: Fraction
-    unit: Unit = Unit()
+    unit: Unit = NO_UNIT
     percent: bool = False
     name: str | None = None
     """The variable in "x = 5"."""
@@ -191,9 +193,8 @@ def _unit(text: str) -> Quantity | None:
             money = match[0].strip()
         elif sign == 1 and (match[1] == "-" or match[2]):
             sign = -1
-        elif match[1] or match[2]:
-            if sign == -1 or match[1] == "-":
-                return None
+        elif (match[1] or match[2]) and (sign == -1 or match[1] == "-"):
+            return None
         text = text[match.end() :]
     if _BRACKETS.get(text[:1]) == text[-1:] and text[:1] == "(" and text.count("(") == 1 and sign == -1:
         text = text[1:-1]
@@ -205,7 +206,10 @@ def _unit(text: str) -> Quantity | None:
     if percent:
         tail = tail[percent.end() :]
     attached = not percent and not money and tail[:1] not in ("", " ", ",", ";")
-    unit = read_unit(f"{money}{tail}" if money else tail, attached)
+    if tail.startswith(" base_"):
+        unit: Unit | None = Unit({tail: Fraction(1)})
+    else:
+        unit = read_unit(f"{money}{tail}" if money else tail, attached)
     if unit is None:
         return None
     plain_decimal = re.match(r"\d*\.(\d+)(?!\d)", text)
@@ -230,6 +234,9 @@ def _amount(text: str, is_money: bool) -> tuple[Fraction, str] | None:
     if (match["decimal"] or match["n4"]) and (power := _POWER.match(rest)):
         value *= Fraction(10) ** int(power["e"] or power["p1"] or power["p2"] or power["p3"])
         rest = rest[power.end() :]
+    if match["decimal"] and match[0].isdigit() and (base := _BASE.fullmatch(rest)):
+        # Like a unit: the base may be omitted, but must not differ.
+        return value, f" base_{base[1]}"
     # A digit, or a sign of grouping or decimals, behind a number was not read: "1,23", "12 34", "1.2.3".
     if re.match(r"\s?[\d_^]|[.,:'!]\s*\d", rest):
         return None
@@ -255,7 +262,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _decimal(text: str) -> Fraction:
-    if re.fullmatch(r"-?\d{1,3}(?:\.\d{3})+,\d+", text):
+    if re.fullmatch(r"-?\d{1,3}(?:[. ]\d{3})+,\d{1,2}", text):
         text = text.replace(".", "").replace(",", ".")
     elif text.count(".") > 1:
         text = text.replace(".", "")

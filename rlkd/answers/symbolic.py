@@ -13,17 +13,22 @@ from typing import Any
 
 from rlkd.answers.notation import plain
 from rlkd.answers.numbers import read_quantity
-from rlkd.answers.units import Unit, read_unit
+from rlkd.answers.units import NO_UNIT, Unit, read_unit
 
 # Names of functions and constants, and words between values. Other words are no mathematics.
 _NAMES = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi inf infinity mod gcd lcm max min "
-    "lim det and or theta alpha beta gamma lambda phi".split()
+    re.findall(
+        r"\w+",
+        """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi inf infinity mod gcd lcm
+        max min lim det and or theta alpha beta gamma lambda phi""",
+    )
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\{[clr|]*\})?|\\[A-Za-z]+")
 # With these, capital letters are names in geometry: AB = 4.
 _VALUES = re.compile(r"[\d=\\]")
+_BEFORE_WORD = re.compile(r"(?<=[\w)}\]]) (?=[^\W\d_])")
+_LONGEST_UNIT = 100
 _MONEY = re.compile(r"^([-+]?)\s*[$€£¥₹]\s*")
 _NAMED = re.compile(r"(?<![A-Za-z\\])(pi|infinity|infty|theta)(?![A-Za-z])")
 _DIGITS = 60
@@ -36,7 +41,7 @@ def is_words(text: str) -> bool:
     >>> is_words("5 squared"), is_words("2ab"), is_words(r"\\sin 2x")
     (True, False, False)
     """
-    text = plain(text)
+    text = _split_unit(plain(text))[0]
     found = [
         letters
         for letters in _LETTERS.findall(_COMMAND.sub(" ", text))
@@ -105,7 +110,7 @@ def sound(gold: str) -> bool:
 def read(text: str) -> tuple[Any, Unit] | None:
     """The sympy expression and the unit of a whole text, or None."""
     body, unit = _split_unit(plain(text))
-    if not body or is_words(body) and not is_one_word(body):
+    if not body or (is_words(body) and not is_one_word(body)):
         return None
     try:
         expression = _parsed(_NAMED.sub(r"\\\1 ", body).replace(r"\infinity", r"\infty"))
@@ -135,12 +140,12 @@ def _split_unit(text: str) -> tuple[str, Unit]:
         return text[:-1], Unit(read_unit("°", attached=False).kinds)  # type: ignore[union-attr]
     if text.endswith("%"):
         text = text[:-1] + r"\%"
-    for space in re.finditer(r"(?<=[\w)}\]]) (?=[^\W\d_])", text):
+    for space in _BEFORE_WORD.finditer(text, max(0, len(text) - _LONGEST_UNIT)):
         body, tail = text[: space.start()], text[space.end() :]
         unit = read_unit(tail, attached=False)
         if unit is not None and (unit.kinds or unit.words) and re.search(r"[\d\\]", body):
             return body, unit
-    return text, Unit()
+    return text, NO_UNIT
 
 
 def _same_unit(left: Unit, right: Unit) -> bool:
@@ -215,8 +220,11 @@ def _unnamed(side: Any, other: Any) -> Any:
     if not is_equation(side) or is_equation(other):
         return side
     first, last = take_first_relation(side).lhs, take_last_relation(side).rhs
-    if is_assignment_relation(side) or not (first.free_symbols or last.free_symbols):
+    if is_assignment_relation(side):
         return last
+    if not (first.free_symbols or last.free_symbols):
+        # A calculation: "48 + 24 = 72", but not "71 = 72".
+        return last if (first - last).doit().is_zero else None
     return first if first.is_number and last.is_Symbol else None
 
 
