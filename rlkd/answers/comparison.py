@@ -64,8 +64,7 @@ def are_correct(
 def accuracy(row: Mapping[str, Any], text: str, *, prefilled: bool = False) -> float | None:
     """1 if the answer announced in `text` equals that of the row, else 0; None for a row without a readable answer.
 
-    The metric of evaluations; `prefilled` as in `after_thought`. None also where the row's answer cannot be compared in
-    time.
+    The metric of evaluations; `prefilled` as in `after_thought`. None also where the row's answer cannot be compared.
     """
     if row.get("answer") is None:
         return None

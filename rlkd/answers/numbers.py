@@ -90,6 +90,8 @@ class Quantity:
     """The variable in "x = 5"."""
     decimals: int = 0
     """The digits behind the point of a plain decimal."""
+    calculated: bool = False
+    """Whether it is the result of a calculation that was written with it: "48 + 24 = 72"."""
 
     def equals(self, other: Quantity) -> bool:
         """Whether both are the same amount. Units, percent signs and names may be omitted, but must not differ."""
@@ -120,11 +122,11 @@ class Quantity:
 def number(text: str) -> Fraction | None:
     """The exact value of a number, with or without unit ("$1,200.50", "24 clips", "75%", "x = 5"), or None.
 
-    Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter
+    A calculation with its result is read by `read_quantity` only. Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter
     directly behind a number is a variable, not a unit.
     """
     quantity = read_quantity(text)
-    return None if quantity is None else quantity.value
+    return None if quantity is None or quantity.calculated else quantity.value
 
 
 def read_quantity(text: str) -> Quantity | None:
@@ -163,7 +165,7 @@ def _equation(text: str) -> Quantity | None:
                 return None
         elif not (part and _CALCULATION.fullmatch(part)) or (place and not re.search(r"\d", part)):
             return None
-    return replace(quantity, name=name)
+    return replace(quantity, name=name, calculated=len(before) > 1 or name is None)
 
 
 def _number(text: str) -> Quantity | None:
