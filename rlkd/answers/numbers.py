@@ -122,8 +122,8 @@ class Quantity:
 def number(text: str) -> Fraction | None:
     """The exact value of a number, with or without unit ("$1,200.50", "24 clips", "75%", "x = 5"), or None.
 
-    A calculation with its result is read by `read_quantity` only. Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter
-    directly behind a number is a variable, not a unit.
+    Units and currency are ignored, since answers to word problems may omit them: "75%" reads as 75. A single letter
+    directly behind a number is a variable, not a unit. A calculation with its result is read by `read_quantity` only.
     """
     quantity = read_quantity(text)
     return None if quantity is None or quantity.calculated else quantity.value
@@ -142,7 +142,9 @@ def read_quantity(text: str) -> Quantity | None:
 
 @lru_cache(maxsize=16384)
 def _read(text: str) -> Quantity | None:
-    return _equation(plain(text))
+    text = plain(text)
+    reason = _REASON.search(text)
+    return _equation(text[: reason.start()] if reason else text)
 
 
 def _equation(text: str) -> Quantity | None:
@@ -179,8 +181,6 @@ def _number(text: str) -> Quantity | None:
         found, again = _unit(match[1]), _equation(match[2])
         if found is None or again is None or again.value != found.value:
             return None
-    if found is None and (match := _REASON.search(text)):
-        found = _unit(text[: match.start()])
     return found
 
 
