@@ -3,8 +3,9 @@
 | values | function | interval |
 | --- | --- | --- |
 | rows of a test set | `estimate` | Wilson's for values of 0 and 1, else a percentile bootstrap |
+| items that hang together, such as pairs of one problem | `clustered_share` | Wilson's, for fewer items |
 | questions, several figures on the same draws | `resample`, then `bootstrap_mean` or `auroc` | percentile bootstrap |
-| groups, such as one for each seed | `two_level_mean` | percentile bootstrap over groups and their values |
+| seeds of a study x rows of its test set | `crossed_mean` | Student's, from the variances of seeds and of rows |
 | steps of a run | `trend`, `series_mean` | block bootstrap, widened by Student's quantile |
 | times of a benchmark | `median_interval` | from the order of the values |
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,12 +78,30 @@ def estimate(values: Sequence[float]) -> Interval:
     return Interval(mean, means[49], means[1949], n)
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for a share (E. B. Wilson, 1927); sensible at 0 and n, where the plain one is empty."""
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_share(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
+    """The mean of values of 0 and 1 whose items hang together within clusters, such as the problem they are from.
+
+    Wilson's interval with as many independent items as have the variance that the sums of clusters show (never more
+    than there are). Where all values are equal they show none, and every cluster counts as one item.
+    """
+    y = np.asarray(values, dtype=float)
+    n, share = len(y), float(y.mean())
+    _, cluster_n = np.unique(np.array([str(cluster) for cluster in clusters]), return_inverse=True)
+    count = int(cluster_n.max()) + 1
+    independent = float(count)
+    if 0 < share < 1 and count > 1:
+        sums_C = np.bincount(cluster_n, weights=y - share)
+        variance = float(sums_C @ sums_C) / n**2 * count / (count - 1)
+        independent = n if variance == 0 else min(n, share * (1 - share) / variance)
+    return Interval(share, *wilson_interval(share * independent, independent), n)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -166,27 +185,45 @@ def auroc_within(scores_C: np.ndarray, right_C: np.ndarray, question_C: np.ndarr
     return values_Q
 
 
-# Groups
+# Seeds and rows
 
 
-def two_level_mean(groups: Sequence[Sequence[float]], *, seed: int, draws: int = DRAWS) -> Interval | None:
-    """The mean of the groups' means, one group for each seed of a study; None without a value.
+def crossed_mean(values_SR: np.ndarray) -> Interval | None:
+    """The mean of a study's values, its seeds x the rows of its test set; None without a value.
 
-    A draw takes groups with replacement, and of each its values with replacement. With one group only its values are
-    drawn, and the interval does not cover other groups.
+    Every seed is measured on the same rows, so a row that is easy for one seed is easy for all: the variance of the
+    mean is that of the seeds' means, plus that of the rows' means, less what both contain. Student's quantile has the
+    degrees of freedom of that sum (Satterthwaite, 1946): about 4 where five seeds differ, many where rows decide. With
+    one seed the interval does not cover other seeds. Rows with a NaN are left out.
+
+    With 3 to 10 seeds and 100 to 200 rows it covers in 92 to 98 % of cases, however the variance is divided (a
+    bootstrap that draws rows anew for each seed: down to 48 %).
     """
-    filled = [list(group) for group in groups if group]
-    if not filled:
+    values_SR = np.asarray(values_SR, dtype=float)
+    values_SR = values_SR[:, ~np.isnan(values_SR).any(axis=0)]
+    seeds, rows = values_SR.shape
+    if not seeds or not rows:
         return None
-    draw = np.random.default_rng(seed)
-    means = np.zeros((draws, len(filled)))
-    for position, chosen in enumerate(draw.integers(len(filled), size=(len(filled), draws))):
-        for number, group in enumerate(filled):
-            drawn = np.flatnonzero(chosen == number)
-            means[drawn, position] = draw.choice(group, size=(len(drawn), len(group))).mean(axis=1)
-    low, high = np.quantile(means.mean(axis=1), [0.025, 0.975])
-    value = sum(sum(group) / len(group) for group in filled) / len(filled)
-    return Interval(value, float(low), float(high), sum(map(len, filled)))
+    value, seed_S, row_R = float(values_SR.mean()), values_SR.mean(axis=1), values_SR.mean(axis=0)
+    if rows == 1:
+        return Interval(value, -math.inf, math.inf, values_SR.size)
+    of_rows = float(row_R.var(ddof=1)) / rows
+    variance, freedom = of_rows, rows - 1.0
+    if seeds > 1:
+        of_seeds = float(seed_S.var(ddof=1)) / seeds
+        rest_SR = values_SR - seed_S[:, None] - row_R + value
+        rest_freedom = (seeds - 1) * (rows - 1)
+        of_both = float((rest_SR**2).sum()) / rest_freedom / (seeds * rows)
+        variance = of_seeds + of_rows - of_both
+        if variance > max(of_seeds, of_rows):
+            parts = of_seeds**2 / (seeds - 1) + of_rows**2 / (rows - 1) + of_both**2 / rest_freedom
+            freedom = variance**2 / parts
+        else:  # one of the two is below its noise
+            variance, freedom = max((of_seeds, seeds - 1.0), (of_rows, rows - 1.0))
+    from scipy.stats import t  # slow to import, and few callers need it
+
+    half = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return Interval(value, value - half, value + half, values_SR.size)
 
 
 # Steps of a run

@@ -23,7 +23,8 @@ one of everything: the teacher's draws, the cut, and the training.
 `srd` tests its choice of questions only: the trainer takes them in any order, not easy ones first. `no_bank` has the
 request of `drpc` word for word, without the plan: the effect of the bank is `drpc` minus `no_bank`, and nothing else.
 Fixed before any result: the arms, the seeds, and the figure, which is accuracy on the held-out rows (MAWPS test)
-after training, arm minus its control, paired by seed and row, with a bootstrap over seeds and rows (2,000 draws).
+after training, arm minus its control, paired by seed and row, with a 95 % interval over seeds and rows, which are
+crossed (`rlkd.statistics.crossed_mean`).
 `tokens` in the table is the number of tokens that each arm was trained on: an arm with fewer than the budget is at a
 disadvantage, which the table shows.
 

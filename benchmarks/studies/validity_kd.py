@@ -10,7 +10,8 @@ questions, the choice between rollouts and traces, and the held-out rows. The sa
 was killed. `runs.jsonl` in the output folder has a line per finished run, `table.md` the table.
 
 The figure, fixed before any result: accuracy on the held-out rows after the last step, arm minus `plain`, paired by
-seed and row, with a 95 % bootstrap interval over seeds and rows (2,000 draws, two levels).
+seed and row, with a 95 % interval over seeds and rows, which are crossed: every seed is measured on the same rows
+(`rlkd.statistics.crossed_mean`).
 
 Arguments after `--` go to the recipe of all runs, e.g. `-- --max_steps 20`. The last line printed is a JSON object.
 """

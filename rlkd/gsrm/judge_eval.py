@@ -2,12 +2,13 @@
 
 The shipped pairs, their making and their limits: `docs/judges.md`. A file of your own has one JSON object per line:
 `student` and `teacher` (steps), `label` (`meta`, `question`, `answer`: true or false), and, optionally, `kind` (any
-word) and `split` (`fit` or `check`).
+word), `split` (`fit` or `check`) and `source` (the problem, or a list that begins with it: pairs of one problem hang
+together, which widens the intervals; without it each pair counts by itself).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,7 @@ from rlkd.data.rows import json_records
 from rlkd.errors import UsageError
 from rlkd.gsrm.judges import Judge, JudgeError
 from rlkd.gsrm.prompts import Field
-from rlkd.statistics import Interval, estimate
+from rlkd.statistics import Interval, clustered_share
 from rlkd.structure import FIELDS, Step, Structure
 
 Split = Literal["fit", "check", "all"]
@@ -31,11 +32,12 @@ class LabelledPair:
     teacher: Step
     label: dict[Field, bool]
     kind: str = "pair"
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FieldErrors:
-    """The errors of a judge on one field, each with Wilson's interval; None without a pair.
+    """The errors of a judge on one field, with intervals over problems (`clustered_share`); None without a pair.
 
     `accuracy`: share of right verdicts; `false_yes`: share of yes among pairs that differ; `false_no`: share of no
     among pairs that agree.
@@ -67,8 +69,10 @@ def load_pairs(path: Path | None = None, split: Split = "check") -> list[Labelle
             label = record["label"]
             if set(label) != set(FIELDS) or not all(isinstance(value, bool) for value in label.values()):
                 raise ValueError(f"label {label!r}: expected true or false for each of {', '.join(FIELDS)}")
+            source = record.get("source")
+            problem = str(source[0] if isinstance(source, list) and source else source or location)
             pair = LabelledPair(
-                Step(**record["student"]), Step(**record["teacher"]), label, record.get("kind", "pair")
+                Step(**record["student"]), Step(**record["teacher"]), label, record.get("kind", "pair"), problem
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{location}: {error!r}") from None
@@ -82,7 +86,7 @@ def load_pairs(path: Path | None = None, split: Split = "check") -> list[Labelle
 def meta_only(pairs: Sequence[LabelledPair]) -> list[LabelledPair]:
     """The pairs without question and answer, to evaluate a judge without arithmetic to rely on."""
     return [
-        LabelledPair(Step(p.student.meta), Step(p.teacher.meta), {"meta": p.label["meta"]}, p.kind)
+        LabelledPair(Step(p.student.meta), Step(p.teacher.meta), {"meta": p.label["meta"]}, p.kind, p.problem)
         for p in pairs
         if p.student.meta and p.teacher.meta
     ]
@@ -123,12 +127,26 @@ def _errors(verdicts: Sequence[tuple[LabelledPair, dict[Field, bool]]]) -> dict[
     errors = {}
     fields: tuple[Field, ...] = get_args(Field)
     for field in fields:
-        labelled = [(verdict[field], pair.label[field]) for pair, verdict in verdicts if field in pair.label]
-        right = [float(yes == label) for yes, label in labelled]
-        false_yes = [float(yes) for yes, label in labelled if not label]
-        false_no = [float(not yes) for yes, label in labelled if label]
-        errors[field] = FieldErrors(*(estimate(values) if values else None for values in (right, false_yes, false_no)))
+        labelled = [
+            (verdict[field], pair.label[field], pair.problem or f"pair {index}")
+            for index, (pair, verdict) in enumerate(verdicts)
+            if field in pair.label
+        ]
+        errors[field] = FieldErrors(
+            accuracy=_share((yes == label, problem) for yes, label, problem in labelled),
+            false_yes=_share((yes, problem) for yes, label, problem in labelled if not label),
+            false_no=_share((not yes, problem) for yes, label, problem in labelled if label),
+        )
     return errors
+
+
+def _share(events: Iterable[tuple[bool, str]]) -> Interval | None:
+    counted = list(events)
+    return (
+        clustered_share([float(event) for event, _ in counted], [problem for _, problem in counted])
+        if counted
+        else None
+    )
 
 
 async def fit_threshold(judge: Any, pairs: Sequence[LabelledPair]) -> float:

@@ -15,13 +15,14 @@ from rlkd.statistics import (
     auroc_within,
     block_length,
     bootstrap_mean,
+    clustered_share,
+    crossed_mean,
     estimate,
     median_interval,
     resample,
     series_mean,
     slope,
     trend,
-    two_level_mean,
     wilson_interval,
 )
 
@@ -171,22 +172,96 @@ def test_with_strata_only_candidates_of_one_stratum_are_compared() -> None:
     assert np.isnan(auroc(scores, right, question, counts, np.arange(4)))
 
 
-# Groups
+# Seeds and rows
 
 
-def test_with_equal_groups_the_interval_is_as_wide_as_theory_says() -> None:
-    values = list(np.random.default_rng(0).normal(size=400))
-    found = two_level_mean([values], seed=1)
-    assert found.value == pytest.approx(np.mean(values))
-    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(values) / 20, rel=0.1)
-    assert found == two_level_mean([values, []], seed=1)
+def covered(seeds: int, rows: int, of_seeds: float, of_rows: float, rest: float, studies: int = 800) -> float:
+    """The share of simulated studies whose interval holds the true mean, 0."""
+    draw = np.random.default_rng(7)
+    hits = 0
+    for _ in range(studies):
+        seed_S1, row_1R = draw.normal(0, of_seeds, (seeds, 1)), draw.normal(0, of_rows, (1, rows))
+        found = crossed_mean(seed_S1 + row_1R + draw.normal(0, rest, (seeds, rows)))
+        hits += found.low <= 0 <= found.high
+    return hits / studies
 
 
-def test_groups_that_differ_widen_the_interval() -> None:
-    groups = [[0.0] * 20, [0.5] * 20, [1.0] * 20]
-    found = two_level_mean(groups, seed=1)
-    assert (found.low, found.value, found.high) == (0.0, 0.5, 1.0)
-    assert two_level_mean([], seed=1) is None
+@pytest.mark.parametrize("of_seeds", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("of_rows", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_interval_of_seeds_and_rows_covers_as_often_as_it_says(seeds, of_seeds, of_rows) -> None:
+    assert 0.90 < covered(seeds, 100, of_seeds, of_rows, 1.0) < 0.985
+
+
+def test_answers_of_0_and_1_of_the_same_rows_are_covered_too() -> None:
+    draw = np.random.default_rng(3)
+    hits = 0
+    for _ in range(800):
+        hard_R = draw.beta(0.5, 0.5, size=150)  # most rows are right, or wrong, for every seed
+        found = crossed_mean((draw.random((5, 150)) < hard_R).astype(float))
+        hits += found.low <= 0.5 <= found.high
+    assert 0.93 < hits / 800 < 0.98
+
+
+def test_rows_that_all_seeds_share_count_once() -> None:
+    row_R = np.random.default_rng(0).normal(size=200)
+    found = crossed_mean(np.tile(row_R, (5, 1)))
+    assert found.value == pytest.approx(row_R.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.97 * row_R.std(ddof=1) / math.sqrt(200), rel=0.01)
+    one = crossed_mean(row_R[None])
+    assert (one.low, one.high) == pytest.approx((found.low, found.high), rel=1e-6)
+
+
+def test_seeds_that_differ_have_the_interval_of_their_means() -> None:
+    means = np.array([0.1, 0.3, 0.2, 0.4, 0.5])
+    found = crossed_mean(np.repeat(means[:, None], 50, axis=1))
+    half = 2.776 * means.std(ddof=1) / math.sqrt(5)
+    assert (found.low, found.high) == pytest.approx((0.3 - half, 0.3 + half), rel=1e-3)
+
+
+def test_rows_with_a_gap_are_left_out_and_without_values_there_is_no_figure() -> None:
+    values = np.array([[1.0, 0.0, math.nan, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    assert crossed_mean(values) == crossed_mean(values[:, [0, 1, 3]])
+    assert crossed_mean(np.zeros((0, 0))) is None
+    assert crossed_mean(np.full((2, 3), math.nan)) is None
+    assert crossed_mean(np.ones((3, 1))).low == -math.inf
+
+
+# Items in clusters
+
+
+def test_pairs_of_one_problem_that_are_right_together_count_once() -> None:
+    values = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0] * 20
+    clusters = [index // 3 for index in range(120)]
+    found = clustered_share(values, clusters)
+    assert (found.value, found.n) == (0.5, 120)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(20, 40), abs=0.005)
+
+
+def test_independent_items_have_about_wilsons_interval() -> None:
+    values = list((np.random.default_rng(0).random(400) < 0.9).astype(float))
+    found = clustered_share(values, [index // 4 for index in range(400)])
+    assert (found.low, found.high) == pytest.approx(wilson_interval(sum(values), 400), abs=0.01)
+    assert clustered_share(values, range(400)).low == pytest.approx(wilson_interval(sum(values), 400)[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_without_an_error_each_cluster_is_one_item(value) -> None:
+    found = clustered_share([value] * 30, ["a", "b", "c"] * 10)
+    assert (found.low, found.high) == wilson_interval(3 * value, 3)
+
+
+def test_the_interval_of_clustered_items_covers_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(1)
+    hits = plain = 0
+    for _ in range(800):
+        values = (draw.random((90, 4)) < draw.beta(4.5, 0.5, size=90)[:, None]).astype(float).ravel()
+        found = clustered_share(values, [index // 4 for index in range(360)])
+        hits += found.low <= 0.9 <= found.high
+        low, high = wilson_interval(values.sum(), 360)
+        plain += low <= 0.9 <= high
+    assert 0.92 < hits / 800 < 0.98
+    assert plain < hits - 20
 
 
 # Steps of a run
