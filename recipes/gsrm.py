@@ -66,7 +66,7 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     from trainers.common.models import check_student
     from trainers.common.preflight import check_settings
     from trainers.common.recipes import run
-    from trainers.common.sft import RunSFTTrainer
+    from trainers.common.sft import RunSFTTrainer, check_examples
 
     rows = _labelled(script, args)
     if script.label_only:
@@ -94,21 +94,27 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     if script.fine_grained:
         from transformers import AutoTokenizer
 
-        from trainers.gsrm.trainer import StructureCollator, StructureSFTTrainer, structure_tokens
+        from trainers.gsrm.trainer import IGNORED, StructureCollator, StructureSFTTrainer, structure_tokens
 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
         pad = tokenizer.pad_token_id
         args.remove_unused_columns = False
         args.dataset_kwargs = {"skip_prepare_dataset": True}
+        examples = [structure_tokens(tokenizer, pair, args.max_length) for pair in pairs]
+        # Without a token of its structure a pair teaches nothing; TRL leaves such pairs out as well.
+        examples = [example for example in examples if set(example["labels"]) != {IGNORED}]
+        if not examples:
+            raise UsageError(f"none of the {len(pairs)} pairs fits max_length {args.max_length}. Raise --max_length.")
         trainer: RunSFTTrainer = StructureSFTTrainer(
             data_collator=StructureCollator(pad if pad is not None else tokenizer.eos_token_id),
-            train_dataset=Dataset.from_list([structure_tokens(tokenizer, pair, args.max_length) for pair in pairs]),
+            train_dataset=Dataset.from_list(examples),
             processing_class=tokenizer,
             **common,
         )
     else:
         dataset = Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs])
         trainer = RunSFTTrainer(train_dataset=dataset, **common)
+    check_examples(trainer, len(pairs))
     run(trainer)
     say(args, "Evaluate it:  rlkd gsrm evaluate --help")
 

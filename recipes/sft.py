@@ -66,7 +66,7 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     from trainers.common.models import check_student
     from trainers.common.preflight import check_settings
     from trainers.common.recipes import held_out_accuracy, run
-    from trainers.common.sft import RunSFTTrainer
+    from trainers.common.sft import RunSFTTrainer, check_examples
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
     examples = to_examples(train_rows, script.prompt_style)
@@ -159,35 +159,6 @@ def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) ->
     batches = [ordered[start : start + batch_size] for start in range(0, whole, batch_size)]
     shuffle(batches)
     return [*(example for batch in batches for example in batch), *ordered[whole:]]
-
-
-def check_examples(trainer: Any, given: int) -> None:
-    """Check the tokenised examples: how many were dropped or truncated, and whether they teach an end.
-
-    Raises `UsageError` where no example is left, or none ends with a token that ends a generation.
-    """
-    made, args = trainer.train_dataset, trainer.args
-    if not len(made):
-        raise UsageError(
-            f"none of the {given} examples fits max_length {args.max_length}: their prompts alone are longer. "
-            f"Raise --max_length."
-        )
-    cut = sum(len(ids) >= args.max_length for ids in made["input_ids"]) if args.max_length and not args.packing else 0
-    if given - len(made) + cut and not args.packing:
-        say(
-            args,
-            f"max_length {args.max_length}: {given - len(made)} of {given} examples are dropped, as their prompts "
-            f"alone are longer, and {cut} are truncated, so that they do not teach where an answer ends.",
-        )
-    tokenizer, settings = trainer.processing_class, trainer.model.generation_config
-    ends = settings.eos_token_id if settings is not None else None
-    known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    if not any(known & set(labels) for labels in made["labels"]):
-        raise UsageError(
-            f"no example teaches the student to end: none of its end tokens "
-            f"{tokenizer.convert_ids_to_tokens(sorted(known))} is among the tokens with a loss. The chat template "
-            f"closes a turn with another token; name it: --eos_token TOKEN (or raise --max_length)."
-        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ TRL adds the weighted rewards with `nansum`, so that a missing one would count a
 every penalty. So a missing entry becomes the mean of its reward over the other members of the group that have it,
 before anything is added up. Our choice; a filled entry adds nothing to the advantage, and equal completions stay equal
 whichever of them failed.
+
+Under `normalize_then_sum` it would not be so: each reward is divided by its deviation within the group, which filled
+entries lower. There TRL leaves missing entries out of both mean and deviation, and they stay missing (`fill=False`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ def settle(
     *,
     on_failure: str = "impute",
     gates: Mapping[int, int] | None = None,
+    fill: bool = True,
     describe: Callable[[], str] = lambda: "a reward failed",
 ) -> Tensor:
     """The rewards to add up: missing entries filled or dropped, and gates applied.
@@ -40,15 +44,19 @@ def settle(
             missing, so that TRL leaves it out (advantage 0); `raise` raises a `RewardError` with the text of
             `describe()`.
         gates: {gated column: condition column}, see `apply_gates`.
+        fill: fill missing entries; false leaves them missing where the observed ones of their group differ
+            (`normalize_then_sum`). Where these are equal the deviation is 0 with and without them.
     """
     if on_failure == "raise" and failed_NF.any():
         raise RewardError(describe())
-    if on_failure != "drop" or not failed_NF.any():
-        return apply_gates(fill_missing(rewards_NF, group_size), gates or {})
     # A dropped completion neither enters the means of its group nor is filled from them.
-    dropped_N1 = failed_NF.any(dim=1, keepdim=True)
-    filled_NF = fill_missing(rewards_NF.masked_fill(dropped_N1, math.nan), group_size)
-    return apply_gates(filled_NF.masked_fill(dropped_N1, math.nan), gates or {})
+    dropped_N1 = failed_NF.any(dim=1, keepdim=True) & (on_failure == "drop")
+    observed_NF = rewards_NF.masked_fill(dropped_N1, math.nan) if dropped_N1.any() else rewards_NF
+    filled_NF = fill_missing(observed_NF, group_size)
+    settled_NF = apply_gates(filled_NF, gates or {})
+    if not fill and filled_NF is not observed_NF:
+        settled_NF = settled_NF.masked_fill(observed_NF.isnan() & _differ(observed_NF, group_size), math.nan)
+    return settled_NF.masked_fill(dropped_N1, math.nan) if dropped_N1.any() else settled_NF
 
 
 def fill_missing(rewards_NF: Tensor, group_size: int) -> Tensor:
@@ -64,10 +72,22 @@ def fill_missing(rewards_NF: Tensor, group_size: int) -> Tensor:
     holes_MGF = torch.isnan(groups_MGF)
     means_M1F = torch.nanmean(groups_MGF, dim=1, keepdim=True)
     # The mean of equal scores may differ from them in its last bit, and TRL divides by a standard deviation.
-    lowest_M1F = groups_MGF.masked_fill(holes_MGF, torch.inf).amin(dim=1, keepdim=True)
-    highest_M1F = groups_MGF.masked_fill(holes_MGF, -torch.inf).amax(dim=1, keepdim=True)
-    means_M1F = torch.where(torch.isnan(means_M1F), means_M1F, means_M1F.maximum(lowest_M1F).minimum(highest_M1F))
+    low_M1F, high_M1F = (bound.unsqueeze(1) for bound in _range(groups_MGF))
+    means_M1F = torch.where(torch.isnan(means_M1F), means_M1F, means_M1F.maximum(low_M1F).minimum(high_M1F))
     return torch.where(holes_MGF, means_M1F, groups_MGF).view_as(rewards_NF)
+
+
+def _differ(rewards_NF: Tensor, group_size: int) -> Tensor:
+    """Whether the observed entries of the same column and group differ, for each entry."""
+    low_MF, high_MF = _range(rewards_NF.view(-1, group_size, rewards_NF.shape[1]))
+    return (low_MF < high_MF).repeat_interleave(group_size, dim=0)
+
+
+def _range(groups_MGF: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest observed entry of each column and group; infinite without one."""
+    holes_MGF = groups_MGF.isnan()
+    low_MF = groups_MGF.masked_fill(holes_MGF, math.inf).amin(dim=1)
+    return low_MF, groups_MGF.masked_fill(holes_MGF, -math.inf).amax(dim=1)
 
 
 def apply_gates(rewards_NF: Tensor, gates: Mapping[int, int]) -> Tensor:
@@ -76,6 +96,9 @@ def apply_gates(rewards_NF: Tensor, gates: Mapping[int, int]) -> Tensor:
     For a condition of 0 or 1, as `accuracy`, the gated reward counts where the condition holds. A condition that was
     filled with a group mean acts as its expectation; one that is missing makes the gated reward missing. Conditions
     are read before any gate is applied, so the order of gates does not matter. A missing gated reward stays missing.
+
+    A gate is for rewards that are 0 or above: it turns a penalty into a prize for failing the condition
+    (`penalised_by_gate`).
     """
     if not gates:
         return rewards_NF
@@ -85,13 +108,16 @@ def apply_gates(rewards_NF: Tensor, gates: Mapping[int, int]) -> Tensor:
     return gated_NF
 
 
+def penalised_by_gate(settled_NF: Tensor, gates: Mapping[int, int]) -> tuple[int, int] | None:
+    """The first gate whose gated reward is negative somewhere: completions that fail its condition earn more there."""
+    return next(((gated, condition) for gated, condition in gates.items() if (settled_NF[:, gated] < 0).any()), None)
+
+
 def frac_zero_std(rewards_NF: Tensor, group_size: int) -> list[float]:
     """For each reward, the share of groups in which all observed entries are equal (NaN: no group has two)."""
     groups_MGF = rewards_NF.view(-1, group_size, rewards_NF.shape[1])
-    seen_MGF = ~groups_MGF.isnan()
-    low_MF = groups_MGF.masked_fill(~seen_MGF, math.inf).amin(dim=1)
-    high_MF = groups_MGF.masked_fill(~seen_MGF, -math.inf).amax(dim=1)
-    counted_MF = seen_MGF.sum(dim=1) >= 2
+    low_MF, high_MF = _range(groups_MGF)
+    counted_MF = (~groups_MGF.isnan()).sum(dim=1) >= 2
     zero_std_F = ((low_MF == high_MF) & counted_MF).sum(dim=0)
     return [
         zero_std / counted if counted else math.nan

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rewards.arithmetic import settle
+from rewards.arithmetic import penalised_by_gate, settle
 from rewards.batch import ScoredBatch
 from rewards.contract import RewardError
 from rewards.runner import Reward
@@ -30,6 +32,8 @@ from rlkd.registry import suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("sum_then_normalize", "normalize_then_sum")
@@ -76,6 +80,7 @@ class CompositeReward:
         if len(set(names)) < len(names):
             raise RewardError(f"rewards {names}: names must be unique")
         check_combination(names, weights, gates or {})
+        check_gated(self.rewards, gates or {})
         self.weights = [1.0] * len(names) if weights is None else [float(weight) for weight in weights]
         if aggregation not in AGGREGATIONS:
             raise RewardError(f"aggregation {aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
@@ -87,6 +92,7 @@ class CompositeReward:
         self.group_size = group_size
         self.log = None if log is None else Path(log)
         self._next_group: int | None = None  # in the log, once it is known
+        self._warned = False
         self.__name__ = name
 
     async def __call__(
@@ -144,17 +150,24 @@ class CompositeReward:
 
         names = [reward.__name__ for reward in self.rewards]
         values_FG = [[math.nan if o.value is None else o.value for o in group.outcomes[name]] for name in names]
-        rewards_GF = settle(
-            torch.tensor(values_FG, dtype=torch.float64).T.contiguous(),
-            torch.tensor(group.failed(names)),
+        gates = {names.index(gated): names.index(condition) for gated, condition in self.gates.items()}
+        observed_GF, failed_GF = torch.tensor(values_FG, dtype=torch.float64).T.contiguous(), group.failed(names)
+        settled = partial(
+            settle,
+            observed_GF,
+            torch.tensor(failed_GF),
             len(group.rows),
             on_failure=self.on_failure,
-            gates={names.index(gated): names.index(condition) for gated, condition in self.gates.items()},
+            gates=gates,
             describe=group.failure_message,
         )
+        rewards_GF = settled()
         missing_G = rewards_GF.isnan().all(dim=1).tolist()
+        if not self._warned and (found := penalised_by_gate(rewards_GF, gates)) is not None:
+            self._warned = True
+            logger.warning(gate_warning(names[found[0]], names[found[1]]))
         if self.aggregation == "normalize_then_sum":
-            rewards_GF = _normalised(rewards_GF)
+            rewards_GF = _normalised(settled(fill=False))
         totals_G = (rewards_GF * torch.tensor(self.weights, dtype=torch.float64)).nansum(dim=1).tolist()
         return [None if missing else total for missing, total in zip(missing_G, totals_G, strict=True)]
 
@@ -184,6 +197,26 @@ def check_combination(names: Sequence[str], weights: Sequence[float] | None, gat
                 raise RewardError(f"reward_gates: {name!r} is no reward of this run.{suggestion(name, names)}")
         if gated == condition:
             raise RewardError(f"reward_gates: {gated!r} cannot be its own condition")
+
+
+def check_gated(rewards: Sequence[Any], gates: Mapping[str, str]) -> None:
+    """Refuse a gate on a reward that says it may be a penalty (`penalises`); raises `RewardError`.
+
+    Others are seen once such a score comes (`rewards.arithmetic.penalised_by_gate`).
+    """
+    for reward in rewards:
+        name = getattr(reward, "__name__", "")
+        if name in gates and getattr(getattr(reward, "function", reward), "penalises", False):
+            raise RewardError(f"reward_gates: {gate_warning(name, gates[name])}")
+
+
+def gate_warning(gated: str, condition: str) -> str:
+    """Why a gate on a penalty is wrong, and the way out."""
+    return (
+        f"{gated!r} is negative for some completions, and its gate multiplies it by {condition!r}: a completion that "
+        f"fails {condition!r} escapes the penalty, which is a prize for failing. Leave {gated!r} without a gate, or "
+        f"shift it so that it is 0 or above."
+    )
 
 
 def _next_group(log: Path) -> int:

@@ -21,6 +21,7 @@ class SoftOverlong:
 
     __name__ = "soft_overlong_punishment_reward"
     reward_options = CHEAP
+    penalises = True
 
     def __init__(self, max_completion_len: int, soft_punish_cache: int):
         if not 0 <= soft_punish_cache <= max_completion_len or not max_completion_len > 0:
@@ -62,6 +63,7 @@ class RelativeLength(AccuracyReward):
 
     __name__ = "length"
     reward_options = RewardOptions(per_sample=False, isolate=False, timeout=None)
+    penalises = True
 
     def __init__(self, by_group: bool = False, rules: Rules = "open_r1", timeout: float = VERIFY_SECONDS):
         super().__init__(rules, timeout)

@@ -20,6 +20,7 @@ class TokenRepetition:
 
     __name__ = "repetition_penalty_reward"
     reward_options = CHEAP
+    penalises = True
 
     def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0):
         if ngram_size < 1:

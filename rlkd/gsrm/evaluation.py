@@ -32,6 +32,7 @@ from rlkd.gsrm.measures import (
     LAYOUTS,
     TokenOverlapJudge,
     agreement,
+    group_spread,
     multiset_f1,
     number_origins,
     same_answers,
@@ -126,6 +127,8 @@ class Evaluation:
     auroc: list[AurocRow] = field(default_factory=list)
     over_rules: dict[str, Interval] = field(default_factory=dict)
     """The gain of the structure score's AUROC over that by rules and deterministic judge, by rule, paired."""
+    spread: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    """By rule, how often the structure score says nothing within a question (`measures.group_spread`)."""
     failures: dict[str, int] = field(default_factory=dict)
     """The number of failed decompositions and verdicts, by cause."""
 
@@ -397,6 +400,7 @@ def _evaluate_auroc(
     result.setup |= {"candidates": len(solution_C), "candidates_right": int(right_C.sum())}
     result.auroc = auroc_table(scores, right_C, question_C, counts_DQ, length=LENGTH, either_sign=lengths)
     for rule in alignments:
+        result.spread[rule.name] = group_spread(scores[f"structure, {rule.name}"], right_C, question_C, counts_DQ)
         own, by_rules = f"structure, {rule.name}", f"rules + deterministic, {rule.name}"
         if by_rules in scores:
             # On the solutions that both have a score for.

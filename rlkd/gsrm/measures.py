@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rlkd.answers import numbers
 from rlkd.gsrm.alignment import Pair, Verdict
 from rlkd.gsrm.judges import JudgeError, same_answer
+from rlkd.statistics import Interval, bootstrap_mean, percentile_interval
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import Structure
 
@@ -89,6 +92,40 @@ def same_last_answer(student: Any, teacher: Any) -> float:
         return math.nan
     last, gold = (structure[-1].answer if len(structure) else None for structure in (student, teacher))
     return float(last is not None and gold is not None and same_answer(last, gold))
+
+
+def group_spread(
+    scores_C: np.ndarray, right_C: np.ndarray, question_C: np.ndarray, counts_DQ: np.ndarray
+) -> dict[str, Interval]:
+    """How often a score says nothing within a question, as a group of GRPO needs it: by name, over C solutions.
+
+    Solutions that earn 0, and questions all of whose (wrong) solutions earn the same. NaN scores are left out.
+    """
+
+    def share(of_C: np.ndarray, marked_C: np.ndarray) -> Interval:
+        """The share of marked ones among solutions, bootstrapped over questions (D draws of Q)."""
+        sums_Q2 = np.stack([np.bincount(question_C[c], minlength=counts_DQ.shape[1]) for c in (of_C & marked_C, of_C)])
+        marked_D, all_D = sums_Q2 @ counts_DQ.T
+        with np.errstate(invalid="ignore"):
+            value = sums_Q2[0].sum() / sums_Q2[1].sum() if of_C.any() else math.nan
+            return percentile_interval(value, marked_D / all_D, int(of_C.sum()))
+
+    def same(of_C: np.ndarray) -> Interval:
+        """The share of questions, among those with two such solutions or more, whose scores are all equal."""
+        values_Q = np.full(counts_DQ.shape[1], math.nan)
+        for question in np.unique(question_C[of_C]):
+            found = scores_C[of_C & (question_C == question)]
+            if len(found) > 1:
+                values_Q[question] = float(found.min() == found.max())
+        return bootstrap_mean(values_Q, counts_DQ)
+
+    known_C, zero_C = ~np.isnan(scores_C), scores_C == 0
+    return {
+        "right solutions that earn 0": share(known_C & right_C, zero_C),
+        "wrong solutions that earn 0": share(known_C & ~right_C, zero_C),
+        "questions whose wrong solutions all earn the same": same(known_C & ~right_C),
+        "questions whose solutions all earn the same": same(known_C),
+    }
 
 
 class TokenOverlapJudge:

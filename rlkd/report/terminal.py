@@ -121,6 +121,14 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
             table.add_row(row["name"], *map(_figure, figures))
         parts.append(table)
         parts.append(Text("A length counts in whichever sign tells better; ties count one half."))
+    if evaluation.get("spread"):
+        rules = list(evaluation["spread"])
+        table = Table(title="scores within questions, as in a group of GRPO [95 % interval]", title_justify="left")
+        for column in ("share of", *rules):
+            table.add_column(column, overflow="fold")
+        for label in evaluation["spread"][rules[0]]:
+            table.add_row(label, *(_figure(evaluation["spread"][rule][label]) for rule in rules))
+        parts.append(table)
     if evaluation["over_rules"]:
         title = "AUROC gained over rules + deterministic, paired"
         parts.append(_figures(title, evaluation["over_rules"], "alignment", "gain"))

@@ -16,6 +16,7 @@ Importing this loads no torch: models load at the first request.
 
 from rlkd.validity.contract import (
     StepQuestion,
+    Tally,
     TokenLogprobScorer,
     TokenStatisticsScorer,
     ValidityError,
@@ -45,6 +46,7 @@ __all__ = [
     "StepQuestion",
     "StepValidities",
     "StepWeighting",
+    "Tally",
     "TokenLogprobScorer",
     "TokenStatisticsScorer",
     "ValidityError",

@@ -9,11 +9,14 @@ The error model, in full:
 1. A finite number is a validity. On the scale `probability` it lies in [0, 1]; a scorer with the attribute
    `scale = "log"` returns log-probabilities in nats per token.
 2. None, nan and infinities mean that the scorer failed on that question: the step gets weight 1, and is counted. Never
-   return 0 for a failure: a step is not invalid because a server was down.
+   return 0 for a failure: a step is not invalid because a server was down. "undecided" means that the scorer worked
+   and has no evidence either way: weight 1 too, and no failure.
 3. An exception, or a call beyond its deadline, is a failure on every question of the call, logged with its cause.
 4. A result of the wrong length, of another type, or outside the scale is a bug in the scorer. It ends the run with a
    `ValidityError` that names the scorer.
-5. Both proposals of a prefix come in one call, since some scorers (`rollout`) judge them together.
+5. A run in which too many questions fail ends after a checkpoint (`max_failure_rate`): with a weight of 1 everywhere
+   it would be plain distillation.
+6. Both proposals of a prefix come in one call, since some scorers (`rollout`) judge them together.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import contextlib
 import inspect
 import logging
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Scale = Literal["probability", "log"]
+Undecided = Literal["undecided"]
+
+_LATEST_CAUSES: dict[str, str] = {}  # by scorer
 
 
 class ValidityError(UsageError):
@@ -72,6 +79,22 @@ class StepQuestion:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Tally:
+    """The number of questions that a scorer was asked, of its failures among them, and their latest cause."""
+
+    asked: int = 0
+    failed: int = 0
+    cause: str = ""
+
+    def add(self, scorer: Any, asked: int, failed: int) -> None:
+        """Count a call of a scorer."""
+        self.asked += asked
+        self.failed += failed
+        if failed:
+            self.cause = _LATEST_CAUSES.get(scorer.__name__, "it returned None or nan")
+
+
 class ValidityScorer(Protocol):
     """A scorer of texts."""
 
@@ -80,7 +103,7 @@ class ValidityScorer(Protocol):
 
     def __call__(
         self, questions: Sequence[StepQuestion]
-    ) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
+    ) -> Sequence[float | Undecided | None] | Awaitable[Sequence[float | Undecided | None]]:
         """One validity per question, in order; None where the scorer failed."""
 
 
@@ -157,12 +180,14 @@ def score_pairs(
     student: Sequence[StepQuestion],
     *,
     deadline: float | None = None,
+    tally: Tally | None = None,
 ) -> tuple[list[float | None], list[float | None]]:
     """Score the teacher's and the student's proposals in one call: (V_T, V_S), None where the scorer failed.
 
     The proposals are under the same prefixes, in the same order; equal questions are scored once. Works from
-    synchronous code. `deadline`: seconds for the call of an asynchronous scorer; None for none beyond its own. Raises
-    ValueError for lists of different length, and `ValidityError` for a breach of the contract.
+    synchronous code. `deadline`: seconds for the call of an asynchronous scorer; None for none beyond its own.
+    `tally` counts the call. Raises ValueError for lists of different length, and `ValidityError` for a breach of the
+    contract.
     """
     if len(teacher) != len(student):
         raise ValueError(f"{len(teacher)} proposals of the teacher and {len(student)} of the student: expected pairs")
@@ -177,17 +202,24 @@ def score_pairs(
         result = scorer(questions)
         return run(_awaited(result, deadline)) if inspect.isawaitable(result) else result
 
-    values = _checked_call(scorer, call, len(questions))
+    values = _checked_call(scorer, call, len(questions), tally)
     return [values[index] for index in where[: len(teacher)]], [values[index] for index in where[len(teacher) :]]
 
 
-def score_logprobs(scorer: TokenLogprobScorer, logprobs: Sequence[Sequence[float]]) -> list[float | None]:
+def score_logprobs(
+    scorer: TokenLogprobScorer, logprobs: Sequence[Sequence[float]], *, tally: Tally | None = None
+) -> list[float | None]:
     """The validities that `from_token_logprobs` returns, under the same error model as `score_pairs`."""
-    return _checked_call(scorer, lambda: scorer.from_token_logprobs(logprobs), len(logprobs))
+    return _checked_call(scorer, lambda: scorer.from_token_logprobs(logprobs), len(logprobs), tally)
 
 
 def score_statistics(
-    scorer: TokenStatisticsScorer, statistics: TokenStatistics, spans: Sequence[tuple[int, int]], on_policy: bool
+    scorer: TokenStatisticsScorer,
+    statistics: TokenStatistics,
+    spans: Sequence[tuple[int, int]],
+    on_policy: bool,
+    *,
+    tally: Tally | None = None,
 ) -> StepValidities:
     """The validities that `from_token_statistics` returns, under the same error model as `score_pairs`."""
 
@@ -200,27 +232,37 @@ def score_statistics(
             )
         return [*result.teacher, *result.student]
 
-    values = _checked_call(scorer, call, 2 * len(spans))
+    values = _checked_call(scorer, call, 2 * len(spans), tally)
     return StepValidities(values[: len(spans)], values[len(spans) :])
 
 
-def warn_of_failed_steps(name: str, causes: Sequence[str], total: int) -> None:
+def warn_of_failed_steps(
+    name: str, causes: Sequence[str], total: int, consequence: str = "steps have no validity and get weight 1"
+) -> None:
     """Log on how many of the questions a scorer failed, and why; nothing where it failed on none."""
-    consequence = "steps have no validity and get weight 1"
+    if causes:
+        _LATEST_CAUSES[name] = Counter(causes).most_common(1)[0][0]
     warn_of_failures(logger, f"validity scorer {name!r}", consequence, causes, total)
 
 
-def _checked_call(scorer: Any, call: Callable[[], Any], expected: int) -> list[float | None]:
+def _checked_call(
+    scorer: Any, call: Callable[[], Any], expected: int, tally: Tally | None = None
+) -> list[float | None]:
     if not expected:
         return []
+    tally = tally or Tally()
     try:
         result = call()
     except UsageError:
         raise
     except Exception as error:
-        warn_of_failed_steps(scorer.__name__, [str(error) or type(error).__name__] * expected, expected)
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        warn_of_failed_steps(scorer.__name__, [cause] * expected, expected)
+        tally.add(scorer, expected, expected)
         return [None] * expected
-    return _checked_values(result, scorer, expected)
+    values = _checked_values(result, scorer, expected)
+    tally.add(scorer, expected, values.count(None))
+    return [None if value == "undecided" else value for value in values]
 
 
 async def _awaited(result: Awaitable[Any], deadline: float | None) -> Any:
@@ -230,15 +272,18 @@ async def _awaited(result: Awaitable[Any], deadline: float | None) -> Any:
         raise TimeoutError("no result within its time" + f" of {deadline:g} s" * (deadline is not None)) from None
 
 
-def _checked_values(result: Any, scorer: Any, expected: int) -> list[float | None]:
+def _checked_values(result: Any, scorer: Any, expected: int) -> list[float | Undecided | None]:
     what = f"validity scorer {scorer.__name__!r}"
     if not isinstance(result, (list, tuple)) and not hasattr(result, "tolist"):
         raise ValidityError(f"{what} returned a {type(result).__name__}: expected a list of {expected} numbers")
     listed = list(result.tolist() if hasattr(result, "tolist") else result)
     if len(listed) != expected:
         raise ValidityError(f"{what} returned {len(listed)} values for {expected} questions; expected one each")
-    values: list[float | None] = []
+    values: list[float | Undecided | None] = []
     for index, value in enumerate(listed):
+        if isinstance(value, str) and value == "undecided":
+            values.append("undecided")
+            continue
         try:
             number = None if value is None or isinstance(value, str) else float(value)
         except (TypeError, ValueError, OverflowError):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
 from rlkd.answers import VerificationError, are_correct, extract_answer
 from rlkd.engines.base import EngineError, Sampling
-from rlkd.errors import warn_of_failures
-from rlkd.validity.contract import Scale, StepQuestion
+from rlkd.validity.contract import Scale, StepQuestion, Undecided, warn_of_failed_steps
 from rlkd.validity.engine import EngineScorer
-
-logger = logging.getLogger(__name__)
 
 
 class RolloutScorer(EngineScorer):
@@ -22,7 +18,7 @@ class RolloutScorer(EngineScorer):
 
     This is Laplace's rule: with 4 samples a validity is at least 1/6 and at most 5/6. Where no continuation of any
     proposal under a prefix is right, the samples say nothing about their order, nor that the teacher's step is bad
-    (the model may be too weak): all of them get None, hence weight 1. So both proposals must come in one call, as
+    (the model may be too weak): all of them are undecided, hence weight 1. So both proposals must come in one call, as
     `score_pairs` does. A step that announces an answer is judged by it, without sampling.
 
     Needs `answer`: a question without one, or with one that cannot be parsed, gets None. Continuations that fail are
@@ -65,17 +61,20 @@ class RolloutScorer(EngineScorer):
         self.fallback: Literal["none", "last_number"] = fallback
         super().__init__(engine, deadline, tokenizer)
 
-    async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
+    async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | Undecided | None]:
         """As `ValidityScorer`."""
         counts = await self.count(questions)
         right: dict[str, int] = defaultdict(int)
         prefixes = [repr((question.prompt, question.prefix)) for question in questions]
         for prefix, count in zip(prefixes, counts, strict=True):
             right[prefix] += count[0] if count else 0
-        return [
-            None if count is None or not right[prefix] else (count[0] + 1) / (count[1] + 2)
-            for prefix, count in zip(prefixes, counts, strict=True)
-        ]
+        values: list[float | Undecided | None] = []
+        for prefix, count in zip(prefixes, counts, strict=True):
+            if count is None:
+                values.append(None)
+            else:
+                values.append((count[0] + 1) / (count[1] + 2) if right[prefix] else "undecided")
+        return values
 
     async def count(self, questions: Sequence[StepQuestion]) -> list[tuple[int, int] | None]:
         """(k, N) of each question; None where N is 0, which is logged."""
@@ -101,7 +100,7 @@ class RolloutScorer(EngineScorer):
                     correct.append(verdict)
             counts.append((sum(correct), len(correct)) if correct else None)
         consequence = f"continuations failed, {counts.count(None)} of {len(questions)} steps have none"
-        warn_of_failures(logger, "validity scorer 'rollout'", consequence, causes, len(questions) * self.samples)
+        warn_of_failed_steps(self.__name__, causes, len(questions) * self.samples, consequence)
         return counts
 
     async def _traces(self, questions: Sequence[StepQuestion]) -> tuple[list[list[str | None]], list[str]]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from rlkd.errors import UsageError
 from tests.helpers.scripts import load_script, run_script
 from trainers.common.run_files import read_steps
+from trainers.common.sft import check_examples
 
 BIN = Path(sys.executable).parent
 
@@ -163,7 +164,7 @@ def trainer(tiny_model: str, tmp_path: Path, recipe):
 def test_the_loss_is_on_the_completion_and_its_end_token(recipe, trainer) -> None:
     examples = recipe.to_examples([row()], {"system_prompt": "Be short."})
     made = trainer(examples)
-    recipe.check_examples(made, 1)
+    check_examples(made, 1)
     tokenizer, (labels,) = made.processing_class, made.train_dataset["labels"]
     learnt = tokenizer.decode([label for label in labels if label != -100])
     assert learnt == "2 + 3 = 5\n#### 5<|end|>"
@@ -190,7 +191,7 @@ def test_the_loss_covers_the_end_token_of_the_embedded_model_too(recipe) -> None
 def test_examples_that_do_not_fit_are_counted(recipe, trainer, capsys) -> None:
     rows = [row(), row(id="b", question="x" * 100), row(id="c", rationales=["y" * 100])]
     made = trainer(recipe.to_examples(rows, {}), max_length=60)
-    recipe.check_examples(made, 3)
+    check_examples(made, 3)
     assert "1 of 3 examples are dropped" in capsys.readouterr().out
     assert len(made.train_dataset) == 2
 
@@ -198,8 +199,8 @@ def test_examples_that_do_not_fit_are_counted(recipe, trainer, capsys) -> None:
 def test_a_template_without_an_end_token_is_refused(recipe, trainer) -> None:
     template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
     made = trainer(recipe.to_examples([row()], {}), template=template)
-    with pytest.raises(UsageError, match=r"no example teaches the student to end.*--eos_token"):
-        recipe.check_examples(made, 1)
+    with pytest.raises(UsageError, match=r"no example teaches the model to end.*--eos_token"):
+        check_examples(made, 1)
 
 
 # Whole runs

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import RewardError
-from rewards.arithmetic import apply_gates, correlations, fill_missing, frac_zero_std, settle
+from rewards.arithmetic import apply_gates, correlations, fill_missing, frac_zero_std, penalised_by_gate, settle
 
 
 @st.composite
@@ -149,3 +149,54 @@ def test_spread_and_correlation_pass_over_what_is_missing() -> None:
     assert math.isnan(frac_zero_std(torch.tensor([[nan], [1.0]]), 2)[0])
     assert correlations(rewards)[0, 1] == pytest.approx(93 / math.sqrt(78 * 114))
     assert correlations(torch.tensor([[1.0, 2.0], [1.0, 3.0], [1.0, 4.0]])) == {}
+
+
+def normalised(rewards: torch.Tensor, size: int) -> torch.Tensor:
+    """The first half of TRL's `normalize_then_sum`: each reward over its group, missing entries left out."""
+    grouped = rewards.view(-1, size, rewards.shape[1])
+    deviation = grouped - grouped.nanmean(dim=1, keepdim=True)
+    count = (~grouped.isnan()).sum(dim=1, keepdim=True)
+    spread = (deviation.square().nansum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return (deviation / (spread + 1e-4)).view_as(rewards).nan_to_num(nan=0.0)
+
+
+@pytest.mark.parametrize(("size", "missing"), [(8, 1), (8, 4), (4, 2), (4, 3), (2, 1)])
+def test_missing_entries_do_not_inflate_normalised_rewards(size, missing) -> None:
+    scores = torch.linspace(0, 1, size, dtype=torch.float64).unsqueeze(1)
+    scores[:missing] = math.nan
+    failed = scores.isnan()
+    alone = normalised(scores[missing:].clone(), size - missing)
+    found = normalised(settle(scores, failed, size, fill=False), size)
+    assert torch.allclose(found[missing:], alone)
+    assert torch.equal(found[:missing], torch.zeros(missing, 1, dtype=torch.float64))
+    inflated = normalised(settle(scores, failed, size), size)[missing:]
+    if size - missing > 1:
+        expected = alone * math.sqrt((size - 1) / (size - missing - 1))
+        assert torch.allclose(inflated, expected, rtol=2e-3)
+
+
+def test_without_filling_a_gate_still_reads_a_missing_condition_as_its_expectation() -> None:
+    nan = math.nan
+    rewards = torch.tensor([[0.5, 1.0], [nan, 0.0], [1.0, nan], [0.25, 1.0]])
+    settled = settle(rewards, rewards.isnan(), 4, fill=False, gates={0: 1})
+    assert settled[[0, 2, 3], 0].tolist() == pytest.approx([0.5, 2 / 3, 0.25])
+    assert settled.isnan().tolist() == [[False, False], [True, False], [False, True], [False, False]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=2), st.sets(st.integers(0, 11), max_size=11))
+def test_without_filling_equal_completions_stay_equal_to_the_last_bit(scores, failed) -> None:
+    rewards = torch.tensor([scores] * 6, dtype=torch.float32)
+    holes = rewards.clone()
+    holes.view(-1)[list(failed)] = math.nan
+    settled = settle(holes, holes.isnan(), 6, fill=False)
+    for column in range(2):
+        if not holes[:, column].isnan().all():
+            assert torch.equal(settled[:, column], rewards[:, column])
+
+
+def test_a_gate_on_a_penalty_is_seen_by_its_first_negative_score() -> None:
+    rewards = torch.tensor([[1.0, -0.5], [0.0, -0.5], [0.0, 0.0]])
+    assert penalised_by_gate(apply_gates(rewards, {1: 0}), {1: 0}) == (1, 0)
+    assert penalised_by_gate(apply_gates(rewards[1:], {1: 0}), {1: 0}) is None
+    assert penalised_by_gate(rewards.abs(), {1: 0}) is None

@@ -16,6 +16,7 @@ from rewards import CompositeReward, Failed, Outcome, RewardError, build_rewards
 from rewards.arithmetic import settle
 from rewards.batch import ScoredBatch
 from rewards.build import wrap
+from rewards.composite import gate_warning
 
 
 def one(completions, **columns):
@@ -78,6 +79,7 @@ def test_the_arithmetic_is_that_of_the_trainer_and_of_trl(columns, aggregation, 
     ready = settle(raw, failed, len(raw), on_failure=on_failure, gates={1: 0})
     unscorable = ready.isnan().all(dim=1)
     if aggregation == "normalize_then_sum":
+        ready = settle(raw, failed, len(raw), on_failure=on_failure, gates={1: 0}, fill=False)
         ready = (ready - ready.nanmean(dim=0, keepdim=True)) / (nanstd(ready, dim=0, keepdim=True) + 1e-4)
     expected = (ready * torch.tensor(weights, dtype=dtype)).nansum(dim=1)
     for i, value in enumerate(found):
@@ -188,3 +190,25 @@ def test_what_ended_the_run_is_in_the_log(tmp_path) -> None:
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [record["score"] for record in records] == [None, None]
     assert records[1]["rewards"]["fails_on_b"]["cause"] == "it is b"
+
+
+def down(completions, **columns):
+    return [-float(c == "a") for c in completions]
+
+
+def test_a_gate_on_a_declared_penalty_is_refused() -> None:
+    rewards = build_rewards(
+        ["accuracy", "soft_overlong"], {"soft_overlong": {"max_completion_len": 8, "soft_punish_cache": 4}}
+    )
+    with pytest.raises(RewardError, match=r"'soft_overlong' is negative .* escapes the penalty"):
+        CompositeReward(rewards, gates={"soft_overlong": "accuracy"})
+    CompositeReward(rewards, gates={"accuracy": "soft_overlong"})
+
+
+def test_a_gate_on_a_penalty_of_ones_own_is_said_once(caplog) -> None:
+    reward = composite(one, down, gates={"down": "one"})
+    for _ in range(2):
+        scores(reward, "a", "b")
+    assert [record.message for record in caplog.records if "escapes the penalty" in record.message] == [
+        gate_warning("down", "one")
+    ]

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID
+from trainers.common.arguments import say
 from trainers.common.run_files import RunFiles
 
 
@@ -56,3 +58,32 @@ class _Rounding(TrainerCallback):
                 for parameter in model.parameters():
                     if parameter.requires_grad:
                         parameter.copy_(parameter.to(torch.bfloat16))
+
+
+def check_examples(trainer: Any, given: int) -> None:
+    """Check the tokenised examples: how many were dropped or truncated, and whether they teach an end.
+
+    Raises `UsageError` where no example is left, or none ends with a token that ends a generation.
+    """
+    made, args = trainer.train_dataset, trainer.args
+    if not len(made):
+        raise UsageError(
+            f"none of the {given} examples fits max_length {args.max_length}: their prompts alone are longer. "
+            f"Raise --max_length."
+        )
+    cut = sum(len(ids) >= args.max_length for ids in made["input_ids"]) if args.max_length and not args.packing else 0
+    if given - len(made) + cut and not args.packing:
+        say(
+            args,
+            f"max_length {args.max_length}: {given - len(made)} of {given} examples are dropped, as their prompts "
+            f"alone are longer, and {cut} are truncated, so that they do not teach where an answer ends.",
+        )
+    tokenizer, settings = trainer.processing_class, trainer.model.generation_config
+    ends = settings.eos_token_id if settings is not None else None
+    known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    if not any(known & set(labels) for labels in made["labels"]):
+        raise UsageError(
+            f"no example teaches the model to end: none of its end tokens "
+            f"{tokenizer.convert_ids_to_tokens(sorted(known))} is among the tokens with a loss. The chat template "
+            f"closes a turn with another token; name it: --eos_token TOKEN (or raise --max_length)."
+        )

@@ -9,20 +9,27 @@ the other tokens of the completion S (bars, line ends and the end token included
 
 and the mean over sequences. Accumulated batches and several processes give the same as one batch where their
 micro-batches have equally many sequences (all do but the last of an epoch).
+
+Memory: logits exist only from the first labelled token on (`logits_to_keep`), since the trace before the structure can
+have 25,000 tokens, and their float32 copies only for a chunk of tokens at a time.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from trainers.common.sft import RunSFTTrainer
 
 IGNORED = -100
+CHUNK = 1024
+"""Tokens whose logits are in float32 at the same time."""
 
 
 def structure_tokens(tokenizer: Any, pair: dict[str, Any], max_length: int | None = None) -> dict[str, list[int]]:
@@ -82,12 +89,24 @@ class StructureSFTTrainer(RunSFTTrainer):
     `remove_unused_columns` must be False, or `meta` would not get here.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """See the module's formula."""
         inputs = dict(inputs)
         labels, meta = inputs.pop("labels"), inputs.pop("meta")
+        if self._keeps_logits:
+            # One position more: the logits of a token are those at the token before.
+            first = (labels != IGNORED).any(dim=0).nonzero()
+            kept = labels.shape[1] - max(0, int(first[0]) - 1) if len(first) else 1
+            inputs["logits_to_keep"] = kept
+            labels, meta = labels[:, -kept:], meta[:, -kept:]
         outputs = model(**inputs, use_cache=False)
         loss = fine_grained_loss(outputs.logits, labels, meta)
         if model.training and num_items_in_batch is not None:
@@ -102,9 +121,12 @@ def fine_grained_loss(logits: torch.Tensor, labels: torch.Tensor, meta: torch.Te
     `logits` [B, T, V], `labels` [B, T] with -100 where ignored, `meta` [B, T] 0 or 1. A sequence without one of the
     two groups has the mean of the other one as its loss; one without any label does not count.
     """
-    losses = cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORED
-    )
+    flat, targets = logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1)
+    parts = [
+        checkpoint(_losses, flat[start : start + CHUNK], targets[start : start + CHUNK], use_reentrant=False)
+        for start in range(0, len(targets), CHUNK)
+    ]
+    losses = torch.cat(parts).view(labels.shape[0], -1) if parts else flat.new_zeros(labels[:, 1:].shape)
     counted = labels[:, 1:] != IGNORED
     groups = torch.stack([counted & (meta[:, 1:] == 1), counted & (meta[:, 1:] == 0)])  # [2, B, T-1]
     sizes = groups.sum(-1)  # [2, B]
@@ -112,3 +134,7 @@ def fine_grained_loss(logits: torch.Tensor, labels: torch.Tensor, meta: torch.Te
     present = sizes > 0
     per_sequence = (means * present).sum(0) / present.sum(0).clamp(min=1)
     return per_sequence.sum() / present.any(0).sum().clamp(min=1)
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits.float(), targets, reduction="none", ignore_index=IGNORED)

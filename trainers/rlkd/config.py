@@ -9,6 +9,7 @@ from trl import GRPOConfig
 from rlkd.engines import from_environment
 from rlkd.errors import UsageError
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
+from trainers.common.failures import check_failure_limits
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
 
 
@@ -65,7 +66,4 @@ class RLKDConfig(RewardSettings, GRPOConfig):
             raise UsageError(
                 f"vllm_weight_transfer {self.vllm_weight_transfer!r}: expected {' or '.join(WEIGHT_TRANSFERS)}"
             )
-        if self.max_failure_rate is not None and not 0 <= self.max_failure_rate <= 1:
-            raise UsageError(f"max_failure_rate {self.max_failure_rate}: expected a share from 0 to 1, or null")
-        if self.failure_window < 1:
-            raise UsageError(f"failure_window {self.failure_window}: expected at least 1 generation batch")
+        check_failure_limits(self.max_failure_rate, self.failure_window)

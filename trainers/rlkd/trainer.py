@@ -5,7 +5,7 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
 1. the config names rewards (`reward_funcs`, `reward_kwargs`, `reward_weights`) and gates;
 2. a missing reward is neutral (`rewards.arithmetic.settle`), where TRL counts it as 0;
 3. a run that cannot work fails before the model loads (`trainers.rlkd.preflight`), and a reward that fails too often
-   ends the run after a checkpoint (`trainers.rlkd.failures`);
+   ends the run after a checkpoint (`trainers.common.failures`);
 4. every rollout goes to a file with each reward's score, outcome and cause (reward models have a score in the metrics
    only), and metrics go to another; both continue without gap or duplicate when a run resumes.
 
@@ -18,6 +18,7 @@ One step: TRL generates (`_generate`), scores (`_calculate_rewards`) and compute
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,27 +31,34 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from rewards import Outcome, Reward, RewardError
-from rewards.arithmetic import correlations, frac_zero_std, settle
+from rewards.arithmetic import correlations, frac_zero_std, penalised_by_gate, settle
 from rewards.batch import ScoredBatch
 from rewards.build import names_model
+from rewards.composite import check_gated, gate_warning
 from rewards.runner import AsyncReward
+from rewards.structure import StructureReward
 from rlkd.data.rows import completion_text
 from rlkd.models import resolve_model
 from rlkd.registry import split_alias
 from trainers.common.alarms import ALL_MASKED, Alarms, all_masked
+from trainers.common.failures import FailureWatch
 from trainers.common.models import check_student
+from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
-from trainers.rlkd.failures import FailureWatch, TooManyFailures
+from trainers.rlkd.failures import TooManyFailures, cause_and_rows
 from trainers.rlkd.prefetch import prefetched_rewards
 from trainers.rlkd.preflight import check_reading, check_run, rollout_window
+from trainers.rlkd.spread import SpreadWatch
 from trainers.vllm.checks import prepare_rollouts
+
+logger = logging.getLogger(__name__)
 
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 
 
-class RLKDTrainer(RunFiles, GRPOTrainer):
+class RLKDTrainer(RowOrder, RunFiles, GRPOTrainer):
     """GRPO with rewards from the registry, neutral missing rewards, and a record of every rollout.
 
     Takes what `GRPOTrainer` takes. `model` may be `embedded`. `reward_funcs` may hold specs, TRL reward callables and
@@ -84,6 +92,7 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
         names = [_name_of(reward) for reward in self.rewards]
         has_environment = kwargs.get("environment_factory") is not None
         check_run(args, self.rewards, names, train_dataset, eval_dataset, has_environment=has_environment)
+        check_gated(self.rewards, args.gates())
         check_student(args, model, kwargs.get("peft_config"))
         student = resolve_model(model) if isinstance(model, str) else model
         reader = kwargs.get("processing_class")
@@ -92,6 +101,8 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
         may_prefetch = args.reward_prefetch and not kwargs.get("tools") and not has_environment
         self._prefetched = prefetched_rewards(self.rewards) if may_prefetch else {}
         self._failures = FailureWatch(names, args.max_failure_rate, args.failure_window, rollout_window(args))
+        structural = {name for name, one in zip(names, self.rewards, strict=True) if _is_structural(one)}
+        self._spread, self._warned_of_gate = SpreadWatch(frozenset(structural)), False
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
         self._batch = ScoredBatch([])
         with prepare_rollouts(args, student, train_dataset, kwargs.get("processing_class")):
@@ -114,10 +125,7 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
         result = super().train(*args, **kwargs)
         if self._failures.error:
             checkpoint = self.metrics_path.parent / f"checkpoint-{self.state.global_step}"
-            raise TooManyFailures(
-                f"{self._failures.error}. The run ended after a checkpoint, {checkpoint}: fix the cause and continue "
-                f"with --resume_from_checkpoint"
-            )
+            raise TooManyFailures(self._failures.explain(checkpoint))
         return result
 
     def _recorded(self, reward: Reward | str | PreTrainedModel) -> Any:
@@ -167,30 +175,46 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
         group_size = self.num_generations if self._is_training() else self.num_generations_eval
         assert group_size is not None
         self._log_reward_metrics(rewards_NF, group_size)
-        if self._is_training() and (worst := self._failures.add(failed_NF)) is not None:
-            # All processes have seen the same and come here together.
-            self._failures.end_run(*worst, gather_object(batch.failures()))
+        if self._is_training():
+            worst = self._failures.add(failed_NF.sum(dim=0).tolist(), len(failed_NF))
+            if worst is not None:
+                # All processes have seen the same and come here together.
+                name, failed, total = worst
+                cause = cause_and_rows(name, gather_object(batch.failures()))
+                self._failures.end_run(f"reward {name!r}", failed, total, "completions", cause)
         try:
-            return settle(
+            settled_NF = settle(
                 rewards_NF,
                 failed_NF,
                 group_size,
                 on_failure=self.args.on_failure,
                 gates=self._gates,
+                fill=self.args.multi_objective_aggregation == "sum_then_normalize",
                 describe=batch.failure_message,
             )
         except RewardError:
             self._save_rollouts(None)  # the batch behind the error, which has no advantages
             raise
+        if not self._warned_of_gate and (found := penalised_by_gate(settled_NF, self._gates)) is not None:
+            self._warned_of_gate = True
+            self._warn(gate_warning(names[found[0]], names[found[1]]))
+        return settled_NF
 
     def _log_reward_metrics(self, rewards_NF: torch.Tensor, group_size: int) -> None:
         """Log where a reward tells completions apart, and how rewards correlate; equal on all processes."""
         names = self.reward_func_names
-        for name, share in zip(names, frac_zero_std(rewards_NF, group_size), strict=True):
+        shares = dict(zip(names, frac_zero_std(rewards_NF, group_size), strict=True))
+        for name, share in shares.items():
             if math.isfinite(share):
                 self._log_metric(f"rewards/{name}/frac_zero_std", share)
+        for name in self._spread.add(shares) if self._is_training() else ():
+            self._warn(self._spread.message(name))
         for (first, second), value in correlations(rewards_NF).items():
             self._log_metric(f"rewards/correlation/{names[first]}~{names[second]}", value)
+
+    def _warn(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            logger.warning(message)
 
     def _is_training(self) -> bool:
         """Whether this is a training batch: TRL's own criterion."""
@@ -207,6 +231,10 @@ class RLKDTrainer(RunFiles, GRPOTrainer):
                 for record, value in zip(self._batch.records(), values, strict=True)
             ]
         )
+
+
+def _is_structural(reward: Reward | str | PreTrainedModel) -> bool:
+    return isinstance(getattr(reward, "function", None), StructureReward)
 
 
 def _build_rewards(

@@ -16,6 +16,7 @@ from rlkd.registry import suggestion
 from rlkd.validity import CONTROLS, AdaptiveTau, StepWeighting, WeightMap
 from rlkd.validity.contract import Scale
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
+from trainers.common.failures import check_failure_limits
 
 Proposals = Literal["expected", "generate"]
 CHOICES = {
@@ -108,6 +109,12 @@ class ValidityKDConfig(DistillationConfig):
         "Control to train in place of the method: uniform (weight 1: plain distillation), shuffled, teacher_only, "
         "position, entropy, divergence.",
     )
+    max_failure_rate: float | None = _option(
+        0.5,
+        "End the run, after a checkpoint, when the validity scorer failed on more than this share of its questions in "
+        "the last failure_window generation batches; null for no limit.",
+    )
+    failure_window: int = _option(4, "Generation batches over which max_failure_rate counts failures.")
     save_rollouts: bool = _option(True, "Write every trace with the weights of its steps to OUTPUT_DIR/rollouts.")
     vllm_weight_transfer: str = _option(
         "nccl",
@@ -146,6 +153,7 @@ class ValidityKDConfig(DistillationConfig):
         for name in ("teacher_top_k", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
+        check_failure_limits(self.max_failure_rate, self.failure_window)
         self.tau = _checked_tau(self.tau)
         try:
             self.step_weighting("log")

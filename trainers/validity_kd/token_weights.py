@@ -29,6 +29,7 @@ from rlkd.validity import (
     StepQuestion,
     StepValidities,
     StepWeighting,
+    Tally,
     WeightedSteps,
     joined,
     score_logprobs,
@@ -63,13 +64,14 @@ class StepRecord:
 class WeightedBatch:
     """The weights of a batch's tokens (B, C), the steps behind them, and the tensors of the teacher's forward pass.
 
-    `steps` covers all processes, `records` this one.
+    `steps` and `tally` cover all processes, `records` this one.
     """
 
     weights: Tensor
     records: list[StepRecord] = field(default_factory=list)
     steps: WeightedSteps | None = None
     observed: dict[str, Tensor] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,12 @@ class TokenWeights:
         spans = [(starts[one.row] + one.step.start, starts[one.row] + one.step.end) for one in placed]
         proposals: list[list[int]] | None = None
         validities = None
+        tally = Tally()
         if self.scorer is not None and self.expected:
-            validities = score_statistics(self.scorer, tokens, spans, on_policy)
+            validities = score_statistics(self.scorer, tokens, spans, on_policy, tally=tally)
         elif self.scorer is not None:
             proposals = self.propose(on_policy, [one.prefix_ids for one in placed])
-            validities = self._score(rows, placed, proposals, tokens, spans, on_policy)
+            validities = self._score(rows, placed, proposals, tokens, spans, on_policy, tally)
         evidence = StepEvidence(
             [one.position for one in placed],
             teacher=None if validities is None else validities.teacher,
@@ -146,7 +149,8 @@ class TokenWeights:
             kl=None if tokens.kl is None else step_means(tokens.kl, spans),
             teacher_is_expected=self.expected and on_policy,
         )
-        parts: list[StepEvidence] = gather_object([evidence])
+        gathered: list[tuple[StepEvidence, Tally]] = gather_object([(evidence, tally)])
+        parts = [part for part, _ in gathered]
         weighted = self.weighting(joined(parts), step)
         first = sum(len(part.positions) for part in parts[: PartialState().process_index])
         weights = torch.ones(mask.shape)
@@ -167,7 +171,12 @@ class TokenWeights:
                     proposal=None if proposals is None else self._text(proposals[index]).strip(),
                 )
             )
-        return WeightedBatch(weights.to(mask.device), records, weighted, observed)
+        tally = Tally(
+            asked=sum(one.asked for _, one in gathered),
+            failed=sum(one.failed for _, one in gathered),
+            cause=next((one.cause for _, one in gathered if one.cause), ""),
+        )
+        return WeightedBatch(weights.to(mask.device), records, weighted, observed, tally)
 
     def _steps(self, batch: Mapping[str, Any], mask: Tensor) -> list[_PlacedStep]:
         """The steps of all traces, in order."""
@@ -201,6 +210,7 @@ class TokenWeights:
         tokens: TokenStatistics,
         spans: Sequence[tuple[int, int]],
         on_policy: bool,
+        tally: Tally,
     ) -> StepValidities:
         """The validities of both proposals; None for both where one of them is not a whole step.
 
@@ -212,11 +222,12 @@ class TokenWeights:
             sequences = [[*placed[index].prefix_ids, *proposals[index]] for index in whole]
             logprobs = self.teacher.logprobs(sequences, [len(placed[index].prefix_ids) for index in whole])
             in_trace = [taken[slice(*spans[index])] for index in whole]
-            values = score_logprobs(self.scorer, [*in_trace, *logprobs])  # type: ignore[arg-type]
+            values = score_logprobs(self.scorer, [*in_trace, *logprobs], tally=tally)  # type: ignore[arg-type]
             own, other = values[: len(whole)], values[len(whole) :]
         else:
             questions = [self._questions(rows[placed[i].row], placed[i], proposals[i]) for i in whole]
-            own, other = score_pairs(self.scorer, [q for q, _ in questions], [q for _, q in questions])  # type: ignore[arg-type]
+            first, second = [q for q, _ in questions], [q for _, q in questions]
+            own, other = score_pairs(self.scorer, first, second, tally=tally)  # type: ignore[arg-type]
         student: list[float | None] = [None] * len(placed)
         teacher: list[float | None] = [None] * len(placed)
         for index, in_trace_value, proposed_value in zip(whole, own, other, strict=True):

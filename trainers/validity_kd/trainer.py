@@ -42,11 +42,12 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
-from rlkd.validity import StepWeighting
+from rlkd.validity import StepWeighting, Tally, ValidityError
 from trainers.common.alarms import EQUAL_WEIGHTS, Alarms, weights_are_equal
-from trainers.common.checkpoints import step_of
+from trainers.common.failures import FailureWatch
 from trainers.common.models import check_student
 from trainers.common.preflight import named_datasets
+from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_distillation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
@@ -82,7 +83,7 @@ __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 PROPOSAL_DEADLINE = 600.0
 
 
-class ValidityKDTrainer(RunFiles, DistillationTrainer):
+class ValidityKDTrainer(RowOrder, RunFiles, DistillationTrainer):
     """Distillation in which steps are weighted by their validity.
 
     Takes the arguments of `DistillationTrainer`. `model` and the teacher may be embedded models by name (`embedded`).
@@ -145,7 +146,6 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
                 tools=tools,
                 **kwargs,
             )
-        self._steps_done = 0
         self._width: int | None = None
         student_model: Any = self.model
         width = len(student_model.get_output_embeddings().weight)
@@ -185,24 +185,24 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         self.open_run_files()
         self.add_callback(_StepWeightingState(self.token_weights.weighting))
         self.add_callback(Alarms({EQUAL_WEIGHTS: weights_are_equal}))
+        self._failures = FailureWatch([args.validity], args.max_failure_rate, args.failure_window)
+        self.add_callback(self._failures)
         self._fresh_weighting = self.token_weights.weighting.state_dict()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `RunFiles.train` does; raise `ValidityError` where the validity scorer failed too often."""
+        result = super().train(*args, **kwargs)
+        if self._failures.error:
+            checkpoint = self.metrics_path.parent / f"checkpoint-{self.state.global_step}"
+            raise ValidityError(self._failures.explain(checkpoint))
+        return result
 
     def restore(self, checkpoint: Path | None) -> None:
         """Bring the order of rows and the weighting to a checkpoint, or to the start of a run."""
-        self._steps_done = 0
+        super().restore(checkpoint)
         self.token_weights.weighting.load_state_dict(self._fresh_weighting)  # an earlier call may have moved it
         if checkpoint is not None:
-            self._steps_done = step_of(checkpoint)
             _StepWeightingState.restore(self.token_weights.weighting, checkpoint)
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        """TRL's sampler, advanced to the epoch of a resumed run; TRL would start with the order of the first again."""
-        sampler: Any = super()._get_train_sampler(dataset)
-        rows = len(sampler.data_source)
-        epochs = self._steps_done // max(1, rows // self.args.generation_batch)
-        for _ in range(epochs if sampler.shuffle else 0):
-            torch.randperm(rows, generator=sampler.generator)
-        return sampler
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._is_training():
@@ -211,6 +211,7 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
         on_policy = writes_itself(self.args.lmbda, self.args.seed, step)
         batch = super()._generate_and_score_completions(inputs) if on_policy else self._teacher_traces(inputs, step)
         weighted = self.token_weights(inputs, batch, on_policy=on_policy, step=step)
+        self._count_failures(weighted.tally)
         loss_mask = _loss_mask(batch)
         batch |= {"on_policy": self._flag(on_policy), "kd_weights": weighted.weights}
         if weighted.observed and (self.args.keep_teacher_states or isinstance(self._teacher, SparseTeacher)):
@@ -219,6 +220,13 @@ class ValidityKDTrainer(RunFiles, DistillationTrainer):
             batch["num_items_in_batch"] = gather((weighted.weights * loss_mask).sum()).sum()
         self._log_batch(inputs, batch, weighted, on_policy, loss_mask)
         return batch
+
+    def _count_failures(self, tally: Tally) -> None:
+        """End the run where the scorer failed too often; equal on all processes."""
+        worst = self._failures.add([tally.failed], tally.asked)
+        if worst is not None:
+            name, failed, total = worst
+            self._failures.end_run(f"validity scorer {name!r}", failed, total, "questions", tally.cause)
 
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any

@@ -164,7 +164,8 @@ class F1(Cascade):
     """Twice the sum over the steps of both sides, in [0, 1]; a missing field is a mismatch.
 
     Our choice: surplus student steps cost something, which the other two ignore. A student can therefore gain by
-    stopping early under this rule alone.
+    stopping early, as under every rule that divides by the student's steps too (`ordered`, `answers`): one more step
+    pays in expectation if it matches with a probability above half of the score so far.
     """
 
     name = "f1"

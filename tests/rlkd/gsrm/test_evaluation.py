@@ -14,10 +14,11 @@ from rlkd.gsrm import DecompositionError, DeterministicJudge, JudgeError, RulesD
 from rlkd.gsrm.alignment import Answers, Teacher
 from rlkd.gsrm.datasets import RatedQuestion, RatedSolution, load_rationales
 from rlkd.gsrm.evaluation import LENGTH, auroc_table, derangement, evaluate_gsrm
-from rlkd.gsrm.measures import LAYOUTS, agreement, solution_lines
+from rlkd.gsrm.measures import LAYOUTS, agreement, group_spread, solution_lines
 from rlkd.statistics import resample
 from rlkd.structure import Step, Structure
 
+CONTROLS = ("last step of both sides removed", "shuffled teacher")
 ROWS = sample_rows("test")[:12]
 
 
@@ -217,6 +218,21 @@ def test_the_table_has_every_score_its_controls_and_their_differences_to_length(
     )
     assert not any(name.startswith("rules + deterministic") for name in rows)  # it would say the same again
     assert (found.setup["candidates"], found.setup["candidates_right"]) == (40, 20)
+    assert {f"structure, {rule}, {control}" for rule in ("teacher", "answers") for control in CONTROLS} <= set(rows)
+    assert set(found.spread) == {"teacher", "answers"}
+    assert found.spread["answers"]["right solutions that earn 0"].value == 0.0
+
+
+def test_shares_without_a_signal_are_counted_by_solution_and_by_question():
+    scores = np.array([0.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, math.nan])
+    right = np.array([True, True, False, False, True, False, False, False])
+    question = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    found = group_spread(scores, right, question, resample(2, 50))
+    assert found["right solutions that earn 0"].value == pytest.approx(2 / 3)
+    assert found["wrong solutions that earn 0"].value == pytest.approx(2 / 4)
+    assert found["questions whose wrong solutions all earn the same"].value == 1.0
+    assert found["questions whose solutions all earn the same"].value == 0.5
+    assert found["questions whose solutions all earn the same"].n == 2
 
 
 def test_another_decomposer_is_shown_next_to_the_rules():

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from rlkd.errors import UsageError
-from rlkd.validity import BUILT_IN, StepQuestion, ValidityError, load_scorer, score_pairs
+from rlkd.validity import BUILT_IN, StepQuestion, Tally, ValidityError, load_scorer, score_pairs
 
 USER = textwrap.dedent("""
     import asyncio
@@ -225,3 +225,28 @@ def test_the_scorer_of_the_documentation_works(root, tmp_path):
     scorer = load_scorer(f"{tmp_path / 'mine.py'}:no_repetition", {"weight": 0.5})
     asked = StepQuestion("2 + 2?", "so it is ", "it is 4"), StepQuestion("2 + 2?", "so it is ", "")
     assert score_pairs(scorer, *([one] for one in asked)) == ([pytest.approx(2 / 3)], [None])
+
+
+@pytest.mark.parametrize(
+    ("values", "failed"),
+    [([0.5, 0.5], 0), ([None, 0.5], 1), ([float("nan"), None], 2), (["undecided", "undecided"], 0), (None, 2)],
+)
+def test_failures_are_counted_apart_from_undecided_questions(values, failed):
+    def scorer(questions):
+        if values is None:
+            raise ConnectionError("server down")
+        return values
+
+    tally = Tally()
+    score_pairs(scorer_of(scorer), [question("a")], [question("b")], tally=tally)
+    assert (tally.asked, tally.failed) == (2, failed)
+    assert bool(tally.cause) == bool(failed)
+    if values is None:
+        assert tally.cause == "ConnectionError: server down"
+
+
+def test_undecided_reaches_the_weights_as_no_validity():
+    assert score_pairs(scorer_of(lambda questions: ["undecided", 0.5]), [question("a")], [question("b")]) == (
+        [None],
+        [0.5],
+    )

@@ -30,6 +30,39 @@ def slow_loss(logits, labels, meta) -> float:
     return sum(per_sequence) / max(1, len(per_sequence))
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 1024])
+def test_chunks_change_neither_the_loss_nor_its_gradient(chunk, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(3, 9, 11, generator=generator)
+    labels = torch.randint(0, 11, (3, 9), generator=generator)
+    meta = torch.randint(0, 2, (3, 9), generator=generator)
+    found = []
+    for size in (chunk, 10**6):
+        monkeypatch.setattr("trainers.gsrm.trainer.CHUNK", size)
+        leaf = logits.clone().requires_grad_()
+        loss = fine_grained_loss(leaf, labels, meta)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_logits_are_made_from_the_first_labelled_token_on(tiny_model, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, remove_unused_columns=False)
+    args.dataset_kwargs = {"skip_prepare_dataset": True}
+    examples = [structure_tokens(tokenizer, pair) for pair in PAIRS[:2]]
+    trainer = StructureSFTTrainer(
+        model=model, args=args, train_dataset=Dataset.from_list(examples), processing_class=tokenizer
+    )
+    batch = StructureCollator(tokenizer.pad_token_id)(examples)
+    prompts = [sum(label == IGNORED for label in example["labels"]) for example in examples]
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    assert outputs.logits.shape[1] == batch["labels"].shape[1] - min(prompts) + 1
+    whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(loss, fine_grained_loss(whole, batch["labels"], batch["meta"]))
+
+
 @pytest.mark.parametrize("case", ["both", "one group", "a row without labels", "nothing"])
 def test_the_loss_equals_its_definition(case) -> None:
     generator = torch.Generator().manual_seed(3)

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rewards import RewardError
 from rlkd.data.loading import load_rows, to_dataset
@@ -16,7 +14,6 @@ from rlkd.errors import UsageError
 from trainers import RLKDConfig, RLKDTrainer
 from trainers.common.checkpoints import find_checkpoint, step_of
 from trainers.common.run_files import read_steps
-from trainers.rlkd.failures import FailureWatch
 
 # Which completions fare how is decided by their texts, so that a sample's fate does not depend on its batch. Of 97
 # residues, 5 raise and 1 hangs.
@@ -257,23 +254,6 @@ def test_options_reach_a_function_that_is_handed_over(tiny_model, rows, tmp_path
 )
 def test_the_cache_is_on_off_or_a_file(value, expected, tmp_path) -> None:
     assert config(tmp_path, reward_cache=value).cache() == expected
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12), st.integers(1, 4))
-def test_the_watch_agrees_with_counting_the_last_batches_by_hand(batches, window) -> None:
-    watch = FailureWatch(["a"], 0.5, window)
-    for place, batch in enumerate(batches, start=1):
-        found = watch.add(torch.tensor(batch).unsqueeze(1))
-        last = [failed for counted in batches[max(0, place - window) : place] for failed in counted]
-        expected = place >= window and sum(last) > len(last) / 2
-        assert (found is not None) == expected
-        if found is not None:
-            assert found == ("a", sum(last), len(last))
-
-
-def test_without_rewards_of_its_own_a_run_has_nothing_to_watch() -> None:
-    watch = FailureWatch([], 0.5, 2)
-    assert [watch.add(torch.zeros(4, 1, dtype=torch.bool)) for _ in range(5)] == [None] * 5
 
 
 def test_outcomes_in_the_rollouts_have_their_seconds(tiny_model, rows, file, tmp_path) -> None:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import think_format_reward
+from trl.trainer.utils import nanstd
 
 from benchmarks.tiny import byte_tokenizer, save_llama
 from rewards import Failed, RewardError, build_reward
@@ -165,11 +166,12 @@ def test_missing_rewards_are_neutral_in_what_trl_really_computes(tiny_model, row
             # A centred reward is the sum over columns of (score - mean of the observed); a failed entry adds 0.
             expected = (deviations * weights).nansum(dim=1)
         else:
-            # Each column is scaled by the spread of its filled group, then added up and scaled by that of the batch.
-            filled = torch.where(holes.view(2, 6, 3), groups.nanmean(dim=1, keepdim=True), groups)
-            scaled = (deviations.view(2, 6, 3) / (filled.std(dim=1, keepdim=True) + 1e-4)).view(12, 3)
+            # Each column is scaled by the spread of what was observed of its group, then added up and scaled by that
+            # of the batch. A completion without any reward stays outside.
+            scaled = (deviations.view(2, 6, 3) / (nanstd(groups, dim=1, keepdim=True) + 1e-4)).view(12, 3)
             total = (scaled * weights).nansum(dim=1)
-            expected = (total - total.mean()) / (total.std() + 1e-4)
+            total[~scorable] = math.nan
+            expected = (total - total.nanmean()) / (nanstd(total) + 1e-4)
         assert torch.allclose(found[scorable], expected[scorable], atol=1e-4)
         # Equal completions stay equal, whoever fails: exactly as if nobody had.
         equal = scores[:1].nan_to_num(nan=(low + high) / 2).expand(12, 3).clone()
@@ -449,3 +451,18 @@ def test_a_reward_model_may_be_named_and_gets_its_alias(tiny_model, rows, tmp_pa
     trainer.train()
     [entry] = read_steps(trainer.metrics_path)
     assert entry["rewards/judge/mean"] == pytest.approx(entry["rewards/again/mean"])
+
+
+def down(completions, **columns):
+    return [-1.0] * len(completions)
+
+
+def test_a_gate_on_a_penalty_is_refused_or_said_once(tiny_model, rows, tmp_path, caplog) -> None:
+    limits = {"soft_overlong": {"max_completion_len": 8, "soft_punish_cache": 4}}
+    gates = {"soft_overlong": "accuracy"}
+    args = config(tmp_path, reward_funcs=["accuracy", "soft_overlong"], reward_kwargs=limits, reward_gates=gates)
+    with pytest.raises(RewardError, match=r"'soft_overlong' is negative .* escapes the penalty"):
+        RLKDTrainer("no such model", args=args, train_dataset=rows)
+    args = config(tmp_path, reward_gates={"down": "letters"})
+    RLKDTrainer(tiny_model, reward_funcs=[letters, down], args=args, train_dataset=rows).train()
+    assert sum("escapes the penalty" in record.message for record in caplog.records) == 1
