@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.contract import Failed, RewardError, RewardOptions, Scored
+from rewards.outputs import same_output, same_value
+from rewards.programs import last_program
 from rlkd.data.rows import completion_text
 from rlkd.sandbox import (
     ProgramResult,
@@ -28,10 +28,9 @@ from rlkd.sandbox import (
 logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
-BLOCK = re.compile(r"```python[ \t]*\r?\n(.*?)```", re.DOTALL)
-TOLERANCE = 1e-9  # relative, for floats summed in another order: our choice
 TEST_FORMS = (
-    '{"input": text, "output": text} or {"function": name, "arguments": list, "expected": value}; '
+    '{"input": text, "output": text} or {"function": name, "arguments": list, "expected": value}, or one '
+    '{"inputs": texts, "outputs": texts}; '
     'in verification_info {"type": "stdin_stdout" or "function_call", "input", "output", "fn_name"}'
 )
 
@@ -48,17 +47,19 @@ class Case:
 class Code:
     """The share of its tests that the program of a completion passes, in [0, 1]; run in a sandbox.
 
-    The program is the last ```` ```python ```` block of the completion (open-r1's rule); 0 without one. A row needs
-    one of these columns:
+    The program is the last block of Python code (```` ```python ````, see `rewards.programs`) behind the thought; 0
+    without one. A row needs one of these columns:
 
-    - `tests`: a list of `{"input": text, "output": text}` (standard input and output) or `{"function": name,
-      "arguments": list, "expected": value}`. If `arguments` is a JSON text, `expected` is one too.
+    - `tests`: a list of `{"input": text, "output": text}` (standard input and output; numbers are read as texts) or
+      `{"function": name, "arguments": list, "expected": value}`. If `arguments` is a JSON text, `expected` is one too.
+      Or `{"inputs": texts, "outputs": texts}` (APPS). Asserts are not run: see `docs/built_in_rewards.md`.
     - `verification_info` (open-r1): `{"language": "python", "test_cases": [{"type": "stdin_stdout", "input": text,
       "output": text}, {"type": "function_call", "fn_name": name, "input": ..., "output": ...}]}`. For a call, `input`
       is the list of arguments or a text with one JSON value per line, `output` the value or its JSON text.
 
-    Either column may be one JSON text. Outputs are compared without trailing blanks and newlines, values as JSON
-    (tuples are lists, keys are strings; floats to a relative 1e-9), both outside the sandbox.
+    Either column may be one JSON text. Outputs are compared line by line and word by word, numbers by value, returned
+    values as JSON (tuples are lists, keys are strings; floats to a relative 1e-9): `rewards.outputs`, outside the
+    sandbox.
 
     Not applicable where a row has no tests or another language. Failed where the sandbox breaks down or the tests are
     unreadable. A program that crashes, hangs or exceeds a limit fails that test only.
@@ -75,6 +76,7 @@ class Code:
         processes: concurrent processes and threads per test.
         children: whether programs may start processes (then `memory` and `cpu` apply to each).
         workers: concurrent programs. Default: the number of processors.
+        prefilled: whether the chat template opens `<think>`, so that a completion without `</think>` is all thought.
     """
 
     __name__ = "code"
@@ -96,6 +98,7 @@ class Code:
         processes: int = 32,
         children: bool = False,
         workers: int | None = None,
+        prefilled: bool = False,
     ):
         workers = (os.cpu_count() or 1) if workers is None else workers
         for name, value, least in (
@@ -107,7 +110,7 @@ class Code:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} {value!r}: expected an integer of at least {least}")
-        for name, flag in (("all_or_nothing", all_or_nothing), ("children", children)):
+        for name, flag in (("all_or_nothing", all_or_nothing), ("children", children), ("prefilled", prefilled)):
             if not isinstance(flag, bool):
                 raise ValueError(f"{name} {flag!r}: expected true or false")
         self.limits = SandboxLimits(
@@ -122,6 +125,7 @@ class Code:
         self.all_or_nothing = all_or_nothing
         self.max_timeouts = max_timeouts
         self.workers = workers
+        self.prefilled = prefilled
         self._languages_warned_of: set[str] = set()
 
     def check_ready(self) -> None:
@@ -158,9 +162,9 @@ class Code:
             return Failed(f"tests of the row: {type(error).__name__}: {error}; expected {TEST_FORMS}")
         if not tests:
             return None
-        program = last_program(text)
+        program = last_program(text, self.prefilled)
         if program is None:
-            return Scored(0.0, {"passed": 0, "tests": len(tests), "results": [], "reason": "no ```python block"})
+            return Scored(0.0, {"passed": 0, "tests": len(tests), "results": [], "reason": "no block of Python code"})
         results: list[dict[str, Any]] = []
         timeouts = 0
         for test in tests:
@@ -186,6 +190,8 @@ class Code:
     def _tests(self, info: Any, plain: Any) -> list[Case]:
         """The tests of a row from either column; raises ValueError, TypeError or KeyError for a malformed test."""
         plain = _loaded(plain)
+        if isinstance(plain, Mapping):
+            return apps_tests(plain)
         if plain:
             return [plain_test(test) for test in plain]
         info = _loaded(info)
@@ -200,14 +206,10 @@ class Code:
         return [open_r1_test(test) for test in _loaded(info.get("test_cases")) or []]
 
 
-def last_program(text: str) -> str | None:
-    """The content of the last ```` ```python ```` block, or None."""
-    blocks = BLOCK.findall(text)
-    return blocks[-1] if blocks else None
-
-
 def plain_test(test: Mapping[str, Any]) -> Case:
     """A test of the column `tests`. Keys that are None, as tables fill them in, count as absent."""
+    if isinstance(test, str):
+        raise ValueError(f"{test[:80]!r} is a text; a program could pass an assert by ending before it")
     if test.get("function") is not None:
         arguments, expected = test["arguments"], test["expected"]
         if isinstance(arguments, str):
@@ -215,14 +217,22 @@ def plain_test(test: Mapping[str, Any]) -> Case:
         if not isinstance(arguments, list):
             raise ValueError(f"'arguments' of {test['function']!r} is {arguments!r}, not a list")
         return Case(arguments, expected, _text(test["function"], "function"))
-    return Case(_text(test.get("input") or "", "input"), _text(test["output"], "output"))
+    return _printing(test)
+
+
+def apps_tests(tests: Mapping[str, Any]) -> list[Case]:
+    """The tests of a column `tests` in the form of APPS and TACO: texts in two lists."""
+    if tests.get("fn_name") is not None:
+        raise ValueError("'fn_name' beside 'inputs' and 'outputs': name the function in each test")
+    pairs = zip(tests["inputs"], tests["outputs"], strict=True)
+    return [_printing({"input": given, "output": expected}) for given, expected in pairs]
 
 
 def open_r1_test(test: Mapping[str, Any]) -> Case:
     """A test of open-r1's column `verification_info`."""
     kind = test.get("type") or "stdin_stdout"
     if kind == "stdin_stdout":
-        return Case(_text(test.get("input") or "", "input"), _text(test["output"], "output"))
+        return _printing(test)
     if kind != "function_call":
         raise ValueError(f"type {kind!r}")
     arguments, expected = test["input"], test["output"]
@@ -242,7 +252,7 @@ def grade(result: ProgramResult, test: Case) -> dict[str, Any]:
         reason = "".join(c if c.isprintable() else "\ufffd" for c in reason[:200])
         return {"passed": False, "outcome": result.status, "reason": reason}
     if test.function is None:
-        found, right = result.stdout, _lines(result.stdout) == _lines(test.expected)
+        found, right = result.stdout, same_output(result.stdout, test.expected)
     else:
         found = result.value
         try:
@@ -259,28 +269,9 @@ def grade(result: ProgramResult, test: Case) -> dict[str, Any]:
     return {"passed": False, "outcome": "wrong", "reason": shown}
 
 
-def same_value(found: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal: floats to a relative 1e-9; `1`, `1.0` and `true` as in Python.
-
-    A float equals an expected integer only if it rounds to it: 1e10 is not 10000000001.
-    """
-    if isinstance(found, list) and isinstance(expected, list | tuple):
-        return len(found) == len(expected) and all(map(same_value, found, expected))
-    if isinstance(found, dict) and isinstance(expected, dict):
-        expected = {str(key): value for key, value in expected.items()}
-        return found.keys() == expected.keys() and all(same_value(found[key], expected[key]) for key in found)
-    if isinstance(found, float) and isinstance(expected, int):
-        return math.isclose(found, expected, rel_tol=TOLERANCE) and round(found) == expected
-    if isinstance(expected, float) and isinstance(found, float | int):
-        return math.isclose(found, expected, rel_tol=TOLERANCE)
-    return bool(found == expected)
-
-
-def _lines(text: str) -> list[str]:
-    lines = [line.rstrip() for line in text.split("\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
+def _printing(test: Mapping[str, Any]) -> Case:
+    given = "" if test.get("input") is None else test["input"]
+    return Case(_text(given, "input"), _text(test["output"], "output"))
 
 
 def _loaded(value: Any) -> Any:
@@ -290,6 +281,8 @@ def _loaded(value: Any) -> Any:
 
 
 def _text(value: Any, name: str) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
         raise ValueError(f"{name!r} is {value!r}, not a text")
     return value

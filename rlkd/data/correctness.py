@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlkd.answers import equal_pairs, extract_answer, number
+from rlkd.answers import after_thought, equal_pairs, extract_answer, number
 from rlkd.steps import split_calculation, undecorated
 
 # With a sign only where nothing stands before it to subtract from.
@@ -40,7 +40,9 @@ def trace_verdicts(pairs: Sequence[tuple[str, str | None]], *, options: Sequence
     verdicts: list[Verdict] = [None] * len(pairs)
     hard: dict[int, tuple[str, str]] = {}
     for i, (text, gold) in enumerate(pairs):
-        right = (extract_answer(gold) or gold.strip()) if gold else ""
+        right = gold.strip() if gold else ""
+        if number(right) is None:
+            right = extract_answer(right) or right
         if not right:
             continue
         found = extract_answer(text)
@@ -59,13 +61,11 @@ def trace_verdicts(pairs: Sequence[tuple[str, str | None]], *, options: Sequence
 
 def last_line_answer(text: str) -> str | None:
     """The value that the last line of a text comes to: of its last calculation, or its only number; else None."""
-    if "<think>" in (text := text.rpartition("</think>")[2]):
-        return None
-    line = undecorated(text.rstrip().rpartition("\n")[2])
-    _, result = split_calculation(text.rstrip().rpartition("\n")[2])
+    line = after_thought(text).rstrip().rpartition("\n")[2]
+    _, result = split_calculation(line)
     if result is not None:
         return result if number(result) is not None else None
-    numbers = {found.lstrip("$€£") for found in _NUMBER.findall(line)}
+    numbers = {found.lstrip("$€£") for found in _NUMBER.findall(undecorated(line))}
     return numbers.pop().replace("−", "-") if len(numbers) == 1 else None
 
 

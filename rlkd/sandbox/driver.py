@@ -1,14 +1,18 @@
 """Runs in the sandbox for `call_function`: loads the program, calls one function, writes its value as JSON to fd 3.
 
-Nothing here is trusted: the program shares this interpreter and may change anything in it.
+The program finds `exit` and `quit`, which `site` defines elsewhere, and the names of `typing`, which answers in the
+form of LeetCode use without an import. Nothing here is trusted: the program shares this interpreter and may change
+anything in it.
 """
 
 # ruff: noqa: PTH123
 
+import builtins
 import json
 import os
 import sys
 import types
+import typing
 
 
 def main() -> None:
@@ -18,6 +22,8 @@ def main() -> None:
         arguments = json.load(file)
     with open("/program.py", "rb") as file:
         source = file.read()
+    builtins.exit = builtins.quit = sys.exit
+    vars(builtins).update({known: getattr(typing, known) for known in typing.__all__})
     # A module of its own and not __main__, so that `if __name__ == "__main__":` does not run.
     module = types.ModuleType("program")
     module.__file__ = "/program.py"

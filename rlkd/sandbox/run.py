@@ -124,7 +124,8 @@ def run_program(
     Blocks; the sandbox dies with the calling thread. `stop`: kills the program when set. Raises `SandboxUnavailable`
     or `SandboxError`, never because of something the program did.
     """
-    result, _ = _run({"/program.py": _bytes(source)}, ["/program.py"], stdin, limits or SandboxLimits(), False, stop)
+    files = {"/program.py": _bytes(source), "/start.py": (FOLDER / "start.py").read_bytes()}
+    result, _ = _run(files, ["/start.py"], stdin, limits or SandboxLimits(), False, stop)
     return result
 
 

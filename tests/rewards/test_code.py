@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rewards import Failed, RewardError, Scored, build_reward
-from rewards.code import Code, last_program, same_value
+from rewards.code import Code
 from rlkd.sandbox import SandboxError, SandboxUnavailable
 from tests.helpers.sandbox import skip_without_sandbox
 
@@ -22,9 +22,7 @@ SQUARES = [
 
 # These run everywhere; the others are skipped without a sandbox.
 NEED_NO_SANDBOX = {
-    "test_the_program_is_the_last_python_block",
     "test_without_a_program_the_score_is_zero",
-    "test_values_are_compared_as_json_with_floats_to_a_billionth",
     "test_without_tests_the_reward_does_not_apply",
     "test_another_language_does_not_apply_and_is_logged_once",
     "test_unreadable_tests_are_a_failure_and_not_a_zero",
@@ -76,25 +74,9 @@ def test_all_or_nothing_stops_at_the_first_test_that_fails():
     assert (found.value, len(found.detail["results"])) == (0.0, 1)
 
 
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ("```python\na\n```\ntext\n```python\nb\n```", "b\n"),
-        ("<think>```python\na\n```</think>", "a\n"),
-        ("```python\na\n```\n```\nb\n```", "a\n"),
-        ("```python \r\na\n```", "a\n"),
-        ("```\na\n```", None),
-        ("```python\na", None),
-        ("print(2)", None),
-    ],
-)
-def test_the_program_is_the_last_python_block(text, program):
-    assert last_program(text) == program
-
-
 def test_without_a_program_the_score_is_zero():
     found = score("I cannot.", DOUBLES)
-    assert (found.value, found.detail["reason"]) == (0.0, "no ```python block")
+    assert (found.value, found.detail["reason"]) == (0.0, "no block of Python code")
 
 
 def test_completions_may_be_messages():
@@ -103,41 +85,55 @@ def test_completions_may_be_messages():
 
 @pytest.mark.parametrize(
     ("printed", "expected", "right"),
-    [
-        ("1  \n2\n\n\n", "1\n2", True),
-        ("1\r\n2", "1\n2\n", True),
-        ("", "\n", True),
-        (" 1", "1", False),
-        ("1\n\n2", "1\n2", False),
-        ("1 2", "1  2", False),
-        ("1.0", "1", False),
-    ],
+    [("1  \n2\n\n\n", "1\n2", True), ("", "\n", True), (" 1.0", "1", True), ("1\n\n2", "1\n2", False)],
 )
-def test_output_is_compared_without_trailing_blanks(printed, expected, right):
+def test_output_is_compared_by_lines_words_and_numbers(printed, expected, right):
     program = fenced(f"import sys\nsys.stdout.write({printed!r})")
     assert value(program, [{"input": "", "output": expected}]) == right
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "right"),
+    "end",
+    ["exit()", "quit()", "exit(0)", "if True: quit()\nprint(7)", "import sys\nsys.exit()", "raise SystemExit"],
+)
+def test_a_program_may_end_itself(end):
+    assert value(fenced(f"print(6)\n{end}"), [{"input": "", "output": "6"}]) == 1.0
+
+
+@pytest.mark.parametrize("end", ["exit(1)", "quit('no')", "exit"])
+def test_the_exit_code_and_the_output_still_count(end):
+    assert value(fenced(f"print(7)\n{end}"), [{"input": "", "output": "6"}]) == 0.0
+
+
+def test_a_program_runs_as_a_script_of_its_own():
+    program = """
+import sys, __main__
+def found():
+    return __name__, __file__, sys.argv, __doc__, __main__.found is found
+if __name__ == "__main__":
+    print(found())
+"""
+    printed = "('__main__', '/program.py', ['/program.py'], None, True)"
+    assert value(fenced(program), [{"input": "", "output": printed}]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "program",
     [
-        ([1, [2.0, "x"]], [1, (2, "x")], True),
-        (0.1 + 0.2, 0.3, True),
-        (1, 1.0, True),
-        (1.1, 1, False),
-        ({"1": [0.30000000000000004]}, {1: [0.3]}, True),
-        ({"1": 2}, {"1": 2, "2": 3}, False),
-        ([1, 2], [2, 1], False),
-        ("1", 1, False),
-        (None, 0, False),
-        ([], None, False),
-        (float("nan"), 1.0, False),
-        (2.9999999999999996, 3, True),
-        (1e10, 10**10 + 1, False),
+        "class Solution:\n    def total(self, nums: List[int]) -> int: return sum(nums)",
+        "def total(nums: List[int]) -> Optional[int]: return sum(nums)",
+        "def total(nums: Dict[int, Tuple[int, ...]]) -> Any: return sum(nums)",
+        "def total(nums): return sum(nums)\nif __name__ == '__main__': exit()",
     ],
 )
-def test_values_are_compared_as_json_with_floats_to_a_billionth(found, expected, right):
-    assert same_value(found, expected) is right
+def test_answers_in_leetcode_s_form_need_no_import_of_typing(program):
+    assert value(fenced(program), [{"function": "total", "arguments": [[2, 7]], "expected": 9}]) == 1.0
+
+
+def test_a_name_of_typing_is_no_function_of_the_program():
+    for program in ("x = 1", "class Solution:\n    def cast(self, a, b): return 9"):
+        found = value(fenced(program), [{"function": "cast", "arguments": [3, 9], "expected": 9}])
+        assert found == float("Solution" in program)
 
 
 def test_functions_are_called_and_their_values_compared():
@@ -171,6 +167,28 @@ def test_columns_filled_with_none_and_arguments_as_json_text_are_read():
     assert value(fenced(SQUARE), tests) == 1.0
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        [{"input": 3, "output": 6}],
+        [{"input": 3.0, "output": "6.0"}],
+        {"inputs": ["3\n"], "outputs": ["6\n"]},
+        {"inputs": [3, 4], "outputs": ["6", 8]},
+        '{"inputs": ["3"], "outputs": ["6"]}',
+    ],
+)
+def test_tests_may_be_numbers_and_two_lists(tests):
+    assert value(fenced("n = float(input())\nprint(2 * n)"), tests) == 1.0
+
+
+def test_a_program_inside_a_thought_is_not_handed_in():
+    for text in (f"<think>{DOUBLE}", f"<think>{DOUBLE}</think>I gave up.", f"{DOUBLE}</think>"):
+        assert value(text, DOUBLES) == 0.0
+    assert value(f"<think>{fenced('print(1)')}</think>{DOUBLE}", DOUBLES) == 1.0
+    assert value(f"I think: {DOUBLE}", DOUBLES, prefilled=True) == 0.0
+    assert value(f"I think.</think>{DOUBLE}", DOUBLES, prefilled=True) == 1.0
+
+
 @pytest.mark.parametrize("tests", [None, [], "", "[]"])
 def test_without_tests_the_reward_does_not_apply(tests):
     assert score(DOUBLE, tests) is None
@@ -192,7 +210,11 @@ def test_the_reason_is_free_of_control_sequences():
     "tests",
     [
         [{"input": "1"}],
-        [{"input": 1, "output": "1"}],
+        [{"input": True, "output": "1"}],
+        [{"input": ["1"], "output": "1"}],
+        ["assert f(1) == 1"],
+        {"inputs": ["1"], "outputs": []},
+        {"inputs": [[1]], "outputs": [[1]], "fn_name": "f"},
         [{"function": "f", "arguments": 3, "expected": 3}],
         [{"function": "f", "arguments": [3]}],
         [{"function": "f", "arguments": [{3}], "expected": 3}],
@@ -321,6 +343,7 @@ def test_a_missing_sandbox_is_an_error_before_a_model_loads(monkeypatch):
         ({"file_size": 0.5}, "file_size 0.5"),
         ({"all_or_nothing": 1}, "all_or_nothing 1"),
         ({"children": "no"}, "children 'no'"),
+        ({"prefilled": 1}, "prefilled 1"),
     ],
 )
 def test_a_parameter_out_of_range_is_named_with_its_value(parameters, text):

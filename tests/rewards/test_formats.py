@@ -18,7 +18,6 @@ def chat(text):
     [
         ("<think>a</think>b", 1.0),
         ("<think>\na\n</think>\nb", 1.0),
-        ("<think></think>b", 1.0),
         ("a", 0.0),
         ("", 0.0),
         ("<think>a", 0.0),
@@ -43,6 +42,9 @@ def test_think_format_agrees_with_trls(text, value):
         ("<think>a</think>", 0.0, 1.0),
         ("<think>a</think>  \n", 0.0, 1.0),
         ("<think>a</think>b</think>c", 0.0, 1.0),
+        # Something must be thought.
+        ("<think></think>b", 0.0, 1.0),
+        ("<think> \n</think>b", 0.0, 1.0),
     ],
 )
 def test_think_format_differs_from_trls_where_its_docstring_says_so(text, ours, theirs):
@@ -76,7 +78,6 @@ def test_with_answer_tags_the_rest_is_one_answer(text, value):
         ("<think>a</think>", 0.5),
         ("<think>a</think><answer>", 0.75),
         ("<think>a</think><answer>b</answer>", 1.0),
-        ("</answer><answer></think><think>", 1.0),
         ("<think><think>a</think><answer>b</answer>", 0.75),
         ("<think>a</think><answer>b</answer><answer>c</answer>", 0.5),
         ("<think>" * 2 + "</think>" * 2 + "<answer>" * 2 + "</answer>" * 2, 0.0),
@@ -84,6 +85,67 @@ def test_with_answer_tags_the_rest_is_one_answer(text, value):
 )
 def test_tag_count_is_a_quarter_for_each_tag_that_occurs_once(text, value):
     assert tag_count(chat(text)) == tag_count([text]) == [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        # In another order
+        ("</answer><answer></think><think>", 0.0),
+        ("<answer>b</answer><think>a</think>", 0.0),
+        ("a</think><think>", 0.0),
+        ("</think><answer>b</answer><think>", 0.0),
+        # Around nothing
+        ("<think></think><answer></answer>", 0.0),
+        ("<think> \n</think><answer>b</answer>", 0.5),
+        ("<think>a</think><answer>\u200b</answer>", 0.5),
+        # open-r1's order and contents are anything, but its tags stand on lines of their own.
+        ("</think><answer>b</answer>", 0.75),
+        ("<answer>b</answer>", 0.5),
+    ],
+)
+def test_tags_in_another_order_or_around_nothing_do_not_count(text, value):
+    assert tag_count([text]) == [value]
+
+
+EMPTY = ["", " ", "\n", " \t\n", "\u200b", "\u00a0", "\ufeff\n"]
+
+
+@pytest.mark.parametrize("nothing", EMPTY)
+def test_an_empty_thought_earns_no_format_reward(nothing):
+    loose = f"<think>{nothing}</think><answer>b</answer>"
+    lines = f"<think>\n{nothing}\n</think>\n<answer>\n```python\nb\n```\n</answer>"
+    for text in (loose, lines):
+        assert think_format([text]) == think_format([text], answer_tags=True) == think_format_reward([text]) == [0.0]
+        assert tag_count([text]) == [0.5]
+    assert format_of_lines([lines]) == CodeFormat()([lines]) == [0.0]
+
+
+@pytest.mark.parametrize("nothing", EMPTY)
+def test_an_empty_answer_or_program_earns_none_either(nothing):
+    assert think_format([f"<think>a</think>{nothing}"]) == [0.0]
+    assert think_format([f"<think>a</think><answer>{nothing}</answer>"], answer_tags=True) == [0.0]
+    assert format_of_lines([LAID_OUT.replace("\nb\n", f"\n{nothing}\n")]) == [0.0]
+    assert CodeFormat()([LAID_OUT.replace("b", f"```python{nothing}\n```")]) == [0.0]
+
+
+PREFILLED = {
+    "think_format": "I add.</think>\n#### 72",
+    "think_format_reward": "I add.</think>\n#### 72",
+    "format": "I add.\n</think>\n<answer>\n72\n</answer>",
+    "tag_count": "I add.</think><answer>72</answer>",
+    "code_format": "I add.\n</think>\n<answer>\n```python\n72\n```\n</answer>",
+}
+
+
+@pytest.mark.parametrize("name", PREFILLED)
+def test_every_format_reward_knows_a_template_that_opens_the_thought(name):
+    text = PREFILLED[name]
+    assert build_reward(name, {"prefilled": True})(completions=[text]) == [1.0]
+    assert build_reward(name)(completions=[text])[0] < 1.0
+    # The thought is empty where the completion begins with its end.
+    ends = text[text.index("I add.") + 6 :]
+    assert build_reward(name, {"prefilled": True})(completions=[ends])[0] < 1.0
 
 
 def test_a_think_tag_that_the_chat_template_opens_counts_as_written():
@@ -116,10 +178,13 @@ def generated(count, starts):
     return [rng.choice(starts) + "".join(rng.choices(PIECES, k=rng.randint(0, 9))) for _ in range(count)]
 
 
-def test_think_format_reward_agrees_with_trls():
+def test_think_format_reward_agrees_with_trls_except_for_an_empty_thought():
     texts = generated(2000, ["", "<think>", "<think>\n", " <think>"])
     scores = think_format_reward([chat(text)[0] for text in texts])
-    assert scores == trls.think_format_reward([chat(text)[0] for text in texts])
+    theirs = trls.think_format_reward([chat(text)[0] for text in texts])
+    empty = [re.match(r"<think>\s*</think>", text) is not None for text in texts]
+    assert scores == [0.0 if nothing else score for nothing, score in zip(empty, theirs, strict=True)]
+    assert empty.count(True) > 50
     assert min(scores.count(0.0), scores.count(1.0)) > 100
 
 
@@ -131,7 +196,6 @@ LAID_OUT = "<think>\na\n</think>\n<answer>\nb\n</answer>"
     [
         (LAID_OUT, 1.0),
         (LAID_OUT + "\nand more", 1.0),
-        ("<think>\n\n</think>\n<answer>\n\n</answer>", 1.0),
         (LAID_OUT + " ", 0.0),
         ("\n" + LAID_OUT, 0.0),
         (LAID_OUT.replace("\na\n", "a"), 0.0),
@@ -146,16 +210,19 @@ def test_format_requires_each_tag_on_its_own_line(text, value):
 
 @pytest.mark.parametrize("language", [None, "python"])
 def test_format_and_code_format_are_the_documented_expressions(language):
-    # `code_format` asks for a fence in between; both are open-r1's, read by the slow but obvious means.
-    fence = "" if language is None else f"```{language}.*?```.*?"
+    # `code_format` asks for a fence in between; both are open-r1's, read by the slow but obvious means. Each group
+    # holds something.
+    answer = "(.*?)" if language is None else f".*?```{language}(.*?)```.*?"
     expression = re.compile(
-        r"^<think>\n.*?\n</think>\n<answer>\n.*?" + fence + r"\n</answer>$", re.DOTALL | re.MULTILINE
+        r"^<think>\n(.*?)\n</think>\n<answer>\n" + answer + r"\n</answer>$", re.DOTALL | re.MULTILINE
     )
     reward = format_of_lines if language is None else CodeFormat(language)
-    starts = ["", "<think>\na\n</think>\n<answer>\n", "<think>\n\n</think>\n<answer>\n```python\n", "<think>\n"]
+    inside = "<think>\na\n</think>\n<answer>\n"
+    starts = ["", inside, inside + "```python\n", "<think>\n\n</think>\n<answer>\n```python\n", "<think>\n"]
     texts = [text + end for text in generated(2000, starts) for end in ("", "```\n</answer>", "\n</answer>")]
     scores = reward(completions=texts)
-    assert scores == [float(expression.match(text) is not None) for text in texts]
+    matches = [expression.match(text) for text in texts]
+    assert scores == [float(match is not None and all(map(str.strip, match.groups()))) for match in matches]
     assert min(scores.count(0.0), scores.count(1.0)) > 100
 
 
@@ -200,6 +267,13 @@ def test_a_think_tag_and_line_break_that_the_template_opens_count_as_written():
         ("- not after a line break", 0),
         ("First, add. Next, halve. Finally, done.", 3),
         ("First, 1. is no start of a line", 1),
+        # Nothing behind a marker
+        ("1.\n2.\n3.", 0),
+        ("- \n- \n- \n- ", 0),
+        ("First, Second, Next,", 0),
+        ("Step 1: Step 2: Step 3: 4", 1),
+        ("Step 1:\nadd\nStep 2:\n\nhalve\nStep 3:\n", 2),
+        ("1. ...\n2. add", 1),
         ("Step one: no. first, no. 1) no", 0),
         ("Second, a\n- b\n- c\n- d\n- e", 5),
     ],
