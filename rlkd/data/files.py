@@ -14,7 +14,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ JSON = (".jsonl", ".ndjson", ".json")
 TABLES = {".csv": ",", ".tsv": "\t"}
 ARROW = (".parquet", ".arrow", ".feather")
 KINDS = (*JSON, *TABLES, *ARROW)
-COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # Rows of an Arrow file that are Python objects at the same time.
 BATCH = 256
 

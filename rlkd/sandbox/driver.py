@@ -22,8 +22,8 @@ def main() -> None:
         arguments = json.load(file)
     with open("/program.py", "rb") as file:
         source = file.read()
-    builtins.exit = builtins.quit = sys.exit
-    vars(builtins).update({known: getattr(typing, known) for known in typing.__all__})
+    known = {each: getattr(typing, each) for each in typing.__all__}
+    vars(builtins).update(known, exit=sys.exit, quit=sys.exit)
     # A module of its own and not __main__, so that `if __name__ == "__main__":` does not run.
     module = types.ModuleType("program")
     module.__file__ = "/program.py"

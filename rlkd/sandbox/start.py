@@ -8,9 +8,8 @@ The interpreter runs without the module `site`, which defines these two for all 
 import builtins
 import sys
 
-builtins.exit = builtins.quit = sys.exit
+vars(builtins).update(exit=sys.exit, quit=sys.exit)
 sys.argv = ["/program.py"]
-__doc__ = None
-__file__ = "/program.py"
+globals().update(__doc__=None, __file__="/program.py")
 del builtins, sys
 exec(compile(open(__file__, "rb").read(), __file__, "exec", dont_inherit=True))

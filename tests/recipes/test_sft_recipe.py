@@ -61,7 +61,7 @@ def test_an_answer_line_is_added_only_where_none_is_announced(recipe, fields, te
 def test_each_rationale_is_an_example_and_a_row_without_one_is_none(recipe) -> None:
     rows = [row(rationales=["one", "two"]), row(id="b", rationales=[])]
     texts = [example["completion"][0]["content"] for example in recipe.to_examples(rows, {})]
-    assert texts == ["one\n#### 5", "two\n#### 5"]
+    assert texts == ["one", "two"]
 
 
 def test_a_text_prompt_gets_a_text_completion(recipe) -> None:

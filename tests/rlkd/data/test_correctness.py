@@ -11,6 +11,7 @@ from rlkd.teachers.traces import trace_text
         # Announced
         ("It is 4 + 4 = 8.\n#### 8", "8", True),
         ("It is 4 + 4 = 9.\n#### 9", "8", False),
+        ("4 + 4 = 8 is on the 8th day. The answer is <<8=8>>8.", "8", True),
         ("So it is \\boxed{8}.", "4 + 4 = 8\n#### 8", True),
         ("The answer is 1,200.", "1200", True),
         ("<think>\n#### 7\n</think>\n#### 8", "8", True),
@@ -61,7 +62,23 @@ def test_beside_options_a_value_may_stand_for_a_letter():
     [("A: $1,200", "1,200"), ("10 - 3", None), ("= 3/4 of it", "3/4"), ("x = 5 and y = 6", "6"), ("1.", "1")],
 )
 def test_the_answer_of_a_last_line(line, answer):
-    assert last_line_answer(f"First 1, then 2.\n{line}") == answer
+    assert last_line_answer(f"First 1, then 2.\n{line}")[0] == answer
+
+
+@pytest.mark.parametrize(
+    ("line", "gold"),
+    [
+        ("768 / 50 = 15.36 minutes, which rounds down to 15", "15"),
+        ("6/3 = .5 hours, which is 30 minutes.", "30"),
+        ("12 / 2 = 6. It takes Jerry 3 weeks to get down to 6 sodas.", "3"),
+        (".50 - .25 = $0.25 a can", "25"),
+        ("12/15 = .8", "80"),
+        ("$80 000 + $16 000 = $96 000", "96000"),
+    ],
+)
+def test_a_last_line_that_may_mean_another_value_does_not_make_a_trace_wrong(line, gold):
+    assert trace_verdicts([(line, gold)]) == [None]
+    assert trace_verdicts([("7 + 7 = 14 cups for 2 cakes", "14"), ("7 + 7 = 14 cups", "15")]) == [True, False]
 
 
 @pytest.mark.parametrize("sample", [EASY_SAMPLE, DISTILLATION_SAMPLE, WARM_START, EXPERT])
