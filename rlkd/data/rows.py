@@ -176,8 +176,9 @@ def check_row(row: Row, where: str) -> Row:
         checked["structures"] = [Structure.from_list(steps).to_list() for steps in structures]
     except (TypeError, ValueError) as error:
         raise RowError(f"{where}, field 'structures': {error}") from error
-    if checked.pop("id", None) is not None:
-        checked["id"] = str(row["id"])
+    name = checked.pop("id", None)
+    if name is not None and name == name and str(name).strip():  # NaN is the null of a column of floats
+        checked["id"] = str(name)
     for field, value in checked.items():
         _check_characters(value, where, field)
     return checked

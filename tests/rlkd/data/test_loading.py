@@ -29,6 +29,8 @@ def test_a_missing_id_is_made_from_the_position(tmp_path):
         (["x", "x", "x"], ["x", "x-2", "x-3"]),
         (["x", "x", "x-2"], ["x", "x-3", "x-2"]),
         ([1, "1"], ["1", "1-2"]),
+        (["", None, " "], ["rows-0", "rows-1", "rows-2"]),
+        ([float("nan"), 2.5], ["rows-0", "2.5"]),
     ],
 )
 def test_ids_are_unique_and_given_ones_stay_where_they_can(tmp_path, given, made):
