@@ -1,8 +1,8 @@
 """Rewards for answers other than exact mathematics: multiple choice, yes or no, numbers within a tolerance.
 
-The answer is the one that the completion announces (`rlkd.answers.extract_answer`), or the completion itself if it is
+The answer is the one that the completion announces (`rlkd.answers.announcement`), or the completion itself if it is
 short. An answer that is not announced or unreadable is wrong; with an unreadable gold answer the reward is not
-applicable.
+applicable. `docs/answers.md` has the rules.
 """
 
 import re
@@ -11,19 +11,17 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.contract import CHEAP
-from rlkd.answers import extract_answer, number, squeezed
+from rlkd.answers import after_thought, announcement, extract_answer, number, squeezed
+from rlkd.answers.options import letters, truth, undressed
+from rlkd.answers.remarks import without_remark
+from rlkd.answers.sentences import LONGEST, first_sentence
 from rlkd.data.rows import completion_text
 
-# Characters at the end of a completion that are searched for an answer, which bounds the time.
-READ = 20_000
 # A completion up to this length may be just the answer.
 _BARE = 200
-
-_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
-_LETTER = re.compile(r"(?:(?i:option|choice)\s+)?[(\[]?([A-Za-z])(?:[)\]]?$|[)\].:,])")
-_WORD = re.compile(r"(yes|no|true|false)(?:[\s.!)\]]*$|[.,;:!)])", re.IGNORECASE)
 _SCIENTIFIC = re.compile(r"([-+]?[\d.,]+)(?:[eE]|(?:\*|×|\\times|\\cdot)10\^)\{?([-+]?\d{1,3})\}?")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
+_BEHIND_LETTER = re.compile(r"[)\].:,\-–—]+\s*")
 
 
 class MultipleChoice:
@@ -31,12 +29,19 @@ class MultipleChoice:
 
     Columns: `answer`, the right letter, the option's text, or its index in a list of options (from 0); optionally
     `choices` or `options`: {letter: text}, {"label": letters, "text": texts}, or a list of texts for A, B, C. Without
-    options, an answer in words counts only if the gold answer has the same words.
+    options, an answer in words counts only if the gold answer has the same words. Where the gold answer has several
+    letters ("A, C"), exactly these are right; else two letters are no answer.
+
+    Args:
+        prefilled: the chat template opens the thought, so that a completion without a closing tag has no answer.
     """
 
     __name__ = "multiple_choice"
     gold_columns = ("answer",)
     reward_options = CHEAP
+
+    def __init__(self, prefilled: bool = False):
+        self.prefilled = prefilled
 
     def __call__(
         self,
@@ -50,87 +55,98 @@ class MultipleChoice:
         column = choices if choices is not None else options
         rows = [None] * len(completions) if column is None else column
         return [
-            self._score(announced(completion_text(completion)), gold, _by_letter(row))
+            self._score(completion_text(completion), gold, _by_letter(row))
             for completion, gold, row in zip(completions, answer, rows, strict=True)
         ]
 
-    def _score(self, found: str, gold: Any, texts: dict[str, str]) -> float | None:
+    def _score(self, completion: str, gold: Any, texts: dict[str, str]) -> float | None:
         if gold is None:
             return None
         if isinstance(gold, int) and not isinstance(gold, bool):
-            right = set(list(texts)[gold : gold + 1] if gold >= 0 else ())
+            right = _by_place(gold, texts)
         else:
-            right = _chosen(str(gold), texts)
+            right = _chosen(*announced(str(gold)), texts) or _by_place(str(gold).strip(), texts)
+        said, found = announced(completion, self.prefilled)
         if right:
-            return float(not right.isdisjoint(_chosen(found, texts)))
-        if texts or not squeezed(str(gold)):
-            return None
-        return float(squeezed(found) == squeezed(str(gold)))
+            return float(not right.isdisjoint(_chosen(said, found, texts)))
+        words = squeezed(announced(str(gold))[1])
+        return None if texts or not words else float(squeezed(found) == words)
 
 
 class Boolean:
     """1 for the right one of yes (or true) and no (or false); else 0.
 
-    Column: `answer`, a boolean or one of these words. An answer may continue after punctuation: "Yes, because ...".
+    Column: `answer`, a boolean, one of these words, or 1 and 0. An answer may continue ("Yes, because ..."), but not
+    with the other word.
+
+    Args:
+        prefilled: the chat template opens the thought, so that a completion without a closing tag has no answer.
     """
 
     __name__ = "boolean"
     gold_columns = ("answer",)
     reward_options = CHEAP
 
+    def __init__(self, prefilled: bool = False):
+        self.prefilled = prefilled
+
     def __call__(self, completions: Sequence[Any], answer: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score a batch."""
         scores: list[float | None] = []
         for completion, gold in zip(completions, answer, strict=True):
-            right = gold if isinstance(gold, bool) else _yes(str(gold))
-            scores.append(None if right is None else float(_yes(announced(completion_text(completion))) == right))
+            right = _gold_truth(gold)
+            said, _ = announced(completion_text(completion), self.prefilled)
+            scores.append(None if right is None else float(truth(said) == right))
         return scores
 
 
 class Numeric:
     """1 for a number within a tolerance of the right one, else 0: |x - gold| <= max(absolute, relative x |gold|).
 
-    Numbers may have units, currency signs, thousands commas or powers of ten, or be fractions. The comparison is
-    exact: a tolerance of 0 requires the same value. Column: `answer`.
+    Numbers are read as in `accuracy` (`rlkd.answers.number`). The comparison is exact: a tolerance of 0 requires the
+    same value. Column: `answer`.
 
     Args:
         relative: share of the right number. Our choice of 0.001 allows rounding to three or four digits.
         absolute: tolerance in the number's own unit, for right numbers near 0.
+        prefilled: the chat template opens the thought, so that a completion without a closing tag has no answer.
     """
 
     __name__ = "numeric"
     gold_columns = ("answer",)
     reward_options = CHEAP
 
-    def __init__(self, relative: float = 1e-3, absolute: float = 0.0):
+    def __init__(self, relative: float = 1e-3, absolute: float = 0.0, prefilled: bool = False):
         if not (0 <= relative < float("inf") and 0 <= absolute < float("inf")):
             raise ValueError(f"relative {relative!r} and absolute {absolute!r}: expected 0 or above, and finite")
         # From the decimal text: 0.1 is a tenth, not the nearest binary number.
         self.relative = Fraction(str(relative))
         self.absolute = Fraction(str(absolute))
+        self.prefilled = prefilled
 
     def __call__(self, completions: Sequence[Any], answer: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score a batch."""
         return [
-            self._score(announced(completion_text(completion)), gold)
+            self._score(completion_text(completion), gold)
             for completion, gold in zip(completions, answer, strict=True)
         ]
 
-    def _score(self, found: str, gold: Any) -> float | None:
-        right = None if gold is None else value(announced(str(gold)))
+    def _score(self, completion: str, gold: Any) -> float | None:
+        right = None if gold is None else value(announced(str(gold))[1])
         if right is None:
             return None
-        near = value(found)
+        near = value(announced(completion, self.prefilled)[1])
         return float(near is not None and abs(near - right) <= max(self.absolute, self.relative * abs(right)))
 
 
-def announced(text: str) -> str:
-    """The announced answer, or the text itself if short, or ""; reads the last `READ` characters only."""
-    answer = text.rpartition("</think>")[2][-READ:].strip()
-    found = extract_answer(answer)
-    if found is None:
-        found = answer if len(answer) <= _BARE else ""
-    return _WRAPPED.sub(r"\1", found).strip().strip("*_`$\"' ").strip()
+def announced(completion: str, prefilled: bool = False) -> tuple[str, str]:
+    """What a completion announces with the rest of its line, and the answer alone; the completion itself if short."""
+    said = announcement(completion, prefilled=prefilled)
+    if said is not None:
+        answer = extract_answer(completion, prefilled=prefilled) or ""
+        return (said.text, undressed(answer)) if len(said.text) <= LONGEST else ("", "")
+    bare = after_thought(completion, prefilled).strip()
+    return (bare, undressed(bare)) if len(bare) <= _BARE else ("", "")
 
 
 def value(text: str) -> Fraction | None:
@@ -158,16 +174,31 @@ def _by_letter(row: Any) -> dict[str, str]:
     return {chr(ord("A") + index): str(text) for index, text in enumerate(row)}
 
 
-def _chosen(found: str, texts: Mapping[str, str]) -> set[str]:
-    """The letter that an answer names, or the letters of all options with its text."""
-    match = _LETTER.match(found)
-    if match is not None and (not texts or match[1].upper() in texts):
-        return {match[1].upper()}
-    alike = {letter for letter, text in texts.items() if squeezed(text) == squeezed(found)}
-    # Labels may be numbers, as in some rows of ARC.
-    return alike or {found.strip("()[]. ").upper()} & set(texts)
+def _by_place(gold: int | str, texts: Mapping[str, str]) -> set[frozenset[str]]:
+    """The option at an index from 0, also as a text: rows of a file hold texts."""
+    index = int(gold) if isinstance(gold, int) or (gold.isdecimal() and len(gold) <= 3) else -1
+    return {frozenset(list(texts)[index : index + 1])} if 0 <= index < len(texts) else set()
 
 
-def _yes(text: str) -> bool | None:
-    match = _WORD.match(text.strip("([ "))
-    return None if match is None else match[1].casefold() in ("yes", "true")
+def _chosen(said: str, answer: str, texts: Mapping[str, str]) -> set[frozenset[str]]:
+    """What an answer may mean: the letters that it names, or the letter of any option with its text."""
+    named = letters(said, texts)
+    if named:
+        # "A. Rome" where Rome is B: the letter and the text disagree.
+        behind = squeezed(first_sentence(without_remark(_BEHIND_LETTER.split(undressed(said), maxsplit=1)[-1])))
+        others = {squeezed(text) for letter, text in texts.items() if letter not in named}
+        same = {squeezed(texts[letter]) for letter in named if letter in texts}
+        return set() if behind in others - same else {named}
+    forms = {squeezed(answer), squeezed(undressed(said))}
+    return {
+        frozenset([letter])
+        for letter, text in texts.items()
+        if squeezed(text) in forms or squeezed(f"{letter} {text}") in forms
+    }
+
+
+def _gold_truth(gold: Any) -> bool | None:
+    if isinstance(gold, int | float):  # also a boolean
+        return bool(gold) if gold in (0, 1) else None
+    text = str(gold).strip()
+    return text == "1" if text in ("0", "1") else truth(announced(text)[0])

@@ -79,6 +79,64 @@ def test_without_options_letters_and_equal_words_count():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is A, B, C, D",
+        "A. B. C. D.",
+        r"\boxed{A, B}",
+        r"\boxed{A} or \boxed{B}",
+        "<answer>A and B</answer>",
+        "Answer: (A), (B)",
+        "The answer is not B.",
+    ],
+)
+def test_several_letters_are_no_answer(text):
+    assert choose(text, gold="A") == choose(text, gold="B") == 0.0
+    assert choose(text, gold="A", choices=OPTIONS) == choose(text, gold="B", choices=OPTIONS) == 0.0
+
+
+@pytest.mark.parametrize("text", ["A, C", "C and A", "(A), (C)", r"\boxed{A, C}"])
+def test_a_gold_answer_of_several_letters_needs_exactly_these(text):
+    assert choose(text, gold="A, C") == choose(text, gold="A and C", choices=OPTIONS) == 1.0
+    assert choose(text, gold="AC", choices=OPTIONS) == 1.0
+    assert choose(text, gold="A, B") == choose(text, gold="A") == 0.0
+    assert choose("A", gold="A, C") == choose("A, B, C", gold="A, C") == 0.0
+
+
+@pytest.mark.parametrize(
+    "gold", ["(B)", "B.", "b", "B) library", r"\boxed{B}", "#### B", "The answer is B.", "option B"]
+)
+def test_a_gold_answer_is_read_as_texts_are(gold):
+    assert choose("The answer is B", gold=gold) == choose("Answer: B", gold=gold, choices=OPTIONS) == 1.0
+    assert choose("The answer is C", gold=gold) == choose("Answer: C", gold=gold, choices=OPTIONS) == 0.0
+
+
+def test_a_gold_answer_may_be_a_place_in_the_options_as_a_text():
+    texts = list(OPTIONS.values())
+    assert choose("B", gold="1", choices=texts) == 1.0
+    assert choose("B", gold="0", choices=texts) == 0.0
+    assert choose("B", gold="9", choices=texts) is None
+    # The text of an option, or its label, comes before its place.
+    assert choose("B", gold="1", choices=["3", "1", "2"]) == 1.0
+    assert choose("A", gold="1", choices=["1", "2"]) == 1.0
+    assert choose("1", gold="1", choices={"label": ["1", "2"], "text": ["ice", "steam"]}) == 1.0
+
+
+def test_a_letter_with_the_text_of_another_option_is_no_answer():
+    assert choose("The answer is B. bank", choices=OPTIONS) == 0.0
+    assert choose("(B) bank, because", choices=OPTIONS) == 0.0
+    assert choose("The answer is B. library", choices=OPTIONS) == 1.0
+    assert choose("B library", choices=OPTIONS) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gold", "right"), [(1, True), ("1", True), (0, False), ("0", False), ("#### yes", True), (r"\boxed{No}", False)]
+)
+def test_a_truth_may_be_a_number_or_an_announcement(gold, right):
+    assert Boolean()(completions=["yes", "no"], answer=[gold] * 2) == [float(right), float(not right)]
+
+
+@pytest.mark.parametrize(
     ("gold", "choices"),
     [
         (None, OPTIONS),
@@ -180,8 +238,18 @@ def test_an_invalid_tolerance_is_refused(given):
 
 
 def test_thinking_and_long_texts_without_an_announcement_have_no_answer():
-    assert announced("<think>the answer is 5</think>I give up" + "." * 300) == ""
-    assert announced("6 " * 300) == ""
+    assert announced("<think>the answer is 5</think>I give up" + "." * 300) == ("", "")
+    assert announced("6 " * 300) == ("", "")
+
+
+@pytest.mark.parametrize("name", ["multiple_choice", "boolean", "numeric"])
+def test_an_unfinished_thought_earns_nothing(name):
+    golds = {"multiple_choice": "A", "boolean": "yes", "numeric": "72"}
+    said = golds[name]
+    texts = [f"<think>The answer is {said}", f"<think>\\boxed{{{said}}}", f"<think>{said}", f"<think>x</think>{said}"]
+    assert build_reward(name)(completions=texts, answer=[said] * 4) == [0.0, 0.0, 0.0, 1.0]
+    prefilled = build_reward(name, {"prefilled": True})
+    assert prefilled(completions=[said, f"x</think>{said}"], answer=[said] * 2) == [0.0, 1.0]
 
 
 PIECES = [
