@@ -19,8 +19,6 @@ from rlkd.data.rows import completion_text
 
 # A completion up to this length may be just the answer.
 _BARE = 200
-_SCIENTIFIC = re.compile(r"([-+]?[\d.,]+)(?:[eE]|(?:\*|×|\\times|\\cdot)10\^)\{?([-+]?\d{1,3})\}?")
-_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _BEHIND_LETTER = re.compile(r"[)\].:,\-–—]+\s*")
 
 
@@ -69,8 +67,8 @@ class MultipleChoice:
         said, found = announced(completion, self.prefilled)
         if right:
             return float(not right.isdisjoint(_chosen(said, found, texts)))
-        words = squeezed(announced(str(gold))[1])
-        return None if texts or not words else float(squeezed(found) == words)
+        words = squeezed(undressed(announced(str(gold))[1]))
+        return None if texts or not words else float(squeezed(undressed(found)) == words)
 
 
 class Boolean:
@@ -132,10 +130,10 @@ class Numeric:
         ]
 
     def _score(self, completion: str, gold: Any) -> float | None:
-        right = None if gold is None else value(announced(str(gold))[1])
+        right = None if gold is None else number(announced(str(gold))[1])
         if right is None:
             return None
-        near = value(announced(completion, self.prefilled)[1])
+        near = number(announced(completion, self.prefilled)[1])
         return float(near is not None and abs(near - right) <= max(self.absolute, self.relative * abs(right)))
 
 
@@ -143,24 +141,13 @@ def announced(completion: str, prefilled: bool = False) -> tuple[str, str]:
     """What a completion announces with the rest of its line, and the answer alone; the completion itself if short."""
     said = announcement(completion, prefilled=prefilled)
     if said is not None:
-        answer = extract_answer(completion, prefilled=prefilled) or ""
-        return (said.text, undressed(answer)) if len(said.text) <= LONGEST else ("", "")
+        return (
+            (said.text, extract_answer(completion, prefilled=prefilled) or "")
+            if len(said.text) <= LONGEST
+            else ("", "")
+        )
     bare = after_thought(completion, prefilled).strip()
-    return (bare, undressed(bare)) if len(bare) <= _BARE else ("", "")
-
-
-def value(text: str) -> Fraction | None:
-    """The exact value of a number or None; reads powers of ten and LaTeX fractions besides what `number` reads."""
-    text = text[:_BARE].replace("−", "-").replace("$", "").strip().rstrip(".")
-    if (match := _FRACTION.fullmatch(text)) is not None:
-        numerator, denominator = number(match[2]), number(match[3])
-        if numerator is None or not denominator:
-            return None
-        return numerator / denominator * (-1 if match[1] == "-" else 1)
-    if (match := _SCIENTIFIC.fullmatch(text.replace(" ", ""))) is not None:
-        factor = number(match[1])
-        return None if factor is None else factor * Fraction(10) ** int(match[2])
-    return number(text)
+    return (bare, bare) if len(bare) <= _BARE else ("", "")
 
 
 def _by_letter(row: Any) -> dict[str, str]:
@@ -189,7 +176,7 @@ def _chosen(said: str, answer: str, texts: Mapping[str, str]) -> set[frozenset[s
         others = {squeezed(text) for letter, text in texts.items() if letter not in named}
         same = {squeezed(texts[letter]) for letter in named if letter in texts}
         return set() if behind in others - same else {named}
-    forms = {squeezed(answer), squeezed(undressed(said))}
+    forms = {squeezed(undressed(answer)), squeezed(undressed(said))}
     return {
         frozenset([letter])
         for letter, text in texts.items()

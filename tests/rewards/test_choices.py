@@ -4,7 +4,7 @@ from fractions import Fraction
 import pytest
 
 from rewards import build_reward
-from rewards.choices import Boolean, MultipleChoice, Numeric, announced, value
+from rewards.choices import Boolean, MultipleChoice, Numeric, announced
 
 OPTIONS = {"A": "bank", "B": "library", "C": "department store", "D": "a mall", "E": "New York"}
 
@@ -204,18 +204,19 @@ def test_a_gold_answer_that_is_neither_makes_boolean_not_applicable(gold):
     ],
 )
 def test_numbers_are_read_as_people_write_them(text, found):
-    assert value(text) == Fraction(found)
+    gold = str(Fraction(found))
+    assert Numeric(relative=0)(completions=[text, f"Answer: {text}"], answer=[gold] * 2) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "1.2.3", r"\frac{1}{0}", r"\frac{x}{2}", "1e9999", "nan", "inf", "5 or 6", "e5"]
 )
-def test_a_text_that_is_not_a_number_has_no_value(text):
-    assert value(text) is None
+def test_a_text_that_is_not_a_number_is_wrong(text):
+    assert Numeric()(completions=[text], answer=["5"]) == [0.0]
 
 
 def test_the_tolerance_is_the_larger_of_both_and_exact_at_its_edge():
-    texts = ["The answer is 100.1.", "The answer is 100.11.", "99.9", "99.89", "about a hundred", ""]
+    texts = ["The answer is 100.1.", "The answer is 100.11.", "99.9", "99.89", "a great many", ""]
     # 0.001 x 100 = 0.1.
     assert Numeric()(completions=texts, answer=["100"] * 6) == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     assert Numeric(relative=0)(completions=["100", "100.0", "100.0001"], answer=["100"] * 3) == [1.0, 1.0, 0.0]
@@ -225,7 +226,7 @@ def test_the_tolerance_is_the_larger_of_both_and_exact_at_its_edge():
 
 
 def test_a_gold_answer_that_is_not_a_number_makes_numeric_not_applicable():
-    assert Numeric()(completions=["5"] * 3, answer=[None, "five", ""]) == [None] * 3
+    assert Numeric()(completions=["5"] * 3, answer=[None, "few", ""]) == [None] * 3
     assert Numeric()(completions=["5"] * 2, answer=["2 + 3 = 5\n#### 5", 5]) == [1.0, 1.0]
 
 
