@@ -15,14 +15,15 @@ from rlkd.data.rows import completion_text
 class Accuracy:
     """1 for a completion whose announced answer equals the column `answer`, else 0; by math-verify.
 
-    Not applicable where the row has no answer or an unreadable one. Failed where the comparison takes too long.
+    Not applicable where the row has no answer or an unreadable one. Failed only where the row's answer itself
+    cannot be compared; an answer that makes the comparison hang is wrong.
 
     Args:
         fallback: `none` (default): an answer must be announced (`docs/answers.md` says how).
             `last_number`: without an announcement the last number counts, which also rewards a truncated text that
             stops at the right number.
         prefilled: the chat template opens the thought, so that a completion without a closing tag has no answer.
-        seconds: time limit of one comparison; one that takes longer is killed.
+        seconds: time limit of one comparison; it is killed then, and the answer is wrong.
     """
 
     __name__ = "accuracy"

@@ -1,8 +1,9 @@
 """Rewards that use math-verify: the accuracy rewards of TRL 1.16 and open-r1, and the cosine-scaled ones.
 
-They return TRL's numbers, but nothing hangs: math-verify runs in worker processes, and a comparison that exceeds its
-time limit or crashes is `Failed`, where TRL scores 0.0 or waits for ever. Each distinct comparison is made once, of
-the part of a completion that decides the verdict (`deciding_text`). The gold solution is `solution`, or else `answer`.
+They return TRL's numbers, but nothing hangs: math-verify runs in worker processes with a time limit. Where a
+comparison exceeds it or crashes, the solution is tried alone: if that works, the completion is at fault and scores
+0.0, as in TRL; if not, the score is `Failed`. Each distinct comparison is made once, of the part of a completion that
+decides the verdict (`deciding_text`). The gold solution is `solution`, or else `answer`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from itertools import product
 from typing import Any, Literal
 
 from rewards.contract import Failed, RewardError, RewardOptions
-from rlkd.answers import VERIFY_SECONDS, compare_in_workers, math_verify, read_by_math_verify
+from rlkd.answers import VERIFY_SECONDS, VerificationError, compare_or_blame, math_verify, read_by_math_verify
 from rlkd.data.rows import completion_text
-from rlkd.workers.pool import Fault
 
 Rules = Literal["trl", "open_r1"]
 Score = float | Failed | None
@@ -111,6 +111,17 @@ def verdict(content: str, solution: str, rules: Rules = "trl") -> float | None:
     return float(any(_is_equal(left, right) for left, right in product(gold, found)))
 
 
+def solution_alone(solution: str, rules: Rules) -> bool:
+    """Whether a solution is readable; hangs, or dies, if it cannot be compared with itself and with 1."""
+    import sympy
+
+    gold = _gold(solution, rules)
+    for expression in gold:
+        _is_equal(expression, expression)
+        _is_equal(expression, sympy.Integer(1))
+    return bool(gold)
+
+
 def _depends_on_history(expression: Any) -> bool:
     """Whether its verdict varies: math-verify sorts chains (x = y = 5) and sets in place, in sympy's own objects."""
     import sympy
@@ -157,15 +168,15 @@ def _is_equal(gold: Any, found: Any) -> bool:
 def verdicts(
     contents: Sequence[str | None], solutions: Sequence[Any], *, rules: Rules = "trl", timeout: float = VERIFY_SECONDS
 ) -> list[Score]:
-    """`verdict` for many, in worker processes; `Failed` where a comparison crashes or takes over `timeout` seconds."""
+    """`verdict` for many, in worker processes; `Failed` for a solution that cannot be compared in time."""
     wanted = [comparison(content, solution) for content, solution in zip(contents, solutions, strict=True)]
     distinct = [pair for pair in dict.fromkeys(wanted) if isinstance(pair, tuple)]
-    results = compare_in_workers(verdict, [(*pair, rules) for pair in distinct], timeout)
+    calls, golds = [(*pair, rules) for pair in distinct], [(solution, rules) for _, solution in distinct]
+    results = compare_or_blame(verdict, calls, solution_alone, golds, timeout)
     known: dict[Any, Score] = {None: None, 0.0: 0.0}
     for pair, result in zip(distinct, results, strict=True):
-        if isinstance(result, Fault):
-            result = Failed(f"comparing {pair[0][-80:]!r} with {pair[1][-80:]!r}: {result.message}")
-        known[pair] = result
+        failed = isinstance(result, VerificationError)
+        known[pair] = Failed(str(result)) if failed else None if result is None else float(result)
     return [known[pair] for pair in wanted]
 
 
@@ -190,7 +201,7 @@ class AccuracyReward:
     Args:
         rules: `trl`, or `open_r1` to read as open-r1 does: only the first expression of a solution, and only the last
             part of a chain of equations in the answer.
-        timeout: seconds for one comparison; one that takes longer has failed.
+        timeout: seconds for one comparison. A completion that makes it take longer scores 0.
     """
 
     __name__ = "accuracy_reward"

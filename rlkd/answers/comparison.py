@@ -1,4 +1,7 @@
-"""Compare answers: exact arithmetic where both are plain numbers, Math-Verify (symbolic) otherwise."""
+"""Compare answers: numbers, times and words as they are read, other mathematics by Math-Verify.
+
+`docs/answers.md` says in tables what is equal.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
 _CALCULATES = re.compile(r"[\d\\=πi√∞]|(?<![A-Za-z])(?:e|inf|infinity)(?![A-Za-z])")
 # A longer answer is no answer.
 _LONGEST = 10_000
-# Gold answers that can be compared, found where a comparison with them failed.
-_sound_golds: set[str] = set()
+# Gold answers that can be compared, found where a comparison with them failed, by the function that tried them.
+_sound_golds: set[tuple[Callable[..., Any], tuple[Any, ...]]] = set()
 
 
 class VerificationError(RuntimeError):
-    """Two answers could not be compared, which does not mean that they differ."""
+    """A gold answer cannot be compared with anything, which does not mean that an answer is wrong."""
 
 
 def is_correct(
@@ -41,7 +44,7 @@ def is_correct(
 ) -> bool | None:
     """Whether the answer announced in `text` equals `gold`; None if the gold answer is unreadable.
 
-    A text without an announced answer is wrong. Raises `VerificationError` if the comparison fails (see `equal`).
+    A text without an announced answer is wrong. Raises `VerificationError` for a gold answer that cannot be compared.
     """
     return _raised(are_correct([text], [gold], fallback, prefilled=prefilled, seconds=seconds)[0])
 
@@ -76,10 +79,11 @@ def accuracy(row: Mapping[str, Any], text: str, *, prefilled: bool = False) -> f
 
 
 def equal(answer: str, gold: str, *, seconds: float = VERIFY_SECONDS) -> bool | None:
-    """Whether two answers have the same value; None if `gold` is not a readable mathematical value.
+    """Whether two answers have the same value; None if `gold` cannot be read.
 
-    Anything but plain numbers is compared by `math-verify`, in a worker process that is killed after `seconds`,
-    whichever thread calls. Raises `VerificationError` then, and if the comparison breaks down.
+    Mathematics other than plain numbers is compared by `math-verify`, in a worker process that is killed after
+    `seconds`, whichever thread calls. An answer that makes it hang or die is wrong; a gold answer that does so raises
+    `VerificationError`.
     """
     return _raised(equal_pairs([(answer, gold)], seconds=seconds)[0])
 
@@ -107,7 +111,8 @@ def equal_pairs(
         else:
             known[pair] = verdict
     read = [(answer, _gold(gold)) for answer, gold in hard]
-    known.update(zip(hard, _compared_or_blamed(read, seconds), strict=True))
+    results = compare_or_blame(compared, read, sound, [(gold,) for _, gold in read], seconds)
+    known.update(zip(hard, results, strict=True))
     return [known[pair] for pair in pairs]
 
 
@@ -169,26 +174,32 @@ def _same_text(answer: str, gold: str) -> bool:
     return (is_words(first) and is_words(second)) or re.sub(r"\s", "", first) == re.sub(r"\s", "", second)
 
 
-def _compared_or_blamed(pairs: Sequence[tuple[str, str]], seconds: float) -> list[bool | VerificationError | None]:
-    """The verdicts of Math-Verify on pairs of answer and gold.
+def compare_or_blame(
+    compare: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    sound: Callable[..., Any],
+    golds: Sequence[tuple[Any, ...]],
+    seconds: float,
+) -> list[Any]:
+    """The results of `compare(*call)`; False where the answer makes it hang or die, an error where the gold does.
 
-    Where a comparison hangs or dies, the gold answer is tried alone: if that works, the answer is at fault, and wrong.
+    A completion cannot choose to be a failure: where a comparison hangs or dies, `sound(*gold)` tries the gold answer
+    of the call alone. If that works, the answer is at fault, and wrong. If not, the result is a `VerificationError`.
     """
-    results = compare_in_workers(compared, pairs, seconds)
-    faults = {gold: None for (_, gold), result in zip(pairs, results, strict=True) if isinstance(result, Fault)}
-    suspects = [gold for gold in faults if gold not in _sound_golds]
-    alone = dict(zip(suspects, compare_in_workers(sound, [(gold,) for gold in suspects], seconds), strict=True))
-    _sound_golds.update(gold for gold, found in alone.items() if not isinstance(found, Fault))
-    verdicts: list[bool | VerificationError | None] = []
-    for (_, gold), result in zip(pairs, results, strict=True):
-        if not isinstance(result, Fault):
-            verdicts.append(result)
-        elif gold in _sound_golds:
-            verdicts.append(False)
+    results = compare_in_workers(compare, calls, seconds)
+    faults = {gold: None for gold, result in zip(golds, results, strict=True) if isinstance(result, Fault)}
+    suspects = [gold for gold in faults if (sound, gold) not in _sound_golds]
+    alone = dict(zip(suspects, compare_in_workers(sound, suspects, seconds), strict=True))
+    _sound_golds.update((sound, gold) for gold, found in alone.items() if not isinstance(found, Fault))
+    for i, gold in enumerate(golds):
+        if not isinstance(results[i], Fault):
+            continue
+        if (sound, gold) in _sound_golds:
+            results[i] = False
         else:
-            message = f"the gold answer {gold[:80]!r} cannot be compared: {alone[gold].message}"
-            verdicts.append(VerificationError(message))
-    return verdicts
+            message = f"the gold answer {str(gold[0])[:80]!r} cannot be compared: {alone[gold].message}"
+            results[i] = VerificationError(message)
+    return results
 
 
 def compare_in_workers(compare: Callable[..., Any], calls: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:

@@ -26,7 +26,6 @@ LONGEST = 300
 ROUNDED_DIGITS = 6
 """With so many digits behind its point, a decimal stands for the fraction or root that it rounds."""
 _MOST_DIGITS = 100
-_LARGEST_EXPONENT = 9999
 
 _ANY_NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+")
 _SIMPLE = re.compile(r"[-+]?[0-9]{1,100}(?:\.[0-9]{1,100})?")
@@ -48,11 +47,11 @@ _AMOUNT = re.compile(
     rf"|(?P<decimal>{_DECIMAL})"
 )
 _POWER = re.compile(
-    r"[eE]\s*(?P<e>[-+]?\d{1,4})(?!\d)"
-    r"|\s*(?:\*|\\times|\\cdot|x)\s*10\s*\^\s*(?:\{\s*(?P<p1>[-+]?\d{1,4})\s*\}|\(\s*(?P<p2>[-+]?\d{1,4})\s*\)"
-    r"|(?P<p3>[-+]?\d{1,4})(?!\d))"
+    r"[eE]\s*(?P<e>[-+]?\d{1,3})(?!\d)"
+    r"|\s*(?:\*|\\times|\\cdot|x)\s*10\s*\^\s*(?:\{\s*(?P<p1>[-+]?\d{1,3})\s*\}|\(\s*(?P<p2>[-+]?\d{1,3})\s*\)"
+    r"|(?P<p3>[-+]?\d{1,3})(?!\d))"
 )
-_BARE_POWER = re.compile(r"10\s*\^\s*(?:\{\s*([-+]?\d{1,4})\s*\}|\(\s*([-+]?\d{1,4})\s*\)|([-+]?\d{1,4})(?!\d))")
+_BARE_POWER = re.compile(r"10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|\(\s*([-+]?\d{1,3})\s*\)|([-+]?\d{1,3})(?!\d))")
 _HEDGE = re.compile(
     r"(?:(?:about|approximately|approx\.?|roughly|around|circa|exactly|precisely|just|only)\s+|"
     r"(?:=|~|≈|≃|\\approx|\\simeq|\\sim)\s*)+",

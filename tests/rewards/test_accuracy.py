@@ -44,9 +44,9 @@ def test_completions_may_be_messages():
 
 
 @pytest.mark.slow
-def test_a_comparison_that_hangs_is_a_failure_of_its_sample_only():
+def test_a_gold_answer_that_hangs_is_a_failure_of_its_sample_only():
     reward = build_reward("accuracy")
-    given = {"completions": ["#### 5", r"\boxed{9^{9^{9^{9}}}}"], "answer": ["5", "5"]}
+    given = {"completions": ["#### 5", "#### 5"], "answer": ["5", r"\boxed{9^{9^{9^{9}}}}"]}
     returned = []
     thread = threading.Thread(target=lambda: returned.append(reward(**given)), daemon=True)
     thread.start()
@@ -57,10 +57,11 @@ def test_a_comparison_that_hangs_is_a_failure_of_its_sample_only():
 
 def test_failed_differs_from_wrong():
     returned = []
-    hard = ("#### 9^{9^{9^{9}}}", "5")
+    hard = ("#### 5", "9^{9^{9^{9}}}")
     thread = threading.Thread(target=lambda: returned.append(score(*hard, seconds=1.0)), daemon=True)
     thread.start()
     thread.join(60)
     assert isinstance(returned[0], Failed)
     assert "took more than 1 s" in returned[0].cause
     assert score("#### x + 1", "y") == 0.0
+    assert score("#### 9^{9^{9^{9}}}", "5", seconds=1.0) == 0.0

@@ -193,7 +193,7 @@ def no(text):
     return (-3.0, -0.1)
 
 
-MINE = Step("Sold in May?", "halve the clips", "two dozen")
+MINE = Step("Sold in May?", "halve the clips", "half of April")
 THEIRS = Step("How many in May?", "48/2", "24")
 
 
