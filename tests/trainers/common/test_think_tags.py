@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 from benchmarks.tiny import CHAT_TEMPLATE, byte_tokenizer
 from rewards import build_rewards
 from rewards.formats import tag_count, think_format
+from tests.helpers.rewards import BUILT_IN_PARAMETERS
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, special_tags, warn_of_special_tags
 
 QUESTION = [{"role": "user", "content": "1 + 1?"}]
@@ -44,15 +45,32 @@ def test_a_prompt_that_ends_within_a_thought_is_seen(template, prompt, arguments
     assert opens_thought(tokenizer(template), prompt, arguments) is expected
 
 
-def test_rewards_of_the_format_get_prefilled_and_then_pay_what_the_student_can_write() -> None:
-    rewards = build_rewards(["accuracy", "think_format", "mine=tag_count"], {"mine": {"on_lines": False}})
+def test_rewards_get_prefilled_and_then_judge_what_the_student_can_write() -> None:
+    rewards = build_rewards(["accuracy", "reasoning_steps", "think_format", "mine=tag_count"], {"mine": {}})
     fitted, [note] = fitted_to_prompts(rewards, opened=True)
-    assert note.startswith("prompts end with <think>, so prefilled is set for think_format, mine")
-    assert [reward.__name__ for reward in fitted] == ["accuracy", "think_format", "mine"]
-    assert fitted[0] is rewards[0]
-    text = [[{"role": "assistant", "content": "I add.</think>\n<answer>2</answer>"}]]
-    assert [reward(completions=text) for reward in rewards[1:]] == [[0.0], [0.75]]
-    assert [reward(completions=text) for reward in fitted[1:]] == [[1.0], [1.0]]
+    assert note == "prompts end with <think>, so prefilled is set for accuracy, think_format, mine"
+    assert [reward.__name__ for reward in fitted] == [reward.__name__ for reward in rewards]
+    assert fitted[1] is rewards[1]
+    told = [[{"role": "assistant", "content": "I add.</think>\n<answer>2</answer>"}]]
+    thought = [[{"role": "assistant", "content": "Perhaps the answer is 2."}]]
+    for before, after, text, scores in [
+        (rewards[0], fitted[0], thought, (1.0, 0.0)),
+        (rewards[0], fitted[0], told, (1.0, 1.0)),
+        (rewards[2], fitted[2], told, (0.0, 1.0)),
+        (rewards[3], fitted[3], told, (0.75, 1.0)),
+    ]:
+        assert (before(completions=text, answer=["2"]), after(completions=text, answer=["2"])) == tuple(
+            [score] for score in scores
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "code", "code_format", "format", "tag_count", "think_format", "think_format_reward"]
+)
+def test_rewards_that_read_thoughts_can_be_told(name) -> None:
+    reward = build_rewards([name], {name: BUILT_IN_PARAMETERS.get(name, {})})
+    _, notes = fitted_to_prompts(reward, opened=True)
+    assert notes == [f"prompts end with <think>, so prefilled is set for {reward[0].__name__}"]
 
 
 def test_what_the_config_sets_stays() -> None:

@@ -114,6 +114,6 @@ def reasoning_model(tmp_path_factory) -> str:
 def test_a_template_that_opens_a_thought_sets_prefilled(reasoning_model, rows, tmp_path, caplog) -> None:
     args = config(tmp_path, reward_funcs=["accuracy", "think_format", "tag_count"])
     trainer = RLKDTrainer(reasoning_model, args=args, train_dataset=rows)
-    assert "prompts end with <think>, so prefilled is set for think_format, tag_count" in caplog.text
+    assert "prompts end with <think>, so prefilled is set for accuracy, think_format, tag_count" in caplog.text
     _, think_format, _ = trainer.reward_funcs
     assert think_format(completions=[[{"role": "assistant", "content": "Two.</think> 2"}]]) == [1.0]
