@@ -32,7 +32,7 @@ from rlkd.errors import UsageError
 from rlkd.files import read_records, write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.labelling import label
-from rlkd.models import EMBEDDED, resolve_model
+from rlkd.models import EMBEDDED
 from trainers.common.arguments import RowArguments, apply_model_config, peft_config, say, start
 
 if TYPE_CHECKING:
@@ -81,22 +81,22 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     say(args, f"{len(pairs)} pairs to train on.")
 
     apply_model_config(args, model)
+    name = model.model_name_or_path or EMBEDDED
     check_settings(args, None)
-    check_student(args, model.model_name_or_path or EMBEDDED, peft_config(model))
-    name = resolve_model(model.model_name_or_path or EMBEDDED)
+    check_student(args, name, peft_config(model))
     common: dict[str, Any] = {
         "model": name,
         "args": args,
         "peft_config": peft_config(model),
-        "base_model": model.model_name_or_path or EMBEDDED,
         "round_adapter": script.round_adapter,
     }
     if script.fine_grained:
         from transformers import AutoTokenizer
 
+        from trainers.common.student import model_sources
         from trainers.gsrm.trainer import IGNORED, StructureCollator, StructureSFTTrainer, structure_tokens
 
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=model.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(model_sources(name)[1], revision=model.model_revision)
         pad = tokenizer.pad_token_id
         args.remove_unused_columns = False
         args.dataset_kwargs = {"skip_prepare_dataset": True}

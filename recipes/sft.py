@@ -25,15 +25,18 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _R
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
 from rlkd.data.samples import WARM_START
+from rlkd.engines.tokens import template_arguments
 from rlkd.errors import UsageError
-from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, resolve_model, shipped_adapters
+from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, shipped_adapters
+from rlkd.rendering import fitted_conversations
 from rlkd.teachers.traces import trace_text
 from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
 
@@ -50,6 +53,12 @@ class SFTScriptArguments(DataArguments):
     similar_lengths: bool = field(
         default=True, metadata={"help": "micro-batches of rows of similar length, which save padding"}
     )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'arguments of the chat template, e.g. {"enable_thinking": false}'}
+    )
+    filter_overlong_prompts: bool = field(
+        default=False, metadata={"help": "leave out examples that do not fit the model's context, and say how many"}
+    )
     adapter: str | None = field(
         default=None,
         metadata={"help": "LoRA adapter to train further (embedded-warm, or a folder), instead of a new one"},
@@ -61,15 +70,20 @@ class SFTScriptArguments(DataArguments):
 
 def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and evaluate the result."""
-    from transformers import AutoTokenizer
 
     from trainers.common.models import check_student
     from trainers.common.preflight import check_settings
     from trainers.common.recipes import held_out_accuracy, run
     from trainers.common.sft import RunSFTTrainer, check_examples
+    from trainers.common.student import read_model, reading_options
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
     examples = to_examples(train_rows, script.prompt_style)
+    apply_model_config(args, model)
+    name = model.model_name_or_path or EMBEDDED
+    facts = read_model(name, **reading_options(args))
+    template = template_arguments(script.chat_template_kwargs)
+    examples = fit_examples(examples, facts, args, template, leave_out=script.filter_overlong_prompts)
     say(
         args,
         f"{len(examples)} examples from {len(train_rows)} rows of {script.dataset_name}, "
@@ -80,19 +94,18 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         examples = by_length(examples, args.per_device_train_batch_size, args.seed)
         args.train_sampling_strategy = "sequential"
 
-    apply_model_config(args, model)
-    name = model.model_name_or_path or EMBEDDED
-    adapter = None if script.adapter else peft_config(model)
     check_settings(args, None)
+    adapter = None if script.adapter else peft_config(model)
     check_student(args, name, script.adapter or adapter)
     # TRL makes a new adapter; an existing one comes with its model.
     trainer: Any = RunSFTTrainer(
-        model=with_adapter(name, script.adapter, args) if script.adapter else resolve_model(name),
+        model=with_adapter(name, script.adapter, args) if script.adapter else name,
         args=args,
         train_dataset=to_dataset(examples),
-        processing_class=AutoTokenizer.from_pretrained(resolve_model(name), revision=model.model_revision),
+        processing_class=facts.tokenizer,
         peft_config=adapter,
         base_model=name,
+        chat_template_kwargs=template,
         round_adapter=script.round_adapter,
     )
     check_examples(trainer, len(examples))
@@ -119,6 +132,48 @@ def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, An
     return examples
 
 
+def fit_examples(
+    examples: list[dict[str, Any]],
+    student: Any,
+    args: "SFTConfig",
+    template: dict[str, Any] | None,
+    *,
+    leave_out: bool = False,
+) -> list[dict[str, Any]]:
+    """The examples as the chat template takes them, with its arguments; without those that do not fit the context.
+
+    `student`: its `trainers.common.student.ModelFacts`. Raises `UsageError` where there is no template, or an example
+    does not fit and is not to be left out.
+    """
+    from trainers.common.student import PromptCheck
+
+    tokenizer = student.tokenizer
+    if tokenizer is None:  # the loading of the model says why
+        return examples
+    shown = copy.deepcopy(tokenizer)
+    if args.chat_template_path:  # TRL sets it later
+        shown.chat_template = read_template(args.chat_template_path)
+    check = PromptCheck(replace(student, tokenizer=shown), 0, "completion", template, leave_out)
+    check.check_form(examples[0]["prompt"], "the training rows")
+    if not isinstance(examples[0]["prompt"], str):
+        prompts = fitted_conversations(shown, [example["prompt"] for example in examples])
+        examples = [
+            {**example, "prompt": prompt, **({"chat_template_kwargs": template} if template else {})}
+            for example, prompt in zip(examples, prompts, strict=True)
+        ]
+    return check.fitted_examples(examples, args.max_length)
+
+
+def read_template(path: str) -> str | None:
+    """The chat template that TRL's `chat_template_path` names: a file, or that of a model."""
+    from transformers import AutoTokenizer
+
+    if path.endswith((".jinja", ".j2")) and Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8")
+    found: str | None = AutoTokenizer.from_pretrained(path).chat_template
+    return found
+
+
 def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
     """The model `name` with a LoRA adapter (one of ours, or its folder) to train further.
 
@@ -126,9 +181,7 @@ def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
     which TRL accepts only for a model that it loads itself. Raises `UsageError` for a folder without an adapter, and
     for an adapter of ours on another model than `embedded`.
     """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from trainers.common import adapters
 
     if adapter in ADAPTED and name != EMBEDDED:
         raise UsageError(f"--adapter {adapter} is an adapter of the model {EMBEDDED!r}, not of {name!r}")
@@ -137,11 +190,7 @@ def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
         raise UsageError(
             f"--adapter {adapter}: no adapter_config.json there. Shipped adapters: {', '.join(shipped_adapters())}"
         )
-    settings: dict[str, Any] = {"dtype": torch.float32}
-    settings.update(args.model_init_kwargs or {})  # type: ignore[arg-type]
-    args.model_init_kwargs = None
-    base = AutoModelForCausalLM.from_pretrained(resolve_model(name), **settings)
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    return adapters.with_adapter(name, folder, args)
 
 
 def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:

@@ -110,6 +110,8 @@ class StructureReward:
         """Raise `RewardError` where an engine that this reward needs cannot answer."""
         try:
             self._engines.check_ready()
+            if (check := getattr(self.gsrm.judge, "check_ready", None)) is not None:
+                check()
         except UsageError as error:
             raise RewardError(f"reward {self.__name__!r}: {error}") from error
 

@@ -1,6 +1,7 @@
 """Model names, and the embedded default model.
 
-A model name is anything that `from_pretrained` accepts (a folder or a hub id), or one of these:
+A model name is anything that `from_pretrained` accepts (a folder or a hub id), the folder of a LoRA adapter (its base
+model with the adapter merged), or one of these:
 
 | name | model |
 | --- | --- |
@@ -62,13 +63,56 @@ def cache_folder() -> Path:
 
 
 def resolve_model(name: str) -> str:
-    """Return what `from_pretrained` takes for `name`: the folder of an embedded model, else the name unchanged.
+    """Return what `from_pretrained` takes for `name`: the folder of an embedded or a merged model, else the name.
 
-    A missing folder is created (see `embedded_model` and `adapted_model` for the errors raised).
+    A missing folder is created (see `embedded_model`, `adapted_model` and `merged_model` for the errors raised).
     """
     if name == EMBEDDED:
         return str(embedded_model())
-    return str(adapted_model(name)) if name in ADAPTED else name
+    if name in ADAPTED:
+        return str(adapted_model(name))
+    return str(merged_model(Path(name).expanduser())) if is_adapter(name) else name
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name is the folder of an adapter, not of a whole model."""
+    folder = Path(name).expanduser()
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def base_of_adapter(folder: Path) -> str:
+    """The name of the model under an adapter; raises `UsageError` where its config names none."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"the adapter {folder} cannot be read: {error}") from error
+    if not base:
+        raise UsageError(f"the adapter {folder} names no base model (base_model_name_or_path in adapter_config.json)")
+    return EMBEDDED if base == EMBEDDED_HUB_ID else str(base)
+
+
+def merged_model(folder: Path) -> Path:
+    """Return the folder of an adapter's base model with the adapter merged, in the cache, after merging a missing one.
+
+    Raises `UsageError` for an adapter that cannot be merged (prompt tuning) or whose base does not load.
+    """
+    base = base_of_adapter(folder)
+    parts = [part for part in sorted(folder.glob("adapter_*")) if part.is_file()]
+    digest = hashlib.sha256(f"{base} {weights_identity(base)}".encode())
+    for part in parts:
+        digest.update(part.read_bytes())
+    merged = cache_folder() / f"{folder.resolve().name}-{digest.hexdigest()[:16]}"
+
+    def write(scratch: Path, out: Path) -> None:
+        _say(f"{folder}: merging the adapter into {base}, in {merged} (once) ...")
+        try:
+            _merge(resolve_model(base), folder, out, dtype="auto")
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"the adapter {folder} cannot be merged into its base {base!r}: {error}") from error
+
+    return _created(merged, {"adapter_sha256": digest.hexdigest()}, write)
 
 
 def embedded_model() -> Path:
@@ -153,6 +197,11 @@ def weights_identity(name: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8] if parts else ""
 
 
+def tokenizer_source(adapter: Path, base: str | Path) -> str:
+    """Where an adapter's tokenizer is: in its own folder, as trainers save it, or with its base."""
+    return str(adapter if (adapter / "tokenizer_config.json").is_file() else base)
+
+
 def shipped_adapters() -> list[str]:
     """The names in `ADAPTED` whose adapter this installation has."""
     return [name for name in ADAPTED if not _missing_parts(_adapters() / name)]
@@ -180,17 +229,16 @@ def _missing_parts(adapter: Path) -> list[str]:
     return [part for part in _ADAPTER_FILES if not (adapter / part).is_file()]
 
 
-def _merge(base: Path, adapter: Path, out: Path) -> None:
-    import torch
+def _merge(base: str | Path, adapter: Path, out: Path, dtype: str = "float32") -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer_source(adapter, base)).save_pretrained(out)
     transformers_logging.enable_progress_bar()
 
 

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     from benchmarks.tiny import save_llama
 
     return save_llama(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def template_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a tiny model with the chat template of a family (`tests.helpers.template_models`), made once."""
+    from tests.helpers.template_models import save_template_model
+
+    made: dict[str, str] = {}
+
+    def folder(name: str) -> str:
+        if name not in made:
+            made[name] = save_template_model(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return folder

@@ -1,8 +1,9 @@
 """Trainers: thin subclasses of TRL's, with their configs, early checks and exact resume.
 
-Each trainer has a package of its own: `rlkd`, `async_grpo`, `validity_kd` and `gsrm`. `common` holds what they share
-(arguments, run files, checkpoints, evaluation, and the one module for TRL's private surface), `vllm` what concerns
-rollout servers. TRL and torch are imported when a trainer is first asked for, not with this package.
+Each trainer has a package of its own: `rlkd`, `async_grpo`, `validity_kd` and `gsrm`. `evaluation` measures held-out
+accuracy. `common` holds what they share (arguments, run files, checkpoints, and the one module for TRL's private
+surface), `vllm` what concerns rollout servers. TRL and torch are imported when a trainer is first asked for, not with
+this package.
 """
 
 import importlib

@@ -260,6 +260,7 @@ def read_arm(
     """
     from rewards.structure import StructureReward
     from trainers.common.run_files import read_steps
+    from trainers.evaluation import interval_of
 
     metrics = {record["step"]: record for record in read_records(folder / "metrics.jsonl")}
     by_rules = StructureReward("rules", alignment=parameters.get("alignment", "teacher"))
@@ -296,9 +297,9 @@ def read_arm(
         held_out.append(
             {
                 "step": record["step"],
-                "accuracy": Interval(**record["accuracy"]),
+                "accuracy": interval_of(record["accuracy"]),
                 "structure by rules": _rows_mean([value for value in found if value is not None]),
-                "ended": record["ended"]["value"],
+                "ended": record["ended"]["mean"],
                 "tokens": record["tokens"],
                 "rows": each,
             }

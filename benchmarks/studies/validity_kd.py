@@ -89,7 +89,7 @@ def read(folder: Path, arm: str, seed: int) -> Run:
     metrics = [record for record in read_steps(folder / "metrics.jsonl") if "loss" in record]
     weights = [record["kd_weight/mean"] for record in metrics if record.get("kd_weight/mean") is not None]
     return run | {
-        "ended": measured[-1]["ended"]["value"],
+        "ended": measured[-1]["ended"]["mean"],
         "tokens": measured[-1]["tokens"],
         "loss": metrics[-1]["loss"],
         "weight": sum(weights) / len(weights) if weights else None,

@@ -126,6 +126,7 @@ class Engine(Protocol):
     concurrency: int | None = 1
     replicas: int = 1
     tokenizer: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def identity(self) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Literal, get_args
 
 from rlkd.engines.base import CheckedEngine, EngineError, identified
+from rlkd.engines.tokens import template_arguments, template_suffix
 from rlkd.models import resolve_model
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -16,7 +17,14 @@ WAY_OUT = "Give a folder written by save_pretrained, or a hub id in the local ca
 class LocalEngine(CheckedEngine):
     """A frozen causal language model in this process: a folder, a hub id, or a name of `rlkd.models`."""
 
-    def __init__(self, scheme: str, model: str, dtype: Dtype, adapter: str | None) -> None:
+    def __init__(
+        self,
+        scheme: str,
+        model: str,
+        dtype: Dtype,
+        adapter: str | None,
+        chat_template_kwargs: dict[str, Any] | str | None,
+    ) -> None:
         if dtype not in get_args(Dtype):
             raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'")
         self.model = self.tokenizer = str(model)
@@ -26,6 +34,8 @@ class LocalEngine(CheckedEngine):
         self.name = f"{scheme}:{identified(self.model)}"
         self.name += f"+{identified(self.adapter)}" if self.adapter else ""
         self.name += f"@{dtype}" if dtype != "auto" else ""
+        self.chat_template_kwargs = template_arguments(chat_template_kwargs)
+        self.name += template_suffix(self.chat_template_kwargs)
 
     async def check_ready(self) -> None:
         """Raise `EngineError` where the model's configuration or tokenizer does not load."""

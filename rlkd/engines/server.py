@@ -34,7 +34,14 @@ from rlkd.engines.failures import RequestLost, RetriesExhausted, cause_of, expla
 from rlkd.engines.logprobs import choice_logprobs, continuation_start, top_tokens
 from rlkd.engines.replicas import Replicas
 from rlkd.engines.spec import without_secrets
-from rlkd.engines.tokens import NO_TOKENS, encode_continuation, encode_prompt, load_tokenizer
+from rlkd.engines.tokens import (
+    NO_TOKENS,
+    encode_continuation,
+    encode_prompt,
+    load_tokenizer,
+    template_arguments,
+    template_suffix,
+)
 from rlkd.registry import SpecError
 
 if TYPE_CHECKING:
@@ -66,6 +73,7 @@ class ServerEngine(CheckedEngine):
     retries: attempts after the first. patience: seconds of an outage that a call with a deadline waits.
     api_key_env: the environment variable with the key.
     tokenizer: folder or hub id of the tokenizer that makes the tokens of `score` in this process.
+    chat_template_kwargs: arguments of the chat template, a mapping or JSON; vLLM, SGLang and llama.cpp take them.
     """
 
     is_remote = True
@@ -82,6 +90,7 @@ class ServerEngine(CheckedEngine):
         patience: float = 180.0,
         api_key_env: str = "OPENAI_API_KEY",
         tokenizer: str | None = None,
+        chat_template_kwargs: dict[str, Any] | str | None = None,
     ) -> None:
         self.urls = tuple(_checked_url(url.strip(), api_key_env) for url in base_url.split(","))
         if len(set(self.urls)) < len(self.urls):
@@ -94,7 +103,8 @@ class ServerEngine(CheckedEngine):
         self.base_url = ",".join(self.urls)
         self.replicas = len(self.urls)
         self.model = model
-        self.name = f"{self.base_url}#{model}" if model else self.base_url
+        self.chat_template_kwargs = template_arguments(chat_template_kwargs)
+        self.name = self._named(model)
         self.concurrency = concurrency
         self.timeout = timeout
         self.retries = retries
@@ -117,6 +127,13 @@ class ServerEngine(CheckedEngine):
     def identity(self) -> str | None:
         """The model's name, whatever server it is on; None where neither the spec nor a server has named it yet."""
         return self.model or self._only_model
+
+    def _named(self, model: str | None) -> str:
+        return (f"{self.base_url}#{model}" if model else self.base_url) + template_suffix(self.chat_template_kwargs)
+
+    def _template(self) -> dict[str, Any]:
+        """What a request with messages says of the chat template."""
+        return {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
 
     async def _complete_all(
         self, sampling: Sampling, deadline: float | None, prompts: list[Prompt]
@@ -253,7 +270,7 @@ class ServerEngine(CheckedEngine):
                         f"Name one, as in {self.base_url}#{min(offered, default='MODEL')}.",
                     )
                 [self._only_model] = offered
-                self.name = f"{self.base_url}#{self._only_model}"
+                self.name = self._named(self._only_model)
             self._is_vllm = "vllm" in offered.values()
 
     def _connection(self) -> Replicas:
@@ -288,14 +305,16 @@ class ServerEngine(CheckedEngine):
     ) -> T:
         """Request one completion of text, ids or messages; `extra` goes into the body besides the protocol's own."""
         given: Any = prompt  # the client's own types for messages and ids are narrower
+        is_chat = not isinstance(given, str) and not isinstance(given[0], int)
+        extra = extra | (self._template() if is_chat else {})
         common: dict[str, Any] = {"model": self.identity or "", "extra_body": extra or None, **settings}
 
         async def request(client: AsyncOpenAI) -> T:
             answer: Any
-            if isinstance(given, str) or isinstance(given[0], int):
-                answer = await client.completions.create(prompt=given, **common)
-            else:
+            if is_chat:
                 answer = await client.chat.completions.create(messages=given, **common)
+            else:
+                answer = await client.completions.create(prompt=given, **common)
             if not getattr(answer, "choices", None):
                 raise ValueError(f"an answer without choices: {str(answer)[:200]}")
             reason = getattr(answer.choices[0], "finish_reason", None)
@@ -515,11 +534,11 @@ class ServerEngine(CheckedEngine):
 
     async def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self.tokenizer is not None:
-            return await self._encoded(encode_prompt, prompt)
+            return await self._encoded(partial(encode_prompt, chat_template_kwargs=self.chat_template_kwargs), prompt)
         if isinstance(prompt, str):
             ids = await self._tokenize({"prompt": prompt, "add_special_tokens": True})
         else:
-            ids = await self._tokenize({"messages": prompt, "add_generation_prompt": True})
+            ids = await self._tokenize({"messages": prompt, "add_generation_prompt": True, **self._template()})
         if not ids:
             raise EngineError(self.name, NO_TOKENS)
         return ids

@@ -18,9 +18,11 @@ FORMS = """
     transformers:NAME?dtype=bfloat16  the same with options: dtype, device, adapter, ...; joined by &
     vllm:NAME?dtype=float32           a model in this process under vLLM; options: dtype, adapter, max_model_len,
                                       gpu_memory_utilization, tensor_parallel_size, ...
-    http://HOST:PORT/v1#MODEL         an OpenAI-compatible server; #MODEL may be left out where it serves one model
+    http://HOST:PORT/v1#MODEL         an OpenAI-compatible server; #MODEL may be left out where it serves one model;
+                                      options before the #, as in http://HOST:PORT/v1?timeout=30#MODEL
     https://HOST/v1#MODEL             the same
     http://A:1/v1,http://B:1/v1#MODEL several servers with the same model
+    ...?chat_template_kwargs={"enable_thinking":false}  arguments of the chat template, as JSON
     path/to/file.py:CLASS#MODEL       your own backend; options before the #, as in CLASS?batch=8#MODEL
     my_package.module.CLASS#MODEL     the same in an installed package; or NAME:MODEL where it has registered a name
     env:VARIABLE                      one of the above from the environment: env:RLKD_GSRM_SPEC below `rlkd serve`"""
@@ -60,13 +62,24 @@ def _split(spec: str) -> tuple[str, dict[str, Any], str] | None:
     scheme, colon, rest = spec.partition(":")
     if scheme in ("http", "https"):
         url, _, model = spec.partition("#")
-        return (scheme, {"base_url": url, "model": model or None}, "") if rest.startswith("//") else None
+        address, _, query = url.partition("?")
+        if not _are_options(scheme, query):  # a query of the address, which the engine refuses
+            address, query = url, ""
+        return (scheme, {"base_url": address, "model": model or None}, query) if rest.startswith("//") else None
     if colon and rest and scheme in registry("engine").names():
         model, _, query = rest.partition("?")
         return scheme, {"model": model}, query
     if (own := _OWN_BACKEND.fullmatch(spec)) is not None:
         return own["name"], {"model": own["model"]} if own["model"] else {}, own["query"] or ""
     return None
+
+
+def _are_options(scheme: str, query: str) -> bool:
+    """Whether all names in a query are options of a server's engine; the message on others must not show them."""
+    if not query:
+        return True
+    names = {name for name, _ in parse_qsl(query, keep_blank_values=True)}
+    return names <= set(settable_parameters(registry("engine").find(scheme).target)) - {"base_url", "model"}
 
 
 def _read_options(spec: str, query: str, name: str) -> dict[str, Any]:

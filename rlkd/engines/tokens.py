@@ -5,41 +5,52 @@ Each is tokenised on its own, and the ids are joined: the tokens scored are exac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rlkd.engines.base import Prompt
+from rlkd.errors import UsageError
 from rlkd.models import resolve_model
+from rlkd.rendering import prompt_ids, text_ids
 
 S = TypeVar("S")
 
 NO_TOKENS = "the prompt has no tokens: there is nothing to continue. Send at least one character."
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Return the prompt's ids: text with the tokenizer's special tokens, messages through the chat template.
+def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    """Return the prompt's ids (`rlkd.rendering`).
 
     Raises `ValueError` where there is no chat template, the template refuses the messages, or no token is left.
     """
-    if isinstance(prompt, str):
-        ids = _ids(tokenizer, prompt, special=True)
-    else:
-        if not tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template: send text prompts, or name an instruct model.")
-        try:
-            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # templates raise their own errors, such as "roles must alternate"
-            raise ValueError(f"the chat template refuses these messages: {error}") from None
-        # The template writes the special tokens itself.
-        ids = _ids(tokenizer, text, special=False)
+    ids = prompt_ids(tokenizer, prompt, chat_template_kwargs)
     if not ids:
         raise ValueError(NO_TOKENS)
     return ids
 
 
+def template_arguments(given: Mapping[str, Any] | str | None) -> dict[str, Any] | None:
+    """The arguments of the chat template, given as a mapping or as JSON; None without any. Raises `UsageError`."""
+    read: Any = given
+    if isinstance(given, str):
+        try:
+            read = json.loads(given)
+        except ValueError:
+            read = None
+    if given is not None and not isinstance(read, Mapping):
+        raise UsageError(f'chat_template_kwargs={given!r}: expected a mapping, as in {{"enable_thinking": false}}')
+    return dict(read) if read else None
+
+
+def template_suffix(chat_template_kwargs: Mapping[str, Any] | None) -> str:
+    """The part of an engine's name for its template's arguments: results depend on them."""
+    return f"?chat_template_kwargs={json.dumps(chat_template_kwargs, sort_keys=True)}" if chat_template_kwargs else ""
+
+
 def encode_continuation(tokenizer: Any, text: str) -> list[int]:
     """Return the continuation's ids, without special tokens. Raises `ValueError` where the text is not valid."""
-    return _ids(tokenizer, text, special=False)
+    return text_ids(tokenizer, text, special=False)
 
 
 def check_room(context: int | None, prompt: int, more: int, what: str) -> None:
@@ -79,10 +90,3 @@ def load_tokenizer(name: str) -> Any:
         raise ValueError(
             f"the tokenizer {name!r} does not load ({type(error).__name__}: {error}). Give a folder or hub id."
         ) from None
-
-
-def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    try:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    except Exception as error:  # half a surrogate pair; each tokenizer has its own error for it
-        raise ValueError(f"the tokenizer refuses the text: {error}") from None

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from rlkd.context import context_length
 from rlkd.devices import best_device
 from rlkd.engines.base import (
     Completion,
@@ -52,6 +53,7 @@ from rlkd.engines.passes import (
 )
 from rlkd.engines.tokens import batches, check_room, encode_continuation, encode_prompt
 from rlkd.models import resolve_model
+from rlkd.rendering import turn_end
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -68,7 +70,8 @@ class TransformersEngine(LocalEngine):
     `dtype` `auto` is the checkpoint's own, and float32 on a CPU. `device` defaults to cuda, else mps, else cpu.
     `batch_tokens` bounds rows x (prompt + new tokens) of a batch, padding included; one request always fits. `adapter`
     is a PEFT adapter, merged into the weights. `column_major` stores the matrices transposed where that helps (float32
-    on a CPU: decoding is 1.2 to 1.4 times as fast, logits equal to 3e-5). Only safetensors are read, and no code.
+    on a CPU: decoding is 1.2 to 1.4 times as fast, logits equal to 3e-5). `chat_template_kwargs` are arguments of the
+    chat template, a mapping or JSON. Only safetensors are read, and no code.
     """
 
     def __init__(
@@ -80,8 +83,9 @@ class TransformersEngine(LocalEngine):
         batch_tokens: int = 8192,
         adapter: str | None = None,
         column_major: bool = True,
+        chat_template_kwargs: dict[str, Any] | str | None = None,
     ) -> None:
-        super().__init__("transformers", model, dtype, adapter)
+        super().__init__("transformers", model, dtype, adapter, chat_template_kwargs)
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens!r}: expected a whole number of at least 1")
         self.device = device
@@ -196,7 +200,8 @@ class TransformersEngine(LocalEngine):
             _store_column_major(model)
 
         configured = model.generation_config.eos_token_id
-        ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+        ends = {tokenizer.eos_token_id, turn_end(tokenizer)}
+        ends |= {*(configured if isinstance(configured, list) else [configured])}
         end_ids = sorted(ends - {None})
         # Attention masks are explicit and a row is read up to its end only: any padding id does, an end token's too.
         pad_id = next(iter(end_ids), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -207,7 +212,7 @@ class TransformersEngine(LocalEngine):
             model=model,
             tokenizer=tokenizer,
             device=device,
-            context=getattr(config, "max_position_embeddings", None),
+            context=context_length(model.config),
             vocabulary=config.vocab_size,
             end_ids=frozenset(end_ids),
             pad_id=pad_id,
@@ -221,7 +226,7 @@ class TransformersEngine(LocalEngine):
         self, prompts: list[Prompt], sampling: Sampling, loaded: LoadedModel, limit: TimeLimit
     ) -> list[Completion | EngineError | None]:
         def encode(prompt: Prompt) -> tuple[list[int], list[int]]:
-            ids = encode_prompt(loaded.tokenizer, prompt)
+            ids = encode_prompt(loaded.tokenizer, prompt, self.chat_template_kwargs)
             check_room(loaded.context, len(ids), sampling.max_new_tokens, "max_new_tokens asks for")
             return ids, []
 
@@ -238,7 +243,7 @@ class TransformersEngine(LocalEngine):
         self, requests: list[tuple[Prompt, str]], loaded: LoadedModel, limit: TimeLimit, *, ranks: bool = False
     ) -> list[TokenScores | EngineError | None]:
         def encode(request: tuple[Prompt, str]) -> tuple[list[int], list[int]]:
-            start = encode_prompt(loaded.tokenizer, request[0])
+            start = encode_prompt(loaded.tokenizer, request[0], self.chat_template_kwargs)
             continuation = encode_continuation(loaded.tokenizer, request[1])
             check_room(loaded.context, len(start), len(continuation), "the continuation has")
             return start, continuation

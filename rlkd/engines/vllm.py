@@ -40,7 +40,7 @@ class VLLMEngine(LocalEngine):
     `dtype` `auto` is the checkpoint's own, and float32 on a CPU. `max_model_len` bounds prompt and completion
     together, by default the model's context. `gpu_memory_utilization` is the share of a GPU's memory,
     `tensor_parallel_size` the number of GPUs, `adapter` a PEFT adapter, applied to every request. `enforce_eager`
-    None: only on a CPU.
+    None: only on a CPU. `chat_template_kwargs` are arguments of the chat template, a mapping or JSON.
     """
 
     guided = True
@@ -56,8 +56,9 @@ class VLLMEngine(LocalEngine):
         tensor_parallel_size: int = 1,
         adapter: str | None = None,
         enforce_eager: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | str | None = None,
     ) -> None:
-        super().__init__("vllm", model, dtype, adapter)
+        super().__init__("vllm", model, dtype, adapter, chat_template_kwargs)
         if max_model_len is not None and max_model_len < 2:
             raise ValueError(f"max_model_len={max_model_len!r}: expected None or a whole number of at least 2")
         if not 0 < gpu_memory_utilization <= 1:
@@ -139,7 +140,7 @@ class VLLMEngine(LocalEngine):
 def _prepare_text(prompt: Prompt, sampling: Sampling, index: int, loaded: VLLMModel) -> PromptPart:
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-    ids = encode_prompt(loaded.tokenizer, prompt)
+    ids = encode_prompt(loaded.tokenizer, prompt, loaded.chat_template_kwargs)
     check_room(loaded.context, len(ids), sampling.max_new_tokens, "max_new_tokens asks for")
     seed = None
     if sampling.temperature > 0:
@@ -158,7 +159,10 @@ def _prepare_text(prompt: Prompt, sampling: Sampling, index: int, loaded: VLLMMo
 
 
 def _prepare_score(prompt: Prompt, text: str, loaded: VLLMModel) -> PromptPart:
-    start, ids = encode_prompt(loaded.tokenizer, prompt), encode_continuation(loaded.tokenizer, text)
+    start, ids = (
+        encode_prompt(loaded.tokenizer, prompt, loaded.chat_template_kwargs),
+        encode_continuation(loaded.tokenizer, text),
+    )
     check_room(loaded.context, len(start), len(ids), "the continuation has")
     return PromptPart(start + ids if ids else [], _prompt_only(prompt_logprobs=0), len(ids))
 
@@ -170,7 +174,7 @@ def _prepare_choice(prompt: Prompt, choices: list[str], loaded: VLLMModel) -> Pr
     whole = [encode_continuation(loaded.tokenizer, choice) for choice in choices]
     if not all(len(ids) == 1 for ids in whole) or "logprob_token_ids" not in SamplingParams.__struct_fields__:
         return PromptPart([], None)
-    start = encode_prompt(loaded.tokenizer, prompt)
+    start = encode_prompt(loaded.tokenizer, prompt, loaded.chat_template_kwargs)
     check_room(loaded.context, len(start), 1, "the choice has")
     tokens = tuple(token for [token] in whole)
     return PromptPart(start, _prompt_only(logprob_token_ids=list(tokens)), tokens=tokens)

@@ -78,6 +78,7 @@ class VLLMModel:
     tokenizer: Any
     context: int
     adapter: Any  # vllm.lora.request.LoRARequest, or None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def add(self, name: str, part: PromptPart) -> None:
         """Give vLLM a request. Raises what its checks raise."""
@@ -288,7 +289,8 @@ def load(settings: Any) -> VLLMModel:
                 lora = LoRARequest(folder.name or "adapter", 1, str(folder))
             llm = vllm.LLM(model=resolve_model(settings.model), **arguments)
             context = int(llm.llm_engine.model_config.max_model_len)
-            return VLLMModel(llm.llm_engine, llm.get_tokenizer(), context, lora)
+            tokenizer = llm.get_tokenizer()
+            return VLLMModel(llm.llm_engine, tokenizer, context, lora, settings.chat_template_kwargs)
         except Exception as error:
             raise EngineError(
                 settings.name,

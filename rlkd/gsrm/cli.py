@@ -192,6 +192,8 @@ def _models(options: argparse.Namespace) -> tuple[Any, Any]:
     engine = options.judge_engine or options.engine
     judge = _judge(options.judge, engines, engine, options, getattr(options, "cache", None))
     engines.check_ready()
+    if (check := getattr(judge, "check_ready", None)) is not None:
+        check()
     return decomposer, judge
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from rlkd.answers import number, squeezed
 from rlkd.engines.base import Engine, EngineError
+from rlkd.engines.choice_mass import check_choice_mass
 from rlkd.engines.embeddings import SentenceEncoder
 from rlkd.gsrm.alignment import Pair, Verdict
 from rlkd.gsrm.calculations import calculation
@@ -166,6 +167,11 @@ class ModelJudge:
         self.deadline = deadline
         self.store = VerdictStore(store) if store is not None else None
         self._log_odds: dict[FieldQuestion, float] = {}
+
+    def check_ready(self) -> None:
+        """Raise `UsageError` where the model does not answer a question with Yes or No."""
+        example = verdict_request(("answer", "72 clips", "72"))
+        check_choice_mass(self.engine, example, ("Yes", "No"), "judge 'model'", self.deadline)
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
         """See `Judge`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlkd.answers import extract_answer
 from rlkd.data.correctness import trace_verdicts
 from rlkd.errors import UsageError
+from rlkd.rendering import prompt_ids, turn_end
 from rlkd.steps import strip_calculator_marks
 
 if TYPE_CHECKING:
@@ -24,32 +25,36 @@ def trace_ids(
 ) -> tuple[list[int], list[int]]:
     """The ids of a prompt and of a teacher's trace after it, as a trainer of the student sees them.
 
-    Messages get the chat template with a generation prompt, as in TRL; the trace is tokenised separately and ends with
-    the end token. A trace of more than `max_completion_length` tokens, end token included, is truncated like a
-    rollout. Raises `UsageError` where the prompt has no tokens, the trace is blank or there is no end token.
+    The prompt is rendered as everywhere (`rlkd.rendering`); the trace is tokenised separately and ends with the token
+    that ends a turn of the conversation, or a text. A trace of more than `max_completion_length` tokens, end token
+    included, is truncated like a rollout. Raises `UsageError` where the prompt has no tokens or no template, the trace
+    is blank, or there is no end token.
     """
     if max_completion_length < 1:
         raise UsageError(f"max_completion_length={max_completion_length}: expected at least 1")
     if not rationale.strip():
         raise UsageError("the rationale is blank. Leave out such rows")
-    if isinstance(prompt, str):
-        prompt_ids = tokenizer(prompt)["input_ids"]
-    elif not getattr(tokenizer, "chat_template", None):
+    if not isinstance(prompt, str) and not getattr(tokenizer, "chat_template", None):
         raise UsageError(
             "the prompt is a conversation and the tokenizer has no chat template. Name an instruct model as the "
             "student, or use prompts that are texts"
         )
-    else:
-        prompt_ids = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
-        )["input_ids"]
-    if not len(prompt_ids):
+    ids = prompt_ids(tokenizer, prompt, chat_template_kwargs)
+    if not ids:
         raise UsageError(f"the prompt {prompt!r} has no tokens")
-    end = tokenizer.eos_token_id
+    end = trace_end(tokenizer, prompt, chat_template_kwargs)
     if end is None:
         raise UsageError("the tokenizer has no end token (eos_token): a trace could not end. Set one")
     completion = [*tokenizer(rationale, add_special_tokens=False)["input_ids"], end]
-    return list(prompt_ids), completion[:max_completion_length]
+    return ids, completion[:max_completion_length]
+
+
+def trace_end(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> int | None:
+    """The id of the token that ends a trace after a prompt: a turn's in a conversation, else the end token."""
+    if isinstance(prompt, str):
+        end: int | None = tokenizer.eos_token_id
+        return end
+    return turn_end(tokenizer, chat_template_kwargs)
 
 
 def trace_text(rationale: str, answer: str | None = None) -> str:

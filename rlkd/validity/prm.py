@@ -18,10 +18,11 @@ from rlkd.data.rows import question_of
 from rlkd.devices import best_device
 from rlkd.engines import EnginePool
 from rlkd.engines.base import EngineError
+from rlkd.engines.choice_mass import check_choice_mass
 from rlkd.engines.tokens import batches_by_length
 from rlkd.models import resolve_model
 from rlkd.validity.contract import Scale, StepQuestion, ValidityError, warn_of_failed_steps
-from rlkd.validity.templates import compiled, render
+from rlkd.validity.templates import compiled, render, rendered_example
 
 # As in TRL's PRMTrainer: a line end after the problem and each step, and the prediction is read there. A step comes
 # without the white space after it, so that both proposals are read at the same token.
@@ -97,9 +98,12 @@ class PRMScorer:
         return vars(self) | {"_loaded": None}
 
     def check_ready(self) -> None:
-        """Raise `UsageError` where the engine does not respond, or the model does not load."""
+        """Raise `UsageError` where the engine does not respond, a label is not what it replies, or the model fails."""
         if self.engine is not None:
             self._engines.check_ready()
+            if (text := rendered_example(self.template)) is not None:
+                example: Any = [{"role": "user", "content": text}]
+                check_choice_mass(self.engine, example, self.labels, "validity scorer 'prm'", self.deadline)
         else:
             self._load()
 

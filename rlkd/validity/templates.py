@@ -33,6 +33,14 @@ def compiled(template: str) -> Template:
     return made
 
 
+def rendered_example(template: str) -> str | None:
+    """The template filled in for an example; None where it needs columns of the data."""
+    try:
+        return _rendered(compiled(template), _EXAMPLE, str(_EXAMPLE.prompt))
+    except TemplateError:
+        return None
+
+
 def render(template: str, question: StepQuestion, problem: str) -> str:
     """The template filled in for a question. Raises `ValidityError` for a column that the data lack."""
     try:

@@ -19,13 +19,15 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer
 
 from rewards import RewardError
 from rlkd.files import read_records
-from rlkd.models import resolve_model
+from rlkd.models import is_adapter, resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.preflight import check_async, clear_server
 from trainers.async_grpo.rollouts import packed_attention, whole_text
+from trainers.common.adapters import name_base
 from trainers.common.models import check_student
 from trainers.common.preflight import check_columns, check_settings
 from trainers.common.run_files import RunFiles
+from trainers.common.student import fitted_dataset
 from trainers.common.trl_compat import async_with, check_async_trl
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         student = resolve_model(model)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(student, revision=_revision(args))
         check_async(args, student, peft_config, train_dataset, tokenizer)
+        # TRL renders the prompts in another process.
+        train_dataset = fitted_dataset(train_dataset, tokenizer)
         # The rollout process gets a copy whose template keeps the whole text; the saved tokenizer stays as it was.
         reading = copy.deepcopy(tokenizer)
         reading.response_template = whole_text([tokenizer.eos_token])
@@ -85,6 +89,7 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = reading.pad_token
         self.processing_class = tokenizer
+        name_base(self.model, student if is_adapter(model) else model)
         self.open_run_files(log.name)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

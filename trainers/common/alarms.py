@@ -41,6 +41,11 @@ def all_masked(logs: Metrics, args: Any) -> bool:
     return bool(getattr(args, "mask_truncated_completions", False)) and logs.get("completions/clipped_ratio") == 1.0
 
 
+def all_truncated(logs: Metrics, args: Any) -> bool:
+    """Whether all completions were truncated, and trained on all the same."""
+    return not getattr(args, "mask_truncated_completions", False) and logs.get("completions/clipped_ratio") == 1.0
+
+
 def weights_are_equal(logs: Metrics, args: Any) -> bool:
     """Whether all steps of the traces had one weight, although a scorer is to tell them apart."""
     low, high = logs.get("kd_weight/q10"), logs.get("kd_weight/q90")
@@ -53,6 +58,10 @@ ALL_MASKED = (
     "NOTHING WAS TRAINED: all completions were truncated, and mask_truncated_completions leaves them out of the loss. "
     "Raise max_completion_length, set mask_truncated_completions: false, or begin with a student that ends its "
     "answers (recipes/sft.py)"
+)
+ALL_TRUNCATED = (
+    "ALL COMPLETIONS WERE TRUNCATED: none has an end, and few an answer. Raise max_completion_length, or begin with a "
+    "student that ends its answers (recipes/sft.py)"
 )
 EQUAL_WEIGHTS = (
     "ALL STEPS HAVE ONE WEIGHT: the validity scorer does not tell them apart, and this is plain distillation. Look at "

@@ -1,60 +1,106 @@
-"""Greedy completions of the model in training, for evaluations before, during and after it."""
+"""Prompts as training shows them to the model, and greedy completions of the model in training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from transformers import ProcessorMixin
 from trl.models import unwrap_model_for_generation
+
+from rlkd.rendering import fitted_conversations, prompt_ids
+
+
+class FittedPrompts:
+    """Mixin for a TRL trainer that generates: conversations as the chat template takes them.
+
+    TRL renders a batch in `_tokenize_prompts`; templates without a system role would end the run there.
+    """
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        processing: Any = self.processing_class  # type: ignore[attr-defined]
+        if not isinstance(prompts[0], str) and not isinstance(processing, ProcessorMixin):
+            prompts = fitted_conversations(processing, prompts)
+        return super()._tokenize_prompts(prompts)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class GreedyCompletion:
+    """A greedy completion: its text, its tokens without the end token, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def shown_prompts(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+    """The ids of each prompt, exactly as the trainer shows them to the model in training."""
+    # With environments, TRL renders a prompt with the tools of the batch at hand.
+    if prompts and hasattr(trainer, "_tokenize_prompts") and not getattr(trainer, "environment_factories", None):
+        return [list(ids) for ids in trainer._tokenize_prompts(list(prompts))[0]]
+    template: Mapping[str, Any] = getattr(trainer, "chat_template_kwargs", None) or {}
+    return [prompt_ids(trainer.processing_class, prompt, template) for prompt in prompts]
+
+
+def end_ids(trainer: Any) -> list[int]:
+    """All tokens at which a generation ends: the tokenizer's, and those of the model's generation config."""
+    known = getattr(trainer, "eos_token_ids", None)
+    if known is None:
+        settings = getattr(trainer.accelerator.unwrap_model(trainer.model), "generation_config", None)
+        known = getattr(settings, "eos_token_id", None)
+    listed = [known] if isinstance(known, int) else list(known or ())
+    own = trainer.processing_class.eos_token_id
+    return list(dict.fromkeys(token for token in (own, *listed) if token is not None))
 
 
 def greedy_completions(
     trainer: Any, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int = 16
-) -> list[str]:
+) -> list[GreedyCompletion]:
     """One greedy completion per prompt, in order, at most `max_new_tokens` tokens long.
 
-    To be called on every process; they share the prompts, and all get all texts. Neither the random state of the run
-    nor the mode of the model is changed.
+    To be called on every process; they share the prompts, and all get all completions. Neither the random state of the
+    run nor the mode of the model is changed.
     """
     accelerator, tokenizer = trainer.accelerator, trainer.processing_class
     own = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
+    shown = dict(zip(own, shown_prompts(trainer, [prompts[i] for i in own]), strict=True))
     # Equal lengths next to each other save padding; the numbers restore the order.
-    rendered = {i: _render(tokenizer, prompts[i]) for i in own}
-    own.sort(key=lambda i: len(rendered[i]))
-    done: list[tuple[int, str]] = []
+    own.sort(key=lambda i: len(shown[i]))
+    ends = end_ids(trainer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
+    done: list[tuple[int, GreedyCompletion]] = []
     was_training = trainer.model.training
     trainer.model.eval()
     try:
         with unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model, torch.no_grad():
             for start in range(0, len(own), batch_size):
                 batch = own[start : start + batch_size]
-                inputs = tokenizer(
-                    [rendered[i] for i in batch],
-                    return_tensors="pt",
-                    padding=True,
-                    padding_side="left",
-                    add_special_tokens=False,
-                ).to(accelerator.device)
-                ids = model.generate(
-                    **inputs,
+                width = max(len(shown[i]) for i in batch)
+                padding = [[pad_id] * (width - len(shown[i])) for i in batch]
+                ids = [left + shown[i] for left, i in zip(padding, batch, strict=True)]
+                mask = [[0] * len(left) + [1] * (width - len(left)) for left in padding]
+                written = model.generate(
+                    input_ids=torch.tensor(ids, device=accelerator.device),
+                    attention_mask=torch.tensor(mask, device=accelerator.device),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     temperature=None,
                     top_p=None,
                     top_k=None,
                     repetition_penalty=1.0,
-                    pad_token_id=tokenizer.pad_token_id,
+                    pad_token_id=pad_id,
+                    eos_token_id=ends or None,
                 )
-                texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-                done.extend(zip(batch, texts, strict=True))
+                for i, row in zip(batch, written[:, width:].tolist(), strict=True):
+                    done.append((i, _completion(tokenizer, row, ends)))
     finally:
         trainer.model.train(was_training)
-    return [text for _, text in sorted(gather_object(done))]
+    return [completion for _, completion in sorted(gather_object(done), key=lambda pair: pair[0])]
 
 
-def _render(tokenizer: Any, prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+def _completion(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> GreedyCompletion:
+    length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return GreedyCompletion(tokenizer.decode(ids[:length], skip_special_tokens=True), length, length < len(ids))

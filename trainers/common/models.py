@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.errors import UsageError
-from rlkd.models import ADAPTED, EMBEDDED, resolve_model
+from rlkd.models import ADAPTED, EMBEDDED, is_adapter, resolve_model
 
 # Arguments of `BitsAndBytesConfig` that transformers itself does not take any more.
 _QUANTISING = ("load_in_4bit", "load_in_8bit", "llm_int8_", "bnb_4bit_")
@@ -24,10 +24,10 @@ def check_model(name: Any, key: str, *, revision: str | None = None, trust_remot
         return
     from transformers import AutoConfig
 
+    if is_adapter(name):
+        return
     resolved = resolve_model(name)
     folder = Path(resolved).expanduser()
-    if folder.is_dir() and (folder / "adapter_config.json").is_file():
-        return
     looks_like_path = resolved.startswith((".", "~", os.sep)) or resolved.count("/") > 1
     if not folder.is_dir() and looks_like_path:
         reason = f"there is no folder {folder.absolute()}"

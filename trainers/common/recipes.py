@@ -10,8 +10,8 @@ from transformers import ProgressCallback
 
 from rlkd.data.loading import to_dataset
 from trainers.common.arguments import DataArguments
-from trainers.common.evaluation import HeldOutAccuracy
 from trainers.common.progress import Line, StepLine
+from trainers.evaluation import HeldOutAccuracy
 
 
 def held_out_accuracy(

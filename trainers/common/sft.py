@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from rlkd.errors import UsageError
-from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID
+from trainers.common.adapters import name_base, open_student
 from trainers.common.arguments import say
 from trainers.common.run_files import RunFiles
 
@@ -19,17 +20,28 @@ from trainers.common.run_files import RunFiles
 class RunSFTTrainer(RunFiles, SFTTrainer):
     """TRL's SFTTrainer with `metrics.jsonl` and an exact resume.
 
-    `base_model`: name of the model under an adapter, which its config then has instead of a local folder (the hub id
-    for the embedded one). `round_adapter`: round a trained adapter to bfloat16 after the last step: half the size.
+    `model` may be embedded, or the folder of an adapter (`trainers.common.adapters`). `base_model`: its name in the
+    config of an adapter, by default `model`. `chat_template_kwargs`: arguments of the chat template in evaluations; in
+    training, each example has its own. `round_adapter`: round a trained adapter to bfloat16 after the last step: half
+    the size.
     """
 
-    def __init__(self, *args: Any, base_model: str | None = None, round_adapter: bool = False, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        adapters = getattr(self.model, "peft_config", None)
-        self._rounds = bool(round_adapter and adapters)
-        if adapters and base_model is not None:
-            name = EMBEDDED_HUB_ID if base_model == EMBEDDED else base_model
-            adapters["default"].base_model_name_or_path = name
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        *,
+        base_model: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        round_adapter: bool = False,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ):
+        student, peft_config = open_student(model, args, peft_config)
+        super().__init__(student, args, peft_config=peft_config, **kwargs)
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        name_base(self.model, base_model or model)
+        self._rounds = bool(round_adapter and getattr(self.model, "peft_config", None))
         self.open_run_files()
         if self._rounds:
             self.add_callback(_Rounding(self))

@@ -14,7 +14,9 @@ from functools import partial
 from typing import Any
 
 from rewards import Reward
+from rlkd.errors import UsageError
 from rlkd.registry import registry, settable_parameters
+from rlkd.rendering import conversation_text
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +33,8 @@ def opens_thought(tokenizer: Any, prompt: Any, chat_template_kwargs: Mapping[str
         if not getattr(tokenizer, "chat_template", None):
             return False
         try:
-            text = tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=True, **dict(chat_template_kwargs or {})
-            )
-        except Exception:  # templates raise their own errors, which the length checks report
+            text = conversation_text(tokenizer, prompt, chat_template_kwargs)
+        except UsageError:  # which the length checks report
             return False
     return text.rstrip().endswith(TAGS[0])
 

@@ -5,7 +5,8 @@ Checked on TRL 1.16.0. A method with other parameters ends the start (`check_trl
 tables below, our trainers use:
 
 `GRPOTrainer` (since TRL 0.24), for `trainers/rlkd/trainer.py`: `num_generations`, `num_generations_eval`,
-`reward_funcs`, `reward_func_names`; in the config, `_VALID_DICT_FIELDS`.
+`reward_funcs`, `reward_func_names`; in the config, `_VALID_DICT_FIELDS`. For `trainers/common/generation.py`:
+`chat_template_kwargs`, `eos_token_ids`, `environment_factories`; of `DistillationTrainer` too.
 
 `DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/trainer.py`:
 
@@ -38,11 +39,13 @@ _HOOKS = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_log_metric": ["self", "name", "value"],
     "_generate": ["self", "prompts"],
+    "_tokenize_prompts": ["self", "prompts"],
 }
 
 _DISTILLATION_HOOKS = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_compute_loss": ["self", "unwrapped_student", "inputs", "num_items_in_batch"],
+    "_tokenize_prompts": ["self", "prompts"],
     "_get_train_sampler": ["self", "dataset"],
     "_get_last_hidden_state": ["self", "unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"],
 }

@@ -36,6 +36,13 @@ class RLKDConfig(RewardSettings, GRPOConfig):
             "generation). The rewards are the same either way."
         },
     )
+    filter_overlong_prompts: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out rows whose prompt and max_completion_length do not fit the student's context, and say "
+            "how many; by default they are an error."
+        },
+    )
     vllm_weight_transfer: str = field(
         default="nccl",
         metadata={

@@ -58,21 +58,26 @@ def check_run(
         for reward in own if columns is not None else ():
             check_reward_columns(reward, dataset, columns or (), part)
         if part == "train_dataset":
-            assert args.generation_batch_size is not None  # TRL has filled both in
-            assert args.num_generations is not None
-            check_size(
-                dataset,
-                part,
-                args.generation_batch_size // args.num_generations,
-                f"generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}; "
-                f"generation_batch_size is per_device_train_batch_size x processes x steps_per_generation",
-                also=", or raise num_generations",
-            )
+            check_batch(args, dataset)
     for reward in rewards:
         if isinstance(reward, Reward):
             reward.check_ready()
         elif isinstance(reward, str):
             check_model(reward.partition("=")[2] or reward, "reward_funcs")
+
+
+def check_batch(args: RLKDConfig, dataset: Any) -> None:
+    """Raise `UsageError` where the training data have fewer prompts than one generation batch."""
+    assert args.generation_batch_size is not None  # TRL has filled both in
+    assert args.num_generations is not None
+    check_size(
+        dataset,
+        "train_dataset",
+        args.generation_batch_size // args.num_generations,
+        f"generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}; "
+        f"generation_batch_size is per_device_train_batch_size x processes x steps_per_generation",
+        also=", or raise num_generations",
+    )
 
 
 def rollout_window(args: RLKDConfig) -> int:

@@ -38,18 +38,20 @@ from rewards.composite import check_gated, gate_warning
 from rewards.runner import AsyncReward
 from rewards.structure import StructureReward
 from rlkd.data.rows import completion_text
-from rlkd.models import resolve_model
 from rlkd.registry import split_alias
-from trainers.common.alarms import ALL_MASKED, Alarms, all_masked
+from trainers.common.adapters import name_base, open_student
+from trainers.common.alarms import ALL_MASKED, ALL_TRUNCATED, Alarms, all_masked, all_truncated
 from trainers.common.failures import FailureWatch
+from trainers.common.generation import FittedPrompts
 from trainers.common.models import check_student
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
+from trainers.common.student import PromptCheck, check_turn_end, model_sources, read_model, reading_options
 from trainers.common.trl_compat import check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.failures import TooManyFailures, cause_and_rows
 from trainers.rlkd.prefetch import prefetched_rewards
-from trainers.rlkd.preflight import check_reading, check_run, rollout_window
+from trainers.rlkd.preflight import check_batch, check_reading, check_run, rollout_window
 from trainers.rlkd.spread import SpreadWatch
 from trainers.vllm.checks import prepare_rollouts
 
@@ -58,7 +60,7 @@ logger = logging.getLogger(__name__)
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 
 
-class RLKDTrainer(RowOrder, RunFiles, GRPOTrainer):
+class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, GRPOTrainer):
     """GRPO with rewards from the registry, neutral missing rewards, and a record of every rollout.
 
     Takes what `GRPOTrainer` takes. `model` may be `embedded`. `reward_funcs` may hold specs, TRL reward callables and
@@ -94,9 +96,19 @@ class RLKDTrainer(RowOrder, RunFiles, GRPOTrainer):
         check_run(args, self.rewards, names, train_dataset, eval_dataset, has_environment=has_environment)
         check_gated(self.rewards, args.gates())
         check_student(args, model, kwargs.get("peft_config"))
-        student = resolve_model(model) if isinstance(model, str) else model
         reader = kwargs.get("processing_class")
-        self.rewards = list(check_reading(args, self.rewards, student, reader, train_dataset, eval_dataset))
+        source = model_sources(model)[1] if isinstance(model, str) else model
+        self.rewards = list(check_reading(args, self.rewards, source, reader, train_dataset, eval_dataset))
+        facts = read_model(model, reader, **reading_options(args))
+        fit = PromptCheck(
+            facts,
+            args.max_completion_length or 0,
+            template=args.chat_template_kwargs,  # type: ignore[arg-type]
+            leave_out=args.filter_overlong_prompts,
+        )
+        train_dataset, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
+        check_batch(args, train_dataset)
+        check_turn_end(facts, args.chat_template_kwargs)  # type: ignore[arg-type]
         # With tools and environments, rows change and rewards may read what is still changing.
         may_prefetch = args.reward_prefetch and not kwargs.get("tools") and not has_environment
         self._prefetched = prefetched_rewards(self.rewards) if may_prefetch else {}
@@ -105,6 +117,9 @@ class RLKDTrainer(RowOrder, RunFiles, GRPOTrainer):
         self._spread, self._warned_of_gate = SpreadWatch(frozenset(structural)), False
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
         self._batch = ScoredBatch([])
+        student, kwargs["peft_config"] = open_student(model, args, kwargs.get("peft_config"))
+        if isinstance(model, str) and not isinstance(student, str):  # its base may have another tokenizer
+            kwargs["processing_class"] = kwargs.get("processing_class") or facts.tokenizer
         with prepare_rollouts(args, student, train_dataset, kwargs.get("processing_class")):
             super().__init__(
                 model=student,
@@ -116,9 +131,10 @@ class RLKDTrainer(RowOrder, RunFiles, GRPOTrainer):
             )
         # TRL calls a reward model by the last part of its path; an environment's own reward stands behind these.
         self.reward_func_names[: len(names)] = names
+        name_base(self.model, model)
         self.open_run_files()
         self.add_callback(self._failures)
-        self.add_callback(Alarms({ALL_MASKED: all_masked}))
+        self.add_callback(Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated}))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as `RunFiles.train` does; raise `TooManyFailures` where a reward failed too often."""

@@ -115,6 +115,15 @@ class ValidityKDConfig(DistillationConfig):
         "the last failure_window generation batches; null for no limit.",
     )
     failure_window: int = _option(4, "Generation batches over which max_failure_rate counts failures.")
+    filter_overlong_prompts: bool = _option(
+        False,
+        "Leave out rows whose prompt and max_completion_length do not fit the context of student and teacher, and say "
+        "how many; by default they are an error.",
+    )
+    allow_other_template: bool = _option(
+        False,
+        "Let the teacher score prompts in the student's chat template where its own differs; by default an error.",
+    )
     save_rollouts: bool = _option(True, "Write every trace with the weights of its steps to OUTPUT_DIR/rollouts.")
     vllm_weight_transfer: str = _option(
         "nccl",

@@ -39,23 +39,25 @@ from trl.models import unwrap_model_for_generation
 from rlkd.divergence import weighted_mean
 from rlkd.engines import Sampling
 from rlkd.errors import UsageError
-from rlkd.models import resolve_model
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
 from rlkd.validity import StepWeighting, Tally, ValidityError
-from trainers.common.alarms import EQUAL_WEIGHTS, Alarms, weights_are_equal
+from trainers.common.adapters import name_base, open_student
+from trainers.common.alarms import ALL_TRUNCATED, EQUAL_WEIGHTS, Alarms, all_truncated, weights_are_equal
 from trainers.common.failures import FailureWatch
+from trainers.common.generation import FittedPrompts
 from trainers.common.models import check_student
 from trainers.common.preflight import named_datasets
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
+from trainers.common.student import PromptCheck, model_sources, read_model, reading_options
 from trainers.common.trl_compat import check_distillation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
 from trainers.validity_kd.preflight import (
     check_config,
     check_dataset,
+    check_teacher,
     check_teacher_traces,
-    check_vocabulary,
     open_proposal_engine,
     open_top_k,
     ready_scorer,
@@ -83,7 +85,7 @@ __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 PROPOSAL_DEADLINE = 600.0
 
 
-class ValidityKDTrainer(RowOrder, RunFiles, DistillationTrainer):
+class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, DistillationTrainer):
     """Distillation in which steps are weighted by their validity.
 
     Takes the arguments of `DistillationTrainer`. `model` and the teacher may be embedded models by name (`embedded`).
@@ -120,22 +122,30 @@ class ValidityKDTrainer(RowOrder, RunFiles, DistillationTrainer):
             raise UsageError("eval_dataset with a teacher cache: it has no log-probabilities of rollouts")
         scorer = ready_scorer(args, teacher)
         check_student(args, model, kwargs.get("peft_config"))
-        student = resolve_model(model) if isinstance(model, str) else model
         tokenizer = processing_class or AutoTokenizer.from_pretrained(
-            student if isinstance(student, str) else student.config._name_or_path,
-            revision=dict(args.model_init_kwargs or {}).get("revision"),  # type: ignore[arg-type]
-            trust_remote_code=args.trust_remote_code,
+            model_sources(model)[1] if isinstance(model, str) else model.config._name_or_path, **reading_options(args)
         )
         if isinstance(tokenizer, ProcessorMixin):
             raise UsageError("a student with images: steps exist in text only. Use TRL's DistillationTrainer")
         opened = None if kind == "model" else open_top_k(args, teacher, tokenizer)
+        facts = read_model(model, tokenizer, **reading_options(args))
         if kind == "model":
-            check_vocabulary(args, tokenizer, teacher)
+            facts = check_teacher(args, facts, teacher, train_dataset)
+        template: Any = args.chat_template_kwargs
+        fit = PromptCheck(
+            facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
+        )
+        kept, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
+        if kept is not train_dataset:
+            check_dataset(args, train_dataset := kept, "train_dataset")
         check_teacher_traces(args, train_dataset, tokenizer, opened)
         self._engine = open_proposal_engine(args, opened)
         if args.use_vllm:
-            name = student if isinstance(student, str) else str(student.config._name_or_path)
-            check_rollouts(args, name, longest_prompt(train_dataset, tokenizer))  # type: ignore[arg-type]
+            name = model_sources(model)[0] if isinstance(model, str) else str(model.config._name_or_path)
+            check_rollouts(args, name, longest_prompt(train_dataset, tokenizer, template))  # type: ignore[arg-type]
+        student, kwargs["peft_config"] = open_student(model, args, kwargs.get("peft_config"))
+        if isinstance(model, str) and not isinstance(student, str):  # its base may have another tokenizer
+            processing_class = tokenizer
         with _vllm_side(args):
             super().__init__(
                 model=student,
@@ -182,9 +192,10 @@ class ValidityKDTrainer(RowOrder, RunFiles, DistillationTrainer):
             student_hidden=self._student_hidden,
             student_head=lambda: head_of(self.accelerator.unwrap_model(self.model), self._width),
         )
+        name_base(self.model, model)
         self.open_run_files()
         self.add_callback(_StepWeightingState(self.token_weights.weighting))
-        self.add_callback(Alarms({EQUAL_WEIGHTS: weights_are_equal}))
+        self.add_callback(Alarms({EQUAL_WEIGHTS: weights_are_equal, ALL_TRUNCATED: all_truncated}))
         self._failures = FailureWatch([args.validity], args.max_failure_rate, args.failure_window)
         self.add_callback(self._failures)
         self._fresh_weighting = self.token_weights.weighting.state_dict()

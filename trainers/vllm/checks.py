@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 from rlkd.engines import open_engine
 from rlkd.errors import UsageError
 from rlkd.http import get_json
+from rlkd.rendering import prompt_ids
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def prepare_rollouts(
 
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=getattr(args, "trust_remote_code", False))
     options = args.reward_kwargs if isinstance(args.reward_kwargs, dict) else {}
+    template: Any = args.chat_template_kwargs
     engines = [str(parameters["engine"]) for parameters in options.values() if parameters.get("engine")]
-    check_rollouts(args, name, longest_prompt(dataset, tokenizer) if tokenizer else 0, engines)
+    check_rollouts(args, name, longest_prompt(dataset, tokenizer, template) if tokenizer else 0, engines)
     from trainers.vllm.weight_sync import rollout_engine
 
     return rollout_engine(args)
@@ -102,7 +104,7 @@ def serve_command(args: RLKDConfig, model: str, max_model_len: int) -> str:
     return shell_line(environment, ["vllm", "serve", model, *arguments])
 
 
-def longest_prompt(dataset: Any, tokenizer: Any) -> int:
+def longest_prompt(dataset: Any, tokenizer: Any, template: Mapping[str, Any] | None = None) -> int:
     """Tokens of the longest of the 16 prompts with the most characters, or 0 if the length is unknown.
 
     It is for a stream, and where an environment writes the prompts.
@@ -115,13 +117,7 @@ def longest_prompt(dataset: Any, tokenizer: Any) -> int:
 
     longest = sorted(dataset["prompt"], key=lambda prompt: len(text(prompt)))[-COUNTED_PROMPTS:]
 
-    def tokens(prompt: Any) -> int:
-        if isinstance(prompt, str):
-            return len(tokenizer(prompt)["input_ids"])
-        shown = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        return len(tokenizer(shown, add_special_tokens=False)["input_ids"])
-
-    return max(map(tokens, longest), default=0)
+    return max((len(prompt_ids(tokenizer, prompt, template)) for prompt in longest), default=0)
 
 
 def installed_vllm() -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rlkd.cache import Cache
 from rlkd.engines.base import Engine, EngineError, Message
+from rlkd.engines.choice_mass import check_choice_mass
 from rlkd.rationales.records import Candidate, Question
 from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
 from rlkd.rationales.select.engine import WithEngine
@@ -59,6 +60,13 @@ class JudgeSelector(WithEngine):
         super().__init__(engine, cache, deadline)
         self.threshold = threshold
         self.template = template
+
+    def check_ready(self) -> None:
+        """Raise `UsageError` if a server does not answer, or the model does not begin its reply with Yes or No."""
+        super().check_ready()
+        text = self.template.replace("{question}", "What is 1 + 1?").replace("{rationale}", "1 + 1 = 2.")
+        role = f"selector {self.__name__!r}"
+        check_choice_mass(self.engine, [{"role": "user", "content": text}], CHOICES, role, self.deadline)
 
     async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""

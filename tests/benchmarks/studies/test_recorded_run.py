@@ -70,7 +70,7 @@ def write_arm(folder: Path, teachers: list[dict], *, learning: bool, steps: int 
             }
             for i, row in enumerate(sample_rows("test")[:5])
         ]
-        share = {"value": right / 5, "low": 0.0, "high": 1.0, "n": 5}
+        share = {"mean": right / 5, "low": 0.0, "high": 1.0, "n": 5}
         StepLog(folder / "eval.jsonl").append(
             [{"step": step, "accuracy": share, "ended": share, "tokens": 40.0, "rows": found}]
         )

@@ -237,6 +237,38 @@ def test_a_spec_names_a_server_and_its_model():
     assert open_engine("https://host/v1").model is None
 
 
+SWITCH = 'chat_template_kwargs={"enable_thinking":false,"date":"1 May"}'
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        f"transformers:x?{SWITCH}",
+        f"vllm:x?{SWITCH}&dtype=float32",
+        f"http://a:1/v1?{SWITCH}#m",
+        f"https://a/v1,https://b/v1?timeout=5&{SWITCH}#m",
+    ],
+)
+def test_a_spec_may_carry_arguments_of_the_chat_template(spec):
+    engine = open_engine(spec)
+    assert engine.chat_template_kwargs == {"enable_thinking": False, "date": "1 May"}
+    plain = open_engine(spec.replace(SWITCH, "").replace("?&", "?").replace("?#", "#").rstrip("?&"))
+    assert plain.chat_template_kwargs is None
+    assert engine.name == f'{plain.name}?chat_template_kwargs={{"date": "1 May", "enable_thinking": false}}'
+
+
+@pytest.mark.parametrize("value", ["false", "{enable", "[1]"])
+def test_arguments_of_the_chat_template_that_are_no_mapping_are_refused(value):
+    with pytest.raises(ValueError, match="expected a mapping"):
+        open_engine(f"transformers:x?chat_template_kwargs={value}")
+
+
+def test_a_query_of_an_address_is_refused_without_showing_it():
+    with pytest.raises(ValueError, match="query or fragment is not allowed") as error:
+        open_engine("http://a:1/v1?key=TOPSECRET#m")
+    assert "TOPSECRET" not in str(error.value)
+
+
 @pytest.mark.parametrize("spec", ["", "transformers:", "ollama:x", "some/model", "http:host"])
 def test_a_spec_of_no_known_form_is_answered_with_the_forms(spec):
     with pytest.raises(SpecError, match="transformers:MODEL_OR_PATH"):

@@ -630,3 +630,24 @@ def test_a_model_that_is_trained_again_in_place_has_another_name(tmp_path):
 
 def test_a_shipped_structure_model_is_named_with_its_adapter():
     assert re.fullmatch(r"transformers:embedded-gsrm#[0-9a-f]{8}", TransformersEngine("embedded-gsrm").name)
+
+
+def test_arguments_of_the_chat_template_reach_the_prompt_and_the_name(template_model) -> None:
+    ask = [[{"role": "user", "content": "1+1?"}]]
+    on, off = (
+        open_engine(f"transformers:{template_model('thinking')}{options}")
+        for options in ("", '?chat_template_kwargs={"enable_thinking":false}')
+    )
+    text = "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+    whole = open_engine(f"transformers:{template_model('thinking')}")
+    for engine, shown in ((on, text), (off, f"{text}<think>\n\n</think>\n\n")):
+        assert run(engine.choose(ask, ["Yes", "No"])) == run(whole.choose([shown], ["Yes", "No"]))
+    assert off.name == f'{on.name}?chat_template_kwargs={{"enable_thinking": false}}'
+    assert pickle.loads(pickle.dumps(off)).chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_a_generation_ends_at_every_end_token_of_the_family(template_model) -> None:
+    engine = open_engine(f"transformers:{template_model('no_system')}")
+    run(engine.generate(["a"], Sampling(max_new_tokens=1)))
+    tokens = engine._loaded.tokenizer.convert_ids_to_tokens(sorted(engine._loaded.end_ids))
+    assert set(tokens) == {"<eos>", "<end_of_turn>"}

@@ -4,7 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainers.common.alarms import ALL_MASKED, EQUAL_WEIGHTS, Alarms, all_masked, weights_are_equal
+from trainers.common.alarms import (
+    ALL_MASKED,
+    ALL_TRUNCATED,
+    EQUAL_WEIGHTS,
+    Alarms,
+    all_masked,
+    all_truncated,
+    weights_are_equal,
+)
 
 MASKS = SimpleNamespace(mask_truncated_completions=True)
 SCORES = SimpleNamespace(needs_scorer=True)
@@ -22,7 +30,11 @@ def warnings_of(caplog, alarm, message, args, steps) -> int:
 
 @pytest.mark.parametrize(
     ("alarm", "message", "args", "step"),
-    [(all_masked, ALL_MASKED, MASKS, CUT), (weights_are_equal, EQUAL_WEIGHTS, SCORES, ONE_WEIGHT)],
+    [
+        (all_masked, ALL_MASKED, MASKS, CUT),
+        (all_truncated, ALL_TRUNCATED, None, CUT),
+        (weights_are_equal, EQUAL_WEIGHTS, SCORES, ONE_WEIGHT),
+    ],
 )
 def test_it_is_said_once_at_the_second_step_in_a_row(caplog, alarm, message, args, step) -> None:
     evaluation = {"eval_loss": 0.1}
@@ -40,6 +52,9 @@ def test_it_is_said_once_at_the_second_step_in_a_row(caplog, alarm, message, arg
         (all_masked, SimpleNamespace(), CUT),
         (all_masked, MASKS, CUT | {"completions/clipped_ratio": 0.99}),
         (all_masked, MASKS, {"loss": 0.0}),
+        (all_truncated, MASKS, CUT),
+        (all_truncated, None, CUT | {"completions/clipped_ratio": 0.99}),
+        (all_truncated, None, {"loss": 0.0, "traces/clipped_ratio": 1.0}),
         (weights_are_equal, SimpleNamespace(needs_scorer=False), ONE_WEIGHT),
         (weights_are_equal, SCORES, ONE_WEIGHT | {"kd_weight/q90": 1.1}),
         (weights_are_equal, SCORES, ONE_WEIGHT | {"kd/steps_per_trace": 1.0}),

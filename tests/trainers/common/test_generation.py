@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
+from benchmarks.tiny import training_arguments
 from rlkd.data.loading import load_rows, to_dataset
-from trainers import RLKDConfig, RLKDTrainer
-from trainers.common.generation import greedy_completions
+from trainers import RLKDConfig, RLKDTrainer, ValidityKDConfig, ValidityKDTrainer
+from trainers.common.generation import greedy_completions, shown_prompts
 
 
 @pytest.fixture
@@ -29,6 +31,58 @@ def test_the_order_is_that_of_the_prompts_and_the_batch_changes_nothing(trainer)
     assert together == [greedy_completions(trainer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
     assert together == greedy_completions(trainer, prompts, max_new_tokens=6, batch_size=2)
     assert len(set(together)) > 1
+
+
+ASK = [{"role": "user", "content": "1+1?"}]
+SOLVE = [{"role": "system", "content": "Solve it."}, *ASK]
+OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize("kind", ["rlkd", "kd"])
+@pytest.mark.parametrize(
+    ("name", "prompt", "config"),
+    [
+        ("thinking", ASK, {}),
+        ("thinking", ASK, OFF),
+        ("thinking", SOLVE, OFF),
+        ("think_special", ASK, OFF),
+        ("chatml", "1+1?", {}),
+        ("no_system", ASK, {}),
+        ("no_system", SOLVE, {}),
+        ("no_system", "1+1?", {}),
+        ("opens_thought", ASK, {}),
+        ("opens_thought", SOLVE, {}),
+        ("opens_thought", "1+1?", {}),
+        ("two_ends", SOLVE, {}),
+        ("two_ends", "1+1?", {}),
+        ("base", "1+1?", {}),
+    ],
+)
+def test_evaluation_shows_the_model_what_training_shows(template_model, tmp_path, kind, name, prompt, config) -> None:
+    model, shown = template_model(name), {}
+    rows = Dataset.from_list([{"prompt": prompt, "answer": "2", "rationales": ["2"], "id": str(i)} for i in range(4)])
+    values = training_arguments(tmp_path, per_device_train_batch_size=4, max_completion_length=4, max_steps=1)
+    values |= {"num_generations": 4} if kind == "rlkd" else {"teacher": model, "lmbda": 1.0}
+    trained = (
+        RLKDTrainer(model, reward_funcs="accuracy", args=RLKDConfig(**values, **config), train_dataset=rows)
+        if kind == "rlkd"
+        else ValidityKDTrainer(model, args=ValidityKDConfig(**values, **config), train_dataset=rows)
+    )
+    generate = trained.model.generate
+
+    def watch(key):
+        def watched(*args, **given):
+            mask = given["attention_mask"].bool()
+            shown[key] = [ids[keep].tolist() for ids, keep in zip(given["input_ids"], mask, strict=True)]
+            return generate(*args, **given)
+
+        trained.model.generate = watched
+
+    watch("training")
+    trained.train()
+    watch("evaluation")
+    greedy_completions(trained, [prompt], max_new_tokens=2)
+    assert shown["evaluation"] == shown["training"][:1] == shown_prompts(trained, [prompt])
 
 
 @pytest.mark.parametrize("training", [True, False])

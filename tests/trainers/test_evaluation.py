@@ -9,8 +9,8 @@ from rlkd.answers import accuracy
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.errors import UsageError
 from trainers import RLKDConfig, RLKDTrainer
-from trainers.common.evaluation import HeldOutAccuracy
 from trainers.common.run_files import StepLog, read_steps
+from trainers.evaluation import HeldOutAccuracy
 
 HELD_OUT = load_rows("gsm8k-sample", split="test")[:3]
 
@@ -19,7 +19,7 @@ HELD_OUT = load_rows("gsm8k-sample", split="test")[:3]
 def run(tiny_model, tmp_path):
     """Makes a trainer of `steps` steps, with the callback unless `every` is None."""
 
-    def make(steps: int, every: int | None = 2, **options):
+    def make(steps: int, every: int | None = 2, model: str = tiny_model, **options):
         args = RLKDConfig(
             output_dir=str(tmp_path / "run"),
             use_cpu=True,
@@ -27,15 +27,14 @@ def run(tiny_model, tmp_path):
             gradient_checkpointing=False,
             per_device_train_batch_size=4,
             num_generations=4,
-            max_completion_length=6,
             max_steps=steps,
             save_steps=2,
             learning_rate=1e-2,
-            **{"report_to": "none", **options},
+            **{"report_to": "none", "max_completion_length": 6, **options},
             logging_steps=1,
         )
         rows = to_dataset(load_rows("gsm8k-sample")[:8])
-        trainer = RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
+        trainer = RLKDTrainer(model, reward_funcs=letters, args=args, train_dataset=rows)
         held_out = None
         if every is not None:
             held_out = HeldOutAccuracy(trainer, HELD_OUT, to_dataset(HELD_OUT)["prompt"], every=every)
@@ -60,7 +59,7 @@ def test_it_measures_before_after_and_every_n_steps(run) -> None:
     assert [record["step"] for record in records] == [0, 2, 4, 5]
     for record in records:
         assert record["accuracy"]["n"] == record["ended"]["n"] == 3
-        assert record["accuracy"]["value"] == sum(row["correct"] for row in record["rows"]) / 3
+        assert record["accuracy"]["mean"] == sum(row["correct"] for row in record["rows"]) / 3
         assert record["tokens"] == pytest.approx(sum(row["tokens"] for row in record["rows"]) / 3)
         assert [row["id"] for row in record["rows"]] == [row["id"] for row in HELD_OUT]
         texts = [row["completion"] for row in record["rows"]]
@@ -154,6 +153,7 @@ def test_trackers_get_the_figures_and_the_metrics_of_the_step_stay_whole(run, mo
             seen.append((state.global_step, dict(logs)))
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["tensorboard"])
     trainer, _ = run(2, every=1, report_to="tensorboard")
     trainer.train()
     measured = [(step, logs) for step, logs in seen if "eval_accuracy" in logs]
@@ -164,13 +164,38 @@ def test_trackers_get_the_figures_and_the_metrics_of_the_step_stay_whole(run, mo
     assert all("rewards/letters/mean" in entry for entry in metrics)
 
 
-def test_a_completion_ends_by_itself_only_where_it_is_shorter_than_allowed(run, monkeypatch) -> None:
-    trainer, held_out = run(1, every=0)
-    monkeypatch.setattr("trainers.common.evaluation.greedy_completions", lambda *a, **k: ["abc", "abcdef", "#### 1"])
-    trainer.train()
+@pytest.mark.parametrize(
+    ("name", "tokens", "limit", "ended", "counted", "text"),
+    [
+        # Tokenised anew, the text may be shorter; and special tokens are no text.
+        ("chatml", ["a", "b", "a", "b"], 4, False, 4, "abab"),
+        ("chatml", ["<|im_start|>"] * 3 + ["a"], 4, False, 4, "a"),
+        ("chatml", ["<|endoftext|>"] * 4, 4, False, 4, ""),
+        # The end token is the last one that fits, or the first; padding follows.
+        ("chatml", ["a", "b", "a", "<|im_end|>"], 4, True, 3, "aba"),
+        ("chatml", ["<|im_end|>", *["<|endoftext|>"] * 3], 4, True, 0, ""),
+        # Every end token of the model ends a completion.
+        ("no_system", ["a", "<end_of_turn>", "<pad>"], 3, True, 1, "a"),
+        ("no_system", ["a", "<eos>", "<pad>"], 3, True, 1, "a"),
+        ("two_ends", ["a", "b", "<|end|>"], 3, True, 2, "ab"),
+        ("two_ends", ["a", "<|head|>", "b"], 3, False, 3, "ab"),
+        # The end token is the padding token too.
+        ("opens_thought", ["a", "<|end|>", "<|end|>"], 3, True, 1, "a"),
+    ],
+)
+def test_end_and_length_are_those_of_the_generated_tokens(
+    run, template_model, name, tokens, limit, ended, counted, text
+) -> None:
+    trainer, held_out = run(1, every=0, model=template_model(name), max_completion_length=limit)
+    ids = trainer.processing_class.convert_tokens_to_ids(tokens)
+    trainer.model.generate = lambda **given: torch.cat(
+        [given["input_ids"], torch.tensor([ids] * len(given["input_ids"]))], 1
+    )
+    held_out._measure(trainer.args, trainer.state, trainer.control)
     record = read_steps(held_out.path)[0]
-    assert record["ended"]["value"] == pytest.approx(1 / 3)
-    assert [row["tokens"] for row in record["rows"]] == [3, 6, 6]
+    assert record["ended"]["mean"] == ended
+    assert [row["tokens"] for row in record["rows"]] == [counted] * 3
+    assert [row["completion"] for row in record["rows"]] == [text] * 3
 
 
 def test_held_out_rows_without_answers_are_refused(run) -> None:

@@ -1,0 +1,50 @@
+"""Adapters: training an existing one further, and the name of the base in what is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID, base_of_adapter, is_adapter, resolve_model
+
+
+def open_student(model: Any, args: Any, peft_config: Any) -> tuple[Any, Any]:
+    """A student as TRL's trainers take it, and the configuration of the adapter that TRL is to add.
+
+    Where an adapter is to be trained, the folder of one is trained further: the result is one adapter on the same
+    base, with the rank and the layers that it has. Otherwise it is merged, and all weights are trained.
+    """
+    if not isinstance(model, str):
+        return model, peft_config
+    if peft_config is None or not is_adapter(model):
+        return resolve_model(model), peft_config
+    folder = Path(model).expanduser()
+    return with_adapter(base_of_adapter(folder), folder, args), None
+
+
+def with_adapter(base: str, folder: Path, args: Any) -> Any:
+    """The model `base` with a LoRA adapter to train further, in float32 unless `model_init_kwargs` says otherwise.
+
+    Empties `model_init_kwargs`, which TRL accepts only for a model that it loads itself.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
+    args.model_init_kwargs = None
+    loaded = AutoModelForCausalLM.from_pretrained(resolve_model(base), **settings)
+    return PeftModel.from_pretrained(loaded, str(folder), is_trainable=True)
+
+
+def name_base(trained: Any, model: Any) -> None:
+    """Name the base of a trained adapter as the user did, in place of a folder of this machine.
+
+    `model`: the name of the student. The embedded model gets its name on the hub.
+    """
+    adapters = getattr(trained, "peft_config", None)
+    if not adapters or not isinstance(model, str):
+        return
+    name = base_of_adapter(Path(model).expanduser()) if is_adapter(model) else model
+    for adapter in adapters.values():
+        adapter.base_model_name_or_path = EMBEDDED_HUB_ID if name == EMBEDDED else name
