@@ -525,3 +525,14 @@ def test_both_engines_have_the_methods_of_the_contract():
     for name in ("generate", "score", "choose", "close"):
         assert asyncio.iscoroutinefunction(getattr(ServerEngine, name))
         assert asyncio.iscoroutinefunction(getattr(TransformersEngine, name))
+
+
+@pytest.mark.parametrize("is_vllm", [True, False])
+def test_arguments_of_the_chat_template_go_with_messages_only(server, is_vllm):
+    server.vllm = is_vllm
+    remote = open_engine(f'{server.url}?chat_template_kwargs={{"enable_thinking":false}}&retries=0#tiny')
+    run(remote.generate([CHAT, "yes or no?"], GREEDY))
+    run(remote.choose([CHAT, "yes or no?"], ["y", "n"]))
+    sent = [(bool(body.get("messages")), body.get("chat_template_kwargs")) for body in server.requests]
+    assert (True, {"enable_thinking": False}) in sent
+    assert all((kwargs is not None) == has_messages for has_messages, kwargs in sent)
