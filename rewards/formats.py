@@ -1,7 +1,7 @@
 """Rewards for the format of a completion: think tags, answer tags, code blocks, steps.
 
 Each scans a text a fixed number of times, whatever it contains, so they run in the trainer's process. Tags around
-nothing earn nothing: a policy would learn to skip the thought.
+nothing earn nothing, or a policy learns to skip the thought; only TRL's `think_format_reward` keeps TRL's numbers.
 """
 
 import re
@@ -40,17 +40,13 @@ def think_format(
 
 @_cheap
 def think_format_reward(completions: Sequence[Any], *, prefilled: bool = False, **columns: Any) -> list[float]:
-    """1 for a text that begins with its only `<think>` and has a `</think>` after a thought; else 0.
+    """1 for a text that begins with its only `<think>` and has a `</think>`; else 0 (TRL 1.16).
 
-    TRL 1.16's rule and numbers, except that TRL gives 1 for an empty thought. `prefilled`: as in `think_format`.
+    TRL's numbers, which pay for an empty thought and for an empty rest: `think_format` does not. `prefilled`: as in
+    `think_format`.
     """
     return [
-        float(
-            text.startswith("<think>")
-            and text.count("<think>") == 1
-            and "</think>" in text
-            and not _is_empty(text.partition("</think>")[0].removeprefix("<think>"))
-        )
+        float(text.startswith("<think>") and text.count("<think>") == 1 and "</think>" in text)
         for text in _texts(completions, prefilled)
     ]
 

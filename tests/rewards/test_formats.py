@@ -116,8 +116,10 @@ def test_an_empty_thought_earns_no_format_reward(nothing):
     loose = f"<think>{nothing}</think><answer>b</answer>"
     lines = f"<think>\n{nothing}\n</think>\n<answer>\n```python\nb\n```\n</answer>"
     for text in (loose, lines):
-        assert think_format([text]) == think_format([text], answer_tags=True) == think_format_reward([text]) == [0.0]
+        assert think_format([text]) == think_format([text], answer_tags=True) == [0.0]
         assert tag_count([text]) == [0.5]
+        # TRL's number
+        assert think_format_reward([text]) == [1.0]
     assert format_of_lines([lines]) == CodeFormat()([lines]) == [0.0]
 
 
@@ -145,7 +147,7 @@ def test_every_format_reward_knows_a_template_that_opens_the_thought(name):
     assert build_reward(name)(completions=[text])[0] < 1.0
     # The thought is empty where the completion begins with its end.
     ends = text[text.index("I add.") + 6 :]
-    assert build_reward(name, {"prefilled": True})(completions=[ends])[0] < 1.0
+    assert (build_reward(name, {"prefilled": True})(completions=[ends])[0] < 1.0) is (name != "think_format_reward")
 
 
 def test_a_think_tag_that_the_chat_template_opens_counts_as_written():
@@ -178,13 +180,10 @@ def generated(count, starts):
     return [rng.choice(starts) + "".join(rng.choices(PIECES, k=rng.randint(0, 9))) for _ in range(count)]
 
 
-def test_think_format_reward_agrees_with_trls_except_for_an_empty_thought():
+def test_think_format_reward_agrees_with_trls():
     texts = generated(2000, ["", "<think>", "<think>\n", " <think>"])
     scores = think_format_reward([chat(text)[0] for text in texts])
-    theirs = trls.think_format_reward([chat(text)[0] for text in texts])
-    empty = [re.match(r"<think>\s*</think>", text) is not None for text in texts]
-    assert scores == [0.0 if nothing else score for nothing, score in zip(empty, theirs, strict=True)]
-    assert empty.count(True) > 50
+    assert scores == trls.think_format_reward([chat(text)[0] for text in texts])
     assert min(scores.count(0.0), scores.count(1.0)) > 100
 
 
