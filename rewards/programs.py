@@ -87,10 +87,13 @@ def _closes(line: str, fence: str, indentation: int) -> bool:
 def _content(lines: list[str], missing: str | None, indentation: int) -> str:
     """The text of a block, moved to the left; `missing`: the fence that did not close it on a line of its own."""
     if missing is not None:
-        # It may stand at the end of a line.
-        last = next((i for i, line in enumerate(lines) if line.rstrip().endswith(missing)), None)
-        if last is not None:
-            lines = [*lines[:last], lines[last].rstrip().rstrip(missing[0]) + "\n"]
+        # It may stand at the end of a line, or have words behind it.
+        ends = (
+            i for i, line in enumerate(lines) if line.strip().startswith(missing) or line.rstrip().endswith(missing)
+        )
+        if (last := next(ends, None)) is not None:
+            rest = lines[last].partition(missing)[0]
+            lines = [*lines[:last], *([rest + "\n"] if rest.strip() else [])]
         else:
             lines = _LINE.findall(_END.sub("\n", "".join(lines)))
     first = next((line for line in lines if line.strip()), "")

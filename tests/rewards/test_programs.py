@@ -75,6 +75,9 @@ def test_another_language_is_no_program(language):
         ("```python\na\n<|im_end|>", "a\n"),
         ("```python\nprint(1)```", "print(1)\n"),
         ("```python\nprint(1)```\nIt prints 1.", "print(1)\n"),
+        ("```python\na\n```This prints a.", "a\n"),
+        ("```python\na\n``` And so on.\nb", "a\n"),
+        ("**```python\na\n```**", "a\n"),
         ("```python\na\n```python\nb\n```", "b\n"),
         ("```json\n{}\n```python\nb\n```", "b\n"),
         # No block
