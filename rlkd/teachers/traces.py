@@ -70,4 +70,4 @@ def trace_text(rationale: str, answer: str | None = None) -> str:
     """
     text = strip_calculator_marks(rationale).strip()
     announces = answer is not None and extract_answer(text) is None and trace_verdicts([(rationale, answer)]) == [True]
-    return f"{text}\n#### {answer}" if announces else text
+    return f"{text}\n#### {extract_answer(answer or '') or answer}" if announces else text

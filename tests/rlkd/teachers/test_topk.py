@@ -362,6 +362,8 @@ def test_impossible_traces_are_refused(tokenizer) -> None:
         ("He has 5 apples and 6 pears.", "5", "He has 5 apples and 6 pears."),
         ("He has some.", "5", "He has some."),
         ("It is Paris.", "Paris", "It is Paris."),
+        # The row's answer may be a worked solution.
+        ("3 + 2 = 5", "2 + 3 = <<2+3=5>>5\n#### 5", "3 + 2 = 5\n#### 5"),
         ("It is \\boxed{5}", "5", "It is \\boxed{5}"),
         (" 2 + 3 \n", None, "2 + 3"),
     ],
