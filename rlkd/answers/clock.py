@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+_PARTS = {
+    "in the morning": "a",
+    "in the afternoon": "p",
+    "in the evening": "p",
+    "at night": "p",
+    "noon": "p",
+    "midnight": "a",
+}
 _TIME = re.compile(
     r"(?P<hours>\d{1,2})(?::(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?)?"
-    r"(?:\s*(?:(?P<half>[ap])\.?\s?m\b\.?|(?P<sharp>o'? ?clock)))?",
+    r"(?:\s*(?:(?P<half>[ap])\.?\s?m\b\.?|(?P<sharp>o'? ?clock)))?(?:\s+(?P<part>in the \w+|at night|noon|midnight))?",
     re.IGNORECASE,
 )
 
@@ -35,10 +43,13 @@ class Clock:
 
 def read_clock(text: str) -> Clock | None:
     """The time of a day that a text (`notation.plain`) consists of, or None."""
-    match = _TIME.fullmatch(text.strip())
-    if not match or not (match["minutes"] or match["half"] or match["sharp"]):
+    text = text.strip().lower()
+    match = _TIME.fullmatch(f"12:00 {text}" if text in ("noon", "midnight") else text)
+    if not match or not (match["minutes"] or match["half"] or match["sharp"] or match["part"]):
         return None
-    hours, half = int(match["hours"]), (match["half"] or "").lower()
+    hours, half = int(match["hours"]), match["half"] or _PARTS.get(match["part"] or "", "")
+    if match["part"] and (not half or (match["half"] or half) != half):
+        return None
     if half and not 1 <= hours <= 12:
         return None
     minutes = match["minutes"]

@@ -12,7 +12,19 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_DELIMITERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("\\begin{equation*}", "\\end{equation*}"),
+    ("\\begin{equation}", "\\end{equation}"),
+    ("**", "**"),
+    ("`", "`"),
+    ('"', '"'),
+    ("'", "'"),
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 # Commands around words, which keep their content.
 _WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
 _VULGAR = {char: tuple(unicodedata.normalize("NFKC", char).split("\u2044")) for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
@@ -43,7 +55,9 @@ _SIGNS = {
     "∈": r"\in ",
     "∅": r"\emptyset ",
     "ℝ": r"\mathbb{R}",
-    "θ": r"\theta ",
+    "≡": r"\equiv ",
+    "٬": ",",
+    "٫": ".",
     "º": "°",
     "˚": "°",
     "′": "'",
@@ -51,6 +65,12 @@ _SIGNS = {
     "‘": "'",
 }
 _SPACES = re.compile(r"\s+")
+_GREEK = {
+    chr(code): f"\\{name.lower()} "
+    for code in range(ord("α"), ord("ω") + 1)
+    if "FINAL" not in (name := unicodedata.name(chr(code)).rpartition(" ")[2])
+    and name not in ("LAMDA", "OMICRON", "SIGMA")
+} | {"λ": r"\lambda ", "σ": r"\sigma "}
 _ABBREVIATION = re.compile(r"\b[A-Za-z]\.[A-Za-z]\.$")
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _REPLACED = tuple(
@@ -61,18 +81,22 @@ _REPLACED = tuple(
         (r"(?<!\\)\\[,;: ]|\\quad|\\qquad|\\thinspace|~(?!\d)", " "),
         (r"\\\$", "$"),
         (r"\\%", "%"),
-        (r"\\(?:left|right|displaystyle|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
+        (
+            r"\\(?:left|right|displaystyle|textstyle|large|Large|LARGE|huge|Huge|small|big|Big|bigg|Bigg)(?![A-Za-z])",
+            "",
+        ),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*(?=\{)", r"\\frac{\1}"),
         (r"(\\frac\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\{\s*(-?[\d.]+)\s*\\over\s*(-?[\d.]+)\s*\}", r"\\frac{\1}{\2}"),
         (r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![A-Za-z])", "°"),
+        (r"\b(US|CA|AU|HK|NZ) \$", r"\1$"),
         (r"\*\*", "^"),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
         # A dash is a minus where no number or word stands before it, as the U+2212 is everywhere.
-        (r"(?<![\w)}\].%])(\s*)[–—‒](?=\s*[$€£¥₹\d.\\(])", r"\1-"),
+        (r"(?<![\w)}\].%])(\s*)[–—‒‐‑](?=\s*[$€£¥₹\d.\\(])", r"\1-"),
     )
 )
 
@@ -83,6 +107,8 @@ def plain(text: str) -> str:
     text = undelimited(text if text.isascii() else _ascii(text))
     text = _SPACES.sub(" ", text)
     if "\\" in text:
+        box = _BOX.fullmatch(text)
+        text = box[1] if box else text
         if "begin" not in text:
             # Backslashes that were escaped once too often.
             text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
@@ -128,7 +154,7 @@ def _ascii(text: str) -> str:
             out.append(" ")
         elif unicodedata.category(char) == "Cf":
             continue
-        elif "\uff01" <= char <= "\uff5e":
+        elif "\uff01" <= char <= "\uff5e" or char in "￠￡￥￦":
             out.append(unicodedata.normalize("NFKC", char))
         else:
             out.append(char)
@@ -137,5 +163,7 @@ def _ascii(text: str) -> str:
     text = re.sub(r"(?<=\d)(m[²³])", r" \1", text)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
     text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
+    text = re.sub(r"[α-ω]", lambda found: _GREEK.get(found[0], found[0]), text)
+    text = re.sub(r"∛\s*(?:\(([^()]*)\)|(\d+|\w))", lambda m: f"\\sqrt[3]{{{m[1] or m[2]}}}", text)
     text = re.sub(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|\w))", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     return _SIGN.sub(lambda found: _SIGNS[found[0]], text)

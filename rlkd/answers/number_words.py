@@ -28,9 +28,10 @@ MULTIPLIERS = {
 }
 _ORDINALS = """third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
 sixteenth seventeenth eighteenth nineteenth twentieth"""
-# A quarter is a coin, too, and a second a time: these are not read.
+# "3 quarters" may be coins, and a second is a time: these are not read.
 DENOMINATORS = {"half": 2, "halve": 2} | {word: value for value, word in enumerate(_ORDINALS.split(), start=3)}
 DENOMINATORS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6}
+_PARTS = DENOMINATORS | {"quarter": 4}
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -66,10 +67,12 @@ def leading_number(text: str) -> tuple[Fraction, str] | None:
                 current *= factor
             else:
                 total, current = total + current * factor, 0
-        elif singular(word) in DENOMINATORS and seen and total + current > 0:
+        elif word == "half" and not seen:
+            return Fraction(1, 2), text[match.end() :]
+        elif singular(word) in _PARTS and seen and total + current > 0:
             if current >= 20 and current % 10 == 0 and word == singular(word):
                 return None  # "twenty-third" is a place
-            return Fraction(total + current, DENOMINATORS[singular(word)]), text[match.end() :]
+            return Fraction(total + current, _PARTS[singular(word)]), text[match.end() :]
         elif word == "and" and seen and (total or current >= 100) and _is_cardinal(_WORD.match(text, match.end() + 1)):
             position = match.end() + 1
             continue
@@ -81,7 +84,7 @@ def leading_number(text: str) -> tuple[Fraction, str] | None:
 
 
 def _is_multiplier(match: re.Match[str] | None) -> bool:
-    return match is not None and (singular(match[0]) in MULTIPLIERS or singular(match[0]) in DENOMINATORS)
+    return match is not None and (singular(match[0]) in MULTIPLIERS or singular(match[0]) in _PARTS)
 
 
 def _is_cardinal(match: re.Match[str] | None) -> bool:

@@ -48,7 +48,7 @@ _AMOUNT = re.compile(
 )
 _POWER = re.compile(
     r"[eE]\s*(?P<e>[-+]?\d{1,3})(?!\d)"
-    r"|\s*(?:\*|\\times|\\cdot|x)\s*10\s*\^\s*(?:\{\s*(?P<p1>[-+]?\d{1,3})\s*\}|\(\s*(?P<p2>[-+]?\d{1,3})\s*\)"
+    r"|\s*(?:\*|\\times|\\cdot|[xX]|times)\s*10\s*\^\s*(?:\{\s*(?P<p1>[-+]?\d{1,3})\s*\}|\(\s*(?P<p2>[-+]?\d{1,3})\s*\)"
     r"|(?P<p3>[-+]?\d{1,3})(?!\d))"
 )
 _BARE_POWER = re.compile(r"10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|\(\s*([-+]?\d{1,3})\s*\)|([-+]?\d{1,3})(?!\d))")
@@ -65,6 +65,8 @@ _CURRENCY = re.compile(
 _PERCENT = re.compile(r"\s*(?:%|\b(?:percent|per cent|pct|percentage)\b\.?)", re.IGNORECASE)
 _MULTIPLIER = re.compile(r"\s*-?\b([A-Za-z]+)\b")
 _LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+_CENTS = re.compile(r",(\d\d)(?!\d)")
+_CENTS_OF_MONEY = re.compile(r",(\d\d)\s?[€$£]")
 _BASE = re.compile(r"\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _AND_A_HALF = {" and a half": Fraction(1, 2), " and a quarter": Fraction(1, 4), " and three quarters": Fraction(3, 4)}
 _REASON = re.compile(
@@ -238,6 +240,10 @@ def _amount(text: str, is_money: bool) -> tuple[Fraction, str] | None:
     if match["decimal"] and match[0].isdigit() and (base := _BASE.fullmatch(rest)):
         # Like a unit: the base may be omitted, but must not differ.
         return value, f" base_{base[1]}"
+    cents = (_CENTS if is_money else _CENTS_OF_MONEY).match(rest) if match[0].isdigit() else None
+    if cents:
+        # "€72,50" is no list of two numbers.
+        return value + Fraction(int(cents[1]), 100), rest[3:]
     # A digit, or a sign of grouping or decimals, behind a number was not read: "1,23", "12 34", "1.2.3".
     if re.match(r"\s?[\d_^]|[.,:'!]\s*\d", rest):
         return None
@@ -276,7 +282,8 @@ def _multiplied(value: Fraction, rest: str, is_money: bool) -> tuple[Fraction, s
         return value * _LETTERS[letter[1]], rest[1:]
     while match := _MULTIPLIER.match(rest):
         word = singular(match[1])
-        if word not in MULTIPLIERS:
+        # "5mn" is a product.
+        if word not in MULTIPLIERS or (len(word) < 4 and match[0][0].isalpha() and not is_money):
             break
         value, rest = value * MULTIPLIERS[word], rest[match.end() :]
     if (match := _MULTIPLIER.match(rest)) and (rest[:1] == " ") and singular(match[1]) in DENOMINATORS:

@@ -30,7 +30,9 @@ _VALUES = re.compile(r"[\d=\\]")
 _BEFORE_WORD = re.compile(r"(?<=[\w)}\]]) (?=[^\W\d_])")
 _LONGEST_UNIT = 100
 _MONEY = re.compile(r"^([-+]?)\s*[$€£¥₹]\s*")
-_NAMED = re.compile(r"(?<![A-Za-z\\])(pi|infinity|infty|theta)(?![A-Za-z])")
+_NAMED = re.compile(
+    r"(?<![A-Za-z\\])(pi|infinity|infty|theta|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?![A-Za-z])"
+)
 _DIGITS = 60
 """Significant digits in which two numbers must agree."""
 
@@ -110,7 +112,8 @@ def sound(gold: str) -> bool:
 def read(text: str) -> tuple[Any, Unit] | None:
     """The sympy expression and the unit of a whole text, or None."""
     body, unit = _split_unit(plain(text))
-    if not body or (is_words(body) and not is_one_word(body)):
+    # Math-Verify leaves out quotes: "f'(x)" would be "f(x)".
+    if not body or re.search("['\"]", body) or (is_words(body) and not is_one_word(body)):
         return None
     try:
         expression = _parsed(_NAMED.sub(r"\\\1 ", body).replace(r"\infinity", r"\infty"))

@@ -94,11 +94,12 @@ PHP^1      1             ₱
 THB^1      1             ฿
 NGN^1      1             ₦
 UAH^1      1             ₴
-AUD^1      1             a$ aud
-CAD^1      1             c$ cad
+AUD^1      1             a$ au$ aud
+CAD^1      1             c$ ca$ cad
 CHF^1      1             chf franc
 HKD^1      1             hk$ hkd
 SGD^1      1             s$ sgd
+NZD^1      1             nz$ nzd
 """
 _RATES = {
     "mph": ("mi", "h"),

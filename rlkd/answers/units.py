@@ -30,8 +30,8 @@ _MONTHS = _words(
 _NEVER = _words(
     "plus minus squared cubed factorial choose mod modulo modulus base remainder root sqrt power powers exponent "
     "infinity infinite pi tau or versus vs not no none never nope nothing wrong incorrect false unknown undefined "
-    "impossible invalid unclear cannot can't isn't doesn't don't maybe perhaps possibly if unless except itself "
-    "but instead quarter quarters halves gross googol bce"
+    "impossible invalid unclear unsure uncertain cannot can't isn't doesn't don't maybe perhaps possibly if unless "
+    "except itself but instead quarter quarters halves gross googol bce"
 )
 # These do so directly behind the number.
 _NOT_FIRST = _words(
@@ -45,6 +45,7 @@ _FILLERS = _words("a an the of in on at for each every all total altogether more
 _WORD = re.compile(r"[A-Za-z]{1,2}\$|[^\W\d_]+(?:['.][^\W\d_]+)*|°[CFcf]?|[$€£¥₹₽₩₺₫₪₱฿₦₴¢℃℉]")
 _POWER = re.compile(r"\s*\^\s*\{?\s*(-?\d)\s*\}?(?!\d)")
 _SCALE = re.compile(r"^deg(?:ree)?s?\.?\s+(?=C\b|F\b|[Cc]elsius|[Ff]ahrenheit)([CcFf])\w*|^°\s*([CF])\b")
+_UNNAMED = re.compile(r"^(?:(?:square|sq|cubic|cu)\.?\s+)?units?(?:\s*\^\s*\{?[23]\}?)?(?![\w^])")
 _PREFIX = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _PER = re.compile(r"\s*(?:/|\bper\b|\ba(?=\s)|\ban(?=\s)|(?<=\S)\s*p(?=/))\s*", re.IGNORECASE)
 
@@ -66,6 +67,7 @@ def read_unit(tail: str, attached: bool) -> Unit | None:
     `attached`: without a space between. Single letters are then variables, and so are letters that name no unit.
     """
     tail = _SCALE.sub(lambda found: "°" + (found[1] or found[2]).upper(), tail.strip()).removeprefix("US ")
+    tail = _UNNAMED.sub("units", tail)
     if not tail:
         return NO_UNIT
     found = _known(tail, attached)
@@ -146,7 +148,8 @@ def _lookup(name: str) -> dict[str, Fraction]:
 def _things(text: str, first: bool) -> frozenset[str] | None:
     """The words of counted things; None if the text holds anything but words, or a word that changes the number."""
     words = re.findall(r"[^\W\d_]+(?:['’.-][^\W\d_]+)*", text)
-    if re.sub(r"[^\W\d_]+|[\s'’.,;:()\-/&]", "", text) or (re.search(r"\(|/", text) and not words):
+    between = re.sub(r"[^\W\d_]+(?:['’.-][^\W\d_]+)*", "", text)
+    if re.sub(r"[\s,.;:()/&']" if words else r"[\s,.;:]", "", between):
         return None
     lowered = [word.lower() for word in words]
     for place, word in enumerate(lowered):
