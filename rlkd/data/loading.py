@@ -60,13 +60,17 @@ def load_rows(
     # The embedded samples have no wrong rationales.
     compares = wrong_rationales != "unchecked" and source not in SAMPLES
     rows: list[Row] = []
+    positions: list[int] = []
     counts: Counter[str] = Counter()
-    checked = (_checked_row(record, columns or {}, where) for where, record in records(source, split, config))
+    checked = (
+        (position, *_checked_row(record, columns or {}, where))
+        for position, (where, record) in enumerate(records(source, split, config))
+    )
     while chunk := list(islice(checked, COMPARED_ROWS)):
-        brought = [len(row["rationales"]) for row, _ in chunk]
+        brought = [len(row["rationales"]) for _, row, _ in chunk]
         if compares:
-            _compare([row for row, flagged in chunk if not flagged], wrong_rationales, counts)
-        for (row, _), number in zip(chunk, brought, strict=True):
+            _compare([row for _, row, flagged in chunk if not flagged], wrong_rationales, counts)
+        for (position, row, _), number in zip(chunk, brought, strict=True):
             if number and not row["rationales"]:
                 counts["rows without another"] += 1
             elif not number and "correct" in (columns or {}):
@@ -75,12 +79,13 @@ def load_rows(
                 for name in ("rationales", "structures"):
                     row[name] = row[name][:max_rationales]
                 rows.append(row)
+                positions.append(position)
     if left_out := counts["rows without a flag"]:
         logger.warning("%s: left out %d rows without a rationale flagged as correct", source, left_out)
     _report(source, counts, wrong_rationales)
     if not rows:
         raise UsageError(f"{source} (split {split!r}) has no rows{' left' if counts else ''}")
-    _make_ids(rows, source)
+    _make_ids(rows, positions, source)
     return rows
 
 
@@ -124,13 +129,13 @@ def _report(source: str, counts: Counter[str], wrong_rationales: WrongRationales
     logger.log(logging.WARNING if wrong or unreadable else logging.INFO, "%s", line)
 
 
-def _make_ids(rows: Sequence[Row], source: str) -> None:
+def _make_ids(rows: Sequence[Row], positions: Sequence[int], source: str) -> None:
     """Give each row without an id one that no row has, and rows with the id of an earlier one another."""
     used = {row["id"] for row in rows if "id" in row}
     times: Counter[str] = Counter()
     repeated: list[str] = []
     given: set[str] = set()
-    for position, row in enumerate(rows):
+    for position, row in zip(positions, rows, strict=True):
         name = row.get("id", f"{file_stem(source)}-{position}")
         if name in given or ("id" not in row and name in used):
             if "id" in row:

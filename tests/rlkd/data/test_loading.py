@@ -38,6 +38,13 @@ def test_ids_are_unique_and_given_ones_stay_where_they_can(tmp_path, given, made
     assert [row["id"] for row in load_rows(str(path))] == made
 
 
+def test_a_made_id_does_not_depend_on_the_rows_that_are_left_out(tmp_path):
+    rows = [{"question": f"{i}?", "answer": 1, "rationales": [f"#### {i % 2}"]} for i in range(4)]
+    path = str(jsonl(tmp_path / "rows.jsonl", *rows))
+    assert [row["id"] for row in load_rows(path)] == ["rows-1", "rows-3"]
+    assert [row["id"] for row in load_rows(path, wrong_rationales="keep")] == [f"rows-{i}" for i in range(4)]
+
+
 def test_ids_that_repeat_are_counted(tmp_path, caplog):
     path = jsonl(tmp_path / "rows.jsonl", *({"question": f"{i}?", "id": "x"} for i in range(3)))
     load_rows(str(path))
