@@ -241,7 +241,7 @@ def listed(value: Any, items: Any) -> Any:
 
 
 def _check_prompt(prompt: Any, where: str) -> None:
-    if isinstance(prompt, str) and prompt:
+    if isinstance(prompt, str) and prompt.strip():
         return
     if not isinstance(prompt, list) or not prompt:
         raise RowError(f"{where}, field 'prompt': expected text or a list of messages, found {shown(prompt)}")

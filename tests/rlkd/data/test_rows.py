@@ -148,6 +148,8 @@ def test_a_single_rationale_may_be_plain_text(tmp_path):
         ({"question": ""}, "field 'question': expected text, found str \"\""),
         ({"question": ["a"]}, "field 'question': expected text, found list"),
         ({"prompt": ""}, "field 'prompt': expected text or a list of messages, found str"),
+        ({"prompt": " \n"}, "field 'prompt': expected text or a list of messages, found str"),
+        ({"prompt": [{"role": "human", "content": "a"}]}, "none of its 1 messages has the role 'user'"),
         ({"prompt": []}, "field 'prompt': expected text or a list of messages, found list"),
         ({"prompt": [{"content": "a"}]}, "field 'prompt': expected messages with role and content"),
         ({"prompt": [{"role": "user", "content": None}]}, "field 'prompt': a message without content"),
