@@ -100,14 +100,14 @@ class Quantity:
             return False
         if self.percent != other.percent:
             share, bare = (self, other) if self.percent else (other, self)
-            return share.value in (bare.value, 100 * bare.value) and not bare.unit.kinds
+            return share.value in (bare.value, 100 * bare.value) and bare.unit == NO_UNIT
         if self.unit.kinds and other.unit.kinds:
             return any(
                 self.value * factor == other.value * other.unit.kinds[kind]
                 for kind, factor in self.unit.kinds.items()
                 if kind in other.unit.kinds
             )
-        if self.unit.words and other.unit.words and self.unit.words.isdisjoint(other.unit.words):
+        if not self.unit.may_be(other.unit):
             return False
         return self.value == other.value or self.rounds(other.value) or other.rounds(self.value)
 

@@ -24,7 +24,7 @@ _NAMES = frozenset(
     )
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
-_COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\{[clr|]*\})?|\\[A-Za-z]+")
+_COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\{[clr|]*\})?|\\operatorname\*?\s*\{\w+\}|\\[A-Za-z]+")
 # With these, capital letters are names in geometry: AB = 4.
 _VALUES = re.compile(r"[\d=\\]")
 _BEFORE_WORD = re.compile(r"(?<=[\w)}\]]) (?=[^\W\d_])")

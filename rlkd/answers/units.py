@@ -41,7 +41,9 @@ _NOT_FIRST = _words(
     "o'clock oclock am pm is are was"
 )
 _SHORT = _words("a of in on at by as to he it we my up go do so us tv pts ppl")
-_FILLERS = _words("a an the of in on at for each every all total altogether more left per and")
+_FILLERS = _words(
+    "a an the of in on at for each every all total altogether more left per and about approximately roughly exactly"
+)
 _WORD = re.compile(r"[A-Za-z]{1,2}\$|[^\W\d_]+(?:['.][^\W\d_]+)*|°[CFcf]?|[$€£¥₹₽₩₺₫₪₱฿₦₴¢℃℉]")
 _POWER = re.compile(r"\s*\^\s*\{?\s*(-?\d)\s*\}?(?!\d)")
 _SCALE = re.compile(r"^deg(?:ree)?s?\.?\s+(?=C\b|F\b|[Cc]elsius|[Ff]ahrenheit)([CcFf])\w*|^°\s*([CF])\b")
@@ -56,6 +58,16 @@ class Unit:
 
     kinds: Kinds = field(default_factory=dict)
     words: frozenset[str] = frozenset()
+
+    def may_be(self, other: Unit) -> bool:
+        """Whether counted things are the same, in part ("clips" and "paper clips"), or one side omits them."""
+        if not (self.words or other.words):
+            return True
+        named, words = (self, other.words) if not self.words else (other, self.words)
+        if named.kinds:
+            # "5 days" are "5 school days", but no "5 apples".
+            return any(kind in _lookup(word) for word in words for kind in named.kinds)
+        return not named.words or not named.words.isdisjoint(words)
 
 
 NO_UNIT = Unit()
