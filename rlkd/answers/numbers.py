@@ -253,11 +253,11 @@ def _amount(text: str, is_money: bool) -> tuple[Fraction, str] | None:
 def _value(match: re.Match[str]) -> Fraction | None:
     part = match.groupdict()
     if whole := part["whole"] or part["whole2"]:
-        numerator, denominator = int(part["n1"] or part["n2"]), int(part["d1"] or part["d2"])
-        return int(whole) + Fraction(numerator, denominator) if numerator < denominator else None
+        above, below = int(part["n1"] or part["n2"]), int(part["d1"] or part["d2"])
+        return int(whole) + Fraction(above, below) if above < below else None
     if numerator := part["n3"] or part["n4"]:
-        bottom = _decimal(part["d3"] or part["d4"])
-        return _decimal(numerator) / bottom if bottom else None
+        denominator = _decimal(part["d3"] or part["d4"])
+        return _decimal(numerator) / denominator if denominator else None
     if part["repeat"] or part["dots"]:
         repeated = part["repeat"] or re.sub(r"\D", "", part["dots"])
         fixed = part["fixed"]
