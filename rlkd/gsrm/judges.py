@@ -170,7 +170,7 @@ class ModelJudge:
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the model does not answer a question with Yes or No."""
-        example = verdict_request(("answer", "72 clips", "72"))
+        example = verdict_request(("answer", "all in all 72", "altogether 72"))
         check_choice_mass(self.engine, example, ("Yes", "No"), "judge 'model'", self.deadline)
 
     async def judge(self, pairs: Sequence[Pair]) -> list[list[Verdict] | JudgeError]:
