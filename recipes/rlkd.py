@@ -55,10 +55,12 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     from trainers import RLKDTrainer
     from trainers.common.recipes import held_out_accuracy, run
     from trainers.rlkd.progress import step_line
+    from trainers.rlkd.shuffled import take_steps_from_rows
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
     if script.shuffle_teachers is not None:
         train_rows = shuffled_teachers(train_rows, script.shuffle_teachers)
+        take_steps_from_rows(args, train_rows)
         say(
             args,
             f"\n*** A CONTROL RUN: each row has ANOTHER row's teacher (--shuffle_teachers {script.shuffle_teachers}). "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlkd.answers import extract_answer
@@ -13,6 +14,9 @@ from rlkd.steps import strip_calculator_marks
 
 if TYPE_CHECKING:
     from rlkd.engines import Prompt
+
+_OPENING = re.compile(r"\s*<think>")
+_PROMPT_END = re.compile(r"<think>(\s*)\Z")
 
 
 def trace_ids(
@@ -27,8 +31,9 @@ def trace_ids(
 
     The prompt is rendered as everywhere (`rlkd.rendering`); the trace is tokenised separately and ends with the token
     that ends a turn of the conversation, or a text. A trace of more than `max_completion_length` tokens, end token
-    included, is truncated like a rollout. Raises `UsageError` where the prompt has no tokens or no template, the trace
-    is blank, or there is no end token.
+    included, is truncated like a rollout. A trace that begins with the `<think>` that the template has opened is used
+    without it. Raises `UsageError` where the prompt has no tokens or no template, the trace is blank, or there is no
+    end token.
     """
     if max_completion_length < 1:
         raise UsageError(f"max_completion_length={max_completion_length}: expected at least 1")
@@ -45,6 +50,7 @@ def trace_ids(
     end = trace_end(tokenizer, prompt, chat_template_kwargs)
     if end is None:
         raise UsageError("the tokenizer has no end token (eos_token): a trace could not end. Set one")
+    rationale = _without_repeated_opening(tokenizer, ids, rationale)
     completion = [*tokenizer(rationale, add_special_tokens=False)["input_ids"], end]
     return ids, completion[:max_completion_length]
 
@@ -55,6 +61,18 @@ def trace_end(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str,
         end: int | None = tokenizer.eos_token_id
         return end
     return turn_end(tokenizer, chat_template_kwargs)
+
+
+def _without_repeated_opening(tokenizer: Any, prompt_ids: Sequence[int], rationale: str) -> str:
+    """The rationale without the `<think>` that the end of the prompt has already, and the line break after it."""
+    opening = _OPENING.match(rationale)
+    if opening is None:
+        return rationale
+    end = _PROMPT_END.search(tokenizer.decode(list(prompt_ids)[-16:], skip_special_tokens=False))
+    if end is None:
+        return rationale
+    rest = rationale[opening.end() :]
+    return rest.removeprefix(end[1])
 
 
 def trace_text(rationale: str, answer: str | None = None) -> str:

@@ -8,6 +8,7 @@ expectation. All of this is our choice; `docs/validity.md` has the reasons.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -146,6 +147,7 @@ class StepEvidence:
         teacher_entropy, student_entropy, kl: means over the step in nats per token (`step_means`); kl is KL(S||T).
         teacher_is_expected: whether V_T is an expectation, -H_T. That is the teacher's uncertainty, not the validity
             of a step, so the map's floor (`v_0`) does not apply.
+        on_policy: whether the traces are the student's rollouts, else the teacher's: their margins differ in size.
     """
 
     positions: Sequence[float]
@@ -155,6 +157,7 @@ class StepEvidence:
     student_entropy: Sequence[float | None] | None = None
     kl: Sequence[float | None] | None = None
     teacher_is_expected: bool = False
+    on_policy: bool = True
 
 
 def joined(parts: Sequence[StepEvidence]) -> StepEvidence:
@@ -164,7 +167,7 @@ def joined(parts: Sequence[StepEvidence]) -> StepEvidence:
     """
     if not parts:
         raise ValueError("no parts to join: expected one from each process")
-    whole: dict[str, Any] = {"teacher_is_expected": parts[0].teacher_is_expected}
+    whole: dict[str, Any] = {name: getattr(parts[0], name) for name in ("teacher_is_expected", "on_policy")}
     for name in ("positions", "teacher", "student", "teacher_entropy", "student_entropy", "kl"):
         known = getattr(parts[0], name) is not None
         whole[name] = [value for part in parts for value in getattr(part, name)] if known else None
@@ -193,7 +196,8 @@ class StepWeighting:
         weight_map: its scale is that of the validities. `entropy` and `divergence` use it on the scale `log`,
             whatever its own, and without its floor: their V_T is -H_T, the teacher's uncertainty.
         control: None for the method.
-        adaptive: makes `tau` follow the margins, in place of `weight_map.tau`.
+        adaptive: makes `tau` follow the margins, in place of `weight_map.tau`: one for rollouts, and a second one like
+            it for the teacher's traces, whose margins have another size.
         seed: random seed of `shuffled`.
 
     Raises ValueError for an unknown control.
@@ -213,6 +217,7 @@ class StepWeighting:
         self.weight_map = replace(weight_map, scale="log", v_0=0.0) if of_entropy else weight_map
         self.control = control
         self.adaptive = adaptive
+        self.adaptive_off_policy = copy.deepcopy(adaptive)
         self.seed = seed
         self._profile = PositionProfile()
 
@@ -238,7 +243,8 @@ class StepWeighting:
         pairs = self._compared(evidence)
         margins = [None if t is None or s is None else t - s for t, s in pairs]
         weight_map = replace(self.weight_map, v_0=0.0) if evidence.teacher_is_expected else self.weight_map
-        tau = weight_map.tau if self.adaptive is None else self.adaptive.update(margins)
+        adaptive = self.adaptive if evidence.on_policy else self.adaptive_off_policy
+        tau = weight_map.tau if adaptive is None else adaptive.update(margins)
         valid = [margin is not None for margin in margins]
         weights = weight_map([t for t, _ in pairs], [s for _, s in pairs], tau=tau)
         floored = sum(weight_map.is_floored(t) for t, _ in pairs)
@@ -250,13 +256,14 @@ class StepWeighting:
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: plain numbers."""
-        adaptive = None if self.adaptive is None else self.adaptive.state_dict()
-        return {"tau": adaptive, "profile": self._profile.state_dict()}
+        taus = [None if tau is None else tau.state_dict() for tau in (self.adaptive, self.adaptive_off_policy)]
+        return {"tau": taus[0], "tau_off_policy": taus[1], "profile": self._profile.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a checkpoint's `state_dict`."""
-        if self.adaptive is not None and state["tau"] is not None:
-            self.adaptive.load_state_dict(state["tau"])
+        for tau, name in ((self.adaptive, "tau"), (self.adaptive_off_policy, "tau_off_policy")):
+            if tau is not None and state[name] is not None:
+                tau.load_state_dict(state[name])
         self._profile.load_state_dict(state["profile"])
 
     def _compared(self, evidence: StepEvidence) -> list[tuple[float | None, float | None]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rewards import Reward, RewardError
 from rewards.composite import check_combination
 from rewards.lengths import SoftOverlong
+from rewards.structure import StructureReward
 from rlkd.errors import UsageError
 from trainers.common.gold import check_gold
 from trainers.common.models import check_model
@@ -59,6 +60,7 @@ def check_run(
             check_reward_columns(reward, dataset, columns or (), part)
         if part == "train_dataset":
             check_batch(args, dataset)
+    _warn_of_sums(args, own)
     for reward in rewards:
         if isinstance(reward, Reward):
             reward.check_ready()
@@ -78,6 +80,19 @@ def check_batch(args: RLKDConfig, dataset: Any) -> None:
         f"generation_batch_size is per_device_train_batch_size x processes x steps_per_generation",
         also=", or raise num_generations",
     )
+
+
+def _warn_of_sums(args: RLKDConfig, rewards: Sequence[Reward]) -> None:
+    if args.scale_rewards != "none" or args.process_index:
+        return
+    for reward in rewards:
+        if isinstance(reward.function, StructureReward) and reward.function.gsrm.alignment.name == "sum":
+            logger.warning(
+                "scale_rewards: none with the alignment `sum` of reward %r: advantages, and so the updates, grow with "
+                "the number of the teacher's steps. Scale rewards (scale_rewards: group), or take another alignment "
+                "(teacher, ordered).",
+                reward.__name__,
+            )
 
 
 def rollout_window(args: RLKDConfig) -> int:

@@ -209,7 +209,7 @@ def check_dataset(args: ValidityKDConfig, dataset: Any, part: str) -> None:
     columns = check_columns(dataset, part)
     if columns is None:
         return
-    if any(has_images(dataset, name) for name in ("image", "images")):
+    if any(has_images(dataset, name) for name in ("image", "images")) or _has_image_parts(dataset):
         raise UsageError(f"{part} has images; steps exist in text only. Use TRL's DistillationTrainer")
     if part != "train_dataset" or not hasattr(dataset, "__len__"):
         return
@@ -222,6 +222,19 @@ def check_dataset(args: ValidityKDConfig, dataset: Any, part: str) -> None:
     )
     if args.lmbda < 1:
         _check_traces(args, dataset, part)
+
+
+def _has_image_parts(dataset: Any, rows: int = 100) -> bool:
+    """Whether a message of the first rows has a part that is no text; a model with images would not see it here."""
+    if not hasattr(dataset, "__len__"):
+        return False
+    for index in range(min(rows, len(dataset))):
+        prompt = dataset[index].get("prompt")
+        for message in prompt if isinstance(prompt, list) else ():
+            parts = message.get("content") if isinstance(message, dict) else None
+            if isinstance(parts, list) and any(part.get("type", "text") != "text" for part in parts):
+                return True
+    return False
 
 
 def _check_traces(args: ValidityKDConfig, dataset: Any, part: str) -> None:

@@ -148,6 +148,7 @@ class TokenWeights:
             student_entropy=None if tokens.student_entropy is None else step_means(tokens.student_entropy, spans),
             kl=None if tokens.kl is None else step_means(tokens.kl, spans),
             teacher_is_expected=self.expected and on_policy,
+            on_policy=on_policy,
         )
         gathered: list[tuple[StepEvidence, Tally]] = gather_object([(evidence, tally)])
         parts = [part for part, _ in gathered]

@@ -146,6 +146,19 @@ def test_a_resumed_weighting_continues_as_the_uninterrupted_one(control):
     assert through(EVIDENCE, 1) == resumed(EVIDENCE, 1)
 
 
+def test_rollouts_and_traces_have_a_tau_each():
+    mixed, rollouts, traces = (StepWeighting(LOG, adaptive=AdaptiveTau()) for _ in range(3))
+    large = replace(EVIDENCE, teacher=[value and 100 * value for value in EVIDENCE.teacher], on_policy=False)
+    for step in range(3):
+        assert mixed(EVIDENCE, step) == rollouts(EVIDENCE, step)
+        assert mixed(large, step) == traces(large, step)
+    assert mixed.adaptive_off_policy.value > 10 * mixed.adaptive.value
+    resumed = StepWeighting(LOG, adaptive=AdaptiveTau())
+    resumed.load_state_dict(json.loads(json.dumps(mixed.state_dict())))
+    assert resumed(large, 3) == mixed(large, 3)
+    assert resumed(EVIDENCE, 3) == mixed(EVIDENCE, 3)
+
+
 @pytest.mark.parametrize("cut", range(6))
 def test_evidence_of_several_processes_joins_to_that_of_one(cut):
     names = ("positions", "teacher", "student", "teacher_entropy", "student_entropy", "kl")

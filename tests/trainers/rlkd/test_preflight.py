@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from benchmarks.tiny import CHAT_TEMPLATE, byte_tokenizer, save_llama
 from rlkd.errors import UsageError
 from trainers import RLKDConfig, RLKDTrainer
-from trainers.rlkd.preflight import check_images
+from trainers.rlkd.preflight import check_images, check_run
 
 QUESTION = [{"role": "user", "content": "1 + 1?"}]
 
@@ -117,3 +117,15 @@ def test_a_template_that_opens_a_thought_sets_prefilled(reasoning_model, rows, t
     assert "prompts end with <think>, so prefilled is set for accuracy, think_format, tag_count" in caplog.text
     _, think_format, _ = trainer.reward_funcs
     assert think_format(completions=[[{"role": "assistant", "content": "Two.</think> 2"}]]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("scale", "alignment", "warned"),
+    [("none", "sum", True), ("group", "sum", False), ("batch", "sum", False), ("none", "teacher", False)],
+)
+def test_unscaled_sums_of_steps_are_warned_of(tmp_path, caplog, scale, alignment, warned) -> None:
+    kwargs = {"structure": {"alignment": alignment}}
+    args = config(tmp_path, reward_funcs=["structure"], reward_kwargs=kwargs, scale_rewards=scale)
+    rows = Dataset.from_list([{"prompt": QUESTION, "answer": "2", "rationales": ["1 + 1 = 2"]}] * 8)
+    check_run(args, args.build_rewards(), ["structure"], rows, None)
+    assert ("grow with the number of the teacher's steps" in caplog.text) == warned

@@ -199,6 +199,19 @@ def test_an_empty_column_of_images_is_no_image(tiny_model, tmp_path, images) -> 
     )
 
 
+def test_images_within_messages_are_refused(tiny_model, tmp_path) -> None:
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "How many?"}]
+    plain = [{"type": "text", "text": "How many?"}]
+    args = config(tmp_path, teacher=tiny_model)
+
+    def dataset(content: list[dict]) -> Dataset:
+        return Dataset.from_list([row | {"prompt": [{"role": "user", "content": content}]} for row in ROWS])
+
+    check_dataset(args, dataset(plain), "train_dataset")
+    with pytest.raises(UsageError, match="train_dataset has images"):
+        check_dataset(args, dataset(parts), "train_dataset")
+
+
 def test_rollouts_alone_need_no_traces(tiny_model, tmp_path) -> None:
     dataset = Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS])
     args = config(tmp_path, teacher=tiny_model, lmbda=1.0)
