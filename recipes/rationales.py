@@ -98,6 +98,12 @@ class RationalesScriptArguments(RowArguments):
     student: str = field(
         default="transformers:embedded-warm", metadata={"help": "engine of the model that will be trained"}
     )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "system prompt of the student's training, behind which it is measured"}
+    )
+    few_shot_examples: int = field(
+        default=0, metadata={"help": "few-shot examples (0 to 2) of the student's training"}
+    )
     selectors: list[str] = field(
         default_factory=lambda: ["clean", "correct", "diverse", "difficulty"],
         metadata={"help": "selectors in order: names, dotted paths, path/to/file.py:name"},
@@ -133,7 +139,9 @@ class RationalesScriptArguments(RowArguments):
         """The settings of the selection. Raises `UsageError` for values that contradict each other."""
         names = ("student", "limit_by", "keep_ratio", "per_question", "token_budget", "seed")
         parameters: Any = self.selector_kwargs or {}
-        return Selection(tuple(self.selectors), parameters, **{name: getattr(self, name) for name in names})
+        style = {"system_prompt": self.system_prompt, "examples": self.few_shot_examples}
+        values = {name: getattr(self, name) for name in names}
+        return Selection(tuple(self.selectors), parameters, prompt_style=style, **values)
 
 
 def main(script: RationalesScriptArguments, _others: Any = None, *, stage: str = "all") -> None:

@@ -39,6 +39,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from grid import (
     ROOT,
     Run,
@@ -124,12 +126,15 @@ def produce(given: argparse.Namespace, extra: Sequence[str]) -> Iterator[None]:
     student = open_engine(f"transformers:{given.student}")
     cache = Cache(given.out / "selection.sqlite")
     count = model_tokens(given.student)
+    # Rationales are measured behind the prompt of the training.
+    config = yaml.safe_load(given.config.read_text())
+    style = {"system_prompt": config.get("system_prompt"), "examples": config.get("few_shot_examples", 0)}
     for seed in given.seeds:
         arms = [arm for arm in given.arms if not is_done(given.out / f"{arm}-{seed}")]
         for writer in dict.fromkeys(ARMS[arm][0] for arm in arms):
             write(given, writer, seed, teacher)
         for arm in arms:
-            defaults = {"student": student, "cache": cache, "seed": seed}
+            defaults = {"student": student, "prompt_style": style, "cache": cache, "seed": seed}
             chain = [load_selector(name, parameters, defaults=defaults) for name, parameters in ARMS[arm][1]]
             select(given, arm, seed, chain, count)
         # The models make room for the one that is trained.

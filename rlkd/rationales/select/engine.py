@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from rlkd.cache import Cache, cache_key
+from rlkd.data.rows import build_prompt
+from rlkd.data.samples import few_shot_examples
 from rlkd.engines import EnginePool
 from rlkd.engines.base import Engine, EngineError
+from rlkd.engines.tokens import load_tokenizer
 from rlkd.rationales.records import Question
+from rlkd.rendering import engine_text
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE = "Question: {question}\nAnswer: "
+"""The text before a rationale for a model without a chat template."""
 CUE = "\n####"
 
 Request = TypeVar("Request")
@@ -74,20 +82,67 @@ class WithEngine:
 class WithStudent(WithEngine):
     """A selector with the student as its engine: a spec or an open engine, before training.
 
-    `template` is the text before a rationale, with `{question}` in it. For an instruct model, write its chat markup
-    out there: an engine cannot continue in the middle of a message.
+    Rationales are measured where the student will read and write them: behind the prompt of its training, that is its
+    chat template with the run's system prompt and few-shot examples. A model without a chat template gets `TEMPLATE`,
+    and so does a server whose engine names no tokenizer, with a warning.
+
+    Args:
+        template: text before a rationale, with `{question}` in it, in place of that prompt.
+        prompt_style: `system_prompt` and `examples` (the number of few-shot examples) of the training.
     """
 
     def __init__(
-        self, student: str | Engine | None, template: str, cache: Cache | None, deadline: float | None
+        self,
+        student: str | Engine | None,
+        template: str | None,
+        prompt_style: Mapping[str, Any] | None,
+        cache: Cache | None,
+        deadline: float | None,
     ) -> None:
-        check_template(template)
+        if template is not None:
+            check_template(template)
         super().__init__(student, cache, deadline)
         self.template = template
+        style = dict(prompt_style or {})
+        self.system_prompt: str | None = style.pop("system_prompt", None)
+        self.examples = few_shot_examples(style.pop("examples", 0))
+        if style:
+            raise ValueError(f"prompt_style: unknown {sorted(style)}; expected system_prompt and examples")
 
     def prompt(self, question: Question) -> str:
-        """The text before a rationale, without the space at its end, which belongs to the following text."""
-        return prompt_text(self.template, question)
+        """The text before a rationale."""
+        if self._tokenizer is None:
+            # Without the space at its end, which belongs to the following text.
+            return prompt_text(self.template or TEMPLATE, question)
+        messages = build_prompt(question.question, self.system_prompt, self.examples)
+        return engine_text(self._tokenizer, messages, getattr(self.engine, "chat_template_kwargs", None))
+
+    def continuation(self, text: str) -> str:
+        """A rationale as it follows the prompt."""
+        return text.strip() if self._tokenizer is not None else f" {text.strip()}"
+
+    def up_to_answer(self, question: Question, rationale: str, cue: str) -> str:
+        """Prompt, rationale (which may be empty) and the cue for the answer."""
+        if self._tokenizer is None:
+            return prompt_text(self.template or TEMPLATE, question, rationale, cue)
+        return self.prompt(question) + (rationale.strip() + cue).lstrip()
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The tokenizer whose chat template makes the prompt; None for a text template."""
+        name = None if self.template is not None else self.engine.tokenizer
+        if name is None:
+            if self.template is None:
+                logger.warning(
+                    "selector %r: %s names no tokenizer, so the student is measured behind %r, and not behind the "
+                    "prompt of its training. Name the tokenizer in the engine's spec, or set `template`.",
+                    self.__name__,
+                    self.engine.name,
+                    TEMPLATE,
+                )
+            return None
+        tokenizer = load_tokenizer(name)
+        return tokenizer if getattr(tokenizer, "chat_template", None) else None
 
     async def mean_surprisals(self, requests: Sequence[tuple[str, str]]) -> list[float | EngineError]:
         """The mean surprisal in nats per token of each continuation, for pairs (context, continuation)."""

@@ -11,7 +11,7 @@ Formula and r are those of the authors' released code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from rlkd.rationales.select.contract import (
     keep_lowest,
     report_failures,
 )
-from rlkd.rationales.select.engine import TEMPLATE, WithStudent
+from rlkd.rationales.select.engine import WithStudent
 
 UNFIT = "fits the student worse than the kept ones"
 
@@ -53,7 +53,7 @@ class RankSurprisal(WithStudent):
             `transformers:`.
         keep: number of candidates to keep per question; the paper takes the best one.
         clip: the largest rank that counts, r.
-        template, cache, deadline: see `WithStudent`; a call has 256 texts.
+        template, prompt_style, cache, deadline: see `WithStudent`; a call has 256 texts.
     """
 
     __name__ = "rank_surprisal"
@@ -64,14 +64,15 @@ class RankSurprisal(WithStudent):
         *,
         keep: int = 1,
         clip: int = 100,
-        template: str = TEMPLATE,
+        template: str | None = None,
+        prompt_style: Mapping[str, Any] | None = None,
         cache: Cache | None = None,
         deadline: float | None = None,
     ) -> None:
         check_keep(keep)
         if clip < 1:
             raise ValueError(f"clip={clip}: expected a rank, 1 or more")
-        super().__init__(student, template, cache, deadline)
+        super().__init__(student, template, prompt_style, cache, deadline)
         self.keep = keep
         self.clip = clip
         if not hasattr(self.engine, "score_with_ranks"):
@@ -83,7 +84,9 @@ class RankSurprisal(WithStudent):
     async def __call__(self, questions: Sequence[Question]) -> list[list[SelectorVerdict]]:
         """See `rlkd.rationales.select.contract`."""
         requests = [
-            (self.prompt(question), f" {each.text.strip()}") for question in questions for each in question.candidates
+            (self.prompt(question), self.continuation(each.text))
+            for question in questions
+            for each in question.candidates
         ]
         engine: Any = self.engine  # checked when it was opened
         score = partial(self.per_text, engine.score_with_ranks, self._ratio)

@@ -8,8 +8,7 @@ MoRSD's (arXiv 2509.23574), whose text we know from its abstract; the formula is
 (`strip_answer`); otherwise the rationale that states it most plainly would win. The engine scores texts of this form,
 once per question without the rationale:
 
-    Question: <x>
-    Answer: <r, stripped>
+    <the prompt of training: chat template, system prompt, x><r, stripped>
     #### <a>
 
 Requests of one question follow each other, so that an engine can read x once (the transformers engine does).
@@ -17,9 +16,10 @@ Requests of one question follow each other, so that an engine can read x once (t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from rlkd.answers import extract_answer
 from rlkd.cache import Cache
@@ -27,7 +27,7 @@ from rlkd.engines.base import Engine, EngineError
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import SelectorVerdict, check_keep, keep_lowest, report_failures
 from rlkd.rationales.select.correct import NO_GOLD
-from rlkd.rationales.select.engine import CUE, TEMPLATE, WithStudent, prompt_text
+from rlkd.rationales.select.engine import CUE, WithStudent
 from rlkd.rationales.select.stripping import leaks, strip_answer
 
 HARDER = "harder for the student than the kept ones"
@@ -55,7 +55,7 @@ class DifficultySelector(WithStudent):
     `correct` and `diverse`. Scores `log_rd`, and `leaks`: 1 if the scored text still contained the answer.
 
     Args:
-        student, template, cache, deadline: see `WithStudent`; a call has about a thousand requests.
+        student, template, prompt_style, cache, deadline: see `WithStudent`; a call has about a thousand requests.
         keep: number of candidates to keep per question.
         worst: keep the highest difficulty instead: the control.
         cue: the text between rationale and answer; a space and the answer follow.
@@ -69,13 +69,14 @@ class DifficultySelector(WithStudent):
         *,
         keep: int = 6,
         worst: bool = False,
-        template: str = TEMPLATE,
+        template: str | None = None,
+        prompt_style: Mapping[str, Any] | None = None,
         cue: str = CUE,
         cache: Cache | None = None,
         deadline: float | None = None,
     ) -> None:
         check_keep(keep)
-        super().__init__(student, template, cache, deadline)
+        super().__init__(student, template, prompt_style, cache, deadline)
         self.keep = keep
         self.worst = worst
         self.cue = cue
@@ -108,7 +109,7 @@ class DifficultySelector(WithStudent):
         if answer is None:
             return []
         rationales = ["", *(strip_answer(each.text) for each in question.candidates)]
-        return [(prompt_text(self.template, question, each, self.cue), f" {answer}") for each in rationales]
+        return [(self.up_to_answer(question, each, self.cue), f" {answer}") for each in rationales]
 
     def _judged(
         self, question: Question, measured: Sequence[RationaleDifficulty | EngineError | None]

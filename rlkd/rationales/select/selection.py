@@ -42,6 +42,7 @@ class Selection:
     selectors: tuple[str, ...]
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     student: str = "transformers:embedded-warm"
+    prompt_style: Mapping[str, Any] = field(default_factory=dict)
     limit_by: str | None = None
     per_question: int | None = None
     keep_ratio: float | None = None
@@ -84,7 +85,12 @@ class Selection:
             engine = open_engine(spec)
             if not engine.is_remote:
                 check_ready(engine, "the selection")
-        defaults = {"student": self.student, "cache": Cache(folder / "selection.sqlite"), "seed": self.seed}
+        defaults = {
+            "student": self.student,
+            "prompt_style": self.prompt_style,
+            "cache": Cache(folder / "selection.sqlite"),
+            "seed": self.seed,
+        }
         selectors = [
             load_selector(spec, self.parameters.get(_name_of(spec)), defaults=defaults) for spec in self.selectors
         ]

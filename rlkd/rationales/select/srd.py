@@ -13,7 +13,8 @@ that a question may have several rationales, and that ties are broken by id, is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
@@ -21,7 +22,7 @@ from rlkd.cache import Cache
 from rlkd.engines.base import Engine, EngineError, Sampling
 from rlkd.rationales.records import Question
 from rlkd.rationales.select.contract import NOT_MEASURED, SelectorVerdict, by_question, report_failures
-from rlkd.rationales.select.engine import TEMPLATE, WithStudent
+from rlkd.rationales.select.engine import WithStudent
 from rlkd.rationales.select.ngrams import pieces
 
 TOO_HARD = "too hard for the student"
@@ -72,7 +73,7 @@ class SelectiveReflection(WithStudent):
     It ranks all candidates of all questions against each other, so it must see them in one call.
 
     Args:
-        student, template, cache, deadline: see `WithStudent`; a call has 128 answers or about a thousand rationales.
+        student, template, prompt_style, cache, deadline: see `WithStudent`; a call has 128 answers or about a thousand rationales.
         stages: number of stages of the curriculum.
         keep: share of the examples to keep, above 0 and at most 1. The paper keeps all.
         max_new_tokens: of the student's answer.
@@ -88,13 +89,14 @@ class SelectiveReflection(WithStudent):
         stages: int = 3,
         keep: float = 1.0,
         max_new_tokens: int = 256,
-        template: str = TEMPLATE,
+        template: str | None = None,
+        prompt_style: Mapping[str, Any] | None = None,
         cache: Cache | None = None,
         deadline: float | None = None,
     ) -> None:
         if stages < 1 or not 0 < keep <= 1:
             raise ValueError(f"stages={stages}, keep={keep}: expected at least 1, and a share above 0 and at most 1")
-        super().__init__(student, template, cache, deadline)
+        super().__init__(student, template, prompt_style, cache, deadline)
         self.stages = stages
         self.keep = keep
         self.sampling = Sampling(max_new_tokens=max_new_tokens, stop=("\nQuestion:",))
@@ -107,7 +109,7 @@ class SelectiveReflection(WithStudent):
         requests, rouges = [], []
         for question, prompt, answer in zip(questions, prompts, answers, strict=True):
             for each in question.candidates:
-                requests.append((prompt, f" {each.text.strip()}"))
+                requests.append((prompt, self.continuation(each.text)))
                 rouges.append(answer if isinstance(answer, EngineError) else rouge_l(answer, each.text))
         losses = await self.mean_surprisals(requests)
         # Ids are unique within a question.
