@@ -43,6 +43,17 @@ def conversation_text(
         raise UsageError(f"the chat template refuses these messages: {error}") from None
 
 
+def engine_text(tokenizer: Any, messages: Conversation, chat_template_kwargs: Mapping[str, Any] | None = None) -> str:
+    """`conversation_text` for an engine that continues a text and adds the tokenizer's special tokens itself.
+
+    The template has written the first one already.
+    """
+    text, start = conversation_text(tokenizer, messages, chat_template_kwargs), tokenizer.bos_token
+    if start and text.startswith(start) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return text[len(start) :]
+    return text
+
+
 def fitted_conversations(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Conversation]:
     """The conversations as the template takes them: without system messages where it has no system role."""
     if any(_opens_with_system(messages) for messages in conversations) and not has_system_role(tokenizer):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlkd.engines import Engine, EnginePool
 from rlkd.engines.tokens import load_tokenizer
-from rlkd.rendering import conversation_text
+from rlkd.rendering import engine_text
 from rlkd.validity.contract import StepQuestion, ValidityError
 
 
@@ -43,13 +43,8 @@ class EngineScorer:
             return question.prompt + question.prefix
         if self._tokenizer is None:
             self._tokenizer = self._load_tokenizer()
-        tokenizer = self._tokenizer
-        text = conversation_text(tokenizer, question.prompt, getattr(self.engine, "chat_template_kwargs", None))
-        # The engine adds the tokenizer's special tokens to a text, and the template has written the first one already.
-        start = tokenizer.bos_token
-        if start and text.startswith(start) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
-            text = text[len(start) :]
-        return text + question.prefix
+        arguments = getattr(self.engine, "chat_template_kwargs", None)
+        return engine_text(self._tokenizer, question.prompt, arguments) + question.prefix
 
     def _load_tokenizer(self) -> Any:
         name = self._tokenizer_name or self.engine.tokenizer

@@ -55,3 +55,15 @@ def test_a_config_opens_with_the_command_that_uses_it(path: Path) -> None:
     recipe = recipe_of(path)
     assert f"recipes/{recipe}.py" in header
     assert path.stem == recipe or f"--config recipes/{path.name}" in header
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("rationales*.yaml")), ids=lambda path: path.stem)
+def test_selection_by_difficulty_drops_something(path: Path) -> None:
+    """It would keep all where no more candidates come than it keeps; and it measures behind a prompt of training."""
+    config = yaml.safe_load(path.read_text())
+    assert "difficulty" in config["selectors"]
+    keep = config.get("selector_kwargs", {}).get("difficulty", {}).get("keep", 6)
+    written = config.get("candidates", 1) * len(config["writers"])
+    by_share = config.get("keep_ratio", 1) < 1 and config.get("limit_by") == "log_rd"
+    assert keep < written or by_share
+    assert config["system_prompt"] == yaml.safe_load((RECIPES / "sft.yaml").read_text())["system_prompt"]

@@ -73,7 +73,8 @@ class SelectiveReflection(WithStudent):
     It ranks all candidates of all questions against each other, so it must see them in one call.
 
     Args:
-        student, template, prompt_style, cache, deadline: see `WithStudent`; a call has 128 answers or about a thousand rationales.
+        student, template, prompt_style, cache, deadline: see `WithStudent`; a call has 128 answers or about a thousand
+            rationales.
         stages: number of stages of the curriculum.
         keep: share of the examples to keep, above 0 and at most 1. The paper keeps all.
         max_new_tokens: of the student's answer.

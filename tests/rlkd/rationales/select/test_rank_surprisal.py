@@ -11,6 +11,7 @@ from rlkd.engines import EngineError, run
 from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import apply, load_selector
+from rlkd.rationales.select.engine import TEMPLATE
 from rlkd.rationales.select.rank_surprisal import rank_surprisal_ratio
 
 TEXTS = ["3 + 4 = 7\n#### 7", "zzzzzzzz", "Add them: seven.", "3 + 4 = 7, that is all.\n#### 7"]
@@ -49,7 +50,9 @@ def test_of_two_equally_surprising_texts_the_one_of_likelier_tokens_is_better():
 
 
 def test_ranks_and_surprisals_are_those_of_the_model(tiny_model, student):
-    kept, dropped = asyncio.run(apply(load_selector("rank_surprisal", {"student": student, "keep": 4}), [QUESTION]))
+    kept, dropped = asyncio.run(
+        apply(load_selector("rank_surprisal", {"student": student, "keep": 4, "template": TEMPLATE}), [QUESTION])
+    )
     assert dropped == []
     for each in kept[0].candidates:
         expected = plain_ratio(tiny_model, "Question: 3 and 4?\nAnswer:", f" {each.text}")

@@ -16,6 +16,7 @@ from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.pipeline import select_stage, write_stage
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import NOT_MEASURED, SelectorError, apply, load_selector
+from rlkd.rationales.select.engine import TEMPLATE
 from rlkd.rationales.select.rationale_difficulty import DifficultySelector, RationaleDifficulty
 from rlkd.rationales.select.stripping import leaks, strip_answer
 from rlkd.rationales.write.writing import Writing
@@ -65,12 +66,17 @@ def slow_log_rds(model_folder, meter, question):
             table = model(torch.tensor([start + end])).logits[0].log_softmax(-1)
         return -sum(float(table[len(start) - 1 + place, token]) for place, token in enumerate(end)) / len(end)
 
-    before = meter.template.replace("{question}", question.question)
-    without = nll(before.rstrip() + meter.cue, f" {question.answer}")
-    return [
-        nll((before + strip_answer(each.text)).rstrip() + meter.cue, f" {question.answer}") - without
-        for each in question.candidates
-    ]
+    if meter.template is None:
+        messages = [{"role": "user", "content": question.question}]
+        before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        bare = before + meter.cue.lstrip()
+    else:
+        before = meter.template.replace("{question}", question.question)
+        bare = before.rstrip() + meter.cue
+    answer = f" {question.answer}"
+    stripped = [strip_answer(each.text) for each in question.candidates]
+    contexts = [(before + text).rstrip() + meter.cue if text else bare for text in stripped]
+    return [nll(context, answer) - nll(bare, answer) for context in contexts]
 
 
 @pytest.mark.parametrize(
@@ -140,8 +146,9 @@ def test_an_answer_leaks_where_it_stands_as_a_number_or_a_word(text, answer, sti
     assert leaks(text, answer) is still
 
 
-def test_the_measure_is_that_of_one_pair_at_a_time(telling_model, student):
-    meter = DifficultySelector(student)
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_the_measure_is_that_of_one_pair_at_a_time(telling_model, student, template):
+    meter = DifficultySelector(student, template=template)
     # Beginnings of several lengths in one batch, so that there is padding between a question and its rationales.
     texts = ["?" * more + text for text, _ in QUESTIONS for more in range(3)]
     given = [
@@ -158,7 +165,7 @@ def test_the_measure_is_that_of_one_pair_at_a_time(telling_model, student):
 
 
 def test_requests_lack_the_answer_and_the_first_lacks_a_rationale(student):
-    first, *others = DifficultySelector(student).requests(questions()[0])
+    first, *others = DifficultySelector(student, template=TEMPLATE).requests(questions()[0])
     assert first == (f"Question: {QUESTIONS[0][0]}\nAnswer:\n####", " 72")
     assert all(context.endswith("\n####") and "72" not in context for context, _ in others)
 
@@ -171,7 +178,9 @@ def test_the_engines_agree(student, telling_model, vllm, monkeypatch):
     try:
         tokenizer = None if vllm else telling_model
         remote = ServerEngine(server.url, "tiny", tokenizer=tokenizer)
-        here, there = (run(DifficultySelector(engine).measure(questions())) for engine in (student, remote))
+        here, there = (
+            run(DifficultySelector(engine, template=TEMPLATE).measure(questions())) for engine in (student, remote)
+        )
     finally:
         server.shut_down()
     for mine, theirs in zip(here, there, strict=True):

@@ -11,6 +11,7 @@ from rlkd.engines import EngineError, Sampling, run
 from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select import apply, load_selector
+from rlkd.rationales.select.engine import TEMPLATE
 from rlkd.rationales.select.judge import log_share
 from rlkd.rationales.select.srd import fused_ranks, rouge_l, stages_of
 
@@ -59,7 +60,10 @@ def test_stages_are_easy_first_and_of_one_size_but_for_one(count, stages):
 
 def test_the_selector_ranks_by_what_the_student_writes_and_finds_likely(student):
     kept, dropped = asyncio.run(
-        apply(load_selector("srd", {"student": student, "stages": 2, "max_new_tokens": 16}), questions())
+        apply(
+            load_selector("srd", {"student": student, "stages": 2, "max_new_tokens": 16, "template": TEMPLATE}),
+            questions(),
+        )
     )
     assert dropped == []
     prompts = [f"Question: What is {name}?\nAnswer:" for name in "abc"]
