@@ -30,8 +30,9 @@ On held-out problems with Socratic steps (--rows, --data): parse rate, step coun
 meta parts on solutions joined into one paragraph; stability over layouts; faithfulness with swapped traces.
 
 With --rationales: how well the structure reward tells right from wrong solutions (AUROC, over all solutions and within
-each question), next to the answer of the last step alone, length, numbers alone, a crude cascade, shuffled teachers, and
-with the last step of both sides removed; and how often it says nothing within a question. FILE has one JSON object per line; further keys are ignored:
+each question), next to the answer of the last step alone, length, numbers alone, a crude cascade, shuffled teachers,
+and with the last step of both sides removed; and how often it says nothing within a question.
+FILE has one JSON object per line; further keys are ignored:
 
   {"question": "...", "rationales": [{"source": "human", "text": "...", "correct": true},
                                      {"source": "model-a", "text": "...", "correct": false}, ...]}
