@@ -130,7 +130,7 @@ class WithStudent(WithEngine):
     @cached_property
     def _tokenizer(self) -> Any:
         """The tokenizer whose chat template makes the prompt; None for a text template."""
-        name = None if self.template is not None else self.engine.tokenizer
+        name = None if self.template is not None else getattr(self.engine, "tokenizer", None)
         if name is None:
             if self.template is None:
                 logger.warning(

@@ -78,7 +78,7 @@ def test_the_lowest_ratio_is_kept_and_the_rest_named(student, tmp_path):
     assert len(cache) == 4
 
     class Silent:
-        name = student.name
+        name, tokenizer = student.name, student.tokenizer
 
         async def score_with_ranks(self, requests, *, deadline=None):
             assert not requests
@@ -90,7 +90,7 @@ def test_the_lowest_ratio_is_kept_and_the_rest_named(student, tmp_path):
 
 def test_a_text_that_could_not_be_scored_is_not_measured(student):
     class Failing:
-        name = student.name
+        name, tokenizer = student.name, student.tokenizer
 
         async def score_with_ranks(self, requests, *, deadline=None):
             found = await student.score_with_ranks(requests, deadline=deadline)

@@ -193,7 +193,7 @@ class Counting:
 
     def __init__(self, engine, fails=lambda context: False):
         self.engine, self.fails = engine, fails
-        self.name, self.guided = engine.name, False
+        self.name, self.tokenizer, self.guided = engine.name, engine.tokenizer, False
         self.requests = []
 
     async def score(self, requests, *, deadline=None):

@@ -111,7 +111,7 @@ def test_a_cached_answer_of_the_student_is_not_requested_again(student, tmp_path
     kept, _ = asyncio.run(apply(load_selector("srd", {"student": student, **settings}), questions()))
 
     class Silent:
-        name = student.name
+        name, tokenizer = student.name, student.tokenizer
 
         async def generate(self, *_, **__):
             raise AssertionError("asked again")
