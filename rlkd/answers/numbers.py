@@ -59,7 +59,7 @@ _HEDGE = re.compile(
 )
 _SIGN = re.compile(r"([-+])\s*(?![-+])|(?:(minus|negative)|(?:plus|positive))\s+", re.IGNORECASE)
 _CURRENCY = re.compile(
-    "(?:" + "|".join(re.escape(c) for c in sorted(CURRENCY_SIGNS, key=len, reverse=True)) + r")(?![A-Za-z])\.?\s*",
+    "(?:" + "|".join(re.escape(c) for c in sorted(CURRENCY_SIGNS, key=len, reverse=True)) + r")(?![A-Za-z])\s*",
     re.IGNORECASE,
 )
 _PERCENT = re.compile(r"\s*(?:%|\b(?:percent|per cent|pct|percentage)\b\.?)", re.IGNORECASE)

@@ -29,6 +29,7 @@ _COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\{[clr|]*\})?|\\operatorn
 _VALUES = re.compile(r"[\d=\\]")
 _BEFORE_WORD = re.compile(r"(?<=[\w)}\]]) (?=[^\W\d_])")
 _LONGEST_UNIT = 100
+_DATE = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[-/]\d\d?[-/]\d{4}")
 _MONEY = re.compile(r"^([-+]?)\s*[$€£¥₹]\s*")
 _NAMED = re.compile(
     r"(?<![A-Za-z\\])(pi|infinity|infty|theta|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?![A-Za-z])"
@@ -44,6 +45,8 @@ def is_words(text: str) -> bool:
     (True, False, False)
     """
     text = _split_unit(plain(text))[0]
+    if _DATE.fullmatch(text):
+        return True
     found = [
         letters
         for letters in _LETTERS.findall(_COMMAND.sub(" ", text))
@@ -116,7 +119,7 @@ def read(text: str) -> tuple[Any, Unit] | None:
     if not body or re.search("['\"]", body) or (is_words(body) and not is_one_word(body)):
         return None
     try:
-        expression = _parsed(_NAMED.sub(r"\\\1 ", body).replace(r"\infinity", r"\infty"))
+        expression = _with_both_signs(_NAMED.sub(r"\\\1 ", body).replace(r"\infinity", r"\infty"))
     except MemoryError:
         raise
     except Exception:
@@ -157,14 +160,51 @@ def _same_unit(left: Unit, right: Unit) -> bool:
     return any(factor == right.kinds.get(kind) for kind, factor in left.kinds.items())
 
 
+def _with_both_signs(text: str) -> Any:
+    r"""The expression of a text; the set of two values where `\pm` stands inside a fraction or brackets."""
+    from latex2sympy2_extended.sets import FiniteSet
+
+    try:
+        return _parsed(text)
+    except MemoryError:
+        raise
+    except Exception:
+        if r"\pm" not in text:
+            raise
+        upper = _parsed(text.replace(r"\pm", "+").replace(r"\mp", "-"))
+        lower = _parsed(text.replace(r"\pm", "-").replace(r"\mp", "+"))
+        return FiniteSet(upper, lower)
+
+
 def _parsed(text: str) -> Any:
     """The sympy expression of a whole LaTeX text, as math-verify reads it; raises if it stops before the end."""
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, normalize_latex
     from math_verify.grader import should_treat_as_complex
     from math_verify.parser import get_last_eq
 
     rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
     text = normalize_latex(text, rules)
+
+    def convert(part: str) -> Any:
+        rules = ConversionConfig(lowercase_symbols=False)
+        return _whole_texts()(is_real=not should_treat_as_complex(part), config=rules).parse(part)
+
+    try:
+        return convert(text)
+    except MemoryError:
+        raise
+    except Exception:
+        last = get_last_eq(text)
+        if last == text:
+            raise
+        return convert(last)
+
+
+@cache
+def _whole_texts() -> Any:
+    """latex2sympy's converter, but for texts that it would read in part only."""
+    # Checked with latex2sympy2_extended 1.11: `parse` asks `create_parser` for a parser and calls its `math` once.
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 
     class Whole(_Latex2Sympy):
         def create_parser(self, latex_str: str) -> Any:
@@ -180,19 +220,7 @@ def _parsed(text: str) -> Any:
             parser.math = whole
             return parser
 
-    def convert(part: str) -> Any:
-        rules = ConversionConfig(lowercase_symbols=False)
-        return Whole(is_real=not should_treat_as_complex(part), config=rules).parse(part)
-
-    try:
-        return convert(text)
-    except MemoryError:
-        raise
-    except Exception:
-        last = get_last_eq(text)
-        if last == text:
-            raise
-        return convert(last)
+    return Whole
 
 
 def _equal(left: Any, right: Any, left_text: str, right_text: str) -> bool:

@@ -167,7 +167,11 @@ def _things(text: str, first: bool) -> frozenset[str] | None:
     for place, word in enumerate(lowered):
         parts = re.split(r"[.'’-]", word)
         if word in _NEVER or any(
-            part in CARDINALS or singular(part) in MULTIPLIERS or singular(part) in DENOMINATORS for part in parts
+            part in CARDINALS
+            or singular(part) in CARDINALS
+            or singular(part) in MULTIPLIERS
+            or singular(part) in DENOMINATORS
+            for part in parts
         ):
             return None
         # Letters that are no words are variables.
