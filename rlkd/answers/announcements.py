@@ -21,6 +21,7 @@ from rlkd.answers.thoughts import after_thought
 _SPECIAL_TOKEN = re.compile(
     r"<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn|end_of_utterance)>|\[/?INST\]"
 )
+_HTML = re.compile(r"</?(?:b|strong|em|u)>", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _END_TAG = re.compile(r"</answer>", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
@@ -56,7 +57,7 @@ def extract_answer(text: str, fallback: Fallback = "none", *, prefilled: bool = 
 
 def announcement(text: str, *, prefilled: bool = False) -> Announcement | None:
     """The last announcement of a text, or None. Takes time linear in the text."""
-    text = _SPECIAL_TOKEN.sub("\n", after_thought(text, prefilled))
+    text = _HTML.sub("", _SPECIAL_TOKEN.sub("\n", after_thought(text, prefilled)))
     found = [Announcement(*each) for each in (last_boxes(text), _last_tag(text)) if each]
     found += [Announcement(*each, in_sentence=True) for each in (last_mark(text), last_sentence(text)) if each]
     return max(found, key=lambda each: each.start, default=None)

@@ -13,7 +13,7 @@ import re
 from rlkd.answers.numbers import number
 
 # A brace behind a backslash is a character, and no group.
-_TOKEN = re.compile(r"(?P<box>\\(?:boxed|fbox|framebox)\b\s*+)(?P<brace>\{)?|\\[{}]|[{}]")
+_TOKEN = re.compile(r"(?P<box>\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*+)(?P<brace>\{)?|\\[{}]|[{}]")
 _BARE = re.compile(r"[-+]?\d[\d,]*+(?:\.\d++)?(?:/\d++)?(?![\w^\\])")
 # What may stand between two boxes of one answer: white space, marks, "and", "or".
 _BETWEEN = re.compile(

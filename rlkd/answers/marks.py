@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 
-from rlkd.answers.sentences import LONGEST, unmarked
+from rlkd.answers.sentences import FILLER, LONGEST, unmarked
 
 _MARK = re.compile(r"(?<!#)####(?!#)[ \t]*+([^\n]*)")
 _HEADING = re.compile(
-    r"(?:step|check|verif\w+|explanation|notes?|sources?|references?|solution|summary|conclusion|reasoning|proof|details?|"
-    r"remarks?|case|part|method|example|approach|question|problem|hint|analysis|calculations?|given|work(?:ing)?)\b",
+    r"(?:(?:final|sanity|quick|double|cross)[ -])?(?:step|check|verif\w+|explanation|notes?|sources?|references?|"
+    r"solution|summary|conclusion|reasoning|proof|details?|remarks?|case|part|method|example|approach|question|problem|hint|analysis|calculations?|given|work(?:ing)?|"
+    r"end|key points)\b",
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"(?!(?:yes|no|true|false)\b)(?:\d{1,2}[.)]\s+)?[^\W\d_]{2}", re.IGNORECASE)
-_LABEL = re.compile(r"[^\W\d_][^\n:=\d]{1,40}:[*_]*\s+(?=[-+−–]?\s*(?:[$€£¥]|\\)?[\d.])(?=[^=:]*$)")
+_LABEL = re.compile(r"[^\W\d_]{2}[^\n:=\d]{1,40}[:=][*_]*\s+[*_]*(?=[-+−–]?\s*(?:[$€£¥]|\\)?[\d.])(?=[^=:]*$)")
+_FILLER = re.compile(rf"\A{FILLER}\s*(?=[-+−–$\\\d])", re.IGNORECASE)
 
 
 def last_mark(text: str) -> tuple[int, str] | None:
@@ -26,7 +28,7 @@ def last_mark(text: str) -> tuple[int, str] | None:
         line = unmarked(match[1][:LONGEST])
         followed = bool(text[match.end() : match.end() + LONGEST].strip())
         if line and not is_heading(line, followed):
-            return match.start(), _LABEL.sub("", line, count=1)
+            return match.start(), unmarked(_FILLER.sub("", _LABEL.sub("", line, count=1), count=1))
     return None
 
 

@@ -18,11 +18,12 @@ from rlkd.answers.numbers import number
 
 # Words that begin a reason or a contrast.
 REASON = (
-    r"(?:because|since|(?<!well )as(?! well)|so|thus|hence|therefore|which|namely|meaning|making|due to|that is|"
-    r"i\.? ?e\.?|for an?|for the|rather than|instead of|(?:and )?not)(?![\w'])"
+    r"(?:because|since|(?<!well )as(?! well| [b-hj-z]\b)|so|thus|hence|therefore|which|namely|meaning|making|"
+    r"due to|that is|i\.? ?e\.?|for an?|for the|rather than|instead of|(?:and |but )?not)(?![\w'])"
 )
 _WITH_COMMA = re.compile(
-    rf"[,;:]\s++(?:{REASON}|(?:where|when|given|obtained|found|considering|after)\b)", re.IGNORECASE
+    rf"[,;:]\s++(?:{REASON}|(?:where|when|given|obtained|found|considering|after|by|with|using|adding)\b)",
+    re.IGNORECASE,
 )
 # A text may hold "as", "so" or "where"; only these always begin a reason.
 _BEHIND_TEXT = re.compile(
@@ -34,14 +35,21 @@ _OF_VALUE = (
     r"cubed|factorial|hundred|thousand|million|billion|trillion|dozen|half|halves|quarters?|percent|pi|theta|alpha|beta|"
     r"gamma|arc\w*|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt)s?\b"
 )
+_OTHER_VALUE = (
+    rf"(?:{_OF_VALUE}|(?:no|wait|actually|rather|alternatively|otherwise|unless|if|assuming|zero|one|two|three|four|five|"
+    r"six|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b)"
+)
+# Behind a number, any words without another value are a remark, and so is its calculation.
 _BEHIND_NUMBER = re.compile(
-    rf"[,;:]\s++(?:the|this|we|she|he|it|they|thank)\b|\s++{REASON}|,?\s++(?:in (?:all|total)|altogether)\b"
+    rf"[,;:]\s++(?:the|this|we|she|he|it|they)\b|[,;:]\s++(?=\d[\d\s.]*[-+*/×·][-+*/×·\d\s.]*=)"
+    rf"|[,;]\s++(?=I\b|[^\W\d_]{{2}})(?!\D*\b{_OTHER_VALUE})(?=\D*$)"
+    rf"|\s++{REASON}|,?\s++(?:in (?:all|total)|altogether)\b"
     rf"|\s++[-–—]+\s++(?!{_OF_VALUE})(?=[^\W\d_]{{3}}|(?:an?|it|we|he)\b)"
     rf"|\s*+—\s*+(?!{_OF_VALUE})(?=[^\W\d_]{{3}})",
     re.IGNORECASE,
 )
 _NUMBER_LIKE = re.compile(r"(?:[A-Za-z]\s*+=\s*+)?[-+−–~≈(]?\s*+(?:[$€£¥(]|\\[$(]|\\d?t?frac|)\s*+[-−]?[\d.{]")
-_BRACKETS = re.compile(r"(?P<before>[^()]*[^()\s])\s+\((?P<inside>[^()]{1,200})\)\s*+")
+_BRACKETS = re.compile(r"(?P<before>[^()]*[^()\s])\s+[(\[](?P<inside>[^()]{1,200})[)\]]\s*+")
 _DOUBT = re.compile(
     r"\b(?:wrong|incorrect|mistaken|impossible|maybe|perhaps|possibly|could|might|also|or \d)\b|n't be\b",
     re.IGNORECASE,
@@ -67,7 +75,8 @@ def _explains(inside: str, before: str) -> bool:
     value = _value(inside.split("=")[0])
     if value is not None:
         return value == number(before)
-    return bool(_WORD.search(inside)) and not re.search(rf"\b{_OF_VALUE}", inside, re.IGNORECASE)
+    is_remark = _WORD.search(inside) or re.match(REASON, inside, re.IGNORECASE)
+    return bool(is_remark) and not re.search(rf"\b{_OF_VALUE}", inside, re.IGNORECASE)
 
 
 def _value(calculation: str) -> Fraction | None:

@@ -120,6 +120,12 @@ def test_the_last_announcement_counts_unless_it_is_truncated(text, answer):
         "Answer to question 3: 72",
         "Answer: 71\nNo, wait.\nAnswer: 72",
         "Answer: 72\n\nI hope this helps!",
+        "Answer → 72",
+        "Answer - 72",
+        "<b>Answer:</b> 72",
+        "ANS: 72",
+        "Final result: 72",
+        "✅ **Final Answer:** 72 🎉",
     ],
 )
 def test_a_label_announces(text):
@@ -172,6 +178,14 @@ def test_a_label_of_something_else_announces_nothing(text):
         "to this problem is",
         "to the original question is then",
         ", rounded to two places, is",
+        "we get is",
+        "that I found is definitely",
+        "is calculated to be",
+        "is as follows:",
+        "came out to be",
+        "turned out to be",
+        "ends up being",
+        "does equal",
     ],
 )
 def test_fillers_do_not_belong_to_an_answer(words):
@@ -191,6 +205,8 @@ def test_fillers_do_not_belong_to_an_answer(words):
         "The answer could be 72.",
         "The answer isn't 72.",
         "Hence the total is 72.",
+        "It is false that the answer is 72.",
+        "Nobody says the answer is 72.",
     ],
 )
 def test_a_doubt_or_a_question_announces_nothing(text):
@@ -240,6 +256,8 @@ def test_a_comment_on_the_answer_is_no_announcement():
         "The answer is:\n$$\n72\n$$",
         "The answer is:\n\\[\n72\n\\]\nDone.",
         "Answer:\n```\n72\n```",
+        "Final Answer\n============\n72",
+        "The answer is:\n\\begin{equation}\n72\n\\end{equation}",
         "The answer is:\n#### 72",
         "Answer:\n\\[\\boxed{72}\\]",
     ],
@@ -261,6 +279,9 @@ def test_the_first_line_of_a_solution_is_not_its_answer(text):
         "#### Final Answer\n72",
         "#### Answer: 72",
         "#### Total: 72",
+        "#### Total = **72**",
+        "#### Therefore, 72",
+        "\\boxed{72}\n#### Final Check",
         "#### Number of clips: 72\nShe sold them in May.",
         "#### 72\n#### Check: 72 - 24 = 48",
         "#### 72\n##### Notes\nAll good.",
