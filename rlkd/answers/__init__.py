@@ -21,7 +21,7 @@ from rlkd.answers.comparison import (
 )
 from rlkd.answers.numbers import number, numbers, squeezed
 from rlkd.answers.symbolic import math_verify, read_by_math_verify
-from rlkd.answers.thoughts import after_thought
+from rlkd.answers.thoughts import after_thought, ends_in_thought
 
 __all__ = [
     "VERIFY_SECONDS",
@@ -35,6 +35,7 @@ __all__ = [
     "compare_in_workers",
     "compare_or_blame",
     "comparison_pool",
+    "ends_in_thought",
     "equal",
     "equal_pairs",
     "extract_answer",

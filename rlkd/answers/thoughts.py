@@ -34,6 +34,16 @@ def after_thought(text: str, prefilled: bool = False) -> str:
     return "" if any(_opens(text, *match.span()) for match in _OPENING.finditer(text, end)) else text[end:]
 
 
+def ends_in_thought(prompt: str) -> bool:
+    """Whether a rendered prompt ends with an opening tag, so that a completion begins inside a thought.
+
+    >>> ends_in_thought("<|User|>2 + 3?<|Assistant|><think>\\n")
+    True
+    """
+    *_, last = ["", *_OPENING.findall(prompt[-100:])]
+    return bool(last) and prompt.rstrip().endswith(last)
+
+
 def _opens(text: str, start: int, end: int) -> bool:
     """Whether a tag opens a thought, and is no word of a sentence: "The tag <think> opens a thought."."""
     before, after = text[max(0, start - 2) : start], text[end : end + 2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from rlkd.answers import number, numbers
+from rlkd.answers import announcement, number, numbers
 from rlkd.steps import strip_calculator_marks
 
 # Each run of signs is matched once, from its start, and given up as a whole: linear.
@@ -26,8 +26,8 @@ _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 def strip_answer(text: str) -> str:
     """A rationale without the sentences that announce its answer and without the right side of the last equation.
 
-    Announcements are those that `rlkd.answers.extract_answer` reads, `Answer:`, and a last line of `A:` with nothing
-    but an answer after it. The right side of an equation ends with its sentence. Calculator marks are removed too.
+    Announcements are those that `rlkd.answers.announcement` reads, and a last line of `A:` with nothing but an answer
+    after it. The right side of an equation ends with its sentence. Calculator marks are removed too.
     Takes time linear in the text.
 
     >>> strip_answer("48/2 = <<48/2=24>>24 in May.\\nSo 48 + 24 = 72 clips in all.\\n#### 72")
@@ -38,7 +38,7 @@ def strip_answer(text: str) -> str:
     lines = []
     for line in text.split("\n"):
         sentences = _sentences(line)
-        left = [sentence for sentence in sentences if not _ANNOUNCEMENT.search(sentence)]
+        left = [each for each in sentences if not _ANNOUNCEMENT.search(each) and announcement(each) is None]
         if left or not line.strip():
             lines.append(line if len(left) == len(sentences) else "".join(left).rstrip())
     text = "\n".join(lines).strip()

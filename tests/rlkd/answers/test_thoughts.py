@@ -1,6 +1,6 @@
 import pytest
 
-from rlkd.answers import after_thought
+from rlkd.answers import after_thought, ends_in_thought
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,21 @@ def test_a_thought_that_the_template_opened_is_unfinished_without_a_closing_tag(
     assert after_thought("maybe 72", prefilled=True) == ""
     assert after_thought("maybe 71</think>72", prefilled=True) == "72"
     assert after_thought("maybe 72") == "maybe 72"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("2 + 3?<|assistant|><think>", True),
+        ("2 + 3?<|assistant|>\n<think>\n", True),
+        ("2 + 3?[THINK]", True),
+        ("2 + 3?<|assistant|>\n<think>\n\n</think>\n\n", False),
+        ("What does <think> mean?", False),
+        ("", False),
+    ],
+)
+def test_a_prompt_may_open_the_thought(prompt, opened):
+    assert ends_in_thought(prompt) is opened
 
 
 @pytest.mark.parametrize("piece", ["<think>", "</think>", "a <think> a", "<|channel|>", "[THINK", "<"])
