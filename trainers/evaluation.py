@@ -132,7 +132,10 @@ class HeldOutAccuracy(TrainerCallback):
 
 
 def _record(rows: Sequence[Mapping[str, Any]], completions: Sequence[GreedyCompletion]) -> dict[str, Any]:
-    correct = [accuracy(row, completion.text) for row, completion in zip(rows, completions, strict=True)]
+    correct = [
+        accuracy(row, completion.text, prefilled=completion.in_thought)
+        for row, completion in zip(rows, completions, strict=True)
+    ]
     judged = [value for value in correct if value is not None]
     return {
         # None can be judged where no gold answer can be compared.

@@ -9,8 +9,9 @@ from rlkd.answers import accuracy
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.errors import UsageError
 from trainers import RLKDConfig, RLKDTrainer
+from trainers.common.generation import GreedyCompletion
 from trainers.common.run_files import StepLog, read_steps
-from trainers.evaluation import HeldOutAccuracy
+from trainers.evaluation import HeldOutAccuracy, _record
 
 HELD_OUT = load_rows("gsm8k-sample", split="test")[:3]
 
@@ -205,3 +206,13 @@ def test_held_out_rows_without_answers_are_refused(run) -> None:
         HeldOutAccuracy(trainer, rows, ["One?"])
     with pytest.raises(UsageError, match="eval_every -1"):
         HeldOutAccuracy(trainer, HELD_OUT, ["One?"] * 3, every=-1)
+
+
+def test_an_answer_within_a_thought_that_the_prompt_opened_is_none() -> None:
+    rows = [{"answer": "5"}] * 3
+    said = [
+        GreedyCompletion("maybe \\boxed{5}", 5, False, in_thought=True),
+        GreedyCompletion("yes</think>\\boxed{5}", 5, True, in_thought=True),
+        GreedyCompletion("\\boxed{5}", 5, True),
+    ]
+    assert [row["correct"] for row in _record(rows, said)["rows"]] == [0.0, 1.0, 1.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from transformers import ProcessorMixin
 from trl.models import unwrap_model_for_generation
 
+from rlkd.answers import ends_in_thought
 from rlkd.rendering import fitted_conversations, prompt_ids
 
 
@@ -29,11 +30,15 @@ class FittedPrompts:
 
 @dataclass(frozen=True)
 class GreedyCompletion:
-    """A greedy completion: its text, its tokens without the end token, and whether it ended by itself."""
+    """A greedy completion: its text, its tokens without the end token, and whether it ended by itself.
+
+    `in_thought`: the prompt opens a thought, within which the completion begins.
+    """
 
     text: str
     tokens: int
     ended: bool
+    in_thought: bool = False
 
 
 def shown_prompts(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:
@@ -95,7 +100,8 @@ def greedy_completions(
                     eos_token_id=ends or None,
                 )
                 for i, row in zip(batch, written[:, width:].tolist(), strict=True):
-                    done.append((i, _completion(tokenizer, row, ends)))
+                    in_thought = ends_in_thought(tokenizer.decode(shown[i][-20:]))
+                    done.append((i, replace(_completion(tokenizer, row, ends), in_thought=in_thought)))
     finally:
         trainer.model.train(was_training)
     return [completion for _, completion in sorted(gather_object(done), key=lambda pair: pair[0])]
