@@ -76,6 +76,9 @@ _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _REPLACED = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
+        # Mathematics with words behind it: "$72$ clips".
+        (r"(?<!\\)\\[()]", " "),
+        (r"(?<!\\)\$([^$]*[^$\\])\$(?=\W)", r"\1"),
         (r"\{,\}", ","),
         (r"(?<!\\)\\!\s*", ""),
         (r"(?<!\\)\\[,;: ]|\\quad|\\qquad|\\thinspace|~(?!\d)", " "),

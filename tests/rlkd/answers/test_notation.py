@@ -25,6 +25,9 @@ from rlkd.answers.notation import plain, undelimited
         ("–6", "-6"),
         ("４２", "42"),
         ("a.m.", "a.m."),
+        (r"\(6\) km", "6 km"),
+        ("$6$ km", "6 km"),
+        ("$6 or 7", "$6 or 7"),
         (r"\\frac{1}{2}", r"\frac{1}{2}"),
     ],
 )
