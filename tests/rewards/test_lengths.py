@@ -69,8 +69,9 @@ def test_by_group_compares_with_the_completions_of_the_same_prompt():
 
 
 def test_a_completion_with_an_unreadable_solution_is_not_scored_but_its_length_counts():
-    texts = [RIGHT, RIGHT + "." * 10, r"\boxed{9^{9^{9^{9}}}}" + "." * 8]
-    short, unreadable, hanging = RelativeLength(timeout=0.5)(completions=texts, solution=["$3$", "", "$3$"])
+    texts = [RIGHT, RIGHT + "." * 10, RIGHT + "." * 20]
+    solutions = ["$3$", "", "$9^{9^{9^{9}}}$"]
+    short, unreadable, hanging = RelativeLength(timeout=0.5)(completions=texts, solution=solutions)
     # Lengths 9, 19, 29.
     assert short == 0.5
     assert unreadable is None
