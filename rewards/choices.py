@@ -147,7 +147,7 @@ def announced(completion: str, prefilled: bool = False) -> tuple[str, str]:
             else ("", "")
         )
     bare = after_thought(completion, prefilled).strip()
-    return (bare, bare) if len(bare) <= _BARE else ("", "")
+    return (bare, without_remark(bare)) if len(bare) <= _BARE else ("", "")
 
 
 def _by_letter(row: Any) -> dict[str, str]:

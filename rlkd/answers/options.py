@@ -19,15 +19,17 @@ from rlkd.answers.remarks import REASON
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mathsf|texttt)\s*\{([^{}]*)\}")
 _DRESS = re.compile(r"\\[()\[\]]|[$*`\"“”]|(?<!\w)_+|_+(?!\w)")
 # Between two words of a list, and between two that follow each other like a list.
-_LISTED = re.compile(r"\s*[,;]?\s*(?:\b(?:and|or|plus|nor)\b|[/&+])\s*|\s*[,;]\s*", re.IGNORECASE)
+_LISTED = re.compile(r"\s*[,;]?\s*(?:\b(?:and|or|plus|nor|then|vs\.?)(?!\w)|[/&+|~])\s*|\s*[,;]\s*", re.IGNORECASE)
 _LOOSE = re.compile(r"\s*[.:!\-–—]*\s*")
-_CLOSED = re.compile(r"\s*(?:$|[.,;:!?)\]/&+–—]|-\s|(?:and|or|are|both|too|also)\b)", re.IGNORECASE)
+_CLOSED = re.compile(r"[ \t]*\n|\s*(?:$|[.,;:!?)\]/&+|~–—]|-\s|(?:and|or|are|both|too|also)\b)", re.IGNORECASE)
 _REASON = re.compile(rf"\s*[,;:]?\s*(?:[-–—]+\s*)?\b{REASON}", re.IGNORECASE)
 _HEDGE = re.compile(r"\b(?:maybe|perhaps|possibly|probably|might|could|also|either)\b", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"\s*[?]|\s*[,;.]?\s*(?:or|nor|as well)\b", re.IGNORECASE)
 # What may follow without a mark in between.
 _IS_RIGHT = re.compile(r"\s+is (?:the )?(?:correct|right|best|true|answer|one)\b", re.IGNORECASE)
-_CLAUSE = re.compile(r"\s+(?:it|they|he|she|we|you|I|the|this|that|these|those|there|its|their|all|both|is|are)\b")
+_CLAUSE = re.compile(
+    r"\s+(?:it|they|he|she|we|you|I|the|this|that|these|those|there|its|their|all|both|is|are|indeed|of course|sir)\b"
+)
 _SENTENCE = re.compile(r"[.!?\n]")
 _WORD = re.compile(r"\(?(yes|no|true|false)(?![\w'’])\)?", re.IGNORECASE)
 _IN_BRACKETS = re.compile(r"(?<!\w)[(\[]?[A-Z][)\]]")

@@ -41,7 +41,22 @@ def test_one_letter_is_named(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["A, B", "A and B", "A/B", "A & B", "A B", "A; B", "(A)(B)", "A. B.", "A: B", "A\nB", "option A, option B"]
+    "text",
+    [
+        "A, B",
+        "A and B",
+        "A/B",
+        "A & B",
+        "A B",
+        "A; B",
+        "(A)(B)",
+        "A. B.",
+        "A: B",
+        "A\nB",
+        "A|B",
+        "A, then B",
+        "option A, option B",
+    ],
 )
 def test_two_letters_are_both_named(text):
     assert letters(text) == letters(text, ["A", "B", "C"]) == {"A", "B"}
@@ -94,6 +109,7 @@ def test_labels_limit_the_letters_and_may_be_numbers():
         " — it is",
         "—it is",
         " it is",
+        " indeed",
         "\nIt is so.",
         ", no doubt",
         ", it is. No question.",
@@ -114,6 +130,8 @@ def test_yes_may_continue(word, rest):
         "yes or no",
         "yes and no",
         "yes/no",
+        "yes|no",
+        "yes, then no",
         "Yes. No.",
         "true: false",
         "yes (no)",
