@@ -19,7 +19,7 @@ from rlkd.answers.numbers import number
 # Words that begin a reason or a contrast.
 REASON = (
     r"(?:because|since|(?<!well )as(?! well| [b-hj-z]\b)|so|thus|hence|therefore|which|namely|meaning|making|"
-    r"due to|that is|i\.? ?e\.?|for an?|for the|rather than|instead of|(?:and |but )?not)(?![\w'])"
+    r"due to|that is|i\.? ?e\.?|for (?:a|the) (?:total|sum)|rather than|instead of|(?:and |but )?not)(?![\w'])"
 )
 _WITH_COMMA = re.compile(
     rf"[,;:]\s++(?:{REASON}|(?:where|when|given|obtained|found|considering|after|by|with|using|adding)\b)",
@@ -51,7 +51,8 @@ _BEHIND_NUMBER = re.compile(
 _NUMBER_LIKE = re.compile(r"(?:[A-Za-z]\s*+=\s*+)?[-+−–~≈(]?\s*+(?:[$€£¥(]|\\[$(]|\\d?t?frac|)\s*+[-−]?[\d.{]")
 _BRACKETS = re.compile(r"(?P<before>[^()]*[^()\s])\s+[(\[](?P<inside>[^()]{1,200})[)\]]\s*+")
 _DOUBT = re.compile(
-    r"\b(?:wrong|incorrect|mistaken|impossible|maybe|perhaps|possibly|could|might|also|or \d)\b|n't be\b",
+    r"\b(?:wrong|incorrect|cannot|not (?:right|correct)|mistaken|impossible|maybe|perhaps|possibly|could|might|also|"
+    r"or \d)\b|n't be\b",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]{3}")
@@ -81,6 +82,7 @@ def _explains(inside: str, before: str) -> bool:
 
 def _value(calculation: str) -> Fraction | None:
     """The value of sums and products of numbers, or None."""
+    calculation = re.sub(r"\\?[$€£¥]", "", calculation)
     if not _CALCULATION.fullmatch(calculation):
         return None
     text = re.sub(r"(?<=\d),(?=\d{3})", "", calculation.strip())
