@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import ProcessorMixin, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
 from rlkd.answers import accuracy
@@ -64,7 +64,9 @@ class HeldOutAccuracy(TrainerCallback):
         self.prompts = list(prompts)
         self.every = every
         self.limit: int = trainer.args.max_completion_length if limit is None else limit
-        facts = ModelFacts("the model", trainer.processing_class, context_length(trainer.model.config), frozenset())
+        takes_images = isinstance(trainer.processing_class, ProcessorMixin)  # which only TRL renders
+        context = None if takes_images else context_length(trainer.model.config)
+        facts = ModelFacts("the model", trainer.processing_class, context, frozenset())
         template = getattr(trainer, "chat_template_kwargs", None)
         PromptCheck(facts, self.limit, template=template).check_lengths(self.prompts, "the held-out rows")
         self.path = Path(trainer.args.output_dir) / "eval.jsonl"

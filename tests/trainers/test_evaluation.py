@@ -216,3 +216,10 @@ def test_an_answer_within_a_thought_that_the_prompt_opened_is_none() -> None:
         GreedyCompletion("\\boxed{5}", 5, True),
     ]
     assert [row["correct"] for row in _record(rows, said)["rows"]] == [0.0, 1.0, 1.0]
+
+
+def test_held_out_prompts_that_leave_no_room_for_an_answer_are_refused(run, template_model) -> None:
+    trainer, _ = run(1, every=None, model=template_model("chatml"))
+    with pytest.raises(UsageError, match=r"the held-out rows, row 1: a prompt of 2040 tokens and .* 2048 tokens"):
+        HeldOutAccuracy(trainer, HELD_OUT[:2], ["One?", "x" * 2040], limit=9)
+    HeldOutAccuracy(trainer, HELD_OUT[:2], ["One?", "x" * 2040], limit=8)

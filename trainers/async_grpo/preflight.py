@@ -49,7 +49,8 @@ def check_async(
             f"the tokenizer of {model} has no chat template, and the asynchronous trainer sends messages. Use an "
             f"instruct model"
         )
-    prompt_tokens = longest_prompt(dataset, tokenizer, args.chat_template_kwargs)
+    template: Any = args.chat_template_kwargs
+    prompt_tokens = longest_prompt(dataset, tokenizer, template)
     needed = prompt_tokens + args.max_completion_length
     if args.token_budget is not None and 0 < args.token_budget < needed:
         raise UsageError(

@@ -41,13 +41,18 @@ class GreedyCompletion:
     in_thought: bool = False
 
 
+def tokenizer_of(trainer: Any) -> Any:
+    """The tokenizer of a trainer, also of one with a processor of images."""
+    return getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+
+
 def shown_prompts(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     """The ids of each prompt, exactly as the trainer shows them to the model in training."""
     # With environments, TRL renders a prompt with the tools of the batch at hand.
     if prompts and hasattr(trainer, "_tokenize_prompts") and not getattr(trainer, "environment_factories", None):
         return [list(ids) for ids in trainer._tokenize_prompts(list(prompts))[0]]
     template: Mapping[str, Any] = getattr(trainer, "chat_template_kwargs", None) or {}
-    return [prompt_ids(trainer.processing_class, prompt, template) for prompt in prompts]
+    return [prompt_ids(tokenizer_of(trainer), prompt, template) for prompt in prompts]
 
 
 def end_ids(trainer: Any) -> list[int]:
@@ -57,7 +62,7 @@ def end_ids(trainer: Any) -> list[int]:
         settings = getattr(trainer.accelerator.unwrap_model(trainer.model), "generation_config", None)
         known = getattr(settings, "eos_token_id", None)
     listed = [known] if isinstance(known, int) else list(known or ())
-    own = trainer.processing_class.eos_token_id
+    own = tokenizer_of(trainer).eos_token_id
     return list(dict.fromkeys(token for token in (own, *listed) if token is not None))
 
 
@@ -69,7 +74,7 @@ def greedy_completions(
     To be called on every process; they share the prompts, and all get all completions. Neither the random state of the
     run nor the mode of the model is changed.
     """
-    accelerator, tokenizer = trainer.accelerator, trainer.processing_class
+    accelerator, tokenizer = trainer.accelerator, tokenizer_of(trainer)
     own = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
     shown = dict(zip(own, shown_prompts(trainer, [prompts[i] for i in own]), strict=True))
     # Equal lengths next to each other save padding; the numbers restore the order.

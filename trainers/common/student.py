@@ -56,11 +56,11 @@ def read_model(
     else:
         tokenizer = tokenizer or _read(AutoTokenizer, source, **options)
     context = None if config is None else context_length(config)
-    ends = {getattr(tokenizer, "eos_token_id", None)}
+    ends: set[Any] = {getattr(tokenizer, "eos_token_id", None)}
     for part in (generation, None if config is None else config.get_text_config()):
         given = getattr(part, "eos_token_id", None)
         ends |= set(given) if isinstance(given, list) else {given}
-    return ModelFacts(name, tokenizer, context, frozenset(ends - {None}))
+    return ModelFacts(name, tokenizer, context, frozenset(token for token in ends if token is not None))
 
 
 def reading_options(args: Any) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def check_teacher(args: ValidityKDConfig, student: ModelFacts, teacher: Any, dat
     model, or its name. Returns the student's facts, with the shorter context of the two.
     """
     tokenizer = check_vocabulary(args, student.tokenizer, teacher)
-    options = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
+    options: dict[str, Any] = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
     facts = read_model(teacher, tokenizer, **options)
     row = next(iter(dataset), None) if dataset is not None else None
     prompt = None if row is None else row.get("prompt")
