@@ -15,6 +15,7 @@ MULTIPLIERS = {
     "score": 20,
     "hundred": 100,
     "thousand": 1000,
+    "grand": 1000,
     "lakh": 10**5,
     "million": 10**6,
     "mil": 10**6,
@@ -25,12 +26,14 @@ MULTIPLIERS = {
     "bn": 10**9,
     "trillion": 10**12,
     "tn": 10**12,
+    "quadrillion": 10**15,
 }
 _ORDINALS = """third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
 sixteenth seventeenth eighteenth nineteenth twentieth"""
 # "3 quarters" may be coins, and a second is a time: these are not read.
 DENOMINATORS = {"half": 2, "halve": 2} | {word: value for value, word in enumerate(_ORDINALS.split(), start=3)}
-DENOMINATORS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6}
+DENOMINATORS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6, "billionth": 10**9}
+DENOMINATORS |= {f"{word[:-1]}ieth": value for word, value in CARDINALS.items() if word.endswith("ty")}
 _PARTS = DENOMINATORS | {"quarter": 4}
 _WORD = re.compile(r"[A-Za-z]+")
 

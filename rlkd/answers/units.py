@@ -31,13 +31,15 @@ _NEVER = _words(
     "plus minus squared cubed factorial choose mod modulo modulus base remainder root sqrt power powers exponent "
     "infinity infinite pi tau or versus vs not no none never nope nothing wrong incorrect false unknown undefined "
     "impossible invalid unclear unsure uncertain cannot can't isn't doesn't don't maybe perhaps possibly if unless "
+    "sorry refuse refused declined unanswerable unsolvable undetermined indeterminate doubled halved tripled "
+    "reciprocal inverse inverted negated recurring repeating zillion gazillion myriad "
     "except itself but instead quarter quarters halves gross googol bce"
 )
 # These do so directly behind the number.
 _NOT_FIRST = _words(
     "over under below above to through thru until till than divided divides multiplied raised multiply divide add "
     "subtract sin cos tan cot csc arcsin arccos arctan sinh cosh tanh log ln exp lim max det gcd lcm "
-    "alpha beta gamma delta epsilon theta lambda mu sigma phi omega rho positive negative half halve bc ad ce "
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda sigma phi chi psi omega rho positive negative half halve bc ad ce "
     "o'clock oclock am pm is are was"
 )
 _SHORT = _words("a of in on at by as to he it we my up go do so us tv pts ppl")

@@ -31,7 +31,7 @@ def test_things_that_are_counted_have_words():
 
 
 @pytest.mark.parametrize(
-    "tail", [" squared", " pi", " or six", " is wrong", " May", " x", " -", " /", " of 6", " log"]
+    "tail", [" squared", " pi", " or six", " is wrong", " May", " x", " -", " /", " of 6", " log", " repeating"]
 )
 def test_words_that_change_a_number_are_no_unit(tail):
     assert read_unit(tail, attached=False) is None
