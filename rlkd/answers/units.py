@@ -39,8 +39,8 @@ _NEVER = _words(
 _NOT_FIRST = _words(
     "over under below above to through thru until till than divided divides multiplied raised multiply divide add "
     "subtract sin cos tan cot csc arcsin arccos arctan sinh cosh tanh log ln exp lim max det gcd lcm "
-    "alpha beta gamma delta epsilon zeta eta theta kappa lambda sigma phi chi psi omega rho positive negative half halve bc ad ce "
-    "o'clock oclock am pm is are was"
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda sigma phi chi psi omega rho positive negative half "
+    "halve bc ad ce o'clock oclock am pm is are was"
 )
 _SHORT = _words("a of in on at by as to he it we my up go do so us tv pts ppl")
 _FILLERS = _words(
