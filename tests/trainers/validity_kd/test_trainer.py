@@ -347,6 +347,21 @@ def test_a_padded_head_is_compared_over_the_shared_rows(tiny_model, rows, tmp_pa
     assert int(batch["completion_ids"].max()) < len(tokenizer)
 
 
+def test_a_padded_student_writes_no_padding_for_a_top_k_teacher(tiny_model, teacher_model, rows, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    student = AutoModelForCausalLM.from_pretrained(tiny_model)
+    student.resize_token_embeddings(len(tokenizer) + 300, mean_resizing=False)
+    student.save_pretrained(tmp_path / "padded")
+    tokenizer.save_pretrained(tmp_path / "padded")
+    teacher = LocalTeacher(AutoModelForCausalLM.from_pretrained(teacher_model), tokenizer, k=8)
+    args = config(tmp_path / "run", lmbda=1.0, max_completion_length=32)
+    trainer = ValidityKDTrainer(str(tmp_path / "padded"), teacher, args, rows)
+    trainer.train()
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([rows[i] for i in range(4)])
+    assert int(batch["completion_ids"].max()) < len(tokenizer)
+
+
 def test_a_top_k_teacher_that_knows_all_tokens_is_as_good_as_its_weights(
     tiny_model, teacher_model, rows, tmp_path
 ) -> None:
