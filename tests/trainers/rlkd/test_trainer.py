@@ -466,3 +466,13 @@ def test_a_gate_on_a_penalty_is_refused_or_said_once(tiny_model, rows, tmp_path,
     args = config(tmp_path, reward_gates={"down": "letters"})
     RLKDTrainer(tiny_model, reward_funcs=[letters, down], args=args, train_dataset=rows).train()
     assert sum("escapes the penalty" in record.message for record in caplog.records) == 1
+
+
+def test_a_run_whose_completions_are_all_masked_says_that_nothing_was_trained(
+    tiny_model, rows, tmp_path, caplog
+) -> None:
+    args = config(tmp_path, max_steps=3, mask_truncated_completions=True)
+    trainer = RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
+    trainer.train()
+    assert [entry["grad_norm"] for entry in read_steps(trainer.metrics_path)] == [0.0] * 3
+    assert caplog.text.count("NOTHING WAS TRAINED: all completions were truncated") == 1
