@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 from rlkd.errors import UsageError
 from rlkd.http import get_json, post_json
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
-from trainers.vllm.checks import installed_vllm, longest_prompt, request_server, rounded_length
+from trainers.vllm.checks import changed_sampling, installed_vllm, longest_prompt, request_server, rounded_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,6 +131,11 @@ def _problems(config: Mapping[str, Any], args: RLKDAsyncConfig, rank: int) -> It
     if (config.get("parallel_config") or {}).get("data_parallel_size", 1) > 1:
         yield "runs several replicas (--data-parallel-size), and an adapter would reach only one of them"
     mode = (config.get("model_config") or {}).get("logprobs_mode", "processed_logprobs")
+    if mode == "processed_logprobs" and (changed := changed_sampling(args)):
+        yield (
+            f"gives {mode}, in which {changed} counts, and not in the trainer's: their ratio would be far below 1 "
+            f"and most of the update lost. Leave it out of the config"
+        )
     if args.temperature != 1 and mode != "processed_logprobs":
         yield (
             f"gives {mode}, and the trainer compares with log-probabilities at temperature {args.temperature:g} "

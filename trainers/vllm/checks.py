@@ -162,6 +162,15 @@ _NEUTRAL = {
 }
 
 
+def changed_sampling(args: Any) -> str:
+    """The settings of a run that change the probabilities of sampled tokens, as text; empty for none."""
+    given = {name: getattr(args, name, None) for name in _NEUTRAL}
+    given |= dict(getattr(args, "generation_kwargs", None) or {})
+    return ", ".join(
+        f"{name} {value}" for name, value in given.items() if name in _NEUTRAL and value not in _NEUTRAL[name]
+    )
+
+
 def check_sampling(args: Any) -> None:
     """Raise `UsageError` where TRL's importance sampling correction would multiply the update away.
 
@@ -170,11 +179,9 @@ def check_sampling(args: Any) -> None:
     """
     if not (args.use_vllm and args.vllm_importance_sampling_correction):
         return
-    given = {name: getattr(args, name, None) for name in _NEUTRAL} | dict(args.generation_kwargs or {})
-    changed = [f"{name} {value}" for name, value in given.items() if name in _NEUTRAL and value not in _NEUTRAL[name]]
-    if changed:
+    if changed := changed_sampling(args):
         raise UsageError(
-            f"use_vllm with {', '.join(changed)}: vLLM's probabilities of the tokens include it and the trainer's do "
+            f"use_vllm with {changed}: vLLM's probabilities of the tokens include it and the trainer's do "
             "not, so the importance sampling correction would multiply the update by nearly 0. Leave it out, or set "
             "vllm_importance_sampling_correction: false"
         )

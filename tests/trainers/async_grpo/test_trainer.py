@@ -148,6 +148,14 @@ def test_at_temperature_1_both_kinds_of_log_probabilities_are_the_same(tmp_path,
     assert check(config(tmp_path, vllm_server_base_url=server.url, temperature=1.0), tiny_model) is None
 
 
+def test_truncated_sampling_needs_log_probabilities_before_truncation(tmp_path, tiny_model, server) -> None:
+    args = config(tmp_path, vllm_server_base_url=server.url, temperature=1.0, top_p=0.9)
+    with pytest.raises(UsageError, match=r"processed_logprobs, in which top_p 0\.9 counts"):
+        check(args, tiny_model)
+    change(server, "model_config", "logprobs_mode", "raw_logprobs")
+    assert check(args, tiny_model) is None
+
+
 def test_a_rank_that_one_layer_has_counts(tmp_path, tiny_model, server) -> None:
     lora = LoraConfig(r=8, rank_pattern={"q_proj": 32})
     with pytest.raises(UsageError, match="this one has 32") as error:
