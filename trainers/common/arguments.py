@@ -143,6 +143,11 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
     except UsageError as error:
         # A traceback would bury the message.
         sys.exit(f"\n{type(error).__name__}: {error}")
+    except ValueError as error:
+        # Only PEFT knows the names of a model's layers, once it is loaded.
+        if not str(error).startswith("Target modules"):
+            raise
+        sys.exit(f"\nUsageError: lora_target_modules: {error} `all-linear` takes every linear layer.")
 
 
 def end_process_group() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from rlkd.errors import UsageError
 from rlkd.models import ADAPTED, EMBEDDED, is_adapter, resolve_model
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Arguments of `BitsAndBytesConfig` that transformers itself does not take any more.
 _QUANTISING = ("load_in_4bit", "load_in_8bit", "llm_int8_", "bnb_4bit_")
 
@@ -37,7 +38,9 @@ def check_model(name: Any, key: str, *, revision: str | None = None, trust_remot
         except Exception as error:  # OSError, ValueError, and whatever the hub's client raises
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         else:
-            return
+            if not folder.is_dir() or any(any(folder.glob(kind)) for kind in _WEIGHTS):
+                return
+            reason = "the folder has a config.json and no weights"
     raise UsageError(
         f"{key} {name!r} cannot be read: {reason.rstrip('.')}. Name a folder written by save_pretrained, a reachable "
         f"hub id, or an embedded model ({', '.join((EMBEDDED, *ADAPTED))})"

@@ -44,6 +44,9 @@ def test_a_folder_without_a_model_and_one_of_an_unknown_kind_are_named(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nobodys"}))
     with pytest.raises(UsageError, match="nobodys"):
         check_model(str(tmp_path), "reward_funcs")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(UsageError, match="and no weights"):
+        check_model(str(tmp_path), "reward_funcs")
 
 
 def test_models_adapters_and_loaded_models_pass(tiny_model, tmp_path) -> None:
