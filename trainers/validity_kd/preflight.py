@@ -68,7 +68,8 @@ def check_config(
             f"here. Leave the key out"
         )
     if args.teacher_model_init_kwargs:
-        args.teacher_model_init_kwargs = loading_options(args.teacher_model_init_kwargs, "teacher_model_init_kwargs")
+        given: Any = args.teacher_model_init_kwargs
+        args.teacher_model_init_kwargs = loading_options(given, "teacher_model_init_kwargs")
     if args.use_vllm:
         check_installed()
     if tools and args.lmbda < 1:

@@ -150,7 +150,7 @@ def check_installed() -> None:
 
 
 # Settings of sampling that change the probabilities of tokens, with the values that do not.
-_NEUTRAL = {
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_p": (None, 1, 1.0),
     "top_k": (None, 0, -1),
     "min_p": (None, 0, 0.0),
