@@ -10,10 +10,9 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from fractions import Fraction
 
+from rlkd.answers.calculations import calculated
 from rlkd.answers.numbers import number
 
 # Words that begin a reason or a contrast.
@@ -56,7 +55,6 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]{3}")
-_CALCULATION = re.compile(r"[\d\s.,+\-*/×÷·]+")
 
 
 def without_remark(answer: str) -> str:
@@ -73,38 +71,8 @@ def without_remark(answer: str) -> str:
 
 def _explains(inside: str, before: str) -> bool:
     """Whether brackets hold words on a number, or the calculation whose result it is, and no factor."""
-    value = _value(inside.split("=")[0])
+    value = calculated(inside.split("=")[0])
     if value is not None:
         return value == number(before)
     is_remark = _WORD.search(inside) or re.match(REASON, inside, re.IGNORECASE)
     return bool(is_remark) and not re.search(rf"\b{_OF_VALUE}", inside, re.IGNORECASE)
-
-
-def _value(calculation: str) -> Fraction | None:
-    """The value of sums and products of numbers, or None."""
-    calculation = re.sub(r"\\?[$€£¥]", "", calculation)
-    if not _CALCULATION.fullmatch(calculation):
-        return None
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", calculation.strip())
-    try:
-        return _of_node(ast.parse(text.replace("×", "*").replace("·", "*").replace("÷", "/"), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
-        return None
-
-
-def _of_node(node: ast.AST) -> Fraction:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return Fraction(str(node.value))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_of_node(node.operand)
-    if isinstance(node, ast.BinOp):
-        left, right = _of_node(node.left), _of_node(node.right)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        if isinstance(node.op, ast.Sub):
-            return left - right
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if isinstance(node.op, ast.Div):
-            return left / right
-    raise ValueError(f"{ast.dump(node)} is no sum or product of numbers")
