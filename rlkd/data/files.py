@@ -1,8 +1,8 @@
 """Read the records of a file: JSON Lines or a JSON document, CSV, TSV, Parquet, Arrow; plain or compressed.
 
 The suffix names the kind, `rows.jsonl.gz` is JSON Lines compressed by gzip. A JSON document is an array of objects,
-one object, or an object that has the rows under `data` or under the name of the split. Cells of CSV and TSV are texts;
-an empty cell is a missing value.
+one object, or an object that has the rows under `data`, `rows` or the name of the split. Cells of CSV and TSV are
+texts; an empty cell is a missing value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -142,25 +142,28 @@ def _document(content: bytes, path: Path, split: str) -> Iterator[Record]:
 
 
 def _inner(value: Mapping[str, Any], split: str) -> list[Any] | None:
-    """The rows inside an object: those under the name of the split, or under `data`."""
-    for key in (split, "data"):
+    """The rows inside an object that is none itself: those under the name of the split, or under `data` or `rows`."""
+    if "question" in value or "prompt" in value:
+        return None
+    only_lists = all(isinstance(rows, list) for rows in value.values())
+    for key in (split, "data", "rows"):
         rows = value.get(key)
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        if isinstance(rows, list) and (rows or only_lists) and all(isinstance(row, dict) for row in rows):
             return rows
     return None
 
 
 def _table_records(file: IO[bytes], path: Path, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default is shorter than many traces
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     position = -1
     try:
         header = next(reader, [])
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise RowError(f"{path}: the column {twice[0]!r} occurs twice")
-        for cells in reader:
+        while (cells := _cells(reader, lines, delimiter)) is not None:
             if not cells:
                 continue
             position += 1
@@ -170,6 +173,41 @@ def _table_records(file: IO[bytes], path: Path, delimiter: str) -> Iterator[Reco
             yield where, {name: cell or None for name, cell in zip(header, cells, strict=True)}
     except (csv.Error, UnicodeDecodeError) as error:
         raise RowError(f"{path}, line {reader.line_num + 1}: {error}") from error
+
+
+class _Lines:
+    """The lines of a text; remembers the last one, how many there were, and whether more were asked for."""
+
+    def __init__(self, text: Iterable[str]):
+        self._text = iter(text)
+        self.last = ""
+        self.number = 0
+        self.ended = False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.ended = True
+        self.last = next(self._text)
+        self.ended = False
+        self.number += 1
+        return self.last
+
+
+def _cells(reader: Iterator[list[str]], lines: _Lines, delimiter: str) -> list[str] | None:
+    """The cells of the next row, None behind the last.
+
+    Programs that write TSV often quote nothing: a line with words behind a quotation (`"Yes" or "no"?`) is split at
+    its tabs, unless the quotation began on an earlier line.
+    """
+    before = lines.number
+    try:
+        return next(reader, None)
+    except csv.Error:
+        if delimiter != "\t" or lines.number != before + 1 or lines.ended:
+            raise
+        return lines.last.rstrip("\r\n").split(delimiter)
 
 
 def _arrow_records(path: Path, kind: str) -> Iterator[Record]:

@@ -25,8 +25,12 @@ WrongRationales = Literal["drop", "keep", "unchecked"]
 # Rows whose traces are compared with their answers at a time.
 COMPARED_ROWS = 4096
 
-# Flags in words, as tables have them.
-_FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+# Flags and nulls in words, as tables have them.
+_FLAGS = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0", "correct", "right"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0", "incorrect", "wrong"), False),
+}
+_NULLS = ("", "null", "none", "nan")
 _IMAGES = ("image", "images")
 
 
@@ -187,7 +191,11 @@ def to_dataset(rows: Sequence[Row], *, system_prompt: str | None = None, example
 
 
 def _has_image(value: Any) -> bool:
-    return any(map(_has_image, value)) if isinstance(value, list) else value is not None
+    if isinstance(value, Mapping):  # the bytes and the path of an image, one of them null
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(map(_has_image, value))
+    return bool(value) if isinstance(value, str | bytes) else value is not None
 
 
 def _mixed_types(rows: Sequence[Row], error: Exception) -> RowError:
@@ -244,7 +252,7 @@ def _rename(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -
     renamed = {field: record[column] for field, column in columns.items()}
     taken = set(columns.values())
     row = {key: value for key, value in record.items() if key not in taken and key not in renamed} | renamed
-    if "correct" not in columns or (flags := row.pop("correct")) is None:
+    if "correct" not in columns or _is_null(flags := row.pop("correct")):
         return row, False
     flags = listed(flags, bool | int | float | str | None)
     row["rationales"] = listed(row.get("rationales"), str | None)
@@ -261,9 +269,14 @@ def _rename(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -
     return row, True
 
 
+def _is_null(flag: Any) -> bool:
+    """Whether a flag is missing: null, the NaN of a column of floats, or a word for them."""
+    return flag is None or (isinstance(flag, str | float) and str(flag).strip().casefold() in _NULLS)
+
+
 def _flag(flag: Any, where: str) -> bool:
     """Whether a flag says that its rationale is right; null does not."""
-    if flag is None:
+    if _is_null(flag):
         return False
     found = _FLAGS.get(str(flag).strip().casefold())
     if found is None:

@@ -143,6 +143,8 @@ def json_lines(
 
 def check_row(row: Row, where: str) -> Row:
     """A copy of a row with all fields checked and filled in; raises `RowError` naming `where` and the field."""
+    for name in row:
+        _check_characters(name, where, name)
     for name in RESERVED_COLUMNS:
         if name in row:
             raise RowError(f"{where}: the column name {name!r} is reserved by TRL; rename the column")
@@ -237,7 +239,7 @@ def listed(value: Any, items: Any) -> Any:
         with contextlib.suppress(ValueError):
             parsed = json.loads(value)
             return parsed if all(isinstance(item, items) for item in parsed) else value
-    return value or []
+    return value if value or value == 0 else []  # False and 0 are flags
 
 
 def _check_prompt(prompt: Any, where: str) -> None:

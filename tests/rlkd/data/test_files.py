@@ -41,6 +41,7 @@ def loaded(folder, name, content, **parameters):
         ("r.json", f'{{"data": {ARRAY}}}'),
         ("r.json", f'{{"data": {ARRAY}}}'.replace("\n", "")),
         ("r.json", f'{{"train": {ARRAY}, "test": [{{"question": "c?"}}]}}'),
+        ("r.json", f'{{"rows": {ARRAY}, "version": 2}}'),
         ("r.json", LINES.replace("{", "{\n").replace("}", "\n}")),
         ("r.json", LINES.replace("\n", "")),
         ("r.csv", TABLE),
@@ -75,6 +76,11 @@ def test_a_file_of_each_kind_gives_the_same_rows(tmp_path, name, content):
         ("r.csv", b"question\ncaf\xe9\n", r"r\.csv, line 1: 'utf-8' codec"),
         ("r.jsonl", '{"question": "a\\ud800"}', r"line 1, field 'question': the character '\\ud800' at position 1"),
         ("r.jsonl", '{"question": "a", "x": {"y": ["\\udfff"]}}', "line 1, field 'x': the character"),
+        ("r.jsonl", '{"question": "a", "\\ud800": 1}', r"line 1, field '\\ud800': the character"),
+        ("r.tsv", 'question\tanswer\n"a\t1\n', r"r\.tsv, line \d: unexpected end of data"),
+        ("r.tsv", 'question\tanswer\n"a\n"b" c\t1\n', r"r\.tsv, line \d"),
+        ("r.tsv", 'question\tanswer\n"a" b\t1\t2\n', r"row 0 \(line 2\): 3 cells"),
+        ("r.csv", 'question,answer\n"a" b,1\n', r"r\.csv, line \d"),
     ],
 )
 def test_a_malformed_file_is_named_with_the_place(tmp_path, name, content, message):
@@ -82,7 +88,7 @@ def test_a_malformed_file_is_named_with_the_place(tmp_path, name, content, messa
         loaded(tmp_path, name, content)
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "[]", "[\n]\n"])
+@pytest.mark.parametrize("content", ["", "\n\n", "[]", "[\n]\n", '{"data": []}', '{"train": []}'])
 def test_a_json_file_without_objects_has_no_rows(tmp_path, content):
     with pytest.raises(UsageError, match="has no rows"):
         loaded(tmp_path, "r.json", content)
@@ -121,6 +127,28 @@ def test_cells_of_a_table_are_texts_and_empty_ones_are_missing(tmp_path):
     assert (first["question"], first["answer"], first["level"]) == ('a, "b",\nc', "0.50", None)
     assert first["rationales"] == ["r", "s"]
     assert (second["answer"], second["rationales"], second["level"]) == (None, ["[not JSON"], "2")
+
+
+@pytest.mark.parametrize(
+    ("line", "question"),
+    [
+        ('"Yes" or "no"?\t1\n', '"Yes" or "no"?'),
+        ('"Yes" or "no"?\t1', '"Yes" or "no"?'),
+        ('"Yes" or "no"?\t1\r\n"b"\t2\r\n', '"Yes" or "no"?'),
+        ('Say "yes"\t1\n', 'Say "yes"'),
+        ('"Say ""yes""\tor\nno"\t1\n', 'Say "yes"\tor\nno'),
+    ],
+)
+def test_a_cell_of_tsv_may_begin_with_a_quotation(tmp_path, line, question):
+    first, *others = loaded(tmp_path, "r.tsv", "question\tanswer\n" + line)
+    assert (first["question"], first["answer"]) == (question, "1")
+    assert [(row["question"], row["answer"]) for row in others] == [("b", "2")] * len(others)
+
+
+@pytest.mark.parametrize("name", ["data", "rows", "train"])
+def test_a_question_with_a_list_of_objects_is_a_row(tmp_path, name):
+    rows = loaded(tmp_path, "r.jsonl", json.dumps({"question": "a?", name: [{"x": 1}]}))
+    assert [row[name] for row in rows] == [[{"x": 1}]]
 
 
 def test_a_cell_may_be_longer_than_the_csv_module_allows_by_default(tmp_path):

@@ -154,17 +154,36 @@ def test_a_wrong_number_of_flags_is_named(tmp_path):
         (["no", "YES"], ["b"]),
         ([None, True], ["b"]),
         ("[true, false]", ["a"]),
+        (["t", "F"], ["a"]),
+        (["n", "Y"], ["b"]),
+        (["correct", "incorrect"], ["a"]),
+        (["Wrong", "right"], ["b"]),
+        (["", True], ["b"]),
+        (["null", "None"], []),
+        ([float("nan"), 1.0], ["b"]),
+        ([False, False], []),
         # Nobody checked this row.
         (None, ["a", "b"]),
+        ("null", ["a", "b"]),
+        (float("nan"), ["a", "b"]),
+        ("", ["a", "b"]),
     ],
 )
 def test_a_flag_is_true_false_or_unknown(tmp_path, flags, kept):
-    path = jsonl(tmp_path / "rows.jsonl", {"question": "q?", "gens": ["a", "b"], "ok": flags})
-    [row] = load_rows(str(path), columns={"rationales": "gens", "correct": "ok"})
-    assert row["rationales"] == kept
+    other = {"question": "r?", "gens": ["c"], "ok": True}
+    path = jsonl(tmp_path / "rows.jsonl", {"question": "q?", "gens": ["a", "b"], "ok": flags}, other)
+    rows = load_rows(str(path), columns={"rationales": "gens", "correct": "ok"})
+    assert [row["rationales"] for row in rows if row["question"] == "q?"] == ([kept] if kept else [])
 
 
-@pytest.mark.parametrize("flags", [[True, "maybe"], [True, 2], [True, ""], [True, [False]]])
+@pytest.mark.parametrize(("flag", "kept"), [(True, 1), (1, 1), ("t", 1), (None, 1), (False, 0), (0, 0), (0.0, 0)])
+def test_one_flag_of_one_rationale_need_not_be_a_list(tmp_path, flag, kept):
+    rows = [{"question": "q?", "gens": "a", "ok": flag}, {"question": "r?", "gens": ["b"], "ok": [True]}]
+    path = jsonl(tmp_path / "rows.jsonl", *rows)
+    assert len(load_rows(str(path), columns={"rationales": "gens", "correct": "ok"})) == 1 + kept
+
+
+@pytest.mark.parametrize("flags", [[True, "maybe"], [True, 2], [True, "-"], [True, [False]]])
 def test_a_flag_of_another_kind_is_named(tmp_path, flags):
     path = jsonl(tmp_path / "rows.jsonl", {"question": "q?", "rationales": ["a", "b"], "ok": flags})
     with pytest.raises(RowError, match="line 1, field 'correct': expected true or false for each rationale"):
@@ -288,6 +307,10 @@ def test_prompts_of_different_types_are_refused_with_the_row():
         ({"images": None}, {"images": []}, False),
         ({"images": [None]}, {"images": [None, None]}, False),
         ({"image": None}, {"image": "a.png"}, True),
+        ({"image": ""}, {"image": None}, False),
+        ({"images": [""]}, {"images": []}, False),
+        ({"image": {"bytes": None, "path": None}}, {"image": None}, False),
+        ({"image": {"bytes": None, "path": "a.png"}}, {"image": None}, True),
         ({"images": ["a.png"]}, {"images": []}, True),
         ({"imagery": None}, {"imagery": None}, True),
     ],
