@@ -11,7 +11,10 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.contract import CHEAP
-from rlkd.answers import after_thought, announcement, extract_answer, number, squeezed
+from rlkd.answers import after_thought, announcement, extract_answer, squeezed
+from rlkd.answers.calculations import calculated
+from rlkd.answers.notation import plain
+from rlkd.answers.numbers import Quantity, decimal_comma, read_quantity
 from rlkd.answers.options import letters, truth, undressed
 from rlkd.answers.remarks import without_remark
 from rlkd.answers.sentences import LONGEST, first_sentence
@@ -101,7 +104,7 @@ class Boolean:
 class Numeric:
     """1 for a number within a tolerance of the right one, else 0: |x - gold| <= max(absolute, relative x |gold|).
 
-    Numbers are read as in `accuracy` (`rlkd.answers.number`). The comparison is exact: a tolerance of 0 requires the
+    Numbers are read as in `accuracy` (`rlkd.answers.numbers`). The comparison is exact: a tolerance of 0 requires the
     same value. Column: `answer`.
 
     Args:
@@ -130,11 +133,22 @@ class Numeric:
         ]
 
     def _score(self, completion: str, gold: Any) -> float | None:
-        right = None if gold is None else number(announced(str(gold))[1])
+        right = None if gold is None else _quantity(announced(str(gold))[1], whole=False)
         if right is None:
             return None
-        near = number(announced(completion, self.prefilled)[1])
-        return float(near is not None and abs(near - right) <= max(self.absolute, self.relative * abs(right)))
+        near = _quantity(announced(completion, self.prefilled)[1], whole=right.value.denominator == 1)
+        return float(near is not None and any(self._near(*values) for values in near.values(right)))
+
+    def _near(self, value: Fraction, right: Fraction) -> bool:
+        return abs(value - right) <= max(self.absolute, self.relative * abs(right))
+
+
+def _quantity(text: str, whole: bool) -> Quantity | None:
+    """The number in a text, or the result of a calculation; `whole`: "1,5" is a list of two numbers."""
+    quantity = read_quantity(text) or decimal_comma(text, Fraction(1, 1 if whole else 2))
+    if quantity is None and (value := calculated(plain(text))) is not None:
+        return Quantity(value, calculated=True)
+    return quantity
 
 
 def announced(completion: str, prefilled: bool = False) -> tuple[str, str]:

@@ -5,25 +5,29 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any, Literal
 
 from rlkd.answers.announcements import Fallback, answer_and_gold, extract_answer
 from rlkd.answers.clock import Clock, read_clock
 from rlkd.answers.notation import plain
-from rlkd.answers.numbers import Quantity, read_quantity, squeezed
+from rlkd.answers.numbers import Quantity, decimal_comma, read_quantity, squeezed
+from rlkd.answers.remarks import REASON, without_remark
 from rlkd.answers.symbolic import compared, is_one_word, is_words, sound
 from rlkd.workers.pool import Fault, WorkerPool, inside_worker
 
 VERIFY_SECONDS = 5.0
 """Default time limit of one comparison: answers to exercises take milliseconds."""
 
-_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
+_LISTED = re.compile(r"\s*[\[(]\s*['\"]")
 # An answer that can equal a number must hold a digit, a command, or a constant.
 _CALCULATES = re.compile(r"[\d\\=πi√∞]|(?<![A-Za-z])(?:e|inf|infinity)(?![A-Za-z])")
+_LETTER = re.compile(r"[^\W\d_]")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_REMARK = re.compile(rf"\W*{REASON}", re.IGNORECASE)
 # A longer answer is no answer.
 _LONGEST = 10_000
 # Gold answers that can be compared, found where a comparison with them failed, by the function that tried them.
@@ -105,7 +109,8 @@ def equal_pairs(
     known: dict[tuple[str, str], bool | VerificationError | None] = {}
     hard: list[tuple[str, str]] = []
     for pair in dict.fromkeys(pairs):
-        verdict = _equal_as_read(pair[0], _gold(pair[1]))
+        answer, gold = pair
+        verdict = _equal_as_read(answer, gold if answer.strip() == gold.strip() else _gold(gold))
         if verdict == "mathematics":
             hard.append(pair)
         else:
@@ -118,7 +123,26 @@ def equal_pairs(
 
 @lru_cache(maxsize=4096)
 def _gold(text: str) -> str:
-    return extract_answer(text) or text.strip()
+    """The answer in a gold text: announced, without a remark, or in a list of texts."""
+    if answer := extract_answer(text):
+        return answer
+    if _LISTED.match(text) and (values := _listed(text)):
+        return ", ".join(values)
+    text = text.strip()
+    answer = without_remark(text)
+    rest = text[len(answer) :]
+    # "4, ab" and "4 - xyz" are values.
+    is_remark = not _LETTER.search(rest) or _REMARK.match(rest) or (len(_WORD.findall(rest)) > 1 and is_words(rest))
+    return answer if is_remark else text
+
+
+def _listed(text: str) -> list[str]:
+    """The texts in a list of texts, written as in Python or JSON; none where it is anything else."""
+    try:
+        values = ast.literal_eval(text.strip())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    return list(values) if isinstance(values, list | tuple) and all(isinstance(value, str) for value in values) else []
 
 
 def _equal_as_read(answer: str, gold: str) -> bool | Literal["mathematics"] | None:
@@ -138,10 +162,8 @@ def _equal_as_read(answer: str, gold: str) -> bool | Literal["mathematics"] | No
     if (left is None) == (right is None) and _same_text(answer, gold):
         return True
     for text, quantity in ((answer, right), (gold, left)):
-        # "1,5" is 1.5 where the other side is no whole number; with a whole number, it is a list of 1 and 5.
-        comma = _DECIMAL_COMMA.fullmatch(plain(text))
-        if comma and quantity is not None and quantity.value.denominator > 1:
-            return quantity.value == Fraction(f"{comma[1]}.{comma[2]}")
+        if quantity is not None and (comma := decimal_comma(text, quantity.value)) is not None:
+            return comma.equals(quantity)
     words = is_words(answer), is_words(gold)
     if words[1] or (not answer.strip() and right is not None):
         return is_one_word(gold) and not words[0] and left is None and "mathematics"

@@ -76,6 +76,8 @@ _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _REPLACED = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
+        # GSM8K's calculator
+        (r"<<[^<>=]*=[^<>=]*>>", ""),
         # Mathematics with words behind it: "$72$ clips".
         (r"(?<!\\)\\[()]", " "),
         (r"(?<!\\)\$([^$]*[^$\\])\$(?=\W)", r"\1"),

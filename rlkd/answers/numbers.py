@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
+from rlkd.answers.calculations import calculated
 from rlkd.answers.notation import plain
 from rlkd.answers.number_words import DENOMINATORS, MULTIPLIERS, leading_number, singular
 from rlkd.answers.unit_table import CURRENCY_SIGNS
@@ -70,9 +71,10 @@ _CENTS_OF_MONEY = re.compile(r",(\d\d)\s?[€$£]")
 _BASE = re.compile(r"\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _AND_A_HALF = {" and a half": Fraction(1, 2), " and a quarter": Fraction(1, 4), " and three quarters": Fraction(3, 4)}
 _REASON = re.compile(
-    r"\s*,?\s*\b(?:because|since|i\.e\.|that is|namely)\b.*|\s*,\s*(?:which|as|so)\b.*", re.IGNORECASE
+    r"\s*,?\s*\b(?:because|since|i\.e\.?|that is|namely)(?!\w).*|\s*,\s*(?:which|as|so)\b.*", re.IGNORECASE
 )
 _RESTATED = re.compile(r"(.*\S)\s+\(([^()]*)\)")
+_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)(?![\d,.])(.*)")
 _NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\{\w+\}|\w))?(?:\(\w\))?")
 _CALCULATION = re.compile(
     r"(?:[\d\s.+\-*/()$%^{}]|(?<=\d),(?=\d)|(?<=\d )x(?= ?\d)|\\times\b|\\cdot\b|\\div\b|\\frac\b|[A-Za-z]{3,}+)+"
@@ -99,8 +101,8 @@ class Quantity:
         if self.name and other.name and self.name != other.name:
             return False
         if self.percent != other.percent:
-            share, bare = (self, other) if self.percent else (other, self)
-            return share.value in (bare.value, 100 * bare.value) and bare.unit == NO_UNIT
+            bare = other if self.percent else self
+            return bare.unit == NO_UNIT and any(value == again for value, again in self.values(other))
         if self.unit.kinds and other.unit.kinds:
             return any(
                 self.value * factor == other.value * other.unit.kinds[kind]
@@ -110,6 +112,15 @@ class Quantity:
         if not self.unit.may_be(other.unit):
             return False
         return self.value == other.value or self.rounds(other.value) or other.rounds(self.value)
+
+    def values(self, other: Quantity) -> list[tuple[Fraction, Fraction]]:
+        """The values to compare: "75%" is 75, or 0.75 where the other side is no percentage."""
+        values = [(self.value, other.value)]
+        if self.percent and not other.percent and other.unit == NO_UNIT:
+            values.append((self.value / 100, other.value))
+        if other.percent and not self.percent and self.unit == NO_UNIT:
+            values.append((self.value, other.value / 100))
+        return values
 
     def rounds(self, value: Fraction) -> bool:
         """Whether this is a decimal of six or more digits that rounds a value without a finite decimal form."""
@@ -150,12 +161,17 @@ def _read(text: str) -> Quantity | None:
 
 def _equation(text: str) -> Quantity | None:
     """A number, behind a name ("x = 5") or a calculation ("48 + 24 = 72")."""
-    if "=" not in text.removeprefix("="):
+    restated = _RESTATED.fullmatch(text)
+    if "=" not in (restated[1] if restated else text).removeprefix("="):
         return _number(text)
     *before, last = (part.strip() for part in text.split("="))
     quantity = _number(last)
     if len(before) == 1 and quantity is None and _NAME.fullmatch(last):
         before, quantity = [last], _number(before[0])
+    elif len(before) == 1 and quantity is None and (value := calculated(last)) is not None:
+        # "72 = 48 + 24"
+        quantity = _number(before[0])
+        return replace(quantity, calculated=True) if quantity is not None and quantity.value == value else None
     if quantity is None:
         return None
     name = None
@@ -180,7 +196,8 @@ def _number(text: str) -> Quantity | None:
     found = _unit(text)
     if found is None and (match := _RESTATED.fullmatch(text)):
         found, again = _unit(match[1]), _equation(match[2])
-        if found is None or again is None or again.value != found.value:
+        value = calculated(match[2].removeprefix("=")) if again is None else again.value
+        if found is None or found.value != value:
             return None
     return found
 
@@ -292,6 +309,17 @@ def _multiplied(value: Fraction, rest: str, is_money: bool) -> tuple[Fraction, s
         if rest.startswith(words) and value.denominator == 1:
             return value + more, rest[len(words) :]
     return value, rest
+
+
+def decimal_comma(text: str, other: Fraction) -> Quantity | None:
+    """The number in "1,5", "1,5 kg" or "1,5e3", read for the comparison with another number.
+
+    Without a power of ten, "1,5" is a list of 1 and 5 where the other number is whole.
+    """
+    match = _DECIMAL_COMMA.fullmatch(plain(text))
+    if not match or (other.denominator == 1 and not _POWER.match(match[3])):
+        return None
+    return read_quantity(f"{match[1]}.{match[2]}{match[3]}")
 
 
 def _end(match: re.Match[str] | None) -> int:

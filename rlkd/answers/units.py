@@ -33,20 +33,24 @@ _NEVER = _words(
     "impossible invalid unclear unsure uncertain cannot can't isn't doesn't don't maybe perhaps possibly if unless "
     "sorry refuse refused declined unanswerable unsolvable undetermined indeterminate doubled halved tripled "
     "reciprocal inverse inverted negated recurring repeating zillion gazillion myriad "
-    "except itself but instead quarter quarters halves gross googol bce"
+    "except itself but instead quarter quarters halves gross googol bce "
+    "least most twice thrice won't dunno idk whatever"
 )
 # These do so directly behind the number.
 _NOT_FIRST = _words(
     "over under below above to through thru until till than divided divides multiplied raised multiply divide add "
     "subtract sin cos tan cot csc arcsin arccos arctan sinh cosh tanh log ln exp lim max det gcd lcm "
     "alpha beta gamma delta epsilon zeta eta theta kappa lambda sigma phi chi psi omega rho positive negative half "
-    "halve bc ad ce o'clock oclock am pm is are was"
+    "halve bc ad ce o'clock oclock am pm is are was past who decline declined"
 )
+# These count nothing alone, but "5 double rooms" are 5.
+_NO_THINGS = _words("double triple quadruple imaginary")
 _SHORT = _words("a of in on at by as to he it we my up go do so us tv pts ppl")
 _FILLERS = _words(
     "a an the of in on at for each every all total altogether more left per and about approximately roughly exactly"
 )
 _WORD = re.compile(r"[A-Za-z]{1,2}\$|[^\W\d_]+(?:['.][^\W\d_]+)*|°[CFcf]?|[$€£¥₹₽₩₺₫₪₱฿₦₴¢℃℉]")
+_PRONOUNCED = re.compile(r"[aeiou]|y(?![xz])")
 _POWER = re.compile(r"\s*\^\s*\{?\s*(-?\d)\s*\}?(?!\d)")
 _SCALE = re.compile(r"^deg(?:ree)?s?\.?\s+(?=C\b|F\b|[Cc]elsius|[Ff]ahrenheit)([CcFf])\w*|^°\s*([CF])\b")
 _UNNAMED = re.compile(r"^(?:(?:square|sq|cubic|cu)\.?\s+)?units?(?:\s*\^\s*\{?[23]\}?)?(?![\w^])")
@@ -166,6 +170,8 @@ def _things(text: str, first: bool) -> frozenset[str] | None:
     if re.sub(r"[\s,.;:()/&']" if words else r"[\s,.;:]", "", between):
         return None
     lowered = [word.lower() for word in words]
+    if first and len(words) == 1 and lowered[0] in _NO_THINGS:
+        return None
     for place, word in enumerate(lowered):
         parts = re.split(r"[.'’-]", word)
         if word in _NEVER or any(
@@ -179,7 +185,7 @@ def _things(text: str, first: bool) -> frozenset[str] | None:
         # Letters that are no words are variables.
         if len(word) < 3 and word not in _SHORT and not _lookup(words[place]):
             return None
-        if place == 0 and first and word.isascii() and word not in _SHORT and not re.search(r"[aeiouy]", word):
+        if place == 0 and first and word.isascii() and word not in _SHORT and not _PRONOUNCED.search(word):
             return None
         if place == 0 and first and (word in _NOT_FIRST or word in _MONTHS):
             return None

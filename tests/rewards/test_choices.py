@@ -225,6 +225,30 @@ def test_the_tolerance_is_the_larger_of_both_and_exact_at_its_edge():
     assert Numeric(relative=0.1)(completions=["-11", "-9", "-8.9"], answer=[-10] * 3) == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "score"),
+    [
+        ("30+12=42", "42", 1.0),
+        ("42 = 30 + 12", "42", 1.0),
+        (r"\boxed{30+12=42}", "42", 1.0),
+        ("42", "30+12=42", 1.0),
+        ("42 = 30 + 13", "42", 0.0),
+        ("40%", "0.4", 1.0),
+        ("0.4", "40%", 1.0),
+        ("0.004", "40%", 0.0),
+        ("4%", "0.4", 0.0),
+        ("2,5", "2.5", 1.0),
+        ("2.5", "2,5", 1.0),
+        ("2,5", "2", 0.0),
+        ("4²", "16", 1.0),
+        ("2^4", "16", 1.0),
+        ("9^9^9^9", "16", 0.0),
+    ],
+)
+def test_numeric_reads_calculations_percentages_and_decimal_commas(text, gold, score):
+    assert Numeric()(completions=[text, f"The answer is {text}"], answer=[gold] * 2) == [score] * 2
+
+
 def test_a_gold_answer_that_is_not_a_number_makes_numeric_not_applicable():
     assert Numeric()(completions=["5"] * 3, answer=[None, "few", ""]) == [None] * 3
     assert Numeric()(completions=["5"] * 2, answer=["2 + 3 = 5\n#### 5", 5]) == [1.0, 1.0]
