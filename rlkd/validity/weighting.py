@@ -262,8 +262,9 @@ class StepWeighting:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a checkpoint's `state_dict`."""
         for tau, name in ((self.adaptive, "tau"), (self.adaptive_off_policy, "tau_off_policy")):
-            if tau is not None and state[name] is not None:
-                tau.load_state_dict(state[name])
+            # Checkpoints of earlier versions have one tau.
+            if tau is not None and (saved := state.get(name)) is not None:
+                tau.load_state_dict(saved)
         self._profile.load_state_dict(state["profile"])
 
     def _compared(self, evidence: StepEvidence) -> list[tuple[float | None, float | None]]:

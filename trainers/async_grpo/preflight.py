@@ -14,7 +14,8 @@ from urllib.parse import urlparse
 from rlkd.errors import UsageError
 from rlkd.http import get_json, post_json
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
-from trainers.vllm.checks import changed_sampling, installed_vllm, longest_prompt, request_server, rounded_length
+from trainers.vllm.checks import installed_vllm, longest_prompt, request_server, rounded_length
+from trainers.vllm.sampling import changed_sampling
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from rewards import Reward
+from rlkd.answers import ends_in_thought
 from rlkd.errors import UsageError
 from rlkd.registry import registry, settable_parameters
 from rlkd.rendering import conversation_text
@@ -36,7 +37,7 @@ def opens_thought(tokenizer: Any, prompt: Any, chat_template_kwargs: Mapping[str
             text = conversation_text(tokenizer, prompt, chat_template_kwargs)
         except UsageError:  # which the length checks report
             return False
-    return text.rstrip().endswith(TAGS[0])
+    return ends_in_thought(text)
 
 
 def fitted_to_prompts(rewards: Sequence[Any], *, opened: bool) -> tuple[list[Any], list[str]]:

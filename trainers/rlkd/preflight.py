@@ -11,6 +11,7 @@ from rewards.composite import check_combination
 from rewards.lengths import SoftOverlong
 from rewards.structure import StructureReward
 from rlkd.errors import UsageError
+from rlkd.registry import split_alias
 from trainers.common.gold import check_gold
 from trainers.common.models import check_model
 from trainers.common.preflight import (
@@ -22,8 +23,10 @@ from trainers.common.preflight import (
     has_images,
     named_datasets,
 )
+from trainers.common.student import reading_options
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
-from trainers.vllm.checks import check_installed, check_sampling
+from trainers.vllm.checks import check_installed
+from trainers.vllm.sampling import check_sampling
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -65,7 +68,8 @@ def check_run(
         if isinstance(reward, Reward):
             reward.check_ready()
         elif isinstance(reward, str):
-            check_model(reward.partition("=")[2] or reward, "reward_funcs")
+            # With the student's options, as TRL loads it.
+            check_model(split_alias(reward)[1], "reward_funcs", **reading_options(args))
 
 
 def check_batch(args: RLKDConfig, dataset: Any) -> None:

@@ -149,44 +149,6 @@ def check_installed() -> None:
         )
 
 
-# Settings of sampling that change the probabilities of tokens, with the values that do not.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_p": (None, 1, 1.0),
-    "top_k": (None, 0, -1),
-    "min_p": (None, 0, 0.0),
-    "repetition_penalty": (None, 1, 1.0),
-    "presence_penalty": (None, 0, 0.0),
-    "frequency_penalty": (None, 0, 0.0),
-    "logit_bias": (None, {}),
-    "allowed_token_ids": (None, []),
-}
-
-
-def changed_sampling(args: Any) -> str:
-    """The settings of a run that change the probabilities of sampled tokens, as text; empty for none."""
-    given = {name: getattr(args, name, None) for name in _NEUTRAL}
-    given |= dict(getattr(args, "generation_kwargs", None) or {})
-    return ", ".join(
-        f"{name} {value}" for name, value in given.items() if name in _NEUTRAL and value not in _NEUTRAL[name]
-    )
-
-
-def check_sampling(args: Any) -> None:
-    """Raise `UsageError` where TRL's importance sampling correction would multiply the update away.
-
-    vLLM reports probabilities after top_p, top_k and the like, TRL computes its own without them. Their ratio over a
-    completion is then near 0, and the loss is multiplied by it.
-    """
-    if not (args.use_vllm and args.vllm_importance_sampling_correction):
-        return
-    if changed := changed_sampling(args):
-        raise UsageError(
-            f"use_vllm with {changed}: vLLM's probabilities of the tokens include it and the trainer's do "
-            "not, so the importance sampling correction would multiply the update by nearly 0. Leave it out, or set "
-            "vllm_importance_sampling_correction: false"
-        )
-
-
 def _check_port(args: RLKDConfig) -> None:
     if args.vllm_weight_transfer == "disk":
         return

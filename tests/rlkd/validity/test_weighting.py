@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlkd.validity import AdaptiveTau, WeightMap
+from rlkd.validity import AdaptiveTau, StepWeighting, WeightMap
 
 probabilities = st.floats(0, 1)
 logprobs = st.floats(-50, 0)
@@ -196,3 +196,13 @@ def test_a_resumed_tau_continues_as_the_uninterrupted_one(before, after):
 def test_settings_of_the_adaptive_tau_are_checked(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         AdaptiveTau(**settings)
+
+
+def test_a_checkpoint_with_one_tau_leaves_that_of_the_traces_at_its_start():
+    saved = StepWeighting(WeightMap(), adaptive=AdaptiveTau(start=0.3))
+    saved.adaptive.update([2.0] * 4)
+    state = saved.state_dict()
+    del state["tau_off_policy"]
+    resumed = StepWeighting(WeightMap(), adaptive=AdaptiveTau(start=0.3))
+    resumed.load_state_dict(state)
+    assert (resumed.adaptive.value, resumed.adaptive_off_policy.value) == (saved.adaptive.value, 0.3)

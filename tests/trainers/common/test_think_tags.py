@@ -38,6 +38,7 @@ def tokenizer(template):
         (None, QUESTION, None, False),
         (None, "1 + 1?", None, False),
         (None, "1 + 1?\n<think>\n", None, True),
+        (None, "1 + 1?\n[THINK]", None, True),
         ("{{ raise_exception('no') }}", QUESTION, None, False),
     ],
 )

@@ -70,6 +70,14 @@ def test_a_combination_that_trains_nothing_or_crashes_late_is_refused(
         RLKDTrainer("some/model-of-nobody", args=config(tmp_path, **changes), train_dataset=rows)
 
 
+def test_a_reward_model_is_looked_for_with_the_options_of_the_student(rows, tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, **options: asked.append(options))
+    args = config(tmp_path, trust_remote_code=True, model_init_kwargs={"revision": "v1"})
+    check_run(args, ["good=some/reward-model"], ["good"], rows, None)
+    assert asked == [{"revision": "v1", "trust_remote_code": True}]
+
+
 def test_answers_that_no_reward_can_read_are_refused(nothing_loads, rows, tmp_path) -> None:
     words = Dataset.from_list([{"prompt": QUESTION, "answer": "many"}] * 8)
     with pytest.raises(UsageError, match="'numeric': 8 of 8 answers cannot be read as gold answers, such as 'many'"):

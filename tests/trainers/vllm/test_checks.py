@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from trainers import RLKDConfig
 from trainers.vllm import checks
 from trainers.vllm.checks import (
     check_rollouts,
-    check_sampling,
     longest_prompt,
     prepare_rollouts,
     serve_command,
@@ -296,29 +294,3 @@ def test_runs_without_vllm_are_not_touched(tiny_model: str, tmp_path: Any) -> No
     before = dict(vars(vllm_generation))
     with prepare_rollouts(config(tmp_path, use_vllm=False), tiny_model, None):
         assert dict(vars(vllm_generation)) == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"top_p": 0.9}, "top_p 0.9"),
-        ({"top_k": 50}, "top_k 50"),
-        ({"min_p": 0.05}, "min_p 0.05"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty 1.1"),
-        ({"generation_kwargs": {"top_p": 0.8}}, "top_p 0.8"),
-        ({"generation_kwargs": {"presence_penalty": 0.5}, "top_k": 5}, "top_k 5, presence_penalty 0.5"),
-        ({}, None),
-        ({"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1}, None),
-        ({"temperature": 0.7, "generation_kwargs": {"seed": 1, "top_p": 1.0}, "top_p": 0.9}, None),
-        ({"top_p": 0.9, "vllm_importance_sampling_correction": False}, None),
-        ({"top_p": 0.9, "use_vllm": False}, None),
-    ],
-)
-def test_sampling_that_the_importance_correction_would_punish_is_refused(changes, named) -> None:
-    values = {"use_vllm": True, "vllm_importance_sampling_correction": True, "generation_kwargs": None}
-    args = SimpleNamespace(**values | {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0} | changes)
-    if named is None:
-        check_sampling(args)
-    else:
-        with pytest.raises(UsageError, match=rf"use_vllm with {named}: .*vllm_importance_sampling_correction: false"):
-            check_sampling(args)
