@@ -15,11 +15,14 @@ from typing import Literal
 from rlkd.answers.boxes import boxes, distinct, last_boxes
 from rlkd.answers.marks import last_mark
 from rlkd.answers.remarks import without_remark
-from rlkd.answers.sentences import first_sentence, last_sentence, unmarked
+from rlkd.answers.sentences import first_sentence, last_plain_result, last_sentence, unmarked
 from rlkd.answers.thoughts import after_thought
 
 _SPECIAL_TOKEN = re.compile(
     r"<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn|end_of_utterance)>|\[/?INST\]"
+)
+_LATEX_LABEL = re.compile(
+    r"\\(?:text(?:bf|it|rm|tt|sf)?|mathbf|mathrm|emph|underline)\s?\{([^{}\n]{0,40}answer[^{}\n]{0,200})\}", re.I
 )
 _HTML = re.compile(r"</?(?:b|strong|em|u)>", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -58,8 +61,11 @@ def extract_answer(text: str, fallback: Fallback = "none", *, prefilled: bool = 
 def announcement(text: str, *, prefilled: bool = False) -> Announcement | None:
     """The last announcement of a text, or None. Takes time linear in the text."""
     text = _HTML.sub("", _SPECIAL_TOKEN.sub("\n", after_thought(text, prefilled)))
+    text = _LATEX_LABEL.sub(r"\1", text)
     found = [Announcement(*each) for each in (last_boxes(text), _last_tag(text)) if each]
     found += [Announcement(*each, in_sentence=True) for each in (last_mark(text), last_sentence(text)) if each]
+    if not found and (plain := last_plain_result(text)):
+        return Announcement(*plain, in_sentence=True)
     return max(found, key=lambda each: each.start, default=None)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from rlkd.answers.numbers import read_quantity
 from rlkd.answers.sentences import FILLER, LONGEST, unmarked
 
 _MARK = re.compile(r"(?<!#)####(?!#)[ \t]*+([^\n]*)")
@@ -17,8 +18,10 @@ _HEADING = re.compile(
     r"end|key points)\b",
     re.IGNORECASE,
 )
+# Those that may be the label of an answer.
+_RESULT = re.compile(r"(?:final )?(?:solution|summary|conclusion|calculations?|working)\b[^\w\n]*[:=]", re.IGNORECASE)
 _WORDS = re.compile(r"(?!(?:yes|no|true|false)\b)(?:\d{1,2}[.)]\s+)?[^\W\d_]{2}", re.IGNORECASE)
-_LABEL = re.compile(r"[^\W\d_]{2}[^\n:=\d]{1,40}[:=][*_]*\s+[*_]*(?=[-+−–]?\s*(?:[$€£¥]|\\)?[\d.])(?=[^=:]*$)")
+_LABEL = re.compile(r"[^\W\d_]{2}[^\n:=\d]{1,40}[:=][*_]*\s+[*_]*(?=[-+−–]?\s*(?:[$€£¥]|\\)?[\d.])(?=([^:]*)$)")
 _FILLER = re.compile(rf"\A{FILLER}\s*(?=[-+−–$\\\d])", re.IGNORECASE)
 
 
@@ -28,15 +31,24 @@ def last_mark(text: str) -> tuple[int, str] | None:
         line = unmarked(match[1][:LONGEST])
         followed = bool(text[match.end() : match.end() + LONGEST].strip())
         if line and not is_heading(line, followed):
-            return match.start(), unmarked(_FILLER.sub("", _LABEL.sub("", line, count=1), count=1))
+            return match.start(), unmarked(_FILLER.sub("", _without_label(line), count=1))
     return None
 
 
 def is_heading(line: str, followed: bool) -> bool:
     """Whether a marked line is a heading: a word of headings, or words with text below (`followed`).
 
-    A label with one value behind it is none: `#### Total: 72`.
+    A label with one value behind it is none: `#### Total: 72`, `#### Solution: 48 + 24 = 72`.
     """
+    labelled = _without_label(line) != line
     if _HEADING.match(line):
-        return True
-    return followed and _WORDS.match(line) is not None and _LABEL.match(line) is None
+        return not (labelled and _RESULT.match(line) and read_quantity(_without_label(line)))
+    return followed and _WORDS.match(line) is not None and not labelled
+
+
+def _without_label(line: str) -> str:
+    """One value, or a calculation with its result, without the label before it."""
+    match = _LABEL.match(line)
+    if match is None or ("=" in match[1] and read_quantity(unmarked(match[1])) is None):
+        return line
+    return line[match.end() :]

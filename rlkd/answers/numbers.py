@@ -71,7 +71,9 @@ _CENTS_OF_MONEY = re.compile(r",(\d\d)\s?[€$£]")
 _BASE = re.compile(r"\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _AND_A_HALF = {" and a half": Fraction(1, 2), " and a quarter": Fraction(1, 4), " and three quarters": Fraction(3, 4)}
 _REASON = re.compile(
-    r"\s*,?\s*\b(?:because|since|i\.e\.?|that is|namely)(?!\w).*|\s*,\s*(?:which|as|so)\b.*", re.IGNORECASE
+    r"\s*,?\s*\b(?:because|since|i\.e\.?|that is|namely)(?!\w).*"
+    r"|\s*,\s*(?:which|as|so)\b(?!.*\b(?:wrong|incorrect|mistaken|not (?:right|correct))\b).*",
+    re.IGNORECASE,
 )
 _RESTATED = re.compile(r"(.*\S)\s+\(([^()]*)\)")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)(?![\d,.])(.*)")

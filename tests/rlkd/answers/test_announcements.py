@@ -126,6 +126,17 @@ def test_the_last_announcement_counts_unless_it_is_truncated(text, answer):
         "ANS: 72",
         "Final result: 72",
         "✅ **Final Answer:** 72 🎉",
+        '"Answer: 72"',
+        "(Final answer: 72)",
+        "[Answer: 72].",
+        "| Answer: 72 |",
+        "$\\textbf{Answer: }72$",
+        "\\textbf{Final Answer:} 72",
+        "\\text{Answer}: 72",
+        "[Answer] 72",
+        "Result: 72",
+        "48 + 24 = 72\n**Result:** 72.",
+        "Final answer 72",
     ],
 )
 def test_a_label_announces(text):
@@ -143,6 +154,18 @@ def test_a_label_announces(text):
         "A wrong answer: 72",
         "Answering: 72",
         "Answer:",
+        "No answer: 72",
+        "There is no final answer: 72",
+        "[Answer](answer.md)",
+        "See [answer] 72",
+        "Result: she sold 72",
+        "Total result: 72",
+        "result = 72",
+        "The result is 72.",
+        "He earned 24 answers * 2 points/answer = 48 points.",
+        "The third answer was 1800 - 400 = 1400.",
+        "The answer to the second problem is 24.",
+        "The wrong answer is 71.",
     ],
 )
 def test_a_label_of_something_else_announces_nothing(text):
@@ -186,6 +209,18 @@ def test_a_label_of_something_else_announces_nothing(text):
         "turned out to be",
         "ends up being",
         "does equal",
+        "is ultimately",
+        "is, naturally,",
+        "is once again",
+        "is in total",
+        "is approx.",
+        "is nearly",
+        "is almost",
+        "is close to",
+        "is going to be",
+        "can only be",
+        "shall be",
+        "remains",
     ],
 )
 def test_fillers_do_not_belong_to_an_answer(words):
@@ -220,6 +255,8 @@ def test_a_doubt_or_a_question_announces_nothing(text):
         ("The answer is at least 72.", "at least 72"),
         ("The answer is between 70 and 72.", "between 70 and 72"),
         ("The answer is probably 72.", "probably 72"),
+        ("The answer is hardly 72.", "hardly 72"),
+        ("The answer is possibly 72.", "possibly 72"),
         ("The answer is 4 or 5.", "4 or 5"),
         ("The answer is 4, or maybe 5.", "4, or maybe 5"),
         ("The answer is 5, but it could be 6.", "5, but it could be 6"),
@@ -238,6 +275,7 @@ def test_a_sentence_before_the_announcement_does_not_take_it_back():
 
 
 def test_a_comment_on_the_answer_is_no_announcement():
+    assert extract_answer("\\boxed{72}. The answer remains the same.") == "72"
     assert extract_answer("\\boxed{72}. The answer is reasonable.") == "72"
     assert extract_answer("Answer: correct") == "correct"
 
@@ -260,13 +298,19 @@ def test_a_comment_on_the_answer_is_no_announcement():
         "The answer is:\n\\begin{equation}\n72\n\\end{equation}",
         "The answer is:\n#### 72",
         "Answer:\n\\[\\boxed{72}\\]",
+        "#### Result\n72",
+        "### Final Result:\n72\n\nWe added.",
+        "**Result**\n\n72",
+        "#### Final Answer (clips)\n72",
     ],
 )
 def test_the_answer_may_stand_on_the_next_line(text):
     assert extract_answer(text) == "72"
 
 
-@pytest.mark.parametrize("text", ["Answer:\n48/2 = 24\n48 + 24 = 72", "### Answer key\n72"])
+@pytest.mark.parametrize(
+    "text", ["Answer:\n48/2 = 24\n48 + 24 = 72", "### Answer key\n72", "### Result\nShe sold 72.", "Result\n72"]
+)
 def test_the_first_line_of_a_solution_is_not_its_answer(text):
     assert extract_answer(text) is None
 
@@ -290,13 +334,25 @@ def test_the_first_line_of_a_solution_is_not_its_answer(text):
         "#### Step 1\n48/2 = 24\n#### Step 2\nSo the answer is 72.",
         "####72",
         "#### **72**\n\nBecause 48 + 24 = 72.",
+        "#### Solution: 72",
+        "#### Conclusion: 72\nDone.",
+        "#### 72\n#### Solution: x + 2 = 5",
     ],
 )
 def test_a_heading_is_no_mark(text):
     assert extract_answer(text) == "72"
 
 
-@pytest.mark.parametrize("text", ["#### Step 2\n5 + 2 = 7", "#### Verification\n72", "#### Note: 72"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### Step 2\n5 + 2 = 7",
+        "#### Verification\n72",
+        "#### Note: 72",
+        "#### Example: 72",
+        "#### Check: 48 + 24 = 72",
+    ],
+)
 def test_a_heading_alone_announces_nothing(text):
     assert extract_answer(text) is None
 
@@ -308,6 +364,7 @@ def test_a_heading_alone_announces_nothing(text):
         ("#### New York\n", "New York"),
         ("#### Yes\nIt holds for all.", "Yes"),
         ("#### x = 72", "x = 72"),
+        ("#### Total: 48 + 24 = 72", "48 + 24 = 72"),
         ("#### 72 apples", "72 apples"),
     ],
 )
