@@ -28,6 +28,11 @@ _CALCULATES = re.compile(r"[\d\\=πi√∞]|(?<![A-Za-z])(?:e|inf|infinity)(?![A
 _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _REMARK = re.compile(rf"\W*{REASON}", re.IGNORECASE)
+# Math-Verify reads some of these without their points.
+_FIGURE = re.compile(
+    r"\\(?P<kind>triangle|angle|widehat|vec|overline|overrightarrow|overleftrightarrow)(?![A-Za-z])\s*\{?\s*"
+    r"(?P<points>(?:[A-Z]'*)+|[a-z])\s*\}?"
+)
 # A longer answer is no answer.
 _LONGEST = 10_000
 # Gold answers that can be compared, found where a comparison with them failed, by the function that tried them.
@@ -161,6 +166,9 @@ def _equal_as_read(answer: str, gold: str) -> bool | Literal["mathematics"] | No
         return _equal_times(times, (left, right), answer, gold)
     if (left is None) == (right is None) and _same_text(answer, gold):
         return True
+    figures = _FIGURE.fullmatch(plain(answer)), _FIGURE.fullmatch(plain(gold))
+    if figures[0] and figures[1]:
+        return _same_figure(figures[0], figures[1])
     for text, quantity in ((answer, right), (gold, left)):
         if quantity is not None and (comma := decimal_comma(text, quantity.value)) is not None:
             return comma.equals(quantity)
@@ -185,6 +193,15 @@ def _equal_times(
         return not time.exact and quantity.value == time.hours and not quantity.unit.kinds
     # "A : B = 11:21" is a ratio with its name.
     return squeezed(answer).rpartition("=")[2] == squeezed(gold).rpartition("=")[2]
+
+
+def _same_figure(first: re.Match[str], second: re.Match[str]) -> bool:
+    r"""Whether two angles, triangles, arcs or vectors have the same points; `\angle ABC` is `\angle CBA`."""
+    names = first["points"], second["points"]
+    backwards = "".join(reversed(re.findall(r"\w'*", names[1])))
+    return first["kind"] == second["kind"] and (
+        names[0] == names[1] or (first["kind"] == "angle" and names[0] == backwards)
+    )
 
 
 def _same_text(answer: str, gold: str) -> bool:

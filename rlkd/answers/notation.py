@@ -19,14 +19,21 @@ _DELIMITERS = (
     ("\\[", "\\]"),
     ("\\begin{equation*}", "\\end{equation*}"),
     ("\\begin{equation}", "\\end{equation}"),
+    ("\\begin{align}", "\\end{align}"),
+    ("\\begin{align*}", "\\end{align*}"),
+    ("\\begin{displaymath}", "\\end{displaymath}"),
     ("**", "**"),
     ("`", "`"),
+    ("``", "''"),
     ('"', '"'),
     ("'", "'"),
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+_BOX = re.compile(r"\\(?:boxed|fbox|ensuremath)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 # Commands around words, which keep their content.
-_WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox)\s*\{([^{}]*)\}")
+_WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|normal)|mbox)\s*\{([^{}]*)\}")
+# A comma that groups digits, and the e of "1e5".
+_COMMA = re.compile(r"\\(?:text|mathrm|mathord|mathpunct)\s*\{,\}")
+_EXPONENT = re.compile(r"(?<=\d)\\(?:mathrm|text)\s*\{([eE])\}(?=[-+]?\d)")
 _VULGAR = {char: tuple(unicodedata.normalize("NFKC", char).split("\u2044")) for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -54,6 +61,12 @@ _SIGNS = {
     "∩": r"\cap ",
     "∈": r"\in ",
     "∅": r"\emptyset ",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
     "ℝ": r"\mathbb{R}",
     "≡": r"\equiv ",
     "٬": ",",
@@ -63,6 +76,8 @@ _SIGNS = {
     "′": "'",
     "’": "'",
     "‘": "'",
+    "“": '"',
+    "”": '"',
 }
 _SPACES = re.compile(r"\s+")
 _GREEK = {
@@ -82,12 +97,16 @@ _REPLACED = tuple(
         (r"(?<!\\)\\[()]", " "),
         (r"(?<!\\)\$([^$]*[^$\\])\$(?=\W)", r"\1"),
         (r"\{,\}", ","),
+        (r"\{\\,\}", " "),
+        (r"\{([-+])\}", r"\1"),
+        (r"^\{(-?[\d.]+)\}$", r"\1"),
         (r"(?<!\\)\\!\s*", ""),
         (r"(?<!\\)\\[,;: ]|\\quad|\\qquad|\\thinspace|~(?!\d)", " "),
         (r"\\\$", "$"),
         (r"\\%", "%"),
         (
-            r"\\(?:left|right|displaystyle|textstyle|large|Large|LARGE|huge|Huge|small|big|Big|bigg|Bigg)(?![A-Za-z])",
+            r"\\(?:left|right|displaystyle|textstyle|large|Large|LARGE|huge|Huge|small|big|Big|bigg|Bigg"
+            r"|[bB]igg?[lrm])(?![A-Za-z])",
             "",
         ),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -95,9 +114,13 @@ _REPLACED = tuple(
         (r"\\frac\s*(\d)\s*(?=\{)", r"\\frac{\1}"),
         (r"(\\frac\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\{\s*(-?[\d.]+)\s*\\over\s*(-?[\d.]+)\s*\}", r"\\frac{\1}{\2}"),
-        (r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![A-Za-z])", "°"),
+        (r"\s*\^\s*(?:\{\s*(?:\\circ|∘)\s*\}|\\circ|∘)|(?<=\d)∘|\\degree(?![A-Za-z])", "°"),
         (r"\b(US|CA|AU|HK|NZ) \$", r"\1$"),
+        (r"\*\*\s*(-?\d+)(?![\d.])", r"^{\1}"),
         (r"\*\*", "^"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"(?<![A-Za-z\\])sqrt\s*(?=\{)", r"\\sqrt"),
+        (r"(?<![A-Za-z\\])sqrt (\d+(?:\.\d+)?)(?![\w.])", r"\\sqrt{\1}"),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
         # A dash is a minus where no number or word stands before it, as the U+2212 is everywhere.
@@ -117,6 +140,7 @@ def plain(text: str) -> str:
         if "begin" not in text:
             # Backslashes that were escaped once too often.
             text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
+        text = _COMMA.sub(",", _EXPONENT.sub(r"\1", text))
         text = _WRAPPER.sub(r" \1", text)
     for pattern, new in _REPLACED:
         text = pattern.sub(new, text)
@@ -159,7 +183,7 @@ def _ascii(text: str) -> str:
             out.append(" ")
         elif unicodedata.category(char) == "Cf":
             continue
-        elif "\uff01" <= char <= "\uff5e" or char in "￠￡￥￦":
+        elif "\uff01" <= char <= "\uff5e" or "\U0001d400" <= char <= "\U0001d7ff" or char in "￠￡￥￦":
             out.append(unicodedata.normalize("NFKC", char))
         else:
             out.append(char)
@@ -170,5 +194,6 @@ def _ascii(text: str) -> str:
     text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
     text = re.sub(r"[α-ω]", lambda found: _GREEK.get(found[0], found[0]), text)
     text = re.sub(r"∛\s*(?:\(([^()]*)\)|(\d+|\w))", lambda m: f"\\sqrt[3]{{{m[1] or m[2]}}}", text)
+    text = re.sub(r"∜\s*(?:\(([^()]*)\)|(\d+|\w))", lambda m: f"\\sqrt[4]{{{m[1] or m[2]}}}", text)
     text = re.sub(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|\w))", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     return _SIGN.sub(lambda found: _SIGNS[found[0]], text)

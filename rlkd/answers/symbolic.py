@@ -23,6 +23,8 @@ _NAMES = frozenset(
         max min lim det and or theta alpha beta gamma lambda phi""",
     )
 )
+# Of these, letters alone are a value; "max" alone is a word.
+_VALUES_ALONE = frozenset(["pi", "inf", "infinity", "infty", "theta", "alpha", "beta", "gamma", "lambda", "phi"])
 _LETTERS = re.compile(r"[^\W\d_]+")
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\{[clr|]*\})?|\\operatorname\*?\s*\{\w+\}|\\[A-Za-z]+")
 # With these, capital letters are names in geometry: AB = 4.
@@ -32,7 +34,7 @@ _LONGEST_UNIT = 100
 _DATE = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[-/]\d\d?[-/]\d{4}")
 _MONEY = re.compile(r"^([-+]?)\s*[$€£¥₹]\s*")
 _NAMED = re.compile(
-    r"(?<![A-Za-z\\])(pi|infinity|infty|theta|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?![A-Za-z])"
+    r"(?<![A-Za-z\\])(pi|infinity|infty|theta|alpha|beta|gamma|lambda|phi|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?![A-Za-z])"
 )
 _DIGITS = 60
 """Significant digits in which two numbers must agree."""
@@ -58,7 +60,7 @@ def is_words(text: str) -> bool:
 def is_one_word(text: str) -> bool:
     """Whether a text consists of letters alone, which may be a product: ABC, xy."""
     word = plain(text)
-    return len(word) > 1 and word.isalpha() and word.lower() not in _NAMES
+    return len(word) > 1 and word.isalpha() and word.lower() not in _VALUES_ALONE
 
 
 @cache

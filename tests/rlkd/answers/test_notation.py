@@ -20,7 +20,7 @@ from rlkd.answers.notation import plain, undelimited
         ("x²", "x^{2}"),
         ("√2", r"\sqrt{2}"),
         ("√(x+1)", r"\sqrt{x+1}"),
-        ("x**2", "x^2"),
+        ("x**2", "x^{2}"),
         ("−6", "-6"),
         ("–6", "-6"),
         ("４２", "42"),
