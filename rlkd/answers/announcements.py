@@ -34,7 +34,10 @@ Fallback = Literal["none", "last_number"]
 
 @dataclass(frozen=True)
 class Announcement:
-    """An announced answer; in a sentence (also after a label or mark), `text` is the rest of its line."""
+    """An announced answer; in a sentence (also after a label or mark), `text` is the rest of its line.
+
+    A box or a tag may hold an announcement in turn: `\\boxed{Answer: 72}`, `<answer>#### 72</answer>`.
+    """
 
     start: int
     text: str
@@ -66,7 +69,15 @@ def announcement(text: str, *, prefilled: bool = False) -> Announcement | None:
     found += [Announcement(*each, in_sentence=True) for each in (last_mark(text), last_sentence(text)) if each]
     if not found and (plain := last_plain_result(text)):
         return Announcement(*plain, in_sentence=True)
-    return max(found, key=lambda each: each.start, default=None)
+    said = max(found, key=lambda each: each.start, default=None)
+    around = max((each for each in found if not each.in_sentence), key=lambda each: each.start, default=None)
+    if said is None or around is None:
+        return said
+    place = text.find(around.text, around.start)
+    if said is around or 0 <= place <= said.start < place + len(around.text):
+        inside = [each for each in (last_mark(around.text), last_sentence(around.text)) if each]
+        return Announcement(around.start, max(inside)[1], in_sentence=True) if inside else around
+    return said
 
 
 def answer_and_gold(text: str, gold: str, fallback: Fallback = "none", *, prefilled: bool = False) -> tuple[str, str]:

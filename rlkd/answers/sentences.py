@@ -102,7 +102,7 @@ _PLAIN = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(
-    r"(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)\.|…|(?<!!)!++(?!\s*[=+\-*/^]))"
+    r"(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bi\.e)(?<!\be\.g)\.|…|(?<!!)!++(?!\s*[=+\-*/^]))"
     r"(?=[\"'”’*_)]*+(?:\s|$))|[。！]"
 )
 _STRONG = re.compile(r"(?<!\S)\*\*([^*\n]{1,200})\*\*(?!\w)")

@@ -24,6 +24,12 @@ from rlkd.answers import answer_and_gold, extract_answer
         ("The answer is 72.", "72"),
         ("The final answer is: 72 clips. Good.", "72 clips"),
         ("The answer is $5.50.", "$5.50"),
+        ("The answer is 5…", "5"),
+        ("The answer is 5!!", "5"),
+        ("The answer is 5 :)", "5"),
+        ("The answer is 5 😀", "5"),
+        ("The answer is 5 \\blacksquare", "5"),
+        ("The answer is 5 (i.e. 2 + 3).", "5"),
         ("the answer is 1.5\nand more", "1.5"),
     ],
 )
@@ -389,6 +395,11 @@ def test_a_mark_may_hold_words(text, answer):
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         ("boxed 72", None),
         (r"\boxed", None),
+        (r"\boxed{Answer: 72}", "72"),
+        (r"\boxed{\text{The answer is } 72}", "72"),
+        (r"\boxed{72}. The answer is 71.", "71"),
+        ("<answer>#### 72</answer>", "72"),
+        ("<answer>48 + 24 = 72\nThe answer is 72.</answer>", "72"),
     ],
 )
 def test_boxes(text, answer):
