@@ -14,7 +14,7 @@ _PARTS = {
     "midnight": "a",
 }
 _TIME = re.compile(
-    r"(?P<hours>\d{1,2})(?::(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?)?"
+    r"(?P<hours>\d{1,2})(?:(?P<point>[:.])(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?)?"
     r"(?:\s*(?:(?P<half>[ap])\.?\s?m\b\.?|(?P<sharp>o'? ?clock)))?(?:\s+(?P<part>in the \w+|at night|noon|midnight))?",
     re.IGNORECASE,
 )
@@ -43,9 +43,11 @@ class Clock:
 
 def read_clock(text: str) -> Clock | None:
     """The time of a day that a text (`notation.plain`) consists of, or None."""
-    text = text.strip().lower()
+    text = text.strip().lower().removeprefix("at ")
     match = _TIME.fullmatch(f"12:00 {text}" if text in ("noon", "midnight") else text)
     if not match or not (match["minutes"] or match["half"] or match["sharp"] or match["part"]):
+        return None
+    if match["point"] == "." and not (match["half"] or match["part"]):
         return None
     hours, half = int(match["hours"]), match["half"] or _PARTS.get(match["part"] or "", "")
     if match["part"] and (not half or (match["half"] or half) != half):

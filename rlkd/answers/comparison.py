@@ -28,6 +28,7 @@ _CALCULATES = re.compile(r"[\d\\=πi√∞]|(?<![A-Za-z])(?:e|inf|infinity)(?![A
 _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _REMARK = re.compile(rf"\W*{REASON}", re.IGNORECASE)
+_RATIO = re.compile(r"\d[\d.,]*(?:\s*:\s*\d[\d.,]*)+")
 # Math-Verify reads some of these without their points.
 _FIGURE = re.compile(
     r"\\(?P<kind>triangle|angle|widehat|vec|overline|overrightarrow|overleftrightarrow)(?![A-Za-z])\s*\{?\s*"
@@ -166,6 +167,10 @@ def _equal_as_read(answer: str, gold: str) -> bool | Literal["mathematics"] | No
         return _equal_times(times, (left, right), answer, gold)
     if (left is None) == (right is None) and _same_text(answer, gold):
         return True
+    if any(
+        quantity is not None and _RATIO.fullmatch(plain(text)) for text, quantity in ((answer, right), (gold, left))
+    ):
+        return False
     figures = _FIGURE.fullmatch(plain(answer)), _FIGURE.fullmatch(plain(gold))
     if figures[0] and figures[1]:
         return _same_figure(figures[0], figures[1])

@@ -95,7 +95,7 @@ _REPLACED = tuple(
         (r"<<[^<>=]*=[^<>=]*>>", ""),
         # Mathematics with words behind it: "$72$ clips".
         (r"(?<!\\)\\[()]", " "),
-        (r"(?<!\\)\$([^$]*[^$\\])\$(?=\W)", r"\1"),
+        (r"(?<!\\)\$([^$]*[^$\\])\$(?=\W|$)", r"\1"),
         (r"\{,\}", ","),
         (r"\{\\,\}", " "),
         (r"\{([-+])\}", r"\1"),
@@ -115,6 +115,16 @@ _REPLACED = tuple(
         (r"(\\frac\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\{\s*(-?[\d.]+)\s*\\over\s*(-?[\d.]+)\s*\}", r"\\frac{\1}{\2}"),
         (r"\s*\^\s*(?:\{\s*(?:\\circ|∘)\s*\}|\\circ|∘)|(?<=\d)∘|\\degree(?![A-Za-z])", "°"),
+        (r"\\(?:pounds|textsterling)(?![A-Za-z])\s*", "£"),
+        (r"\\(?:euro|texteuro|EUR)(?![A-Za-z])\s*", "€"),
+        (r"\\textdollar(?![A-Za-z])\s*", "$"),
+        (r"\\(?=[€£¥₹])", ""),
+        (r"\\yen(?![A-Za-z])\s*", "¥"),
+        (r"(?<=\d )([kM]?)\\Omega(?![A-Za-z])", r"\1Ω"),
+        (r"\{\\rm\s+([^{}]*)\}|(?<=\d)\s*\\rm\s+", r" \1"),
+        (r"(?<=\d)\s*\\(?:operatorname|unit)\s*\{([A-Za-z]+)\}$", r" \1"),
+        (r"\b(?:USD (?=\$)|EUR (?=€)|GBP (?=£)|INR (?=₹))", ""),
+        (r"(?<=[A-Za-z])[‐‑](?=[A-Za-z])", "-"),
         (r"\b(US|CA|AU|HK|NZ) \$", r"\1$"),
         (r"\*\*\s*(-?\d+)(?![\d.])", r"^{\1}"),
         (r"\*\*", "^"),
@@ -190,6 +200,7 @@ def _ascii(text: str) -> str:
     text = "".join(out)
     # "5 m²" may be written together, unlike the product 5m^2.
     text = re.sub(r"(?<=\d)(m[²³])", r" \1", text)
+    text = re.sub(r"(?<=\d)(\s?)μ(?=(?:m|g|s|A|V|F|T|L|l)\b)", r"\1µ", text)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
     text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
     text = re.sub(r"[α-ω]", lambda found: _GREEK.get(found[0], found[0]), text)

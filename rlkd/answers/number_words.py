@@ -42,6 +42,9 @@ DENOMINATORS = {"half": 2, "halve": 2} | {word: value for value, word in enumera
 DENOMINATORS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6, "billionth": 10**9}
 DENOMINATORS |= {f"{word[:-1]}ieth": value for word, value in CARDINALS.items() if word.endswith("ty")}
 _PARTS = DENOMINATORS | {"quarter": 4}
+# "hundred" alone is a hundred.
+_ALONE = frozenset(["dozen", "hundred", "thousand", "million", "billion"])
+_HALF_A = re.compile(r"half a ([A-Za-z]+)", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -77,6 +80,15 @@ def leading_number(text: str) -> tuple[Fraction, str] | None:
                 current *= factor
             else:
                 total, current = total + current * factor, 0
+        elif word in _ALONE and not seen:
+            current = MULTIPLIERS[word]
+        elif (
+            word == "half"
+            and (many := _HALF_A.match(text, position))
+            and singular(many[1]) in MULTIPLIERS
+            and not seen
+        ):
+            return Fraction(MULTIPLIERS[singular(many[1])], 2), text[many.end() :]
         elif word == "half" and not seen:
             return Fraction(1, 2), text[match.end() :]
         elif singular(word) in _PARTS and seen and total + current > 0:

@@ -54,8 +54,9 @@ _POWER = re.compile(
 )
 _BARE_POWER = re.compile(r"10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|\(\s*([-+]?\d{1,3})\s*\)|([-+]?\d{1,3})(?!\d))")
 _HEDGE = re.compile(
-    r"(?:(?:about|approximately|approx\.?|roughly|around|circa|exactly|precisely|just|only)\s+|"
-    r"(?:=|~|≈|≃|\\approx|\\simeq|\\sim)\s*)+",
+    r"(?:(?:about|approximately|approx\.?|roughly|around|circa|ca\.|nearly|almost|more or less|"
+    r"exactly|precisely|just|only|a total of)\s+|(?:=|~|≈|≃|≅|≒|\\(?:thick)?approx(?:eq)?|\\simeq|\\cong|"
+    r"\\sim)(?![A-Za-z])\s*)+",
     re.IGNORECASE,
 )
 _SIGN = re.compile(r"([-+])\s*(?![-+])|(?:(minus|negative)|(?:plus|positive))\s+", re.IGNORECASE)
@@ -227,6 +228,8 @@ def _unit(text: str) -> Quantity | None:
     percent = _PERCENT.match(tail)
     if percent:
         tail = tail[percent.end() :]
+    if money and tail.strip() in ("/-", ".-", ",-", "/="):
+        tail = ""
     attached = not percent and not money and tail[:1] not in ("", " ", ",", ";")
     if tail.startswith(" base_"):
         unit: Unit | None = Unit({tail: Fraction(1)})

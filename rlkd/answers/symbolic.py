@@ -36,6 +36,7 @@ _MONEY = re.compile(r"^([-+]?)\s*[$€£¥₹]\s*")
 _NAMED = re.compile(
     r"(?<![A-Za-z\\])(pi|infinity|infty|theta|alpha|beta|gamma|lambda|phi|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?![A-Za-z])"
 )
+_FACTOR = re.compile(r"(?<![\w.^])(\d+)\s*\(\s*(\d+)\s*/\s*(\d+)\s*\)")
 _DIGITS = 60
 """Significant digits in which two numbers must agree."""
 
@@ -121,6 +122,8 @@ def read(text: str) -> tuple[Any, Unit] | None:
     if not body or re.search("['\"]", body) or (is_words(body) and not is_one_word(body)):
         return None
     try:
+        # Brackets multiply: "1(1/4)" is no mixed number.
+        body = _FACTOR.sub(r"\1 \\cdot \\frac{\2}{\3}", body)
         expression = _with_both_signs(_NAMED.sub(r"\\\1 ", body).replace(r"\infinity", r"\infty"))
     except MemoryError:
         raise

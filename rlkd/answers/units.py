@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from rlkd.answers.number_words import CARDINALS, DENOMINATORS, MULTIPLIERS, singular
-from rlkd.answers.unit_table import UNITS
+from rlkd.answers.unit_table import SPACED, UNITS
 
 Kinds = Mapping[str, Fraction]
 
@@ -45,7 +45,7 @@ _NOT_FIRST = _words(
 )
 # These count nothing alone, but "5 double rooms" are 5.
 _NO_THINGS = _words("double triple quadruple imaginary")
-_SHORT = _words("a of in on at by as to he it we my up go do so us tv pts ppl")
+_SHORT = _words("a an of in on at by as to he it we my up go do so us tv pts ppl")
 _FILLERS = _words(
     "a an the of in on at for each every all total altogether more left per and about approximately roughly exactly"
 )
@@ -55,6 +55,13 @@ _POWER = re.compile(r"\s*\^\s*\{?\s*(-?\d)\s*\}?(?!\d)")
 _SCALE = re.compile(r"^deg(?:ree)?s?\.?\s+(?=C\b|F\b|[Cc]elsius|[Ff]ahrenheit)([CcFf])\w*|^°\s*([CF])\b")
 _UNNAMED = re.compile(r"^(?:(?:square|sq|cubic|cu)\.?\s+)?units?(?:\s*\^\s*\{?[23]\}?)?(?![\w^])")
 _PREFIX = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_BRACKETED = re.compile(r"[(\[]\s*([^()\[\]]+?)\s*[)\]]")
+_FRACTION = re.compile(r"\\frac\s*\{\s*([^{}\d\\]+?(?:\^\d)?)\s*\}\s*\{\s*([^{}\d\\]+?(?:\^\d)?)\s*\}")
+_MARKS = {'"': {**UNITS["in"], **UNITS["arcsecond"]}, "'": {**UNITS["ft"], **UNITS["arcminute"]}}
+_HYPHEN = re.compile(r"-(?=([^\W\d_]{4,}))")
+# A product without a sign is a unit only where a negative power or "kg m" shows it.
+_TIMES = re.compile(r"\s*(?:\\cdot|\*)\s*|\s+(?=[^\W\d_]{1,3}\s*\^\s*\{?\s*-)")
+_RAISED = re.compile(r"\s+(squared|cubed)\b")
 _PER = re.compile(r"\s*(?:/|\bper\b|\ba(?=\s)|\ban(?=\s)|(?<=\S)\s*p(?=/))\s*", re.IGNORECASE)
 
 
@@ -88,6 +95,15 @@ def read_unit(tail: str, attached: bool) -> Unit | None:
     tail = _UNNAMED.sub("units", tail)
     if not tail:
         return NO_UNIT
+    if tail in _MARKS:
+        return Unit(_MARKS[tail])
+    for form, unit in ((_BRACKETED, r"\1"), (_FRACTION, r"\1/\2")):
+        # "72 (cm)" and "72 \frac{km}{h}", if it is a unit.
+        if not attached and (match := form.fullmatch(tail)) and (inner := _known(match.expand(unit), False)):
+            return Unit(inner[0]) if not inner[1].strip() else None
+    if (hyphen := _HYPHEN.match(tail)) and _lookup(hyphen[1]):
+        # "72-inch", "72-year-old"
+        tail, attached = re.sub("^-|-old$", "", tail), False
     found = _known(tail, attached)
     kinds, rest = found if found else ({}, tail)
     if attached and not found:
@@ -109,8 +125,8 @@ def _known(text: str, attached: bool) -> tuple[dict[str, Fraction], str] | None:
     if first is None:
         return None
     kinds, rest = first
-    while (times := re.match(r"\s*(?:\\cdot|\*)\s*", rest)) and (more := _simple(rest[times.end() :], attached=False)):
-        kinds = {f"{left}*{right}": f * g for left, f in kinds.items() for right, g in more[0].items()}
+    while (times := _TIMES.match(rest)) and (more := _simple(rest[times.end() :], attached=False)):
+        kinds = {_product(left, right): f * g for left, f in kinds.items() for right, g in more[0].items()}
         rest = more[1]
     over = _PER.match(rest)
     if over:
@@ -127,15 +143,22 @@ def _known(text: str, attached: bool) -> tuple[dict[str, Fraction], str] | None:
     return kinds, rest
 
 
+def _product(left: str, right: str) -> str:
+    base, _, power = right.rpartition("^")
+    return f"{left}/{base}^{power[1:]}" if power.startswith("-") else f"{left}*{right}"
+
+
 def _simple(text: str, attached: bool) -> tuple[dict[str, Fraction], str] | None:
-    text = text.lstrip()
+    text = re.sub(r"^(sq|cu)\.(?=\S)", r"\1 ", text.lstrip())
     word = _WORD.match(text)
     power = 1
     if word and word[0].lower().rstrip(".") in _PREFIX:
         power = _PREFIX[word[0].lower().rstrip(".")]
         text = text[word.end() :].lstrip(". ")
         word, attached = _WORD.match(text), False
-    if not word or (attached and len(word[0]) == 1 and word[0].isalpha()):
+    if not word or (
+        attached and word[0].isalpha() and (word[0] in SPACED or (len(word[0]) == 1 and word[0].isascii()))
+    ):
         return None
     name, rest = word[0], text[word.end() :]
     kinds = _lookup(name)
@@ -146,6 +169,8 @@ def _simple(text: str, attached: bool) -> tuple[dict[str, Fraction], str] | None
         rest = rest[1:]
     if raised := _POWER.match(rest):
         power, rest = power * int(raised[1]), rest[raised.end() :]
+    elif any(kind.startswith(("length", "time")) for kind in kinds) and (words := _RAISED.match(rest)):
+        power, rest = power * (2 if words[1] == "squared" else 3), rest[words.end() :]
     if power != 1:
         powers = {}
         for kind, factor in kinds.items():
@@ -183,7 +208,7 @@ def _things(text: str, first: bool) -> frozenset[str] | None:
         ):
             return None
         # Letters that are no words are variables.
-        if len(word) < 3 and word not in _SHORT and not _lookup(words[place]):
+        if len(word) < 3 and word not in _SHORT and (not _lookup(words[place]) or words[place] in SPACED):
             return None
         if place == 0 and first and word.isascii() and word not in _SHORT and not _PRONOUNCED.search(word):
             return None
