@@ -81,6 +81,9 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     examples = to_examples(train_rows, script.prompt_style)
     apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
+    check_settings(args, None)
+    adapter = None if script.adapter else peft_config(model)
+    check_student(args, name, script.adapter or adapter)
     facts = read_model(name, **reading_options(args))
     template = template_arguments(script.chat_template_kwargs)
     examples = fit_examples(examples, facts, args, template, leave_out=script.filter_overlong_prompts)
@@ -94,9 +97,6 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         examples = by_length(examples, args.per_device_train_batch_size, args.seed)
         args.train_sampling_strategy = "sequential"
 
-    check_settings(args, None)
-    adapter = None if script.adapter else peft_config(model)
-    check_student(args, name, script.adapter or adapter)
     # TRL makes a new adapter; an existing one comes with its model.
     trainer: Any = RunSFTTrainer(
         model=with_adapter(name, script.adapter, args) if script.adapter else name,
@@ -145,7 +145,7 @@ def fit_examples(
     `student`: its `trainers.common.student.ModelFacts`. Raises `UsageError` where there is no template, or an example
     does not fit and is not to be left out.
     """
-    from trainers.common.student import PromptCheck
+    from trainers.common.prompts import PromptCheck
 
     tokenizer = student.tokenizer
     if tokenizer is None:  # the loading of the model says why

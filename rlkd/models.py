@@ -62,16 +62,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RLKD_CACHE") or Path.home() / ".cache" / "rlkd").expanduser()
 
 
-def resolve_model(name: str) -> str:
+def resolve_model(name: str, *, trust_remote_code: bool = False) -> str:
     """Return what `from_pretrained` takes for `name`: the folder of an embedded or a merged model, else the name.
 
-    A missing folder is created (see `embedded_model`, `adapted_model` and `merged_model` for the errors raised).
+    A missing folder is created (see `embedded_model`, `adapted_model` and `merged_model` for the errors raised);
+    `trust_remote_code` is for the base of an adapter that is merged.
     """
     if name == EMBEDDED:
         return str(embedded_model())
     if name in ADAPTED:
         return str(adapted_model(name))
-    return str(merged_model(Path(name).expanduser())) if is_adapter(name) else name
+    return str(merged_model(Path(name).expanduser(), trust_remote_code)) if is_adapter(name) else name
 
 
 def is_adapter(name: str) -> bool:
@@ -91,7 +92,7 @@ def base_of_adapter(folder: Path) -> str:
     return EMBEDDED if base == EMBEDDED_HUB_ID else str(base)
 
 
-def merged_model(folder: Path) -> Path:
+def merged_model(folder: Path, trust_remote_code: bool = False) -> Path:
     """Return the folder of an adapter's base model with the adapter merged, in the cache, after merging a missing one.
 
     Raises `UsageError` for an adapter that cannot be merged (prompt tuning) or whose base does not load.
@@ -106,7 +107,8 @@ def merged_model(folder: Path) -> Path:
     def write(scratch: Path, out: Path) -> None:
         _say(f"{folder}: merging the adapter into {base}, in {merged} (once) ...")
         try:
-            _merge(resolve_model(base), folder, out, dtype="auto")
+            found = resolve_model(base, trust_remote_code=trust_remote_code)
+            _merge(found, folder, out, dtype="auto", trust_remote_code=trust_remote_code)
         except UsageError:
             raise
         except Exception as error:
@@ -229,16 +231,19 @@ def _missing_parts(adapter: Path) -> list[str]:
     return [part for part in _ADAPTER_FILES if not (adapter / part).is_file()]
 
 
-def _merge(base: str | Path, adapter: Path, out: Path, dtype: str = "float32") -> None:
+def _merge(
+    base: str | Path, adapter: Path, out: Path, dtype: str = "float32", trust_remote_code: bool = False
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(tokenizer_source(adapter, base)).save_pretrained(out)
+    source = tokenizer_source(adapter, base)
+    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(out)
     transformers_logging.enable_progress_bar()
 
 

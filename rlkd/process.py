@@ -24,6 +24,11 @@ HIDDEN = "***"
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of a run, which speaks for all; a launcher numbers them in `RANK`."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Have the kernel send this process a signal when the thread that started it ends (Linux; elsewhere nothing)."""
     if _LIBC is not None:

@@ -30,8 +30,9 @@ from rlkd.context import context_length
 from rlkd.errors import UsageError
 from rlkd.statistics import Interval, estimate
 from trainers.common.generation import GreedyCompletion, greedy_completions
+from trainers.common.prompts import PromptCheck
 from trainers.common.run_files import StepLog, read_steps
-from trainers.common.student import ModelFacts, PromptCheck
+from trainers.common.student import ModelFacts
 
 
 class HeldOutAccuracy(TrainerCallback):

@@ -14,6 +14,7 @@ from rlkd.data.files import KINDS, Record, file_records, file_stem, is_file
 from rlkd.data.rows import FIELDS, Row, RowError, build_prompt, check_row, listed, shown
 from rlkd.data.samples import SAMPLES, embedded_rows, few_shot_examples
 from rlkd.errors import UsageError
+from rlkd.process import is_first_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,7 +85,7 @@ def load_rows(
                     row[name] = row[name][:max_rationales]
                 rows.append(row)
                 positions.append(position)
-    if left_out := counts["rows without a flag"]:
+    if (left_out := counts["rows without a flag"]) and is_first_process():
         logger.warning("%s: left out %d rows without a rationale flagged as correct", source, left_out)
     _report(source, counts, wrong_rationales)
     if not rows:
@@ -119,7 +120,7 @@ def _compare(rows: Sequence[Row], wrong_rationales: WrongRationales, counts: Cou
 def _report(source: str, counts: Counter[str], wrong_rationales: WrongRationales) -> None:
     """One line on the traces that were compared; a warning where some are wrong."""
     right, wrong, unreadable = counts["right"], counts["wrong"], counts["unreadable"]
-    if not right + wrong + unreadable:
+    if not right + wrong + unreadable or not is_first_process():
         return
     line = (
         f"{source}: {right + wrong + unreadable:,} traces: {right:,} right, {wrong:,} wrong, "
@@ -151,7 +152,7 @@ def _make_ids(rows: Sequence[Row], positions: Sequence[int], source: str) -> Non
         given.add(name)
         used.add(name)
         row["id"] = name
-    if repeated:
+    if repeated and is_first_process():
         logger.warning(
             "%s: %d rows have the id of an earlier row, the first of them %r; a number is added to theirs",
             source,

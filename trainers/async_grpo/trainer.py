@@ -26,8 +26,8 @@ from trainers.async_grpo.rollouts import packed_attention, whole_text
 from trainers.common.adapters import name_base
 from trainers.common.models import check_student
 from trainers.common.preflight import check_columns, check_settings
+from trainers.common.prompts import fitted_dataset
 from trainers.common.run_files import RunFiles
-from trainers.common.student import fitted_dataset
 from trainers.common.trl_compat import async_with, check_async_trl
 
 if TYPE_CHECKING:

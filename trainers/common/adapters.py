@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID, base_of_adapter, is_adapter, resolve_model
+from trainers.common.student import reading_options
 
 
 def open_student(model: Any, args: Any, peft_config: Any) -> tuple[Any, Any]:
@@ -17,7 +18,8 @@ def open_student(model: Any, args: Any, peft_config: Any) -> tuple[Any, Any]:
     if not isinstance(model, str):
         return model, peft_config
     if peft_config is None or not is_adapter(model):
-        return resolve_model(model), peft_config
+        trusts = reading_options(args)["trust_remote_code"]
+        return resolve_model(model, trust_remote_code=trusts), peft_config
     folder = Path(model).expanduser()
     return with_adapter(base_of_adapter(folder), folder, args), None
 
@@ -31,9 +33,11 @@ def with_adapter(base: str, folder: Path, args: Any) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    settings: dict[str, Any] = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
+    trusts = reading_options(args)["trust_remote_code"]
+    settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trusts, **(args.model_init_kwargs or {})}
     args.model_init_kwargs = None
-    loaded = AutoModelForCausalLM.from_pretrained(resolve_model(base), **settings)
+    found = resolve_model(base, trust_remote_code=trusts)
+    loaded = AutoModelForCausalLM.from_pretrained(found, **settings)
     return PeftModel.from_pretrained(loaded, str(folder), is_trainable=True)
 
 

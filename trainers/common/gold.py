@@ -13,6 +13,7 @@ from typing import Any
 from rewards import Outcome, Reward, RewardError
 from rlkd.answers import VerificationError, are_correct
 from rlkd.errors import UsageError
+from rlkd.process import is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def check_gold(reward: Reward, dataset: Any, part: str) -> None:
             f"reward {reward.__name__!r}: {problem} ({where}), so it would apply to no completion. docs/answers.md "
             f"says what can be read; name another column ({{answer: COLUMN}} in columns), or take another reward"
         )
-    if unreadable:
+    if unreadable and is_first_process():
         logger.warning("reward %r: %s (%s): it does not apply to these rows", reward.__name__, problem, where)
 
 
@@ -75,7 +76,7 @@ def check_held_out(rows: Sequence[Mapping[str, Any]]) -> None:
             f"held-out rows: {problem}, so there would be no accuracy. docs/answers.md says what can be read; name "
             f"another column ({{answer: COLUMN}} in columns), or set eval_rows: 0"
         )
-    if unreadable:
+    if unreadable and is_first_process():
         logger.warning("held-out rows: %s: they do not count in the accuracy", problem)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.errors import UsageError
-from rlkd.models import ADAPTED, EMBEDDED, is_adapter, resolve_model
+from rlkd.models import ADAPTED, EMBEDDED, base_of_adapter, is_adapter, resolve_model
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Arguments of `BitsAndBytesConfig` that transformers itself does not take any more.
@@ -19,13 +19,21 @@ _QUANTISING = ("load_in_4bit", "load_in_8bit", "llm_int8_", "bnb_4bit_")
 def check_model(name: Any, key: str, *, revision: str | None = None, trust_remote_code: bool = False) -> None:
     """Raise `UsageError` where a model named in the config is not there; a loaded model passes.
 
-    `name`: a folder, a hub id or an embedded model. `key`: the config key that names it.
+    `name`: a folder, a hub id, an embedded model, or the folder of an adapter, whose base must be there. `key`: the
+    config key that names it.
     """
     if not isinstance(name, str):
         return
     from transformers import AutoConfig
 
     if is_adapter(name):
+        base = base_of_adapter(Path(name).expanduser())
+        check_model(
+            base,
+            f"{key} {name!r} is an adapter, and its base",
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
         return
     resolved = resolve_model(name)
     folder = Path(resolved).expanduser()

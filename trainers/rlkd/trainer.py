@@ -44,9 +44,10 @@ from trainers.common.alarms import ALL_MASKED, ALL_TRUNCATED, Alarms, all_masked
 from trainers.common.failures import FailureWatch
 from trainers.common.generation import FittedPrompts
 from trainers.common.models import check_student
+from trainers.common.prompts import PromptCheck
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
-from trainers.common.student import PromptCheck, check_turn_end, model_sources, read_model, reading_options
+from trainers.common.student import check_turn_end, model_sources, read_model, reading_options
 from trainers.common.trl_compat import check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.failures import TooManyFailures, cause_and_rows

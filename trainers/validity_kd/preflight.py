@@ -330,7 +330,9 @@ def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> Any:
     name = teacher if isinstance(teacher, str) else str(teacher.config._name_or_path or "")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(name), revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+            resolve_model(name, trust_remote_code=args.trust_remote_code),
+            revision=args.teacher_model_revision,
+            trust_remote_code=args.trust_remote_code,
         )
     except UsageError:
         raise
@@ -341,11 +343,12 @@ def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> Any:
                 f"save_pretrained, a reachable hub id, an embedded model, an engine (http://HOST:PORT/v1#MODEL), or "
                 f"the folder of a teacher cache (it has index.json)"
             ) from error
-        logger.warning(
-            "the teacher is an object whose tokenizer is unknown (%r): whether it shares the student's vocabulary "
-            "cannot be checked",
-            name,
-        )
+        if args.process_index == 0:
+            logger.warning(
+                "the teacher is an object whose tokenizer is unknown (%r): whether it shares the student's vocabulary "
+                "cannot be checked",
+                name,
+            )
         return None
     common_vocabulary(student, tokenizer)
     return tokenizer

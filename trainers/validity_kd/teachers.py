@@ -299,7 +299,8 @@ def load_teacher(args: Any, teacher: Any, device: torch.device) -> Any:
         }
         settings["dtype"] = settings.get("dtype") or ("float32" if device.type == "cpu" else "auto")
         try:
-            teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **settings)
+            found = resolve_model(teacher, trust_remote_code=settings["trust_remote_code"])
+            teacher = AutoModelForCausalLM.from_pretrained(found, **settings)
         except (OSError, ValueError) as error:
             raise UsageError(f"the teacher {teacher!r} does not load: {error}") from error
     elif args.teacher_model_init_kwargs:

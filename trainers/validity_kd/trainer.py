@@ -48,9 +48,10 @@ from trainers.common.failures import FailureWatch
 from trainers.common.generation import FittedPrompts
 from trainers.common.models import check_student
 from trainers.common.preflight import named_datasets
+from trainers.common.prompts import PromptCheck
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
-from trainers.common.student import PromptCheck, model_sources, read_model, reading_options
+from trainers.common.student import model_sources, read_model, reading_options
 from trainers.common.trl_compat import check_distillation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
 from trainers.validity_kd.preflight import (

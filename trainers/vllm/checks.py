@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 from rlkd.engines import open_engine
 from rlkd.errors import UsageError
 from rlkd.http import get_json
+from rlkd.process import is_first_process
 from rlkd.rendering import prompt_ids
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
 
@@ -84,7 +85,7 @@ def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Se
             f"vllm_max_model_length {args.vllm_max_model_length} is less than the longest prompt ({prompt_tokens} "
             f"tokens) and max_completion_length ({args.max_completion_length}): set it to {rounded_length(needed)}"
         )
-    if on_cpu and args.vllm_enable_sleep_mode:
+    if on_cpu and args.vllm_enable_sleep_mode and args.process_index == 0:
         logger.warning("vllm_enable_sleep_mode has no effect on a CPU")
     _check_memory(args, engines, on_cpu)
 
@@ -141,7 +142,7 @@ def check_installed() -> None:
             'use_vllm=True, but vllm is not installed. Run  pip install "rlkd[vllm]"  or set use_vllm: false. (TRL '
             "needs it here in server mode as well. Without a GPU: docs/vllm.md)"
         )
-    if found != "unknown" and not _supported(found):
+    if found != "unknown" and not _supported(found) and is_first_process():
         logger.warning(
             "vLLM %s is installed; TRL supports %s to %s. Expect errors, or install one of those",
             found,
@@ -197,7 +198,7 @@ def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
 def _check_memory(args: RLKDConfig, engines: Sequence[str], on_cpu: bool) -> None:
     """Warn if rewards load models onto the GPU that the rollout engine shares with the trainer."""
     local = [] if on_cpu else sorted({spec for spec in engines if not open_engine(spec).is_remote})
-    if local:
+    if local and args.process_index == 0:
         logger.warning(
             "vLLM takes %.0f %% of the GPU's memory (vllm_gpu_memory_utilization) in addition to the trainer, and "
             "rewards load %s in this process as well. Together they must fit (the shares of all vLLM engines: well "

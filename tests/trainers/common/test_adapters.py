@@ -14,7 +14,7 @@ from rlkd.engines import Sampling, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID, base_of_adapter, resolve_model
 from trainers import RLKDConfig, RLKDTrainer, RunSFTTrainer, ValidityKDConfig, ValidityKDTrainer
-from trainers.common.adapters import name_base
+from trainers.common.adapters import name_base, open_student
 
 LORA = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 ASK = [{"role": "user", "content": "1+1?"}]
@@ -96,6 +96,22 @@ def test_the_next_stage_trains_it_further_or_all_weights(adapter, template_model
         config = json.loads(saved.read_text())
         assert (config["base_model_name_or_path"], config["r"]) == (template_model("chatml"), 2)
         assert str(tmp_path / "cache") not in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_a_base_of_ones_own_code_loads_where_the_config_trusts_it(
+    adapter, template_model, monkeypatch, use_peft
+) -> None:
+    asked = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda name, **options: (asked.append(options["trust_remote_code"]), load(name, **options))[1],
+    )
+    args = SimpleNamespace(model_init_kwargs=None, trust_remote_code=True)
+    open_student(str(adapter), args, LoraConfig(**LORA) if use_peft else None)
+    assert asked == [True]
 
 
 def test_saved_adapters_name_the_base_as_the_user_did() -> None:

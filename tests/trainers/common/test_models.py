@@ -51,9 +51,20 @@ def test_a_folder_without_a_model_and_one_of_an_unknown_kind_are_named(tmp_path)
 
 def test_models_adapters_and_loaded_models_pass(tiny_model, tmp_path) -> None:
     check_model(tiny_model, "model_name_or_path")
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": tiny_model}))
     check_model(str(tmp_path), "model_name_or_path")
     check_model(object(), "model_name_or_path")
+
+
+def test_an_adapter_whose_base_is_not_there_is_named_with_its_base(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/no/such/base"}))
+    with pytest.raises(
+        UsageError, match=rf"x '{tmp_path}' is an adapter, and its base '/no/such/base' cannot be read"
+    ):
+        check_model(str(tmp_path), "x")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="names no base model"):
+        check_model(str(tmp_path), "x")
 
 
 @pytest.mark.parametrize(
