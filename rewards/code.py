@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MIB = 1 << 20
 TEST_FORMS = (
     '{"input": text, "output": text} or {"function": name, "arguments": list, "expected": value}, or one '
-    '{"inputs": texts, "outputs": texts}; '
+    '{"inputs": texts, "outputs": texts} with or without "fn_name"; '
     'in verification_info {"type": "stdin_stdout" or "function_call", "input", "output", "fn_name"}'
 )
 
@@ -50,9 +50,10 @@ class Code:
     The program is the last block of Python code (```` ```python ````, see `rewards.programs`) behind the thought; 0
     without one. A row needs one of these columns:
 
-    - `tests`: a list of `{"input": text, "output": text}` (standard input and output; numbers are read as texts) or
-      `{"function": name, "arguments": list, "expected": value}`. If `arguments` is a JSON text, `expected` is one too.
-      Or `{"inputs": texts, "outputs": texts}` (APPS). Asserts are not run: see `docs/built_in_rewards.md`.
+    - `tests`: a list of `{"input": text, "output": text}` (standard input and output; numbers are read as texts, lists
+      as lines) or `{"function": name, "arguments": list, "expected": value}`. If `arguments` is a JSON text, so is
+      `expected`. Or `{"inputs": texts, "outputs": texts}` (APPS), with `fn_name` for calls. Asserts are not run: see
+      `docs/built_in_rewards.md`.
     - `verification_info` (open-r1): `{"language": "python", "test_cases": [{"type": "stdin_stdout", "input": text,
       "output": text}, {"type": "function_call", "fn_name": name, "input": ..., "output": ...}]}`. For a call, `input`
       is the list of arguments or a text with one JSON value per line, `output` the value or its JSON text.
@@ -191,7 +192,7 @@ class Code:
         """The tests of a row from either column; raises ValueError, TypeError or KeyError for a malformed test."""
         plain = _loaded(plain)
         if isinstance(plain, Mapping):
-            return apps_tests(plain)
+            return parallel_tests(plain)
         if plain:
             return [plain_test(test) for test in plain]
         info = _loaded(info)
@@ -210,6 +211,8 @@ def plain_test(test: Mapping[str, Any]) -> Case:
     """A test of the column `tests`. Keys that are None, as tables fill them in, count as absent."""
     if isinstance(test, str):
         raise ValueError(f"{test[:80]!r} is a text; a program could pass an assert by ending before it")
+    if test.get("fn_name") is not None:
+        return open_r1_test({**test, "type": "function_call"})
     if test.get("function") is not None:
         arguments, expected = test["arguments"], test["expected"]
         if isinstance(arguments, str):
@@ -217,15 +220,34 @@ def plain_test(test: Mapping[str, Any]) -> Case:
         if not isinstance(arguments, list):
             raise ValueError(f"'arguments' of {test['function']!r} is {arguments!r}, not a list")
         return Case(arguments, expected, _text(test["function"], "function"))
+    if (kind := test.get("testtype") or test.get("type")) in ("functional", "function_call"):
+        raise ValueError(f"a test of the type {kind!r} names no function")
     return _printing(test)
 
 
-def apps_tests(tests: Mapping[str, Any]) -> list[Case]:
-    """The tests of a column `tests` in the form of APPS and TACO: texts in two lists."""
-    if tests.get("fn_name") is not None:
-        raise ValueError("'fn_name' beside 'inputs' and 'outputs': name the function in each test")
-    pairs = zip(tests["inputs"], tests["outputs"], strict=True)
-    return [_printing({"input": given, "output": expected}) for given, expected in pairs]
+def parallel_tests(tests: Mapping[str, Any]) -> list[Case]:
+    """The tests of a column `tests` that is one object: two lists, as in APPS, TACO and CodeContests, or one test.
+
+    In calls, an input is the list of arguments or a text with one JSON value per line; the output of such a text is
+    JSON, too. Some rows of APPS wrap each returned value in a list and others do not, which no one can tell apart
+    where every output is a list of one.
+    """
+    name = next((name for name in ("inputs", "input") if isinstance(tests.get(name), list | tuple)), None)
+    if name is None:
+        return [plain_test(tests)]
+    outputs = tests["outputs" if name == "inputs" else "output"]
+    pairs = list(zip(tests[name], outputs, strict=True))
+    function = tests.get("fn_name")
+    if function is None:
+        return [_printing({"input": given, "output": expected}) for given, expected in pairs]
+    if all(isinstance(expected, list) and len(expected) == 1 for expected in outputs):
+        raise ValueError(
+            f"each output of {function!r} is a list of one: the value or a list around it? Name the function in each "
+            f"test"
+        )
+    return [
+        _call(function, given, _json(expected) if isinstance(given, str) else expected) for given, expected in pairs
+    ]
 
 
 def open_r1_test(test: Mapping[str, Any]) -> Case:
@@ -235,12 +257,16 @@ def open_r1_test(test: Mapping[str, Any]) -> Case:
         return _printing(test)
     if kind != "function_call":
         raise ValueError(f"type {kind!r}")
-    arguments, expected = test["input"], test["output"]
-    if isinstance(arguments, str):
-        arguments = [json.loads(line) for line in arguments.splitlines() if line.strip()]
-    if isinstance(expected, str):
-        expected = json.loads(expected)
-    return Case(list(arguments), expected, _text(test["fn_name"], "fn_name"))
+    return _call(test["fn_name"], test["input"], _json(test["output"]))
+
+
+def _call(function: Any, given: Any, expected: Any) -> Case:
+    """A call with a list of arguments, or with a text of one JSON value per line."""
+    if isinstance(given, str):
+        given = [json.loads(line) for line in given.split("\n") if line.strip()]
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"the input of {function!r} is {given!r}, not a list of arguments")
+    return Case(list(given), expected, _text(function, "fn_name"))
 
 
 def grade(result: ProgramResult, test: Case) -> dict[str, Any]:
@@ -271,7 +297,25 @@ def grade(result: ProgramResult, test: Case) -> dict[str, Any]:
 
 def _printing(test: Mapping[str, Any]) -> Case:
     given = "" if test.get("input") is None else test["input"]
-    return Case(_text(given, "input"), _text(test["output"], "output"))
+    found = {name: test[name] for name in ("output", "expected_output", "expected") if test.get(name) is not None}
+    expected, *others = found.values() or [test["output"]]
+    if any(other != expected for other in others):
+        raise ValueError(f"{' and '.join(map(repr, found))} of one test differ")
+    return Case(_lines(given, "input"), _lines(expected, "output"))
+
+
+def _lines(value: Any, name: str) -> str:
+    """A text, a number, or a list of lines."""
+    if not isinstance(value, list | tuple):
+        return _text(value, name)
+    # Texts with line ends are no lines but the inputs of several tests.
+    if not all(isinstance(line, str) and "\n" not in line for line in value):
+        raise ValueError(f"{name!r} is {value!r}, not a text or a list of lines without their ends")
+    return "\n".join(value)
+
+
+def _json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def _loaded(value: Any) -> Any:

@@ -124,16 +124,30 @@ if __name__ == "__main__":
         "def total(nums: List[int]) -> Optional[int]: return sum(nums)",
         "def total(nums: Dict[int, Tuple[int, ...]]) -> Any: return sum(nums)",
         "def total(nums): return sum(nums)\nif __name__ == '__main__': exit()",
+        "def total(nums):\n    found = defaultdict(int)\n    for n in nums: found[0] += n\n    return found[0]",
+        "def total(nums): return deque(accumulate(nums)).pop() if -inf < math.inf else 0",
+        "@lru_cache(None)\ndef f(n): return n + 7\nclass Solution:\n    def total(self, nums): return f(nums[0])",
+        "def total(nums):\n    heapq.heapify(nums)\n    return heappop(nums) + heapq.heappop(nums)",
+        "def total(nums): return reduce(operator.add, nums) + bisect_left(nums, 0) + bisect.bisect(nums, 1)",
+        "def total(nums): return sum(n * k for n, k in Counter(copy.deepcopy(nums)).items()) + Counter()['a']",
+        "def total(nums): return pow(sum(nums), 1, 100) + gcd(2, 4) - len(re.findall('[ab]', string.digits + 'ab'))",
+        "def total(nums): return sum(nums) if isinstance(Counter(nums), Counter) and sys.maxsize else json.loads('1')",
+        "def total(nums): return (datetime.date(2026, 1, 10) - datetime.date(2026, 1, 1)).days",
     ],
 )
-def test_answers_in_leetcode_s_form_need_no_import_of_typing(program):
+def test_answers_in_leetcode_s_form_need_no_imports(program):
     assert value(fenced(program), [{"function": "total", "arguments": [[2, 7]], "expected": 9}]) == 1.0
 
 
-def test_a_name_of_typing_is_no_function_of_the_program():
-    for program in ("x = 1", "class Solution:\n    def cast(self, a, b): return 9"):
-        found = value(fenced(program), [{"function": "cast", "arguments": [3, 9], "expected": 9}])
+@pytest.mark.parametrize("name", ["cast", "sub"])
+def test_a_name_that_needs_no_import_is_no_function_of_the_program(name):
+    for program in ("x = 1", f"class Solution:\n    def {name}(self, a, b): return 9"):
+        found = value(fenced(program), [{"function": name, "arguments": [18, 9], "expected": 9}])
         assert found == float("Solution" in program)
+
+
+def test_a_program_of_standard_input_imports_what_it_uses():
+    assert value(fenced("print(math.gcd(6, 12))"), [{"input": "", "output": "6"}]) == 0.0
 
 
 def test_functions_are_called_and_their_values_compared():
@@ -175,10 +189,43 @@ def test_columns_filled_with_none_and_arguments_as_json_text_are_read():
         {"inputs": ["3\n"], "outputs": ["6\n"]},
         {"inputs": [3, 4], "outputs": ["6", 8]},
         '{"inputs": ["3"], "outputs": ["6"]}',
+        {"input": ["3\n", "4\n"], "output": ["6\n", "8\n"]},
+        {"input": "3", "output": "6"},
+        [{"input": ["3", "and more"], "output": ["6"]}],
+        {"inputs": [["3", ""]], "outputs": [["6"]], "fn_name": None},
+        [{"input": "3", "expected_output": "6"}],
+        [{"input": "3", "expected": 6, "output": None}],
+        [{"input": "3", "output": "6", "expected_output": "6", "testtype": "stdin"}],
     ],
 )
 def test_tests_may_be_numbers_and_two_lists(tests):
     assert value(fenced("n = float(input())\nprint(2 * n)"), tests) == 1.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        {"inputs": [[3]], "outputs": [9], "fn_name": "square"},
+        {"inputs": [[3], [-1]], "outputs": [9, 1], "fn_name": "square"},
+        {"inputs": ["3", "-1\n"], "outputs": ["9", 1], "fn_name": "square"},
+        '{"inputs": [[3]], "outputs": [9.0], "fn_name": "square"}',
+        {"function": "square", "arguments": [3], "expected": 9},
+        [{"fn_name": "square", "input": [3], "output": 9, "type": "function_call"}],
+        [{"fn_name": "square", "input": "3", "output": "9", "testtype": "functional"}],
+    ],
+)
+def test_tests_of_one_function_may_name_it_once(tests):
+    assert value(fenced(SQUARE), tests) == 1.0
+    assert value(fenced("def square(x): return [x * x]"), tests) == 0.0
+    assert value(fenced("print(9)"), tests) == 0.0
+
+
+def test_a_text_is_a_value_among_values_and_json_behind_a_text_of_arguments():
+    program = fenced("def same(x): return x")
+    assert value(program, {"inputs": [["9"]], "outputs": ["9"], "fn_name": "same"}) == 1.0
+    assert value(program, {"inputs": ['"9"'], "outputs": ['"9"'], "fn_name": "same"}) == 1.0
+    assert value(program, {"inputs": [[["a"]], [[]]], "outputs": [["a"], []], "fn_name": "same"}) == 1.0
+    assert value(program, {"inputs": [[["a"]], [[]]], "outputs": ["a", []], "fn_name": "same"}) == 0.5
 
 
 def test_a_program_inside_a_thought_is_not_handed_in():
@@ -211,7 +258,16 @@ def test_the_reason_is_free_of_control_sequences():
     [
         [{"input": "1"}],
         [{"input": True, "output": "1"}],
-        [{"input": ["1"], "output": "1"}],
+        [{"input": [1], "output": "1"}],
+        [{"input": ["1\n", "2\n"], "output": ["1\n", "2\n"]}],
+        [{"input": "1", "output": "1", "expected_output": "2"}],
+        [{"input": "1", "output": "1", "testtype": "functional"}],
+        {"input": ["1"], "output": []},
+        {"inputs": [[1]], "outputs": [1]},
+        {"inputs": [1], "outputs": [1], "fn_name": "f"},
+        {"inputs": [{"x": 1}], "outputs": [1], "fn_name": "f"},
+        {"inputs": ["a"], "outputs": ["1"], "fn_name": "f"},
+        {"inputs": [[1], [2]], "outputs": [[1], [2]], "fn_name": "f"},
         ["assert f(1) == 1"],
         {"inputs": ["1"], "outputs": []},
         {"inputs": [[1]], "outputs": [[1]], "fn_name": "f"},

@@ -17,7 +17,7 @@ def fenced(language, code=CODE, fence="```"):
         "python", "py", "Python", "PYTHON", "python3", "Python 3", "py3", "python3.11", " python", "python ",
         "python \r",
         'python title="a.py"', "python linenums", "python:main.py", "python,numbers", "{python}",
-        "{.python .numberLines}", "",
+        "{.python .numberLines}", "ipython", "IPython3", "pypy3", "PyPy 3", "",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("fence", ["```", "````", "~~~"])
@@ -28,7 +28,7 @@ def test_a_fence_names_python_in_any_of_its_spellings(language, fence):
 @pytest.mark.parametrize(
     "language",
     ["c++", "cpp", "c", "bash", "javascript", "json", "text", "pycon", "python-repl", "pytb", "pyret",
-        "pythonic", "plpython"],
+        "pythonic", "plpython", "ipythonic", "mypy"],
 )  # fmt: skip
 def test_another_language_is_no_program(language):
     other = fenced(language, "other\n")
@@ -49,6 +49,16 @@ def test_another_language_is_no_program(language):
         ("```python\na\n```\nRun it:\n```python\n# python a.py\n\n  # done\n```", "a\n"),
         ("```\na\n```\n```python\n\n```", "a\n"),
         ("```python\n# nothing\n```", None),
+        ("```python\na\n```\n```python\npass\n```", "a\n"),
+        ("```python\na\n```\n```py\n...  # the code from above\n```", "a\n"),
+        ("```python\na\n```\n```python\n'''Run it with\n\n  python a.py'''\n```", "a\n"),
+        ('```python\na\n```\n```python\n"Say \\"a\\"."; pass\n\n# Done\n```', "a\n"),
+        ("```python\npass\n```", "pass\n"),
+        ("```\na\n```\n```python\npass\n```", "a\n"),
+        ("```python\na\n```\n```python\npassed\n```", "passed\n"),
+        ("```python\na\n```\n```python\n'b'.join(c)\n```", "'b'.join(c)\n"),
+        ("```python\na\n```\n```python\nf'{b()}'\n```", "f'{b()}'\n"),
+        ("```python\na\n```\n```python\n'''b\n```", "'''b\n"),
         # Tags, words and marks of lists may stand before a fence, tags behind it.
         ("<answer>```python\na\n```</answer>", "a\n"),
         ("<answer>\n```python\na\n```\n</answer>", "a\n"),
@@ -61,12 +71,37 @@ def test_another_language_is_no_program(language):
         ("   ```\n   a\n\n     b\n   ```", "a\n\n  b\n"),
         ("\t```python\n\ta\n\t\tb\n\t```", "a\n\tb\n"),
         ("      ```python\n      a\n      ```", "a\n"),
+        ("```python\n    a\n    if b:\n        c\n```", "a\nif b:\n    c\n"),
+        ("```\n\n\ta\n\n\tb\n```", "\na\n\nb\n"),
+        ("1. ```python\n       a\n\n       b\n   ```", "a\n\nb\n"),
+        ("```python\n    a\nb\n```", "    a\nb\n"),
+        ("```python\na\n    b\n```", "a\n    b\n"),
+        # In a quotation
+        ("> ```python\n> a\n> if b:\n>     c\n> ```", "a\nif b:\n    c\n"),
+        (">```py\n>a\n>\n>b\n>```\nIt works.", "a\n\nb\n"),
+        ("> Quoted:\n>\n> ```\n> a\n> ```\n\n```bash\nb\n```", "a\n"),
+        ("> > ```python\n> > a\n> > ```", "a\n"),
+        ("> - ```python\n>   a\n>   ```", "a\n"),
+        ("> ```python\n> a > b\n```", "a > b\n"),
+        ("```python\na\n> b\n```", "a\n> b\n"),
         # A fence closes on a line of its own.
         ("```python\ns = '''```'''\na\n```", "s = '''```'''\na\n"),
         ("```python\ns = '```'\n# ``` here\na\n```", "s = '```'\n# ``` here\na\n"),
         ('```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
          'def f():\n    """\n    ```\n    f()\n    ```\n    """\n'),
         ("````python\na\n```\nb\n````", "a\n```\nb\n"),
+        # Not in a text of three quotes
+        ("```python\n'''\n```\n'''\na\n```", "'''\n```\n'''\na\n"),
+        ('```py\n"""Doubles.\n\n```python\nf(2)\n```\n"""\na\n```',
+         '"""Doubles.\n\n```python\nf(2)\n```\n"""\na\n'),
+        ('```\ns = """\n```\n""" # a"\na\n```\n```\nb\n```', "b\n"),
+        ("```python\ns = \"a'''\"  # '''\n```\n'''\n```", "s = \"a'''\"  # '''\n"),
+        ("```python\ns = \"\\\"\" '\\'' ''\n```\n```text\n6\n```", "s = \"\\\"\" '\\'' ''\n"),
+        # One that does not end
+        ('```python\n"""\na\n```\nText.\n```python\nb\n```', "b\n"),
+        ('```python\n"""\na\n```\nText.\n```python\n"""B."""\nb\n```', '"""B."""\nb\n'),
+        ("```\n'''\na\n```\n```\nb\n```", "b\n"),
+        ("```\nIt's '''\n```\n```python\nb\n```\n```\nc\n```", "b\n"),
         ("~~~python\na\n```\n~~~", "a\n```\n"),
         ("```python\na\n``` \n", "a\n"),
         # Not closed
@@ -104,8 +139,10 @@ def test_a_completion_that_a_template_begins_with_a_thought_has_no_program_befor
 
 
 @pytest.mark.parametrize(
-    "piece", ["```", "```\n", "```python\n", "~~~\n", "` ", "<", "<a>", "1. ", " ", "\n", "```<", "{."]
-)
+    "piece",
+    ["```", "```\n", "```python\n", "~~~\n", "` ", "<", "<a>", "1. ", " ", "\n", "```<", "{.", "> ", ">", "pass ",
+        "# pass\n", "''' ", "```\n'''\n", "\\'''\n```\n", "\\", "    a\n"],
+)  # fmt: skip
 def test_no_text_takes_long(piece):
     before = time.process_time()
     for start in ("", "```python\n", "<think>", "```"):
