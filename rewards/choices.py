@@ -22,7 +22,10 @@ from rlkd.data.rows import completion_text
 
 # A completion up to this length may be just the answer.
 _BARE = 200
-_BEHIND_LETTER = re.compile(r"[)\].:,\-–—]+\s*")
+_BEHIND_LETTER = re.compile(r"[)\].:,\-–—]+\s*|\s\((?![A-Za-z]\))")
+_LETTER_BEHIND = re.compile(r"(?P<text>.*\S)\s*[(\[](?P<letter>\w)[)\]]\.?")
+# A list of one value, as a text: "['A']".
+_LIST_OF_ONE = re.compile(r"[\[(]\s*(['\"])([^'\"]*)\1\s*,?\s*[\])]")
 
 
 class MultipleChoice:
@@ -63,6 +66,8 @@ class MultipleChoice:
     def _score(self, completion: str, gold: Any, texts: dict[str, str]) -> float | None:
         if gold is None:
             return None
+        if listed := _LIST_OF_ONE.fullmatch(str(gold).strip()):
+            gold = listed[2]
         if isinstance(gold, int) and not isinstance(gold, bool):
             right = _by_place(gold, texts)
         else:
@@ -189,7 +194,10 @@ def _chosen(said: str, answer: str, texts: Mapping[str, str]) -> set[frozenset[s
         behind = squeezed(first_sentence(without_remark(_BEHIND_LETTER.split(undressed(said), maxsplit=1)[-1])))
         others = {squeezed(text) for letter, text in texts.items() if letter not in named}
         same = {squeezed(texts[letter]) for letter in named if letter in texts}
-        return set() if behind in others - same else {named}
+        return set() if {behind, behind.rstrip(")")} & (others - same) else {named}
+    both = _LETTER_BEHIND.fullmatch(undressed(said))
+    if both and squeezed(texts.get(both["letter"].upper(), "")) == squeezed(both["text"]):
+        return {frozenset([both["letter"].upper()])}
     forms = {squeezed(undressed(answer)), squeezed(undressed(said))}
     return {
         frozenset([letter])
@@ -201,5 +209,7 @@ def _chosen(said: str, answer: str, texts: Mapping[str, str]) -> set[frozenset[s
 def _gold_truth(gold: Any) -> bool | None:
     if isinstance(gold, int | float):  # also a boolean
         return bool(gold) if gold in (0, 1) else None
-    text = str(gold).strip()
-    return text == "1" if text in ("0", "1") else truth(announced(text)[0])
+    text = str(gold).strip().casefold()
+    if text in ("1", "1.0", "y", "t", "0", "0.0", "n", "f"):
+        return text in ("1", "1.0", "y", "t")
+    return truth(announced(text)[0])

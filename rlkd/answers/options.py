@@ -19,19 +19,24 @@ from rlkd.answers.remarks import REASON
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mathsf|texttt)\s*\{([^{}]*)\}")
 _DRESS = re.compile(r"\\[()\[\]]|[$*`\"“”]|(?<!\w)_+|_+(?!\w)")
 # Between two words of a list, and between two that follow each other like a list.
-_LISTED = re.compile(r"\s*[,;]?\s*(?:\b(?:and|or|plus|nor|then|vs\.?)(?!\w)|[/&+|~])\s*|\s*[,;]\s*", re.IGNORECASE)
+_LISTED = re.compile(
+    r"\s*[,;]?\s*(?:\b(?:and|or|plus|nor|then|vs\.?)(?!\w)|[-=]?>|[→⇒<=/&+|~])\s*|\s*[,;]\s*", re.IGNORECASE
+)
 _LOOSE = re.compile(r"\s*[.:!\-–—]*\s*")
 _CLOSED = re.compile(r"[ \t]*\n|\s*(?:$|[.,;:!?)\]/&+|~–—]|-\s|(?:and|or|are|both|too|also)\b)", re.IGNORECASE)
 _REASON = re.compile(rf"\s*[,;:]?\s*(?:[-–—]+\s*)?\b{REASON}", re.IGNORECASE)
-_HEDGE = re.compile(r"\b(?:maybe|perhaps|possibly|probably|might|could|also|either)\b", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"\b(?:maybe|perhaps|possibly|probably|might|could|also|either|(?:is|are) (?:possible|plausible))\b", re.IGNORECASE
+)
 _ALTERNATIVE = re.compile(r"\s*[?]|\s*[,;.]?\s*(?:or|nor|as well)\b", re.IGNORECASE)
 # What may follow without a mark in between.
 _IS_RIGHT = re.compile(r"\s+is (?:the )?(?:correct|right|best|true|answer|one)\b", re.IGNORECASE)
+_FOLLOWS = re.compile(r"\s+(?:for (?:it|this|that|these)|given|where|only(?!\s+(?:if|when)))\b", re.IGNORECASE)
 _CLAUSE = re.compile(
     r"\s+(?:it|they|he|she|we|you|I|the|this|that|these|those|there|its|their|all|both|is|are|indeed|of course|sir)\b"
 )
 _SENTENCE = re.compile(r"[.!?\n]")
-_WORD = re.compile(r"\(?(yes|no|true|false)(?![\w'’])\)?", re.IGNORECASE)
+_WORD = re.compile(r"\(?(yes|no|true|false)(?![\w'’]|-\w)\)?", re.IGNORECASE)
 _IN_BRACKETS = re.compile(r"(?<!\w)[(\[]?[A-Z][)\]]")
 
 
@@ -48,7 +53,13 @@ def letters(text: str, labels: Collection[str] = ()) -> frozenset[str]:
     named, rest, bracketed = _named(text, item)
     if not named or _taken_back(rest, item) or _IN_BRACKETS.search(_said(rest)):
         return frozenset()
-    free = bracketed or not re.match(r"[ \t]+\w", rest) or _REASON.match(rest) or _IS_RIGHT.match(rest)
+    free = (
+        bracketed
+        or not re.match(r"[ \t]+\w", rest)
+        or _REASON.match(rest)
+        or _IS_RIGHT.match(rest)
+        or _FOLLOWS.match(rest)
+    )
     return frozenset(named) if free else frozenset()
 
 
@@ -70,7 +81,7 @@ def undressed(text: str) -> str:
 @lru_cache(maxsize=256)
 def _label(labels: tuple[str, ...]) -> re.Pattern[str]:
     names = "|".join(map(re.escape, labels)) if labels else "[A-Za-z]"
-    before = r"(?:(?:the )?(?:(?:correct|right|best) )?(?:options?|choices?|letters?):?\s+)?"
+    before = r"(?:(?:the )?(?:(?:correct|right|best) )?(?:options?|choices?|letters?|answer)(?: is|:)?\s+)?"
     return re.compile(rf"{before}[(\[]?\s?({names})(?![\w'’])(?:\s?[)\]])?", re.IGNORECASE)
 
 

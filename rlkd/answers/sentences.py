@@ -19,7 +19,8 @@ LONGEST = 1000
 _NOUN = (
     r"(?:(?<![^\W_])(?:answers?|ans|final result|(?:correct|right|best|final) (?:option|choice)|"
     r"respuestas?(?: final| correcta)?|antwort|r[ée]ponse(?: finale)?|resposta(?: final)?|"
-    r"risposta(?: finale)?|ответ|(?P<result>result))(?![^\W_])|答案|答え|정답)[*_]*+"
+    r"risposta(?: finale)?|ответ|(?P<result>result)|"
+    r"(?:lösung|soluci[óo]n)(?=(?: ist| lautet| es)?:? [$\\]?[-−]?\d))(?![^\W_])|答案|答え|정답|(?<![가-힣])답)[*_]*+"
 )
 _ORDINAL = r"(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|\d+(?:st|nd|rd|th))\b"
 _BRACKETS = r" ?\([^()\n]{0,40}\)"
@@ -107,7 +108,9 @@ _END = re.compile(
 )
 _STRONG = re.compile(r"(?<!\S)\*\*([^*\n]{1,200})\*\*(?!\w)")
 _ORNAMENTS = "*_` \t\r\n✓✔✅☑🎉🎯👍👏💪🚀⭐🌟✨💯🥳🙂😀😁😃😄😆😉😊😎😇🤗∎■□◼\ufe0f\u200d"
-_AT_THE_END = re.compile(r"(?:(?<=\s)[:;]-?\)|\\(?:blacksquare|square|qed)\b\$?)\Z")
+_AT_THE_END = re.compile(
+    r"(?:(?<=\s)[:;]-?\)|\\(?:blacksquare|square|qed)\b\$?|(?<=\d)\s?(?:です|입니다|이다|である))\Z"
+)
 _RULE = re.compile(r"[=\-]{3,}")
 _QUESTION = re.compile(r"[?？]")
 _FENCES = {"$$": "$$", "\\[": "\\]", "```": "```"}

@@ -87,6 +87,9 @@ def test_without_options_letters_and_equal_words_count():
         r"\boxed{A} or \boxed{B}",
         "<answer>A and B</answer>",
         "Answer: (A), (B)",
+        "The answer is A > B",
+        "The answer is A => B",
+        "The answer is A = B",
         "The answer is not B.",
     ],
 )
@@ -104,7 +107,7 @@ def test_a_gold_answer_of_several_letters_needs_exactly_these(text):
 
 
 @pytest.mark.parametrize(
-    "gold", ["(B)", "B.", "b", "B) library", r"\boxed{B}", "#### B", "The answer is B.", "option B"]
+    "gold", ["(B)", "B.", "b", "B) library", r"\boxed{B}", "#### B", "The answer is B.", "option B", "['B']", ["B"]]
 )
 def test_a_gold_answer_is_read_as_texts_are(gold):
     assert choose("The answer is B", gold=gold) == choose("Answer: B", gold=gold, choices=OPTIONS) == 1.0
@@ -127,10 +130,26 @@ def test_a_letter_with_the_text_of_another_option_is_no_answer():
     assert choose("(B) bank, because", choices=OPTIONS) == 0.0
     assert choose("The answer is B. library", choices=OPTIONS) == 1.0
     assert choose("B library", choices=OPTIONS) == 1.0
+    assert (
+        choose("The answer is B (bank)", choices=OPTIONS) == choose("The answer is bank (B)", choices=OPTIONS) == 0.0
+    )
+    assert choose("The answer is B (library)", choices=OPTIONS) == 1.0
+    assert choose("The answer is library (B).", choices=OPTIONS) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("gold", "right"), [(1, True), ("1", True), (0, False), ("0", False), ("#### yes", True), (r"\boxed{No}", False)]
+    ("gold", "right"),
+    [
+        (1, True),
+        ("1", True),
+        (0, False),
+        ("0", False),
+        ("1.0", True),
+        ("y", True),
+        ("F", False),
+        ("#### yes", True),
+        (r"\boxed{No}", False),
+    ],
 )
 def test_a_truth_may_be_a_number_or_an_announcement(gold, right):
     assert Boolean()(completions=["yes", "no"], answer=[gold] * 2) == [float(right), float(not right)]
@@ -171,6 +190,7 @@ def test_a_gold_answer_without_an_option_makes_the_choice_not_applicable(gold, c
         ("nope", None),
         ("not true", None),
         ("yes and no", None),
+        ("yes-and-no", None),
     ],
 )
 def test_yes_and_true_mean_the_same_and_so_do_no_and_false(text, found):

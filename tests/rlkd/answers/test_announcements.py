@@ -435,6 +435,11 @@ def test_a_gold_answer_with_several_boxes_needs_them_all(text, gold, compared):
         ("La risposta è 72", "72"),
         ("Ответ: 72", "72"),
         ("정답: 72", "72"),
+        ("정답은 72입니다.", "72"),
+        ("답은 72입니다.", "72"),
+        ("答えは72です。", "72"),
+        ("Die Lösung ist 72.", "72"),
+        ("Die Lösung ist einfach.", None),
     ],
 )
 def test_answers_are_announced_in_other_languages(text, answer):
