@@ -26,14 +26,15 @@ def trace_ids(
     max_completion_length: int,
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    end: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """The ids of a prompt and of a teacher's trace after it, as a trainer of the student sees them.
 
     The prompt is rendered as everywhere (`rlkd.rendering`); the trace is tokenised separately and ends with the token
-    that ends a turn of the conversation, or a text. A trace of more than `max_completion_length` tokens, end token
-    included, is truncated like a rollout. A trace that begins with the `<think>` that the template has opened is used
-    without it. Raises `UsageError` where the prompt has no tokens or no template, the trace is blank, or there is no
-    end token.
+    that ends a turn of the conversation, or a text, or with `end`. A trace of more than `max_completion_length`
+    tokens, end token included, is truncated like a rollout. A trace that begins with the `<think>` that the template
+    has opened is used without it. Raises `UsageError` where the prompt has no tokens or no template, the trace is
+    blank, or there is no end token.
     """
     if max_completion_length < 1:
         raise UsageError(f"max_completion_length={max_completion_length}: expected at least 1")
@@ -47,7 +48,7 @@ def trace_ids(
     ids = prompt_ids(tokenizer, prompt, chat_template_kwargs)
     if not ids:
         raise UsageError(f"the prompt {prompt!r} has no tokens")
-    end = trace_end(tokenizer, prompt, chat_template_kwargs)
+    end = trace_end(tokenizer, prompt, chat_template_kwargs) if end is None else end
     if end is None:
         raise UsageError("the tokenizer has no end token (eos_token): a trace could not end. Set one")
     rationale = _without_repeated_opening(tokenizer, ids, rationale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Silences TRL's warning that the trainer is experimental; docs/async.md says so.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -19,6 +19,14 @@ class RLKDAsyncConfig(RewardSettings, AsyncGRPOConfig):
     """TRL's `AsyncGRPOConfig`, and the rewards, under the names that `RLKDConfig` has for them."""
 
     _VALID_DICT_FIELDS = [*AsyncGRPOConfig._VALID_DICT_FIELDS, *MAPPINGS]  # noqa: RUF012 (TRL's form)
+
+    filter_overlong_prompts: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out rows whose prompt and max_completion_length do not fit the student's context, and say "
+            "how many; by default they are an error."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.read_reward_settings()

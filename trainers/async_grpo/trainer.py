@@ -24,11 +24,14 @@ from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.preflight import check_async, clear_server
 from trainers.async_grpo.rollouts import packed_attention, whole_text
 from trainers.common.adapters import name_base
+from trainers.common.alarms import ALL_TRUNCATED, Alarms, all_truncated
 from trainers.common.models import check_student
 from trainers.common.preflight import check_columns, check_settings
-from trainers.common.prompts import fitted_dataset
+from trainers.common.prompts import PromptCheck, fitted_dataset
 from trainers.common.run_files import RunFiles
+from trainers.common.student import read_model, reading_options
 from trainers.common.trl_compat import async_with, check_async_trl
+from trainers.rlkd.preflight import check_reading, check_reward_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,12 +64,24 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         check_async_trl()
         log = Path(args.output_dir or ".").resolve() / "rollouts" / "async.jsonl"
         composite = args.composite(log if args.save_rollouts else None)
-        composite.check_columns(check_columns(train_dataset, "train_dataset") or ())
+        columns = check_columns(train_dataset, "train_dataset") or ()
+        for reward in composite.rewards:
+            check_reward_columns(reward, train_dataset, columns, "train_dataset")
         composite.check_ready()
         check_settings(args, kwargs.get("eval_dataset"))
         check_student(args, model, peft_config)
-        student = resolve_model(model)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(student, revision=_revision(args))
+        options = reading_options(args)
+        student = resolve_model(model, trust_remote_code=options["trust_remote_code"])
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(student, **options)
+        composite.rewards = list(check_reading(args, composite.rewards, student, tokenizer, train_dataset, None))
+        template: Any = args.chat_template_kwargs
+        fit = PromptCheck(
+            read_model(student, tokenizer, **options),
+            args.max_completion_length,
+            template=template,
+            leave_out=args.filter_overlong_prompts,
+        )
+        train_dataset = fit.fitted(train_dataset, "train_dataset")
         check_async(args, student, peft_config, train_dataset, tokenizer)
         # TRL renders the prompts in another process.
         train_dataset = fitted_dataset(train_dataset, tokenizer)
@@ -91,6 +106,7 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         self.processing_class = tokenizer
         name_base(self.model, student if is_adapter(model) else model)
         self.open_run_files(log.name)
+        self.add_callback(Alarms({ALL_TRUNCATED: all_truncated}))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as `RunFiles.train` does. A resume leaves rollouts as they are, since they run ahead of the steps."""
@@ -145,8 +161,3 @@ def reward_error(error: RuntimeError) -> RewardError | None:
     """
     kind, _, message = str(error.__cause__ or "").partition(": ")
     return RewardError(message.split("\nTraceback (most recent call last)")[0]) if kind == "RewardError" else None
-
-
-def _revision(args: RLKDAsyncConfig) -> str:
-    kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-    return str(kwargs.get("revision") or "main")

@@ -136,8 +136,12 @@ def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any) -> TopKTeac
     return teacher
 
 
-def check_teacher_traces(args: ValidityKDConfig, dataset: Any, tokenizer: Any, teacher: TopKTeacher | None) -> None:
+def check_teacher_traces(
+    args: ValidityKDConfig, dataset: Any, tokenizer: Any, teacher: TopKTeacher | None, end: int | None = None
+) -> None:
     """Compare the teacher's traces with the run's limits; raises `UsageError` (`CacheError`).
+
+    `end`: the token that ends them, where it is not that of the template (`check_teacher`).
 
     A cache must have a row for each of them: otherwise the run would end when a missing one is drawn. For other
     teachers a sample is checked, and a warning says how many are truncated.
@@ -154,8 +158,10 @@ def check_teacher_traces(args: ValidityKDConfig, dataset: Any, tokenizer: Any, t
             row = dataset[index]
             for number, rationale in enumerate(usable_traces(row["rationales"])):
                 text = trace_text(rationale, row.get("answer"))
-                prompt, ids = trace_ids(tokenizer, row["prompt"], text, longest, chat_template_kwargs=template)
-                ended.append(ids[-1] == trace_end(tokenizer, row["prompt"], template))
+                prompt, ids = trace_ids(
+                    tokenizer, row["prompt"], text, longest, chat_template_kwargs=template, end=end
+                )
+                ended.append(ids[-1] == (trace_end(tokenizer, row["prompt"], template) if end is None else end))
                 yield CachedTrace(f"row {row.get('id', index)!r}, rationale {number}", [*prompt, *ids], len(prompt))
 
     if isinstance(teacher, CachedTeacher):
@@ -260,23 +266,27 @@ def usable_traces(traces: Any) -> list[str]:
     return [trace for trace in listed if isinstance(trace, str) and trace.strip()]
 
 
-def check_teacher(args: ValidityKDConfig, student: ModelFacts, teacher: Any, dataset: Any) -> ModelFacts:
+def check_teacher(
+    args: ValidityKDConfig, student: ModelFacts, teacher: Any, dataset: Any
+) -> tuple[ModelFacts, int | None]:
     """Compare a teacher in this process with the student; raise `UsageError` where it would score another language.
 
     They must have one vocabulary, render the prompts alike, and end a completion with the same token. `teacher`: a
-    model, or its name. Returns the student's facts, with the shorter context of the two.
+    model, or its name. Returns the student's facts, with the shorter context of the two, and the token that ends
+    traces where it is not the template's.
     """
     tokenizer = check_vocabulary(args, student.tokenizer, teacher)
     options: dict[str, Any] = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
     facts = read_model(teacher, tokenizer, **options)
     row = next(iter(dataset), None) if dataset is not None else None
     prompt = None if row is None else row.get("prompt")
+    end = None
     is_readable = isinstance(prompt, str) or bool(student.tokenizer.chat_template)  # the prompts are checked later
     if tokenizer is not None and prompt and is_readable:
         _check_rendering(args, student, facts, prompt)
-        _check_ends(args, student, facts, prompt)
+        end = _check_ends(args, student, facts, prompt)
     known = [each for each in (student, facts) if each.context is not None]
-    return replace(student, context=min((each.context for each in known if each.context), default=None))
+    return replace(student, context=min((each.context for each in known if each.context), default=None)), end
 
 
 def _check_rendering(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> None:
@@ -303,20 +313,35 @@ def _check_rendering(args: ValidityKDConfig, student: ModelFacts, teacher: Model
         )
 
 
-def _check_ends(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> None:
+def _check_ends(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> int | None:
+    """Compare the tokens that end completions; returns the one for traces where it is not the template's.
+
+    Two base models may have the template of their family, whose end of a turn ends a generation of neither.
+    """
     template: Any = args.chat_template_kwargs
-    for one, other, roles in ((student, teacher, "student teacher"), (teacher, student, "teacher student")):
+    eos, chosen = student.tokenizer.eos_token_id, None
+    for one, role in ((student, "student"), (teacher, "teacher")):
         end = trace_end(one.tokenizer, prompt, template)
-        role, other_role = roles.split()
-        for ends, owner in ((one.ends, role), (other.ends, other_role)):
-            if end is not None and ends and end not in ends:
-                tokens = student.tokenizer.convert_ids_to_tokens([end, *sorted(ends)])
-                raise UsageError(
-                    f"the {role}'s completions end with {tokens[0]!r}, which ends nothing for the {owner} (only "
-                    f"{', '.join(map(repr, tokens[1:]))}): the student would learn not to end. Take student and "
-                    f"teacher of one kind (both base, or both instruct models), or train the student on the teacher's "
-                    f"texts first: recipes/sft.py with --eos_token"
-                )
+        owners = (("student", student.ends), ("teacher", teacher.ends))
+        lacking = [(owner, ends) for owner, ends in owners if end is not None and ends and end not in ends]
+        if len(lacking) == 2 and eos in student.ends & teacher.ends:
+            chosen = eos
+        elif lacking:
+            owner, ends = lacking[0]
+            tokens = student.tokenizer.convert_ids_to_tokens([end, *sorted(ends)])
+            raise UsageError(
+                f"the {role}'s completions end with {tokens[0]!r}, which ends nothing for the {owner} (only "
+                f"{', '.join(map(repr, tokens[1:]))}): the student would learn not to end. Take student and teacher "
+                f"with the same end tokens (both base, or both instruct models of a family), or train the student on "
+                f"the teacher's texts first: recipes/sft.py with --eos_token"
+            )
+    if chosen is not None and args.process_index == 0:
+        logger.warning(
+            "the chat template ends a turn with a token that ends no generation of student and teacher (both may be "
+            "base models): the teacher's traces end with %r instead",
+            student.tokenizer.eos_token,
+        )
+    return chosen
 
 
 def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> Any:

@@ -130,8 +130,9 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, DistillationTrainer):
             raise UsageError("a student with images: steps exist in text only. Use TRL's DistillationTrainer")
         opened = None if kind == "model" else open_top_k(args, teacher, tokenizer)
         facts = read_model(model, tokenizer, **reading_options(args))
+        self._trace_end: int | None = None
         if kind == "model":
-            facts = check_teacher(args, facts, teacher, train_dataset)
+            facts, self._trace_end = check_teacher(args, facts, teacher, train_dataset)
         template: Any = args.chat_template_kwargs
         fit = PromptCheck(
             facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
@@ -139,7 +140,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, DistillationTrainer):
         kept, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
         if kept is not train_dataset:
             check_dataset(args, train_dataset := kept, "train_dataset")
-        check_teacher_traces(args, train_dataset, tokenizer, opened)
+        check_teacher_traces(args, train_dataset, tokenizer, opened, self._trace_end)
         self._engine = open_proposal_engine(args, opened)
         if args.use_vllm:
             name = model_sources(model)[0] if isinstance(model, str) else str(model.config._name_or_path)
@@ -264,6 +265,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, DistillationTrainer):
                 trace_text(choose_trace(row, self.args.seed, step), row.get("answer")),
                 self.args.max_completion_length or sys.maxsize,
                 chat_template_kwargs=dict(self.chat_template_kwargs),  # type: ignore[arg-type]
+                end=self._trace_end,
             )
             for row in rows
         ]

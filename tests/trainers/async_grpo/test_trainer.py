@@ -260,6 +260,26 @@ def test_data_without_a_column_that_a_reward_needs_is_refused(tmp_path, tiny_mod
         RLKDAsyncTrainer(tiny_model, config(tmp_path, reward_funcs=["accuracy"]), prompts, LoraConfig(r=8))
 
 
+def test_prompts_and_answers_are_checked_as_in_the_synchronous_trainer(template_model, tmp_path, server) -> None:
+    def build(name: str, prompt: str, **settings: Any) -> None:
+        rows = {"prompt": [[{"role": "user", "content": prompt}]], "answer": ["many"]}
+        args = config(tmp_path, vllm_server_base_url=server.url, report_to="none", **settings)
+        RLKDAsyncTrainer(template_model(name), args, Dataset.from_dict(rows), LoraConfig(r=8))
+
+    with pytest.raises(RewardError, match="'numeric': 1 of 1 answers cannot be read"):
+        build("chatml", "?", reward_funcs=["numeric"])
+    with pytest.raises(UsageError, match="do not fit the 128 tokens"):
+        build("short", "x" * 200, reward_funcs=["think_format"])
+
+
+def test_a_template_that_opens_a_thought_sets_prefilled(template_model, tmp_path, server, caplog) -> None:
+    rows = Dataset.from_dict({"prompt": [[{"role": "user", "content": "?"}]]})
+    args = config(tmp_path, vllm_server_base_url=server.url, reward_funcs=["think_format"], report_to="none")
+    with pytest.raises(UsageError, match="and the student is"):  # the server has another model
+        RLKDAsyncTrainer(template_model("opens_thought"), args, rows, LoraConfig(r=8))
+    assert "prefilled is set for think_format" in caplog.text
+
+
 def test_the_mistake_of_a_reward_is_reported_as_trl_passes_it_on() -> None:
     worker = async_rollout_worker.AsyncRolloutWorker.__new__(async_rollout_worker.AsyncRolloutWorker)
     worker._failed_event = threading.Event()

@@ -294,3 +294,14 @@ def test_a_teacher_of_the_family_passes(template_model, tmp_path, name) -> None:
 def test_the_shorter_context_of_student_and_teacher_counts(template_model, tmp_path) -> None:
     with pytest.raises(UsageError, match="max_completion_length 300 do not fit the 128 tokens"):
         trainer_of(template_model("chatml"), template_model("short"), tmp_path, max_completion_length=300)
+
+
+def test_two_base_models_with_the_template_of_their_family_end_traces_with_their_own_token(
+    template_model, tmp_path, caplog
+) -> None:
+    base = template_model("chatml_base")
+    trainer = trainer_of(base, base, tmp_path, lmbda=0.0, max_completion_length=32)
+    assert "the teacher's traces end with '<|endoftext|>' instead" in caplog.text
+    row = {"prompt": ASK, "answer": "2", "rationales": ["2"]}
+    [ids] = trainer._teacher_traces([row], 0)["completion_ids"].tolist()
+    assert ids[-1] == trainer.processing_class.eos_token_id
