@@ -73,7 +73,11 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         options = reading_options(args)
         student = resolve_model(model, trust_remote_code=options["trust_remote_code"])
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(student, **options)
-        composite.rewards = list(check_reading(args, composite.rewards, student, tokenizer, train_dataset, None))
+        composite.rewards = list(
+            check_reading(
+                args, composite.rewards, student, tokenizer, train_dataset, None, removes_special=False
+            )  # the whole text is read (`whole_text`)
+        )
         template: Any = args.chat_template_kwargs
         fit = PromptCheck(
             read_model(student, tokenizer, **options),

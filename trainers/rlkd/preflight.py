@@ -29,6 +29,7 @@ from trainers.vllm.checks import check_installed
 from trainers.vllm.sampling import check_sampling
 
 if TYPE_CHECKING:
+    from trainers.async_grpo.config import RLKDAsyncConfig
     from trainers.rlkd.config import RLKDConfig
 
 logger = logging.getLogger(__name__)
@@ -126,12 +127,20 @@ def check_reward_columns(reward: Reward, dataset: Any, columns: Sequence[str], p
 
 
 def check_reading(
-    args: RLKDConfig, rewards: Sequence[Any], student: Any, reader: Any, train_dataset: Any, eval_dataset: Any
+    args: RLKDConfig | RLKDAsyncConfig,
+    rewards: Sequence[Any],
+    student: Any,
+    reader: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    *,
+    removes_special: bool = True,
 ) -> Sequence[Any]:
     """Check prompts and images as the student reads them; raises `UsageError`.
 
     Returns the rewards, with `prefilled` where prompts end with `<think>`; logs what was set, and what is to be set by
     hand. `student`: a model or its name. `reader`: its tokenizer or processor, None for the model's own.
+    `removes_special`: whether the text that rewards read lacks the special tokens of a completion.
     """
     name = student if isinstance(student, str) else str(student.config._name_or_path)
     reader = reader or _reader(name, args)
@@ -140,7 +149,7 @@ def check_reading(
     for part, dataset in named_datasets(train_dataset, eval_dataset):
         check_images(dataset, part, reads_images=hasattr(reader, "image_processor"))
     tokenizer = getattr(reader, "tokenizer", reader)
-    if args.process_index == 0:
+    if removes_special and args.process_index == 0:
         warn_of_special_tags(tokenizer, name)
     if not hasattr(train_dataset, "__getitem__") or "prompt" not in train_dataset.column_names:
         return rewards
@@ -151,7 +160,7 @@ def check_reading(
     return chosen
 
 
-def _reader(name: str, args: RLKDConfig) -> Any:
+def _reader(name: str, args: RLKDConfig | RLKDAsyncConfig) -> Any:
     """The processor of a model, for a text model its tokenizer; None where there is none to be found."""
     from transformers import AutoProcessor
 

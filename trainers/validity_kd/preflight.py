@@ -8,23 +8,19 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkd.engines import Engine, EngineError, check_ready, open_engine
 from rlkd.errors import UsageError
-from rlkd.models import resolve_model
-from rlkd.rendering import conversation_text
 from rlkd.teachers.cache import CachedTeacher, CachedTrace
 from rlkd.teachers.engine import EngineTeacher
 from rlkd.teachers.topk import TopKTeacher, check_temperature
 from rlkd.teachers.traces import trace_end, trace_ids, trace_text
-from rlkd.teachers.vocabulary import common_vocabulary, vocabulary_fingerprint
+from rlkd.teachers.vocabulary import vocabulary_fingerprint
 from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
 from trainers.common.models import loading_options
 from trainers.common.preflight import check_columns, check_settings, check_size, check_unused_columns, has_images
-from trainers.common.student import ModelFacts, read_model
 from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
 
@@ -264,116 +260,3 @@ def usable_traces(traces: Any) -> list[str]:
     """The traces of a row that are not blank; a single text is one trace."""
     listed = [traces] if isinstance(traces, str) else traces or []
     return [trace for trace in listed if isinstance(trace, str) and trace.strip()]
-
-
-def check_teacher(
-    args: ValidityKDConfig, student: ModelFacts, teacher: Any, dataset: Any
-) -> tuple[ModelFacts, int | None]:
-    """Compare a teacher in this process with the student; raise `UsageError` where it would score another language.
-
-    They must have one vocabulary, render the prompts alike, and end a completion with the same token. `teacher`: a
-    model, or its name. Returns the student's facts, with the shorter context of the two, and the token that ends
-    traces where it is not the template's.
-    """
-    tokenizer = check_vocabulary(args, student.tokenizer, teacher)
-    options: dict[str, Any] = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
-    facts = read_model(teacher, tokenizer, **options)
-    row = next(iter(dataset), None) if dataset is not None else None
-    prompt = None if row is None else row.get("prompt")
-    end = None
-    is_readable = isinstance(prompt, str) or bool(student.tokenizer.chat_template)  # the prompts are checked later
-    if tokenizer is not None and prompt and is_readable:
-        _check_rendering(args, student, facts, prompt)
-        end = _check_ends(args, student, facts, prompt)
-    known = [each for each in (student, facts) if each.context is not None]
-    return replace(student, context=min((each.context for each in known if each.context), default=None)), end
-
-
-def _check_rendering(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> None:
-    template: Any = args.chat_template_kwargs
-    if args.allow_other_template or isinstance(prompt, str):
-        return
-    way_out = (
-        "Name a teacher with the student's template (instruct models of one family; a system_prompt replaces "
-        "different default ones), or set allow_other_template: true"
-    )
-    if not teacher.tokenizer.chat_template:
-        raise UsageError(
-            f"the teacher {teacher.name} has no chat template, and would score conversations in the student's, which "
-            f"it has never seen. {way_out}"
-        )
-    ours = conversation_text(student.tokenizer, prompt, template)
-    theirs = conversation_text(teacher.tokenizer, prompt, template)
-    if ours != theirs:
-        place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
-        raise UsageError(
-            f"student and teacher have different chat templates: from character {place} on, the first prompt is "
-            f"{ours[place : place + 40]!r} to the student and {theirs[place : place + 40]!r} to the teacher, which "
-            f"would score a form it has never seen. {way_out}"
-        )
-
-
-def _check_ends(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> int | None:
-    """Compare the tokens that end completions; returns the one for traces where it is not the template's.
-
-    Two base models may have the template of their family, whose end of a turn ends a generation of neither.
-    """
-    template: Any = args.chat_template_kwargs
-    eos, chosen = student.tokenizer.eos_token_id, None
-    for one, role in ((student, "student"), (teacher, "teacher")):
-        end = trace_end(one.tokenizer, prompt, template)
-        owners = (("student", student.ends), ("teacher", teacher.ends))
-        lacking = [(owner, ends) for owner, ends in owners if end is not None and ends and end not in ends]
-        if len(lacking) == 2 and eos in student.ends & teacher.ends:
-            chosen = eos
-        elif lacking:
-            owner, ends = lacking[0]
-            tokens = student.tokenizer.convert_ids_to_tokens([end, *sorted(ends)])
-            raise UsageError(
-                f"the {role}'s completions end with {tokens[0]!r}, which ends nothing for the {owner} (only "
-                f"{', '.join(map(repr, tokens[1:]))}): the student would learn not to end. Take student and teacher "
-                f"with the same end tokens (both base, or both instruct models of a family), or train the student on "
-                f"the teacher's texts first: recipes/sft.py with --eos_token"
-            )
-    if chosen is not None and args.process_index == 0:
-        logger.warning(
-            "the chat template ends a turn with a token that ends no generation of student and teacher (both may be "
-            "base models): the teacher's traces end with %r instead",
-            student.tokenizer.eos_token,
-        )
-    return chosen
-
-
-def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> Any:
-    """Compare the tokenizers of the student and of a teacher in this process; raise `UsageError` where they differ.
-
-    `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found passes with a
-    warning: only the widths of the heads can be compared then. Returns the teacher's tokenizer, None where unknown.
-    """
-    from transformers import AutoTokenizer
-
-    name = teacher if isinstance(teacher, str) else str(teacher.config._name_or_path or "")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(name, trust_remote_code=args.trust_remote_code),
-            revision=args.teacher_model_revision,
-            trust_remote_code=args.trust_remote_code,
-        )
-    except UsageError:
-        raise
-    except Exception as error:
-        if isinstance(teacher, str):
-            raise UsageError(
-                f"teacher {teacher!r} cannot be read: {str(error).splitlines()[0]}. Name a folder written by "
-                f"save_pretrained, a reachable hub id, an embedded model, an engine (http://HOST:PORT/v1#MODEL), or "
-                f"the folder of a teacher cache (it has index.json)"
-            ) from error
-        if args.process_index == 0:
-            logger.warning(
-                "the teacher is an object whose tokenizer is unknown (%r): whether it shares the student's vocabulary "
-                "cannot be checked",
-                name,
-            )
-        return None
-    common_vocabulary(student, tokenizer)
-    return tokenizer

@@ -53,11 +53,11 @@ from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
 from trainers.common.student import model_sources, read_model, reading_options
 from trainers.common.trl_compat import check_distillation, trl_kernel
+from trainers.validity_kd.compatibility import check_teacher
 from trainers.validity_kd.config import ValidityKDConfig
 from trainers.validity_kd.preflight import (
     check_config,
     check_dataset,
-    check_teacher,
     check_teacher_traces,
     open_proposal_engine,
     open_top_k,

@@ -51,6 +51,16 @@ def test_ids_that_repeat_are_counted(tmp_path, caplog):
     assert "2 rows have the id of an earlier row, the first of them 'x'" in caplog.text
 
 
+def test_a_warning_comes_from_the_first_process_alone(tmp_path, caplog, monkeypatch):
+    path = jsonl(
+        tmp_path / "rows.jsonl", *({"question": "1 + 1?", "answer": "2", "rationales": ["#### 3", "#### 2"]},)
+    )
+    for rank, said in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        load_rows(str(path))
+        assert ("The wrong ones are left out" in caplog.text) is said
+
+
 def test_rows_with_different_keys_load(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", {"question": "a?", "level": 1}, {"prompt": "b?", "source": "x"})
     first, second = load_rows(str(path))

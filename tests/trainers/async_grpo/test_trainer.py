@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import AutoTokenizer
+from trl.chat_template_utils import parse_response
 from trl.experimental.async_grpo import async_rollout_worker
 
 from rewards import RewardError
@@ -20,6 +22,7 @@ from rlkd.errors import UsageError
 from trainers.async_grpo import preflight
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.preflight import _clear, check_async, serve_command, server_url
+from trainers.async_grpo.rollouts import whole_text
 from trainers.async_grpo.trainer import RLKDAsyncTrainer, reward_error
 
 
@@ -97,8 +100,6 @@ def config(tmp_path: Path, **settings: Any) -> RLKDAsyncConfig:
 
 
 def check(args: RLKDAsyncConfig, model: str, lora: LoraConfig | None = None, **tokenizer: Any) -> None:
-    from transformers import AutoTokenizer
-
     prompts = [[{"role": "user", "content": "x" * 40}]]
     loaded = AutoTokenizer.from_pretrained(model)
     for name, value in tokenizer.items():
@@ -278,6 +279,19 @@ def test_a_template_that_opens_a_thought_sets_prefilled(template_model, tmp_path
     with pytest.raises(UsageError, match="and the student is"):  # the server has another model
         RLKDAsyncTrainer(template_model("opens_thought"), args, rows, LoraConfig(r=8))
     assert "prefilled is set for think_format" in caplog.text
+
+
+def test_think_tags_that_are_special_tokens_stay_for_rewards(template_model, tmp_path, server, caplog) -> None:
+    name = template_model("think_special")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.response_template = whole_text([tokenizer.eos_token])
+    ids = tokenizer("<think>x</think>y<|im_end|>")["input_ids"]
+    assert parse_response(tokenizer, ids, prefix=[])["content"] == "<think>x</think>y"
+    rows = Dataset.from_dict({"prompt": [[{"role": "user", "content": "?"}]]})
+    args = config(tmp_path, vllm_server_base_url=server.url, reward_funcs=["think_format"], report_to="none")
+    with pytest.raises(UsageError, match="and the student is"):
+        RLKDAsyncTrainer(name, args, rows, LoraConfig(r=8))
+    assert "special tokens of" not in caplog.text
 
 
 def test_the_mistake_of_a_reward_is_reported_as_trl_passes_it_on() -> None:
