@@ -9,7 +9,7 @@ from typing import Any
 
 from rewards.build import build_reward, build_rewards
 from rewards.composite import CompositeReward
-from rewards.contract import Failed, Outcome, RewardError, RewardOptions, Scored
+from rewards.contract import Failed, Outcome, Provisional, RewardError, RewardOptions, Scored
 from rewards.runner import Reward
 from rlkd.registry import register
 
@@ -49,6 +49,7 @@ __all__ = [
     "CompositeReward",
     "Failed",
     "Outcome",
+    "Provisional",
     "Reward",
     "RewardError",
     "RewardOptions",

@@ -6,7 +6,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
-from rewards.contract import Failed, RewardOptions
+from rewards.contract import Failed, Provisional, RewardOptions
 from rewards.verified import libraries
 from rlkd.answers import VERIFY_SECONDS, Fallback, VerificationError, answer_and_gold, are_correct
 from rlkd.data.rows import completion_text
@@ -23,7 +23,7 @@ class Accuracy:
             `last_number`: without an announcement the last number counts, which also rewards a truncated text that
             stops at the right number.
         prefilled: the chat template opens the thought, so that a completion without a closing tag has no answer.
-        seconds: time limit of one comparison; it is killed then, and the answer is wrong.
+        seconds: time limit of one comparison; it is killed then, and tried once more alone; then the answer is wrong.
     """
 
     __name__ = "accuracy"
@@ -47,10 +47,15 @@ class Accuracy:
         judged = [i for i, gold in enumerate(answer) if gold is not None]
         texts, golds = [completion_text(completions[i]) for i in judged], [str(answer[i]) for i in judged]
         scores: list[float | Failed | None] = [None] * len(completions)
-        found = are_correct(texts, golds, self.fallback, prefilled=self.prefilled, seconds=self.seconds)
-        for i, correct in zip(judged, found, strict=True):
+        stopped: set[int] = set()
+        found = are_correct(
+            texts, golds, self.fallback, prefilled=self.prefilled, seconds=self.seconds, stopped=stopped
+        )
+        for place, (i, correct) in enumerate(zip(judged, found, strict=True)):
             if isinstance(correct, VerificationError):
                 scores[i] = Failed(str(correct))
+            elif place in stopped:
+                scores[i] = Provisional(0.0)
             else:
                 scores[i] = None if correct is None else float(correct)
         return scores

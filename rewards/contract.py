@@ -2,7 +2,7 @@
 
 The error model of rewards, in full:
 
-1. A number is a score. Booleans and NumPy or torch scalars count as numbers.
+1. A number is a score. Booleans and NumPy or torch scalars count as numbers. A `Provisional` number is never cached.
 2. `None` means not applicable.
 3. `Failed(cause)` for a sample, or an exception for the whole batch, means that the reward failed; so does a score
    that is not finite, a call that takes longer than its limit, and a worker process that dies. It is counted with its
@@ -39,6 +39,10 @@ class Scored:
 
     value: float
     detail: Mapping[str, Any]
+
+
+class Provisional(float):
+    """Returned instead of a number: a score that may differ next time, such as after a time limit; never cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Outcome:
     """The outcome of one sample. `value` is set for a score, `cause` for a failure.
 
     `seconds`: duration of the call that scored this sample. `reused`: where the outcome of an equal sample was found,
-    in the same `batch` or in the `cache`.
+    in the same `batch` or in the `cache`. `provisional`: the score is not to be cached.
     """
 
     status: Literal["score", "not_applicable", "failed"]
@@ -97,6 +101,7 @@ class Outcome:
     detail: Mapping[str, Any] | None = None
     seconds: float | None = None
     reused: Literal["batch", "cache"] | None = None
+    provisional: bool = False
 
     def record(self) -> dict[str, Any]:
         """The fields that are set, as the rollouts file has them."""
@@ -126,4 +131,4 @@ class Outcome:
             )
         if not math.isfinite(score):
             return cls("failed", cause=f"returned {score}, which is no score")
-        return cls("score", value=score, detail=detail)
+        return cls("score", value=score, detail=detail, provisional=isinstance(value, Provisional))

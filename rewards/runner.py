@@ -284,7 +284,7 @@ class Reward:
         new = {}
         for index in plan.to_score:
             key, outcome = plan.keys[index], plan.outcomes[index]
-            if key is None or outcome is None or outcome.status == "failed":
+            if key is None or outcome is None or outcome.status == "failed" or outcome.provisional:
                 continue
             try:
                 value = [outcome.status, outcome.value, None if outcome.detail is None else dict(outcome.detail)]

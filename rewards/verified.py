@@ -16,7 +16,7 @@ from importlib.metadata import version
 from itertools import product
 from typing import Any, Literal
 
-from rewards.contract import Failed, RewardError, RewardOptions
+from rewards.contract import Failed, Provisional, RewardError, RewardOptions
 from rlkd.answers import VERIFY_SECONDS, VerificationError, compare_or_blame, math_verify, read_by_math_verify
 from rlkd.data.rows import completion_text
 
@@ -172,11 +172,16 @@ def verdicts(
     wanted = [comparison(content, solution) for content, solution in zip(contents, solutions, strict=True)]
     distinct = [pair for pair in dict.fromkeys(wanted) if isinstance(pair, tuple)]
     calls, golds = [(*pair, rules) for pair in distinct], [(solution, rules) for _, solution in distinct]
-    results = compare_or_blame(verdict, calls, solution_alone, golds, timeout)
+    stopped: set[int] = set()
+    results = compare_or_blame(verdict, calls, solution_alone, golds, timeout, stopped)
     known: dict[Any, Score] = {None: None, 0.0: 0.0}
-    for pair, result in zip(distinct, results, strict=True):
-        failed = isinstance(result, VerificationError)
-        known[pair] = Failed(str(result)) if failed else None if result is None else float(result)
+    for i, (pair, result) in enumerate(zip(distinct, results, strict=True)):
+        if isinstance(result, VerificationError):
+            known[pair] = Failed(str(result))
+        elif i in stopped:
+            known[pair] = Provisional(0.0)
+        else:
+            known[pair] = None if result is None else float(result)
     return [known[pair] for pair in wanted]
 
 
@@ -353,7 +358,8 @@ class CosineScaledReward(AccuracyReward):
         return [[key, min(length, self.max_len)] for key, length in zip(keys, lengths, strict=True)]
 
     def _scaled(self, correct: float, length: int) -> float:
-        return cosine_scaled(length, self.max_len, *(self.correct if correct else self.wrong))
+        score = cosine_scaled(length, self.max_len, *(self.correct if correct else self.wrong))
+        return Provisional(score) if isinstance(correct, Provisional) else score
 
     def _lengths(self, completions: Sequence[Any], completion_ids: Column) -> list[int]:
         if self.unit == "characters":

@@ -66,12 +66,16 @@ def are_correct(
     *,
     prefilled: bool = False,
     seconds: float = VERIFY_SECONDS,
+    stopped: set[int] | None = None,
 ) -> list[bool | VerificationError | None]:
-    """`is_correct` for many texts, compared in parallel; a failed comparison gives its error as the result."""
+    """`is_correct` for many texts, compared in parallel; a failed comparison gives its error as the result.
+
+    `stopped` as in `equal_pairs`.
+    """
     pairs = [
         answer_and_gold(text, gold, fallback, prefilled=prefilled) for text, gold in zip(texts, golds, strict=True)
     ]
-    return equal_pairs(pairs, seconds=seconds)
+    return equal_pairs(pairs, seconds=seconds, stopped=stopped)
 
 
 def accuracy(row: Mapping[str, Any], text: str, *, prefilled: bool = False) -> float | None:
@@ -105,12 +109,13 @@ def _raised(result: bool | VerificationError | None) -> bool | None:
 
 
 def equal_pairs(
-    pairs: Sequence[tuple[str, str]], *, seconds: float = VERIFY_SECONDS
+    pairs: Sequence[tuple[str, str]], *, seconds: float = VERIFY_SECONDS, stopped: set[int] | None = None
 ) -> list[bool | VerificationError | None]:
     """`equal` for many pairs of answer and gold; a failed comparison gives its error as the result.
 
     Each distinct pair is compared once, several in parallel. An empty answer equals nothing. A gold answer may be
-    announced ("#### 72"), as in `are_correct`.
+    announced ("#### 72"), as in `are_correct`. The places of answers that are wrong because their comparison was
+    stopped are added to the set `stopped`, if given: on another day, the machine may be faster.
     """
     known: dict[tuple[str, str], bool | VerificationError | None] = {}
     hard: list[tuple[str, str]] = []
@@ -122,8 +127,12 @@ def equal_pairs(
         else:
             known[pair] = verdict
     read = [(answer, _gold(gold)) for answer, gold in hard]
-    results = compare_or_blame(compared, read, sound, [(gold,) for _, gold in read], seconds)
+    late: set[int] = set()
+    results = compare_or_blame(compared, read, sound, [(gold,) for _, gold in read], seconds, late)
     known.update(zip(hard, results, strict=True))
+    if stopped is not None and late:
+        late_pairs = {hard[i] for i in late}
+        stopped.update(i for i, pair in enumerate(pairs) if pair in late_pairs)
     return [known[pair] for pair in pairs]
 
 
@@ -224,11 +233,14 @@ def compare_or_blame(
     sound: Callable[..., Any],
     golds: Sequence[tuple[Any, ...]],
     seconds: float,
+    stopped: set[int] | None = None,
 ) -> list[Any]:
     """The results of `compare(*call)`; False where the answer makes it hang or die, an error where the gold does.
 
     A completion cannot choose to be a failure: where a comparison hangs or dies, `sound(*gold)` tries the gold answer
-    of the call alone. If that works, the answer is at fault, and wrong. If not, the result is a `VerificationError`.
+    of the call alone. If that does not work, the result is a `VerificationError`. If it does, a comparison that took
+    too long is made once more, with nothing beside it, since the machine may have been busy; then the answer is at
+    fault, and wrong. The places of such answers are added to `stopped`.
     """
     results = compare_in_workers(compare, calls, seconds)
     faults = {gold: None for gold, result in zip(golds, results, strict=True) if isinstance(result, Fault)}
@@ -238,11 +250,16 @@ def compare_or_blame(
     for i, gold in enumerate(golds):
         if not isinstance(results[i], Fault):
             continue
-        if (sound, gold) in _sound_golds:
-            results[i] = False
-        else:
+        if (sound, gold) not in _sound_golds:
             message = f"the gold answer {str(gold[0])[:80]!r} cannot be compared: {alone[gold].message}"
             results[i] = VerificationError(message)
+            continue
+        if results[i].kind == "timeout":
+            [results[i]] = compare_in_workers(compare, [calls[i]], seconds)
+        if isinstance(results[i], Fault):
+            results[i] = False
+            if stopped is not None:
+                stopped.add(i)
     return results
 
 

@@ -7,7 +7,7 @@ MISBEHAVING = '''
 import os, pathlib, sys, time
 from dataclasses import dataclass
 
-from rewards import Failed, RewardError, RewardOptions, Scored
+from rewards import Failed, Provisional, RewardError, RewardOptions, Scored
 
 SHARED = RewardOptions(per_sample=True, timeout=60.0)
 
@@ -40,6 +40,8 @@ def act(text):
         return float(os.getpid())
     if what == "detail":
         return Scored(0.5, {"words": rest.split()})
+    if what == "provisional":
+        return Provisional(0.25)
     if what == "twice":
         return Scored(0.5, {rest})
     if what == "mistake":
@@ -58,7 +60,7 @@ class Broken(RewardError):
 
 def alone(completions, *, factor=1, **columns):
     scores = [act(c) for c in completions]
-    return [s * factor if isinstance(s, float) else s for s in scores]
+    return [s * factor if type(s) is float else s for s in scores]
 
 
 alone.reward_options = SHARED

@@ -294,6 +294,14 @@ def test_a_reward_may_say_itself_what_its_scores_rest_on(build, file):
     assert calls(file) == ["ab c", "x"]
 
 
+def test_a_provisional_score_is_never_cached(build, file):
+    reward = build("alone", cached=True)
+    for _ in range(2):
+        assert reward(completions=["provisional x", "aa", "provisional x"]) == [0.25, 2.0, 0.25]
+        assert reused(reward)[2] == "batch"
+    assert sorted(calls(file)) == ["aa", "provisional x", "provisional x"]
+
+
 def test_keys_of_a_wrong_number_are_an_error(build):
     with pytest.raises(RewardError, match="reward 'WrongKeys': its `keys` returned 1 values for 2 completions"):
         build("WrongKeys")(completions=["a", "b"])

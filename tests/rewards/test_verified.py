@@ -8,7 +8,7 @@ from itertools import groupby
 import pytest
 from trl.rewards import accuracy_reward, get_cosine_scaled_reward, reasoning_accuracy_reward
 
-from rewards import Failed, RewardError
+from rewards import Failed, Provisional, RewardError
 from rewards.verified import (
     AccuracyReward,
     CosineScaledReward,
@@ -199,6 +199,12 @@ def test_an_answer_that_hangs_is_wrong_and_the_others_are_scored(run):
     texts = [r"\boxed{5}", *HANGS, r"\boxed{6}", "5"]
     scores = run(lambda: AccuracyReward(timeout=3.0)(completions=chat(texts), solution=["5"] * 6))
     assert scores == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("reward", [AccuracyReward(timeout=0.5), CosineScaledReward(10, timeout=0.5)])
+def test_the_score_of_a_comparison_that_was_stopped_is_provisional(reward):
+    scores = reward(completions=[HANGS[0], r"\boxed{6}"], solution=["5"] * 2, completion_ids=[[1]] * 2)
+    assert [type(score) for score in scores] == [Provisional, float]
 
 
 def test_a_solution_that_hangs_has_failed():

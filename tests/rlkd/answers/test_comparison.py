@@ -6,6 +6,7 @@ from rlkd.answers import VerificationError, accuracy, are_correct, equal, equal_
 from rlkd.workers.pool import Fault
 
 TOWER = r"\boxed{9^{9^{9^{9}}}}"
+LATE = Fault("timeout", "took more than 5 s")
 
 
 def off_the_main_thread(call):
@@ -109,6 +110,25 @@ def test_an_answer_that_makes_the_comparison_hang_is_wrong(answer):
 def test_a_gold_answer_that_makes_every_comparison_hang_is_an_error():
     with pytest.raises(VerificationError, match=r"the gold answer .* cannot be compared: took more than 1 s"):
         is_correct(r"\boxed{\sqrt{5}}", TOWER, seconds=1.0)
+
+
+@pytest.mark.parametrize(("again", "verdict", "places"), [(True, True, set()), (LATE, False, {0, 2})])
+def test_a_comparison_that_took_too_long_is_made_once_more_alone(monkeypatch, again, verdict, places):
+    called = []
+
+    def in_workers(compare, calls, seconds):
+        called.append((compare.__name__, len(calls)))
+        if compare.__name__ == "sound":
+            return [True] * len(calls)
+        return [again] if len(called) > 2 else [LATE, False]
+
+    monkeypatch.setattr("rlkd.answers.comparison.compare_in_workers", in_workers)
+    monkeypatch.setattr("rlkd.answers.comparison._sound_golds", set())
+    stopped = set()
+    pairs = [("x+1", "1+x"), ("y+2", "1+x"), ("x+1", "1+x")]
+    assert equal_pairs(pairs, stopped=stopped) == [verdict, False, verdict]
+    assert called == [("compared", 2), ("sound", 1), ("compared", 1)]
+    assert stopped == places
 
 
 @pytest.mark.parametrize("answer", ["1/0", r"\frac{5}{0}", "0/0", r"\tan(\pi/2)", "5 / (3-3)"])
