@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rlkd.data.loading import to_dataset
-from rlkd.data.shuffle import shuffled_teachers
+from rlkd.data.shuffle import shuffled_steps, shuffled_teachers
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
 from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
@@ -48,6 +48,10 @@ class RLKDScriptArguments(DataArguments):
         default=None,
         metadata={"help": "seed of a control run, in which every row has the teacher traces of another row"},
     )
+    shuffle_steps: int | None = field(
+        default=None,
+        metadata={"help": "seed of a control run, in which the steps of the teacher traces are in another order"},
+    )
 
 
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
@@ -65,6 +69,13 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
             args,
             f"\n*** A CONTROL RUN: each row has ANOTHER row's teacher (--shuffle_teachers {script.shuffle_teachers}). "
             f"What it learns of structure is not the teacher's. ***\n",
+        )
+    if script.shuffle_steps is not None:
+        train_rows = shuffled_steps(train_rows, script.shuffle_steps)
+        say(
+            args,
+            f"\n*** A CONTROL RUN: the steps of the teacher traces are in another order (--shuffle_steps "
+            f"{script.shuffle_steps}). What it learns of their order is not the teacher's. ***\n",
         )
     say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows for evaluation.")
 

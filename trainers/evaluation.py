@@ -1,4 +1,4 @@
-"""Held-out accuracy before, during and after a run: greedy answers, in a file that survives a resume.
+"""Held-out accuracy before, during and after a run: greedy and sampled answers, in a file that survives a resume.
 
 `eval.jsonl` in the output folder has one line per evaluation:
 
@@ -8,9 +8,12 @@
 | `accuracy` | share of right answers: `mean`, 95 % interval (`low`, `high`), rows that could be judged (`n`) |
 | `ended` | share of completions that end with an end token and are not truncated, in the same form |
 | `tokens` | mean length of a completion in tokens as generated, without its end token |
+| `calculations` | mean number of calculations with a result in a completion |
+| `sampled` | with samples: their number, `temperature`, and `accuracy`, `ended`, `tokens`, `calculations` of them |
 | `seconds` | duration of the evaluation |
 | `rows` | of each row `id`, `correct` (1, 0, or null without a gold answer), `tokens` and `completion` |
 
+With samples, a row also has `sampled_correct`, their share of right ones, which reinforcement learning moves first.
 The texts allow further evaluations later, and comparing two runs row by row.
 """
 
@@ -28,8 +31,10 @@ from transformers.integrations import get_reporting_integration_callbacks
 from rlkd.answers import accuracy
 from rlkd.context import context_length
 from rlkd.errors import UsageError
+from rlkd.report.held_out import held_out_report, interval_of
 from rlkd.statistics import Interval, estimate
-from trainers.common.generation import GreedyCompletion, greedy_completions
+from rlkd.steps import calculations
+from trainers.common.generation import WrittenCompletion, greedy_completions, sampled_completions
 from trainers.common.prompts import PromptCheck
 from trainers.common.run_files import StepLog, read_steps
 from trainers.common.student import ModelFacts
@@ -43,8 +48,9 @@ class HeldOutAccuracy(TrainerCallback):
     several processes all share the generation, and the first one writes.
 
     `rows` are the held-out rows, with one of `prompts` each; `limit` tokens of a completion are by default the
-    trainer's `max_completion_length`. Raises `UsageError` where no row has an answer, a prompt leaves no room for
-    its answer, or `every` is negative.
+    trainer's `max_completion_length`. `samples`: completions per row drawn at the trainer's temperature, besides the
+    greedy one. Raises `UsageError` where no row has an answer, a prompt leaves no room for its answer, or `every` or
+    `samples` is negative.
     """
 
     def __init__(
@@ -55,15 +61,20 @@ class HeldOutAccuracy(TrainerCallback):
         *,
         every: int = 0,
         limit: int | None = None,
+        samples: int = 0,
     ):
         if every < 0:
             raise UsageError(f"eval_every {every}: expected a number of steps, or 0 for before and after only")
+        if samples < 0:
+            raise UsageError(f"eval_samples {samples}: expected a number of completions per row, or 0 for none")
         if all(row.get("answer") is None for row in rows):
             raise UsageError(f"none of the {len(rows)} held-out rows has an answer, so there is no accuracy")
         self.trainer = trainer
         self.rows = list(rows)
         self.prompts = list(prompts)
         self.every = every
+        self.samples = samples
+        self.temperature = float(getattr(trainer.args, "temperature", 1.0))
         self.limit: int = trainer.args.max_completion_length if limit is None else limit
         takes_images = isinstance(trainer.processing_class, ProcessorMixin)  # which only TRL renders
         context = None if takes_images else context_length(trainer.model.config)
@@ -91,21 +102,14 @@ class HeldOutAccuracy(TrainerCallback):
 
     def estimates(self) -> list[tuple[int, Interval]]:
         """The accuracy at each evaluated step so far, from the file; for the main process."""
-        records = read_steps(self.path) if self.path.exists() else []
-        return [(record["step"], interval_of(record["accuracy"])) for record in records]
+        return [(record["step"], interval_of(record["accuracy"])) for record in self._records()]
 
     def summary(self, last_step: int) -> str:
-        """The accuracies so far as text; for the main process."""
-        lines = []
-        for step, interval in (estimates := self.estimates()):
-            label = "before" if step == 0 else "after" if step == last_step else f"at step {step}"
-            lines.append(f"{f'accuracy {label}:':<16} {interval:.1%}")
-        if estimates:
-            lines.append(
-                f"{estimates[-1][1].n} test rows are few: only a change far beyond these intervals would mean "
-                f"anything (--eval_rows for more). Answers are truncated at {self.limit} tokens."
-            )
-        return "\n".join(lines)
+        """The evaluations so far as text; for the main process."""
+        return held_out_report(self._records(), last_step=last_step, limit=self.limit)
+
+    def _records(self) -> list[dict[str, Any]]:
+        return read_steps(self.path) if self.path.exists() else []
 
     def _measure(self, args: Any, state: Any, control: Any) -> None:
         self._last_step = state.global_step
@@ -113,13 +117,27 @@ class HeldOutAccuracy(TrainerCallback):
             tqdm.write(f"evaluating accuracy on {len(self.rows)} test rows ...")
         start = time.perf_counter()
         completions = greedy_completions(self.trainer, self.prompts, max_new_tokens=self.limit)
+        drawn = None
+        if self.samples:
+            drawn = sampled_completions(
+                self.trainer,
+                self.prompts,
+                samples=self.samples,
+                temperature=self.temperature,
+                max_new_tokens=self.limit,
+                seed=args.seed,
+            )
         if not state.is_world_process_zero:
             return
         record = _record(self.rows, completions)
+        if drawn is not None:
+            shares = _add_samples(record, self.rows, drawn)
+            record["sampled"] = {"samples": self.samples, "temperature": self.temperature, **shares}
         record["seconds"] = round(time.perf_counter() - start, 1)
         self._log.append([{"step": state.global_step, **record}])
+        sampled = f", sampled {record['sampled']['accuracy']['mean']:.1%}" if drawn is not None else ""
         tqdm.write(
-            f"accuracy after step {state.global_step}: {interval_of(record['accuracy']):.1%}, "
+            f"accuracy after step {state.global_step}: {interval_of(record['accuracy']):.1%}{sampled}, "
             f"{record['ended']['mean']:.0%} of the answers ended, {record['tokens']:.0f} tokens each"
         )
         # Not by `trainer.log`: within a step, TRL would flush its metrics of that step.
@@ -129,22 +147,18 @@ class HeldOutAccuracy(TrainerCallback):
             "eval_ended": record["ended"]["mean"],
             "eval_tokens": record["tokens"],
         }
+        if drawn is not None:
+            figures["eval_sampled_accuracy"] = record["sampled"]["accuracy"]["mean"]
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, trackers):
                 callback.on_log(args, state, control, logs=dict(figures), model=self.trainer.model)
 
 
-def _record(rows: Sequence[Mapping[str, Any]], completions: Sequence[GreedyCompletion]) -> dict[str, Any]:
-    correct = [
-        accuracy(row, completion.text, prefilled=completion.in_thought)
-        for row, completion in zip(rows, completions, strict=True)
-    ]
-    judged = [value for value in correct if value is not None]
+def _record(rows: Sequence[Mapping[str, Any]], completions: Sequence[WrittenCompletion]) -> dict[str, Any]:
+    correct = [_right(row, completion) for row, completion in zip(rows, completions, strict=True)]
     return {
-        # None can be judged where no gold answer can be compared.
-        "accuracy": _figures(estimate(judged) if judged else Interval(0.0, 0.0, 1.0, 0)),
-        "ended": _figures(estimate([float(completion.ended) for completion in completions])),
-        "tokens": sum(completion.tokens for completion in completions) / len(completions),
+        "accuracy": _share(correct),
+        **_lengths(completions),
         "rows": [
             {"id": row.get("id"), "correct": right, "tokens": completion.tokens, "completion": completion.text}
             for row, right, completion in zip(rows, correct, completions, strict=True)
@@ -152,10 +166,34 @@ def _record(rows: Sequence[Mapping[str, Any]], completions: Sequence[GreedyCompl
     }
 
 
+def _add_samples(
+    record: dict[str, Any], rows: Sequence[Mapping[str, Any]], drawn: Sequence[Sequence[WrittenCompletion]]
+) -> dict[str, Any]:
+    """The figures of the sampled completions; enters their share of right ones in the rows of the record."""
+    for entry, row, samples in zip(record["rows"], rows, drawn, strict=True):
+        judged = [value for sample in samples if (value := _right(row, sample)) is not None]
+        entry["sampled_correct"] = sum(judged) / len(judged) if judged else None
+    shares = [entry["sampled_correct"] for entry in record["rows"]]
+    return {"accuracy": _share(shares), **_lengths([sample for samples in drawn for sample in samples])}
+
+
+def _right(row: Mapping[str, Any], completion: WrittenCompletion) -> float | None:
+    return accuracy(row, completion.text, prefilled=completion.in_thought)
+
+
+def _lengths(completions: Sequence[WrittenCompletion]) -> dict[str, Any]:
+    return {
+        "ended": _figures(estimate([float(completion.ended) for completion in completions])),
+        "tokens": sum(completion.tokens for completion in completions) / len(completions),
+        "calculations": sum(len(calculations(completion.text)) for completion in completions) / len(completions),
+    }
+
+
+def _share(correct: Sequence[float | None]) -> dict[str, Any]:
+    """The mean over rows that could be judged: none can where no gold answer can be compared."""
+    judged = [value for value in correct if value is not None]
+    return _figures(estimate(judged) if judged else Interval(0.0, 0.0, 1.0, 0))
+
+
 def _figures(interval: Interval) -> dict[str, Any]:
     return {"mean": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
-
-
-def interval_of(figures: Mapping[str, Any]) -> Interval:
-    """The interval of a figure in `eval.jsonl`."""
-    return Interval(figures["mean"], figures["low"], figures["high"], figures["n"])

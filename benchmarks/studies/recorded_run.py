@@ -37,7 +37,7 @@ from typing import IO, Any
 import yaml
 
 from curves import Curve, Panel, draw, fitted_line
-from grid import BOOTSTRAP_SEED, ROOT, arguments, guarded, write_results
+from grid import ROOT, arguments, guarded, write_results
 from rlkd.data.rows import question_of
 from rlkd.data.shuffle import shuffled_teachers
 from rlkd.engines import run
@@ -49,6 +49,7 @@ from trainers.common.arguments import DataArguments
 
 # Chosen before the first run; the seed of training (order of questions, sampling) is in the config.
 SHUFFLE_SEED = 11
+BOOTSTRAP_SEED = 13
 CONFIG = ROOT / "recipes/rlkd_recorded.yaml"
 ARMS: dict[str, list[str]] = {"true": [], "shuffled": ["--shuffle_teachers", str(SHUFFLE_SEED)]}
 # The interval of no scores.
@@ -259,8 +260,8 @@ def read_arm(
     teacher; it must be 0 for a deterministic reward, else the arms are not as described.
     """
     from rewards.structure import StructureReward
+    from rlkd.report.held_out import interval_of
     from trainers.common.run_files import read_steps
-    from trainers.evaluation import interval_of
 
     metrics = {record["step"]: record for record in read_records(folder / "metrics.jsonl")}
     by_rules = StructureReward("rules", alignment=parameters.get("alignment", "teacher"))

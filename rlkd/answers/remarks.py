@@ -66,7 +66,9 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 # "5, not 4 or 6"
-_CONTRAST = re.compile(r"\b(?:not|rather than|instead of) [$€£¥]?\d[\d.,]*(?:,? (?:or|nor) [$€£¥]?\d[\d.,]*)++", re.I)
+_CONTRAST = re.compile(
+    r"\b(?:not|rather than|instead of) [$€£¥]?\d[\d.,]*(?>(?:,? (?:or|nor) [$€£¥]?\d[\d.,]*)+)", re.I
+)
 _WORD = re.compile(r"[^\W\d_]{3}")
 _LIST = re.compile(rf"(?<=\w),? and (?!{_OTHER_VALUE})", re.IGNORECASE)
 _SIGNS = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}

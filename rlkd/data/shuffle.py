@@ -1,4 +1,4 @@
-"""Shuffled teachers, the control for teacher signals: every row gets the teacher of another row."""
+"""Controls for teacher signals: the teacher of another row, or the row's own steps in another order."""
 
 from __future__ import annotations
 
@@ -41,6 +41,45 @@ def shuffled_teachers(rows: Sequence[Row], seed: int) -> list[Row]:
         row | {name: giver[row["id"]][name] for name in ("rationales", "structures")} if row["id"] in giver else row
         for row in rows
     ]
+
+
+def shuffled_steps(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows, the steps of each rationale and structure in another order.
+
+    The control for "does the order of the steps matter, or would a bag of them do?" (our choice). Steps of a rationale
+    are its lines; a line with the final answer (`####`) stays last. A rationale and its structure get the same order
+    if they have as many steps. Equal seeds give equal results, whatever the order of the rows.
+
+    Traces of one step stay as they are. Raises `UsageError` if no trace has two.
+    """
+    found, shuffled_any = [], False
+    for row in rows:
+        rationales, structures = [], []
+        for branch in range(max(len(row["rationales"]), len(row["structures"]))):
+            lines = row["rationales"][branch].split("\n") if row["rationales"] else []
+            steps = list(row["structures"][branch]) if row["structures"] else []
+            body = [line for line in lines if not line.startswith("####")]
+            rest = [line for line in lines if line.startswith("####")]
+            for sequence in (body, steps):
+                order = _other_order(len(sequence), f"{seed} {row['id']} {branch}")
+                shuffled_any = shuffled_any or len(order) > 1
+                sequence[:] = [sequence[index] for index in order]
+            rationales.append("\n".join([*body, *rest]))
+            structures.append(steps)
+        changed = {"rationales": rationales} if row["rationales"] else {}
+        found.append(row | changed | ({"structures": structures} if row["structures"] else {}))
+    if not shuffled_any:
+        raise UsageError(f"steps cannot be shuffled: none of the {len(rows)} rows has a teacher trace of two steps")
+    return found
+
+
+def _other_order(count: int, seed: str) -> list[int]:
+    """A random order of `count` things that is not the given one; of fewer than two, the given one."""
+    order = list(range(count))
+    draw = random.Random(seed)
+    while count > 1 and order == sorted(order):
+        draw.shuffle(order)
+    return order
 
 
 def _teacher_steps(row: Row) -> int:

@@ -9,7 +9,7 @@ from rlkd.answers import accuracy
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.errors import UsageError
 from trainers import RLKDConfig, RLKDTrainer
-from trainers.common.generation import GreedyCompletion
+from trainers.common.generation import WrittenCompletion
 from trainers.common.run_files import StepLog, read_steps
 from trainers.evaluation import HeldOutAccuracy, _record
 
@@ -20,7 +20,7 @@ HELD_OUT = load_rows("gsm8k-sample", split="test")[:3]
 def run(tiny_model, tmp_path):
     """Makes a trainer of `steps` steps, with the callback unless `every` is None."""
 
-    def make(steps: int, every: int | None = 2, model: str = tiny_model, **options):
+    def make(steps: int, every: int | None = 2, model: str = tiny_model, samples: int = 0, **options):
         args = RLKDConfig(
             output_dir=str(tmp_path / "run"),
             use_cpu=True,
@@ -30,15 +30,14 @@ def run(tiny_model, tmp_path):
             num_generations=4,
             max_steps=steps,
             save_steps=2,
-            learning_rate=1e-2,
-            **{"report_to": "none", "max_completion_length": 6, **options},
+            **{"learning_rate": 1e-2, "report_to": "none", "max_completion_length": 6, **options},
             logging_steps=1,
         )
         rows = to_dataset(load_rows("gsm8k-sample")[:8])
         trainer = RLKDTrainer(model, reward_funcs=letters, args=args, train_dataset=rows)
         held_out = None
         if every is not None:
-            held_out = HeldOutAccuracy(trainer, HELD_OUT, to_dataset(HELD_OUT)["prompt"], every=every)
+            held_out = HeldOutAccuracy(trainer, HELD_OUT, to_dataset(HELD_OUT)["prompt"], every=every, samples=samples)
             trainer.add_callback(held_out)
         return trainer, held_out
 
@@ -70,6 +69,30 @@ def test_it_measures_before_after_and_every_n_steps(run) -> None:
     # Weights have moved in between.
     assert records[0]["rows"] != records[-1]["rows"]
     assert [step for step, _ in held_out.estimates()] == [0, 2, 4, 5]
+
+
+def test_samples_are_drawn_besides_the_greedy_answers_and_again_the_same_from_the_same_model(run) -> None:
+    trainer, held_out = run(2, every=0, samples=3, learning_rate=0.0)
+    trainer.train()
+    before, after = read_steps(held_out.path)
+    for record in (before, after):
+        sampled = record["sampled"]
+        assert (sampled["samples"], sampled["temperature"]) == (3, trainer.args.temperature)
+        assert sampled["accuracy"]["n"] == sampled["ended"]["n"] // 3 == 3
+        assert all(0 <= row["sampled_correct"] <= 1 for row in record["rows"])
+    del before["seconds"], after["seconds"]
+    assert before | {"step": 2} == after  # nothing was learnt at a rate of 0
+    for line in ("sampled before:", "sampled after:", "sampled change:", "3 completions per row at temperature"):
+        assert line in held_out.summary(2)
+
+
+def test_a_run_trains_the_same_with_and_without_samples(run) -> None:
+    trained = []
+    for samples in (0, 2):
+        trainer, _ = run(2, every=1, samples=samples)
+        trainer.train()
+        trained.append(parameters(trainer))
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
 
 
 def test_zero_means_before_and_after_only_and_the_last_step_is_measured_once(run) -> None:
@@ -206,14 +229,16 @@ def test_held_out_rows_without_answers_are_refused(run) -> None:
         HeldOutAccuracy(trainer, rows, ["One?"])
     with pytest.raises(UsageError, match="eval_every -1"):
         HeldOutAccuracy(trainer, HELD_OUT, ["One?"] * 3, every=-1)
+    with pytest.raises(UsageError, match="eval_samples -1"):
+        HeldOutAccuracy(trainer, HELD_OUT, ["One?"] * 3, samples=-1)
 
 
 def test_an_answer_within_a_thought_that_the_prompt_opened_is_none() -> None:
     rows = [{"answer": "5"}] * 3
     said = [
-        GreedyCompletion("maybe \\boxed{5}", 5, False, in_thought=True),
-        GreedyCompletion("yes</think>\\boxed{5}", 5, True, in_thought=True),
-        GreedyCompletion("\\boxed{5}", 5, True),
+        WrittenCompletion("maybe \\boxed{5}", 5, False, in_thought=True),
+        WrittenCompletion("yes</think>\\boxed{5}", 5, True, in_thought=True),
+        WrittenCompletion("\\boxed{5}", 5, True),
     ]
     assert [row["correct"] for row in _record(rows, said)["rows"]] == [0.0, 1.0, 1.0]
 

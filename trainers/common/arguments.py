@@ -94,6 +94,9 @@ class DataArguments(PromptArguments):
     )
     dataset_test_split: str | None = field(default=None, metadata={"help": "split to evaluate on; none: skip"})
     eval_rows: int = field(default=24, metadata={"help": "test rows to evaluate on before and after; 0: skip"})
+    eval_samples: int = field(
+        default=0, metadata={"help": "completions per test row to sample besides the greedy one; 0: none"}
+    )
     eval_every: int = field(
         default=0, metadata={"help": "optimizer steps between two evaluations; 0: before and after only"}
     )

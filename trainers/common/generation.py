@@ -1,4 +1,4 @@
-"""Prompts as training shows them to the model, and greedy completions of the model in training."""
+"""Prompts as training shows them to the model, and completions of the model in training, for its evaluation."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class FittedPrompts:
 
 
 @dataclass(frozen=True)
-class GreedyCompletion:
-    """A greedy completion: its text, its tokens without the end token, and whether it ended by itself.
+class WrittenCompletion:
+    """A completion of an evaluation: its text, its tokens without the end token, and whether it ended by itself.
 
     `in_thought`: the prompt opens a thought, within which the completion begins.
     """
@@ -68,12 +68,43 @@ def end_ids(trainer: Any) -> list[int]:
 
 def greedy_completions(
     trainer: Any, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int = 16
-) -> list[GreedyCompletion]:
+) -> list[WrittenCompletion]:
     """One greedy completion per prompt, in order, at most `max_new_tokens` tokens long.
 
     To be called on every process; they share the prompts, and all get all completions. Neither the random state of the
     run nor the mode of the model is changed.
     """
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return _written(trainer, prompts, greedy | {"max_new_tokens": max_new_tokens}, batch_size)
+
+
+def sampled_completions(
+    trainer: Any,
+    prompts: Sequence[Any],
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[list[WrittenCompletion]]:
+    """`samples` completions per prompt, drawn at `temperature` from the whole vocabulary; else as the greedy ones.
+
+    Equal seeds, models and numbers of processes give equal completions.
+    """
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed + trainer.accelerator.process_index)
+        written = _written(trainer, repeated, drawn | {"max_new_tokens": max_new_tokens}, batch_size)
+    return [written[start : start + samples] for start in range(0, len(written), samples)]
+
+
+def _written(
+    trainer: Any, prompts: Sequence[Any], settings: Mapping[str, Any], batch_size: int
+) -> list[WrittenCompletion]:
+    """One completion per prompt, with these settings of `generate`."""
     accelerator, tokenizer = trainer.accelerator, tokenizer_of(trainer)
     own = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
     shown = dict(zip(own, shown_prompts(trainer, [prompts[i] for i in own]), strict=True))
@@ -81,7 +112,7 @@ def greedy_completions(
     own.sort(key=lambda i: len(shown[i]))
     ends = end_ids(trainer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
-    done: list[tuple[int, GreedyCompletion]] = []
+    done: list[tuple[int, WrittenCompletion]] = []
     was_training = trainer.model.training
     trainer.model.eval()
     try:
@@ -95,11 +126,7 @@ def greedy_completions(
                 written = model.generate(
                     input_ids=torch.tensor(ids, device=accelerator.device),
                     attention_mask=torch.tensor(mask, device=accelerator.device),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
+                    **settings,
                     repetition_penalty=1.0,
                     pad_token_id=pad_id,
                     eos_token_id=ends or None,
@@ -112,6 +139,6 @@ def greedy_completions(
     return [completion for _, completion in sorted(gather_object(done), key=lambda pair: pair[0])]
 
 
-def _completion(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> GreedyCompletion:
+def _completion(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> WrittenCompletion:
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    return GreedyCompletion(tokenizer.decode(ids[:length], skip_special_tokens=True), length, length < len(ids))
+    return WrittenCompletion(tokenizer.decode(ids[:length], skip_special_tokens=True), length, length < len(ids))

@@ -21,7 +21,7 @@ def held_out_accuracy(
     if not rows:
         return None
     prompts = to_dataset(rows, **script.prompt_style)["prompt"]
-    return HeldOutAccuracy(trainer, rows, prompts, every=script.eval_every, limit=limit)
+    return HeldOutAccuracy(trainer, rows, prompts, every=script.eval_every, limit=limit, samples=script.eval_samples)
 
 
 def run(

@@ -28,7 +28,12 @@ def step_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
             missing.append(f"{name} {' and '.join(listed)}")
     if missing:
         parts.append(f"missing rewards: {', '.join(missing)}")
-    parts.append(f"zero-std groups {logs.get('frac_reward_zero_std', 0.0):.0%}")
+    groups = f"zero-std groups {logs.get('frac_reward_zero_std', 0.0):.0%}"
+    alone = logs.get("rewards/accuracy/frac_zero_std")
+    if alone is not None and sum(key.endswith("/frac_zero_std") for key in logs) > 1:
+        # Accuracy would leave that many groups without a signal.
+        groups += f" (accuracy alone {alone:.0%})"
+    parts.append(groups)
     parts.append(f"truncated {logs.get('completions/clipped_ratio', 0.0):.0%}")
     if (ratio := logs.get("sampling/importance_sampling_ratio/mean")) is not None:
         parts.append(f"ratio {ratio:.2f}")

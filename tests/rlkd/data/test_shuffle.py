@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from rlkd.data.samples import sample_rows
-from rlkd.data.shuffle import shuffled_teachers
+from rlkd.data.shuffle import shuffled_steps, shuffled_teachers
 from rlkd.errors import UsageError
 
 
@@ -84,3 +84,30 @@ def test_a_row_without_a_teacher_stays_unchanged() -> None:
 def test_one_teacher_alone_cannot_be_shuffled() -> None:
     with pytest.raises(UsageError, match="1 of 2 rows have rationales or structures"):
         shuffled_teachers([row("a", 2), row("b", 2) | {"rationales": [], "structures": []}], 1)
+
+
+def test_shuffled_steps_are_the_same_steps_in_another_order_and_the_answer_stays_last() -> None:
+    rows = [row("a", 3), row("b", 2)]
+    rows[0]["rationales"] = ["a0\na1\na2\n#### 7"]
+    for old, new in zip(rows, shuffled_steps(rows, 5), strict=True):
+        before, after = old["rationales"][0].split("\n"), new["rationales"][0].split("\n")
+        assert after != before
+        assert sorted(after) == sorted(before)
+        assert [step["meta"] for step in new["structures"][0]] == [
+            f"{line}?" for line in after if not line.startswith("####")
+        ]
+    assert shuffled_steps(rows, 5)[0]["rationales"][0].endswith("\n#### 7")
+
+
+def test_the_order_depends_on_the_seed_and_the_row_only_and_the_given_rows_are_not_changed() -> None:
+    rows = [row(name, 5) for name in "abcd"]
+    kept = [teacher_of(each) for each in rows]
+    once = {each["id"]: each for each in shuffled_steps(rows, 1)}
+    assert {each["id"]: each for each in shuffled_steps(rows[::-1], 1)} == once
+    assert [teacher_of(each) for each in rows] == kept
+    assert any(teacher_of(each) != teacher_of(once[each["id"]]) for each in shuffled_steps(rows, 2))
+
+
+def test_steps_of_single_line_traces_cannot_be_shuffled() -> None:
+    with pytest.raises(UsageError, match="none of the 1 rows has a teacher trace of two steps"):
+        shuffled_steps([row("a", 1)], 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rewards import Failed, Scored
+from rewards import Scored
 from rlkd.data.loading import to_dataset
 from tests.helpers import HELPERS, ROOT
 from tests.helpers.rewards import build_reward
@@ -160,14 +160,15 @@ def test_a_teacher_trace_that_cannot_be_parsed_makes_the_reward_not_applicable_f
     assert [entry["rewards/structure/failed"] for entry in metrics] == [0.0, 0.0]
 
 
-def test_a_reply_about_a_student_that_cannot_be_parsed_fails_that_sample_only(start_server) -> None:
+def test_a_student_whose_reply_cannot_be_parsed_scores_nothing_and_the_others_are_scored(start_server) -> None:
     reward = build_reward("structure", structure_arguments(start_server().engine))
     texts = ["I go this way.", f"{UNREADABLE} as I am.", "I go that way.", "And I a third one."]
     columns = {"question": ["Problem?"] * 4, "rationales": [ROWS[0]["rationales"]] * 4}
     values = asyncio.run(reward(prompts=["Problem?"] * 4, completions=texts, **columns))
-    assert [outcome.status for outcome in reward.outcomes] == ["score", "failed", "score", "score"]
-    assert [value is None for value in values] == [False, True, False, False]
-    assert "no complete step in the reply" in reward.outcomes[1].cause
+    assert [outcome.status for outcome in reward.outcomes] == ["score"] * 4
+    assert values[1] == 0
+    assert ["unreadable" in outcome.detail for outcome in reward.outcomes] == [False, True, False, False]
+    assert "no complete step in the reply" in reward.outcomes[1].detail["unreadable"]
 
 
 def test_one_unreadable_reply_changes_no_other_score(start_server) -> None:
@@ -181,7 +182,8 @@ def test_one_unreadable_reply_changes_no_other_score(start_server) -> None:
 
     alone = scores(texts)
     together = scores([UNREADABLE, *texts])
-    assert isinstance(together[0], Failed)
+    assert isinstance(together[0], Scored)
+    assert together[0].value == 0
     assert all(isinstance(result, Scored) for result in alone)
     assert [result.value for result in together[1:]] == [result.value for result in alone]
     assert len({result.value for result in alone}) > 1
