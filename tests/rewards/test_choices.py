@@ -319,6 +319,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("name", ["multiple_choice", "boolean", "numeric"])
+@pytest.mark.slow
 def test_no_text_makes_a_choice_reward_hang(name):
     reward = build_reward(name)
     assert not reward.is_isolated

@@ -190,6 +190,7 @@ def test_failures_of_single_samples_are_shown_and_violate_nothing(capsys, some, 
     assert not caplog.records  # the table shows it
 
 
+@pytest.mark.slow
 def test_json_has_samples_checks_and_costs(capsys, some):
     code, shown = run(capsys, "test", f"{some}:half", "--rows", "1", "--json")
     found = json.loads(shown)

@@ -446,6 +446,7 @@ for reward in rewards:
 """
 
 
+@pytest.mark.slow
 def test_every_reward_reaches_another_process(forms):
     import json
 

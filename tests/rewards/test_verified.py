@@ -129,6 +129,7 @@ BOXES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_in_the_deciding_text_the_same_match_decides():
     rng = random.Random(3)
     shortened = 0

@@ -489,6 +489,7 @@ def test_where_the_template_opens_the_thought_only_a_finished_one_announces(text
         "<|",
     ],
 )
+@pytest.mark.slow
 def test_hostile_repetitions_take_one_pass(piece):
     # Quadratic, these would take minutes: a hang guard, no measurement.
     text = piece * (200_000 // len(piece))
@@ -498,6 +499,7 @@ def test_hostile_repetitions_take_one_pass(piece):
     extract_answer("<answer>1</ANSWER>" + text)
 
 
+@pytest.mark.slow
 def test_many_unclosed_answer_tags_keep_the_closed_one():
     assert extract_answer("<answer>1</ANSWER>" + "<answer>" * 200_000) == "1"
     assert extract_answer("<answer>" * 200_000) is None

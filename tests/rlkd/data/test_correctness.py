@@ -82,6 +82,7 @@ def test_a_last_line_that_may_mean_another_value_does_not_make_a_trace_wrong(lin
 
 
 @pytest.mark.parametrize("sample", [EASY_SAMPLE, DISTILLATION_SAMPLE, WARM_START, EXPERT])
+@pytest.mark.slow
 def test_every_trace_that_a_default_trains_on_is_right(sample):
     rows = embedded_rows(sample, "train")
     pairs = [(text, row["answer"]) for row in rows for text in row["rationales"]]

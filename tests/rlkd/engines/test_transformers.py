@@ -595,6 +595,7 @@ def test_closing_frees_the_weights_and_a_later_request_reads_them_again(model_fo
     assert run(engine.generate(["a"], GREEDY)) == before
 
 
+@pytest.mark.slow
 def test_a_model_name_is_resolved_when_the_weights_are_read(model_folder, monkeypatch):
     monkeypatch.setattr("rlkd.models.resolve_model", lambda name: str(model_folder) if name == "embedded" else name)
     engine = open_engine("transformers:embedded", device="cpu")

@@ -72,6 +72,7 @@ def test_a_load_that_raises_anything_fails_the_calls_and_the_next_one_loads_agai
     asyncio.run(engine.close())
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_even_abort_fails_what_runs_and_is_replaced(loads):
     loads.append(FakeEngine(stuck=True, abort_fails=True))
     engine = VLLMEngine("some/model")

@@ -114,6 +114,7 @@ def test_a_truncated_solution_differs_in_its_last_step_at_most(row, share):
 
 
 @given(st.text())
+@pytest.mark.slow
 def test_rules_never_raise(text):
     [structure] = decompose(RulesDecomposer(), text)
     assert isinstance(structure, Structure)

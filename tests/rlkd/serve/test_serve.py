@@ -66,6 +66,7 @@ def test_everything_ends_when_the_supervisor_is_killed(place: Place) -> None:
     started.gone()
 
 
+@pytest.mark.slow
 def test_the_next_start_of_any_config_ends_what_a_killed_one_left_and_no_stranger(place: Place) -> None:
     started = place.serve("grandchildren").ready()
     guards = started.guards()
@@ -113,6 +114,7 @@ def test_a_supervisor_is_its_id_and_its_start(place: Place) -> None:
     assert state.supervisor({"supervisor": [me.pid, me.create_time() - 60]}) is None
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_started_again_at_the_same_address(place: Place) -> None:
     started = place.serve("die-on-request", "grandchildren").ready()
     first = get(f"{place.url()}/pid")
@@ -129,6 +131,7 @@ def test_a_server_that_dies_is_started_again_at_the_same_address(place: Place) -
     assert started.code() == 143
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_dying_ends_all_with_the_reason(place: Place) -> None:
     workers = {"gsrm": place.worker("crash-later", "grandchildren"), "rollout": place.worker()}
     started = place.start("--config", place.config(workers=workers, restarts=1))

@@ -235,6 +235,7 @@ def test_another_k_or_tokenizer_is_refused_with_both_values(teacher, tmp_path) -
         CachedTeacher(tmp_path, tokenizer=other)
 
 
+@pytest.mark.slow
 def test_other_processes_read_the_same(teacher, tmp_path) -> None:
     made(tmp_path / "cache", teacher)
     cached = CachedTeacher(tmp_path / "cache", k=K)

@@ -421,6 +421,7 @@ def model_with_tools(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("columns", [["prompt", "number"], ["environment"]])
+@pytest.mark.slow
 def test_an_environment_may_bring_the_only_reward_and_the_prompts(model_with_tools, tmp_path, columns) -> None:
     values = {"prompt": [{"role": "user", "content": ""}], "number": 3, "environment": "doubling"}
     factory = {"doubling": Doubling} if columns == ["environment"] else Doubling

@@ -258,6 +258,7 @@ def text_seen(questions):
     return [len(question.step) / 1000 + 0.2 for question in questions]
 
 
+@pytest.mark.slow
 def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
     tiny_model, teacher_model, tmp_path
 ) -> None:
@@ -319,6 +320,7 @@ def test_only_what_the_teacher_wrote_can_be_below_the_floor(tiny_model, teacher_
     assert (min(step["weight"] for step in steps) >= 0.2) == (lmbda == 1)
 
 
+@pytest.mark.slow
 def test_what_a_wider_teacher_says_of_ids_that_only_pad_goes_to_all_others(
     tiny_model, teacher_model, tmp_path
 ) -> None:
@@ -375,6 +377,7 @@ def test_a_cache_that_lacks_a_trace_is_refused_before_a_model_loads(
         run(tiny_model, str(tmp_path / "cache"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_truncated_traces_are_counted_at_the_start(tiny_model, teacher_model, tmp_path, caplog) -> None:
     run(tiny_model, teacher_model, tmp_path / "long", max_steps=1)
     assert "are truncated" not in caplog.text
@@ -382,6 +385,7 @@ def test_truncated_traces_are_counted_at_the_start(tiny_model, teacher_model, tm
     assert "8 of 8 traces of the teacher are longer than max_completion_length 40" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_second_training_starts_with_a_fresh_tau(tiny_model, teacher_model, tmp_path) -> None:
     trainer, first = run(tiny_model, teacher_model, tmp_path, tau="adapt", learning_rate=0.0)
     trainer.train()

@@ -254,6 +254,7 @@ def test_tool_output_has_weight_1_and_no_influence_on_other_weights(tiny_model, 
 
 @pytest.mark.parametrize("control", ["shuffled", "teacher_only", "position", "entropy", "divergence"])
 @pytest.mark.parametrize("lmbda", [0.0, 1.0], ids=["traces", "rollouts"])
+@pytest.mark.slow
 def test_every_control_trains(tiny_model, teacher_model, rows, tmp_path, control, lmbda) -> None:
     args = config(tmp_path, lmbda=lmbda, control=control, max_completion_length=200)
     trainer = ValidityKDTrainer(tiny_model, teacher_model, args, rows)

@@ -400,6 +400,7 @@ def test_the_order_of_successes_between_two_flushes_makes_no_difference(made_by,
 
 @settings(max_examples=50, deadline=None)
 @given(rules, histories, histories)
+@pytest.mark.slow
 def test_what_waits_and_what_is_due_is_what_the_record_says(made_by, history, other):
     bank = lived(made_by, history)
     banks = [bank, bank.merge(lived(made_by, other), NGRAMS), bank.rederived(NGRAMS, cap=1)]
@@ -435,6 +436,7 @@ def test_a_bank_is_what_its_record_says(made_by, history):
 
 @settings(max_examples=50, deadline=None)
 @given(rules, histories, histories, histories)
+@pytest.mark.slow
 def test_merging_is_commutative_associative_and_idempotent(made_by, first, second, third):
     a, b, c = (lived(made_by, history) for history in (first, second, third))
     before = a.to_json(), b.to_json()
@@ -555,6 +557,7 @@ def test_a_bank_of_other_rules_than_requested_is_refused_with_the_fields_and_the
 
 @settings(max_examples=40, deadline=None)
 @given(made_by=rules, history=histories, later=histories)
+@pytest.mark.slow
 def test_a_bank_read_from_its_file_is_the_same_and_lives_on_alike(tmp_path_factory, made_by, history, later):
     path = tmp_path_factory.mktemp("banks") / "bank.json"
     bank = lived(made_by, history)

@@ -114,6 +114,7 @@ def test_the_announced_answer_and_the_last_result_go_and_nothing_else(text, stri
 @pytest.mark.parametrize(
     "unit", ["= ", ".", '."', "equals ", "=\n", "A: 1 a ", "A:", "<answer>", "</answer>", "a.\n", " ", "\\boxed{"]
 )
+@pytest.mark.slow
 def test_an_answer_is_taken_out_in_linear_time(unit):
     text = unit * (400_000 // len(unit))
     assert len(strip_answer(text)) <= len(text)
