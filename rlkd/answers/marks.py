@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from rlkd.answers.numbers import read_quantity
-from rlkd.answers.sentences import FILLER, LONGEST, unmarked
+from rlkd.answers.sentences import FILLER, LONGEST, unmarked, with_lines_below
 
 _MARK = re.compile(r"(?<!#)####(?!#)[ \t]*+([^\n]*)")
 _HEADING = re.compile(
@@ -31,7 +31,8 @@ def last_mark(text: str) -> tuple[int, str] | None:
         line = unmarked(match[1][:LONGEST])
         followed = bool(text[match.end() : match.end() + LONGEST].strip())
         if line and not is_heading(line, followed):
-            return match.start(), unmarked(_FILLER.sub("", _without_label(line), count=1))
+            answer = unmarked(_FILLER.sub("", _without_label(line), count=1))
+            return match.start(), with_lines_below(answer, text[match.end() + 1 :][:LONGEST])
     return None
 
 

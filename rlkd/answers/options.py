@@ -20,14 +20,34 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mathsf|texttt)\s*\
 _DRESS = re.compile(r"\\[()\[\]]|[$*`\"“”]|(?<!\w)_+|_+(?!\w)")
 # Between two words of a list, and between two that follow each other like a list.
 _LISTED = re.compile(
-    r"\s*[,;]?\s*(?:\b(?:and|or|plus|nor|then|vs\.?)(?!\w)|[-=]?>|[→⇒<=/&+|~])\s*|\s*[,;]\s*", re.IGNORECASE
+    r"\s*[,;]?\s*(?:\b(?:and|or|plus|nor|then|vs\.?)(?!\w)|[-=]?>|[→⇒<=/&+|~…·•∙]|\\+)\s*|\s*[,;]\s*", re.IGNORECASE
 )
 _LOOSE = re.compile(r"\s*[.:!\-–—]*\s*")
 _CLOSED = re.compile(r"[ \t]*\n|\s*(?:$|[.,;:!?)\]/&+|~–—]|-\s|(?:and|or|are|both|too|also)\b)", re.IGNORECASE)
 _REASON = re.compile(rf"\s*[,;:]?\s*(?:[-–—]+\s*)?\b{REASON}", re.IGNORECASE)
+_REASON_SENTENCE = re.compile(rf"\b{REASON}[^.!?\n]*", re.IGNORECASE)
 _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|might|could|also|either|(?:is|are) (?:possible|plausible))\b", re.IGNORECASE
 )
+# "A (wrong)", "A, which is wrong", "Yes. That is not right."; "A) Wrong" is the text of an option.
+_WRONG = re.compile(
+    r"(?:\s*[,;(][\s(]*|\s+(?=not\b)|\s+(?:is|was)|"
+    r"[\s,;(.!:)\]–—-]*(?:which|that|this|it)(?: ?(?:['’]s|is|was|seems|looks))?)\s*"
+    r"(?:\b(?:is|was|obviously|clearly|just|simply) )*"
+    r"(?:\b(?:wrong|incorrect|mistaken|false|untrue|not)|(?:\bis|was)?n['’]t)"
+    r"(?: (?:it|so|right|correct|true|sure|really|the case|the answer))*\s*(?:[.,;:!)\]\n]|\Z)",
+    re.IGNORECASE,
+)
+# "No, it is not" agrees; "No, it is" does not.
+_IT_IS = re.compile(r"[\s,;(]*(?:it|that) (?:is|was)(?: true)?\s*(?:[.,;:!)\n]|\Z)", re.IGNORECASE)
+_DOUBTED = re.compile(r"\bI (?:\w+ )?doubt\b", re.IGNORECASE)
+# What comes before another answer: "A. But B is correct.", "Yes, actually no".
+_INSTEAD = re.compile(
+    r"\b(?:but|no|wait|actually|however|rather|else|otherwise|instead|means?|meant|hmm+|oops|sorry|now|then|well|better|"
+    r"be|is|correction|thought)\b[\s,:.!…–—-]*|\b(?:it|that)['’]s\s+",
+    re.IGNORECASE,
+)
+_RIGHT_OR_END = re.compile(r"\s+(?:is|was|would be|must be)\b(?! (?:not|wrong|incorrect|false)\b)", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"\s*[?]|\s*[,;.]?\s*(?:or|nor|as well)\b", re.IGNORECASE)
 # What may follow without a mark in between.
 _IS_RIGHT = re.compile(r"\s+is (?:the )?(?:correct|right|best|true|answer|one)\b", re.IGNORECASE)
@@ -37,6 +57,7 @@ _CLAUSE = re.compile(
 )
 _SENTENCE = re.compile(r"[.!?\n]")
 _WORD = re.compile(r"\(?(yes|no|true|false)(?![\w'’]|-\w)\)?", re.IGNORECASE)
+_TRUTH = {"YES": True, "TRUE": True, "NO": False, "FALSE": False}
 _IN_BRACKETS = re.compile(r"(?<!\w)[(\[]?[A-Z][)\]]")
 
 
@@ -51,7 +72,7 @@ def letters(text: str, labels: Collection[str] = ()) -> frozenset[str]:
         return frozenset(text)
     item = _label(tuple(sorted(labels, key=len, reverse=True)))
     named, rest, bracketed = _named(text, item)
-    if not named or _taken_back(rest, item) or _IN_BRACKETS.search(_said(rest)):
+    if not named or _taken_back(rest, item, named) or _IN_BRACKETS.search(_said(rest)):
         return frozenset()
     free = (
         bracketed
@@ -66,8 +87,9 @@ def letters(text: str, labels: Collection[str] = ()) -> frozenset[str]:
 def truth(text: str) -> bool | None:
     """Whether an answer says yes (or true), or no (or false); None for neither, for both and for "No doubt"."""
     named, rest, _ = _named(undressed(text), _WORD)
-    values = {word in ("YES", "TRUE") for word in named}
-    if len(values) != 1 or _taken_back(rest, _WORD):
+    values = {_TRUTH[word] for word in named}
+    same = {word for word, value in _TRUTH.items() if value in values}
+    if len(values) != 1 or _taken_back(rest, _WORD, same):
         return None
     follows = re.match(r"[ \t]+\w", rest) and not (_REASON.match(rest) or _CLAUSE.match(rest))
     return None if follows else values.pop()
@@ -99,13 +121,25 @@ def _named(text: str, item: re.Pattern[str]) -> tuple[list[str], str, bool]:
     return found, text[end:], text[:end].endswith((")", "]"))
 
 
-def _taken_back(rest: str, item: re.Pattern[str]) -> bool:
-    """Whether what follows in the sentence doubts an answer, or names another one."""
-    if _ALTERNATIVE.match(rest):
+def _taken_back(rest: str, item: re.Pattern[str], named: Collection[str]) -> bool:
+    """Whether what follows in the sentence doubts an answer, or what follows at all names another one."""
+    if _ALTERNATIVE.match(rest) or (_IT_IS if "NO" in named else _WRONG).match(rest):
         return True
     said = _said(rest)
     others = (item.match(said, match.end()) for match in _LISTED.finditer(said))
-    return _HEDGE.search(said) is not None or any(each and _CLOSED.match(said, each.end()) for each in others)
+    if (
+        _HEDGE.search(said)
+        or _DOUBTED.search(said)
+        or any(each and _CLOSED.match(said, each.end()) for each in others)
+    ):
+        return True
+    unreasoned = _REASON_SENTENCE.sub("", rest)
+    instead = (item.match(unreasoned, match.end()) for match in _INSTEAD.finditer(unreasoned))
+    return any(
+        each[1].upper() not in named
+        for each in instead
+        if each and (_CLOSED.match(unreasoned, each.end()) or _RIGHT_OR_END.match(unreasoned, each.end()))
+    )
 
 
 def _said(rest: str) -> str:

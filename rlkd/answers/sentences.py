@@ -111,6 +111,11 @@ _ORNAMENTS = "*_` \t\r\n✓✔✅☑🎉🎯👍👏💪🚀⭐🌟✨💯🥳�
 _AT_THE_END = re.compile(
     r"(?:(?<=\s)[:;]-?\)|\\(?:blacksquare|square|qed)\b\$?|(?<=\d)\s?(?:です|입니다|이다|である))\Z"
 )
+# A list with one item begins with 1.
+_FIRST_MARK = re.compile(r"(?:(?:[-*>•]|1[.)])\s+)+(?=\S)")
+_LIST_MARK = re.compile(r"(?:[-*>•]|\d{1,2}[.)])\s+(?=\S)")
+_LETTER = re.compile(r"(?:option )?[(\[]?([A-Z])[)\].]*")
+_LETTER_FIRST = re.compile(r"(?:option )?[(\[]?[A-Z](?:[)\].:,]\s|[)\]])")
 _RULE = re.compile(r"[=\-]{3,}")
 _QUESTION = re.compile(r"[?？]")
 _FENCES = {"$$": "$$", "\\[": "\\]", "```": "```"}
@@ -167,7 +172,35 @@ def _announced(text: str, match: re.Match[str]) -> str | None:
         return _below(text, end + len(rest)) if line_end else None
     if _QUESTION.search(first_sentence(answer)):
         return None
-    return None if match["sentence"] is not None and _COMMENT.match(answer) else answer
+    if match["sentence"] is not None and _COMMENT.match(answer):
+        return None
+    return with_lines_below(answer, text[end : end + LONGEST].partition("\n")[2]) if line_end else answer
+
+
+def with_lines_below(answer: str, below: str) -> str:
+    """An answer as a list, where each line right below it is another one alone: a number, a letter, yes or no."""
+    first = without_remark(first_sentence(answer))
+    letter = _LETTER_FIRST.match(answer)
+    kind = _alone(letter[0].strip(" :,") if letter else first)
+    listed = [first]
+    for line in below.split("\n"):
+        other = _alone(unmarked(_LIST_MARK.sub("", line.strip())))
+        if kind is None or other is None or other[0] != kind[0]:
+            break
+        if other != kind:
+            listed.append(unmarked(_LIST_MARK.sub("", line.strip())))
+    return ", ".join(listed) if len(listed) > 1 else answer
+
+
+def _alone(text: str) -> tuple[str, object] | None:
+    """Kind and value of a text that is only one value: a number, the letter of an option, yes or no."""
+    text = text.rstrip(".!")
+    if (value := number(text)) is not None:
+        return "number", value
+    if letter := _LETTER.fullmatch(text):
+        return "letter", letter[1]
+    word = text.casefold()
+    return ("truth", word) if word in ("yes", "no", "true", "false") else None
 
 
 def _without_closing(answer: str, closing: str) -> str:
@@ -203,6 +236,6 @@ def _below(text: str, start: int) -> str | None:
     closing = first.replace("\\begin{", "\\end{") if first.startswith("\\begin{") else _FENCES.get(first)
     if closing:
         return " ".join(filter(None, lines[: lines.index(closing)])) or None if closing in lines else None
-    answer = unmarked(re.sub(r"^(?:[-*>•]\s+)+(?=\S)", "", first))
+    answer = unmarked(_FIRST_MARK.sub("", first, count=1) if _FIRST_MARK.match(first) else first)
     alone = not lines or not lines[0] or " " not in answer or number(answer) is not None
-    return answer if alone else None
+    return with_lines_below(answer, "\n".join(lines)) if alone else None

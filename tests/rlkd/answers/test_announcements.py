@@ -315,6 +315,28 @@ def test_the_answer_may_stand_on_the_next_line(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Answer: 4\n5", "4, 5"),
+        ("The answer is 4.\n5\n\nDone.", "4, 5"),
+        ("#### 4\n5", "4, 5"),
+        ("Answer:\n1. 4\n2. 5", "4, 5"),
+        ("Answer: A\nB", "A, B"),
+        ("Answer: (A) Paris\n(B)", "(A) Paris, (B)"),
+        ("Answer: Yes.\nNo.", "Yes, No"),
+        ("Answer: 4\n4", "4"),
+        ("Answer: 4\nx", "4"),
+        ("Answer: A\nB) Rome is wrong.", "A"),
+        ("Answer: 4\n\n5 apples would be too many.", "4"),
+        ("Answer:\n1. 72", "72"),
+        ("Answer:\n1) Paris", "Paris"),
+    ],
+)
+def test_values_alone_on_the_lines_below_make_a_list(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
     "text", ["Answer:\n48/2 = 24\n48 + 24 = 72", "### Answer key\n72", "### Result\nShe sold 72.", "Result\n72"]
 )
 def test_the_first_line_of_a_solution_is_not_its_answer(text):

@@ -28,6 +28,12 @@ from rlkd.answers.options import letters, truth
         "A\n\nParis is the capital.",
         "A, A",
         "A is correct",
+        "A. It is not B",
+        "A. Not B.",
+        "A) incorrect",
+        "A - wrong spelling",
+        "A) Vitamin C",
+        "A. It is A.",
         "**A**: Paris",
         r"\text{(A)}",
         r"\(A\)",
@@ -56,6 +62,12 @@ def test_one_letter_is_named(text):
         "A|B",
         "A, then B",
         "option A, option B",
+        "A\\B",
+        "A->B",
+        "A => B",
+        "A…B",
+        "A·B",
+        "A • B",
     ],
 )
 def test_two_letters_are_both_named(text):
@@ -82,6 +94,19 @@ def test_two_letters_are_both_named(text):
         "(A) Paris and (B) Rome",
         "Paris",
         "I'm sure",
+        "A; else B",
+        "A. But B is correct.",
+        "A, actually B",
+        "A, I mean B",
+        "A. No, B.",
+        "A. It's B.",
+        "A, no B",
+        "A (wrong)",
+        "A, which is wrong",
+        "A is incorrect",
+        "A. That is not right.",
+        "A, not",
+        "A, I doubt it",
     ],
 )
 def test_a_doubted_letter_or_a_word_is_no_letter(text):
@@ -141,6 +166,17 @@ def test_yes_may_continue(word, rest):
         "no doubt, yes",
         "No idea",
         "nobody knows",
+        "Yes…no",
+        "Yes; however no",
+        "Yes. But actually no.",
+        "Yes, it is not",
+        "Yes, it isn't",
+        "Yes, which is incorrect",
+        "Yes, that's false",
+        "Yes (wrong)",
+        "Yes, I doubt it",
+        "No, it is",
+        "No, that is true.",
         "not true",
         "",
     ],
@@ -151,3 +187,8 @@ def test_both_or_neither_is_no_truth(text):
 
 def test_a_word_that_begins_a_clause_is_not_a_second_answer():
     assert truth("No, yes would be wrong here") is False
+
+
+@pytest.mark.parametrize("text", ["No, it is not", "No, that is not true", "No, it is false", "No. It isn't."])
+def test_no_may_be_said_again(text):
+    assert truth(text) is False
