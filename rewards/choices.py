@@ -16,7 +16,7 @@ from rlkd.answers.calculations import calculated
 from rlkd.answers.notation import plain
 from rlkd.answers.numbers import Quantity, decimal_comma, read_quantity
 from rlkd.answers.options import letters, truth, undressed
-from rlkd.answers.remarks import without_remark
+from rlkd.answers.remarks import without_reason, without_remark
 from rlkd.answers.sentences import LONGEST, first_sentence
 from rlkd.data.rows import completion_text
 
@@ -150,6 +150,7 @@ class Numeric:
 
 def _quantity(text: str, whole: bool) -> Quantity | None:
     """The number in a text, or the result of a calculation; `whole`: "1,5" is a list of two numbers."""
+    text = without_reason(text)
     quantity = read_quantity(text) or decimal_comma(text, Fraction(1, 1 if whole else 2))
     if quantity is None and (value := calculated(plain(text))) is not None:
         return Quantity(value, calculated=True)

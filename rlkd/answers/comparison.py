@@ -15,7 +15,7 @@ from rlkd.answers.announcements import Fallback, answer_and_gold, extract_answer
 from rlkd.answers.clock import Clock, read_clock
 from rlkd.answers.notation import plain
 from rlkd.answers.numbers import Quantity, decimal_comma, read_quantity, squeezed
-from rlkd.answers.remarks import REASON, without_remark
+from rlkd.answers.remarks import REASON, without_reason, without_remark
 from rlkd.answers.symbolic import compared, is_one_word, is_words, sound
 from rlkd.workers.pool import Fault, WorkerPool, inside_worker
 
@@ -126,7 +126,7 @@ def equal_pairs(
             hard.append(pair)
         else:
             known[pair] = verdict
-    read = [(answer, _gold(gold)) for answer, gold in hard]
+    read = [(without_reason(answer), _gold(gold)) for answer, gold in hard]
     late: set[int] = set()
     results = compare_or_blame(compared, read, sound, [(gold,) for _, gold in read], seconds, late)
     known.update(zip(hard, results, strict=True))
@@ -168,6 +168,7 @@ def _equal_as_read(answer: str, gold: str) -> bool | Literal["mathematics"] | No
         return True
     if len(answer) > _LONGEST:
         return False
+    answer = without_reason(answer)
     left, right = read_quantity(answer), read_quantity(gold)
     if left is not None and right is not None:
         return left.equals(right)

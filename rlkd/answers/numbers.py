@@ -5,7 +5,7 @@ r"""Read numbers from text, exactly: the value, the unit, and whether it is a pe
 
 What is read (after `notation.plain`, which unifies LaTeX and Unicode), all of the text or nothing:
 
-    answer   = [name "="] [hedge] [sign] [currency] amount [percent] [unit or counted things] [reason]
+    answer   = [name "="] [hedge] [sign] [currency] amount [percent] [unit or counted things]
     amount   = (decimal | fraction | mixed number | power of ten) [multiplier], or a small number in words
 """
 
@@ -71,11 +71,6 @@ _CENTS = re.compile(r",(\d\d)(?!\d)")
 _CENTS_OF_MONEY = re.compile(r",(\d\d)\s?[€$£]")
 _BASE = re.compile(r"\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _AND_A_HALF = {" and a half": Fraction(1, 2), " and a quarter": Fraction(1, 4), " and three quarters": Fraction(3, 4)}
-_REASON = re.compile(
-    r"\s*,?\s*\b(?:because|since|i\.e\.?|that is|namely)(?!\w).*"
-    r"|\s*,\s*(?:which|as|so)\b(?!.*\b(?:wrong|incorrect|mistaken|not (?:right|correct))\b).*",
-    re.IGNORECASE,
-)
 _RESTATED = re.compile(r"(.*\S)\s+\(([^()]*)\)")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)(?![\d,.])(.*)")
 _NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\{\w+\}|\w))?(?:\(\w\))?")
@@ -157,9 +152,7 @@ def read_quantity(text: str) -> Quantity | None:
 
 @lru_cache(maxsize=16384)
 def _read(text: str) -> Quantity | None:
-    text = plain(text)
-    reason = _REASON.search(text)
-    return _equation(text[: reason.start()] if reason else text)
+    return _equation(plain(text))
 
 
 def _equation(text: str) -> Quantity | None:

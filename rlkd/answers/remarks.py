@@ -73,7 +73,8 @@ _NUMBER_LIKE = re.compile(r"(?:[A-Za-z]\s*+=\s*+)?[-+−–~≈(]?\s*+(?:[$€£
 _BRACKETS = re.compile(r"(?P<before>[^()]*[^()\s])\s+[(\[](?P<inside>[^()]{1,200})[)\]]\s*+")
 _DOUBT = re.compile(
     r"\b(?:wrong|incorrect|cannot|not (?:right|correct)|mistaken|impossible|maybe|perhaps|possibly|could|might|may be|"
-    r"also|or \d)\b|n['’]t be\b|\b(?:is|was|does)n['’]t\b|\bor (?:(?:maybe|even|rather) )?(?=\w+\W*\Z)",
+    r"also|guess\w*|unsure|uncertain|not sure|doubt\w*|or \d)\b"
+    r"|n['’]t be\b|\b(?:is|was|does)n['’]t\b|\bor (?:(?:maybe|even|rather) )?(?=\w+\W*\Z)",
     re.IGNORECASE,
 )
 _VALUE_WORD = rf"[$€£¥]?[-−]?\d[\d.,]*|(?:[a-z]+-)?(?:{_NUMBER_WORD})|(?-i:[a-z])"
@@ -99,6 +100,10 @@ _WHY = re.compile(
 _CONTRAST = re.compile(
     r"\b(?:not|rather than|instead of) [$€£¥]?\d[\d.,]*(?>(?:,? (?:or|nor) [$€£¥]?\d[\d.,]*)+)", re.I
 )
+_ONLY_REASON = re.compile(
+    r"\s*,?\s*(?:because|since|namely|that is|i\.? ?e)(?!\w)|\s*,\s*(?:which|as|so|thus|hence|therefore)(?!\w)",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[^\W\d_]{3}")
 # "4: two plus two", "4 - two plus two"
 _CALCULATION = re.compile(r"(?::|\s[-–−]+|—)\s+")
@@ -121,6 +126,12 @@ def without_remark(answer: str) -> str:
             answer = answer[: mark.start()].rstrip()
     brackets = _BRACKETS.fullmatch(answer) if like_number else None
     return brackets["before"] if brackets and _explains(brackets["inside"], brackets["before"]) else answer
+
+
+def without_reason(answer: str) -> str:
+    """The answer without a reason behind it; contrasts and other remarks stay."""
+    short = without_remark(answer)
+    return short if _ONLY_REASON.match(answer[len(short) :]) else answer
 
 
 def _takes_back(tail: str, answer: str) -> bool:

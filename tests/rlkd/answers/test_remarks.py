@@ -1,6 +1,6 @@
 import pytest
 
-from rlkd.answers.remarks import without_remark
+from rlkd.answers.remarks import without_reason, without_remark
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,31 @@ def test_what_follows_an_answer_is_removed(text, answer):
 )
 def test_what_belongs_to_an_answer_stays(text):
     assert without_remark(text) == text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["6, because 2 * 3 = 6", "6, as 2 * 3 = 6", "6, i.e. half a dozen", "6, so 6 clips", "6 h, i.e. 360 minutes"],
+)
+def test_a_reason_is_no_part_of_an_answer(answer):
+    assert without_reason(answer) == answer.partition(",")[0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "6, so maybe 7",
+        "6 because I guess",
+        "6, which might be 7",
+        "6, so 7",
+        "6 i.e. 7",
+        "6, namely seven",
+        "6 not",
+        "6 but not seven",
+        "6, which I doubt",
+        "6, as 7 is impossible",
+        "6 - the tax",
+    ],
+)
+def test_what_doubts_an_answer_or_changes_it_is_no_reason(answer):
+    assert without_reason(answer) == answer
