@@ -17,6 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rlkd.answers.calculations import calculated
+from rlkd.answers.directions import opposed
 from rlkd.answers.notation import plain
 from rlkd.answers.number_words import DENOMINATORS, MULTIPLIERS, leading_number, singular
 from rlkd.answers.unit_table import CURRENCY_SIGNS
@@ -101,6 +102,8 @@ class Quantity:
         if self.percent != other.percent:
             bare = other if self.percent else self
             return bare.unit == NO_UNIT and any(value == again for value, again in self.values(other))
+        if opposed(self.unit.directions, other.unit.directions):
+            return False
         if self.unit.kinds and other.unit.kinds:
             return any(
                 self.value * factor == other.value * other.unit.kinds[kind]

@@ -11,6 +11,7 @@ import re
 from functools import cache, lru_cache
 from typing import Any
 
+from rlkd.answers.directions import opposed
 from rlkd.answers.notation import plain
 from rlkd.answers.numbers import read_quantity
 from rlkd.answers.units import NO_UNIT, Unit, read_unit
@@ -160,6 +161,8 @@ def _split_unit(text: str) -> tuple[str, Unit]:
 
 
 def _same_unit(left: Unit, right: Unit) -> bool:
+    if opposed(left.directions, right.directions):
+        return False
     if not (left.kinds and right.kinds):
         return True
     return any(factor == right.kinds.get(kind) for kind, factor in left.kinds.items())

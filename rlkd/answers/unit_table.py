@@ -50,8 +50,8 @@ angle^1    1             ° deg degree
 angle^1    1/60          arcminute minute
 angle^1    1/3600        arcsecond second
 radian^1   1             rad radian
-celsius^1  1             °c ℃ celsius °
-fahrenheit^1 1           F °f ℉ fahrenheit °
+celsius^1  1             °c ℃ celsius ° deg degree
+fahrenheit^1 1           F °f ℉ fahrenheit ° deg degree
 kelvin^1   1             K kelvin
 energy^1   1             J joule
 energy^1   1000          kJ kilojoule

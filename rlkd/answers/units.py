@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from rlkd.answers.directions import Directions, directions
 from rlkd.answers.number_words import CARDINALS, DENOMINATORS, MULTIPLIERS, singular
 from rlkd.answers.unit_table import SPACED, UNITS
 
@@ -45,6 +46,15 @@ _NOT_FIRST = _words(
 )
 # These count nothing alone, but "5 double rooms" are 5.
 _NO_THINGS = _words("double triple quadruple imaginary")
+# These limit or multiply at the end: "4 clips maximum" may be 3.
+_NOT_LAST = _words("maximum minimum max tops fold")
+_OPEN = re.compile(
+    r"\band\s+(?:an?\s+)?(?:more|up|upwards?|above|over|counting|beyond|higher|older|below|under|less|fewer|down|younger|"
+    r"some|change|bit)\W*\Z|^\W*upwards?\W*\Z|^\W*imaginary\s+units?\b",
+    re.IGNORECASE,
+)
+_TEMPERATURES = _words("angle^1 celsius^1 fahrenheit^1")
+_BELOW = re.compile(r"\b(?:below|under)(?:\s+freezing)?\W*\Z", re.IGNORECASE)
 _SHORT = _words("a an of in on at by as to he it we my up go do so us tv pts ppl")
 _FILLERS = _words(
     "a an the of in on at for each every all total altogether more left per and about approximately roughly exactly"
@@ -67,10 +77,11 @@ _PER = re.compile(r"\s*(?:/|\bper\b|\ba(?=\s)|\ban(?=\s)|(?<=\S)\s*p(?=/))\s*", 
 
 @dataclass(frozen=True)
 class Unit:
-    """A known unit by its kinds with factors, or none; and the words of things that are counted."""
+    """A known unit by its kinds with factors, or none; the words of things that are counted; and directions."""
 
     kinds: Kinds = field(default_factory=dict)
     words: frozenset[str] = frozenset()
+    directions: Directions = frozenset()
 
     def may_be(self, other: Unit) -> bool:
         """Whether counted things are the same, in part ("clips" and "paper clips"), or one side omits them."""
@@ -116,7 +127,9 @@ def read_unit(tail: str, attached: bool) -> Unit | None:
     words = _things(rest, first=not found)
     if words is None:
         return None
-    return Unit(kinds, frozenset() if kinds else words)
+    if any(kind in _TEMPERATURES for kind in kinds) and _BELOW.search(rest):
+        return None
+    return Unit(kinds, frozenset() if kinds else words, directions(rest))
 
 
 def _known(text: str, attached: bool) -> tuple[dict[str, Fraction], str] | None:
@@ -197,10 +210,13 @@ def _things(text: str, first: bool) -> frozenset[str] | None:
     lowered = [word.lower() for word in words]
     if first and len(words) == 1 and lowered[0] in _NO_THINGS:
         return None
+    if (lowered and lowered[-1] in _NOT_LAST) or _OPEN.search(text):
+        return None
     for place, word in enumerate(lowered):
         parts = re.split(r"[.'’-]", word)
         if word in _NEVER or any(
             part in CARDINALS
+            or part.removesuffix("fold") in {*CARDINALS, *MULTIPLIERS}
             or singular(part) in CARDINALS
             or singular(part) in MULTIPLIERS
             or singular(part) in DENOMINATORS

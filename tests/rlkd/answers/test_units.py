@@ -40,3 +40,37 @@ def test_words_that_change_a_number_are_no_unit(tail):
 @pytest.mark.parametrize("tail", ["m", "ab", "clips", "!"])
 def test_letters_without_a_space_are_variables_but_for_known_units(tail):
     assert read_unit(tail, attached=True) is None
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        " maximum",
+        " clips minimum",
+        " km max",
+        " upwards",
+        ", and more",
+        " and up",
+        " clips and counting",
+        " years and older",
+        " fold",
+        " tenfold",
+        " imaginary units",
+        " degrees below",
+        " degrees Celsius below freezing",
+        " tops",
+    ],
+)
+def test_limits_and_multiples_behind_a_number_are_no_unit(tail):
+    assert read_unit(tail, attached=False) is None
+
+
+@pytest.mark.parametrize("tail", [" maximum points", " imaginary friends", " meters below", " more clips", " min"])
+def test_such_words_may_belong_to_things(tail):
+    assert read_unit(tail, attached=False) is not None
+
+
+@pytest.mark.parametrize("tail", ["°", "°C", "°F", " degrees Celsius", " °F"])
+def test_degrees_are_of_any_scale(tail):
+    degrees = read_unit(" degrees", attached=False)
+    assert set(degrees.kinds) & set(read_unit(tail, attached=False).kinds)
