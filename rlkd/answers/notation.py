@@ -30,7 +30,9 @@ _DELIMITERS = (
 )
 _BOX = re.compile(r"\\(?:boxed|fbox|ensuremath)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 # Commands around words, which keep their content.
-_WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|normal)|mbox)\s*\{([^{}]*)\}")
+_WRAPPER = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|normal)|mbox|underline)\s*\{([^{}]*)\}"
+)
 # A comma that groups digits, and the e of "1e5".
 _COMMA = re.compile(r"\\(?:text|mathrm|mathord|mathpunct)\s*\{,\}")
 _EXPONENT = re.compile(r"(?<=\d)\\(?:mathrm|text)\s*\{([eE])\}(?=[-+]?\d)")
