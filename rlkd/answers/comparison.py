@@ -241,13 +241,15 @@ def compare_or_blame(
     A completion cannot choose to be a failure: where a comparison hangs or dies, `sound(*gold)` tries the gold answer
     of the call alone. If that does not work, the result is a `VerificationError`. If it does, a comparison that took
     too long is made once more, with nothing beside it, since the machine may have been busy; then the answer is at
-    fault, and wrong. The places of such answers are added to `stopped`.
+    fault, and wrong. After one that takes too long again, no other is repeated: the machine is not the reason, and
+    many hanging answers must not add up. The places of such answers are added to `stopped`.
     """
     results = compare_in_workers(compare, calls, seconds)
     faults = {gold: None for gold, result in zip(golds, results, strict=True) if isinstance(result, Fault)}
     suspects = [gold for gold in faults if (sound, gold) not in _sound_golds]
     alone = dict(zip(suspects, compare_in_workers(sound, suspects, seconds), strict=True))
     _sound_golds.update((sound, gold) for gold, found in alone.items() if not isinstance(found, Fault))
+    may_be_busy = True
     for i, gold in enumerate(golds):
         if not isinstance(results[i], Fault):
             continue
@@ -255,8 +257,9 @@ def compare_or_blame(
             message = f"the gold answer {str(gold[0])[:80]!r} cannot be compared: {alone[gold].message}"
             results[i] = VerificationError(message)
             continue
-        if results[i].kind == "timeout":
+        if may_be_busy and results[i].kind == "timeout":
             [results[i]] = compare_in_workers(compare, [calls[i]], seconds)
+            may_be_busy = not isinstance(results[i], Fault)
         if isinstance(results[i], Fault):
             results[i] = False
             if stopped is not None:

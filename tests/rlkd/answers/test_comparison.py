@@ -131,6 +131,21 @@ def test_a_comparison_that_took_too_long_is_made_once_more_alone(monkeypatch, ag
     assert stopped == places
 
 
+def test_after_one_that_hangs_again_no_other_is_repeated(monkeypatch):
+    called = []
+
+    def in_workers(compare, calls, seconds):
+        called.append(len(calls))
+        return [True] * len(calls) if compare.__name__ == "sound" else [LATE] * len(calls)
+
+    monkeypatch.setattr("rlkd.answers.comparison.compare_in_workers", in_workers)
+    monkeypatch.setattr("rlkd.answers.comparison._sound_golds", set())
+    stopped = set()
+    assert equal_pairs([("x+1", "1+x"), ("y+2", "1+x"), ("z+3", "1+x")], stopped=stopped) == [False] * 3
+    assert called == [3, 1, 1]
+    assert stopped == {0, 1, 2}
+
+
 @pytest.mark.parametrize("answer", ["1/0", r"\frac{5}{0}", "0/0", r"\tan(\pi/2)", "5 / (3-3)"])
 def test_an_answer_that_divides_by_zero_is_wrong(answer):
     assert equal(answer, "5") is False
