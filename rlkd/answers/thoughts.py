@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import re
 
+from rlkd.answers.sentences import last_sentence
+
 # The marks around thoughts: of Qwen, DeepSeek and most others; Seed; Magistral; Kimi; OpenThinker; gpt-oss, whose
 # thoughts are channels that are not called final.
 _NAMES = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning)"
 _OPENING = re.compile(
-    rf"<{_NAMES}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>(?:analysis|commentary)", re.IGNORECASE
+    rf"<{_NAMES}\s?>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>(?:analysis|commentary)", re.IGNORECASE
 )
 _CLOSING = re.compile(
-    rf"</{_NAMES}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>", re.IGNORECASE
+    rf"</{_NAMES}\s?>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>", re.IGNORECASE
 )
+_SENTENCE = re.compile(r"[^.!?\n]{0,300}[.!?\n]")
 _QUOTES = "`'\"‘’“”"
 
 
@@ -48,4 +51,8 @@ def _opens(text: str, start: int, end: int) -> bool:
     """Whether a tag opens a thought, and is no word of a sentence: "The tag <think> opens a thought."."""
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     quoted = before[-1:] and before[-1] in _QUOTES and after[:1] and after[0] in _QUOTES
-    return not (quoted or (re.search(r"\w[ \t]\Z", before) and re.match(r"[ \t]\w", after)))
+    if quoted or not (re.search(r"\w[ \t]\Z", before) and re.match(r"[ \t]\w", after)):
+        return not quoted
+    sentence = _SENTENCE.match(text, end)
+    # An answer in the rest of the sentence is thought: "Okay <think> maybe \boxed{72}."
+    return sentence is None or "\\boxed" in sentence[0] or last_sentence(sentence[0]) is not None

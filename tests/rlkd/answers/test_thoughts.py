@@ -20,6 +20,8 @@ from rlkd.answers import after_thought, ends_in_thought
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b", "b"),
         ("The tag <think> opens a thought.", "The tag <think> opens a thought."),
         ("`<think>` opens a thought.", "`<think>` opens a thought."),
+        ("The tag <think> opens it. The answer is 72", "The tag <think> opens it. The answer is 72"),
+        ("<think >a</think >b", "b"),
     ],
 )
 def test_what_follows_the_last_thought_is_said(text, rest):
@@ -45,6 +47,11 @@ def test_what_follows_the_last_thought_is_said(text, rest):
         "<|channel|>analysis<|message|>a",
         "<|channel|>final<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b",
         "<think>",
+        "<think >a",
+        "Okay <think> maybe \\boxed{72} or so",
+        "Okay <think> maybe \\boxed{72}.",
+        "Okay <think> so the answer is 72.",
+        "Okay <think> let me see",
     ],
 )
 def test_an_unfinished_thought_says_nothing(text):
