@@ -67,8 +67,8 @@ def announcement(text: str, *, prefilled: bool = False) -> Announcement | None:
     text = _LATEX_LABEL.sub(r"\1", text)
     found = [Announcement(*each) for each in (last_boxes(text), _last_tag(text)) if each]
     found += [Announcement(*each, in_sentence=True) for each in (last_mark(text), last_sentence(text)) if each]
-    if not found and (plain := last_plain_result(text)):
-        return Announcement(*plain, in_sentence=True)
+    if not found and (last := last_plain_result(text) or last_sentence(text, remarks=True)):
+        return Announcement(*last, in_sentence=True)
     said = max(found, key=lambda each: each.start, default=None)
     around = max((each for each in found if not each.in_sentence), key=lambda each: each.start, default=None)
     if said is None or around is None:

@@ -59,7 +59,7 @@ _VERB = (
     r"|(?:['’]s| remains?| stays)(?= [-$\d\\]))"
 )
 _ANNOUNCED = re.compile(
-    rf"{_NOUN}(?:(?P<sentence>{_TO_WHAT}{FILLER}{_VERB}{FILLER}[ \t]*+[:：]?{FILLER})"
+    rf"{_NOUN}(?:(?P<sentence>{_TO_WHAT}{FILLER}{_VERB}{FILLER}[ \t]*+(?:[:：]|,(?=\s))?{FILLER})"
     rf"|(?P<label>{_TO_WHAT}(?:[*_ \t]*+(?:[:：=→⇒]|[-=]>)|[ \t]++[-–—](?=[ \t])"
     rf"|(?P<bracket>\])(?!\()[*_]*+:?){FILLER})"
     rf"|(?P<heading>(?:{_BRACKETS})?[*_]*+[ \t]*+(?=\n)))",
@@ -91,6 +91,15 @@ _COMMENT = re.compile(
     r"sensible|checked|(?:shown |given |found )?(?:above|below))\b",
     re.IGNORECASE,
 )
+# These also may be answers: they count where nothing else is announced.
+_REMARK = re.compile(
+    r"(?:(?:now|also|therefore|thus|hence|then|indeed|quite|very|so|pretty|fairly|already) )*"
+    r"(?:(?:clear|obvious|evident|unique|simple|straightforward|easy|exact|final|complete|unchanged|justified|supported|"
+    r"derived|obtained|known|proved|proven|boxed|stated)\b|"
+    r"as (?:required|expected|desired|needed|claimed|stated|shown|"
+    r"given|wanted|above|below|before|follows)\b|(?:the same )?as (?:above|before)\b|in (?:agreement|line|accordance|"
+    r"the box|bold)\b|[a-z]+ed (?:by|in|from|above|below|using|through) (?!\d))[^\d$\\=]*\Z"
+)
 _ALONE = re.compile(r"[\s>#*_\-•\d.)(]*(?:(?:the|my|our|final|correct) )*", re.IGNORECASE)
 # A line that stands in brackets, quotes or bars of a table as a whole.
 _OPENED = re.compile(
@@ -121,11 +130,15 @@ _QUESTION = re.compile(r"[?？]")
 _FENCES = {"$$": "$$", "\\[": "\\]", "```": "```"}
 
 
-def last_sentence(text: str) -> tuple[int, str] | None:
-    """Start and text of the last announcement in words, to the end of its line; in linear time."""
+def last_sentence(text: str, remarks: bool = False) -> tuple[int, str] | None:
+    """Start and text of the last announcement in words, to the end of its line; in linear time.
+
+    `remarks`: also where it may speak about an answer, "The answer is clear".
+    """
     # A text with so many announcements that announce nothing is not worth the time.
     for match in reversed(list(_ANNOUNCED.finditer(text))[-200:]):
-        if (answer := _announced(text, match)) is not None:
+        answer = _announced(text, match)
+        if answer is not None and (remarks or not (match["sentence"] and _REMARK.match(first_sentence(answer)))):
             return match.start(), answer
     return None
 

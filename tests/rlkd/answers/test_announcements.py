@@ -100,6 +100,11 @@ def test_extraction_never_raises_and_never_gives_an_empty_answer(text):
         ("The answer is 3. No, wait.\n#### 4", "4"),
         ("<answer>12</answer> and then <answer>13", "12"),
         ("<answer>\\boxed{7}</answer>", "7"),
+        ("<answer>#### 7</answer>", "7"),
+        ("\\boxed{The answer is 7}", "7"),
+        ("\\boxed{#### 7}", "7"),
+        ("The answer is, 7", "7"),
+        ("The answer is, of course, 7", "7"),
     ],
 )
 def test_the_last_announcement_counts_unless_it_is_truncated(text, answer):
@@ -278,6 +283,29 @@ def test_a_hedged_answer_keeps_its_hedge(text, answer):
 def test_a_sentence_before_the_announcement_does_not_take_it_back():
     assert extract_answer("I don't know why, but the answer is 72.") == "72"
     assert extract_answer("If she sold 48, the answer is 72.") == "72"
+
+
+@pytest.mark.parametrize("first", ["The answer is 72.", "\\boxed{72}.", "#### 72\n", "Answer: 72\n"])
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "So the answer is clear.",
+        "The answer is supported by the check.",
+        "The answer is as required.",
+        "Thus, the answer is now obvious.",
+        "The answer is obtained from the equation.",
+    ],
+)
+def test_a_remark_on_the_answer_counts_only_where_nothing_else_does(first, remark):
+    assert extract_answer(f"{first} {remark}") == "72"
+    assert extract_answer(remark) is not None
+
+
+@pytest.mark.parametrize(
+    "last", ["wrong", "undefined", "Paris", "no solution", "seventy", "exact at 73", "the blue one"]
+)
+def test_another_answer_counts_though_it_has_no_number(last):
+    assert extract_answer(f"\\boxed{{72}}. The answer is {last}.") == last
 
 
 def test_a_comment_on_the_answer_is_no_announcement():
