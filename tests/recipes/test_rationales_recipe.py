@@ -366,9 +366,11 @@ def test_the_shipped_configuration_with_hints_has_a_second_look(recipe, root) ->
         assert script.selection().has_second_look or not script.hinted_retry
 
 
-def test_parameters_of_a_selector_that_is_not_used_are_refused(arguments) -> None:
-    with pytest.raises(ValueError, match=r"selector_kwargs: 'difficulty' is not among the selectors"):
-        arguments(selector_kwargs='{"difficulty": {"keep": 1}}')
+def test_parameters_of_an_unknown_selector_are_refused_and_those_of_a_built_in_one_have_no_effect(arguments) -> None:
+    with pytest.raises(ValueError, match=r"selector_kwargs: 'dificulty' is not among the selectors"):
+        arguments(selector_kwargs='{"dificulty": {"keep": 1}}')
+    # As where the command line replaces the selectors of a config.
+    arguments(selector_kwargs='{"difficulty": {"keep": 1}}')
 
 
 def test_a_deadline_of_no_time_is_refused(arguments) -> None:

@@ -36,7 +36,8 @@ class Selection:
         limit_by, per_question, keep_ratio, token_budget: see `rlkd.rationales.select.limits.SelectionLimits`.
         seed: of all random draws.
 
-    Raises `UsageError` for parameters of another selector, and for limits out of range or by an unknown score.
+    Parameters of a built-in selector that is not used have no effect. Raises `UsageError` for those of any other, and
+    for limits out of range or by an unknown score.
     """
 
     selectors: tuple[str, ...]
@@ -50,7 +51,8 @@ class Selection:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.parameters) - set(map(_name_of, self.selectors))):
+        # The parameters of a built-in selector may stay in a config whose selectors the command line replaces.
+        if unknown := sorted(set(self.parameters) - set(map(_name_of, self.selectors)) - set(BUILT_IN)):
             raise UsageError(f"selector_kwargs: {unknown[0]!r} is not among the selectors {list(self.selectors)}")
         specs = {split_alias(spec)[1] for spec in self.selectors}
         # The scores of a user's own selector are unknown before it runs.

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks.tiny import byte_tokenizer, save_llama
 from tests.helpers import ROOT
 
 SCRIPT = ROOT / "benchmarks/studies/validity_scorers.py"
@@ -32,6 +33,14 @@ REVERSED = {
     "ground_truth_solution": "A model wrote this.",
     "ground_truth_answer": "Let's think step by step.",
 }
+
+
+@pytest.fixture
+def answering_model(tmp_path):
+    """A random model for which Yes and No are tokens, as for any real one; without them a judge is refused."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["Yes", "No"])
+    return save_llama(tmp_path / "answering-model", tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +142,9 @@ def test_steps_without_a_score_are_left_out_and_counted(study, data):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(data, tmp_path, tiny_model):
+def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(data, tmp_path, answering_model):
     scorers = ("--scorers", "likelihood", "expected", "judge", "prm", "rollout")
-    arguments = ("--model", tiny_model, *scorers, "--samples", "2", "--max-new-tokens", "4")
+    arguments = ("--model", answering_model, *scorers, "--samples", "2", "--max-new-tokens", "4")
     whole = start(data, tmp_path / "whole", *arguments)
     assert whole.returncode == 0, whole.stderr
     scores = tmp_path / "whole" / "scores.jsonl"
@@ -162,15 +171,15 @@ def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(data, tmp_path, t
 
 
 @pytest.mark.slow
-def test_traces_scored_in_a_batch_get_the_scores_that_each_gets_alone(data, tmp_path, tiny_model):
+def test_traces_scored_in_a_batch_get_the_scores_that_each_gets_alone(data, tmp_path, answering_model):
     def scores(out, *arguments):
-        done = start(data, tmp_path / out, "--model", tiny_model, "--scorers", "prm", *arguments)
+        done = start(data, tmp_path / out, "--model", answering_model, "--scorers", "prm", *arguments)
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / out / "scores.jsonl").read_text().splitlines()
         return {entry["trace"]: entry["values"] for entry in map(json.loads, lines)}
 
     alone = scores("alone")
-    together = scores("together", "--together", "5", "--engine", f"transformers:{tiny_model}")
+    together = scores("together", "--together", "5", "--engine", f"transformers:{answering_model}")
     assert alone.keys() == together.keys()
     assert all(together[key] == pytest.approx(values, abs=1e-5) for key, values in alone.items())
     assert len({value for values in alone.values() for value in values}) > 10
