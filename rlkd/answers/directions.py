@@ -38,7 +38,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def _read() -> dict[str, tuple[str, str]]:
-    sides = {}
+    sides: dict[str, tuple[str, str]] = {}
     for axis, words in re.findall(r"^(\w+):((?:.*\n(?! *\w+:))*.*\n)", _AXES.lstrip(), re.MULTILINE):
         for side in words.split("|"):
             first, *more = side.split()
