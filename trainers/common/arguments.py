@@ -130,6 +130,8 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Deprecations between TRL and transformers are not the user's.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"trl|transformers")
+    # PEFT looks for the config of a base that only rlkd knows by its name; no recipe changes a vocabulary.
+    warnings.filterwarnings("ignore", message="Could not find a config file in", module="peft")
     try:
         parsed = parse(sys.argv[1:], kinds, default_config=default_config)
         trainings = [part for part in parsed if hasattr(part, "resume_from_checkpoint")]
