@@ -14,8 +14,8 @@ from rlkd.answers.sentences import FILLER, LONGEST, unmarked, with_lines_below
 _MARK = re.compile(r"(?<!#)####(?!#)[ \t]*+([^\n]*)")
 _HEADING = re.compile(
     r"(?:(?:final|sanity|quick|double|cross)[ -])?(?:step|check|verif\w+|explanation|notes?|sources?|references?|"
-    r"solution|summary|conclusion|reasoning|proof|details?|remarks?|case|part|method|example|approach|question|problem|hint|analysis|calculations?|given|work(?:ing)?|"
-    r"end|key points)\b",
+    r"solution|summary|conclusion|reasoning|proof|details?|remarks?|case|part|method|example|approach|question|problem|"
+    r"hint|analysis|calculations?|given|work(?:ing)?|end|key points)\b",
     re.IGNORECASE,
 )
 # Those that may be the label of an answer.

@@ -543,10 +543,13 @@ def test_where_the_template_opens_the_thought_only_a_finished_one_announces(text
 def test_hostile_repetitions_take_one_pass(piece):
     # Quadratic, these would take minutes: a hang guard, no measurement.
     text = piece * (200_000 // len(piece))
-    extract_answer(text, "last_number")
-    answer_and_gold(text + "}" * 1000, r"\boxed{1} \boxed{2}")
-    extract_answer("The answer is 5" + text)
-    extract_answer("<answer>1</ANSWER>" + text)
+    found = [
+        extract_answer(text, "last_number"),
+        answer_and_gold(text + "}" * 1000, r"\boxed{1} \boxed{2}")[0],
+        extract_answer("The answer is 5" + text),
+        extract_answer("<answer>1</ANSWER>" + text),
+    ]
+    assert all(answer is None or len(answer) < len(text) for answer in found)
 
 
 @pytest.mark.slow

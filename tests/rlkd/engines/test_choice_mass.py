@@ -25,7 +25,7 @@ class Fixed(Engine):
 
 @pytest.mark.parametrize("reply", [(math.log(0.9), math.log(0.05)), (math.log(2e-3), -math.inf), (-math.inf, -6.5)])
 def test_a_model_that_answers_passes(reply) -> None:
-    check_choice_mass(Fixed(reply), "2?", ("Yes", "No"), "judge")
+    assert check_choice_mass(Fixed(reply), "2?", ("Yes", "No"), "judge") is None
 
 
 @pytest.mark.parametrize(

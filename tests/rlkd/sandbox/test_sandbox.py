@@ -584,6 +584,7 @@ def test_every_process_is_gone_when_the_caller_is_killed():
         caller.kill()
         caller.wait()
         wait_until(lambda: not processes(marker))
+        assert not processes(marker)
     finally:
         caller.kill()
         caller.wait()

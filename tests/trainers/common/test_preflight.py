@@ -46,8 +46,8 @@ def test_what_would_end_the_run_after_loading_ends_it_before(monkeypatch, change
 def test_settings_that_work_pass(monkeypatch) -> None:
     monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb"])
     monkeypatch.setattr(preflight, "_check_hub", lambda args: pytest.fail("asked"))
-    check_settings(settings(report_to=["wandb"], push_to_hub=True, process_index=1), None)
-    check_settings(settings(eval_strategy="steps"), Dataset.from_list([{"prompt": "1?"}]))
+    assert check_settings(settings(report_to=["wandb"], push_to_hub=True, process_index=1), None) is None
+    assert check_settings(settings(eval_strategy="steps"), Dataset.from_list([{"prompt": "1?"}])) is None
 
 
 def test_a_gpu_without_bfloat16_is_named_with_the_way_out(monkeypatch) -> None:

@@ -108,8 +108,8 @@ def test_image_columns_of_a_text_student_are_refused(
 
 
 def test_lists_of_no_image_and_a_student_that_sees_pass(rows) -> None:
-    check_images(rows.add_column("images", [[]] * 8), "train_dataset", reads_images=False)
-    check_images(rows.add_column("image", ["a.png"] * 8), "train_dataset", reads_images=True)
+    assert check_images(rows.add_column("images", [[]] * 8), "train_dataset", reads_images=False) is None
+    assert check_images(rows.add_column("image", ["a.png"] * 8), "train_dataset", reads_images=True) is None
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_a_teacher_with_another_template_is_refused_unless_allowed(template_mode
 
 @pytest.mark.parametrize("name", ["chatml", "thinking", "no_system", "opens_thought", "two_ends"])
 def test_a_teacher_of_the_family_passes(template_model, tmp_path, name) -> None:
-    trainer_of(template_model(name), template_model(name), tmp_path)
+    assert trainer_of(template_model(name), template_model(name), tmp_path) is not None
 
 
 def test_the_shorter_context_of_student_and_teacher_counts(template_model, tmp_path) -> None:

@@ -194,9 +194,8 @@ def test_a_missing_student_and_an_adapter_of_virtual_tokens_are_refused(tiny_mod
 
 @pytest.mark.parametrize("images", [{"image": None}, {"images": None}, {"images": []}])
 def test_an_empty_column_of_images_is_no_image(tiny_model, tmp_path, images) -> None:
-    check_dataset(
-        config(tmp_path, teacher=tiny_model), Dataset.from_list([row | images for row in ROWS]), "train_dataset"
-    )
+    rows = Dataset.from_list([row | images for row in ROWS])
+    assert check_dataset(config(tmp_path, teacher=tiny_model), rows, "train_dataset") is None
 
 
 def test_images_within_messages_are_refused(tiny_model, tmp_path) -> None:
