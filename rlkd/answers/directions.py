@@ -10,7 +10,7 @@ import re
 
 Directions = frozenset[tuple[str, str]]
 
-# One line for each axis, the sides of which exclude each other.
+# One line for each axis, whose sides exclude each other; an indented line continues it.
 _AXES = """
 place: north northern northward | south southern southward | east eastern eastward | west western westward
     | left leftward | right rightward | forward | backward back
@@ -39,7 +39,8 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 def _read() -> dict[str, tuple[str, str]]:
     sides: dict[str, tuple[str, str]] = {}
-    for axis, words in re.findall(r"^(\w+):((?:.*\n(?! *\w+:))*.*\n)", _AXES.lstrip(), re.MULTILINE):
+    for line in _AXES.replace("\n    ", " ").strip().split("\n"):
+        axis, _, words = line.partition(":")
         for side in words.split("|"):
             first, *more = side.split()
             sides |= dict.fromkeys([first, *more], (axis, first))
