@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal
 
-# Without the tests marked `slow`: about four minutes on two idle cores.
+# Without the tests marked `slow`: under three minutes on two idle cores.
 test-fast: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from trl import ModelConfig
 
 from recipes.rlkd import RLKDScriptArguments, main
@@ -31,6 +32,7 @@ class Brevity:
 '''
 
 
+@pytest.mark.slow
 def test_a_reward_from_a_file_trains_through_the_recipe(tiny_model: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     spec = f"short={tmp_path / 'mine.py'}:Brevity"

@@ -20,6 +20,8 @@ from tests.helpers import HELPERS
 from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.scripts import load_script
 
+pytestmark = pytest.mark.slow
+
 SERVER = HELPERS / "scripted_teacher.py"
 SERVED = SimpleNamespace(**runpy.run_path(str(SERVER), run_name="scripted_teacher"))
 ENGINE_FREE = ["clean", "correct", "diverse"]

@@ -55,6 +55,7 @@ def test_a_gold_answer_that_hangs_is_a_failure_of_its_sample_only():
     assert [outcome.status for outcome in reward.outcomes] == ["score", "failed"]
 
 
+@pytest.mark.slow
 def test_failed_differs_from_wrong():
     returned = []
     hard = ("#### 5", "9^{9^{9^{9}}}")

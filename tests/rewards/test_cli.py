@@ -146,6 +146,7 @@ def test_a_test_shows_scores_costs_and_the_contract(capsys, some):
     assert "VIOLATED" not in shown
 
 
+@pytest.mark.slow
 def test_the_start_of_workers_is_no_time_of_samples(tmp_path, monkeypatch):
     (tmp_path / "slow.py").write_text(
         "import time\nready = []\n\n"

@@ -407,6 +407,7 @@ def test_a_parameter_out_of_range_is_named_with_its_value(parameters, text):
         Code(**parameters)
 
 
+@pytest.mark.slow
 def test_scores_are_in_the_order_of_the_batch_with_any_number_of_workers():
     programs = [fenced(f"import time\ntime.sleep({(7 - i) / 20})\nprint({i % 3})") for i in range(8)]
     tests = [[{"input": "", "output": "0"}]] * 8

@@ -70,6 +70,7 @@ def test_it_is_shown_by_name(site):
     assert str(site / "third_party_rewards.py") in done.stdout
 
 
+@pytest.mark.slow
 def test_it_is_tested_by_name(site):
     (site.parent / "rows.jsonl").write_text('{"question": "Say wow!", "completions": ["Wow!!", "Wow."]}\n')
     arguments = ["--data", "rows.jsonl", "--kwargs", '{"cap": 4}', "--json"]

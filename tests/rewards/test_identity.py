@@ -49,6 +49,7 @@ def test_a_score_is_cached_for_other_processes(build, file, tmp_path):
     assert calls(file) == ["aa"]
 
 
+@pytest.mark.slow
 def test_failures_are_never_cached(build, file):
     bad = ["failed x", "raise y", "exit", "nan", "sleep"]
     for _ in range(2):

@@ -68,6 +68,7 @@ def test_by_group_compares_with_the_completions_of_the_same_prompt():
         RelativeLength(by_group=True)(completions=[RIGHT], solution=["$3$"])
 
 
+@pytest.mark.slow
 def test_a_completion_with_an_unreadable_solution_is_not_scored_but_its_length_counts():
     texts = [RIGHT, RIGHT + "." * 10, RIGHT + "." * 20]
     solutions = ["$3$", "", "$9^{9^{9^{9}}}$"]

@@ -392,6 +392,7 @@ def reward_of(build, isolate, cache):
     return made["shared"]
 
 
+@pytest.mark.slow
 def test_a_reward_may_be_called_from_several_threads_at_once(build):
     reward = build("alone", cached=True, timeout=1.0, workers=2)
     results = {}

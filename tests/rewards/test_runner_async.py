@@ -92,6 +92,7 @@ def test_cancellation_from_outside_passes_and_cancels_what_was_running(per_sampl
     assert reward.outcomes == []
 
 
+@pytest.mark.slow
 def test_an_asynchronous_reward_that_swallows_its_cancellation_stalls_nothing():
     over = []
 

@@ -34,6 +34,7 @@ CAUSES = [
 ]
 
 
+@pytest.mark.slow
 def test_of_samples_scored_alone_each_fails_alone_with_its_own_cause(build):
     reward = build("alone", timeout=1.0, workers=2)
     assert reward(completions=HANGS) == VALUES
@@ -42,6 +43,7 @@ def test_of_samples_scored_alone_each_fails_alone_with_its_own_cause(build):
     assert statuses == ["score", *["failed"] * 1, "score", *["failed"] * 4, "not_applicable", "failed", "score"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["thread", "asyncio"])
 def test_limits_hold_off_the_main_thread(build, where):
     reward = build("alone", timeout=1.0, workers=2)
@@ -56,6 +58,7 @@ def test_limits_hold_off_the_main_thread(build, where):
     assert [outcome.value for outcome in outcomes] == VALUES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bad", "cause"), [("spin", "took more than 1 s"), ("exit", "the worker process died (exit code 3)")]
 )
@@ -84,6 +87,7 @@ def test_a_detail_that_does_not_pickle_or_is_no_mapping_ends_nothing(build):
     assert reward.outcomes[0].detail == {"words": ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_latencies_are_those_of_the_samples(build):
     logged = {}
     reward = build("alone", timeout=1.0, workers=2)

@@ -195,6 +195,7 @@ def in_thread(call):
     return returned[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [lambda call: call(), in_thread], ids=["main thread", "other thread"])
 def test_an_answer_that_hangs_is_wrong_and_the_others_are_scored(run):
     texts = [r"\boxed{5}", *HANGS, r"\boxed{6}", "5"]
@@ -202,18 +203,21 @@ def test_an_answer_that_hangs_is_wrong_and_the_others_are_scored(run):
     assert scores == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", [AccuracyReward(timeout=0.5), CosineScaledReward(10, timeout=0.5)])
 def test_the_score_of_a_comparison_that_was_stopped_is_provisional(reward):
     scores = reward(completions=[HANGS[0], r"\boxed{6}"], solution=["5"] * 2, completion_ids=[[1]] * 2)
     assert [type(score) for score in scores] == [Provisional, float]
 
 
+@pytest.mark.slow
 def test_a_solution_that_hangs_has_failed():
     [score] = AccuracyReward(timeout=1.0)(completions=[r"\boxed{5}"], solution=[HANGS[0]])
     assert isinstance(score, Failed)
     assert re.search(r"the gold answer .* cannot be compared: took more than 1 s", score.cause)
 
 
+@pytest.mark.slow
 def test_rewards_that_use_a_verdict_pass_failures_on():
     given = {"completions": [r"</think>\boxed{5}"], "solution": [HANGS[0]], "completion_ids": [[1]]}
     assert isinstance(CosineScaledReward(10, timeout=0.5)(**given)[0], Failed)

@@ -452,6 +452,7 @@ def test_no_text_makes_parse_raise_and_each_truncation_gives_a_prefix():
     assert reported > 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     ["<step>", "</step>", "<meta>", "<step><meta>", "<step><meta>a</meta>", "<", "< ", "</", "&amp;", "&", "\\", '"',

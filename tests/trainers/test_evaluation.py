@@ -86,6 +86,7 @@ def test_samples_are_drawn_besides_the_greedy_answers_and_again_the_same_from_th
         assert line in held_out.summary(2)
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_same_with_and_without_samples(run) -> None:
     trained = []
     for samples in (0, 2):
@@ -101,6 +102,7 @@ def test_zero_means_before_and_after_only_and_the_last_step_is_measured_once(run
     assert [record["step"] for record in read_steps(held_out.path)] == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_same_with_and_without_measurements(run) -> None:
     without, _ = run(3, every=None)
     without.train()
@@ -109,6 +111,7 @@ def test_a_run_trains_the_same_with_and_without_measurements(run) -> None:
     assert all(torch.equal(a, b) for a, b in zip(parameters(without), parameters(trainer), strict=True))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_each_measurement_once_and_the_same_as_a_whole_one(run) -> None:
     whole, held_out = run(6, every=3)
     whole.train()

@@ -212,6 +212,7 @@ def test_a_sample_that_breaks_its_call_fails_alone_and_violates_nothing(checked,
     assert found["batching"].verdict == "holds"
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_on_every_batch_is_a_violation_and_not_a_hang(checked):
     found = checked("hangs", per_sample=False)
     assert "fails on all 5 samples: took more than 0.5 s" in found["scores"].note

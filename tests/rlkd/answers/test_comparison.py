@@ -102,11 +102,13 @@ def test_with_the_last_number_as_fallback_an_unannounced_answer_is_right():
     assert is_correct("So she sold 72.", "72", "last_number") is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [TOWER, r"\boxed{1000000!}", r"\boxed{2^{2^{2^{2^{2^{2}}}}}}"])
 def test_an_answer_that_makes_the_comparison_hang_is_wrong(answer):
     assert is_correct(answer, r"\sqrt{5}", seconds=2.0) is False
 
 
+@pytest.mark.slow
 def test_a_gold_answer_that_makes_every_comparison_hang_is_an_error():
     with pytest.raises(VerificationError, match=r"the gold answer .* cannot be compared: took more than 1 s"):
         is_correct(r"\boxed{\sqrt{5}}", TOWER, seconds=1.0)

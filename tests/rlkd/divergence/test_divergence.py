@@ -321,6 +321,7 @@ def test_a_divergence_that_mixes_is_bounded_however_far_apart_the_models_are(mad
     assert bool((per_token <= bound + 1e-9).all())
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(divergence=kinds, first=chunks, second=chunks, order=st.permutations(range(13)), seed=st.integers(0, 999))
 def test_neither_chunks_nor_the_order_of_tokens_change_anything(divergence, first, second, order, seed):

@@ -24,6 +24,8 @@ from tests.helpers.ports import free_port
 from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.scripted_server import answer_to
 
+pytestmark = pytest.mark.slow
+
 SERVER = HELPERS / "scripted_server.py"
 SAMPLING = Sampling(max_new_tokens=8)
 PROMPTS = [f"question {number}" for number in range(60)]

@@ -234,6 +234,7 @@ def test_a_passing_trouble_is_tried_again_and_then_answered(remote, server, engi
     assert len(server.answered) == 1
 
 
+@pytest.mark.slow
 def test_a_request_that_hangs_is_given_up_and_tried_again(server, engine):
     remote = ServerEngine(server.url, "tiny", timeout=0.5, retries=2)
     server.faults.append(faulty({"hang": True}, times=1))
@@ -340,6 +341,7 @@ def test_no_request_is_sent_again_after_its_success(remote, server):
     assert len(server.requests) == 12 + 5
 
 
+@pytest.mark.slow
 def test_the_deadline_keeps_what_is_finished_and_names_the_rest(remote, server, engine):
     server.faults.append(faulty({"hang": True}, only=asks("slow")))
     start = time.monotonic()

@@ -434,6 +434,7 @@ def test_a_failure_inside_the_model_is_an_error_of_its_batch(model_folder, monke
     assert isinstance(also_good, TokenScores)
 
 
+@pytest.mark.slow
 def test_the_deadline_keeps_what_is_finished(model_folder):
     # One row a batch, and a prompt that would take far longer than the deadline at the end.
     engine = TransformersEngine(str(model_folder), device="cpu", batch_tokens=1)

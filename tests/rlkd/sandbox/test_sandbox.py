@@ -415,6 +415,7 @@ def test_an_endless_loop_ends_at_the_cpu_limit(before):
     assert (result.status, result.returncode) == ("timeout", -signal.SIGKILL if before else -signal.SIGXCPU)
 
 
+@pytest.mark.slow
 def test_a_sleeping_program_ends_at_the_wall_limit_with_what_it_printed():
     source = "import signal, time\nfor s in (2, 15, 1): signal.signal(s, lambda *_: None)\nprint('up', flush=True)\n"
     result = run_program(source + "while True: time.sleep(9)", limits=SandboxLimits(wall=1))
@@ -495,6 +496,7 @@ print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=Tru
     assert run(source, limits=CHILDREN).split() == ["2", "1", "30"]
 
 
+@pytest.mark.slow
 def test_a_fork_bomb_is_bounded_and_ends():
     marker = f"bomb-{uuid.uuid4().hex}"
     bomb = "import os, time\nwhile True:\n    try: os.fork()\n    except OSError: pass"
@@ -547,6 +549,7 @@ os.wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["print('bye')", "import time\ntime.sleep(999)", "while True: print('x' * 9999)"])
 def test_a_daemon_does_not_outlive_the_program(ending):
     marker = f"daemon-{uuid.uuid4().hex}"

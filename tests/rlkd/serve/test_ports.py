@@ -182,6 +182,7 @@ time.sleep(1e6)
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_sigkill_does_not_end_is_named_and_left_behind(place: Place) -> None:
     """A tracer that does not wait keeps a killed process from its parent, as a driver that hangs does."""
     started = place.serve(stop_timeout=1).ready()

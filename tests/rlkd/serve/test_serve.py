@@ -141,6 +141,7 @@ def test_a_server_that_keeps_dying_ends_all_with_the_reason(place: Place) -> Non
     started.gone()
 
 
+@pytest.mark.slow
 def test_a_restart_that_fails_counts_as_another_death(place: Place) -> None:
     started = place.serve("crash-second", "die-on-request", restarts=2).ready()
     get(f"{place.url()}/die")
@@ -149,6 +150,7 @@ def test_a_restart_that_fails_counts_as_another_death(place: Place) -> None:
     assert "the second start fails" in started.text
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_before_it_was_ready_is_not_tried_again(place: Place) -> None:
     workers = {"rollout": place.worker("grandchildren"), "gsrm": place.worker("crash")}
     started = place.start("--config", place.config(workers=workers))
@@ -174,6 +176,7 @@ def test_a_server_that_is_not_ready_in_time_ends_all_and_reports_its_answer(
     started.gone()
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_answering_is_started_again(place: Place) -> None:
     started = place.serve("hang-on-request", unresponsive_timeout=1).ready()
     get(f"{place.url()}/hang")
@@ -208,6 +211,7 @@ def trainer(code: str) -> list[str]:
     return ["--", sys.executable, "-c", code]
 
 
+@pytest.mark.slow
 def test_a_trainer_finds_the_addresses_and_its_exit_code_is_the_result(place: Place) -> None:
     config = place.config(
         workers={"gsrm": place.worker("grandchildren"), "judge": place.worker(port="auto", replicas=2)}

@@ -159,6 +159,7 @@ def scripted_rollouts(server, **parameters):
     return load_scorer("rollout", {"engine": server.spec, "samples": 4, **parameters})
 
 
+@pytest.mark.slow
 def test_a_rollout_counts_the_completions_that_reach_the_right_answer(server):
     replies = iter(["#### 14", "#### 15", "#### 14", "so it is 14, I think", "#### 9", "#### 14", "#### 1", "#### 2"])
     lock = threading.Lock()
@@ -177,6 +178,7 @@ def test_a_rollout_counts_the_completions_that_reach_the_right_answer(server):
     assert len({body["seed"] for body in server.requests}) == 8
 
 
+@pytest.mark.slow
 def test_proposals_without_a_single_right_completion_have_no_validity(server):
     server.answer = lambda text: "#### 14" if "good" in text else "#### 13"
     teacher = [question("good. "), question("poor. ", prefix="elsewhere ")]

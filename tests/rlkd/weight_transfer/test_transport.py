@@ -58,6 +58,7 @@ def test_a_worker_whose_trainer_goes_away_stops_waiting_at_once() -> None:
             waiting.result(timeout=30)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_trainer_hangs_waits_no_longer_than_its_timeout() -> None:
     with ThreadPoolExecutor(2) as threads:
         trainer, worker = pair(threads, seconds=1)
@@ -96,6 +97,7 @@ def test_a_port_that_is_taken_is_named() -> None:
             host(port, 2, 2)
 
 
+@pytest.mark.slow
 def test_nobody_at_the_meeting_point_is_an_error_with_its_address() -> None:
     port = free_port()
     with pytest.raises(TransferFailed, match=rf"127\.0\.0\.1:{port} cannot be reached"):

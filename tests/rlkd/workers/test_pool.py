@@ -26,7 +26,8 @@ from rlkd.process import carriers, is_running
 from rlkd.workers.pool import Fault, IsolationError, WorkerPool, default_workers, inside_worker
 from tests.helpers import ROOT
 
-pytestmark = pytest.mark.timeout(300)  # against hangs; no test asserts how long anything takes
+# Real processes take their time; the limit is against hangs, and no test asserts how long anything takes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -121,6 +121,7 @@ def train(model_folder: str, folder: Path, *, batch: int, accumulation: int) -> 
     return after
 
 
+@pytest.mark.slow
 def test_one_batch_and_accumulated_ones_train_the_same(tiny_model, tmp_path) -> None:
     whole = train(tiny_model, tmp_path / "a", batch=4, accumulation=1)
     parts = train(tiny_model, tmp_path / "b", batch=1, accumulation=4)

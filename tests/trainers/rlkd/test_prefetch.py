@@ -97,6 +97,7 @@ def trainer(model, rows, folder, rewards, kind=RLKDTrainer, **changes):
     return kind(model, reward_funcs=rewards, args=RLKDConfig(**values | changes), train_dataset=rows)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_bit_for_bit_and_each_batch_is_judged_once(tiny_model, rows, tmp_path) -> None:
     found = []
     for prefetch in (False, True):

@@ -72,6 +72,7 @@ def trained_parameters(trainer) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in trainer.model.parameters()]
 
 
+@pytest.mark.slow
 def test_with_a_complete_reward_it_trains_exactly_as_grpo_trainer_does(tiny_model, rows, tmp_path) -> None:
     # One after the other: the seed is set when a trainer is built, and the random state is the process's.
     stock = GRPOTrainer(tiny_model, reward_funcs=letters, args=config(tmp_path / "a", GRPOConfig), train_dataset=rows)

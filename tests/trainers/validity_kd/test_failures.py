@@ -79,6 +79,7 @@ def test_a_scorer_that_fails_on_every_step_ends_the_run(trainer, tmp_path, score
     assert step_of(checkpoint) == 2
 
 
+@pytest.mark.slow
 def test_the_ended_run_continues_once_the_cause_is_gone(trainer, tmp_path) -> None:
     switch = tmp_path / "switch"
     switch.touch()

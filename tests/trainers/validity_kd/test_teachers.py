@@ -186,6 +186,7 @@ def test_a_users_scorer_compares_what_both_really_wrote(tiny_model, teacher_mode
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "bounds", "weight"),
     [(0.2, {}, 1.0), (0.9, {}, 1.0), (0.1, {}, 0.5), (0.9, {"w_max": 2.8}, 1.5)],
@@ -246,6 +247,7 @@ def test_likelihood_of_written_steps_is_the_teachers_own(tiny_model, teacher_mod
         assert values == pytest.approx(logprobs(ids, start), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_engine_writes_the_teachers_steps(tiny_model, teacher_model, tmp_path) -> None:
     settings = {"proposals": "generate", "proposal_engine": f"transformers:{teacher_model}"}
     trainer, entries = run(tiny_model, teacher_model, tmp_path, lmbda=1.0, **settings)
@@ -393,6 +395,7 @@ def test_a_second_training_starts_with_a_fresh_tau(tiny_model, teacher_model, tm
     assert [entry["validity/tau"] for entry in second] == [entry["validity/tau"] for entry in first]
 
 
+@pytest.mark.slow
 def test_on_a_cpu_a_teacher_has_float32_whatever_its_checkpoint_has(tiny_model, teacher_model, tmp_path) -> None:
     half = tmp_path / "half"
     AutoModelForCausalLM.from_pretrained(teacher_model, dtype=torch.bfloat16).save_pretrained(half)

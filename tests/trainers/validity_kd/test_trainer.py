@@ -101,6 +101,7 @@ def test_with_weights_of_1_loss_and_gradients_are_trls(
     assert any(gradient.abs().max() > 1e-4 for gradient in found_gradients.values())
 
 
+@pytest.mark.slow
 def test_the_uniform_control_on_rollouts_trains_as_trl_does(tiny_model, teacher_model, rows, tmp_path) -> None:
     settings = {"max_steps": 2, "beta": 0.5, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     stock = DistillationTrainer(
@@ -305,6 +306,7 @@ def test_teacher_states_of_the_weights_serve_the_loss_too(tiny_model, teacher_mo
     assert len(forwards) == (1 if kept else 2)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_same_whether_the_teachers_states_are_cached(
     tiny_model, teacher_model, rows, tmp_path
 ) -> None:
@@ -363,6 +365,7 @@ def test_a_padded_student_writes_no_padding_for_a_top_k_teacher(tiny_model, teac
     assert int(batch["completion_ids"].max()) < len(tokenizer)
 
 
+@pytest.mark.slow
 def test_a_top_k_teacher_that_knows_all_tokens_is_as_good_as_its_weights(
     tiny_model, teacher_model, rows, tmp_path
 ) -> None:

@@ -199,6 +199,7 @@ def test_what_does_not_speak_http_is_no_server() -> None:
             wait_for_server(f"http://127.0.0.1:{listener.getsockname()[1]}", 0, "advice")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_still_starting_is_waited_for(
     server: PretendedServer, tiny_model: str, tmp_path: Any
 ) -> None:

@@ -171,6 +171,7 @@ def test_requests_lack_the_answer_and_the_first_lacks_a_rationale(student):
     assert all(context.endswith("\n####") and "72" not in context for context, _ in others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vllm", [True, False])
 def test_the_engines_agree(student, telling_model, vllm, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

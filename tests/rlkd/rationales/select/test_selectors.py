@@ -187,6 +187,7 @@ def test_correct_believes_the_answer_that_the_data_name():
     assert len(select(load_selector("correct", {"fallback": "last_number"}), unnamed)[0]) == 1
 
 
+@pytest.mark.slow
 def test_correct_survives_an_answer_that_cannot_be_compared():
     evil = question("#### 9^{9^{9^{9^{9}}}}", "#### 7", answer="\\sqrt{49}")
     _, dropped = select(load_selector("correct", {"seconds": 1.0}), evil)
