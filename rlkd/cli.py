@@ -106,10 +106,16 @@ def _overview(commands: Mapping[str, Command], points: Mapping[str, EntryPoint])
 
 def _docstring(point: EntryPoint) -> str:
     """The docstring of an entry point's module, which is read and not imported."""
+    # Only of the top-level package: of a module within it, `find_spec` would import the packages above.
+    top, *parts = point.module.split(".")
     with contextlib.suppress(ImportError, OSError, SyntaxError, ValueError):
-        found = importlib.util.find_spec(point.module)
-        if found is not None and found.origin is not None:
-            return ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8"))) or ""
+        spec = importlib.util.find_spec(top)
+        modules = [Path(folder, *parts) for folder in (spec and spec.submodule_search_locations) or []]
+        candidates = [path for module in modules for path in (module.with_suffix(".py"), module / "__init__.py")]
+        if spec and spec.origin and not parts:
+            candidates.insert(0, Path(spec.origin))
+        if found := next((path for path in candidates if path.is_file()), None):
+            return ast.get_docstring(ast.parse(found.read_text(encoding="utf-8"))) or ""
     return ""
 
 

@@ -30,6 +30,16 @@ def test_help_says_in_a_sentence_what_each_command_is_for(capsys):
     assert all(sentence[0].isupper() and len(sentence.split()) > 3 for sentence in commands.values()), commands
 
 
+def test_help_imports_no_package_of_a_command():
+    code = (
+        "import sys; from rlkd.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'rewards', 'rlkd.gsrm', 'rlkd.answers', 'rlkd.serve'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_help_of_a_command_of_another_package_reads_its_docstring_without_an_import(tmp_path):
     (tmp_path / "their_command.py").write_text('"""`rlkd theirs`: prints a greeting to the user."""\n1 / 0\n')
     info = tmp_path / "theirs-1.0.dist-info"
