@@ -3,6 +3,8 @@
 | values | function | interval |
 | --- | --- | --- |
 | rows of a test set | `estimate` | Wilson's for values of 0 and 1, else a percentile bootstrap |
+| rows with a share each, as of eight completions | `mean_share` | Wilson's, for as many values as vary like the rows |
+| the same rows twice, right or wrong | `paired_shares`, `mcnemar` | Agresti and Min's |
 | items that hang together, such as pairs of one problem | `clustered_share` | Wilson's, for fewer items |
 | questions, several figures on the same draws | `resample`, then `bootstrap_mean` or `auroc` | percentile bootstrap |
 | seeds of a study x rows of its test set | `crossed_mean` | Student's, from the variances of seeds and of rows |
@@ -84,6 +86,56 @@ def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[fl
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_share(shares: Sequence[float], items: int = 1) -> Interval:
+    """The mean of shares between 0 and 1, one per row, each of at most `items` completions.
+
+    Wilson's interval with as many independent values of 0 and 1 as have the variance that the rows show: at least one
+    per row, since no values with that mean vary more, and at most `items`. With shares of 0 and 1 it is that of
+    `estimate`. Where rows do not vary at all, each counts as one value.
+
+    With 12 to 150 rows of eight completions it covers in 91 to 97 % of cases, also where nearly every row is 0 or 1
+    (there, a percentile bootstrap and Student's interval cover in 45 to 93 %).
+    """
+    y = np.asarray(shares, dtype=float)
+    n, share, variance = len(y), float(y.mean()), float(y.var())
+    independent = min(n * items, n * share * (1 - share) / variance) if variance > 0 else n
+    return Interval(share, *wilson_interval(share * independent, independent), n)
+
+
+def paired_shares(gained: int, lost: int, n: int) -> Interval:
+    """The change of a share on the same n rows, of which `gained` became right and `lost` became wrong.
+
+    The interval of Agresti and Min (2005) puts half a row into each of four cells. Unlike the plain one it is not
+    empty where no row has changed.
+    """
+    more, less, rows = gained + 0.5, lost + 0.5, n + 2
+    centre = (more - less) / rows
+    half = 1.959964 * math.sqrt(more + less - (more - less) ** 2 / rows) / rows
+    return Interval((gained - lost) / n, max(-1.0, centre - half), min(1.0, centre + half), n)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """McNemar's exact test of `paired_shares`: two-sided p-value of as many gains as losses."""
+    n, fewer = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
+
+
+def sign_flip(differences: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided p-value of a mean of 0: how often the mean is as far from 0 where each sign is drawn by a fair coin.
+
+    Exact with up to 13 differences other than 0, else of `resamples` draws.
+    """
+    values = np.asarray([value for value in differences if value], dtype=float)
+    n = len(values)
+    if 2**n <= RESAMPLES:
+        signs_DN = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        signs_DN = np.random.default_rng(seed).integers(0, 2, (resamples, n))
+    sums_D = np.abs((2 * signs_DN - 1) @ values)
+    as_far = int((sums_D >= abs(values.sum()) - 1e-9).sum())
+    return as_far / 2**n if 2**n <= RESAMPLES else (as_far + 1) / (resamples + 1)
 
 
 def clustered_share(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:

@@ -43,6 +43,7 @@ def load_rows(
     columns: Mapping[str, str] | None = None,
     max_rationales: int | None = None,
     wrong_rationales: WrongRationales = "drop",
+    revision: str | None = None,
 ) -> list[Row]:
     """Load and check rows.
 
@@ -58,6 +59,7 @@ def load_rows(
         wrong_rationales: rationales whose own answer differs from the row's (`rlkd.data.correctness`). `drop` leaves
             them out, and rows that then have none; `keep` only counts them; `unchecked` does not compare. Rationales
             with a flag are not compared, those without a readable answer are kept.
+        revision: of a hub dataset, by default the newest.
 
     A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. Raises
     `RowError` for a malformed row, `UsageError` for a missing source or one without rows.
@@ -69,7 +71,7 @@ def load_rows(
     counts: Counter[str] = Counter()
     checked = (
         (position, *_checked_row(record, columns or {}, where))
-        for position, (where, record) in enumerate(records(source, split, config))
+        for position, (where, record) in enumerate(records(source, split, config, revision))
     )
     while chunk := list(islice(checked, COMPARED_ROWS)):
         brought = [len(row["rationales"]) for _, row, _ in chunk]
@@ -219,7 +221,7 @@ def _mixed_types(rows: Sequence[Row], error: Exception) -> RowError:
     return RowError(f"the rows do not fit one table: a field has values of different types: {error}")
 
 
-def records(source: str, split: str, config: str | None) -> Iterator[Record]:
+def records(source: str, split: str, config: str | None, revision: str | None = None) -> Iterator[Record]:
     """The unchecked records of a source, each with its location for error messages."""
     if source in SAMPLES:
         for row in embedded_rows(source, split):
@@ -231,7 +233,7 @@ def records(source: str, split: str, config: str | None) -> Iterator[Record]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source, config, split=split)
+        loaded = datasets.load_dataset(source, config, split=split, revision=revision)
     except Exception as error:
         raise UsageError(
             f"dataset {source!r} (config {config!r}, split {split!r}) cannot be loaded: {error}. "

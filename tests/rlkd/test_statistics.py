@@ -18,9 +18,13 @@ from rlkd.statistics import (
     clustered_share,
     crossed_mean,
     estimate,
+    mcnemar,
+    mean_share,
     median_interval,
+    paired_shares,
     resample,
     series_mean,
+    sign_flip,
     slope,
     trend,
     wilson_interval,
@@ -379,3 +383,47 @@ def test_a_block_is_the_cube_root_of_the_number_of_steps(n, length) -> None:
 def test_a_series_that_cannot_be_fitted_is_refused(values, steps, message) -> None:
     with pytest.raises(ValueError, match=message):
         trend(values, steps)
+
+
+# Shares per row, and the same rows twice
+
+
+def test_shares_of_zero_and_one_have_the_interval_of_single_values() -> None:
+    for values in ([0.0] * 12, [1.0] * 5, [0.0, 1.0, 1.0, 0.0, 1.0]):
+        found, expected = mean_share(values, 8), estimate(values)
+        assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_rows_that_vary_less_have_a_narrower_interval_and_no_completion_counts_twice() -> None:
+    apart, close, same = ([0.0, 1.0] * 20, [0.4, 0.6] * 20, [0.5] * 40)
+    widths = [mean_share(values, 8).high - mean_share(values, 8).low for values in (apart, close, same)]
+    assert widths[1] < widths[0]
+    assert widths[2] == pytest.approx(widths[0])
+    low, high = wilson_interval(160, 320)
+    assert widths[1] == pytest.approx(high - low)
+
+
+def test_the_interval_of_a_paired_change_has_the_value_inside_and_is_never_empty() -> None:
+    # Agresti and Min's formula by hand: 10 and 2 rows changed of 50.
+    change = paired_shares(10, 2, 50)
+    assert change.value == pytest.approx(0.16)
+    assert (change.low, change.high) == pytest.approx((0.0245, 0.2832), abs=5e-5)
+    unchanged = paired_shares(0, 0, 20)
+    assert unchanged.value == 0
+    assert unchanged.low < 0 < unchanged.high
+
+
+def test_mcnemars_test_is_the_binomial_one_of_the_changed_rows() -> None:
+    from scipy.stats import binomtest
+
+    for gained, lost in ((0, 0), (3, 0), (10, 2), (5, 5)):
+        expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        assert mcnemar(gained, lost) == pytest.approx(expected)
+
+
+def test_the_sign_flip_test_is_exact_for_few_differences_and_drawn_for_many() -> None:
+    assert sign_flip([0.5, 0.25, 0.0, 0.125]) == 2 / 8
+    assert sign_flip([0.0, 0.0]) == 1.0
+    assert sign_flip([0.5, -0.5]) == 1.0
+    assert sign_flip([0.1] * 30) < 0.001
+    assert sign_flip([0.1, -0.1] * 15) > 0.9

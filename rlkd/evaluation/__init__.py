@@ -1,0 +1,1 @@
+"""Evaluation of a model on test rows: completions (`completing`, kept in a `folder`), figures, comparison, overlap."""
