@@ -185,7 +185,7 @@ def test_the_built_wheel_carries_recipes_configs_and_the_sample(root: Path, tmp_
     (wheel,) = tmp_path.glob("rlkd-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     data = [*source.glob("recipes/*.yaml"), *source.glob("rlkd/assets/*.*"), *source.glob("rlkd/assets/adapters/*/*")]
-    data += source.glob("*/py.typed")
+    data += [*source.glob("*/py.typed"), *source.glob("rlkd/report/page/*")]
     modules = [path for layer in LAYERS for path in (source / layer).rglob("*.py")]
     assert len(data) >= 6
     assert {str(path.relative_to(source)) for path in [*data, *modules]} <= names

@@ -7,6 +7,8 @@ runs can be shown as well.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -95,7 +97,13 @@ def _explanation(score: BranchScore, alignment: Alignment | None) -> Explanation
     if alignment is not None and alignment.name == score.alignment:
         return alignment.explain(score)
     # The name of a user's rule is not enough to load it.
-    return make("alignment", score.alignment).explain(score) if score.alignment in BUILT_IN else explain_plainly(score)
+    return _built_in(score.alignment).explain(score) if score.alignment in BUILT_IN else explain_plainly(score)
+
+
+@cache
+def _built_in(alignment: str) -> Alignment:
+    made: Alignment = make("alignment", alignment)
+    return made
 
 
 def render_evaluation(evaluation: Mapping[str, Any]) -> RenderableType:
@@ -183,17 +191,42 @@ def _steps_table(score: BranchScore, alignment: Alignment | None) -> Table:
     table = Table(title=f"{pairing} (alignment {score.alignment}, teacher branch {score.branch})", show_lines=True)
     for column in ("", "student", "teacher", "same meta / question / answer", "score"):
         table.add_column(column, overflow="fold")
+    for pair in step_pairs(score, alignment):
+        points = "-" if pair.points is None else f"{pair.points:g}"
+        table.add_row(pair.label, _step(pair.student), _step(pair.teacher), pair.verdict or "no counterpart", points)
+    return table
+
+
+@dataclass(frozen=True)
+class StepPair:
+    """A row of the comparison of two structures: steps side by side; None for what a row lacks.
+
+    `label`: the number of the step, or of both; `verdict`: in words; `points`: what the pair earns.
+    """
+
+    label: str
+    student: Step | None
+    teacher: Step | None
+    verdict: str | None
+    points: float | None
+
+
+def step_pairs(score: BranchScore, alignment: Alignment | None = None) -> list[StepPair]:
+    """The steps of a scored student next to those of the teacher, in the student's order."""
     verdicts = _explanation(score, alignment).verdicts
+    rows = []
     for student, teacher, pair in _rows(score):
         numbers = [i + 1 for i in (student, teacher) if i is not None]
-        table.add_row(
-            f"{numbers[0]} ~ {numbers[-1]}" if len(set(numbers)) > 1 else str(numbers[0]),
-            _step(None if student is None else score.student[student]),
-            _step(None if teacher is None else score.teacher[teacher]),
-            "no counterpart" if pair is None else verdicts[pair],
-            "-" if pair is None else f"{score.steps[pair]:g}",
+        rows.append(
+            StepPair(
+                f"{numbers[0]} ~ {numbers[-1]}" if len(set(numbers)) > 1 else str(numbers[0]),
+                None if student is None else score.student[student],
+                None if teacher is None else score.teacher[teacher],
+                None if pair is None else verdicts[pair],
+                None if pair is None else score.steps[pair],
+            )
         )
-    return table
+    return rows
 
 
 def _rows(score: BranchScore) -> Iterator[tuple[int | None, int | None, int | None]]:
