@@ -1,7 +1,7 @@
-"""The charts of a report: which metrics of a run stand together, and curves with their intervals.
+"""The charts of a report: curves of what a run logs, with their intervals.
 
-A chart is named only by what it shows; a run that logs none of its metrics does not have it. Numbers that no chart
-names, such as those that a reward logs, get a chart each at the end.
+A run that logs none of the metrics of a chart does not have it. Numbers that no chart names, such as those that a
+reward of one's own logs, get a chart each at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rlkd.report.chart_plans import NO_CHART, PLANS, ChartPlan
 from rlkd.report.held_out import interval_of
 from rlkd.report.records import RunRecords
 
@@ -22,7 +23,7 @@ POINTS = 400
 
 
 @dataclass(frozen=True)
-class Curve:
+class ChartCurve:
     """A curve: its values `y` at `x`, a band from `low` to `high`, and the single values `raw` behind it."""
 
     run: int
@@ -44,174 +45,19 @@ class Chart:
     share: bool = False
     kind: str = "steps"
     x_title: str = "step"
-    curves: list[Curve] = field(default_factory=list)
+    curves: list[ChartCurve] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A chart to make.
-
-    `metrics`: pattern of the metric -> name of the curve, where * is a part of the metric; `least`: no value is below.
-    """
-
-    section: str
-    title: str
-    metrics: Mapping[str, str]
-    note: str = ""
-    share: bool = False
-    least: float | None = None
-    only_above_zero: bool = False
-
-
-_PLANS = (
-    _Plan("Learning", "Reward", {"reward": "all, weighted", "rewards/*/mean": "*"}, "Means of a step's completions."),
-    _Plan(
-        "Learning",
-        "Zero-std groups",
-        {"frac_reward_zero_std": "all rewards", "rewards/*/frac_zero_std": "* alone"},
-        "Shares of groups whose completions all get the same reward.",
-        share=True,
-        least=0.0,
-    ),
-    _Plan(
-        "Learning",
-        "Missing rewards",
-        {"rewards/*/failed": "* failed", "rewards/*/not_applicable": "* not applicable"},
-        "Shares of completions without a score.",
-        share=True,
-        least=0.0,
-        only_above_zero=True,
-    ),
-    _Plan(
-        "Learning",
-        "Spread of rewards",
-        {"reward_std": "all, weighted", "rewards/*/std": "*"},
-        "Standard deviations over a step's completions.",
-        least=0.0,
-    ),
-    _Plan("Learning", "Correlation of rewards", {"rewards/correlation/*": "*"}, "Pearson's r over a step."),
-    _Plan(
-        "Completions",
-        "Length",
-        {
-            "completions/mean_length": "mean",
-            "completions/min_length": "shortest",
-            "completions/max_length": "longest",
-            "traces/mean_length": "mean of teacher traces",
-        },
-        "Tokens per completion.",
-        least=0.0,
-    ),
-    _Plan(
-        "Completions",
-        "Truncated",
-        {"completions/clipped_ratio": "completions", "traces/clipped_ratio": "teacher traces"},
-        "Share that reached the length limit before an end token.",
-        share=True,
-        least=0.0,
-    ),
-    _Plan(
-        "Completions",
-        "Right answers in training",
-        {"kd/right": "the student's rollouts", "traces/right": "the teacher's traces"},
-        share=True,
-        least=0.0,
-    ),
-    _Plan("Policy", "Entropy", {"entropy": "student"}, "Nats per token.", least=0.0),
-    _Plan("Policy", "KL", {"kl": "to the reference model"}, "Nats per token."),
-    _Plan(
-        "Policy",
-        "Clipped ratios",
-        {"clip_ratio/region_mean": "all", "clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
-        "Share of tokens. 0 where a batch serves one optimizer step.",
-        share=True,
-        least=0.0,
-    ),
-    _Plan(
-        "Policy",
-        "Importance ratio of sampler and trainer",
-        {
-            "sampling/importance_sampling_ratio/mean": "mean",
-            "sampling/importance_sampling_ratio/min": "smallest",
-            "sampling/importance_sampling_ratio/max": "largest",
-        },
-        "Far below 1, hardly anything is learnt.",
-    ),
-    _Plan(
-        "Policy",
-        "Log-probabilities of sampler and trainer",
-        {"sampling/sampling_logp_difference/mean": "mean", "sampling/sampling_logp_difference/max": "largest"},
-        "Absolute differences per token, in nats.",
-        least=0.0,
-    ),
-    _Plan(
-        "Distillation",
-        "Weights of steps",
-        {
-            "kd_weight/mean": "mean per token",
-            "kd_weight/q10": "10 % quantile",
-            "kd_weight/q50": "median",
-            "kd_weight/q90": "90 % quantile",
-        },
-        "1 is plain distillation.",
-        least=0.0,
-    ),
-    _Plan(
-        "Distillation",
-        "Weights by third of the trace",
-        {"kd_weight/first_third": "first", "kd_weight/middle_third": "middle", "kd_weight/last_third": "last"},
-    ),
-    _Plan(
-        "Distillation",
-        "Margin of validities",
-        {
-            "validity/margin": "all steps",
-            "validity/margin_right": "in right answers",
-            "validity/margin_wrong": "in wrong answers",
-        },
-        "Validity of the teacher's step minus that of the student's.",
-    ),
-    _Plan("Distillation", "tau", {"validity/tau": "tau"}, "The margin that counts as large."),
-    _Plan(
-        "Distillation",
-        "Steps without trust or score",
-        {"kd_weight/floored": "floored", "validity/failed": "failed"},
-        "Shares of steps whose teacher's step is too unlikely, and of steps that the scorer could not score.",
-        share=True,
-        least=0.0,
-    ),
-    _Plan("Distillation", "Steps per trace", {"kd/steps_per_trace": "steps"}),
-    _Plan("Optimization", "Loss", {"loss": "loss"}),
-    _Plan("Optimization", "Gradient norm", {"grad_norm": "norm before clipping"}, least=0.0),
-    _Plan("Optimization", "Learning rate", {"learning_rate": "learning rate"}),
-    _Plan("Time", "Seconds per step", {"step_time": "step"}, least=0.0),
-    _Plan(
-        "Time",
-        "Seconds per reward call",
-        {"rewards/*/seconds_p50": "*, median", "rewards/*/seconds_p95": "*, 95 % quantile"},
-        least=0.0,
-    ),
-    _Plan(
-        "Time",
-        "Reused rewards",
-        {"rewards/*/reused_batch": "*, in the batch", "rewards/*/reused_cache": "*, from the cache"},
-        share=True,
-        least=0.0,
-    ),
-)
-_NO_CHART = {"step", "epoch", "num_tokens", "total_flos"}
-
-
 def charts_of(runs: Sequence[RunRecords]) -> list[Chart]:
     """All charts that the runs have figures for."""
     charts = [_held_out(runs)]
     series = [_series_of(run.metrics) for run in runs]
-    claimed: set[str] = set(_NO_CHART)
-    for plan in _PLANS:
+    claimed: set[str] = set(NO_CHART)
+    for plan in PLANS:
         curves = []
         for pattern, label in plan.metrics.items():
             for metric, part in _matching(pattern, series):
@@ -221,7 +67,7 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Chart]:
     charts.append(_weights_by_position(runs))
     for metric in dict.fromkeys(metric for one in series for metric in one):
         if metric not in claimed:
-            plan = _Plan("Other metrics", metric, {})
+            plan = ChartPlan("Other metrics", metric, {})
             charts.append(Chart(plan.section, plan.title, curves=list(_curves(series, metric, metric, plan))))
     order = list(dict.fromkeys(chart.section for chart in charts))
     return sorted((chart for chart in charts if chart.curves), key=lambda chart: order.index(chart.section))
@@ -249,14 +95,14 @@ def _matching(pattern: str, series: Sequence[Mapping[str, Any]]) -> Iterator[tup
 
 
 def _curves(
-    series: Sequence[Mapping[str, tuple[list[float], list[float]]]], metric: str, name: str, plan: _Plan
-) -> Iterator[Curve]:
+    series: Sequence[Mapping[str, tuple[list[float], list[float]]]], metric: str, name: str, plan: ChartPlan
+) -> Iterator[ChartCurve]:
     for run, one in enumerate(series):
         if metric in one and not (plan.only_above_zero and not any(one[metric][1])):
             x, raw = _thinned(*map(np.asarray, one[metric]))
             mean, low, high = moving_mean(raw)
             low, high = np.clip(low, plan.least, None), np.clip(high, None, 1.0 if plan.share else None)
-            yield Curve(run, name, x.tolist(), _plain(mean), _plain(low), _plain(high), _plain(raw))
+            yield ChartCurve(run, name, x.tolist(), _plain(mean), _plain(low), _plain(high), _plain(raw))
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -302,7 +148,7 @@ def _held_out(runs: Sequence[RunRecords]) -> Chart:
             figures = [interval_of((record if part is None else record[part])["accuracy"]) for record in records]
             if figures:
                 values = [_plain([getattr(f, bound) for f in figures]) for bound in ("value", "low", "high")]
-                curves.append(Curve(index, name, [record["step"] for record in records], *values))
+                curves.append(ChartCurve(index, name, [record["step"] for record in records], *values))
     note = "Share of right answers, with 95 % intervals."
     return Chart("Learning", "Held-out accuracy", note, True, "evaluations", curves=curves)
 
@@ -328,7 +174,7 @@ def _weights_by_position(runs: Sequence[RunRecords]) -> Chart:
             figures = [(x, figure) for x, figure in found if figure is not None]
             if figures:
                 values = [_plain([getattr(f, bound) for _, f in figures]) for bound in ("value", "low", "high")]
-                curves.append(Curve(index, f"the {policy}'s traces", [x for x, _ in figures], *values))
+                curves.append(ChartCurve(index, f"the {policy}'s traces", [x for x, _ in figures], *values))
     note = "Means over the steps of all shown traces, with 95 % intervals. 0 is a trace's first step, 1 its last."
     return Chart(
         "Distillation", "Weights by position", note, kind="positions", x_title="position in the trace", curves=curves
