@@ -167,6 +167,7 @@ def equality(size: CheckSize) -> dict[str, Any]:
 
         def trained(trainer_class: Any, config_class: Any, name: str) -> list[torch.Tensor]:
             args = config_class(**settings(size, Path(folder) / name, **changes))
+            args.fast_path = "never"  # with --cpu-smoke, too
             trainer = trainer_class(model, reward_funcs=letters, args=args, train_dataset=sums())
             trainer.train()
             return [parameter.detach().cpu().clone() for parameter in trainer.model.parameters()]

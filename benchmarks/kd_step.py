@@ -30,8 +30,8 @@ from trainers import ValidityKDConfig, ValidityKDTrainer
 ARMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "stock A": (DistillationTrainer, DistillationConfig, {}),
     "stock B": (DistillationTrainer, DistillationConfig, {}),
-    "ours": (ValidityKDTrainer, ValidityKDConfig, {"lmbda": 1.0, "control": "uniform"}),
-    "weighting": (ValidityKDTrainer, ValidityKDConfig, {"lmbda": 1.0}),
+    "ours": (ValidityKDTrainer, ValidityKDConfig, {"lmbda": 1.0, "control": "uniform", "fast_path": "never"}),
+    "weighting": (ValidityKDTrainer, ValidityKDConfig, {"lmbda": 1.0, "fast_path": "never"}),
 }
 VOCABULARY = 8192
 

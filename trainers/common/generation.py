@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import ProcessorMixin
+from transformers import GenerationConfig, ProcessorMixin
 from trl.models import unwrap_model_for_generation
 
 from rlkd.answers import ends_in_thought
 from rlkd.rendering import fitted_conversations, prompt_ids
+from trainers.common.fast_generation import fast_generation
 
 
 class FittedPrompts:
@@ -116,7 +117,11 @@ def _written(
     was_training = trainer.model.training
     trainer.model.eval()
     try:
-        with unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model, torch.no_grad():
+        config = GenerationConfig(
+            **settings, repetition_penalty=1.0, pad_token_id=pad_id, eos_token_id=ends or None, disable_compile=True
+        )
+        unwrapped = unwrap_model_for_generation(trainer.model_wrapped, accelerator)
+        with fast_generation(trainer), unwrapped as model, torch.no_grad():
             for start in range(0, len(own), batch_size):
                 batch = own[start : start + batch_size]
                 width = max(len(shown[i]) for i in batch)
@@ -126,10 +131,7 @@ def _written(
                 written = model.generate(
                     input_ids=torch.tensor(ids, device=accelerator.device),
                     attention_mask=torch.tensor(mask, device=accelerator.device),
-                    **settings,
-                    repetition_penalty=1.0,
-                    pad_token_id=pad_id,
-                    eos_token_id=ends or None,
+                    generation_config=config,
                 )
                 for i, row in zip(batch, written[:, width:].tolist(), strict=True):
                     in_thought = ends_in_thought(tokenizer.decode(shown[i][-20:]))

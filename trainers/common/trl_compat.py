@@ -6,7 +6,11 @@ tables below, our trainers use:
 
 `GRPOTrainer` (since TRL 0.24), for `trainers/rlkd/trainer.py`: `num_generations`, `num_generations_eval`,
 `reward_funcs`, `reward_func_names`; in the config, `_VALID_DICT_FIELDS`. For `trainers/common/generation.py`:
-`chat_template_kwargs`, `eos_token_ids`, `environment_factories`; of `DistillationTrainer` too.
+`chat_template_kwargs`, `eos_token_ids`, `environment_factories`; of `DistillationTrainer` too. For the fast path
+(`trainers/common/fast_path.py`): `model_wrapped`, `use_vllm`, whose `_generate_single_turn` may take and return
+anything, as long as it calls `generate` of the model; `loss_type`, `beta`, `top_entropy_quantile`,
+`_entropy_bonus_enabled`, `aux_loss_enabled`, the argument `fused_lm_head` of the model, its output's `log_probs` and
+`entropy`; keys of a batch: `advantages`, `completion_ids`, `completion_mask`, `tool_mask`, `num_images`.
 
 `DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/trainer.py`:
 
@@ -40,12 +44,19 @@ _HOOKS = {
     "_log_metric": ["self", "name", "value"],
     "_generate": ["self", "prompts"],
     "_tokenize_prompts": ["self", "prompts"],
+    "_generate_single_turn": ["self"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "_get_per_token_logps_and_entropies": [
+        *("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
+        *("batch_size", "compute_entropy", "compute_aux_loss"),
+    ],
 }
 
 _DISTILLATION_HOOKS = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_compute_loss": ["self", "unwrapped_student", "inputs", "num_items_in_batch"],
     "_tokenize_prompts": ["self", "prompts"],
+    "_generate_single_turn": ["self"],
     "_get_train_sampler": ["self", "dataset"],
     "_get_last_hidden_state": ["self", "unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"],
 }

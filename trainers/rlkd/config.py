@@ -10,11 +10,12 @@ from rlkd.engines import from_environment
 from rlkd.errors import UsageError
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
 from trainers.common.failures import check_failure_limits
+from trainers.common.fast_path import FastPath
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
 
 
 @dataclass
-class RLKDConfig(RewardSettings, GRPOConfig):
+class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
     """TRL's `GRPOConfig`, and what RLKD adds to it."""
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS]  # noqa: RUF012 (TRL's form)
@@ -55,6 +56,7 @@ class RLKDConfig(RewardSettings, GRPOConfig):
     def __post_init__(self) -> None:
         """Check the values; the error for a batch that does not divide names the way out."""
         self.read_reward_settings()
+        self.check_fast_path()
         if self.vllm_server_base_url is not None:
             url = from_environment(self.vllm_server_base_url, "the server's address")
             self.vllm_server_base_url = url

@@ -7,9 +7,10 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
 3. a run that cannot work fails before the model loads (`trainers.rlkd.preflight`), and a reward that fails too often
    ends the run after a checkpoint (`trainers.common.failures`);
 4. every rollout goes to a file with each reward's score, outcome and cause (reward models have a score in the metrics
-   only), and metrics go to another; both continue without gap or duplicate when a run resumes.
+   only), and metrics go to another; both continue without gap or duplicate when a run resumes;
+5. on a CPU, it leaves out work that changes nothing (`trainers.common.fast_path`).
 
-With rewards that are never missing and without gates, it trains exactly as GRPOTrainer does.
+With rewards that are never missing, without gates and with `fast_path: never`, it trains exactly as GRPOTrainer does.
 
 One step: TRL generates (`_generate`), scores (`_calculate_rewards`) and computes advantages within
 `_generate_and_score_completions`. TRL passes on a tensor of rewards only, so the outcomes behind it are collected in
@@ -42,6 +43,7 @@ from rlkd.registry import split_alias
 from trainers.common.adapters import name_base, open_student
 from trainers.common.alarms import ALL_MASKED, ALL_TRUNCATED, Alarms, all_masked, all_truncated
 from trainers.common.failures import FailureWatch
+from trainers.common.fast_generation import FastRollouts
 from trainers.common.generation import FittedPrompts
 from trainers.common.models import check_student
 from trainers.common.prompts import PromptCheck
@@ -51,6 +53,7 @@ from trainers.common.student import check_turn_end, model_sources, read_model, r
 from trainers.common.trl_compat import check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.failures import TooManyFailures, cause_and_rows
+from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
 from trainers.rlkd.preflight import check_batch, check_reading, check_run, rollout_window
 from trainers.rlkd.spread import SpreadWatch
@@ -61,7 +64,7 @@ logger = logging.getLogger(__name__)
 RewardLike = str | Callable[..., Any] | PreTrainedModel
 
 
-class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, GRPOTrainer):
+class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRPOTrainer):
     """GRPO with rewards from the registry, neutral missing rewards, and a record of every rollout.
 
     Takes what `GRPOTrainer` takes. `model` may be `embedded`. `reward_funcs` may hold specs, TRL reward callables and

@@ -17,6 +17,7 @@ from rlkd.validity import CONTROLS, AdaptiveTau, StepWeighting, WeightMap
 from rlkd.validity.contract import Scale
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
 from trainers.common.failures import check_failure_limits
+from trainers.common.fast_path import FastPath
 
 Proposals = Literal["expected", "generate"]
 CHOICES = {
@@ -35,7 +36,7 @@ def _option(default: Any, help: str) -> Any:
 
 
 @dataclass
-class ValidityKDConfig(DistillationConfig):
+class ValidityKDConfig(FastPath, DistillationConfig):
     """TRL's `DistillationConfig` with the settings of weighting by validity.
 
     `beta` and `temperature` are TRL's; `beta` applies to the student's rollouts, `beta_off_policy` to the teacher's
@@ -145,6 +146,7 @@ class ValidityKDConfig(DistillationConfig):
         if self.vllm_server_base_url is not None:
             self.vllm_server_base_url = from_environment(self.vllm_server_base_url, "the server's address")
         super().__post_init__()
+        self.check_fast_path()
         if self.teacher is not None and self.teacher_model_name_or_path not in (None, self.teacher):
             raise UsageError(
                 f"teacher {without_secrets(self.teacher)!r} and teacher_model_name_or_path "

@@ -10,7 +10,8 @@ It is TRL's DistillationTrainer, with these differences:
 5. invalid settings fail before the model loads, every trace is written to a file with the weights of its steps, and a
    resumed run continues without gap or duplicate.
 
-With weights of 1 (`control: uniform`) on the student's rollouts (`lmbda: 1`) it trains as DistillationTrainer does.
+With weights of 1 (`control: uniform`) on the student's rollouts (`lmbda: 1`) and `fast_path: never` it trains as
+DistillationTrainer does.
 
 The idea is that of arXiv 2605.04078, of which only the abstract is known; every formula is our choice
 (`docs/validity.md`).
@@ -45,6 +46,7 @@ from rlkd.validity import StepWeighting, Tally, ValidityError
 from trainers.common.adapters import name_base, open_student
 from trainers.common.alarms import ALL_TRUNCATED, EQUAL_WEIGHTS, Alarms, all_truncated, weights_are_equal
 from trainers.common.failures import FailureWatch
+from trainers.common.fast_generation import FastRollouts
 from trainers.common.generation import FittedPrompts
 from trainers.common.models import check_student
 from trainers.common.preflight import named_datasets
@@ -86,7 +88,7 @@ __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 PROPOSAL_DEADLINE = 600.0
 
 
-class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, DistillationTrainer):
+class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, DistillationTrainer):
     """Distillation in which steps are weighted by their validity.
 
     Takes the arguments of `DistillationTrainer`. `model` and the teacher may be embedded models by name (`embedded`).

@@ -78,7 +78,8 @@ def test_with_a_complete_reward_it_trains_exactly_as_grpo_trainer_does(tiny_mode
     stock = GRPOTrainer(tiny_model, reward_funcs=letters, args=config(tmp_path / "a", GRPOConfig), train_dataset=rows)
     before = [parameter.detach().clone() for parameter in stock.model.parameters()]
     expected = trained_parameters(stock)
-    ours = RLKDTrainer(tiny_model, reward_funcs=letters, args=config(tmp_path / "b"), train_dataset=rows)
+    args = config(tmp_path / "b", fast_path="never")
+    ours = RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
     found = trained_parameters(ours)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(before, found, strict=True))
@@ -473,7 +474,8 @@ def test_a_gate_on_a_penalty_is_refused_or_said_once(tiny_model, rows, tmp_path,
 def test_a_run_whose_completions_are_all_masked_says_that_nothing_was_trained(
     tiny_model, rows, tmp_path, caplog
 ) -> None:
-    args = config(tmp_path, max_steps=3, mask_truncated_completions=True)
+    endless = {"suppress_tokens": [1]}
+    args = config(tmp_path, max_steps=3, mask_truncated_completions=True, generation_kwargs=endless)
     trainer = RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
     trainer.train()
     assert [entry["grad_norm"] for entry in read_steps(trainer.metrics_path)] == [0.0] * 3

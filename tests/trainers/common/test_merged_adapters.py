@@ -1,0 +1,57 @@
+"""Merged adapters: the same function, faster, and every bit of the weights as before."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from trainers.common.merged_adapters import merged_adapters
+
+
+def adapted(base, **settings):
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, **settings))
+    return model.eval()
+
+
+@pytest.fixture
+def base(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model)
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "dora"])
+def test_a_merged_model_computes_the_same_and_is_restored_bit_for_bit(base, kind) -> None:
+    if kind == "gpt2":  # whose matrices are transposed
+        config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None)
+        model = adapted(AutoModelForCausalLM.from_config(config), target_modules=["c_attn"], fan_in_fan_out=True)
+    else:
+        model = adapted(base, target_modules="all-linear", use_dora=kind == "dora")
+    ids = torch.arange(10)[None]
+    before, expected = weights(model), model(input_ids=ids).logits
+    with merged_adapters(model):
+        changed = [name for name, value in weights(model).items() if not torch.equal(value, before[name])]
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert len(changed) == {"llama": 14, "gpt2": 2, "dora": 0}[kind]
+    after = weights(model)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_gradients_flow_to_the_adapter_afterwards(base) -> None:
+    model = adapted(base, target_modules="all-linear")
+    with merged_adapters(model), torch.no_grad():
+        model(input_ids=torch.arange(10)[None])
+    model(input_ids=torch.arange(10)[None]).logits.sum().backward()
+    assert all(value.grad is not None for name, value in model.named_parameters() if "lora_B" in name)
+
+
+def test_an_error_restores_the_weights_too(base) -> None:
+    model = adapted(base, target_modules="all-linear")
+    before = weights(model)
+    with pytest.raises(RuntimeError), merged_adapters(model):
+        raise RuntimeError
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
