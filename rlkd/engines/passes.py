@@ -1,14 +1,13 @@
-"""Forward passes of a model of transformers over batches of token rows: generation, scores, shared prefixes."""
+"""Forward passes of a model of transformers over batches of token rows: scores, shared prefixes."""
 
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlkd.engines.base import Completion, RankedScores, Sampling, TokenScores
+from rlkd.engines.base import RankedScores, TokenScores
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ class SharedPrefixes:
 
         if self._read is None:
             shared = [TokenRow(0, group.rows[0].ids[: group.shared], 0) for group in self.groups]
-            ids, mask = _pad_left(loaded, shared)
+            ids, mask = pad_left(loaded, shared)
             inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}
             cache = loaded.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
             self._read = [(layer.keys, layer.values) for layer in cache.layers], mask
@@ -144,8 +143,8 @@ def is_dense(longest: int, lengths: list[int]) -> bool:
     return padded <= _SMALL_BATCH or padded * (1 - _MOST_PADDING) <= sum(lengths)
 
 
-def _pad_left(loaded: LoadedModel, rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and attention mask, each (rows, longest)."""
+def pad_left(loaded: LoadedModel, rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask of rows that end together, each (rows, longest)."""
     import torch
 
     width = max(len(row.ids) for row in rows)
@@ -159,125 +158,13 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def generate_batch(
-    loaded: LoadedModel, rows: list[TokenRow], *, sampling: Sampling, limit: TimeLimit
-) -> list[Completion | None]:
-    """Complete the rows. None for one that the limit overtook."""
-    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-
-    ids, mask = _pad_left(loaded, rows)
-    watch = StopCriterion(loaded.tokenizer, limit, ids.shape[1], sampling.stop)
-    draw = LogitsProcessorList([SeededSampling(sampling, rows)] if sampling.temperature > 0 else [])
-    settings = GenerationConfig(
-        do_sample=False,  # `SeededSampling` does the sampling
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(loaded.end_ids) or None,
-        pad_token_id=loaded.pad_id,
-    )
-    output = loaded.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=settings,
-        logits_processor=draw,
-        stopping_criteria=StoppingCriteriaList([watch]),
-    )
-    written = output[:, ids.shape[1] :].tolist()
-    return [_completion(loaded, tokens, sampling, watch.stopped_at.get(index)) for index, tokens in enumerate(written)]
-
-
-def _completion(
-    loaded: LoadedModel, tokens: list[int], sampling: Sampling, stopped_at: int | None
-) -> Completion | None:
-    """Read one row of output: its tokens up to the end token, the stop string or the limit. None if it has no end."""
-    tokens = tokens[:stopped_at]
-    end = next((index for index, token in enumerate(tokens) if token in loaded.end_ids), None)
-    if end is None and stopped_at is None and len(tokens) < sampling.max_new_tokens:
-        return None
-    used = len(tokens) if end is None else end + 1
-    text = loaded.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    cuts = [index for index in (text.find(stop) for stop in sampling.stop) if index >= 0]
-    if cuts:
-        return Completion(text[: min(cuts)], "stop", used)
-    return Completion(text, "length" if end is None and stopped_at is None else "stop", used)
-
-
-class StopCriterion:
-    """A stopping criterion: the time limit for the batch, and the stop strings for each row.
-
-    transformers has `stop_strings`, but it reads the prompt's tail too: a stop string that begins in the prompt and
-    ends in the completion would stop a row there, though its completion does not contain it.
-    """
-
-    def __init__(self, tokenizer: Any, limit: TimeLimit, prompt_width: int, stop: tuple[str, ...]) -> None:
-        self.tokenizer = tokenizer
-        self.limit = limit
-        self.prompt_width = prompt_width
-        self.stop = stop
-        # A token is at least a byte, so a stop string that ends in the newest token begins within this many. The slack
-        # is for characters of several tokens.
-        self.tail = max((len(text.encode()) for text in stop), default=0) + 8
-        self.stopped_at: dict[int, int] = {}
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Return which rows are done, (rows,)."""
-        import torch
-
-        done = torch.full((input_ids.shape[0],), self.limit.over(), device=input_ids.device, dtype=torch.bool)
-        if self.stop:
-            written = input_ids.shape[1] - self.prompt_width
-            tails = input_ids[:, self.prompt_width :][:, -self.tail :].tolist()
-            for row, tail in enumerate(tails):
-                if row not in self.stopped_at:
-                    text = self.tokenizer.decode(tail, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                    if any(stop in text for stop in self.stop):
-                        self.stopped_at[row] = written
-            done[list(self.stopped_at)] = True
-        return done
-
-
-class SeededSampling:
-    """A logits processor that turns greedy decoding into sampling: it leaves one possible token in every row.
-
-    Each row has a generator of its own, so its draws depend on the seed and its index in the call alone.
-    """
-
-    def __init__(self, sampling: Sampling, rows: list[TokenRow]) -> None:
-        self.sampling = sampling
-        seed = sampling.seed
-        self.generators = [random.Random(None if seed is None else f"{seed}:{row.index}") for row in rows]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return log-weights with one possible token a row, (rows, vocabulary)."""
-        import torch
-
-        top = scores.max(dim=-1, keepdim=True).values
-        weights = ((scores - top).float() / self.sampling.temperature).softmax(dim=-1)  # (rows, vocabulary)
-        order = None
-        if self.sampling.top_p < 1:
-            weights, order = weights.sort(dim=-1, descending=True, stable=True)
-            before = weights.cumsum(dim=-1) - weights
-            # The smallest set of tokens that reaches top_p; the likeliest token always stays.
-            outside = before >= self.sampling.top_p
-            outside[:, 0] = False
-            weights = weights.masked_fill(outside, 0.0)
-        cumulative = weights.cumsum(dim=-1)
-        # Just below 1, so that rounding never selects a token of weight 0 after the last.
-        draws = [min(generator.random(), 1 - 1e-6) for generator in self.generators]
-        uniform = torch.tensor(draws, device=scores.device, dtype=cumulative.dtype)[:, None]
-        chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-        chosen = chosen.clamp(max=scores.shape[-1] - 1)
-        if order is not None:
-            chosen = order.gather(-1, chosen)
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
-
-
 def score_batch(
     loaded: LoadedModel, rows: list[TokenRow], *, ranks: bool = False, prefixes: SharedPrefixes | None = None
 ) -> list[TokenScores]:
     """The log-probabilities after the prompt of each row, whose `prefixes` have been taken off."""
     import torch
 
-    ids, mask = _pad_left(loaded, rows)
+    ids, mask = pad_left(loaded, rows)
     # The rows end together, and nothing is predicted from a last token: what predicts a continuation now stands last.
     ids, mask = ids[:, :-1], mask[:, :-1]
     longest = max(len(row.ids) - row.prompt for row in rows)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ from rlkd.engines.base import (
     answer_distinct,
     check_requests,
 )
+from rlkd.engines.completions import generate_batch
 from rlkd.engines.local import WAY_OUT, Dtype, LocalEngine
 from rlkd.engines.passes import (
     LoadedModel,
@@ -46,7 +47,6 @@ from rlkd.engines.passes import (
     SharedPrefixes,
     TimeLimit,
     TokenRow,
-    generate_batch,
     is_dense,
     score_batch,
     shared_prefixes,
@@ -168,6 +168,8 @@ class TransformersEngine(LocalEngine):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+        from rlkd.decoding import unsupported
+
         device = torch.device(self.device or best_device())
         on_cpu = device.type == "cpu"
         dtype = "float32" if self.dtype == "auto" and on_cpu else self.dtype
@@ -218,8 +220,7 @@ class TransformersEngine(LocalEngine):
             pad_id=pad_id,
             takes_positions="position_ids" in accepted,
             takes_logits_to_keep="logits_to_keep" in accepted,
-            shares_prefixes={"position_ids", "logits_to_keep", "past_key_values"} <= accepted.keys()
-            and _keeps_every_state(model.config),
+            shares_prefixes=unsupported(model) is None,
         )
 
     def _generate(
@@ -331,21 +332,3 @@ def _store_column_major(model: Any) -> None:
         if type(module) is torch.nn.Linear:
             # `.data` of the one Parameter that tied layers share: the embedding sees the same storage.
             module.weight.data = module.weight.data.t().contiguous().t()
-
-
-def _keeps_every_state(config: Any) -> bool:
-    """Whether a text read in two parts, with padding between them, is read as it is in one.
-
-    Not so with a sliding window, which counts padding too, nor where a recurrent state stands for what has been read,
-    nor with rotary positions whose frequencies depend on the longest position of a pass: the first part, read alone,
-    would get others.
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    layers = DynamicCache(config=config).layers
-    keeps = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-    # One entry of settings, or one for each kind of layer.
-    rotary = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [str(each.get("rope_type")) for each in (rotary, *rotary.values()) if isinstance(each, Mapping)]
-    return keeps and not any("dynamic" in kind or kind == "longrope" for kind in kinds)

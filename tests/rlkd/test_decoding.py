@@ -13,7 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlkd.decoding import decode, greedy, unsupported
+from rlkd.decoding import decode, greedy, keeps_every_state, unsupported
 
 VOCABULARY, LIMIT = 64, 90
 SIZES = {
@@ -116,3 +116,16 @@ def test_models_with_other_states_are_left_to_generate() -> None:
     assert unsupported(build(CONFIGS["llama"])) is None
     for config in (Gemma2Config(**SIZES, head_dim=8), MistralConfig(**SIZES, sliding_window=8)):
         assert "sliding window" in (unsupported(AutoModelForCausalLM.from_config(config)) or "")
+
+
+@pytest.mark.parametrize(
+    ("rotary", "keeps"),
+    [
+        (None, True),
+        ({"rope_type": "default", "rope_theta": 10000.0}, True),
+        ({"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}, True),
+        ({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, False),
+    ],
+)
+def test_only_rotary_positions_that_are_the_same_in_every_pass_let_a_beginning_be_shared(rotary, keeps):
+    assert keeps_every_state(LlamaConfig(rope_parameters=rotary)) is keeps

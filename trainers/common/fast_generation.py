@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from rlkd.decoding import decode, unsupported
+from trainers.common.decoding_weights import decoding_weights
 from trainers.common.fast_path import say_once, takes_fast_path
-from trainers.common.merged_adapters import merged_adapters
 
 # Settings of generation that `_Pick` and `decode` follow; those that say nothing about the tokens.
 _FOLLOWED = {"max_new_tokens", "max_length", "do_sample", "pad_token_id", "bos_token_id", "eos_token_id"}
@@ -60,7 +60,7 @@ def fast_generation(trainer: Any) -> Iterator[None]:
         say_once("generation", reason)
         yield
         return
-    with merged_adapters(model):
+    with decoding_weights(model):
         model.generate = partial(generate, model, model.generate)
         try:
             yield

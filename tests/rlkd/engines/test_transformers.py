@@ -231,23 +231,6 @@ def test_a_model_whose_rotary_positions_depend_on_the_length_of_a_pass_shares_no
         assert item.logprobs == pytest.approx(plain_score(reference, *request), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("rotary", "keeps"),
-    [
-        (None, True),
-        ({"rope_type": "default", "rope_theta": 10000.0}, True),
-        ({"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}, True),
-        ({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, False),
-    ],
-)
-def test_only_rotary_positions_that_are_the_same_in_every_pass_let_a_beginning_be_shared(rotary, keeps):
-    from transformers import LlamaConfig
-
-    from rlkd.engines.transformers import _keeps_every_state
-
-    assert _keeps_every_state(LlamaConfig(rope_parameters=rotary)) is keeps
-
-
 def test_ranks_count_the_likelier_tokens(engine, reference):
     model, tokenizer = reference
     requests = [*shared(["She sold clips"], ENDINGS), ("e", " 24 clips"), ("a", "")]
@@ -327,7 +310,8 @@ def test_equal_prompts_are_sampled_apart(engine):
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 1.0), (1.0, 0.6)])
 def test_tokens_are_drawn_with_the_probabilities_of_the_model(temperature, top_p):
-    from rlkd.engines.passes import SeededSampling, TokenRow
+    from rlkd.engines.completions import SeededSampling
+    from rlkd.engines.passes import TokenRow
 
     logits = torch.tensor([2.0, 0.5, -1.0, 1.0, -torch.inf])
     expected = (logits / temperature).softmax(-1)

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from trainers.common.merged_adapters import merged_adapters
+from trainers.common.decoding_weights import decoding_weights
 
 
 def adapted(base, **settings):
@@ -32,7 +32,7 @@ def test_a_merged_model_computes_the_same_and_is_restored_bit_for_bit(base, kind
         model = adapted(base, target_modules="all-linear", use_dora=kind == "dora")
     ids = torch.arange(10)[None]
     before, expected = weights(model), model(input_ids=ids).logits
-    with merged_adapters(model):
+    with decoding_weights(model):
         changed = [name for name, value in weights(model).items() if not torch.equal(value, before[name])]
         torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert len(changed) == {"llama": 14, "gpt2": 2, "dora": 0}[kind]
@@ -43,7 +43,7 @@ def test_a_merged_model_computes_the_same_and_is_restored_bit_for_bit(base, kind
 
 def test_gradients_flow_to_the_adapter_afterwards(base) -> None:
     model = adapted(base, target_modules="all-linear")
-    with merged_adapters(model), torch.no_grad():
+    with decoding_weights(model), torch.no_grad():
         model(input_ids=torch.arange(10)[None])
     model(input_ids=torch.arange(10)[None]).logits.sum().backward()
     assert all(value.grad is not None for name, value in model.named_parameters() if "lora_B" in name)
@@ -52,6 +52,6 @@ def test_gradients_flow_to_the_adapter_afterwards(base) -> None:
 def test_an_error_restores_the_weights_too(base) -> None:
     model = adapted(base, target_modules="all-linear")
     before = weights(model)
-    with pytest.raises(RuntimeError), merged_adapters(model):
+    with pytest.raises(RuntimeError), decoding_weights(model):
         raise RuntimeError
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
