@@ -19,9 +19,7 @@ from pathlib import Path
 
 import rlkd
 from rlkd.errors import UsageError
-
-HOME = Path(rlkd.__file__).resolve().parent.parent
-
+from rlkd.installation import HOME, recipes
 
 Command = Callable[[Sequence[str]], int]
 
@@ -58,21 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """`rlkd run`: starts a recipe as a script of its own, in this Python; without a name it lists the recipes."""
-    recipes = _recipes()
+    known = recipes()
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: rlkd run RECIPE [arguments ...]     (arguments: rlkd run RECIPE --help)\n")
-        for name, path in recipes.items():
+        for name, path in known.items():
             print(f"  {name:<8} {path}")
         print("\nOn several GPUs: accelerate launch PATH_OF_THE_RECIPE [arguments ...]")
         return 0
     name, *rest = arguments
-    if name not in recipes:
+    if name not in known:
         from rlkd.registry import suggestion
 
-        print(f"rlkd run: no recipe {name!r}.{suggestion(name, recipes)}", file=sys.stderr)
+        print(f"rlkd run: no recipe {name!r}.{suggestion(name, known)}", file=sys.stderr)
         return 2
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, str(recipes[name]), *rest])
+    os.execv(sys.executable, [sys.executable, str(known[name]), *rest])
 
 
 def fetch_model(arguments: Sequence[str]) -> int:
@@ -117,12 +115,6 @@ def _docstring(point: EntryPoint) -> str:
         if found := next((path for path in candidates if path.is_file()), None):
             return ast.get_docstring(ast.parse(found.read_text(encoding="utf-8"))) or ""
     return ""
-
-
-def _recipes() -> dict[str, Path]:
-    # By path, not by import: other distributions have packages called "recipes", too.
-    folder = HOME / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
 
 
 def _check_packages() -> None:

@@ -157,7 +157,17 @@ def test_the_methods_are_free_of_trl(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rlkd.cli", "rlkd.registry", "rewards", "rewards.cli", "trainers", "rlkd.structure", "rlkd.validity"]
+    "module",
+    [
+        "rlkd.cli",
+        "rlkd.study.cli",
+        "rlkd.registry",
+        "rewards",
+        "rewards.cli",
+        "trainers",
+        "rlkd.structure",
+        "rlkd.validity",
+    ],
 )
 def test_light_modules_import_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'trl', 'transformers', 'vllm') if m in sys.modules])"
@@ -184,7 +194,11 @@ def test_the_built_wheel_carries_recipes_configs_and_the_sample(root: Path, tmp_
     subprocess.run(command, capture_output=True, text=True, check=True)
     (wheel,) = tmp_path.glob("rlkd-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    data = [*source.glob("recipes/*.yaml"), *source.glob("rlkd/assets/*.*"), *source.glob("rlkd/assets/adapters/*/*")]
+    data = [
+        *source.glob("recipes/**/*.yaml"),
+        *source.glob("rlkd/assets/*.*"),
+        *source.glob("rlkd/assets/adapters/*/*"),
+    ]
     data += [*source.glob("*/py.typed"), *source.glob("rlkd/report/page/*")]
     modules = [path for layer in LAYERS for path in (source / layer).rglob("*.py")]
     assert len(data) >= 6

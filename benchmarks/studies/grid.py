@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlkd.errors import UsageError
 from rlkd.files import write_atomically
 from rlkd.statistics import Interval, crossed_mean
+from rlkd.study.analysis import differences, matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 # Chosen before the first run.
@@ -168,22 +167,9 @@ def gains(arm: Mapping[int, Run], control: Mapping[int, Run]) -> list[float] | N
     return interval([differences(one["after"], other["after"]) for one, other in pairs])
 
 
-def differences(one: Mapping[str, float | None], other: Mapping[str, float | None] | None = None) -> dict[str, float]:
-    """Row by row `one` minus `other`; rows that one of them could not judge are left out."""
-    values = {}
-    for row, value in one.items():
-        base = 0.0 if other is None else other.get(row)
-        if value is not None and base is not None:
-            values[row] = value - base
-    return values
-
-
 def interval(seeds: Sequence[Mapping[str, float]]) -> list[float] | None:
     """Mean and 95 % interval over seeds and the rows that all of them have; None without a value."""
-    if not seeds:
-        return None
-    shared = [row for row in seeds[0] if all(row in of_seed for of_seed in seeds)]
-    figure = crossed_mean(np.array([[of_seed[row] for row in shared] for of_seed in seeds]).reshape(len(seeds), -1))
+    figure = crossed_mean(matrix(seeds))
     return None if figure is None else [figure.value, figure.low, figure.high]
 
 

@@ -1,5 +1,6 @@
 """The recipe as a user starts it: the exact commands, from anywhere, in processes of their own."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -44,6 +45,9 @@ def test_accelerate_launch_works_from_any_working_directory(root, tmp_path, quic
         assert shown in done.stdout + done.stderr
     for path in (run, run / "metrics.jsonl", run / "rollouts"):
         assert str(path) in done.stdout
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    assert (run / "curve.svg").exists() == (run / "curve.png").exists() == drawn
+    assert (f"curve:    {run / 'curve.png'}" if drawn else 'pip install "rlkd[plots]"') in done.stdout
 
 
 def test_two_processes_share_the_work_under_torchrun(root, tmp_path, quick) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import wilcoxon
 
 from rlkd import statistics
 from rlkd.statistics import (
@@ -17,7 +18,9 @@ from rlkd.statistics import (
     bootstrap_mean,
     clustered_share,
     crossed_mean,
+    crossed_p,
     estimate,
+    holm,
     mcnemar,
     mean_share,
     median_interval,
@@ -25,6 +28,7 @@ from rlkd.statistics import (
     resample,
     series_mean,
     sign_flip,
+    signed_rank,
     slope,
     trend,
     wilson_interval,
@@ -229,6 +233,62 @@ def test_rows_with_a_gap_are_left_out_and_without_values_there_is_no_figure() ->
     assert crossed_mean(np.zeros((0, 0))) is None
     assert crossed_mean(np.full((2, 3), math.nan)) is None
     assert crossed_mean(np.ones((3, 1))).low == -math.inf
+
+
+def test_the_p_value_of_a_study_fits_its_interval() -> None:
+    draw = np.random.default_rng(5)
+    for _ in range(40):
+        values = (
+            draw.normal(draw.normal(0, 0.1), 0.1, (5, 1)) + draw.normal(0, 0.3, (1, 80)) + draw.normal(0, 1, (5, 80))
+        )
+        assert (crossed_p(values) < 0.05) == crossed_mean(values).excludes_zero
+    assert crossed_p(np.zeros((3, 20))) == 1
+    assert crossed_p(np.ones((3, 20))) == 0
+    assert crossed_p(np.ones((1, 20))) is None
+    assert crossed_p(np.full((2, 3), math.nan)) is None
+    assert crossed_p(np.ones((3, 1))) == 1
+
+
+# A few values
+
+
+@pytest.mark.parametrize("n", [5, 6, 8, 12, 20])
+def test_the_signed_rank_test_is_wilcoxons_and_fits_its_interval(n) -> None:
+    for seed in range(30):
+        values = np.random.default_rng(seed).normal(0.5, 1, n)
+        interval, p = signed_rank(values)
+        assert p == pytest.approx(wilcoxon(values, method="exact").pvalue)
+        assert (p <= 0.05) == interval.excludes_zero
+        assert interval.low <= interval.value <= interval.high
+    assert math.isinf(interval.high) == (n < 6)
+
+
+def test_the_signed_rank_interval_covers_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(2)
+    found = [signed_rank(draw.normal(0, 1, 8))[0] for _ in range(800)]
+    assert 0.94 < sum(interval.low <= 0 <= interval.high for interval in found) / 800 < 0.98
+
+
+def test_an_infinite_value_is_on_its_side_and_an_unknown_one_widens_the_interval() -> None:
+    values = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    plain, p = signed_rank([*values, 1.1])
+    infinite, same_p = signed_rank([*values, math.inf])
+    assert same_p == p == 2 / 2**8
+    assert plain.low <= infinite.low < 1
+    assert infinite.high > plain.high
+    unknown, unknown_p = signed_rank([*values, math.nan])
+    assert unknown.low < plain.low
+    assert unknown_p > p
+    assert signed_rank([math.nan] * 9)[1] == 1
+    assert signed_rank([0.0] * 9) == (Interval(0, 0, 0, 9), 1)
+    with pytest.raises(ValueError, match="no values"):
+        signed_rank([])
+
+
+def test_holm_multiplies_the_smallest_p_value_most_and_keeps_the_order() -> None:
+    assert holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
 
 
 # Items in clusters

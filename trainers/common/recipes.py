@@ -9,6 +9,8 @@ from typing import Any
 from transformers import ProgressCallback
 
 from rlkd.data.loading import to_dataset
+from rlkd.report.plots import NO_PLOTS, can_plot
+from rlkd.report.run_curve import draw_run
 from trainers.common.arguments import DataArguments
 from trainers.common.progress import Line, StepLine
 from trainers.evaluation import HeldOutAccuracy
@@ -32,7 +34,7 @@ def run(
     show: Callable[[Any], None] | None = None,
     rollouts: str = "rollouts",
 ) -> None:
-    """Train a trainer with `RunFiles` from the checkpoint that the config names, save, and print a summary.
+    """Train a trainer with `RunFiles` from the checkpoint that the config names, save, draw, and print a summary.
 
     `line`: the line per step, by default TRL's dictionary of metrics. `show` prints the opening of the summary, if
     rollouts are saved; `rollouts` is their label there.
@@ -59,5 +61,9 @@ def run(
     print(f"{'metrics:':<10}{trainer.metrics_path}")
     if held_out is not None:
         print(f"{'eval:':<10}{held_out.path.resolve()}")
+    if not can_plot():
+        print(f"{'curve:':<10}{NO_PLOTS}")
+    elif drawn := draw_run(trainer.metrics_path.parent):
+        print(f"{'curve:':<10}{drawn[-1]}")
     if saved:
         print(f"{rollouts + ':':<10}{trainer.rollouts_path.parent}")
