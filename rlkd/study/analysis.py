@@ -1,8 +1,8 @@
 """The figures of a study from the measurements of its runs: pure functions.
 
-Every arm is compared with the control on the same seeds and the same held-out rows. Seeds and rows are crossed (every
+Arms are compared on the same seeds and the same held-out rows. Seeds and rows are crossed (every
 seed answers the same rows), and the intervals of accuracies know it (`rlkd.statistics.crossed_mean`). A number of
-rollouts has one value per seed; its ratio to the control's has Wilcoxon's interval, for which a run that never reaches
+rollouts has one value per seed; the ratio of two arms has Wilcoxon's interval, for which a run that never reaches
 the goal is one that needs more than all others (`rlkd.statistics.signed_rank`).
 """
 
@@ -24,22 +24,20 @@ Seeds = Mapping[int, StudyRun]
 
 @dataclass(frozen=True)
 class AnswerFigures:
-    """Held-out accuracy of an arm. `over_control`: after training minus that of the control, with its p-value."""
+    """Held-out accuracy of an arm. `over_control`: after training, minus that of the control."""
 
     before: Interval | None
     after: Interval | None
     gain: Interval | None
     over_control: Interval | None
-    p: float | None
 
 
 @dataclass(frozen=True)
 class RolloutFigures:
-    """Rollouts until the goal by seed (None: never), and their ratio to the control's with its p-value."""
+    """Rollouts until the goal by seed (None: never), and their ratio to the control's."""
 
     needed: Mapping[int, float | None]
     ratio: Interval | None
-    p: float | None
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,14 @@ class ArmFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A primary figure of an arm against the control. `p_holm`: adjusted for all comparisons of the same figure."""
+    """A primary figure of an arm against another one: their difference, or the ratio of their rollouts.
+
+    `p_holm`: adjusted for all comparisons of the same figure.
+    """
 
     figure: str
     arm: str
+    base: str
     difference: Interval | None
     p: float | None
     p_holm: float | None
@@ -76,52 +78,66 @@ class StudyFigures:
     goal: float | None
 
 
-def analyse(runs: Sequence[StudyRun], control: str, primary: Sequence[str]) -> StudyFigures:
-    """The figures of the runs, arm by arm in their order, and the comparisons of the primary figures."""
+def analyse(
+    runs: Sequence[StudyRun], control: str, primary: Sequence[str], comparisons: Sequence[Sequence[str]]
+) -> StudyFigures:
+    """The figures of the runs, arm by arm in their order, and the primary ones of `comparisons`: (arm, other arm)."""
     arms: dict[str, dict[int, StudyRun]] = {}
     for run in runs:
         arms.setdefault(run.arm, {})[run.seed] = run
     base = arms.get(control, {})
     goal = goal_of(base)
-    figures = {arm: _arm_figures(of_seed, base, arm != control, goal) for arm, of_seed in arms.items()}
-    others = {arm: own for arm, own in figures.items() if arm != control and base}
-    comparisons = [comparison for name in primary for comparison in _compare(name, others)]
-    return StudyFigures(figures, comparisons, goal)
+    figures = {arm: _arm_figures(own, {} if arm == control else base, goal) for arm, own in arms.items()}
+    compared = [one for name in primary for one in _compare(name, comparisons, arms, goal)]
+    return StudyFigures(figures, compared, goal)
 
 
-def _compare(name: str, arms: Mapping[str, ArmFigures]) -> list[Comparison]:
+def _compare(
+    name: str, pairs: Sequence[Sequence[str]], arms: Mapping[str, Seeds], goal: float | None
+) -> list[Comparison]:
     """The comparisons of one primary figure, adjusted together.
 
     One without a p-value counts, too: it was planned, and nothing has been shown by it.
     """
-    found = {arm: _primary(name, own) for arm, own in arms.items()}
-    adjusted = holm([1.0 if p is None else p for _, p in found.values()])
+    found = [over(name, arms.get(arm, {}), arms.get(base, {}), goal) for arm, base in pairs]
+    adjusted = holm([1.0 if p is None else p for _, p in found])
     return [
-        Comparison(name, arm, difference, p, None if p is None else of_all)
-        for (arm, (difference, p)), of_all in zip(found.items(), adjusted, strict=True)
+        Comparison(name, arm, base, difference, p, None if p is None else of_all)
+        for (arm, base), (difference, p), of_all in zip(pairs, found, adjusted, strict=True)
     ]
 
 
-def _primary(name: str, figures: ArmFigures) -> tuple[Interval | None, float | None]:
+def over(name: str, arm: Seeds, base: Seeds, goal: float | None) -> tuple[Interval | None, float | None]:
+    """A primary figure of an arm against another one on the seeds of both, and its p-value; None without a value."""
+    both = [seed for seed in sorted(arm) if seed in base]
     if name == "rollouts_to_goal":
-        return (figures.rollouts.ratio, figures.rollouts.p) if figures.rollouts else (None, None)
-    answers = figures.greedy if name == "accuracy" else figures.sampled
-    return (answers.over_control, answers.p) if answers else (None, None)
+        if goal is None:
+            return None, None
+        return ratio_of([(rollouts_to(curve_of(arm[s]), goal), rollouts_to(curve_of(base[s]), goal)) for s in both])
+    pairs = [(_held_out(name, arm[seed]), _held_out(name, base[seed])) for seed in both]
+    values = matrix([differences(own.after, other.after) for own, other in pairs if own and other])
+    return crossed_mean(values), crossed_p(values)
 
 
-def _arm_figures(arm: Seeds, control: Seeds, other: bool, goal: float | None) -> ArmFigures:
-    both = [seed for seed in arm if seed in control] if other else []
-    sampled = {seed: run.sampled for seed, run in arm.items() if run.sampled is not None}
-    base = {seed: run.sampled for seed, run in control.items() if run.sampled is not None}
+def curve_of(run: StudyRun) -> Sequence[tuple[float, float]]:
+    """The held-out curve of a run, that of sampled answers if there are any."""
+    return (run.sampled or run.greedy).curve
+
+
+def _held_out(name: str, run: StudyRun) -> HeldOut | None:
+    return run.greedy if name == "accuracy" else run.sampled
+
+
+def _arm_figures(arm: Seeds, control: Seeds, goal: float | None) -> ArmFigures:
+    rollouts = None
+    if goal is not None:
+        needed = {seed: rollouts_to(curve_of(run), goal) for seed, run in sorted(arm.items())}
+        rollouts = RolloutFigures(needed, over("rollouts_to_goal", arm, control, goal)[0])
     return ArmFigures(
         seeds=sorted(arm),
-        sampled=_answers(sampled, base, [seed for seed in both if seed in sampled and seed in base])
-        if sampled
-        else None,
-        greedy=_answers(
-            {s: run.greedy for s, run in arm.items()}, {s: run.greedy for s, run in control.items()}, both
-        ),
-        rollouts=None if goal is None else _rollouts(arm, control, both, goal),
+        sampled=_answers("sampled_accuracy", arm, control),
+        greedy=_answers("accuracy", arm, control) or AnswerFigures(None, None, None, None),
+        rollouts=rollouts,
         calculations=mean([run.calculations for run in arm.values()]),
         tokens=mean([run.tokens for run in arm.values()]),
         zero_std=mean([run.zero_std for run in arm.values()]),
@@ -129,14 +145,16 @@ def _arm_figures(arm: Seeds, control: Seeds, other: bool, goal: float | None) ->
     )
 
 
-def _answers(arm: Mapping[int, HeldOut], control: Mapping[int, HeldOut], both: Sequence[int]) -> AnswerFigures:
-    compared = matrix([differences(arm[seed].after, control[seed].after) for seed in both])
+def _answers(name: str, arm: Seeds, control: Seeds) -> AnswerFigures | None:
+    """None where no run has such answers."""
+    runs = [found for run in arm.values() if (found := _held_out(name, run)) is not None]
+    if not runs:
+        return None
     return AnswerFigures(
-        before=crossed_mean(matrix([differences(run.before) for run in arm.values()])),
-        after=crossed_mean(matrix([differences(run.after) for run in arm.values()])),
-        gain=crossed_mean(matrix([differences(run.after, run.before) for run in arm.values()])),
-        over_control=crossed_mean(compared),
-        p=crossed_p(compared),
+        before=crossed_mean(matrix([differences(run.before) for run in runs])),
+        after=crossed_mean(matrix([differences(run.after) for run in runs])),
+        gain=crossed_mean(matrix([differences(run.after, run.before) for run in runs])),
+        over_control=over(name, arm, control, None)[0],
     )
 
 
@@ -185,17 +203,8 @@ def rollouts_to(curve: Sequence[tuple[float, float]], goal: float) -> float | No
     return None
 
 
-def _rollouts(arm: Seeds, control: Seeds, both: Sequence[int], goal: float) -> RolloutFigures:
-    needed, base = (
-        {seed: rollouts_to((run.sampled or run.greedy).curve, goal) for seed, run in sorted(runs.items())}
-        for runs in (arm, control)
-    )
-    ratio, p = ratio_of([(needed[seed], base[seed]) for seed in both])
-    return RolloutFigures(needed, ratio, p)
-
-
 def ratio_of(pairs: Sequence[tuple[float | None, float | None]]) -> tuple[Interval | None, float | None]:
-    """The ratio of an arm's rollouts to the control's over (arm, control) of each seed, and its p-value of 1.
+    """The ratio of the rollouts of two arms over the pairs of each seed, and its p-value of 1.
 
     Ratios are averaged as logarithms. None is a run that never reaches the goal, so that its ratio is above all
     others; where neither run does, or both begin there, the ratio is unknown.

@@ -93,7 +93,11 @@ def run_study(options: argparse.Namespace, words: Sequence[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         with only_here(out) as lock:
             record_study(study, out)
-            failed = run_all(runs, at_once=options.at_once, lock=lock)
+            try:
+                failed = run_all(runs, at_once=options.at_once, lock=lock)
+            except KeyboardInterrupt:
+                print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+                return 130
     write_results(study, out, arms, seeds, command_of(options, study))
     if failed:
         print(f"{len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
@@ -137,7 +141,8 @@ def write_results(study: Study, out: Path, arms: Sequence[str], seeds: Sequence[
     if not finished:
         raise UsageError(f"no run in {out} has finished, so there is no table yet")
     runs = [read_run(out / f"{arm}-{seed}", arm, seed) for arm, seed in finished]
-    figures = analyse(runs, study.control, study.primary)
+    pairs = [pair for pair in study.comparisons if set(pair) <= set(arms)]
+    figures = analyse(runs, study.control, study.primary, pairs)
     table = render(study, runs, figures, command, missing)
     content = {"study": study.name, "command": command, "missing": missing, **plain(figures), "runs": plain(runs)}
     write_atomically(out / "results.json", json.dumps(content, indent=1) + "\n")

@@ -8,7 +8,8 @@
     arms:
       accuracy: {reward_funcs: [accuracy], reward_weights: [1.0], reward_kwargs: {}}
       structure: {}
-    control: accuracy                  # the arm that the others are compared with
+    control: accuracy                  # the arm whose gain sets the goal, and which the others are compared with
+    comparisons: {structure: accuracy} # arm -> another one, or several; default: each arm with the control
     seeds: [11, 23, 37]
     primary: [sampled_accuracy]        # figures, fixed before the first run
     smoke: {max_steps: 2}              # what --smoke changes
@@ -43,7 +44,7 @@ FIGURES = {
 RESERVED = ("output_dir", "resume_from_checkpoint")
 SHARED = "shared"
 _NEEDED = ("title", "question", "arms", "control", "seeds", "primary")
-_KEYS = (*_NEEDED, "recipe", "config", "settings", "smoke", SHARED)
+_KEYS = (*_NEEDED, "recipe", "config", "settings", "comparisons", "smoke", SHARED)
 _STAGE_KEYS = ("name", "recipe", "config", "keys", "smoke")
 
 
@@ -65,7 +66,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Study:
-    """A study, resolved: every stage of every arm with all its keys. `words` go to the last stage of every run."""
+    """A study, resolved: every stage of every arm with all its keys.
+
+    `comparisons`: pairs of an arm and the one it is compared with. `words` go to the last stage of every run.
+    """
 
     name: str
     title: str
@@ -74,6 +78,7 @@ class Study:
     control: str
     seeds: Sequence[int]
     primary: Sequence[str]
+    comparisons: Sequence[Sequence[str]]
     shared: Sequence[Stage] = ()
     smoke: bool = False
     words: Sequence[str] = field(default=())
@@ -111,7 +116,7 @@ def read_study(path: Path, *, smoke: bool = False, words: Sequence[str] = ()) ->
 
     Raises `UsageError` naming the file, the key, the value and the way out.
     """
-    return _Reader(path).study(smoke, list(words))
+    return _StudyFile(path).study(smoke, list(words))
 
 
 def recipe_path(recipe: str) -> Path:
@@ -119,7 +124,7 @@ def recipe_path(recipe: str) -> Path:
     return recipes().get(recipe) or Path(recipe)
 
 
-class _Reader:
+class _StudyFile:
     """The checks of one file; `fail` names it."""
 
     def __init__(self, path: Path):
@@ -155,6 +160,7 @@ class _Reader:
             control=found["control"],
             seeds=self.seeds(found["seeds"])[: 2 if smoke else None],
             primary=self.primary(found["primary"]),
+            comparisons=self.comparisons(found.get("comparisons"), list(arms), found["control"]),
             shared=shared,
             smoke=smoke,
             words=words,
@@ -171,6 +177,19 @@ class _Reader:
             raise self.fail(f"seeds: {given!r}: each must be another number")
         return given
 
+    def comparisons(self, given: Any, arms: list[str], control: str) -> list[list[str]]:
+        """Pairs of an arm and another one; each arm with the control where the file names none."""
+        named = self.mapping(given, "comparisons", arms) or {arm: control for arm in arms if arm != control}
+        pairs = [
+            [arm, base] for arm, bases in named.items() for base in (bases if isinstance(bases, list) else [bases])
+        ]
+        for arm, base in pairs:
+            if base not in arms or base == arm:
+                raise self.fail(
+                    f"comparisons: {arm} with {base!r}: expected another arm.{suggestion(str(base), arms)}"
+                )
+        return pairs
+
     def primary(self, given: Any) -> list[str]:
         for name in given if isinstance(given, list) else [given]:
             if name not in FIGURES:
@@ -180,9 +199,10 @@ class _Reader:
     def check_measured(self, study: Study) -> None:
         """Whether every arm measures what the primary figures need."""
         needs = {"sampled_accuracy": "eval_samples", "rollouts_to_goal": "eval_every"}
+        given = [word.removeprefix("--").partition("=")[0] for word in study.words]
         for figure, key in needs.items():
             for arm, stages in study.arms.items():
-                if figure in study.primary and not stages[-1].setting(key) and f"--{key}" not in study.words:
+                if figure in study.primary and not stages[-1].setting(key) and key not in given:
                     raise self.fail(
                         f"primary: {figure} needs {key} above 0, and arm {arm!r} has none: add it to settings"
                     )

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -100,16 +100,11 @@ def only_here(out: Path) -> Iterator[IO[bytes]]:
         yield lock
 
 
-def run_all(
-    runs: Sequence[PlannedRun], *, at_once: int, lock: IO[bytes], done: Callable[[PlannedRun], str] = lambda run: ""
-) -> list[str]:
-    """Run what is not done, `at_once` side by side with an equal share of the cores; the names of those that failed.
-
-    `done` gives the words that follow the name of a run that has ended well.
-    """
+def run_all(runs: Sequence[PlannedRun], *, at_once: int, lock: IO[bytes]) -> list[str]:
+    """Run what is not done, `at_once` side by side with an equal share of the cores; return the names of failures."""
     waiting = [run for run in runs if not run.is_done()]
     if len(waiting) < len(runs):
-        print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already.", flush=True)
+        _say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already.")
     runner = _Runner(at_once, lock)
     failed: list[str] = []
     start = time.monotonic()
@@ -128,15 +123,22 @@ def run_all(
                     rest = (
                         f"; {len(waiting) - number} more, about {left / 60:.0f} min" if number < len(waiting) else ""
                     )
-                    print(f"{run.name}: done{done(run)}{rest}", flush=True)
+                    _say(f"{run.name}: done{rest}")
                 except RunFailed as error:
                     failed.append(run.name)
-                    print(f"{run.name}: FAILED\n{error}", file=sys.stderr, flush=True)
+                    _say(f"{run.name}: FAILED\n{error}", sys.stderr)
         except BaseException:
             runner.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return failed
+
+
+def _say(text: str, stream: Any = None) -> None:
+    """Print in one piece, as several threads print."""
+    stream = stream or sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 class _Runner:
@@ -159,7 +161,7 @@ class _Runner:
                 continue
             command.folder.mkdir(parents=True, exist_ok=True)
             log = command.folder / "log.txt"
-            print(f"{run.name}: started; its output goes to {log}", flush=True)
+            _say(f"{run.name}: started; its output goes to {log}")
             start = time.monotonic()
             status = self._call(command.words, log)
             seconds = round(time.monotonic() - start, 1)

@@ -48,18 +48,20 @@ def _missing(missing: Mapping[str, Sequence[int]]) -> list[str]:
 
 
 def _primary(study: Study, figures: StudyFigures, unit: str) -> list[str]:
-    count, arms = len(figures.comparisons), len({comparison.arm for comparison in figures.comparisons})
+    count = len(figures.comparisons)
     lines = [
-        f"Primary, fixed before the first run: each arm against `{study.control}`, paired by seed and row; "
-        f"{count} comparison{'s' * (count != 1)}, p adjusted (Holm) for the {arms} of a figure.",
+        f"Primary, fixed before the first run, paired by seed and row: {count} comparison{'s' * (count != 1)}; p is "
+        f"adjusted (Holm) for the {count // len(study.primary)} of a figure.",
         "",
-        "| figure | arm | against the control | p | p, adjusted |",
-        "| --- | --- | --- | --- | --- |",
+        "| figure | arm | against | difference or ratio | p | p, adjusted |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [_comparison(comparison) for comparison in figures.comparisons]
     lines += ["", *(f"- `{name}`: {FIGURES[name].replace('rollouts', unit)}." for name in study.primary)]
     if "rollouts_to_goal" in study.primary:
-        lines[-1] = f"{lines[-1][:-1]}, {_goal(figures)}; as a ratio to the control's, so that 0.5 is half as many."
+        lines[-1] = (
+            f"{lines[-1][:-1]}, {_goal(figures)}; as a ratio: 0.5 is half as many, ∞ never, 0 never by the other."
+        )
     return [*lines, ""]
 
 
@@ -72,8 +74,7 @@ def _goal(figures: StudyFigures) -> str:
 def _comparison(comparison: Comparison) -> str:
     shown = _ratio if comparison.figure == "rollouts_to_goal" else _signed
     cells = (
-        comparison.figure,
-        comparison.arm,
+        *(comparison.figure, comparison.arm, comparison.base),
         shown(comparison.difference),
         *map(_p, (comparison.p, comparison.p_holm)),
     )
@@ -137,7 +138,9 @@ def _ratio(interval: Interval | None) -> str:
     """A ratio, which is infinite where runs never reach the goal: `1.40 (1.10 to ∞)`."""
     if interval is None:
         return NONE
-    value, low, high = (f"{x:.2f}" if math.isfinite(x) else "∞" for x in (interval.value, interval.low, interval.high))
+    value, low, high = (
+        "∞" if math.isinf(x) else f"{x:.2f}" if x else "0" for x in (interval.value, interval.low, interval.high)
+    )
     if interval.low == 0 and math.isinf(interval.high):
         return f"{value} (no interval, {interval.n} seeds)"
     return f"{value} ({low} to {high})"

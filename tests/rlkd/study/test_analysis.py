@@ -20,23 +20,30 @@ def arm(name: str, *points: float, shift: float = 0.0) -> list:
 
 def test_an_arm_is_compared_with_the_control_of_the_same_seed_and_row() -> None:
     found = analyse(
-        [*arm("plain", 0.2, 0.3, 0.4), *arm("better", 0.2, 0.35, 0.4, shift=0.05)], "plain", ["sampled_accuracy"]
+        [*arm("plain", 0.2, 0.3, 0.4), *arm("better", 0.2, 0.35, 0.4, shift=0.05)],
+        "plain",
+        ["sampled_accuracy"],
+        [("better", "plain")],
     )
     plain_arm, better = found.arms["plain"], found.arms["better"]
     assert plain_arm.sampled.over_control is None
     # The noise of a seed and of a row is the same in both arms, so nothing of it is left.
     over = better.sampled.over_control
     assert (over.value, over.low, over.high) == pytest.approx((0.05, 0.05, 0.05))
-    assert better.sampled.p == pytest.approx(0, abs=1e-9)
+    (comparison,) = found.comparisons
+    assert (comparison.figure, comparison.arm, comparison.base) == ("sampled_accuracy", "better", "plain")
+    assert comparison.difference == over
+    assert comparison.p == comparison.p_holm == pytest.approx(0, abs=1e-9)
     assert better.sampled.gain.value == pytest.approx(0.25)
     assert better.sampled.gain.low < 0.25 < better.sampled.gain.high
     assert better.greedy.over_control.value == pytest.approx(0.10)
-    assert [c.figure for c in found.comparisons] == ["sampled_accuracy"]
 
 
 def test_a_seed_without_a_run_of_the_control_is_left_out_of_the_comparison_only() -> None:
     runs = [*arm("plain", 0.2, 0.4), *arm("better", 0.2, 0.4, shift=0.1)]
-    found = analyse([run for run in runs if (run.arm, run.seed) != ("plain", 3)], "plain", ["accuracy"])
+    found = analyse(
+        [run for run in runs if (run.arm, run.seed) != ("plain", 3)], "plain", ["accuracy"], [("better", "plain")]
+    )
     assert found.arms["better"].seeds == list(SEEDS)
     assert found.arms["better"].greedy.over_control.n == 7 * 40
     assert found.arms["better"].greedy.after.n == 8 * 40
@@ -45,16 +52,24 @@ def test_a_seed_without_a_run_of_the_control_is_left_out_of_the_comparison_only(
 def test_the_comparisons_of_a_primary_figure_are_adjusted_together() -> None:
     runs = [*arm("plain", 0.2, 0.3, 0.4)]
     runs += [run for name in ("a", "b", "c") for run in arm(name, 0.2, 0.3, 0.4)]
-    found = analyse(runs, "plain", ["sampled_accuracy", "rollouts_to_goal"])
-    assert [(c.figure, c.arm) for c in found.comparisons] == [
-        (figure, name) for figure in ("sampled_accuracy", "rollouts_to_goal") for name in ("a", "b", "c")
+    pairs = [("a", "plain"), ("a", "b"), ("c", "plain")]
+    found = analyse(runs, "plain", ["sampled_accuracy", "rollouts_to_goal"], pairs)
+    assert [(c.figure, c.arm, c.base) for c in found.comparisons] == [
+        (figure, *pair) for figure in ("sampled_accuracy", "rollouts_to_goal") for pair in pairs
     ]
     assert all(c.p == c.p_holm == 1 for c in found.comparisons)
     # One of three that differs: its p-value counts three times.
-    runs = [run for run in runs if run.arm != "a"] + arm("a", 0.2, 0.3, 0.4, shift=0.01)
-    found = analyse(runs, "plain", ["sampled_accuracy", "rollouts_to_goal"])
-    first = next(c for c in found.comparisons if (c.figure, c.arm) == ("sampled_accuracy", "a"))
+    runs = [run for run in runs if run.arm != "c"] + arm("c", 0.2, 0.3, 0.4, shift=0.01)
+    found = analyse(runs, "plain", ["sampled_accuracy", "rollouts_to_goal"], pairs)
+    first = next(c for c in found.comparisons if (c.figure, c.arm) == ("sampled_accuracy", "c"))
     assert first.p_holm == pytest.approx(min(1, 3 * first.p))
+
+
+def test_a_planned_comparison_without_its_runs_counts_in_the_adjustment() -> None:
+    runs = [*arm("plain", 0.2, 0.3, 0.4), *arm("a", 0.2, 0.3, 0.4, shift=0.01)]
+    first, lacking = analyse(runs, "plain", ["accuracy"], [("a", "plain"), ("b", "plain")]).comparisons
+    assert (lacking.difference, lacking.p, lacking.p_holm) == (None, None, None)
+    assert first.p_holm == pytest.approx(2 * first.p)
 
 
 def test_the_goal_is_half_of_the_controls_way_and_there_is_none_without_a_way() -> None:
@@ -84,6 +99,7 @@ def test_an_arm_that_is_twice_as_fast_has_half_the_ratio() -> None:
         [*arm("plain", 0.2, 0.25, 0.3, 0.35, 0.4), *arm("fast", 0.2, 0.3, 0.4, 0.4, 0.4)],
         "plain",
         ["rollouts_to_goal"],
+        [("fast", "plain")],
     )
     assert found.goal == pytest.approx(0.3)
     ratio = found.arms["fast"].rollouts.ratio
@@ -124,7 +140,9 @@ def test_five_seeds_are_too_few_for_an_interval_of_the_ratio() -> None:
 
 
 def test_figures_become_json_without_infinities() -> None:
-    found = analyse([*arm("plain", 0.2, 0.4), *arm("same", 0.2, 0.2)], "plain", ["rollouts_to_goal"])
+    found = analyse(
+        [*arm("plain", 0.2, 0.4), *arm("same", 0.2, 0.2)], "plain", ["rollouts_to_goal"], [("fast", "plain")]
+    )
     written = json.loads(json.dumps(plain(found), allow_nan=False))
     assert written["arms"]["same"]["rollouts"]["needed"] == {str(seed): None for seed in SEEDS}
     assert written["arms"]["same"]["rollouts"]["ratio"]["high"] is None

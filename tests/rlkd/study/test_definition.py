@@ -43,6 +43,13 @@ def test_an_arm_has_the_settings_and_its_own_keys_on_the_recipes_default_config(
     assert study.name == "mine"
 
 
+def test_arms_are_compared_with_the_control_or_as_the_file_says(read) -> None:
+    assert read().comparisons == [["other", "plain"]]
+    arms = {"plain": {}, "a": {}, "b": {}}
+    assert read(arms=arms).comparisons == [["a", "plain"], ["b", "plain"]]
+    assert read(arms=arms, comparisons={"a": ["plain", "b"]}).comparisons == [["a", "plain"], ["a", "b"]]
+
+
 def test_a_smoke_study_has_two_seeds_and_its_keys_win(read) -> None:
     study = read(smoke=True)
     assert (study.seeds, study.smoke) == ([1, 2], True)
@@ -73,6 +80,9 @@ def test_a_study_survives_its_record(read) -> None:
         ({"seeds": [1, 1, 2]}, "each must be another number"),
         ({"seeds": ["1", "2"]}, "expected a list of at least 2 numbers"),
         ({"primary": ["acuracy"]}, "primary: 'acuracy' is no figure. Did you mean 'accuracy'?"),
+        ({"comparisons": {"other": "plane"}}, "comparisons: other with 'plane': expected another arm. Did you mean"),
+        ({"comparisons": {"other": ["plain", "other"]}}, "comparisons: other with 'other': expected another arm."),
+        ({"comparisons": {"othr": "plain"}}, "comparisons: unknown key 'othr'. Did you mean 'other'?"),
         ({"question": "absent"}, "there is no question. A study needs title, question,"),
         ({"recipe": "rlkt"}, "arms: plain: no recipe 'rlkt'. Did you mean 'rlkd'?"),
         ({"recipe": "absent"}, "arms: plain: no recipe."),

@@ -25,10 +25,17 @@ def test_a_study_with_many_arms_is_drawn_and_one_without_a_run_is_not(tmp_path) 
     pytest.importorskip("matplotlib")
     names = ["plain", *(f"arm-{i}" for i in range(8))]
     study = Study(
-        "s", "t", "q", {name: [Stage("rlkd", "rlkd", None, {}, {})] for name in names}, "plain", [1, 2], ["accuracy"]
+        "s",
+        "t",
+        "q",
+        {name: [Stage("rlkd", "rlkd", None, {}, {})] for name in names},
+        "plain",
+        [1, 2],
+        ["accuracy"],
+        [],
     )
     runs = [made_up(name, seed, 0.2, 0.3 + i / 50 + seed / 100) for i, name in enumerate(names) for seed in (1, 2)]
-    drawn = draw(study, runs, analyse(runs, "plain", study.primary), tmp_path)
+    drawn = draw(study, runs, analyse(runs, "plain", study.primary, []), tmp_path)
     assert drawn == [tmp_path / "figure.svg", tmp_path / "figure.png"]
     assert all(20_000 < path.stat().st_size < 300_000 for path in drawn)
-    assert draw(study, [], analyse([], "plain", study.primary), tmp_path) == []
+    assert draw(study, [], analyse([], "plain", study.primary, []), tmp_path) == []

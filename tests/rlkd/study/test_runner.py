@@ -83,7 +83,7 @@ def test_every_arm_runs_with_every_seed_and_the_table_compares_them(counting, tm
     }
     table = (out / "table.md").read_text()
     assert table in capsys.readouterr().out
-    assert "| accuracy | more | +30.0% (" in table
+    assert "| accuracy | more | plain | +30.0% (" in table
     assert "rlkd study counting.yaml --out out\n" in table
     assert "Not finished" not in table
     results = json.loads((out / "results.json").read_text())
@@ -154,7 +154,8 @@ def test_a_run_that_fails_is_shown_and_missing_and_the_others_go_on(counting, tm
     table = (tmp_path / "out/table.md").read_text()
     assert "**Not finished, and so not in these figures** (arm and seeds): `more` 1, 2, 3." in table
     assert "| less | 3 |" in table
-    assert "| more |" not in table
+    assert "| accuracy | more | plain | - | - | - |" in table
+    assert "\n| more |" not in table
     # One seed of an arm alone is missing: the others are compared.
     (tmp_path / "out/less-2/done").unlink()
     assert cli.main(["study", "counting.yaml", "--out", "out", "--analyse"]) == 0

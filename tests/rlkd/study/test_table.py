@@ -12,8 +12,11 @@ STAGE = [Stage("rlkd", "rlkd", None, {}, {})]
 
 def table(runs: list, **missing: list[int]) -> list[str]:
     arms = dict.fromkeys(("plain", "fast", "slow"), STAGE)
-    study = Study("s", "A title", "Does it help?", arms, "plain", [1, 2], ["sampled_accuracy", "rollouts_to_goal"])
-    return render(study, runs, analyse(runs, "plain", study.primary), "rlkd study s --out o", missing).splitlines()
+    pairs = [("fast", "plain"), ("slow", "plain")]
+    primary = ["sampled_accuracy", "rollouts_to_goal"]
+    study = Study("s", "A title", "Does it help?", arms, "plain", [1, 2], primary, pairs)
+    figures = analyse(runs, "plain", primary, pairs)
+    return render(study, runs, figures, "rlkd study s --out o", missing).splitlines()
 
 
 @pytest.fixture
@@ -32,22 +35,23 @@ def test_the_table_says_what_was_asked_and_what_made_it(runs) -> None:
 
 def test_primary_figures_come_first_with_adjusted_p_values(runs) -> None:
     lines = table(runs)
-    assert any("4 comparisons, p adjusted (Holm) for the 2 of a figure." in line for line in lines)
-    assert "| sampled_accuracy | fast | +4.0% (+4.0% to +4.0%) | < 0.001 | < 0.001 |" in lines
-    assert "| rollouts_to_goal | fast | 0.50 (0.50 to 0.50) | 0.008 | 0.016 |" in lines
-    assert "| rollouts_to_goal | slow | ∞ (∞ to ∞) | 0.008 | 0.016 |" in lines
+    assert any("4 comparisons; p is adjusted (Holm) for the 2 of a figure." in line for line in lines)
+    assert "| sampled_accuracy | fast | plain | +4.0% (+4.0% to +4.0%) | < 0.001 | < 0.001 |" in lines
+    assert "| rollouts_to_goal | fast | plain | 0.50 (0.50 to 0.50) | 0.008 | 0.016 |" in lines
+    assert "| rollouts_to_goal | slow | plain | ∞ (∞ to ∞) | 0.008 | 0.016 |" in lines
     assert any(line.startswith("- `rollouts_to_goal`") and "here 30.0%" in line for line in lines)
 
 
 def test_a_run_that_never_reaches_the_goal_is_said(runs) -> None:
     assert any("| slow | none of 8 reaches it | ∞ (∞ to ∞) |" in line for line in table(runs))
+    assert "| rollouts_to_goal | slow | plain | ∞ (∞ to ∞) | 0.008 | 0.016 |" in table(runs)
     runs[8] = replace(runs[8], sampled=runs[16].sampled)
     assert any("| fast | never, 320, 320, 320, 320, 320, 320, 320; 7 of 8 reach it |" in line for line in table(runs))
 
 
 def test_few_seeds_have_a_ratio_without_an_interval(runs) -> None:
     lines = table([run for run in runs if run.seed < 4])
-    assert any("| rollouts_to_goal | fast | 0.50 (no interval, 3 seeds) | 0.250 |" in line for line in lines)
+    assert any("| rollouts_to_goal | fast | plain | 0.50 (no interval, 3 seeds) | 0.250 |" in line for line in lines)
 
 
 def test_missing_runs_and_a_missing_goal_are_said(runs) -> None:
@@ -56,10 +60,10 @@ def test_missing_runs_and_a_missing_goal_are_said(runs) -> None:
     flat = [made_up(arm, seed, 0.2, 0.2) for arm in ("plain", "fast") for seed in (1, 2)]
     lines = table(flat)
     assert any("no value here: the interval of the control's gain contains 0" in line for line in lines)
-    assert "| rollouts_to_goal | fast | - | - | - |" in lines
+    assert "| rollouts_to_goal | fast | plain | - | - | - |" in lines
 
 
 def test_without_the_control_arms_are_shown_uncompared(runs) -> None:
     lines = table([run for run in runs if run.arm == "fast"], plain=[1])
-    assert any("0 comparisons" in line for line in lines)
+    assert "| sampled_accuracy | fast | plain | - | - | - |" in lines
     assert any(line.startswith("| fast | 8 | 20.0%") and line.endswith("| - |") for line in lines)
