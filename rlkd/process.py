@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -22,6 +24,16 @@ _PR_SET_CHILD_SUBREAPER = 36
 SECRET_ARGUMENTS = ("--api-key", "--hf-token")
 HIDDEN = "***"
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def cores() -> int:
+    """The cores that this process may use: its affinity, and at most the quota of its container (cgroup v2)."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(available, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return available
 
 
 def is_first_process() -> bool:

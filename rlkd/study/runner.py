@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from rlkd.errors import UsageError
 from rlkd.files import append_records, lock_file, write_atomically
-from rlkd.process import die_with_parent
+from rlkd.process import cores, die_with_parent
 from rlkd.study.commands import PlannedRun
 from rlkd.study.definition import Study
 
@@ -146,9 +146,8 @@ class _Runner:
 
     def __init__(self, at_once: int, lock: IO[bytes]):
         self.lock = lock
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Runs side by side would each take all cores, and wait for one another.
-        self.environment = {"OMP_NUM_THREADS": str(max(1, cores // at_once))} | dict(os.environ)
+        self.environment = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))} | dict(os.environ)
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
 

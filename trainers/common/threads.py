@@ -6,10 +6,11 @@ That suits a machine whose GPUs compute. A run on the CPU would use a single cor
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from rlkd.process import cores
 
 
 def set_cpu_threads() -> int | None:
@@ -26,16 +27,6 @@ def set_cpu_threads() -> int | None:
 
     torch.set_num_threads(threads)
     return threads
-
-
-def cores() -> int:
-    """The cores that this process may use: its affinity, and at most the quota of its container (cgroup v2)."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(available, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup, or "max": no quota
-        return available
 
 
 def _limited_by_launcher() -> bool:

@@ -13,6 +13,7 @@ import yaml
 
 from rlkd import cli
 from rlkd.errors import UsageError
+from rlkd.process import cores
 from rlkd.study.commands import PlannedRun, StageCommand
 from rlkd.study.runner import only_here, run_all
 from tests.helpers import ROOT
@@ -89,7 +90,7 @@ def test_every_arm_runs_with_every_seed_and_the_table_compares_them(counting, tm
     results = json.loads((out / "results.json").read_text())
     assert results["arms"]["more"]["greedy"]["over_control"]["value"] == pytest.approx(0.3)
     # Two runs at once share the cores.
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    threads = max(1, cores() // 2)
     assert (out / "more-3/trace").read_text() == f"0 {threads}\n1 {threads}\n2 {threads}\n"
 
 
