@@ -142,16 +142,26 @@ class HeldOutAccuracy(TrainerCallback):
         )
         # Not by `trainer.log`: within a step, TRL would flush its metrics of that step.
         trackers = tuple(get_reporting_integration_callbacks(args.report_to))
-        figures = {
-            "eval_accuracy": record["accuracy"]["mean"],
-            "eval_ended": record["ended"]["mean"],
-            "eval_tokens": record["tokens"],
-        }
-        if drawn is not None:
-            figures["eval_sampled_accuracy"] = record["sampled"]["accuracy"]["mean"]
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, trackers):
-                callback.on_log(args, state, control, logs=dict(figures), model=self.trainer.model)
+                callback.on_log(args, state, control, logs=tracked_figures(record), model=self.trainer.model)
+
+
+def tracked_figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation as a tracker gets them: flat, with the bounds of the accuracy's interval."""
+    figures = {}
+    for prefix, part in (("eval", record), ("eval_sampled", record.get("sampled"))):
+        if part is not None:
+            accuracy = part["accuracy"]
+            figures |= {
+                f"{prefix}_accuracy": accuracy["mean"],
+                f"{prefix}_accuracy_low": accuracy["low"],
+                f"{prefix}_accuracy_high": accuracy["high"],
+                f"{prefix}_ended": part["ended"]["mean"],
+                f"{prefix}_tokens": part["tokens"],
+                f"{prefix}_calculations": part["calculations"],
+            }
+    return figures
 
 
 def _record(rows: Sequence[Mapping[str, Any]], completions: Sequence[WrittenCompletion]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def summary_of(runs: Sequence[RunRecords]) -> dict[str, Any]:
     return {
         "runs": [_facts(run) for run in runs],
         "evaluations": [row for run in runs for row in _evaluations(run)],
-        "changes": [change for run in runs for change in _changes(run)] + _between(runs),
+        "changes": [change for run in runs for change in _changes(run, several=len(runs) > 1)] + _between(runs),
         "rewards": [row for run in runs for row in _rewards(run)],
         "failures": [
             {"run": run.name, "reward": reward, "cause": cause, "count": count}
@@ -69,14 +69,14 @@ def _evaluations(run: RunRecords) -> list[dict[str, Any]]:
     return rows
 
 
-def _changes(run: RunRecords) -> list[dict[str, Any]]:
+def _changes(run: RunRecords, *, several: bool) -> list[dict[str, Any]]:
     """The changes from the first evaluation of a run to its last, paired by row."""
     changes = []
     for name, (key, part) in MEASURES.items():
         records = [record for record in run.evaluations if part is None or part in record]
         if len(records) > 1 and (change := paired_change(records[0], records[-1], key)) is not None:
-            what = f"{run.name}: {name} accuracy, step {records[-1]['step']} minus step {records[0]['step']}"
-            changes.append(_change(what, change))
+            what = f"{name} accuracy, step {records[-1]['step']} minus step {records[0]['step']}"
+            changes.append(_change(f"{run.name}: {what}" if several else what.capitalize(), change))
     return changes
 
 

@@ -181,11 +181,17 @@ def test_trackers_get_the_figures_and_the_metrics_of_the_step_stay_whole(run, mo
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
     monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["tensorboard"])
-    trainer, _ = run(2, every=1, report_to="tensorboard")
+    trainer, held_out = run(2, every=1, samples=2, report_to="tensorboard")
     trainer.train()
     measured = [(step, logs) for step, logs in seen if "eval_accuracy" in logs]
     assert [step for step, _ in measured] == [0, 1, 2]
-    assert all(set(logs) == {"eval_accuracy", "eval_ended", "eval_tokens"} for _, logs in measured)
+    names = ("accuracy", "accuracy_low", "accuracy_high", "ended", "tokens", "calculations")
+    assert set(measured[0][1]) == {f"{prefix}_{name}" for prefix in ("eval", "eval_sampled") for name in names}
+    for (_, logs), record in zip(measured, read_steps(held_out.path), strict=True):
+        accuracy = record["sampled"]["accuracy"]
+        assert [logs[f"eval_sampled_{name}"] for name in names[:3]] == [
+            accuracy[key] for key in ("mean", "low", "high")
+        ]
     metrics = read_steps(trainer.metrics_path)
     assert [entry["step"] for entry in metrics] == [1, 2]
     assert all("rewards/letters/mean" in entry for entry in metrics)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, TrainerCallback
@@ -283,6 +283,9 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         metrics["traces/mean_length"].append(lengths.float().mean().item())
         ended = torch.tensor([float(ids[-1] in self.eos_token_ids) for ids in traces], device=self.accelerator.device)
         metrics["traces/clipped_ratio"].append(1 - gather(ended).mean().item())
+        if self.log_completions:  # TRL does so with rollouts
+            for column, ids in (("prompt", prompts), ("completion", traces)):
+                self._logs[column].extend(gather_object(self._tokenizer.batch_decode(ids, skip_special_tokens=True)))
         return batch
 
     def _propose(self, on_policy: bool, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:

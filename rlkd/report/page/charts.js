@@ -34,7 +34,7 @@ function showCharts(summary, place) {
       grid = element("div", { class: "charts" });
       const parts = [element("h2", {}, section), grid];
       place.append(section === "Other metrics"
-        ? element("details", {}, element("summary", {}, section), grid) : element("div", {}, parts));
+        ? element("details", { class: "section" }, element("summary", {}, section), grid) : element("div", { class: "section" }, parts));
     }
     const area = element("div", { class: "plot", role: "img", "aria-label": spoken(chart, runs) });
     drawn.set(area, chart);

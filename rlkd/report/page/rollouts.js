@@ -4,7 +4,7 @@ const ROW_HEIGHT = 30;
 const STATUS_WORDS = ["score", "not applicable", "failed"];
 
 // The end of an id tells rows apart.
-const shortened = (id) => (id.length > 17 ? `…${id.slice(-16)}` : id);
+const shortened = (id) => (id.length > 15 ? `…${id.slice(-14)}` : id);
 
 class RolloutTable {
   constructor(data, runs, select) {

@@ -1,11 +1,8 @@
 // The figures above the charts.
 
 function showSummary(summary, place) {
-  const several = summary.runs.length > 1;
-  const named = (row) => (several ? [row.run] : []);
-  const header = several ? ["run"] : [];
   place.append(element("ul", { class: "facts" }, summary.runs.map((run) => element("li", {},
-    element("strong", {}, run.name), ` ${run.path}`, element("br"),
+    element("strong", {}, run.name), run.path === run.name ? "" : ` ${run.path}`, element("br"),
     [
       run.steps === null ? null : `${run.steps.toLocaleString("en")} steps`,
       rolloutsShown(run),
@@ -21,6 +18,14 @@ function showSummary(summary, place) {
       ? "Paired by row; the interval does not contain 0."
       : "Paired by row; the interval contains 0: no change is shown.")))));
   }
+}
+
+// The tables behind them.
+function summaryTables(summary) {
+  const several = summary.runs.length > 1;
+  const named = (row) => (several ? [row.run] : []);
+  const header = several ? ["run"] : [];
+  const place = element("div", { class: "section" });
   if (summary.evaluations.length) {
     const sampled = summary.evaluations.some((row) => row.sampled);
     const counted = summary.evaluations.some((row) => row.calculations !== null);
@@ -47,6 +52,7 @@ function showSummary(summary, place) {
       place.append(element("p", { class: "note" }, "No reward failed."));
     }
   }
+  return place;
 }
 
 function rolloutsShown(run) {

@@ -44,6 +44,7 @@ async function start() {
   const place = document.getElementById("run");
   showSummary(summary, place);
   redraw = showCharts(summary, place);
+  place.insertBefore(summaryTables(summary), place.querySelectorAll(":scope > .section")[1] ?? null);
   const browser = document.getElementById("rollouts");
   const detail = element("article", { class: "detail", "aria-live": "polite", "aria-label": "The selected rollout" },
     element("p", { class: "note" }, data.step.length ? "Select a rollout." : "The run recorded no rollouts."));

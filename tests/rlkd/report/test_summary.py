@@ -13,7 +13,7 @@ def read(folder, name=None):
 def test_the_change_of_a_run_is_paired_by_row(tmp_path):
     evaluations = [evaluation(0, [0.0] * 20), evaluation(9, [1.0] * 10 + [0.0] * 10)]
     (change,) = summary_of([read(write_run(tmp_path / "run", evaluations=evaluations))])["changes"]
-    assert change["what"] == "run: greedy accuracy, step 9 minus step 0"
+    assert change["what"] == "Greedy accuracy, step 9 minus step 0"
     assert change["figure"].startswith("+50.0% (95 % interval +2")
     assert (change["clear"], change["up"]) == (True, True)
 
@@ -30,10 +30,7 @@ def test_two_runs_are_compared_on_the_rows_of_their_last_evaluations(tmp_path):
 def test_sampled_answers_are_compared_where_both_have_them(tmp_path):
     evaluations = [evaluation(0, [0.0] * 9, sampled=[0.5] * 9), evaluation(1, [0.0] * 9, sampled=[1.0] * 9)]
     changes = summary_of([read(write_run(tmp_path / "run", evaluations=evaluations))])["changes"]
-    assert [change["what"].split(":")[1].split(",")[0] for change in changes] == [
-        " greedy accuracy",
-        " sampled accuracy",
-    ]
+    assert [change["what"].split(",")[0] for change in changes] == ["Greedy accuracy", "Sampled accuracy"]
     assert changes[1]["figure"].startswith("+50.0%")
 
 

@@ -4,11 +4,13 @@ import json
 import math
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaForSequenceClassification, TrainerCallback
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import think_format_reward
 from trl.trainer.utils import nanstd
@@ -480,3 +482,22 @@ def test_a_run_whose_completions_are_all_masked_says_that_nothing_was_trained(
     trainer.train()
     assert [entry["grad_norm"] for entry in read_steps(trainer.metrics_path)] == [0.0] * 3
     assert caplog.text.count("NOTHING WAS TRAINED: all completions were truncated") == 1
+
+
+@pytest.mark.slow
+def test_a_tracker_with_tables_gets_the_rollouts_of_each_step(tiny_model, rows, tmp_path, monkeypatch) -> None:
+    tables = []
+    tracker = SimpleNamespace(
+        Table=lambda dataframe: dataframe, log=lambda logged: tables.append(logged["completions"])
+    )
+    monkeypatch.setattr("trl.trainer.grpo_trainer.trackio", tracker, raising=False)
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", TrainerCallback)
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["trackio"])
+    args = config(tmp_path, report_to="trackio", log_completions=True, num_completions_to_print=0)
+    trainer = RLKDTrainer(tiny_model, reward_funcs=[letters, fails_on_even], args=args, train_dataset=rows)
+    trainer.train()
+    records = read_steps(trainer.rollouts_path)
+    assert list(tables[0].columns) == ["step", "prompt", "completion", "letters", "fails_on_even", "advantage"]
+    texts = [completion[0]["content"] for table in tables[:2] for completion in table["completion"]]
+    assert texts == [record["completion"] for record in records]
+    assert tables[0]["letters"].tolist() == pytest.approx([r["rewards"]["letters"]["value"] for r in records[:4]])

@@ -5,6 +5,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -447,3 +448,13 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     again = [entry for entry in read_steps(resumed.metrics_path) if "loss" in entry]
     assert [{k: v for k, v in entry.items() if k not in drop} for entry in again] == plain
     assert read_steps(whole.rollouts_path) == read_steps(resumed.rollouts_path)
+
+
+@pytest.mark.slow
+def test_the_table_of_completions_has_the_traces_of_the_teacher_too(tiny_model, rows, tmp_path) -> None:
+    args = config(tmp_path, lmbda=0.0, max_completion_length=300, log_completions=True, num_completions_to_print=0)
+    trainer = ValidityKDTrainer(tiny_model, tiny_model, args, rows)
+    trainer.train()
+    table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert table["completion"].tolist() == [record["completion"] for record in read_steps(trainer.rollouts_path)]
+    assert all(len(prompt) > 20 for prompt in table["prompt"])
