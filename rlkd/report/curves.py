@@ -58,7 +58,7 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Chart]:
     series = [_series_of(run.metrics) for run in runs]
     claimed: set[str] = set(NO_CHART)
     for plan in PLANS:
-        curves = []
+        curves: list[ChartCurve] = []
         for pattern, label in plan.metrics.items():
             for metric, part in _matching(pattern, series):
                 claimed.add(metric)

@@ -85,7 +85,8 @@ function traces(chart, runs, colours) {
     if (chart.kind !== "steps") {
       return [{ ...shared, y: curve.y, name, line, mode: "lines+markers", hovertemplate: mark, error_y: {
         type: "data", symmetric: false, thickness: 1.2, width: 4, color: colour,
-        array: curve.y.map((y, i) => curve.high[i] - y), arrayminus: curve.y.map((y, i) => y - curve.low[i]) } }];
+        array: curve.y.map((y, i) => (curve.high[i] ?? y) - y),
+        arrayminus: curve.y.map((y, i) => y - (curve.low[i] ?? y)) } }];
     }
     const silent = { ...shared, hoverinfo: "skip", showlegend: false };
     const banded = curve.low.some((bound) => bound !== null);
@@ -107,6 +108,8 @@ function draw(library, chart, area, runs) {
     tickfont: { size: 11 } };
   const values = chart.curves.flatMap((curve) => (curve.raw.length ? curve.raw : curve.y));
   const flat = values.every((value) => value === values[0]) && values[0] > 0; // else plotly shows 1 around a small one
+  const steps = chart.curves.flatMap((curve) => [curve.x[0], curve.x.at(-1)]);
+  const few = Math.max(...steps) - Math.min(...steps) <= 8;
   area.dataset.drawn = "yes";
   library.react(area, traces(chart, runs, COLOURS[isDark() ? "dark" : "light"]), {
     height: 250 + 18 * Math.ceil(chart.curves.length / 3),
@@ -114,7 +117,7 @@ function draw(library, chart, area, runs) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12, color: colour("--text") },
     xaxis: { ...axis, title: { text: chart.x_title, standoff: 4, font: { size: 11 } },
-      ...(chart.kind === "positions" ? { range: [0, 1] } : { tickformat: ",d", nticks: 8 }) },
+      ...(chart.kind === "positions" ? { range: [0, 1] } : { tickformat: ",d", ...(few ? { dtick: 1 } : { nticks: 8 }) }) },
     yaxis: { ...axis, tickformat: chart.share ? ".0%" : "", ...(chart.share || flat ? { rangemode: "tozero" } : {}) },
     hovermode: "x unified",
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--text") } },
