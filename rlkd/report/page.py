@@ -19,7 +19,7 @@ from jinja2 import Environment
 
 import rlkd
 from rlkd.errors import UsageError
-from rlkd.report.curves import charts_of
+from rlkd.report.charts import charts_of
 from rlkd.report.records import RunRecords
 from rlkd.report.rollouts import rollout_details, rollout_table
 from rlkd.report.summary import summary_of

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rlkd.report.curves import POINTS, Chart, charts_of, moving_mean
+from rlkd.report.charts import POINTS, Chart, charts_of, moving_mean
 from rlkd.report.records import read_run
 from tests.helpers.run_folder import evaluation, metrics, weighted_trace, write_run
 
