@@ -68,13 +68,15 @@ def plan(study: Study, out: Path, arms: Sequence[str], seeds: Sequence[int], opt
 
 
 def check_keys(study: Study, options: Options) -> None:
-    """Raise `UsageError` where a stage has a key that its recipe does not take."""
-    arms = {SHARED: study.shared, **{f"arms: {arm}": stages for arm, stages in study.arms.items()}}
-    for place, stages in arms.items():
+    """Raise `UsageError` for a key of a stage, or a word behind `--`, that the recipe does not take."""
+    words = [word[2:].partition("=")[0].replace("-", "_") for word in study.words if word.startswith("--")]
+    for arm, stages in {SHARED: study.shared, **study.arms}.items():
         for stage in stages:
-            for key in stage.keys:
+            of_run = words if arm != SHARED and stage is stages[-1] else []
+            for key in (*stage.keys, *of_run):
                 if key not in options[stage.recipe]:
                     hint = suggestion(key, options[stage.recipe]).split(" Known:")[0]
+                    place = "behind --" if key in of_run else SHARED if arm == SHARED else f"arms: {arm}"
                     raise UsageError(
                         f"{study.name}: {place}: {key!r} is no key of the recipe {stage.recipe}.{hint} "
                         f"rlkd run {stage.recipe} --help lists them."

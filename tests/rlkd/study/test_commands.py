@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,15 @@ def test_a_key_that_the_recipe_does_not_take_is_named_before_the_first_run(study
         UsageError, match=r"arms: all: 'eval_samples' is no key of the recipe sft\. Did you mean 'eval_sample'"
     ):
         plan(study, Path("out"), ["all"], [11], options)
+
+
+def test_a_word_for_all_runs_that_a_recipe_does_not_take_is_named(study) -> None:
+    with pytest.raises(
+        UsageError, match=r"behind --: 'max_step' is no key of the recipe sft\. Did you mean 'max_steps'"
+    ):
+        plan(replace(study, words=["--max-step=3"]), Path("out"), ["all"], [11], OPTIONS)
+    # They go to the last stage, and not to the recipes before it.
+    assert plan(replace(study, words=["--max-steps", "-1"]), Path("out"), ["selected"], [11], OPTIONS)
 
 
 def test_keys_become_words_of_a_command_line() -> None:
