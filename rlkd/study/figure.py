@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def draw(study: Study, runs: Sequence[StudyRun], figures: StudyFigures, out: Pat
     """
     if not runs or not can_plot():
         return []
-    colours = dict(zip((arm for arm in figures.arms if arm != study.control), _cycle(), strict=False))
+    colours = dict(zip((arm for arm in figures.arms if arm != study.control), cycle(COLOURS), strict=False))
     colours[study.control] = DARK
     sampled = all(run.sampled is not None for run in runs)
     figure, (left, right) = new_figure(9.2, 3.9, (1.55, 1.0))
@@ -78,7 +79,7 @@ def _draw_differences(axes: Any, study: Study, figures: StudyFigures, colours: d
     axes.tick_params(axis="y", length=0)
     set_title(axes, "Against the control")
     axes.set_xlabel("points after training, 95 % interval")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}" if value else "0")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}" if value else "0")
 
 
 def common_points(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +99,3 @@ def band(values_SX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         half_X = t.ppf(0.975, seeds - 1) * values_SX.std(axis=0, ddof=1) / math.sqrt(seeds)
         low_X, high_X = np.maximum(low_X, mean_X - half_X), np.minimum(high_X, mean_X + half_X)
     return low_X, high_X
-
-
-def _cycle() -> list[str]:
-    return [*COLOURS, *("#7A5195", "#8C6D31", "#003F5C", "#A05195")]

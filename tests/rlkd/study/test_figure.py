@@ -23,7 +23,7 @@ def test_the_band_is_the_interval_of_the_mean_and_at_most_the_range() -> None:
 
 def test_a_study_with_many_arms_is_drawn_and_one_without_a_run_is_not(tmp_path) -> None:
     pytest.importorskip("matplotlib")
-    names = ["plain", *(f"arm-{i}" for i in range(8))]
+    names = ["plain", *(f"arm-{i}" for i in range(12))]
     study = Study(
         "s",
         "t",
