@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 NO_PLOTS = 'none, as there is no matplotlib:  pip install "rlkd[plots]"'
-# Okabe and Ito's colours, which most colour-blind readers can tell apart, without the yellow that white swallows; then a
-# purple and a brown.
+# Okabe and Ito's colours, which most colour-blind readers can tell apart, without the yellow that white swallows; then
+# a purple and a brown.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C6D31")
 # A control, or whatever the colours are compared with.
 DARK = "#222222"
