@@ -80,7 +80,7 @@ def build_rewards(
     rewards: list[Reward] = []
     for spec in specs:
         if isinstance(spec, str):
-            name = _short_name(spec)
+            name = short_name(spec)
             own = [entries.pop(name if name in entries else spec, None) for entries in (parameters_of, options_of)]
             reward = build_reward(spec, *own, cache=cache)
         elif isinstance(spec, Reward):
@@ -132,7 +132,7 @@ def _overridden(declared: RewardOptions, options: Mapping[str, Any], name: str) 
         raise RewardError(f"reward_options of {name!r}: {error}") from error
 
 
-def _short_name(spec: str) -> str:
+def short_name(spec: str) -> str:
     """The name that a spec goes by in the config: its alias, or its last part."""
     alias, rest = split_alias(spec)
     return alias or rest.rpartition(":" if ".py:" in rest else ".")[2]

@@ -170,6 +170,25 @@ def announced(completion: str, prefilled: bool = False) -> tuple[str, str]:
     return (bare, without_remark(bare)) if len(bare) <= _BARE else ("", "")
 
 
+def chosen_option(completion: str, options: Any, prefilled: bool = False) -> str | None:
+    """The letter of the option that a completion announces, letters where it names several; None for no option.
+
+    `options` as in `MultipleChoice`; without any, the words of the announced answer.
+    """
+    said, answer = announced(completion, prefilled)
+    texts = _by_letter(options)
+    found = _chosen(said, answer, texts)
+    if len(found) == 1:
+        return ", ".join(sorted(next(iter(found))))
+    return None if texts or found else squeezed(undressed(answer)) or None
+
+
+def announced_truth(completion: str, prefilled: bool = False) -> str | None:
+    """`yes` or `no` as a completion announces it; None for neither."""
+    found = truth(announced(completion, prefilled)[0])
+    return None if found is None else ("no", "yes")[found]
+
+
 def _by_letter(row: Any) -> dict[str, str]:
     """The options as {capital letter: text}, empty without options."""
     if not row:

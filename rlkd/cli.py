@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # A command's module is imported only if the command is used.
-    commands: dict[str, Command] = {"run": run, "fetch-model": fetch_model}
+    commands: dict[str, Command] = {"run": run, "evaluate": evaluate, "fetch-model": fetch_model}
     points = {point.name: point for point in entry_points(group="rlkd.commands")}
     wants_help = not arguments or arguments[0] in ("-h", "--help")
     parser = argparse.ArgumentParser(
@@ -71,6 +71,11 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, str(known[name]), *rest])
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """`rlkd evaluate`: evaluates a model on test rows, compares evaluations, finds test questions in training rows."""
+    return run(["evaluate", *arguments])
 
 
 def fetch_model(arguments: Sequence[str]) -> int:

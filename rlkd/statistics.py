@@ -132,11 +132,15 @@ def sign_flip(differences: Sequence[float], resamples: int = RESAMPLES, seed: in
     n = len(values)
     if 2**n <= RESAMPLES:
         signs_DN = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        signs_DN = np.random.default_rng(seed).integers(0, 2, (resamples, n))
-    sums_D = np.abs((2 * signs_DN - 1) @ values)
-    as_far = int((sums_D >= abs(values.sum()) - 1e-9).sum())
-    return as_far / 2**n if 2**n <= RESAMPLES else (as_far + 1) / (resamples + 1)
+        return _as_far(signs_DN, values) / 2**n
+    generator = np.random.default_rng(seed)
+    parts = (generator.integers(0, 2, (min(500, resamples - start), n)) for start in range(0, resamples, 500))
+    return (sum(_as_far(signs_DN, values) for signs_DN in parts) + 1) / (resamples + 1)
+
+
+def _as_far(signs_DN: np.ndarray, values: np.ndarray) -> int:
+    """The draws of signs (0 and 1) whose sum is as far from 0 as that of the values."""
+    return int((np.abs((2 * signs_DN - 1) @ values) >= abs(values.sum()) - 1e-9).sum())
 
 
 def clustered_share(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:

@@ -19,6 +19,7 @@ The texts allow further evaluations later, and comparing two runs row by row.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,11 @@ from transformers.integrations import get_reporting_integration_callbacks
 from rlkd.answers import accuracy
 from rlkd.context import context_length
 from rlkd.errors import UsageError
+from rlkd.files import write_atomically
 from rlkd.report.held_out import held_out_report, interval_of
 from rlkd.statistics import Interval, estimate
 from rlkd.steps import calculations
+from trainers.common.evaluation_settings import RECORD
 from trainers.common.generation import WrittenCompletion, greedy_completions, sampled_completions
 from trainers.common.prompts import PromptCheck
 from trainers.common.run_files import StepLog, read_steps
@@ -49,8 +52,9 @@ class HeldOutAccuracy(TrainerCallback):
 
     `rows` are the held-out rows, with one of `prompts` each; `limit` tokens of a completion are by default the
     trainer's `max_completion_length`. `samples`: completions per row drawn at the trainer's temperature, besides the
-    greedy one. Raises `UsageError` where no row has an answer, a prompt leaves no room for its answer, or `every` or
-    `samples` is negative.
+    greedy one. `settings`: where the rows and their prompts come from, which `evaluation.json` in the output folder
+    records with the rest (`trainers.common.evaluation_settings`). Raises `UsageError` where no row has an answer, a
+    prompt leaves no room for its answer, or `every` or `samples` is negative.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class HeldOutAccuracy(TrainerCallback):
         every: int = 0,
         limit: int | None = None,
         samples: int = 0,
+        settings: Mapping[str, Any] | None = None,
     ):
         if every < 0:
             raise UsageError(f"eval_every {every}: expected a number of steps, or 0 for before and after only")
@@ -81,12 +86,25 @@ class HeldOutAccuracy(TrainerCallback):
         facts = ModelFacts("the model", trainer.processing_class, context, frozenset())
         template = getattr(trainer, "chat_template_kwargs", None)
         PromptCheck(facts, self.limit, template=template).check_lengths(self.prompts, "the held-out rows")
+        self.settings = (
+            None
+            if settings is None
+            else {
+                **settings,
+                "max_completion_length": self.limit,
+                "temperature": self.temperature,
+                "seed": trainer.args.seed,
+                "chat_template_kwargs": template,
+            }
+        )
         self.path = Path(trainer.args.output_dir) / "eval.jsonl"
         self._log = StepLog(self.path)
         self._last_step: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate the model before training."""
+        """Record the settings, and evaluate the model before training."""
+        if self.settings is not None and state.is_world_process_zero:
+            write_atomically(self.path.with_name(RECORD), json.dumps(self.settings, indent=1) + "\n")
         if state.global_step == 0:
             self._measure(args, state, control)
 

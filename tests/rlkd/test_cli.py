@@ -26,7 +26,7 @@ def test_help_says_in_a_sentence_what_each_command_is_for(capsys):
     assert stopped.value.code == 0
     listed = capsys.readouterr().out.partition("commands:\n")[2].splitlines()
     commands = {line.split()[0]: line.split(maxsplit=1)[1] for line in listed}
-    assert commands.keys() == {"run", "fetch-model", "report", "rewards", "gsrm", "serve", "study"}
+    assert commands.keys() == {"run", "evaluate", "fetch-model", "report", "rewards", "gsrm", "serve", "study"}
     assert all(sentence[0].isupper() and len(sentence.split()) > 3 for sentence in commands.values()), commands
 
 
@@ -100,6 +100,13 @@ def test_run_hands_all_arguments_to_the_recipe_in_this_python(monkeypatch, root)
     assert started == [
         (sys.executable, [sys.executable, recipe, "--config", "my.yaml", "--max_steps", "2"]),
     ]
+
+
+def test_evaluate_is_the_recipe_of_that_name(monkeypatch, root):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    cli.main(["evaluate", "compare", "evals/a", "evals/b"])
+    assert started == [[sys.executable, str(root / "recipes" / "evaluate.py"), "compare", "evals/a", "evals/b"]]
 
 
 def test_a_mistake_of_the_user_is_one_line_and_an_exit_code(monkeypatch, capsys):

@@ -25,13 +25,14 @@ from trainers.async_grpo.preflight import check_async, clear_server
 from trainers.async_grpo.rollouts import packed_attention, whole_text
 from trainers.common.adapters import name_base
 from trainers.common.alarms import ALL_TRUNCATED, Alarms, all_truncated
+from trainers.common.gold import check_reward_columns
 from trainers.common.models import check_student
 from trainers.common.preflight import check_columns, check_settings
 from trainers.common.prompts import PromptCheck, fitted_dataset
 from trainers.common.run_files import RunFiles
 from trainers.common.student import read_model, reading_options
 from trainers.common.trl_compat import async_with, check_async_trl
-from trainers.rlkd.preflight import check_reading, check_reward_columns
+from trainers.rlkd.preflight import check_reading
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,4 +1,4 @@
-"""Whether the gold answers of a run can be read: seen before it starts, and not by an accuracy over no row.
+"""Columns that rewards need: whether they have values, and gold answers that can be read, before a run starts.
 
 A gold answer that cannot be read makes a reward not applicable, whatever the student writes. So an empty completion is
 judged for each row: it is wrong where the gold answer can be read.
@@ -19,6 +19,26 @@ logger = logging.getLogger(__name__)
 
 # Rows that are looked at: enough for a share, in a second or two.
 SAMPLED_ROWS = 256
+
+
+def check_reward_columns(reward: Reward, dataset: Any, columns: Sequence[str], part: str) -> None:
+    """Check that the columns a reward needs exist and hold values that it can read; raises `RewardError`."""
+    reward.check_columns(columns)
+    if not hasattr(dataset, "__len__"):
+        return
+    alternatives: list[tuple[str, ...]] = [(column,) for column in reward.required_columns]
+    if reward.needs_any:
+        alternatives.append(reward.needs_any)
+    for names in alternatives:
+        present = [name for name in names if name in columns]
+        if any(value is not None and value != [] for name in present for value in dataset[name]):
+            continue
+        problem = f"empty in all {len(dataset)} rows of" if present else "missing in"
+        raise RewardError(
+            f"reward {reward.__name__!r} needs the column {' or '.join(map(repr, names))}, which is {problem} {part}. "
+            f"Fill it, or leave the reward out."
+        )
+    check_gold(reward, dataset, part)
 
 
 def check_gold(reward: Reward, dataset: Any, part: str) -> None:

@@ -12,6 +12,7 @@ from rlkd.data.loading import to_dataset
 from rlkd.report.plots import NO_PLOTS, can_plot
 from rlkd.report.run_curve import draw_run
 from trainers.common.arguments import DataArguments
+from trainers.common.evaluation_settings import DATA_KEYS
 from trainers.common.progress import Line, StepLine
 from trainers.evaluation import HeldOutAccuracy
 
@@ -23,7 +24,15 @@ def held_out_accuracy(
     if not rows:
         return None
     prompts = to_dataset(rows, **script.prompt_style)["prompt"]
-    return HeldOutAccuracy(trainer, rows, prompts, every=script.eval_every, limit=limit, samples=script.eval_samples)
+    return HeldOutAccuracy(
+        trainer,
+        rows,
+        prompts,
+        every=script.eval_every,
+        limit=limit,
+        samples=script.eval_samples,
+        settings={key: getattr(script, key) for key in DATA_KEYS},
+    )
 
 
 def run(

@@ -125,6 +125,11 @@ class RewardSettings:
         )
 
     def cache(self) -> Path | bool:
-        """`reward_cache` as `rewards.build_rewards` takes it. YAML reads a bare on or off as true or false."""
-        known = {"on": True, "true": True, "off": False, "false": False, "none": False}
-        return known.get(str(self.reward_cache).lower(), Path(str(self.reward_cache)).expanduser())
+        """`reward_cache` as `rewards.build_rewards` takes it."""
+        return read_cache(self.reward_cache)
+
+
+def read_cache(given: Any) -> Path | bool:
+    """The key `reward_cache` as `rewards.build_rewards` takes it. YAML reads a bare on or off as true or false."""
+    known = {"on": True, "true": True, "off": False, "false": False, "none": False}
+    return known.get(str(given).lower(), Path(str(given)).expanduser())

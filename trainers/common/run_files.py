@@ -21,7 +21,17 @@ from trainers.common.checkpoints import find_checkpoint, step_of
 logger = logging.getLogger(__name__)
 
 # The files of a run in its output folder.
-_TRACES = ("metrics.jsonl", "eval.jsonl", "rollouts", "checkpoint-*", "adapter_*", "model*.safetensors*", "curve.*")
+_TRACES = (
+    "metrics.jsonl",
+    "eval.jsonl",
+    "evaluation.json",
+    "evaluation",
+    "rollouts",
+    "checkpoint-*",
+    "adapter_*",
+    "model*.safetensors*",
+    "curve.*",
+)
 
 
 class StepLog:

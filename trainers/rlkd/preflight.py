@@ -12,7 +12,7 @@ from rewards.lengths import SoftOverlong
 from rewards.structure import StructureReward
 from rlkd.errors import UsageError
 from rlkd.registry import split_alias
-from trainers.common.gold import check_gold
+from trainers.common.gold import check_reward_columns
 from trainers.common.models import check_model
 from trainers.common.preflight import (
     check_columns,
@@ -104,26 +104,6 @@ def rollout_window(args: RLKDConfig) -> int:
     """The optimizer steps per batch of rollouts, at least 1."""
     assert args.steps_per_generation is not None  # TRL has filled it in
     return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
-
-
-def check_reward_columns(reward: Reward, dataset: Any, columns: Sequence[str], part: str) -> None:
-    """Check that the columns a reward needs exist and hold values that it can read; raises `RewardError`."""
-    reward.check_columns(columns)
-    if not hasattr(dataset, "__len__"):
-        return
-    alternatives: list[tuple[str, ...]] = [(column,) for column in reward.required_columns]
-    if reward.needs_any:
-        alternatives.append(reward.needs_any)
-    for names in alternatives:
-        present = [name for name in names if name in columns]
-        if any(value is not None and value != [] for name in present for value in dataset[name]):
-            continue
-        problem = f"empty in all {len(dataset)} rows of" if present else "missing in"
-        raise RewardError(
-            f"reward {reward.__name__!r} needs the column {' or '.join(map(repr, names))}, which is {problem} {part}. "
-            f"Fill it, or remove the reward from reward_funcs."
-        )
-    check_gold(reward, dataset, part)
 
 
 def check_reading(
