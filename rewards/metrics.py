@@ -17,7 +17,7 @@ from rewards.runner import Reward
 from rewards.testing.runner import trl_extras
 from rlkd.answers import extract_answer
 from rlkd.data.benchmarks import AnswerKind
-from rlkd.evaluation.folder import Written
+from rlkd.evaluation.folder import RecordedCompletion
 
 ACCURACY = "accuracy"
 _REWARDS: dict[AnswerKind, str] = {"exact": "accuracy", "choice": "multiple_choice", "boolean": "boolean"}
@@ -51,13 +51,13 @@ def announced_answer(kind: AnswerKind, row: Mapping[str, Any], text: str, prefil
 def scored_completions(
     rewards: Sequence[Reward],
     rows: Mapping[str, Mapping[str, Any]],
-    completions: Sequence[Written],
+    completions: Sequence[RecordedCompletion],
     *,
     answers: AnswerKind = "exact",
     prefilled: bool = False,
     encode: Callable[[str], list[int]] | None = None,
     advance: Callable[[int], object] = lambda count: None,
-) -> list[Written]:
+) -> list[RecordedCompletion]:
     """The completions with their announced answers and the outcome of each reward, in order.
 
     `rows`: by id, with `prompt`. A call of a reward has all samples of a row, as rewards of a whole group expect.
@@ -96,9 +96,9 @@ def _record(outcome: Any) -> dict[str, Any]:
     return {name: value for name, value in outcome.record().items() if name in ("status", "value", "cause")}
 
 
-def _batches(completions: Sequence[Written]) -> Iterator[list[Written]]:
+def _batches(completions: Sequence[RecordedCompletion]) -> Iterator[list[RecordedCompletion]]:
     """Greedy completions by `BATCH`, samples in as many whole rows as `BATCH` has room for."""
-    batch: list[Written] = []
+    batch: list[RecordedCompletion] = []
     for i, each in enumerate(completions):
         begins = i == 0 or each.id != completions[i - 1].id or each.sample == 0
         if batch and begins and (len(batch) >= BATCH or (batch[-1].sample == 0) != (each.sample == 0)):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlkd.evaluation.folder import EvaluationError, FinishedEvaluation, Written, different_row
+from rlkd.evaluation.folder import EvaluationError, FinishedEvaluation, RecordedCompletion, different_row
 from rlkd.evaluation.summary import ACCURACY, figure, score
 from rlkd.statistics import Interval, mcnemar, paired_shares, series_mean, sign_flip
 
@@ -107,7 +107,7 @@ def _prompt_settings(first: FinishedEvaluation, second: FinishedEvaluation) -> s
     return f"; here {', '.join(differ)} differ" if differ else ""
 
 
-def _row_score(completions: dict[int, Written], metric: str, greedy: bool) -> float | None:
+def _row_score(completions: dict[int, RecordedCompletion], metric: str, greedy: bool) -> float | None:
     own = [each for number, each in completions.items() if (number == 0) == greedy]
     values = [value for each in own if (value := score(each, metric)) is not None]
     return sum(values) / len(values) if values else None

@@ -15,7 +15,7 @@ from itertools import islice
 
 from rlkd.engines import Completion, Engine, EngineError, Prompt, Sampling
 from rlkd.errors import UsageError
-from rlkd.evaluation.folder import EvaluationFolder, Written
+from rlkd.evaluation.folder import EvaluationFolder, RecordedCompletion
 
 # Failures after which an evaluation ends, unless more has succeeded.
 ENOUGH_FAILURES = 16
@@ -120,6 +120,6 @@ def _chunks(rows: Sequence[tuple[str, Prompt]], size: int) -> Iterator[list[tupl
         yield chunk
 
 
-def _written(name: str, sample: int, found: Completion) -> Written:
+def _written(name: str, sample: int, found: Completion) -> RecordedCompletion:
     ended = found.finish_reason == "stop"
-    return Written(name, sample, found.text, max(0, found.n_tokens - ended), ended)
+    return RecordedCompletion(name, sample, found.text, max(0, found.n_tokens - ended), ended)

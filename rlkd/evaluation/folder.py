@@ -30,7 +30,7 @@ class EvaluationError(UsageError):
 
 
 @dataclass(frozen=True)
-class Written:
+class RecordedCompletion:
     """A completion of a row, number `sample` (0 is greedy), and its scores once they are known."""
 
     id: str
@@ -73,9 +73,9 @@ class EvaluationFolder:
             raise
         self.completions = self.path / "completions.jsonl"
         remove_truncated_line(self.completions)
-        self.written: dict[tuple[str, int], Written] = {}
+        self.written: dict[tuple[str, int], RecordedCompletion] = {}
         if self.completions.exists():
-            self.written = {each.key: each for each in read_written(self.completions)}
+            self.written = {each.key: each for each in read_completions(self.completions)}
 
     def __enter__(self) -> EvaluationFolder:
         return self
@@ -106,14 +106,14 @@ class EvaluationFolder:
         # Last, so that a folder with settings has rows.
         write_atomically(there, json.dumps(dict(settings), indent=1) + "\n")
 
-    def add(self, completions: Iterable[Written]) -> None:
+    def add(self, completions: Iterable[RecordedCompletion]) -> None:
         """Append completions that are not there yet; they survive a kill once this returns."""
         new = [each for each in completions if each.key not in self.written]
         plain = ("id", "sample", "completion", "tokens", "ended")
         append_records(self.completions, ({name: getattr(each, name) for name in plain} for each in new))
         self.written.update({each.key: each for each in new})
 
-    def finish(self, scored: Sequence[Written], results: Mapping[str, Any]) -> None:
+    def finish(self, scored: Sequence[RecordedCompletion], results: Mapping[str, Any]) -> None:
         """Write the scored completions, in order, in place of the file that grew, and the figures.
 
         Completions that were not scored, such as samples beyond those asked for, stay behind them.
@@ -135,7 +135,7 @@ class FinishedEvaluation:
     settings: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     results: Mapping[str, Any]
-    completions: Mapping[str, Mapping[int, Written]]
+    completions: Mapping[str, Mapping[int, RecordedCompletion]]
 
 
 def read_evaluation(path: str | Path) -> FinishedEvaluation:
@@ -148,8 +148,8 @@ def read_evaluation(path: str | Path) -> FinishedEvaluation:
         )
     results = _read_json(folder / "results.json")
     samples = results["samples"]
-    by_row: dict[str, dict[int, Written]] = {}
-    for each in read_written(folder / "completions.jsonl"):
+    by_row: dict[str, dict[int, RecordedCompletion]] = {}
+    for each in read_completions(folder / "completions.jsonl"):
         if each.sample <= samples:
             by_row.setdefault(each.id, {})[each.sample] = each
     rows = list(read_records(folder / "rows.jsonl"))
@@ -173,11 +173,14 @@ def different_row(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str,
     return None
 
 
-def read_written(path: Path) -> Iterable[Written]:
+def read_completions(path: Path) -> Iterable[RecordedCompletion]:
     """The completions in a file; raises `EvaluationError` for a line of another form."""
-    names = {each.name for each in fields(Written)}
+    names = {each.name for each in fields(RecordedCompletion)}
     try:
-        return [Written(**{key: value for key, value in line.items() if key in names}) for line in read_records(path)]
+        return [
+            RecordedCompletion(**{key: value for key, value in line.items() if key in names})
+            for line in read_records(path)
+        ]
     except (TypeError, ValueError) as error:
         raise EvaluationError(
             f"{path} has a line that is no completion ({error}). Delete it, and its completion is generated again"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlkd.evaluation.folder import Written
+from rlkd.evaluation.folder import RecordedCompletion
 from rlkd.evaluation.measures import majority_at_k, pass_at_k, powers, same_answers
 from rlkd.statistics import Interval, mean_share, series_mean
 from rlkd.steps import calculations
@@ -36,7 +36,7 @@ def interval(found: Mapping[str, Any]) -> Interval:
     return Interval(found["value"], low, high, found["n"])
 
 
-def score(each: Written, metric: str) -> float | None:
+def score(each: RecordedCompletion, metric: str) -> float | None:
     """The score of a completion; None where it is not applicable or failed."""
     value: float | None = each.scores.get(metric, {}).get("value")
     return value
@@ -44,7 +44,7 @@ def score(each: Written, metric: str) -> float | None:
 
 def summarise(
     ids: Sequence[str],
-    completions: Mapping[tuple[str, int], Written],
+    completions: Mapping[tuple[str, int], RecordedCompletion],
     *,
     samples: int,
     greedy: bool = True,
@@ -68,7 +68,7 @@ def summarise(
     return found
 
 
-def _general(groups: Sequence[Sequence[Written]], metrics: Sequence[str]) -> dict[str, Any]:
+def _general(groups: Sequence[Sequence[RecordedCompletion]], metrics: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in metrics:
         values = {score(each, name) for group in groups for each in group} - {None}
@@ -83,7 +83,10 @@ def _general(groups: Sequence[Sequence[Written]], metrics: Sequence[str]) -> dic
 
 
 def _mean(
-    groups: Sequence[Sequence[Written]], value: Callable[[Written], float | None], *, share: bool = False
+    groups: Sequence[Sequence[RecordedCompletion]],
+    value: Callable[[RecordedCompletion], float | None],
+    *,
+    share: bool = False,
 ) -> Figure | None:
     """The mean over rows of the means over their completions; None without a value."""
     known = [[each for each in map(value, group) if each is not None] for group in groups]
@@ -95,7 +98,7 @@ def _mean(
     return figure(series_mean(means, block=1, resamples=2000))
 
 
-def _at_k(groups: Sequence[Sequence[Written]], samples: int, compares: bool) -> dict[str, Any]:
+def _at_k(groups: Sequence[Sequence[RecordedCompletion]], samples: int, compares: bool) -> dict[str, Any]:
     judged = [[each for each in group if score(each, ACCURACY) is not None] for group in groups]
     right = [[float(score(each, ACCURACY) == 1) for each in group] for group in judged]
     answers: list[Any] = [[each.answer for each in group] for group in judged]
@@ -113,7 +116,7 @@ def _at_k(groups: Sequence[Sequence[Written]], samples: int, compares: bool) -> 
     return found
 
 
-def _counts(completions: Sequence[Written], metric: str) -> dict[str, Any]:
+def _counts(completions: Sequence[RecordedCompletion], metric: str) -> dict[str, Any]:
     outcomes = [each.scores.get(metric, {}) for each in completions]
     causes = Counter(str(outcome.get("cause")) for outcome in outcomes if outcome.get("status") == "failed")
     return {

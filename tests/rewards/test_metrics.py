@@ -6,7 +6,7 @@ import pytest
 
 from rewards import RewardError
 from rewards.metrics import BATCH, announced_answer, metric_rewards, scored_completions
-from rlkd.evaluation.folder import Written
+from rlkd.evaluation.folder import RecordedCompletion
 
 ROWS = {
     "r0": {"id": "r0", "prompt": [{"role": "user", "content": "1 + 1?"}], "question": "1 + 1?", "answer": "2"},
@@ -14,11 +14,11 @@ ROWS = {
 }
 
 
-def written(name: str, sample: int, text: str) -> Written:
-    return Written(name, sample, text, 3, True)
+def written(name: str, sample: int, text: str) -> RecordedCompletion:
+    return RecordedCompletion(name, sample, text, 3, True)
 
 
-def values(found: list[Written], metric: str) -> list[float | None]:
+def values(found: list[RecordedCompletion], metric: str) -> list[float | None]:
     return [each.scores[metric].get("value") for each in found]
 
 

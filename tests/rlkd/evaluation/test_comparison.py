@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlkd.evaluation.comparison import compare_evaluations
-from rlkd.evaluation.folder import EvaluationError, FinishedEvaluation, Written, row_record
+from rlkd.evaluation.folder import EvaluationError, FinishedEvaluation, RecordedCompletion, row_record
 from rlkd.statistics import mcnemar, paired_shares
 
 
@@ -15,10 +15,10 @@ def finished(name: str, greedy: str, sampled: list[float], *, prompt: str = "q",
     completions = {}
     for i, verdict in enumerate(greedy):
         outcome = {"status": "not_applicable"} if verdict == "?" else {"status": "score", "value": float(verdict)}
-        own = {0: Written(f"r{i}", 0, "text", 1, True, verdict, {"accuracy": outcome})}
+        own = {0: RecordedCompletion(f"r{i}", 0, "text", 1, True, verdict, {"accuracy": outcome})}
         for number in range(1, 5):
             value = float(number <= 4 * sampled[i])
-            own[number] = Written(
+            own[number] = RecordedCompletion(
                 f"r{i}", number, "t", 1, True, "2", {"accuracy": {"status": "score", "value": value}}
             )
         completions[f"r{i}"] = own

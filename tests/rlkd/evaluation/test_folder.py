@@ -7,7 +7,7 @@ import pytest
 from rlkd.evaluation.folder import (
     EvaluationError,
     EvaluationFolder,
-    Written,
+    RecordedCompletion,
     different_row,
     read_evaluation,
     row_record,
@@ -15,7 +15,7 @@ from rlkd.evaluation.folder import (
 
 SETTINGS = {"model": "m", "temperature": 0.7, "system_prompt": None}
 ROWS = [row_record({"id": name, "answer": "2"}, f"question {name}") for name in "ab"]
-WRITTEN = [Written(name, number, "So the answer is 2.", 5, True) for name in "ab" for number in (0, 1)]
+WRITTEN = [RecordedCompletion(name, number, "So the answer is 2.", 5, True) for name in "ab" for number in (0, 1)]
 
 
 def test_a_changed_setting_is_refused_by_its_name_with_both_values(tmp_path) -> None:
@@ -68,9 +68,10 @@ def test_a_finished_evaluation_reads_back_without_samples_beyond_its_own(tmp_pat
     with EvaluationFolder(tmp_path, SETTINGS, ROWS) as folder:
         with pytest.raises(EvaluationError, match="an unfinished evaluation"):
             read_evaluation(tmp_path)
-        folder.add([*WRITTEN, Written("a", 2, "further", 1, True)])
+        folder.add([*WRITTEN, RecordedCompletion("a", 2, "further", 1, True)])
         scored = [
-            Written(**(vars(each) | {"answer": "2", "scores": {"accuracy": {"value": 1.0}}})) for each in WRITTEN
+            RecordedCompletion(**(vars(each) | {"answer": "2", "scores": {"accuracy": {"value": 1.0}}}))
+            for each in WRITTEN
         ]
         folder.finish(scored, {"samples": 1, "metrics": {}})
     found = read_evaluation(tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlkd.evaluation.folder import Written
+from rlkd.evaluation.folder import RecordedCompletion
 from rlkd.evaluation.summary import interval, summarise
 from rlkd.statistics import estimate
 
@@ -17,7 +17,7 @@ FAILED = {"status": "failed", "cause": "no server"}
 def evaluation(*rows: list[tuple[str | None, dict]]) -> dict:
     """Of each row the answer and verdict of its completions, the greedy one first."""
     return {
-        (f"r{i}", number): Written(
+        (f"r{i}", number): RecordedCompletion(
             f"r{i}", number, "3 + 4 = 7", 10 + number, number < 2, answer, {"accuracy": verdict}
         )
         for i, row in enumerate(rows)
@@ -80,7 +80,7 @@ def test_letters_are_compared_as_they_are() -> None:
 
 
 def test_without_accuracy_there_are_the_other_metrics() -> None:
-    each = Written("r0", 0, "text", 3, True, None, {"length": {"status": "score", "value": -0.5}})
+    each = RecordedCompletion("r0", 0, "text", 3, True, None, {"length": {"status": "score", "value": -0.5}})
     found = summarise(["r0"], {each.key: each}, samples=0, metrics=["length"])
     assert found["greedy"]["length"]["value"] == -0.5
     assert "accuracy" not in found["greedy"]
