@@ -48,6 +48,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_evaluation_writes_figures_and_a_line_per_completion_and_again_generates_nothing(
     evaluate, rows, tmp_path
 ) -> None:

@@ -1,5 +1,7 @@
 """Held-out accuracy along a run: at the right steps, once each, and without a trace in the run."""
 
+import json
+
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -84,6 +86,14 @@ def test_samples_are_drawn_besides_the_greedy_answers_and_again_the_same_from_th
     assert before | {"step": 2} == after  # nothing was learnt at a rate of 0
     for line in ("sampled before:", "sampled after:", "sampled change:", "3 completions per row at temperature"):
         assert line in held_out.summary(2)
+
+
+def test_the_settings_of_its_evaluations_are_recorded_for_later_ones(run) -> None:
+    trainer, held_out = run(1, every=0)
+    assert not held_out.path.with_name("evaluation.json").exists()
+    held_out.settings = {"dataset_name": "gsm8k-sample", "eval_rows": 3}
+    trainer.train()
+    assert json.loads(held_out.path.with_name("evaluation.json").read_text()) == held_out.settings
 
 
 @pytest.mark.slow
