@@ -167,7 +167,7 @@ class HeldOutAccuracy(TrainerCallback):
 
 def tracked_figures(record: Mapping[str, Any]) -> dict[str, float]:
     """The figures of an evaluation as a tracker gets them: flat, with the bounds of the accuracy's interval."""
-    figures = {}
+    figures: dict[str, float] = {}
     for prefix, part in (("eval", record), ("eval_sampled", record.get("sampled"))):
         if part is not None:
             accuracy = part["accuracy"]

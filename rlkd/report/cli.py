@@ -8,6 +8,9 @@ from pathlib import Path
 
 from rlkd.errors import UsageError
 
+# Characters of a page.
+LARGE = 50_000_000
+
 DESCRIPTION = """\
 Write one HTML file with the curves and rollouts of a run. It opens in a browser without a network.
 
@@ -54,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"{out} cannot be written ({error.strerror}); name another file with --out") from error
     shown = sum(len(run.rollouts) for run in runs)
     print(f"{out}: {len(page) / 1e6:.1f} MB, {shown} rollouts. Open it in a browser.")
+    if len(page) > LARGE:
+        print(f"A browser may be slow with so much: --rollouts {max(1, shown // 4)} makes a smaller file.")
     return 0
 
 

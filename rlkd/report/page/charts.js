@@ -36,7 +36,7 @@ function showCharts(summary, place) {
       place.append(section === "Other metrics"
         ? element("details", { class: "section" }, element("summary", {}, section), grid) : element("div", { class: "section" }, parts));
     }
-    const area = element("div", { class: "plot", role: "img", "aria-label": spoken(chart, runs) });
+    const area = element("div", { class: "plot", role: "group", "aria-label": spoken(chart, runs) });
     drawn.set(area, chart);
     grid.append(element("figure", {},
       element("figcaption", {}, element("strong", {}, chart.title), " ", element("span", { class: "note" }, chart.note)),

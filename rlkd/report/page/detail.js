@@ -82,7 +82,7 @@ function structureTable(name, score) {
   return element("div", {}, element("h3", {}, `Steps compared: ${name}`),
     element("p", { class: "note" }, `Alignment ${score.alignment}, teacher branch ${score.branch + 1}, ` +
       `score ${shortNumber(score.value)}.`),
-    rows.length ? table(null, ["", "student", "teacher", "the same", "points"], rows, { class: "steps" }) : "",
+    rows.length ? table(null, ["step", "student", "teacher", "the same", "points"], rows, { class: "steps" }) : "",
     element("details", { open: true }, element("summary", {}, "Arithmetic of the score"),
       element("ol", { class: "arithmetic" }, score.arithmetic.map((line) => element("li", {}, line)))));
 }
@@ -116,7 +116,7 @@ function weightTable(steps) {
   const names = { margin: "margin", teacher: "teacher's validity", student: "student's validity" };
   const proposals = some("proposal");
   return element("div", {}, element("h3", {}, "Weights of steps"),
-    table(null, ["", "step", "weight", ...fields.map((field) => names[field]), "tokens", ...(proposals ? ["proposed instead"] : [])],
+    table(null, ["no.", "step", "weight", ...fields.map((field) => names[field]), "tokens", ...(proposals ? ["proposed instead"] : [])],
       steps.map((step, k) => [String(k + 1), step.text, shortNumber(step.weight),
         ...fields.map((field) => shortNumber(step[field])), String(step.tokens), ...(proposals ? [step.proposal ?? ""] : [])])));
 }

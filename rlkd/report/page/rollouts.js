@@ -135,6 +135,7 @@ class RolloutTable {
     element("button", { title: `Sort by ${one.name}`, onclick: () => this.sortBy(one) },
       one.name, one.name === name ? (down ? " ▾" : " ▴") : ""))));
     this.count.textContent = `${this.order.length.toLocaleString("en")} of ${this.data.step.length.toLocaleString("en")}`;
+    this.body.parentElement?.setAttribute("aria-rowcount", String(this.order.length + 1));
     this.space.style.height = `${this.order.length * ROW_HEIGHT}px`;
     this.painted = null;
     this.paint();

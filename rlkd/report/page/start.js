@@ -46,7 +46,7 @@ async function start() {
   redraw = showCharts(summary, place);
   place.insertBefore(summaryTables(summary), place.querySelectorAll(":scope > .section")[1] ?? null);
   const browser = document.getElementById("rollouts");
-  const detail = element("article", { class: "detail", "aria-live": "polite", "aria-label": "The selected rollout" },
+  const detail = element("article", { class: "detail", "aria-label": "The selected rollout" },
     element("p", { class: "note" }, data.step.length ? "Select a rollout." : "The run recorded no rollouts."));
   let details = null; // unpacked with the first rollout that is opened
   const list = new RolloutTable(data, runs, (i) => {
