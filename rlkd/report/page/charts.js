@@ -122,6 +122,8 @@ function draw(library, chart, area, runs) {
     hovermode: "x unified",
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--text") } },
     legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0, font: { size: 11 } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--accent") },
     showlegend: chart.curves.length > 1 || runs.length > 1,
-  }, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  }, { displaylogo: false, responsive: true, plotlyServerURL: "", // no button that sends the data away
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
 }

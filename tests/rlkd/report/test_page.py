@@ -108,6 +108,13 @@ def test_charts_are_drawn_as_they_come_into_view(open_page, tmp_path):
     assert label == "Chart: Held-out accuracy. greedy from 33.3% at 0 to 66.7% at 10."
     page.locator("figure summary").first.click()
     assert page.locator("figure .values tbody tr").first.inner_text().split("\t")[:3] == ["greedy", "0", "33.3%"]
+    buttons = page.locator(".plot").first.locator(".modebar-btn")
+    titles = buttons.evaluate_all("buttons => buttons.map((button) => button.dataset.title)")
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]  # none sends the data somewhere
+    page.locator(".plot").first.hover()
+    with page.expect_download() as download:
+        buttons.first.click()
+    assert download.value.suggested_filename.endswith(".png")
     page.get_by_role("button", name="Theme").click(click_count=2)
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
