@@ -5,8 +5,9 @@ A run may still be going on: a last line without its end is skipped.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class RunRecords:
         rollouts: those that are shown, in the order of their steps.
         rollouts_written: number of all rollouts in the files.
         failures: over all rollouts, how often each reward failed for which cause.
+        evaluated_with: the settings of the evaluations, from `evaluation.json`; empty where the run recorded none.
         stride: of the steps with rollouts, every `stride`-th is shown.
     """
 
@@ -39,6 +41,7 @@ class RunRecords:
     rollouts: list[Record] = field(default_factory=list)
     rollouts_written: int = 0
     failures: dict[str, Counter[str]] = field(default_factory=dict)
+    evaluated_with: Mapping[str, Any] = field(default_factory=dict)
     stride: int = 1
 
 
@@ -73,8 +76,17 @@ def read_run(path: Path, *, most_rollouts: int, name: str | None = None) -> RunR
         [{**rollout, "step": step} for step, rollout in sorted(rollouts, key=lambda pair: pair[0])],
         counts.total(),
         failures,
+        _settings(path / "evaluation.json"),
         stride,
     )
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of an older run, or still being written
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _lines(path: Path) -> list[Record]:

@@ -89,12 +89,21 @@ def _between(runs: Sequence[RunRecords]) -> list[dict[str, Any]]:
             [first], [second] = last
             if (change := paired_change(second, first, key)) is not None:
                 steps = f"step {first['step']} minus step {second['step']}"
-                changes.append(_change(f"{runs[0].name} minus {runs[1].name}: {name} accuracy, {steps}", change))
+                what = f"{runs[0].name} minus {runs[1].name}: {name} accuracy, {steps}"
+                changes.append(_change(what, change, _other_settings(runs[0], runs[1])))
     return changes
 
 
-def _change(what: str, change: Interval) -> dict[str, Any]:
-    return {"what": what, "figure": f"{change:+.1%}", "clear": change.excludes_zero, "up": change.value > 0}
+def _other_settings(first: RunRecords, second: RunRecords) -> str:
+    """A sentence on the settings in which the evaluations of two runs differ; the seed only draws the samples."""
+    one, other = first.evaluated_with, second.evaluated_with
+    differing = [key for key in one if key in other and one[key] != other[key] and key != "seed"]
+    return f"The runs were evaluated with different settings: {', '.join(differing)}." if differing else ""
+
+
+def _change(what: str, change: Interval, note: str = "") -> dict[str, Any]:
+    figure = {"figure": f"{change:+.1%}", "clear": change.excludes_zero, "up": change.value > 0}
+    return {"what": what, **figure, "note": note}
 
 
 def _rewards(run: RunRecords) -> list[dict[str, Any]]:

@@ -14,9 +14,11 @@ function showSummary(summary, place) {
     element("div", { class: "what" }, change.what),
     element("div", { class: "figure" }, change.figure.split(" (")[0]),
     element("div", {}, `(${change.figure.split(" (").slice(1).join(" (")}`),
-    element("div", { class: "what" }, change.clear
-      ? "Paired by row; the interval does not contain 0."
-      : "Paired by row; the interval contains 0: no change is shown.")))));
+    element("div", { class: "what" }, change.figure.includes("no interval")
+      ? "Paired by row; too few rows for an interval."
+      : change.clear ? "Paired by row; the interval does not contain 0."
+        : "Paired by row; the interval contains 0: no change is shown."),
+    change.note ? element("div", { class: "what bad" }, change.note) : ""))));
   }
 }
 

@@ -27,6 +27,18 @@ def test_two_runs_are_compared_on_the_rows_of_their_last_evaluations(tmp_path):
     assert changes[-1]["figure"].endswith("n = 20)")
 
 
+def test_evaluations_with_different_settings_are_named(tmp_path):
+    for name, limit, seed in (("a", 64, 1), ("b", 96, 2), ("c", 64, 3)):
+        folder = write_run(tmp_path / name)
+        (folder / "evaluation.json").write_text(
+            f'{{"max_completion_length": {limit}, "seed": {seed}, "eval_rows": 3}}'
+        )
+    a, b, c = (read(tmp_path / name) for name in "abc")
+    note = "The runs were evaluated with different settings: max_completion_length."
+    assert summary_of([a, b])["changes"][-1]["note"] == note
+    assert summary_of([a, c])["changes"][-1]["note"] == ""
+
+
 def test_sampled_answers_are_compared_where_both_have_them(tmp_path):
     evaluations = [evaluation(0, [0.0] * 9, sampled=[0.5] * 9), evaluation(1, [0.0] * 9, sampled=[1.0] * 9)]
     changes = summary_of([read(write_run(tmp_path / "run", evaluations=evaluations))])["changes"]
