@@ -98,8 +98,8 @@ def overlaps(
                     run = tuple(own[start : start + length])
                     for name in where.get(run, ()):
                         shared[name][run] = None
-        for name, runs in shared.items():
-            found.append(Overlap(name, train, len(runs) / len(set(runs_of[name])), " ".join(next(iter(runs)))))
+        for name, common in shared.items():
+            found.append(Overlap(name, train, len(common) / len(set(runs_of[name])), " ".join(next(iter(common)))))
     order = {name: place for place, (name, _) in enumerate(tests)}
     return sorted(found, key=lambda pair: (order[pair.test], -pair.share))
 
