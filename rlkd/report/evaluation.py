@@ -87,7 +87,7 @@ def render_comparison(found: EvaluationComparison, *, flips: int = 5) -> Rendera
         for column in ("row", "question", "gold", "A", "B"):
             shown.add_column(column, overflow="fold")
         for flip in found.flips[:flips]:
-            question = flip.question if len(flip.question) <= 160 else f"{flip.question[:157]}..."
+            question = flip.question if len(flip.question) <= 240 else f"{flip.question[:237]}..."
             cells = (flip.id, question, str(flip.gold), flip.first or "no answer", flip.second or "no answer")
             shown.add_row(*map(Text, cells))
         parts.append(shown)
