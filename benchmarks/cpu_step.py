@@ -53,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rlkd-cpu-step-") as folder:
         model = save_llama(f"{folder}/model") if given.quick else str(resolve_model("embedded-warm"))
         sizes = {"num_generations": 4, "max_completion_length": 12} if given.quick else {}
-        arms = {name: Arm(name, model, folder, rounds, given.threads, sizes) for name in ("trl", "ours")}
+        arms = {name: SteppedTrainer(name, model, folder, rounds, given.threads, sizes) for name in ("trl", "ours")}
         first = {name: arm.step() for name, arm in arms.items()}  # with given completions
         seconds: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
         for turn, results in enumerate(harness.in_turn({name: arm.step for name, arm in arms.items()}, rounds)):
@@ -89,7 +89,7 @@ def main() -> int:
     return harness.report(figures, {"rewards_equal": equal, f"completions_ratio >= {GOAL:g}": enough})
 
 
-class Arm:
+class SteppedTrainer:
     """A trainer in a process of its own, which takes one step at a time."""
 
     def __init__(self, *arguments: Any):
@@ -128,11 +128,11 @@ def serve(
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Steps(trainer, pipe))
+    trainer.add_callback(StepTimes(trainer, pipe))
     trainer.train()
 
 
-class Steps(TrainerCallback):
+class StepTimes(TrainerCallback):
     """Begins a step when asked to, and tells what it took and found.
 
     In the first step the completions are given: parts of the teacher's traces, the same for every arm.

@@ -7,7 +7,7 @@ from datasets import Dataset
 from benchmarks.tiny import training_arguments
 from rlkd.data.loading import load_rows, to_dataset
 from trainers import RLKDConfig, RLKDTrainer, ValidityKDConfig, ValidityKDTrainer
-from trainers.common.generation import greedy_completions, shown_prompts
+from trainers.common.generation import greedy_completions, sampled_completions, shown_prompts
 
 
 @pytest.fixture
@@ -31,6 +31,16 @@ def test_the_order_is_that_of_the_prompts_and_the_batch_changes_nothing(trainer)
     assert together == [greedy_completions(trainer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
     assert together == greedy_completions(trainer, prompts, max_new_tokens=6, batch_size=2)
     assert len(set(together)) > 1
+
+
+def test_completions_are_the_same_with_and_without_the_fast_path(trainer) -> None:
+    prompts = [row["question"] for row in load_rows("gsm8k-sample")[:3]]
+    fast = greedy_completions(trainer, prompts, max_new_tokens=12)
+    samples = sampled_completions(trainer, prompts, samples=4, temperature=1.5, max_new_tokens=12, seed=1)
+    assert samples == sampled_completions(trainer, prompts, samples=4, temperature=1.5, max_new_tokens=12, seed=1)
+    assert all(len(set(drawn)) > 1 for drawn in samples)
+    trainer.args.fast_path = "never"
+    assert greedy_completions(trainer, prompts, max_new_tokens=12) == fast
 
 
 ASK = [{"role": "user", "content": "1+1?"}]
