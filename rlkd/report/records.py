@@ -16,6 +16,8 @@ from rlkd.data.rows import json_records
 from rlkd.errors import UsageError
 
 Record = dict[str, Any]
+STATUSES = ("score", "not_applicable", "failed")
+"""What an outcome of a reward can be, as `rewards.contract.Outcome` records it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _rollouts(run: Path) -> Iterator[tuple[int, Record]]:
                 not isinstance(step, int)
                 or not isinstance(record.get("completion"), str)
                 or not isinstance(outcomes, dict)
-                or not all(isinstance(one, dict) and isinstance(one.get("status"), str) for one in outcomes.values())
+                or not all(isinstance(one, dict) and one.get("status") in STATUSES for one in outcomes.values())
             ):
                 raise UsageError(f"{where}: not a rollout of a run (expected step, completion, and rewards by name)")
             yield step, record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,12 +12,11 @@ from typing import Any
 from rlkd.answers import number
 from rlkd.gsrm.alignment import BranchScore
 from rlkd.gsrm.calculations import calculation
-from rlkd.report.records import RunRecords
+from rlkd.report.records import STATUSES, RunRecords
 from rlkd.report.terminal import arithmetic, step_pairs
 from rlkd.steps import calculations
 from rlkd.structure import Step
 
-STATUSES = ("score", "not_applicable", "failed")
 # The keys of `BranchScore.to_dict`.
 _OF_STRUCTURE = {"student", "teacher", "alignment", "steps", "divisor", "verdicts", "matches", "branch"}
 
@@ -87,7 +87,10 @@ def _numbers(rollout: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, fl
         values["weight"] = sum(step["weight"] * step["tokens"] for step in steps) / max(1, tokens)
         values["least weight"] = min(step["weight"] for step in steps)
         values["margin"] = sum(margins) / len(margins) if margins else None
-    return {name: None if value is None else float(f"{value:.6g}") for name, value in values.items()}
+    return {
+        name: float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+        for name, value in values.items()
+    }
 
 
 def _detail(rollout: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def _detail(rollout: Mapping[str, Any]) -> dict[str, Any]:
         if found.keys() >= _OF_STRUCTURE:
             detail.setdefault("structures", {})[name] = _structure(BranchScore.from_dict(found))
         elif found:
-            facts["detail"] = found
+            facts["detail"] = json.dumps(found, ensure_ascii=False)  # may hold NaN, which a browser cannot read
         detail.setdefault("rewards", {})[name] = facts
     if rollout.get("steps"):
         detail["steps"] = rollout["steps"]

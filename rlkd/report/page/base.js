@@ -6,25 +6,50 @@ function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return made;
 }
 
 function table(caption, header, rows, attributes = {}) {
-  return element("div", { class: "scrolls" },
-    element("table", attributes,
+  return element(
+    "div",
+    { class: "scrolls" },
+    element(
+      "table",
+      attributes,
       caption ? element("caption", {}, caption) : null,
-      element("thead", {}, element("tr", {}, header.map((name) => element("th", { scope: "col" }, name)))),
-      element("tbody", {}, rows.map((row) => element("tr", {}, row.map((cell) =>
-        cell instanceof Node && cell.nodeName === "TD" ? cell : element("td", {}, cell ?? "")))))));
+      element(
+        "thead",
+        {},
+        element(
+          "tr",
+          {},
+          header.map((name) => element("th", { scope: "col" }, name)),
+        ),
+      ),
+      element(
+        "tbody",
+        {},
+        rows.map((row) =>
+          element(
+            "tr",
+            {},
+            row.map((cell) => (cell instanceof Node && cell.nodeName === "TD" ? cell : element("td", {}, cell ?? ""))),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function shortNumber(value, share = false) {
   if (value === null || value === undefined) return "-";
   if (share) return `${(100 * value).toFixed(1)}%`;
-  if (value === 0 || (Math.abs(value) >= 0.001 && Math.abs(value) < 100000)) return String(Number(value.toPrecision(4)));
+  if (value === 0 || (Math.abs(value) >= 0.001 && Math.abs(value) < 100000))
+    return String(Number(value.toPrecision(4)));
   return value.toExponential(2);
 }
 

@@ -15,14 +15,24 @@ class RolloutTable {
     this.sorted = { column: "step", down: false };
     this.chosen = null;
     this.columns = this.listed();
-    this.body = element("div", { class: "rows", tabindex: "0", role: "rowgroup", "aria-label": "Rollouts",
-      onscroll: () => this.paint(), onkeydown: (event) => this.key(event) });
+    this.body = element("div", {
+      class: "rows",
+      tabindex: "0",
+      role: "rowgroup",
+      "aria-label": "Rollouts",
+      onscroll: () => this.paint(),
+      onkeydown: (event) => this.key(event),
+    });
     this.space = element("div", { class: "space" });
     this.body.append(this.space);
     this.count = element("span", { role: "status" });
     this.header = element("div", { class: "row head", role: "row" });
-    this.place = element("div", { class: "list" }, this.filters(), element("div", { class: "grid", role: "grid",
-      "aria-label": "Rollouts" }, this.header, this.body));
+    this.place = element(
+      "div",
+      { class: "list" },
+      this.filters(),
+      element("div", { class: "grid", role: "grid", "aria-label": "Rollouts" }, this.header, this.body),
+    );
     this.place.style.setProperty("--columns", this.columns.map((column) => column.width).join(" "));
     new ResizeObserver(() => this.paint()).observe(this.body);
     this.apply();
@@ -38,8 +48,14 @@ class RolloutTable {
       columns.push({ name: "policy", width: "66px", text: (i) => data.policy[i] ?? "" });
     }
     for (const [name, values] of Object.entries(data.numbers)) {
-      columns.push({ name, width: `minmax(58px, ${Math.min(110, 24 + 7 * name.length)}px)`, number: true, values,
-        text: (i) => this.cell(name, values[i], i), tone: (i) => this.tone(name, values[i], i) });
+      columns.push({
+        name,
+        width: `minmax(58px, ${Math.min(110, 24 + 7 * name.length)}px)`,
+        number: true,
+        values,
+        text: (i) => this.cell(name, values[i], i),
+        tone: (i) => this.tone(name, values[i], i),
+      });
     }
     columns.push({ name: "completion", width: "minmax(110px, 2.2fr)", text: (i) => data.completion[i].slice(0, 160) });
     return columns;
@@ -68,24 +84,42 @@ class RolloutTable {
     this.row = input({ type: "search", placeholder: "Row id", "aria-label": "Row id contains", class: "short" });
     this.first = input({ type: "number", min: "0", placeholder: "from", "aria-label": "From step", class: "tiny" });
     this.last = input({ type: "number", min: "0", placeholder: "to", "aria-label": "To step", class: "tiny" });
-    this.range = element("select", { onchange: again, "aria-label": "Number to filter by" },
-      numbers.filter((column) => column.name !== "step").map((column) => option(column.name, column.name)));
+    this.range = element(
+      "select",
+      { onchange: again, "aria-label": "Number to filter by" },
+      numbers.filter((column) => column.name !== "step").map((column) => option(column.name, column.name)),
+    );
     this.low = input({ type: "number", step: "any", placeholder: "min", "aria-label": "At least", class: "tiny" });
     this.high = input({ type: "number", step: "any", placeholder: "max", "aria-label": "At most", class: "tiny" });
-    this.status = element("select", { onchange: again, "aria-label": "Status of rewards" }, option("", "any status"),
-      this.data.rewards.flatMap((name) => STATUS_WORDS.map((word, i) => option(`${i} ${name}`, `${name}: ${word}`))));
+    this.status = element(
+      "select",
+      { onchange: again, "aria-label": "Status of rewards" },
+      option("", "any status"),
+      this.data.rewards.flatMap((name) => STATUS_WORDS.map((word, i) => option(`${i} ${name}`, `${name}: ${word}`))),
+    );
     const kinds = [...new Set(this.data.policy)].filter(Boolean);
-    this.who = element("select", { onchange: again, "aria-label": "Run or policy" }, option("", "all"),
+    this.who = element(
+      "select",
+      { onchange: again, "aria-label": "Run or policy" },
+      option("", "all"),
       this.runs.length > 1 ? this.runs.map((name, i) => option(`run ${i}`, `run: ${name}`)) : [],
-      kinds.map((kind) => option(`policy ${kind}`, `policy: ${kind}`)));
+      kinds.map((kind) => option(`policy ${kind}`, `policy: ${kind}`)),
+    );
     this.wrong = element("input", { type: "checkbox", onchange: again });
     const part = (...children) => element("span", { class: "part" }, children);
-    return element("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
-      this.search, this.row, this.count, element("button", { type: "reset", onclick: () => setTimeout(again) }, "Reset"),
+    return element(
+      "form",
+      { class: "filters", onsubmit: (event) => event.preventDefault() },
+      this.search,
+      this.row,
+      this.count,
+      element("button", { type: "reset", onclick: () => setTimeout(again) }, "Reset"),
       part("steps", this.first, this.last),
       this.range.length ? part(this.range, this.low, this.high) : null,
-      this.data.rewards.length ? this.status : null, this.who.length > 1 ? this.who : null,
-      element("label", {}, this.wrong, " wrong arithmetic"));
+      this.data.rewards.length ? this.status : null,
+      this.who.length > 1 ? this.who : null,
+      element("label", {}, this.wrong, " wrong arithmetic"),
+    );
   }
 
   apply() {
@@ -102,7 +136,12 @@ class RolloutTable {
     const chosen = kind === "run" ? (i) => data.run[i] === Number(who[0]) : (i) => data.policy[i] === who.join(" ");
     if (words && !this.lower) {
       this.lower = data.completion.map((text) => text.toLowerCase());
-      this.lowerPrompts = data.prompts.map((messages) => messages.map((message) => message[1]).join("\n").toLowerCase());
+      this.lowerPrompts = data.prompts.map((messages) =>
+        messages
+          .map((message) => message[1])
+          .join("\n")
+          .toLowerCase(),
+      );
     }
     this.order = [];
     for (let i = 0; i < data.step.length; i++) {
@@ -130,10 +169,24 @@ class RolloutTable {
       if (one === null || other === null) return one === null ? 1 : -1; // missing ones last
       return (one < other ? -1 : 1) * sign;
     });
-    this.header.replaceChildren(...this.columns.map((one) => element("span", { role: "columnheader",
-      "aria-sort": one.name === name ? (down ? "descending" : "ascending") : "none", class: one.number ? "number" : "" },
-    element("button", { title: `Sort by ${one.name}`, onclick: () => this.sortBy(one) },
-      one.name, one.name === name ? (down ? " ▾" : " ▴") : ""))));
+    this.header.replaceChildren(
+      ...this.columns.map((one) =>
+        element(
+          "span",
+          {
+            role: "columnheader",
+            "aria-sort": one.name === name ? (down ? "descending" : "ascending") : "none",
+            class: one.number ? "number" : "",
+          },
+          element(
+            "button",
+            { title: `Sort by ${one.name}`, onclick: () => this.sortBy(one) },
+            one.name,
+            one.name === name ? (down ? " ▾" : " ▴") : "",
+          ),
+        ),
+      ),
+    );
     this.count.textContent = `${this.order.length.toLocaleString("en")} of ${this.data.step.length.toLocaleString("en")}`;
     this.body.parentElement?.setAttribute("aria-rowcount", String(this.order.length + 1));
     this.space.style.height = `${this.order.length * ROW_HEIGHT}px`;
@@ -143,7 +196,10 @@ class RolloutTable {
 
   sortBy(column) {
     const again = this.sorted.column === column.name;
-    this.sorted = { column: column.name, down: again ? !this.sorted.down : Boolean(column.number) && column.name !== "step" };
+    this.sorted = {
+      column: column.name,
+      down: again ? !this.sorted.down : Boolean(column.number) && column.name !== "step",
+    };
     this.body.scrollTop = 0;
     this.sort();
   }
@@ -155,10 +211,23 @@ class RolloutTable {
     if (painted === this.painted) return;
     this.painted = painted;
     const rows = this.order.slice(first, last).map((i, at) => {
-      const row = element("div", { class: "row", role: "row", "aria-rowindex": first + at + 2,
-        "aria-selected": String(i === this.chosen), onclick: () => this.select(i) },
-      this.columns.map((column) => element("span", { role: "gridcell",
-        class: `${column.number ? "number" : ""} ${column.tone ? column.tone(i) : ""}` }, column.text(i))));
+      const row = element(
+        "div",
+        {
+          class: "row",
+          role: "row",
+          "aria-rowindex": first + at + 2,
+          "aria-selected": String(i === this.chosen),
+          onclick: () => this.select(i),
+        },
+        this.columns.map((column) =>
+          element(
+            "span",
+            { role: "gridcell", class: `${column.number ? "number" : ""} ${column.tone ? column.tone(i) : ""}` },
+            column.text(i),
+          ),
+        ),
+      );
       row.style.top = `${(first + at) * ROW_HEIGHT}px`;
       return row;
     });

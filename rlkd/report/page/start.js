@@ -26,11 +26,14 @@ function openTab(name) {
 async function start() {
   useTheme(theme);
   prefersDark.addEventListener("change", () => useTheme(theme));
-  document.getElementById("theme").addEventListener("click", () =>
-    useTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]));
+  document
+    .getElementById("theme")
+    .addEventListener("click", () => useTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]));
   const tabs = [...document.querySelectorAll("[role=tab]")];
   for (const tab of tabs) {
-    tab.addEventListener("click", () => { location.hash = tab.getAttribute("aria-controls"); });
+    tab.addEventListener("click", () => {
+      location.hash = tab.getAttribute("aria-controls");
+    });
     tab.addEventListener("keydown", (event) => {
       const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!by) return;
@@ -39,15 +42,20 @@ async function start() {
       next.click();
     });
   }
-  const [summary, data] = (await Promise.all([unpacked("summary"), unpacked("table")])).map((text) => JSON.parse(text));
+  const [summary, data] = (await Promise.all([unpacked("summary"), unpacked("table")])).map((text) =>
+    JSON.parse(text),
+  );
   const runs = summary.runs.map((run) => run.name);
   const place = document.getElementById("run");
   showSummary(summary, place);
   redraw = showCharts(summary, place);
   place.insertBefore(summaryTables(summary), place.querySelectorAll(":scope > .section")[1] ?? null);
   const browser = document.getElementById("rollouts");
-  const detail = element("article", { class: "detail", "aria-label": "The selected rollout" },
-    element("p", { class: "note" }, data.step.length ? "Select a rollout." : "The run recorded no rollouts."));
+  const detail = element(
+    "article",
+    { class: "detail", "aria-label": "The selected rollout" },
+    element("p", { class: "note" }, data.step.length ? "Select a rollout." : "The run recorded no rollouts."),
+  );
   let details = null; // unpacked with the first rollout that is opened
   const list = new RolloutTable(data, runs, (i) => {
     history.replaceState(null, "", `#rollout-${i + 1}`);
@@ -74,7 +82,8 @@ async function start() {
 start().catch((error) => {
   const problem = document.getElementById("problem");
   problem.hidden = false;
-  problem.textContent = typeof DecompressionStream === "undefined"
-    ? "This browser is too old: it has no DecompressionStream (Chrome 80, Safari 16.4, Firefox 113 and later do)."
-    : `The report could not be shown: ${error}`;
+  problem.textContent =
+    typeof DecompressionStream === "undefined"
+      ? "This browser is too old: it has no DecompressionStream (Chrome 80, Safari 16.4, Firefox 113 and later do)."
+      : `The report could not be shown: ${error}`;
 });

@@ -157,6 +157,8 @@ def test_a_rollout_is_shown_with_its_steps_side_by_side(open_page, tmp_path):
     assert "step 2 · row-2" in text
     assert "Question 2?" in text
     assert "alignment teacher: 1 / 2 = 0.5 (steps of the longest branch)" in text
+    detail.get_by_text("Whole prompt").click()
+    assert detail.locator("details .text").all_inner_texts() == ["Be brief.", "Question 2?"]
     cells = detail.locator("table.steps tbody tr").nth(1).locator("td").all_inner_texts()
     assert cells == [
         "2",

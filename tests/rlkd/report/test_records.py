@@ -62,6 +62,11 @@ def test_a_run_without_rollouts_or_evaluations_has_a_report_too(tmp_path):
         ("metrics.jsonl", '{"loss": 1}', "metrics.jsonl, line 11: no step"),
         ("rollouts/rank0.jsonl", '{"step": 1}', "rank0.jsonl, line 41: not a rollout of a run"),
         ("rollouts/rank0.jsonl", '{"step": 1, "completion": "", "rewards": {"a": 1}}', "line 41: not a rollout"),
+        (
+            "rollouts/rank0.jsonl",
+            '{"step": 1, "completion": "", "rewards": {"a": {"status": "lost"}}}',
+            "not a rollout",
+        ),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, file, line, message):

@@ -45,9 +45,10 @@ def test_steps_are_side_by_side_with_verdicts_and_arithmetic(tmp_path):
 
 
 def test_other_details_of_a_reward_are_kept_as_they_are(tmp_path):
-    outcome = {"status": "score", "value": 1.0, "detail": {"verdicts": 3}, "reused": "cache", "seconds": 0.5}
+    detail = {"verdicts": float("nan")}
+    outcome = {"status": "score", "value": 1.0, "detail": detail, "reused": "cache", "seconds": 0.5}
     (detail,) = rollout_details(runs_of(tmp_path, [rollout(1, 0, rewards={"own": outcome})]))
-    assert detail["rewards"]["own"] == {"seconds": 0.5, "reused": "cache", "detail": {"verdicts": 3}}
+    assert detail["rewards"]["own"] == {"seconds": 0.5, "reused": "cache", "detail": '{"verdicts": NaN}'}
     assert "structures" not in detail
 
 
