@@ -16,6 +16,8 @@ import yaml
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.evaluation.folder import read_evaluation
 from tests.helpers import HELPERS, ROOT
+from tests.helpers.quick_retries import shorten_pauses
+from tests.helpers.scripted_teacher import ScriptedTeacher
 from tests.helpers.scripts import load_script
 
 RECIPE = ROOT / "recipes" / "evaluate.py"
@@ -167,6 +169,31 @@ def test_a_run_is_evaluated_as_its_own_training_evaluated_it(evaluate, tiny_mode
     ]
     assert found.results["greedy"]["tokens"]["value"] == pytest.approx(last["tokens"])
     assert found.results["greedy"]["ended"]["value"] == last["ended"]["mean"]
+
+
+@pytest.mark.slow
+def test_a_server_gets_each_request_with_its_seed_and_only_what_failed_again(evaluate, tmp_path, monkeypatch) -> None:
+    shorten_pauses(monkeypatch)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"question": "What is {n} and {n}?", "answer": {2 * n}}}\n' for n in range(6)))
+    server = ScriptedTeacher()
+    try:
+        arguments = ["--engine", server.spec, "--dataset_name", path, "--samples", 2, "--out", tmp_path / "out"]
+        server.fault = lambda body: 400 if "What is 3 and" in json.dumps(body["messages"]) else None
+        message = evaluate(*arguments)
+        assert "3 of 18 completions are missing" in message
+        assert "400" in message
+        server.fault = lambda body: None
+        sent = len(server.requests)
+        evaluate(*arguments)
+        assert len(server.requests) == sent + 3
+        bodies = [json.loads(body) for body in server.requests]
+        assert len({(body["messages"][-1]["content"], body.get("seed")) for body in bodies}) == 18
+        found = read_evaluation(tmp_path / "out")
+        assert found.settings["model"] == server.spec.partition("#")[2]
+        assert "batch" not in found.settings
+    finally:
+        server.shut_down()
 
 
 def test_two_evaluations_are_compared(evaluate, rows, tmp_path) -> None:
