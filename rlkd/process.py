@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -27,13 +27,21 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def cores() -> int:
-    """The cores that this process may use: its affinity, and at most the quota of its container (cgroup v2)."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The physical cores that this process may use: its affinity, at most its container's quota (cgroup v2)."""
+    available = _physical(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return min(available, max(1, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup, or "max": no quota
         return available
+
+
+def _physical(cpus: Collection[int], folder: Path = Path("/sys/devices/system/cpu")) -> int:
+    """The number of cores behind these CPUs: two threads of one core share the units that multiply."""
+    try:
+        return len({(folder / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in cpus})
+    except OSError:
+        return len(cpus)
 
 
 def is_first_process() -> bool:

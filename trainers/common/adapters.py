@@ -1,4 +1,4 @@
-"""Adapters: training an existing one further, and the name of the base in what is saved."""
+"""Adapters: training an existing one further, the model below one, and the name of the base in what is saved."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def with_adapter(base: str, folder: Path, args: Any) -> Any:
     found = resolve_model(base, trust_remote_code=trusts)
     loaded = AutoModelForCausalLM.from_pretrained(found, **settings)
     return PeftModel.from_pretrained(loaded, str(folder), is_trainable=True)
+
+
+def without_wrapper(model: Any) -> Any:
+    """The model without the wrapper of its adapters, which stay in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def name_base(trained: Any, model: Any) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import (
     GenerationConfig,
     GenerationMixin,
-    LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -31,6 +30,7 @@ from transformers import (
 )
 
 from rlkd.decoding import decode, unsupported
+from trainers.common.adapters import without_wrapper
 from trainers.common.decoding_weights import decoding_weights
 from trainers.common.fast_path import say_once, takes_fast_path
 
@@ -89,7 +89,7 @@ def generate(
     if reason is not None:
         say_once("generation", reason)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "generation_config": generation_config}
-        return plain(**{name: value for name, value in given.items() if value is not None}, **others)  # type: ignore[no-any-return]
+        return plain(**{name: value for name, value in given.items() if value is not None}, **others)
     assert config is not None
     assert input_ids is not None
     assert attention_mask is not None
@@ -100,7 +100,7 @@ def generate(
     model.eval()
     try:
         written = decode(
-            _base(model),
+            without_wrapper(model),
             [ids[kept].tolist() for ids, kept in zip(input_ids, attention_mask.bool(), strict=True)],
             pick=_Pick(config, attention_mask.sum(dim=1)),
             ends=ends,
@@ -125,7 +125,8 @@ class _Pick:
         self.padding = lengths.max() - lengths
 
     def __call__(self, scores: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
-        scores = self._processors(rows)(ids, scores)
+        for process in self._processors(rows):
+            scores = process(ids, scores)
         if not self.config.do_sample:
             return scores.argmax(dim=-1)
         # In float64, and the draw below 1: rounding must not select a token of probability 0 behind the last.
@@ -133,14 +134,14 @@ class _Pick:
         drawn = torch.rand(len(rows), 1, dtype=torch.float64, device=scores.device).clamp(max=1 - 1e-9)
         return torch.searchsorted(cumulated, drawn * cumulated[:, -1:], right=True)[:, 0]
 
-    def _processors(self, rows: Tensor) -> LogitsProcessorList:
+    def _processors(self, rows: Tensor) -> list[Any]:
         """In the order of `generate`; for the rows at hand, since one of them looks at each row's padding."""
         config = self.config
         chosen: list[Any] = []
         if config.repetition_penalty != 1.0:
             chosen.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty, self.padding[rows]))
         if config.suppress_tokens is not None:
-            chosen.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=rows.device))
+            chosen.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=str(rows.device)))
         if config.do_sample:
             if config.temperature != 1.0:
                 chosen.append(TemperatureLogitsWarper(config.temperature))
@@ -150,13 +151,13 @@ class _Pick:
                 chosen.append(TopPLogitsWarper(config.top_p))
             if config.min_p is not None:
                 chosen.append(MinPLogitsWarper(config.min_p))
-        return LogitsProcessorList(chosen)
+        return chosen
 
 
 def _complete_config(model: Any, config: GenerationConfig) -> GenerationConfig:
     """A configuration with the values that `generate` takes from the model's own and from its defaults."""
     complete = copy.deepcopy(config)
-    own = getattr(_base(model), "generation_config", None)
+    own = getattr(without_wrapper(model), "generation_config", None)
     if own is not None:
         complete.update(**own.to_dict(), defaults_only=True, allow_custom_entries=True)
     complete.update(**GenerationConfig._get_default_generation_params(), defaults_only=True)
@@ -180,14 +181,9 @@ def _unfollowed(config: GenerationConfig | None, others: dict[str, Any]) -> str 
 def _unsupported(model: Any) -> str | None:
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values()):
         return "the adapter puts tokens before the prompt"
-    if "generate" in vars(model) or type(_base(model)).generate is not GenerationMixin.generate:
+    if "generate" in vars(model) or type(without_wrapper(model)).generate is not GenerationMixin.generate:
         return "the model's generate is not that of transformers"
-    return unsupported(_base(model))
-
-
-def _base(model: Any) -> Any:
-    """The model without the wrapper of its adapters, which stay in its layers."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return unsupported(without_wrapper(model))
 
 
 def _listed(value: Any) -> list[int]:

@@ -3,7 +3,7 @@
 A row whose advantage is exactly 0 has no gradient: in all eight loss types, every term is multiplied by the advantage.
 That holds where nothing else adds a gradient or looks at these rows: no KL term (`beta: 0`), no entropy bonus, no
 quantile of entropies (`top_entropy_quantile: 1`), no loss of routers. TRL then computes the loss of the other rows,
-and `share_of_normaliser` restores what it divides by. At least one row stays, so that every process has a loss.
+and `share_of_normaliser` restores what it divides by.
 
 The metrics of the loss (`entropy`, `clip_ratio`) then describe the rows that are trained on, not all of them.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlkd.decoding import unsupported
+from trainers.common.adapters import without_wrapper
 from trainers.common.fast_path import say_once, takes_fast_path
 from trainers.rlkd.shared_prompts import PackedRows, pack
 
@@ -45,11 +46,13 @@ class FastLoss:
             return None
         advantages = inputs["advantages"]
         moving = (advantages != 0) if advantages.dim() == 1 else (advantages != 0).any(dim=1)
-        if moving.all():
+        # As many on all processes, since TRL gathers metrics of each row; one at least, since all must have a loss.
+        count = max(1, int(trainer.accelerator.gather(moving.sum()[None]).max()))
+        if count == len(moving):
             return None
-        if not moving.any():
-            moving[_loss_mask(inputs).sum(dim=1).argmin()] = True
-        return moving.nonzero()[:, 0]
+        lengths = _loss_mask(inputs).sum(dim=1)
+        order = lengths.masked_fill(moving, -1).argsort(stable=True)  # of the others, the shortest
+        return order[:count].sort().values
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -90,25 +93,38 @@ class FastLoss:
         return logps, torch.cat([one for _, one in found if one is not None]) if compute_entropy else None, None
 
     def _packed_logps(self, model: Any, packed: PackedRows, entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and entropies of the completions, (B, C), by the forward pass of TRL."""
+        """Log-probabilities and entropies of the completions, (B, C), by the forward pass of TRL.
+
+        Its head predicts each label from the state before it. The hook leaves only the states that predict a token,
+        and another one at the end, which predicts nothing: the head is a third of the work of a small model.
+        """
         trainer: Any = self
-        added = trainer.accelerator.unwrap_model(trainer.model).config._attn_implementation == "eager"
-        with trainer.accelerator.autocast():
-            output = model(
-                input_ids=packed.input_ids,
-                attention_mask=packed.attention_mask(added),
-                position_ids=packed.position_ids,
-                labels=packed.labels,
-                fused_lm_head=True,
-            )
-        return packed.per_row(output.log_probs), packed.per_row(output.entropy) if entropy else None
+        base = without_wrapper(trainer.accelerator.unwrap_model(trainer.model))
+
+        def select(module: Any, args: Any, output: Any) -> Any:
+            states = output.last_hidden_state.flatten(0, 1)
+            output.last_hidden_state = states[torch.cat([packed.sources, packed.sources[-1:]])][None]
+            return output
+
+        hook = base.base_model.register_forward_hook(select)
+        try:
+            with trainer.accelerator.autocast():
+                output = model(
+                    input_ids=packed.input_ids,
+                    attention_mask=packed.attention_mask(added=base.config._attn_implementation == "eager"),
+                    position_ids=packed.position_ids,
+                    labels=torch.cat([packed.tokens.new_tensor([-100]), packed.tokens])[None],
+                    fused_lm_head=True,
+                )
+        finally:
+            hook.remove()
+        return packed.per_row(output.log_probs[0]), packed.per_row(output.entropy[0]) if entropy else None
 
     def _packs(self) -> bool:
         trainer: Any = self
         if not takes_fast_path(self) or trainer.aux_loss_enabled:
             return False
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = without_wrapper(trainer.accelerator.unwrap_model(trainer.model))
         reason = unsupported(base)
         attention = base.config._attn_implementation
         if reason is None and attention not in ("sdpa", "eager"):

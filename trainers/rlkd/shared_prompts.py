@@ -26,14 +26,16 @@ WORTHWHILE = 0.9
 class PackedRows:
     """Sequences of groups, as arguments of a model's forward pass, and where the completions stand in them.
 
-    `input_ids`, `position_ids`, `labels` (S, T); `visible` (S, T, T), true where a token (row) sees another (column);
-    `places` (B, C) numbers the predicted positions of all sequences, S x (T - 1), and -1 is padding.
+    `input_ids`, `position_ids` (S, T); `visible` (S, T, T), true where a token (row) sees another (column). `tokens`
+    (N,) are those of all completions, `sources` (N,) the positions that predict them, of all S x T, and `places`
+    (B, C) their numbers in the rows, with -1 for padding.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    labels: Tensor
     visible: Tensor
+    sources: Tensor
+    tokens: Tensor
     places: Tensor
 
     def attention_mask(self, added: bool) -> Tensor:
@@ -43,10 +45,9 @@ class PackedRows:
         mask = torch.zeros(self.visible.shape, device=self.visible.device)
         return mask.masked_fill(~self.visible, torch.finfo(mask.dtype).min)[:, None]
 
-    def per_row(self, predicted: Tensor) -> Tensor:
-        """Values of the predicted positions, (S, T - 1), for the completions' tokens, (B, C); 0 for padding."""
-        values = predicted.reshape(-1)[self.places.clamp(min=0)]
-        return values.masked_fill(self.places < 0, 0)
+    def per_row(self, values: Tensor) -> Tensor:
+        """Values of the tokens, (N,), as rows, (B, C), with 0 for padding."""
+        return values[self.places.clamp(min=0)].masked_fill(self.places < 0, 0)
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor, width: int, hidden: int) -> PackedRows | None:
@@ -76,34 +77,32 @@ def pack(input_ids: Tensor, attention_mask: Tensor, width: int, hidden: int) -> 
     if cost(len(sequences), longest) > WORTHWHILE * cost(*input_ids.shape):
         return None
     shape = len(sequences), longest
-    packed, positions, labels = (torch.full(shape, value) for value in (0, 0, -100))
-    segments, owners = torch.full(shape, -1), torch.full(shape, -1)  # of each token: its completion, its group
+    packed, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    segments, owners = torch.full(shape, -1), torch.full(shape, -1)  # of each token: its part of its group, its group
     places = torch.full((len(ids), width), -1)
-    segment = 0
+    sources: list[int] = []
+    predicted: list[int] = []
     for index, sequence in enumerate(sequences):
         at = 0
         for group, prompt in enumerate(sequence):
-            head, last = list(prompt[:-1]), prompt[-1]
-            begin = at
-            for row, completion in [(None, head), *groups[prompt]]:
-                tokens = completion if row is None else [last, *completion]
+            head = len(prompt) - 1
+            parts = [prompt[:-1], *((prompt[-1], *completion) for _, completion in groups[prompt])]
+            for segment, tokens in enumerate(parts):
                 here = slice(at, at + len(tokens))
                 packed[index, here] = torch.tensor(tokens, dtype=packed.dtype)
-                first = 0 if row is None else len(head)
-                positions[index, here] = torch.arange(first, first + len(tokens))
-                segment += 1
-                segments[index, here] = 0 if row is None else segment
-                if row is not None:
-                    labels[index, at + 1 : at + len(tokens)] = torch.tensor(completion)
-                    begins = index * (longest - 1) + at
-                    places[row, : len(completion)] = torch.arange(begins, begins + len(completion))
+                positions[index, here] = torch.arange(len(tokens)) + (head if segment else 0)
+                segments[index, here], owners[index, here] = segment, group
+                if segment:
+                    row, completion = groups[prompt][segment - 1]
+                    places[row, : len(completion)] = torch.arange(len(sources), len(sources) + len(completion))
+                    sources += range(index * longest + at, index * longest + at + len(completion))
+                    predicted += completion
                 at += len(tokens)
-            owners[index, begin:at] = group
     earlier = torch.ones(longest, longest, dtype=torch.bool).tril()
     same_group = owners[:, :, None] == owners[:, None, :]
     of_prompt = (segments == 0)[:, None, :]
     visible = earlier & same_group & (of_prompt | (segments[:, :, None] == segments[:, None, :]))
-    found = (packed, positions, labels, visible, places)
+    found = (packed, positions, visible, torch.tensor(sources), torch.tensor(predicted), places)
     return PackedRows(*(part.to(input_ids.device) for part in found))
 
 

@@ -99,3 +99,18 @@ def test_only_rows_with_an_advantage_are_trained_on(model, tmp_path, monkeypatch
     assert rows == [4, 1]  # a process without a loss would hold up the others
     assert all(value.abs().max() == 0 for value in found.values())
     assert logged["loss"] == 0
+
+
+def test_all_processes_train_on_as_many_rows(model, tmp_path, monkeypatch) -> None:
+    args = training_arguments(tmp_path, per_device_train_batch_size=4, num_generations=4)
+    trainer = RLKDTrainer(
+        model, reward_funcs=even_groups, args=RLKDConfig(**args), train_dataset=Dataset.from_dict({"prompt": PROMPTS})
+    )
+    mask = torch.ones(5, 4).tril()[[1, 0, 4, 2, 3]]
+    inputs = {"advantages": torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0]), "completion_mask": mask}
+    trainer.model.train()
+    for others, expected in ((0, [2]), (1, [2]), (2, [1, 2]), (3, [0, 1, 2])):
+        monkeypatch.setattr(trainer.accelerator, "gather", lambda own, others=others: torch.tensor([int(own), others]))
+        assert trainer._rows_with_gradient(inputs).tolist() == expected
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.tensor([int(own), 5]))
+    assert trainer._rows_with_gradient(inputs) is None

@@ -21,12 +21,14 @@ def test_each_completion_follows_its_prompt_and_sees_nothing_of_the_others() -> 
     assert packed.input_ids.shape == (2, 29 + 4 + 3)
     assert packed.input_ids[0].tolist() == [*PROMPT[:-1], 39, 1, 2, 3, 39, 4, 5]
     assert packed.position_ids[0].tolist() == [*range(29), 29, 30, 31, 32, 29, 30, 31]
-    assert packed.labels[0].tolist() == [-100] * 30 + [1, 2, 3, -100, 4, 5]
+    assert packed.sources.tolist() == [29, 30, 31, 33, 34, 36 + 24]
+    assert packed.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert packed.visible[0, 35].nonzero()[:, 0].tolist() == [*range(29), 33, 34, 35]
     assert packed.visible[0, 28].nonzero()[:, 0].tolist() == list(range(29))
     assert packed.visible.any(dim=-1).all()  # padding, too: attention to nothing has no value
-    values = torch.arange(2 * 35).reshape(2, 35).float()
-    assert packed.per_row(values).tolist() == [[29, 30, 31, 0], [33, 34, 0, 0], [35 + 24, 0, 0, 0], [0, 0, 0, 0]]
+    values = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    shown = packed.per_row(values).mul(10).round().tolist()
+    assert shown == [[1, 2, 3, 0], [4, 5, 0, 0], [6, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_short_groups_share_a_sequence() -> None:
