@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,7 +263,7 @@ class _StudyFile:
                 return self._load(path, place), str(path)
         raise self.fail(f"{place}: there is no config {name!r}, neither beside the recipe nor beside this file")
 
-    def mapping(self, given: Any, place: str, known: Iterable[str] = ()) -> dict[str, Any]:
+    def mapping(self, given: Any, place: str, known: Collection[str] = ()) -> dict[str, Any]:
         """`given`, which must be a mapping, with known keys only; empty for None."""
         if given is None:
             return {}
