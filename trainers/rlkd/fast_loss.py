@@ -99,7 +99,7 @@ class FastLoss:
         and another one at the end, which predicts nothing: the head is a third of the work of a small model.
         """
         trainer: Any = self
-        base = without_wrapper(trainer.accelerator.unwrap_model(trainer.model))
+        base = without_wrapper(trainer.accelerator.unwrap_model(model))  # the reference model has a head of its own
 
         def select(module: Any, args: Any, output: Any) -> Any:
             states = output.last_hidden_state.flatten(0, 1)
