@@ -73,7 +73,9 @@ def check_keys(study: Study, options: Options) -> None:
     for arm, stages in {SHARED: study.shared, **study.arms}.items():
         for stage in stages:
             of_run = words if arm != SHARED and stage is stages[-1] else []
-            for key in (*stage.keys, *of_run):
+            # A key without a value is not handed over: so an arm drops a setting that its own recipe does not take.
+            given = [key for key, value in stage.keys.items() if value is not None]
+            for key in (*given, *of_run):
                 if key not in options[stage.recipe]:
                     hint = suggestion(key, options[stage.recipe]).split(" Known:")[0]
                     place = "behind --" if key in of_run else SHARED if arm == SHARED else f"arms: {arm}"

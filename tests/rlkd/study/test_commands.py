@@ -78,6 +78,13 @@ def test_a_key_that_the_recipe_does_not_take_is_named_before_the_first_run(study
         plan(study, Path("out"), ["all"], [11], options)
 
 
+def test_an_arm_drops_a_setting_that_its_recipe_does_not_take(study) -> None:
+    (stage,) = study.arms["all"]
+    dropped = replace(study, arms={"all": [replace(stage, keys={**stage.keys, "strange": None})]})
+    (_, run) = plan(dropped, Path("out"), ["all"], [11], OPTIONS)
+    assert "--strange" not in run.commands[0].words
+
+
 def test_a_word_for_all_runs_that_a_recipe_does_not_take_is_named(study) -> None:
     with pytest.raises(
         UsageError, match=r"behind --: 'max_step' is no key of the recipe sft\. Did you mean 'max_steps'"
