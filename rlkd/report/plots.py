@@ -16,7 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7
 # A control, or whatever the colours are compared with.
 DARK = "#222222"
 GREY = "#767676"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.5,
     "axes.labelcolor": DARK,
     "axes.edgecolor": GREY,

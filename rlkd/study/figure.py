@@ -86,7 +86,8 @@ def common_points(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[np.n
     """Positions that all curves cover, and the values of each there (seeds x positions), linear between its points."""
     end = min(curve[-1][0] for curve in curves)
     x = np.unique([position for curve in curves for position, _ in curve if position <= end])
-    return x, np.array([np.interp(x, *zip(*curve, strict=True)) for curve in curves])
+    points = [np.array(curve, dtype=float) for curve in curves]
+    return x, np.array([np.interp(x, of_seed[:, 0], of_seed[:, 1]) for of_seed in points])
 
 
 def band(values_SX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -79,7 +79,7 @@ def _flat(value: Any, place: str = "") -> dict[str, Any]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None or not value:
         return {place: value}
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, inner in items:
         flat |= _flat(inner, f"{place}.{key}" if place else str(key))
     return {key: inner for key, inner in flat.items() if key not in ("study.title", "study.question")}
