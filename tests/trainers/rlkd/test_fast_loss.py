@@ -20,18 +20,18 @@ def even_groups(completions, **columns):
     return [0.5 if "2 + 3" in prompt else value for prompt, value in zip(columns["prompts"], values, strict=True)]
 
 
-def gradients(model, folder, fast_path, **changes):
+def gradients(model, folder, fast_path, all_weights=False, **changes):
     """The gradients of one step, and its logged metrics; with the same rollouts whatever the path."""
     args = training_arguments(folder, per_device_train_batch_size=8, num_generations=4, max_completion_length=10)
     rows = Dataset.from_dict({"prompt": PROMPTS})
-    peft = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     torch.manual_seed(3)
     trainer = RLKDTrainer(
         model,
         reward_funcs=even_groups,
         args=RLKDConfig(**args | {"max_steps": 1, "max_grad_norm": 0.0} | changes, fast_path=fast_path),
         train_dataset=rows,
-        peft_config=peft,
+        peft_config=None if all_weights else lora,
     )
     random = torch.Generator().manual_seed(5)
 
@@ -63,6 +63,7 @@ def model(tmp_path_factory):
     [
         *({"loss_type": name} for name in TYPES),
         {"beta": 0.1},
+        {"beta": 0.1, "all_weights": True, "num_iterations": 2},
         {"num_iterations": 2},
         {"top_entropy_quantile": 0.5},
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
