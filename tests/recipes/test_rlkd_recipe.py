@@ -23,12 +23,30 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def quick(tiny_model: str, tmp_path: Path) -> list[str]:
-    """Arguments that make the default recipe small: a tiny model, and no structure model to read what it writes."""
+    """Arguments that make the default recipe small: LoRA on a tiny model, with 8 completions per step."""
     small = (
-        f"--model_name_or_path {tiny_model} --max_steps 2 --eval_rows 2 --max_completion_length 8 "
-        f"--output_dir {tmp_path / 'run'}"
+        f"--model_name_or_path {tiny_model} --use_peft true --dataset_name gsm8k-sample --max_steps 2 --eval_rows 2 "
+        f"--eval_samples 0 --per_device_train_batch_size 2 --gradient_accumulation_steps 4 --num_generations 4 "
+        f"--max_completion_length 8 --save_steps 5 --output_dir {tmp_path / 'run'}"
     ).split()
     return [*small, "--reward_kwargs", BY_RULES]
+
+
+def test_the_default_trains_the_laboratorys_student_and_reports_its_change(root, tmp_path) -> None:
+    small = f"--max_steps 2 --eval_rows 20 --eval_samples 2 --output_dir {tmp_path / 'run'}".split()
+    done = run_script([BIN / "accelerate", "launch", "--num_processes", 1, root / "recipes/rlkd.py", *small], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "run"
+    assert (run / "model.safetensors").stat().st_size > 0
+    assert "zero-std groups" in done.stdout + done.stderr
+    assert "(accuracy alone" in done.stdout + done.stderr
+    before, after = read_steps(run / "eval.jsonl")
+    assert 0 < before["sampled"]["accuracy"]["mean"] < 1
+    assert after["sampled"]["samples"] == 2
+    for shown in ("accuracy change:", "sampled change:", "calculations per answer:", "tokens per answer:"):
+        assert shown in done.stdout
+    (rollout,) = read_steps(run / "rollouts" / "rank0.jsonl")[:1]
+    assert rollout["rewards"]["structure"]["status"] == "score"
 
 
 @pytest.mark.parametrize("place", ["checkout", "recipes", "elsewhere"])
@@ -142,7 +160,7 @@ def test_a_reward_file_outside_the_repository_trains_from_a_yaml(root, tmp_path,
         "def brevity(completions, *, limit=100, **columns):\n"
         "    return [max(0.0, 1 - len(c[0]['content']) / limit) for c in completions]\n"
     )
-    config = (root / "recipes/rlkd.yaml").read_text()
+    config = (root / "recipes/rlkd_smollm2.yaml").read_text()
     config = config.replace("[accuracy, structure]", "[accuracy, structure, brevity.py:brevity]")
     config = config.replace("[1.0, 1.0]", "[1.0, 1.0, 0.5]").replace(
         "reward_kwargs:\n", "reward_kwargs:\n  brevity: {limit: 20}\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.errors import UsageError
-from rlkd.models import ADAPTED, EMBEDDED, base_of_adapter, is_adapter, resolve_model
+from rlkd.models import INCLUDED, base_of_adapter, is_adapter, resolve_model
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Arguments of `BitsAndBytesConfig` that transformers itself does not take any more.
@@ -51,7 +51,7 @@ def check_model(name: Any, key: str, *, revision: str | None = None, trust_remot
             reason = "the folder has a config.json and no weights"
     raise UsageError(
         f"{key} {name!r} cannot be read: {reason.rstrip('.')}. Name a folder written by save_pretrained, a reachable "
-        f"hub id, or an embedded model ({', '.join((EMBEDDED, *ADAPTED))})"
+        f"hub id, or an embedded model ({', '.join(INCLUDED)})"
     )
 
 

@@ -75,7 +75,7 @@ class ValidityKDConfig(FastPath, DistillationConfig):
     )
     validity: str = _option(
         "likelihood",
-        "Validity scorer: a name (likelihood, rollout, judge, prm), a dotted path, or path/to/file.py:name.",
+        "Validity scorer: likelihood, arithmetic, rollout, judge, prm, a dotted path, or path/to/file.py:name.",
     )
     validity_kwargs: dict[str, Any] | str | None = field(
         default=None,

@@ -1,0 +1,49 @@
+"""The laboratory's tokenizer and untrained student."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlkd.lab.problems import ALL_LENGTHS, dependency_rows, recall_rows
+from rlkd.lab.students import SHAPE, identity, tokenizer, untrained_student, vocabulary
+
+
+def test_every_text_of_the_task_is_made_of_known_tokens_and_decodes_exactly() -> None:
+    words = tokenizer()
+    exercises = recall_rows(50)
+    for row in [*dependency_rows("pretraining", 200, steps=ALL_LENGTHS, short_cuts=0.5), *exercises]:
+        for text in (row["question"], *row["rationales"]):
+            ids = words(text).input_ids
+            assert words.unk_token_id not in ids
+            assert words.decode(ids) == text
+
+
+def test_a_word_is_the_same_token_at_the_start_of_a_line() -> None:
+    words = tokenizer()
+    first, *_, second = (words(text).input_ids for text in ("Ann has 3", "so\nAnn has 3"))
+    assert second[-2:] == first
+
+
+def test_the_vocabulary_has_no_token_twice() -> None:
+    assert len(set(vocabulary())) == len(vocabulary()) == len(tokenizer())
+
+
+@pytest.mark.slow
+def test_an_untrained_student_is_an_ordinary_checkpoint_and_always_the_same(tmp_path) -> None:
+    untrained_student(tmp_path / "a")
+    torch.manual_seed(5)
+    untrained_student(tmp_path / "b")
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in "ab")
+    for left, right in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(left, right)
+    words = AutoTokenizer.from_pretrained(tmp_path / "a")
+    prompt = words.apply_chat_template([{"role": "user", "content": "How many pens does Ann have?"}], tokenize=False)
+    assert prompt.startswith("<|user|>")
+    assert words.decode(words("Ann has 3 pens.\nBen has 4.").input_ids) == "Ann has 3 pens.\nBen has 4."
+
+
+def test_another_shape_or_vocabulary_is_another_untrained_student(monkeypatch) -> None:
+    before = identity()
+    assert before == identity()
+    monkeypatch.setitem(SHAPE, "hidden_size", 64)
+    assert identity() != before
