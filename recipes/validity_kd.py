@@ -6,9 +6,9 @@
     accelerate launch recipes/validity_kd.py --config my.yaml --tau adapt --resume_from_checkpoint
 
 Without --config the run takes recipes/validity_kd.yaml: SmolLM2-135M-Instruct with a warm start learns from a better
-model of its kind on easy word problems, LoRA, ten steps, without a GPU. Keys are those of TRL's DistillationConfig and
-ModelConfig and the few that --help lists first; the command line wins over the file. A single process takes the first
-GPU (CUDA_VISIBLE_DEVICES names another).
+model of its kind on arithmetic chains, LoRA, fifteen steps, without a GPU. Keys are those of TRL's DistillationConfig
+and ModelConfig and the few that --help lists first; the command line wins over the file. A single process takes the
+first GPU (CUDA_VISIBLE_DEVICES names another).
 
 The idea is that of "Validity-Calibrated Reasoning Distillation" (arXiv 2605.04078), of which only the abstract is
 known to us. All formulas are our choices: docs/validity.md says which, docs/validity_kd.md how to use them.
