@@ -31,7 +31,7 @@ from rlkd.data.arithmetic import chain_rows, mawps_row, with_other_numbers
 from rlkd.data.correctness import trace_verdicts
 from rlkd.data.rows import Row, split_half
 from rlkd.errors import UsageError
-from rlkd.lab.problems import ALL_LENGTHS, LENGTHS, dependency_rows, recall_rows
+from rlkd.lab.problems import ALL_LENGTHS, LENGTHS, Relation, dependency_rows, recall_rows
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import from_gsm8k_socratic
 
@@ -61,7 +61,7 @@ LAB_ROWS = {"train": 2000, "test": 600}
 LAB_PRETRAINING_ROWS = {"lab-pretraining": 72_000, "lab-expert": 24_000, "lab-expert-slips": 24_000}
 LAB_SHORT_CUTS = 0.5
 # The relation that an unreliable teacher gets wrong: about a third of all calculations.
-LAB_SLIP = "fewer"
+LAB_SLIP: Relation = "fewer"
 LAB_RECALL_ROWS = 12_000
 
 

@@ -58,8 +58,11 @@ LENGTHS = {"short": (3, 4), "long": (5, 6)}
 ALL_LENGTHS = (1, 2, 3, 4, 5, 6)
 """Those of the problems that a student is first trained on."""
 
+Relation = Literal["given", "more", "fewer", "times", "together"]
 Split = Literal["pretraining", "train", "test"]
 SPLITS = ("pretraining", "train", "test")
+RELATIONS: tuple[Relation, ...] = ("more", "fewer", "times")
+"""Those to one other quantity."""
 _SIGNS = {"more": "+", "fewer": "-", "times": "*", "together": "+"}
 
 
@@ -68,7 +71,7 @@ class Holding:
     """How many things `name` has: `number` itself, or by `relation` to the quantities of others (`parents`)."""
 
     name: str
-    relation: Literal["given", "more", "fewer", "times", "together"]
+    relation: Relation
     number: int | None = None
     parents: tuple[str, ...] = ()
 
@@ -102,7 +105,7 @@ class DependencyProblem:
     asked: str
     thing: str
     order: tuple[int, ...]
-    slip: str | None = None
+    slip: Relation | None = None
 
     @property
     def question(self) -> str:
@@ -147,12 +150,12 @@ class DependencyProblem:
 
 
 def dependency_rows(
-    split: Split,
+    split: str,
     count: int,
     *,
     steps: Sequence[int] = LENGTHS["short"],
     short_cuts: float = 0.0,
-    slip: str | None = None,
+    slip: Relation | None = None,
 ) -> list[dict]:
     """The first `count` problems of a split that need one of `steps` calculations, as rows; always the same.
 
@@ -252,7 +255,7 @@ def _related(name: str, parents: list[str], values: dict[str, int], draw: random
     if len(parents) == 2:
         quantity = Holding(name, "together", None, tuple(parents))
     else:
-        relation = draw.choice(("more", "fewer", "times"))
+        relation = draw.choice(RELATIONS)
         largest = {"more": 9, "fewer": max(2, min(9, values[parents[0]] - 1)), "times": 3}[relation]
         quantity = Holding(name, relation, draw.randint(2, largest), tuple(parents))
     _, values[name] = quantity.calculation(values)
@@ -261,7 +264,8 @@ def _related(name: str, parents: list[str], values: dict[str, int], draw: random
 
 def _reordered(problem: DependencyProblem, draw: random.Random) -> DependencyProblem:
     """The same problem, its quantities in another order in which each can be calculated, if there is one."""
-    waiting, done = draw.sample(problem.quantities, len(problem.quantities)), []
+    waiting = draw.sample(problem.quantities, len(problem.quantities))
+    done: list[Holding] = []
     while waiting:
         ready = next(q for q in waiting if set(q.parents) <= {other.name for other in done})
         waiting.remove(ready)

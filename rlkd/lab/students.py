@@ -15,7 +15,7 @@ from typing import Any
 from rlkd.lab.problems import LARGEST, NAMES, THINGS
 
 SEED = 0
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
     "block_auto_adjust_ff_dim": False,

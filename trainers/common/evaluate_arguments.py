@@ -161,7 +161,7 @@ class EvaluateScriptArguments:
             if self.model_name_or_path is None:
                 raise UsageError(f"--engine {self.engine} needs the model: --model_name_or_path MODEL")
             spec = f"{self.engine}:{self.model_name_or_path}"
-        template = template_arguments(self.chat_template_kwargs)  # type: ignore[arg-type]
+        template = template_arguments(self.chat_template_kwargs)
         options = {"chat_template_kwargs": template} if template else {}
         served = {"concurrency": self.concurrency, "timeout": self.deadline / 2}
         try:
@@ -209,7 +209,7 @@ def parse(arguments: Sequence[str]) -> EvaluateScriptArguments:
         settings |= settings_of_run(given.run) | {"run": str(given.run)}
         settings.setdefault("out", str(given.run / "evaluation"))
     parser = HfArgumentParser(
-        [EvaluateScriptArguments],  # type: ignore[arg-type]
+        [EvaluateScriptArguments],  # type: ignore[list-item]
         prog="rlkd evaluate",
         usage="rlkd evaluate [--config FILE] [--run RUN] [arguments ...]     or: rlkd evaluate compare A B",
         description="Evaluate a model on test rows (docs/evaluate.md). --config FILE: a YAML of these keys, or the "
