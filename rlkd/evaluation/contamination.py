@@ -1,7 +1,9 @@
 """Test questions that the training rows contain: runs of 13 words in common, shorter questions as a whole.
 
-Words are compared in lower case, without punctuation; numbers are words too, so a question with other numbers is
-another one. Thirteen is the length of GPT-3's overlap analysis (Brown et al. 2020, appendix C).
+Words are compared in lower case and one form of Unicode, without punctuation. Numbers are words too (`1,000` as 1000),
+so a question with other numbers is another one; in a short question the signs of arithmetic also count, so that 2 + 3
+is not 2 * 3.
+Thirteen is the length of GPT-3's overlap analysis (Brown et al. 2020, appendix C).
 
 >>> [each.test for each in overlaps([("t1", "Ann has 3 eggs.")], [("a", ["Q: ann HAS 3 eggs! How many?"])])]
 ['t1']
@@ -10,8 +12,9 @@ another one. Thirteen is the length of GPT-3's overlap analysis (Brown et al. 20
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +22,9 @@ from rlkd.data.rows import question_of
 
 SIZE = 13
 _WORD = re.compile(r"[^\W_]+")
+# A minus between letters is a hyphen.
+_WORD_OR_SIGN = re.compile(r"[^\W_]+|[+*/^=<>×÷]|(?<![^\W\d_])-|-(?![^\W\d_])")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 @dataclass(frozen=True)
@@ -82,35 +88,42 @@ def overlaps(
 
     Memory grows with the test questions only.
     """
-    runs_of = {name: list(_runs(words(question), size)) for name, question in tests}
+    runs_of = {name: _runs(question, size) for name, question in tests}
     where: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for name, runs in runs_of.items():
         for run in runs:
             where[run].add(name)
-    lengths = sorted({len(run) for run in where})
+    short = {len(run) for name, runs in runs_of.items() if len(runs) == 1 for run in runs}
     found = []
     for train, texts in trainings:
         shared: dict[str, dict[tuple[str, ...], None]] = defaultdict(dict)
         for text in texts:
-            own = words(text)
-            for length in lengths:
-                for start in range(len(own) - length + 1):
-                    run = tuple(own[start : start + length])
-                    for name in where.get(run, ()):
-                        shared[name][run] = None
+            for own, lengths in ((words(text), {size}), (words(text, signs=True), short)):
+                for length in lengths:
+                    for start in range(len(own) - length + 1):
+                        run = tuple(own[start : start + length])
+                        for name in where.get(run, ()):
+                            shared[name][run] = None
         for name, common in shared.items():
             found.append(Overlap(name, train, len(common) / len(set(runs_of[name])), " ".join(next(iter(common)))))
     order = {name: place for place, (name, _) in enumerate(tests)}
     return sorted(found, key=lambda pair: (order[pair.test], -pair.share))
 
 
-def words(text: str) -> list[str]:
-    """The words and numbers of a text in lower case; `1,000` is two words, as in any text to compare with."""
-    return _WORD.findall(text.casefold())
+def words(text: str, *, signs: bool = False) -> list[str]:
+    """The words and numbers of a text in lower case; with the `signs` of arithmetic too.
+
+    >>> words("Café No. 1,250: 3 - 2?", signs=True)
+    ['café', 'no', '1250', '3', '-', '2']
+    """
+    plain = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text).replace("\u2212", "-"))
+    return (_WORD_OR_SIGN if signs else _WORD).findall(plain.casefold())
 
 
-def _runs(own: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
-    if own and len(own) <= size:
-        yield tuple(own)
-    for start in range(len(own) - size + 1 if len(own) > size else 0):
-        yield tuple(own[start : start + size])
+def _runs(question: str, size: int) -> list[tuple[str, ...]]:
+    """Each `size` neighbouring words of a question; of a question with fewer, all of it."""
+    own = words(question)
+    if len(own) < size:
+        whole = tuple(words(question, signs=True))
+        return [whole] if own else []
+    return [tuple(own[start : start + size]) for start in range(len(own) - size + 1)]

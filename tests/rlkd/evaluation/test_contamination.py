@@ -28,6 +28,20 @@ def test_a_short_question_counts_as_a_whole_and_with_other_numbers_it_is_another
     assert not overlaps(tests, [("a", ["What is 3 and 60 together?"]), ("b", ["What is 3 and 6?"])])
 
 
+def test_unicode_and_groups_of_digits_do_not_hide_a_question() -> None:
+    tests = [("t", "The caf\u00e9 sells 1,250 cups. How many is that in two days?")]
+    written = "the cafe\u0301 \uff53ells 1250 cups how many is that in two days"
+    assert [pair.share for pair in overlaps(tests, [("a", [written])])] == [1.0]
+
+
+def test_the_signs_of_arithmetic_tell_short_questions_apart() -> None:
+    tests = [("t", "What is 12 - 4?")]
+    same = ("what is 12 \u2212 4", "1) What is 12-4 = ?")
+    other = ("What is 12 + 4?", "What is 12, 4?", "What is 12/4?")
+    assert [pair.train for pair in overlaps(tests, [(text, [text]) for text in (*same, *other)])] == list(same)
+    assert overlaps([("t", "Who is the well-known man?")], [("a", ["who is the well known man"])])
+
+
 def test_pairs_are_in_the_order_of_the_test_rows_the_closest_first() -> None:
     own = words(LONG)
     trainings = [("partly", [" ".join(own[:14])]), ("fully", [LONG]), ("other", ["What is 2 and 2?"])]
