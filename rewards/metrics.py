@@ -15,7 +15,7 @@ from rewards.build import build_rewards
 from rewards.choices import announced_truth, chosen_option
 from rewards.runner import Reward
 from rewards.testing.runner import trl_extras
-from rlkd.answers import extract_answer
+from rlkd.answers import Fallback, extract_answer
 from rlkd.data.benchmarks import AnswerKind
 from rlkd.evaluation.folder import RecordedCompletion
 
@@ -39,13 +39,18 @@ def metric_rewards(
     return build_rewards(specs, arguments, options, cache=cache)
 
 
-def announced_answer(kind: AnswerKind, row: Mapping[str, Any], text: str, prefilled: bool = False) -> str | None:
-    """The answer that a completion announces, in a form in which it can be counted; None without one."""
+def announced_answer(
+    kind: AnswerKind, row: Mapping[str, Any], text: str, prefilled: bool = False, fallback: Fallback = "none"
+) -> str | None:
+    """The answer that a completion announces, in a form in which it can be counted; None without one.
+
+    `fallback`: of exact answers, as in the reward `accuracy`.
+    """
     if kind == "boolean":
         return announced_truth(text, prefilled)
     if kind == "choice":
         return chosen_option(text, row.get("choices") or row.get("options"), prefilled)
-    return extract_answer(text, prefilled=prefilled)
+    return extract_answer(text, fallback, prefilled=prefilled)
 
 
 def scored_completions(
@@ -61,9 +66,13 @@ def scored_completions(
     """The completions with their announced answers and the outcome of each reward, in order.
 
     `rows`: by id, with `prompt`. A call of a reward has all samples of a row, as rewards of a whole group expect.
-    `encode`: the tokenizer, for rewards that read `completion_ids`.
+    `encode`: the tokenizer, for rewards that read `completion_ids`. Answers are read as `accuracy` reads them, so that
+    what counts as right has a vote.
     """
     found = []
+    fallback: Any = next(
+        (getattr(each.function, "fallback", "none") for each in rewards if each.__name__ == ACCURACY), "none"
+    )
     for batch in _batches(completions):
         own = [rows[each.id] for each in batch]
         chats = [not isinstance(row["prompt"], str) for row in own]
@@ -86,7 +95,7 @@ def scored_completions(
         for i, (each, row) in enumerate(zip(batch, own, strict=True)):
             # Neither duration nor origin of a score: the same evaluation has the same file.
             scores = {name: _record(values[i]) for name, values in outcomes.items()}
-            answer = announced_answer(answers, row, each.completion, prefilled)
+            answer = announced_answer(answers, row, each.completion, prefilled, fallback)
             found.append(replace(each, answer=answer, scores=scores))
         advance(len(batch))
     return found

@@ -48,6 +48,12 @@ def test_answers_are_in_a_form_in_which_they_can_be_counted() -> None:
     assert announced_answer("exact", {}, "so #### 72", prefilled=True) is None  # a thought that does not end
 
 
+def test_an_answer_that_counts_as_right_has_a_vote() -> None:
+    rewards = metric_rewards(["accuracy"], "exact", {"accuracy": {"fallback": "last_number"}}, cache=False)
+    [found] = scored_completions(rewards, ROWS, [written("r0", 1, "1 + 1 makes 2")])
+    assert (found.scores["accuracy"]["value"], found.answer) == (1.0, "2")
+
+
 def test_rewards_get_columns_and_parameters_and_a_failure_keeps_its_cause(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from rewards import Failed\n"
