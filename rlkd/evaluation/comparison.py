@@ -96,8 +96,9 @@ def compare_evaluations(first: FinishedEvaluation, second: FinishedEvaluation) -
         for name in names
         if first.settings.get(name) != second.settings.get(name)
     }
-    if first.results["samples"] != second.results["samples"]:
-        differ["samples"] = first.results["samples"], second.results["samples"]
+    for name in ("samples", "answers"):
+        if first.results.get(name) != second.results.get(name):
+            differ[name] = first.results.get(name), second.results.get(name)
     return EvaluationComparison(str(first.path), str(second.path), figures, flips, differ)
 
 

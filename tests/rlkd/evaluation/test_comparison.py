@@ -47,6 +47,14 @@ def test_the_greedy_difference_has_mcnemars_test_and_counts_rows_that_both_judge
     assert found.to_dict()["flips"][0]["question"] == "q 0"
 
 
+def test_answers_that_were_compared_in_another_way_are_named() -> None:
+    exact, choice = (
+        FinishedEvaluation(A.path, A.settings, A.rows, A.results | {"answers": kind}, A.completions)
+        for kind in ("exact", "choice")
+    )
+    assert compare_evaluations(exact, choice).settings == {"answers": ("exact", "choice")}
+
+
 def test_an_evaluation_and_itself_differ_in_nothing_and_the_intervals_are_not_empty() -> None:
     found = compare_evaluations(A, A)
     assert not found.flips
