@@ -17,7 +17,7 @@ from rlkd.engines import Completion, Engine, EngineError, Prompt, Sampling
 from rlkd.errors import UsageError
 from rlkd.evaluation.folder import EvaluationFolder, RecordedCompletion
 
-# Failures after which an evaluation ends, unless more has succeeded.
+# Failures in a row after which an evaluation ends.
 ENOUGH_FAILURES = 16
 
 
@@ -58,12 +58,12 @@ async def complete_rows(
     in_batches = engine.concurrency == 1 and not engine.is_remote
     slots = asyncio.Semaphore(1 if in_batches else plan.concurrency * engine.replicas)
     errors: list[EngineError] = []
-    total, done = len(rows) * len(plan.numbers), 0
+    total, failed_in_a_row = len(rows) * len(plan.numbers), 0
 
     async def send(sample: int, call: Sequence[tuple[str, Prompt]]) -> None:
-        nonlocal done
+        nonlocal failed_in_a_row
         async with slots:
-            if len(errors) >= max(ENOUGH_FAILURES, done):
+            if failed_in_a_row >= ENOUGH_FAILURES:
                 return  # a server that is down, and would fail the others too
             found = await engine.generate(
                 [prompt for _, prompt in call],
@@ -78,12 +78,13 @@ async def complete_rows(
         # What an interrupted call had recorded stays as it is.
         missing = [name for name, _ in call if (name, sample) not in folder.written]
         folder.add(new)
-        errors.extend(
+        failed = [
             each
             for (name, _), each in zip(call, found, strict=True)
             if isinstance(each, EngineError) and name in missing
-        )
-        done += len(missing)
+        ]
+        errors.extend(failed)
+        failed_in_a_row = 0 if new else failed_in_a_row + len(failed)
         advance(len(missing))
 
     calls = [
@@ -93,7 +94,6 @@ async def complete_rows(
         if any((name, sample) not in folder.written for name, _ in call)
     ]
     known = sum((name, sample) in folder.written for name, _ in rows for sample in plan.numbers)
-    done += known
     advance(known)
     async with asyncio.TaskGroup() as group:
         for sample, call in calls:

@@ -87,6 +87,15 @@ def test_an_engine_that_only_fails_is_not_asked_for_everything(tmp_path) -> None
     assert len(engine.log) < 30
 
 
+def test_a_server_that_goes_down_later_ends_the_evaluation_too(tmp_path) -> None:
+    in_loop(completed(tmp_path, DrawnAnswers("m", remote=True), Plan(PLAN.sampling, samples=10)))
+    engine = DrawnAnswers("m", remote=True)
+    engine.fails = {"question"}
+    with pytest.raises(UsageError, match="210 of 287"):
+        in_loop(completed(tmp_path, engine, Plan(PLAN.sampling, samples=40, concurrency=1)))
+    assert len(engine.log) < 30
+
+
 def test_greedy_completions_can_be_left_out(tmp_path) -> None:
     written = in_loop(completed(tmp_path, DrawnAnswers("m"), Plan(PLAN.sampling, samples=1, greedy=False)))
     assert {number for _, number in written} == {1}
