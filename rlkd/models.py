@@ -36,6 +36,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -198,16 +199,21 @@ def _created(folder: Path, source: Mapping[str, str], write: Callable[[Path, Pat
 def weights_identity(name: str) -> str:
     """Eight characters that differ if the weights of a model name differ, for cache keys.
 
-    They are a hash of the content of a shipped adapter, or of sizes and times of a folder's safetensors and config
-    files (a model that was trained again in place is another model); empty for a hub id.
+    They are a hash of the content of a shipped adapter, or of sizes and times of a folder's safetensors, config and
+    tokenizer files (a model that was trained again in place is another model), and for an adapter's folder of its base
+    too; empty for a hub id.
     """
     if name in ADAPTED:
         files = [_adapters() / name / part for part in _ADAPTER_FILES]
         parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
     else:
         folder = _lab_folder(name) if name in LAB_MODELS else Path(name).expanduser()
-        files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*config.json"))]
+        patterns = ("*.safetensors", "*config.json", "tokenizer.json", "*.jinja")
+        files = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
         parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+        if is_adapter(name):
+            with suppress(UsageError):  # merging it reports an adapter without a base
+                parts.append(weights_identity(base_of_adapter(folder)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8] if parts else ""
 
 

@@ -21,6 +21,7 @@ from rlkd.models import (
     resolve_model,
     shipped_adapters,
     verify_model,
+    weights_identity,
 )
 
 CONTENT = b"weights " * 4096
@@ -458,3 +459,20 @@ def test_a_shipped_adapter_is_small_and_names_no_folder_of_another_machine(name:
     assert config["base_model_name_or_path"] == models.EMBEDDED_HUB_ID
     assert (folder / "README.md").is_file()
     assert set(shipped_adapters()) <= set(ADAPTED)
+
+
+def test_a_model_is_another_one_where_its_template_or_the_base_of_its_adapter_is_another(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"first")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    found = [weights_identity(str(adapter))]
+    (base / "model.safetensors").write_bytes(b"the second")
+    found.append(weights_identity(str(adapter)))
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    found.append(weights_identity(str(adapter)))
+    (adapter / "adapter_config.json").write_text("{}")  # merging it says what is missing
+    found.append(weights_identity(str(adapter)))
+    assert len(set(found)) == 4
