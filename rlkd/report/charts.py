@@ -74,10 +74,12 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Chart]:
 
 
 def _series_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
-    """Steps and values of each metric that is a number; a step logged twice counts as it was logged last."""
-    last = {record["step"]: record for record in metrics}
+    """Steps and values of each metric that is a number; one logged twice at a step counts as it was logged last."""
+    merged: dict[int, dict[str, Any]] = {}
+    for record in metrics:
+        merged.setdefault(record["step"], {}).update(record)
     series: dict[str, tuple[list[float], list[float]]] = {}
-    for step, record in sorted(last.items()):
+    for step, record in sorted(merged.items()):
         for metric, value in record.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 steps, values = series.setdefault(metric, ([], []))

@@ -39,6 +39,13 @@ def test_a_step_without_a_value_has_no_point(tmp_path):
     assert curve.x == [2, 3]
 
 
+def test_two_records_of_a_step_are_one_point_of_each_metric(tmp_path):
+    log = [metrics(1), metrics(2, entropy=0.5), {"step": 2, "eval_loss": 3.0}]
+    found = charts(write_run(tmp_path / "run", log=log))
+    assert [curve.x for curve in found["Entropy"].curves] == [[1, 2]]
+    assert [curve.x for curve in found["eval_loss"].curves] == [[2]]
+
+
 def test_shares_stay_within_their_bounds(tmp_path):
     log = [metrics(step, frac_reward_zero_std=float(step % 2)) for step in range(1, 31)]
     (curve,) = charts(write_run(tmp_path / "run", log=log))["Zero-std groups"].curves
