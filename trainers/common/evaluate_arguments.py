@@ -108,7 +108,12 @@ class EvaluateScriptArguments:
                     raise UsageError(f"{name}: {value!r} is not JSON ({error})") from error
         if self.eval_samples < 0 or not (self.greedy or self.eval_samples):
             raise UsageError(f"eval_samples {self.eval_samples}: expected at least {0 if self.greedy else 1}")
-        if (self.eval_rows or 0) < 0:
+        if self.eval_samples and self.temperature == 0:
+            raise UsageError(
+                f"eval_samples {self.eval_samples} at temperature 0: all would be the greedy completion. Give a "
+                f"--temperature above 0, or no samples"
+            )
+        if self.eval_rows is not None and self.eval_rows < 1:
             raise UsageError(f"eval_rows {self.eval_rows}: expected at least 1, or none for all")
         if self.answers not in (None, "exact", "choice", "boolean"):
             raise UsageError(f"answers {self.answers!r}: expected exact, choice or boolean")
@@ -134,7 +139,7 @@ class EvaluateScriptArguments:
             )
         kind = self.answers or (BENCHMARKS[name].answers if name in BENCHMARKS else "exact")
         if name in BENCHMARKS:
-            return benchmark_rows(name)[: self.eval_rows or None], kind
+            return benchmark_rows(name)[: self.eval_rows], kind
         rows = load_rows(
             name,
             split=self.dataset_test_split or "test",
@@ -142,14 +147,18 @@ class EvaluateScriptArguments:
             columns=self.columns,  # type: ignore[arg-type]
             wrong_rationales="unchecked",
         )
-        return rows[: self.eval_rows or None], kind
+        return rows[: self.eval_rows], kind
 
     def train_rows(self) -> list[Row]:
-        """The rows of `check_contamination`; `columns` are theirs too, unless the test rows are a benchmark's."""
+        """The rows of `check_contamination`.
+
+        `columns` and `dataset_config` are for both, unless the test rows are a benchmark's: then for these alone.
+        """
         assert self.check_contamination is not None
         return load_rows(
             self.check_contamination,
             split=self.dataset_train_split,
+            config=self.dataset_config,
             columns=self.columns,  # type: ignore[arg-type]
             wrong_rationales="unchecked",
         )
@@ -218,12 +227,12 @@ def parse(arguments: Sequence[str]) -> EvaluateScriptArguments:
     )
     parser.set_defaults(**settings)
     try:
-        [script] = parser.parse_args_into_dataclasses(rest)
+        script, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     except UsageError:
         raise
     except ValueError as error:
-        unknown = next(
-            (word.lstrip("-") for word in rest if word.startswith("--") and word.lstrip("-") not in known), ""
-        )
-        raise UsageError(f"no argument {unknown!r}.{suggestion(unknown, known)}" if unknown else str(error)) from error
+        raise UsageError(str(error)) from error
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0]
+        raise UsageError(f"no argument {name!r}.{suggestion(name.replace('-', '_'), known | {'samples'})}")
     return script

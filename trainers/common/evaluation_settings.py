@@ -45,7 +45,7 @@ def settings_of_run(run: Path) -> dict[str, Any]:
         recorded: dict[str, Any] = json.loads((run / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--run {run}: no readable {RECORD} there ({error}), since its training evaluated nothing "
+            f"--run {run}: no readable {RECORD} there ({error}), which a recipe writes that evaluates "
             f"(dataset_test_split, eval_rows). Name the rows: --model_name_or_path {run} --dataset_name NAME"
         ) from error
     return recorded | {"model_name_or_path": str(run)}

@@ -1,0 +1,42 @@
+"""Arguments of `rlkd evaluate`: mistakes that would give other figures than the ones asked for are refused."""
+
+import json
+
+import pytest
+
+from rlkd.errors import UsageError
+from trainers.common.evaluate_arguments import parse
+
+
+def test_the_argument_that_is_unknown_is_named_and_not_an_alias_before_it() -> None:
+    for arguments, name in (
+        (["--samples", "4", "--tempratur", "1"], "tempratur"),
+        (["--dataset-name", "gsm8k", "--sampels=3"], "sampels"),
+        (["comapre", "a", "b"], "comapre"),
+    ):
+        with pytest.raises(UsageError, match=f"no argument '{name}'"):
+            parse(arguments)
+
+
+def test_samples_at_temperature_0_are_refused() -> None:
+    with pytest.raises(UsageError, match="eval_samples 4 at temperature 0: all would be the greedy completion"):
+        parse(["--samples", "4", "--temperature", "0"])
+    assert parse(["--temperature", "0"]).temperature == 0
+
+
+def test_a_training_that_skips_its_evaluation_does_not_mean_all_rows(tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps({"dataset_name": "mawps-sample", "eval_rows": 0}))
+    with pytest.raises(UsageError, match="eval_rows 0: expected at least 1"):
+        parse(["--config", str(config)])
+
+
+def test_the_configuration_of_a_hub_dataset_is_that_of_the_training_rows_too(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "trainers.common.evaluate_arguments.load_rows", lambda source, **options: asked.append((source, options)) or []
+    )
+    script = parse(["--check_contamination", "openai/gsm8k", "--dataset_config", "main", "--dataset_name", "gsm8k"])
+    script.train_rows()
+    [(source, options)] = asked
+    assert (source, options["config"], options["split"]) == ("openai/gsm8k", "main", "train")
