@@ -118,9 +118,8 @@ class EvaluationFolder:
 
         Completions that were not scored, such as samples beyond those asked for, stay behind them.
         """
-        kept = {each.key: each for each in scored} | {
-            key: each for key, each in self.written.items() if key not in {other.key for other in scored}
-        }
+        kept = {each.key: each for each in scored}
+        kept |= {key: each for key, each in self.written.items() if key not in kept}
         with atomic_file(self.completions) as file:
             file.writelines(json.dumps(asdict(each)) + "\n" for each in kept.values())
         self.written = kept
