@@ -11,7 +11,7 @@
 | `calculations` | mean number of calculations with a result in a completion |
 | `sampled` | with samples: their number, `temperature`, and `accuracy`, `ended`, `tokens`, `calculations` of them |
 | `seconds` | duration of the evaluation |
-| `rows` | of each row `id`, `correct` (1, 0, or null without a gold answer), `tokens` and `completion` |
+| `rows` | of each row `id` (else its place), `correct` (1, 0, null without a gold answer), `tokens`, `completion` |
 
 With samples, a row also has `sampled_correct`, their share of right ones, which reinforcement learning moves first.
 The texts allow further evaluations later, and comparing two runs row by row.
@@ -188,8 +188,8 @@ def _record(rows: Sequence[Mapping[str, Any]], completions: Sequence[WrittenComp
         "accuracy": _share(correct),
         **_lengths(completions),
         "rows": [
-            {"id": row.get("id"), "correct": right, "tokens": completion.tokens, "completion": completion.text}
-            for row, right, completion in zip(rows, correct, completions, strict=True)
+            {"id": row.get("id", place), "correct": right, "tokens": completion.tokens, "completion": completion.text}
+            for place, (row, right, completion) in enumerate(zip(rows, correct, completions, strict=True))
         ],
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlkd.statistics import Interval, series_mean
+from rlkd.statistics import Interval, paired_shares, series_mean
 
 Record = Mapping[str, Any]
 # Of each row in `eval.jsonl`.
@@ -22,13 +22,20 @@ def interval_of(figures: Mapping[str, Any]) -> Interval:
 
 
 def paired_change(before: Record, after: Record, key: str = GREEDY) -> Interval | None:
-    """`after` minus `before`, paired by row: mean and 95 % interval over the rows; None without a row in both."""
+    """`after` minus `before`, paired by row: mean and 95 % interval over the rows.
+
+    None without a row in both, and where ids repeat: then nothing tells which rows are the same.
+    """
     start = {row["id"]: row.get(key) for row in before["rows"]}
+    if len(start) < len(before["rows"]):
+        return None
     values = [
         row[key] - start[row["id"]]
         for row in after["rows"]
         if row.get(key) is not None and start.get(row["id"]) is not None
     ]
+    if values and not any(values):  # an empty interval would claim too much
+        return paired_shares(0, 0, len(values))
     return series_mean(values, block=1) if values else None
 
 

@@ -32,6 +32,19 @@ def test_rows_of_other_runs_do_not_pair() -> None:
     assert paired_change(record(0, [1.0]), other) is None
 
 
+def test_rows_whose_ids_repeat_do_not_pair() -> None:
+    before, after = record(0, [0.0, 1.0] * 10), record(5, [1.0, 1.0] * 10)
+    for row in (*before["rows"], *after["rows"]):
+        row["id"] = None
+    assert paired_change(before, after) is None
+
+
+def test_no_change_of_any_row_has_an_interval_that_is_not_empty() -> None:
+    change = paired_change(record(0, [0.0, 1.0] * 10), record(5, [0.0, 1.0] * 10))
+    assert change.value == 0
+    assert change.low < 0 < change.high
+
+
 def test_a_rise_is_reported_with_its_interval() -> None:
     text = held_out_report([record(0, [0.0] * 30 + [1.0] * 10), record(9, [1.0] * 40)], last_step=9, limit=64)
     assert "accuracy before:  25.0%" in text
