@@ -136,5 +136,5 @@ function rolloutsShown(run) {
   const count = run.written.toLocaleString("en");
   if (!run.written) return "no rollouts recorded";
   if (run.stride === 1) return `${count} rollouts`;
-  return `${run.shown.toLocaleString("en")} of ${count} rollouts in this file (every ${run.stride}th step)`;
+  return `${run.shown.toLocaleString("en")} of ${count} rollouts in this file (one step in ${run.stride})`;
 }
