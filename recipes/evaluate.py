@@ -82,7 +82,9 @@ def main(script: EvaluateScriptArguments) -> None:
     check_ready(engine, "the model")
 
     drawn = f", {plan.samples} samples per row at temperature {plan.sampling.temperature:g}" * bool(plan.samples)
-    console.print(f"{len(rows)} rows, {engine.name}{', greedy' * plan.greedy}{drawn}.", markup=False, highlight=False)
+    length = f", up to {script.max_completion_length} tokens each"
+    line = f"{len(rows)} rows, {engine.name}{', greedy' * plan.greedy}{drawn}{length}."
+    console.print(line, markup=False, highlight=False)
     lines = [row_record(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
     with EvaluationFolder(Path(script.out), script.recorded(engine), lines) as folder:
         asked = [(row["id"], prompt) for row, prompt in zip(rows, prompts, strict=True)]

@@ -56,7 +56,7 @@ def test_an_evaluation_writes_figures_and_a_line_per_completion_and_again_genera
 ) -> None:
     arguments = ["--engine", f"{DRAWN}#m", "--dataset_name", rows, "--samples", 4, "--out", tmp_path / "out"]
     output = evaluate(*arguments)
-    assert "9 rows, drawn:m, greedy, 4 samples per row at temperature 1." in output
+    assert "9 rows, drawn:m, greedy, 4 samples per row at temperature 1, up to 512 tokens each." in output
     assert "pass@4" in output
     found = read_evaluation(tmp_path / "out")
     right = [each.scores["accuracy"]["value"] for own in found.completions.values() for each in own.values()]

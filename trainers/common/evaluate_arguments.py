@@ -32,6 +32,9 @@ class EvaluateScriptArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "model: a folder (also of an adapter), a hub id, or an embedded model"}
     )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "of a training config: main, since engines read no other revision of the hub"}
+    )
     engine: str | None = field(
         default=None,
         metadata={
@@ -165,6 +168,17 @@ class EvaluateScriptArguments:
 
     def open_engine(self) -> Engine:
         """The engine of the model; nothing is loaded yet."""
+        is_hub_id = self.model_name_or_path is not None and not Path(self.model_name_or_path).expanduser().exists()
+        if (
+            is_hub_id
+            and self.model_revision not in (None, "main")
+            and not (self.engine and is_engine_spec(self.engine))
+        ):
+            raise UsageError(
+                f"model_revision {self.model_revision}: engines read the main revision of {self.model_name_or_path}. "
+                f"Download the other one (hf download {self.model_name_or_path} --revision {self.model_revision} "
+                f"--local-dir FOLDER) and evaluate it: --model_name_or_path FOLDER"
+            )
         spec = self.engine or f"transformers:{self.model_name_or_path}"
         if self.engine and not is_engine_spec(self.engine):
             if self.model_name_or_path is None:

@@ -40,3 +40,10 @@ def test_the_configuration_of_a_hub_dataset_is_that_of_the_training_rows_too(mon
     script.train_rows()
     [(source, options)] = asked
     assert (source, options["config"], options["split"]) == ("openai/gsm8k", "main", "train")
+
+
+def test_another_revision_of_the_hub_is_refused_and_a_folder_has_none(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"model_revision v2: .*hf download some/model --revision v2"):
+        parse(["--model_name_or_path", "some/model", "--model_revision", "v2"]).open_engine()
+    parse(["--model_name_or_path", str(tmp_path), "--model_revision", "v2"]).open_engine()
+    parse(["--model_name_or_path", "some/model", "--model_revision", "main"]).open_engine()
