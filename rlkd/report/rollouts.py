@@ -145,7 +145,7 @@ def _checks(text: str) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=65536)
 def _check(question: str, answer: str) -> dict[str, Any] | None:
-    """Whether a calculation has the result that it is said to have; None for one that cannot be read.
+    """Whether a calculation has the result that it is said to have; None for one that cannot be read, or is too large.
 
     A result with decimals may be rounded.
 
@@ -157,5 +157,9 @@ def _check(question: str, answer: str) -> dict[str, Any] | None:
         return None
     decimals = re.search(r"\.(\d+)", answer)
     tolerance = 0.5 / 10 ** len(decimals[1]) if decimals else 0.0
-    right = abs(float(calculated.value - said)) <= tolerance * (1 + 1e-9)
-    return {"text": f"{question} = {answer}", "right": right, "value": f"{float(calculated.value):.6g}"}
+    try:
+        value, difference = float(calculated.value), abs(float(calculated.value - said))
+    except OverflowError:
+        return None
+    right = difference <= tolerance * (1 + 1e-9)
+    return {"text": f"{question} = {answer}", "right": right, "value": f"{value:.6g}"}

@@ -1,5 +1,5 @@
 from rlkd.report.records import read_run
-from rlkd.report.rollouts import rollout_details, rollout_table
+from rlkd.report.rollouts import _check, rollout_details, rollout_table
 from tests.helpers.run_folder import rollout, weighted_trace, write_run
 
 
@@ -24,6 +24,12 @@ def test_each_prompt_is_in_the_page_once(tmp_path):
     assert table["prompt"] == [0, 0, 1, 2]
     assert table["prompts"][0] == [["system", "Be brief."], ["user", "Question 1?"]]
     assert table["prompts"][1:] == [[["prompt", "As text"]], [["prompt", ""]]]
+
+
+def test_a_number_beyond_all_floats_has_no_mark():
+    assert _check("2 * 3", "6")["right"]
+    assert _check("2 * 3", "1e400") is None
+    assert _check("2 * 3", "10^400") is None
 
 
 def test_wrong_calculations_of_a_completion_are_counted(tmp_path):
