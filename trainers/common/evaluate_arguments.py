@@ -155,13 +155,15 @@ class EvaluateScriptArguments:
     def train_rows(self) -> list[Row]:
         """The rows of `check_contamination`.
 
-        `columns` and `dataset_config` are for both, unless the test rows are a benchmark's: then for these alone.
+        `columns` are theirs too; `dataset_config` is theirs if they are of the same dataset as the test rows. Where
+        the test rows are a benchmark's, both are those of the training rows alone.
         """
         assert self.check_contamination is not None
+        name = self.dataset_test_name or self.dataset_name
         return load_rows(
             self.check_contamination,
             split=self.dataset_train_split,
-            config=self.dataset_config,
+            config=self.dataset_config if name in (*BENCHMARKS, self.check_contamination) else None,
             columns=self.columns,  # type: ignore[arg-type]
             wrong_rationales="unchecked",
         )

@@ -31,15 +31,20 @@ def test_a_training_that_skips_its_evaluation_does_not_mean_all_rows(tmp_path) -
         parse(["--config", str(config)])
 
 
-def test_the_configuration_of_a_hub_dataset_is_that_of_the_training_rows_too(monkeypatch) -> None:
+def test_the_configuration_of_a_hub_dataset_is_that_of_training_rows_of_the_same_dataset(monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(
         "trainers.common.evaluate_arguments.load_rows", lambda source, **options: asked.append((source, options)) or []
     )
-    script = parse(["--check_contamination", "openai/gsm8k", "--dataset_config", "main", "--dataset_name", "gsm8k"])
-    script.train_rows()
-    [(source, options)] = asked
-    assert (source, options["config"], options["split"]) == ("openai/gsm8k", "main", "train")
+    for tests in ("gsm8k", "openai/gsm8k", "some/other"):
+        parse(
+            ["--check_contamination", "openai/gsm8k", "--dataset_config", "main", "--dataset_name", tests]
+        ).train_rows()
+    assert [(source, options["config"]) for source, options in asked] == [
+        ("openai/gsm8k", "main"),
+        ("openai/gsm8k", "main"),
+        ("openai/gsm8k", None),
+    ]
 
 
 def test_another_revision_of_the_hub_is_refused_and_a_folder_has_none(tmp_path) -> None:
