@@ -108,10 +108,14 @@ def _compare(
 
 
 def over(name: str, arm: Seeds, base: Seeds, goal: float | None) -> tuple[Interval | None, float | None]:
-    """A primary figure of an arm against another one on the seeds of both, and its p-value; None without a value."""
+    """A primary figure of an arm against another one on the seeds of both, and its p-value; None without a value.
+
+    Rollouts and steps have no ratio, nor have those to a sampled and to a greedy goal.
+    """
     both = [seed for seed in sorted(arm) if seed in base]
     if name == "rollouts_to_goal":
-        if goal is None:
+        kinds = {(run.counts_steps, run.sampled is None) for run in (*arm.values(), *base.values())}
+        if goal is None or len(kinds) > 1:
             return None, None
         return ratio_of([(rollouts_to(curve_of(arm[s]), goal), rollouts_to(curve_of(base[s]), goal)) for s in both])
     pairs = [(_held_out(name, arm[seed]), _held_out(name, base[seed])) for seed in both]

@@ -79,6 +79,8 @@ def run_study(options: argparse.Namespace, words: Sequence[str]) -> int:
     out: Path = options.out
     if options.analyse:
         study = recorded_study(out)
+        if study.name != Path(options.study).stem:
+            raise UsageError(f"{out} holds the study {study.name!r}, not {options.study!r}")
     else:
         study = read_study(find_study(options.study), smoke=options.smoke, words=words)
     arms, seeds = chosen(options.arms, study.arms, "--arms"), chosen(options.seeds, study.seeds, "--seeds")
@@ -141,8 +143,8 @@ def write_results(study: Study, out: Path, arms: Sequence[str], seeds: Sequence[
     if not finished:
         raise UsageError(f"no run in {out} has finished, so there is no table yet")
     runs = [read_run(out / f"{arm}-{seed}", arm, seed) for arm, seed in finished]
-    pairs = [pair for pair in study.comparisons if set(pair) <= set(arms)]
-    figures = analyse(runs, study.control, study.primary, pairs)
+    # All that were planned, whichever arms are shown: choosing arms afterwards must not lower the adjusted p-values.
+    figures = analyse(runs, study.control, study.primary, study.comparisons)
     table = render(study, runs, figures, command, missing)
     content = {"study": study.name, "command": command, "missing": missing, **plain(figures), "runs": plain(runs)}
     write_atomically(out / "results.json", json.dumps(content, indent=1) + "\n")

@@ -48,13 +48,19 @@ class StudyRun:
 
 
 def read_run(folder: Path, arm: str, seed: int) -> StudyRun:
-    """The measurements of a finished run; raises `UsageError` where it evaluated nothing."""
+    """The measurements of a finished run; raises `UsageError` where it evaluated nothing, or rows share an id."""
     path = folder / "eval.jsonl"
     evaluations = list(read_records(path)) if path.exists() else []
     if not evaluations:
         raise UsageError(
             f"{path} has no evaluation: a run of a study needs held-out rows (dataset_test_split, eval_rows)"
         )
+    for record in evaluations:
+        twice = [id_ for id_, count in Counter(row["id"] for row in record["rows"]).items() if count > 1]
+        if twice:
+            raise UsageError(
+                f"{path}, step {record['step']}: several rows have the id {twice[0]!r}; give each its own"
+            )
     rollouts = count_rollouts(folder)
     metrics = folder / "metrics.jsonl"
     records = list(read_records(metrics)) if metrics.exists() else []

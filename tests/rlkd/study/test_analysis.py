@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -137,6 +138,13 @@ def test_five_seeds_are_too_few_for_an_interval_of_the_ratio() -> None:
     assert (ratio.value, ratio.low, ratio.high) == (pytest.approx(0.5), 0, math.inf)
     assert p == 2 / 2**5
     assert ratio_of([]) == (None, None)
+
+
+def test_rollouts_of_one_arm_are_not_divided_by_steps_of_another() -> None:
+    steps = [replace(run, counts_steps=True) for run in arm("fast", 0.2, 0.4)]
+    found = analyse([*arm("plain", 0.2, 0.4), *steps], "plain", ["rollouts_to_goal"], [("fast", "plain")])
+    assert found.comparisons[0].difference is None
+    assert found.arms["fast"].rollouts.ratio is None
 
 
 def test_figures_become_json_without_infinities() -> None:

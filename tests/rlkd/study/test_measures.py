@@ -46,3 +46,11 @@ def test_a_run_without_rollouts_samples_and_groups_counts_its_steps(tmp_path) ->
 def test_a_run_that_evaluated_nothing_says_what_it_needs(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"eval\.jsonl has no evaluation: .*dataset_test_split"):
         read_run(tmp_path, "plain", 3)
+
+
+def test_rows_that_share_an_id_are_refused(tmp_path) -> None:
+    write_run(tmp_path, [0.2, 0.4])
+    path = tmp_path / "eval.jsonl"
+    path.write_text(path.read_text().replace("row-3", "row-4"))
+    with pytest.raises(UsageError, match=r"eval\.jsonl, step 0: several rows have the id 'row-4'"):
+        read_run(tmp_path, "plain", 3)

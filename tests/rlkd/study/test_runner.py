@@ -232,6 +232,9 @@ def test_arms_seeds_words_and_smoke_choose_what_runs(counting, tmp_path, capsys)
     assert "rlkd study counting.yaml --out out --smoke --arms most -- --gain 2" in table
     assert "A smoke test: these figures mean nothing" in table
     assert "2 steps a run" in table
+    # The planned comparison of the arm that was left out counts in the adjustment.
+    assert "for the 2 of a figure" in table
+    assert "| accuracy | more | plain | - | - | - |" in table
     for wrong, message in (
         (["--arms", "mots"], "--arms mots: not in this study. Did you mean 'most'?"),
         (["--seeds", "9"], "--seeds 9"),
@@ -252,6 +255,12 @@ def test_nothing_to_analyse_is_said(counting, tmp_path, capsys) -> None:
     assert "there is no study in out" in capsys.readouterr().err
     assert cli.main([*counting(settings={"steps": 1, "gain": 0, "eval_samples": 1, "fail": "{seed}"})]) == 1
     assert "no run in out has finished" in capsys.readouterr().err
+
+
+def test_another_study_than_that_of_the_folder_is_not_analysed(counting, capsys) -> None:
+    assert cli.main([*counting(), "--seeds", "1"]) == 0
+    assert cli.main(["study", "rlkd", "--out", "out", "--analyse"]) == 1
+    assert "out holds the study 'counting', not 'rlkd'" in capsys.readouterr().err
 
 
 def test_a_run_waits_for_the_one_that_it_needs_even_if_that_is_done(tmp_path) -> None:
