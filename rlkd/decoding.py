@@ -119,6 +119,12 @@ def keeps_every_state(config: Any) -> bool:
     return keeps and not any("dynamic" in kind or kind == "longrope" for kind in kinds)
 
 
+def has_relative_positions(config: Any) -> bool:
+    """Whether a text that begins at a later position is read as the same: with rotary positions, and nothing else."""
+    text = config.get_text_config()
+    return bool(getattr(text, "rope_parameters", None)) and not getattr(text, "alibi", False)
+
+
 def _read(
     model: Any, prompts: Sequence[Sequence[int]], width: int, pad_id: int, device: torch.device
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
@@ -13,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlkd.decoding import decode, greedy, keeps_every_state, unsupported
+from rlkd.decoding import decode, greedy, has_relative_positions, keeps_every_state, unsupported
 
 VOCABULARY, LIMIT = 64, 90
 SIZES = {
@@ -129,3 +130,15 @@ def test_models_with_other_states_are_left_to_generate() -> None:
 )
 def test_only_rotary_positions_that_are_the_same_in_every_pass_let_a_beginning_be_shared(rotary, keeps):
     assert keeps_every_state(LlamaConfig(rope_parameters=rotary)) is keeps
+
+
+@pytest.mark.parametrize(
+    ("config", "relative"),
+    [
+        *((config, name != "gpt2") for name, config in CONFIGS.items()),
+        (FalconConfig(alibi=True), False),
+    ],
+    ids=[*CONFIGS, "alibi"],
+)
+def test_rotary_positions_are_relative(config, relative) -> None:
+    assert has_relative_positions(config) is relative

@@ -28,8 +28,8 @@ _faster: dict[tuple[Any, ...], bool] = {}
 def decoding_weights(model: Any) -> Iterator[None]:
     """Within this context, the model's weights are merged and laid out for generation.
 
-    Layers that cannot be merged exactly enough or alone stay as they are: quantised ones, variants such as DoRA, and
-    weights that several modules share.
+    Layers that cannot be merged exactly enough or alone stay as they are: quantised ones, those in half precision
+    (whose rounding swallows a small update), variants such as DoRA, and weights that several modules share.
     """
     kept: list[tuple[torch.nn.Parameter, Tensor]] = []
     merged: list[Any] = []
@@ -48,8 +48,8 @@ def decoding_weights(model: Any) -> Iterator[None]:
                 if adapter is not None:
                     if base.bias is not None:
                         replace(base.bias, base.bias.data.clone())
+                    merged.append(adapter)  # before: an error must not leave it half merged
                     adapter.merge()
-                    merged.append(adapter)
         yield
     finally:
         for adapter in merged:
@@ -100,11 +100,14 @@ def _matrices(model: Any) -> Iterator[tuple[Any, Any]]:
     for module in modules:
         if type(module) in (torch.nn.Linear, Conv1D) and owners[id(module.weight)] == 1:
             adapter = adapters.get(id(module))
-            if adapter is None or _is_mergeable(adapter):
+            if adapter is None or _is_mergeable(adapter, module):
                 yield module, adapter
 
 
-def _is_mergeable(layer: Any) -> bool:
+def _is_mergeable(layer: Any, base: Any) -> bool:
     from peft.tuners.lora.layer import Linear
 
-    return type(layer) is Linear and not (layer.merged or layer.disable_adapters or layer.lora_variant)
+    if type(layer) is not Linear or layer.merged or layer.disable_adapters or layer.lora_variant:
+        return False
+    lacks_bias = base.bias is None and any(layer.lora_bias.values())
+    return base.weight.dtype == torch.float32 and not lacks_bias

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkd.decoding import unsupported
+from rlkd.decoding import has_relative_positions, unsupported
 from trainers.common.adapters import without_wrapper
 from trainers.common.fast_path import say_once, takes_fast_path
 from trainers.rlkd.shared_prompts import PackedRows, pack
@@ -127,6 +127,8 @@ class FastLoss:
         base = without_wrapper(trainer.accelerator.unwrap_model(trainer.model))
         reason = unsupported(base)
         attention = base.config._attn_implementation
+        if reason is None and not has_relative_positions(base.config):
+            reason = "the model's positions are absolute, and TRL counts padding as positions"
         if reason is None and attention not in ("sdpa", "eager"):
             reason = f"attention {attention!r} takes no mask of its own"
         if reason is not None:

@@ -41,6 +41,17 @@ def test_a_merged_model_computes_the_same_and_is_restored_bit_for_bit(base, kind
     assert torch.equal(model(input_ids=ids).logits, expected)
 
 
+@pytest.mark.parametrize("kind", ["half precision", "a bias of its own"])
+def test_an_adapter_that_would_lose_something_is_not_merged(base, kind) -> None:
+    if kind == "half precision":
+        model = adapted(base.to(torch.bfloat16), target_modules="all-linear")
+    else:
+        model = adapted(base, target_modules="all-linear", lora_bias=True)  # for layers without one
+    before = weights(model)
+    with decoding_weights(model):
+        assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
 def test_gradients_flow_to_the_adapter_afterwards(base) -> None:
     model = adapted(base, target_modules="all-linear")
     with decoding_weights(model), torch.no_grad():
@@ -55,3 +66,16 @@ def test_an_error_restores_the_weights_too(base) -> None:
     with pytest.raises(RuntimeError), decoding_weights(model):
         raise RuntimeError
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_an_error_while_merging_restores_all(base) -> None:
+    model = adapted(base, target_modules="all-linear")
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    model.add_adapter("second", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "second"])
+    layer.lora_A["second"].weight.data = torch.zeros(4, 3)  # fails once the first one is merged
+    before = weights(model)
+    with pytest.raises(RuntimeError), decoding_weights(model):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert not any(getattr(module, "merged", False) for module in model.modules())

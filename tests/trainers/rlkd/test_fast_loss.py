@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from benchmarks.tiny import save_llama, training_arguments
 from trainers import RLKDConfig, RLKDTrainer
@@ -21,7 +22,7 @@ def even_groups(completions, **columns):
 
 
 def gradients(model, folder, fast_path, all_weights=False, **changes):
-    """The gradients of one step, and its logged metrics; with the same rollouts whatever the path."""
+    """The gradients of the last step, and the first logged metrics; with the same rollouts whatever the path."""
     args = training_arguments(folder, per_device_train_batch_size=8, num_generations=4, max_completion_length=10)
     rows = Dataset.from_dict({"prompt": PROMPTS})
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
@@ -65,6 +66,7 @@ def model(tmp_path_factory):
         {"beta": 0.1},
         {"beta": 0.1, "all_weights": True, "num_iterations": 2},
         {"num_iterations": 2},
+        {"num_iterations": 2, "max_steps": 2, "learning_rate": 1e-4},  # against log-probabilities before the first
         {"top_entropy_quantile": 0.5},
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         {"model_init_kwargs": {"attn_implementation": "eager"}},
@@ -88,6 +90,18 @@ def test_gradients_are_those_of_trl(model, tmp_path, changes, monkeypatch) -> No
         )
     assert fast["loss"] == pytest.approx(plain["loss"], abs=1e-6)
     assert fast["reward"] == plain["reward"]
+
+
+def test_absolute_positions_are_those_of_trl_too(tmp_path) -> None:
+    folder = save_llama(tmp_path / "model")
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3, resid_pdrop=0.0)
+    config.attn_pdrop = config.embd_pdrop = 0.0
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    expected, _ = gradients(folder, tmp_path / "plain", "never", all_weights=True)
+    found, _ = gradients(folder, tmp_path / "fast", "always", all_weights=True)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4)
 
 
 def test_only_rows_with_an_advantage_are_trained_on(model, tmp_path, monkeypatch) -> None:
