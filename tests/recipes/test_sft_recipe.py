@@ -89,7 +89,7 @@ def test_runs_have_similar_lengths_random_order_and_every_example_once(recipe) -
 
 
 def test_the_warm_start_uses_the_prompt_of_the_reinforcement_recipe(root: Path) -> None:
-    warm, rlkd = (yaml.safe_load((root / f"recipes/{name}.yaml").read_text()) for name in ("sft", "rlkd"))
+    warm, rlkd = (yaml.safe_load((root / f"recipes/{name}.yaml").read_text()) for name in ("sft", "rlkd_smollm2"))
     assert warm["system_prompt"] == rlkd["system_prompt"]
     assert warm["few_shot_examples"] == 0
 

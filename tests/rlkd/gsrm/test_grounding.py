@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,6 +89,7 @@ def test_the_steps_have_the_order_of_the_trace_and_each_calculation_occurs_once(
         assert list(dict.fromkeys(kept)) == found
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.text(max_size=60), st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=4))
 def test_grounding_never_raises(text, fields):

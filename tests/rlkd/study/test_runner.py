@@ -220,6 +220,7 @@ def test_other_versions_are_refused_and_another_title_is_not(counting, tmp_path,
     assert "versions.trl was '0.1' and is " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_arms_seeds_words_and_smoke_choose_what_runs(counting, tmp_path, capsys) -> None:
     words = counting(arms={"plain": {}, "more": {"gain": 4}, "most": {"gain": 8}})
     assert cli.main([*words, "--arms", "most", "--seeds", "2", "--dry_run"]) == 0

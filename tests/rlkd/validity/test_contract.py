@@ -64,7 +64,7 @@ def test_the_built_in_scorers_are_listed_without_loading_a_model_library():
         "print([m for m in ('torch', 'transformers', 'trl', 'vllm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["judge likelihood prm rollout", "[]"]
+    assert done.stdout.split("\n")[:2] == ["arithmetic judge likelihood prm rollout", "[]"]
 
 
 def test_every_built_in_scorer_goes_by_its_name():

@@ -59,6 +59,7 @@ def model(tmp_path_factory):
     return save_llama(tmp_path_factory.mktemp("model"), num_attention_heads=4, num_key_value_heads=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -180,7 +180,9 @@ def test_a_users_scorer_compares_what_both_really_wrote(tiny_model, teacher_mode
         assert in_trace == pytest.approx(max(0.0, 1 - len(step["text"]) / 60), abs=0.06)
         assert len(step["proposal"]) <= 10
     unscored = [step for step in steps if step["margin"] is None]
-    assert all(step["weight"] == 1.0 and step["proposal"] == "" for step in unscored)
+    # The model is random: where a step ends within a character, texts are not those of its tokens.
+    assert all(step["weight"] == 1.0 for step in unscored)
+    assert all(step["proposal"] == "" or "\ufffd" in step["proposal"] + step["text"] for step in unscored)
     assert sum(entry["validity/failed"] * entry["kd/steps_per_trace"] * 4 for entry in entries) == pytest.approx(
         len(unscored)
     )
