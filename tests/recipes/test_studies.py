@@ -20,6 +20,7 @@ STUDY = {
     "settings": {
         **{"max_steps": 3, "save_steps": 1, "eval_every": 1, "eval_rows": 4, "eval_samples": 2, "learning_rate": 0.01},
         **{"max_completion_length": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+        **{"num_generations": 4},
     },
     "arms": {
         "accuracy": {"reward_funcs": ["accuracy"], "reward_weights": [1.0], "reward_kwargs": {}},

@@ -85,7 +85,8 @@ def test_it_is_tested_by_name(site):
 def test_it_trains_by_name(site, root, tiny_model):
     run = site.parent / "run"
     small = (
-        f"--model_name_or_path {tiny_model} --max_steps 2 --eval_rows 0 --max_completion_length 8 --output_dir {run}"
+        f"--model_name_or_path {tiny_model} --max_steps 2 --eval_rows 0 --max_completion_length 8 --output_dir {run} "
+        f"--per_device_train_batch_size 8 --num_generations 4"
     ).split()
     rewards = [
         "--reward_funcs",
