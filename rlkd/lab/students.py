@@ -43,7 +43,7 @@ PIECE = (
 )
 WORDS = ("How", "many", "does", "have", "as many as", "so", "and", "together", "What", "is", "said", "of")
 PUNCTUATION = (".", ":", "?", ",")
-RELATIONS = ("more than", "fewer than", "times as many as")
+RELATION_WORDS = ("more than", "fewer than", "times as many as")
 SIGNS = ("+", "-", "*", "=", "####")
 
 
@@ -51,7 +51,7 @@ def vocabulary() -> list[str]:
     """The tokens: special ones, punctuation, then words, numbers and signs with the space before them."""
     numbers = (str(number) for number in range(LARGEST * 3 + 1))
     owners = (f"{name} has" for name in NAMES)
-    relations = (f"{number} {relation}" for number in range(2, 10) for relation in RELATIONS)
+    relations = (f"{number} {relation}" for number in range(2, 10) for relation in RELATION_WORDS)
     pieces = dict.fromkeys(chain(WORDS, NAMES, owners, relations, THINGS, SIGNS, numbers))
     return [*SPECIAL_TOKENS, "\n", " ", *PUNCTUATION, *(f" {piece}" for piece in pieces)]
 
