@@ -37,7 +37,7 @@ from rlkd.data.rows import build_prompt
 from rlkd.engines import Engine, EngineError, Sampling, is_engine_spec, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.files import append_records, read_records, remove_truncated_line
-from rlkd.statistics import Interval, estimate, series_mean
+from rlkd.statistics import Interval, estimate, mcnemar, series_mean
 
 # Chosen before the first run.
 BOOTSTRAP_SEED = 17
@@ -171,12 +171,6 @@ def compare(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Sequence[Mapp
         "right_alone": only,
         "mcnemar_p": mcnemar(only["expert"], only["student"]),
     }
-
-
-def mcnemar(one: int, other: int) -> float:
-    """The exact two-sided McNemar test: how likely a split of `one + other` fair coins at least so uneven is."""
-    n, least = one + other, min(one, other)
-    return min(1.0, 2 * math.fsum(math.comb(n, k) for k in range(least + 1)) / 2**n)
 
 
 def table(results: Mapping[str, Any]) -> str:
