@@ -43,9 +43,10 @@ def run_recipe(root: Path, folder: Path, **options: Any) -> list[dict[str, Any]]
         "use_vllm": "true",
         "output_dir": str(folder / "run"),
     }
+    config = root / "recipes" / "rlkd_smollm2.yaml"
     words = [str(word) for name, value in (defaults | options).items() for word in (f"--{name}", value)]
     done = subprocess.run(
-        [sys.executable, str(root / "recipes" / "rlkd.py"), *words],
+        [sys.executable, str(root / "recipes" / "rlkd.py"), "--config", str(config), *words],
         capture_output=True,
         text=True,
         timeout=900,
