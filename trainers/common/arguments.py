@@ -5,6 +5,7 @@ Keys are flat, those of TRL's configs and of a dataclass of the recipe's own; th
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import json
 import os
@@ -144,7 +145,7 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
                     f"{threads} threads: the launcher had set OMP_NUM_THREADS=1 (set it yourself for another number).",
                 )
         main(*parsed)
-        end_process_group()
+        end_processes()
     except UsageError as error:
         # A traceback would bury the message.
         sys.exit(f"\n{type(error).__name__}: {error}")
@@ -155,12 +156,21 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
         sys.exit(f"\nUsageError: lora_target_modules: {error} `all-linear` takes every linear layer.")
 
 
-def end_process_group() -> None:
-    """Close the process group of a run on several processes: one left open can abort the interpreter as it ends."""
+def end_processes() -> None:
+    """End a process of a run on several, after all is written, without the interpreter's own end.
+
+    Threads of gloo outlive the process group and can abort the interpreter as it ends ("terminate called without an
+    active exception"): the launcher would call a finished run failed. What is registered with `atexit` runs.
+    """
     import torch.distributed
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Path) -> tuple[Any, ...]:

@@ -273,10 +273,10 @@ def test_two_processes_live_through_the_restart_of_their_server(tiny_model, tmp_
         "from pathlib import Path\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from tests.trainers.rlkd.test_structure_server import ROWS, trainer_on\n"
-        "from trainers.common.arguments import end_process_group\n"
+        "from trainers.common.arguments import end_processes\n"
         "model, engine, output = sys.argv[1:]\n"
         "trainer_on(model, engine, Path(output), ROWS, max_steps=5, ddp_backend='gloo').train()\n"
-        "end_process_group()\n"
+        "end_processes()\n"
     )
     torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, "--standalone"]
     command = [*torchrun, script, tiny_model, server.engine, run]

@@ -18,14 +18,12 @@ from trainers.common.run_files import read_steps
 
 pytestmark = pytest.mark.slow
 SCRIPT = """
-import json, os, sys
-import torch
+import json, sys
 sys.path.insert(0, sys.argv[1])
 from tests.trainers.validity_kd.test_processes import train
+from trainers.common.arguments import end_processes
 train(*sys.argv[2:5], *map(json.loads, sys.argv[5:8]))
-torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
-sys.stdout.flush()
-os._exit(0)  # the end of the interpreter may abort in a thread of gloo, after all files are written
+end_processes()
 """
 
 
