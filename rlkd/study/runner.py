@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from rlkd.study.commands import PlannedRun
 from rlkd.study.definition import Study
 
 _TAIL = 2000
+_FREE = re.compile(r"study\.(title|question)|study\..*\.\d+\.config")
 _VERSIONS = ("rlkd", "trl", "torch", "transformers")
 
 
@@ -46,7 +48,8 @@ def versions() -> dict[str, str]:
 def record_study(study: Study, out: Path) -> None:
     """Write the resolved study and the versions to `study.json`; raise `UsageError` where the folder has another one.
 
-    Its title and its question may change, since no run depends on them.
+    Its title, its question and the places of its configs may change, since no run depends on them: what a config says
+    is recorded as well.
     """
     path = out / "study.json"
     now: dict[str, Any] = json.loads(json.dumps({"study": study.to_dict(), "versions": versions()}))
@@ -75,14 +78,14 @@ def recorded_study(out: Path) -> Study:
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one mapping from places to values, without title and question."""
+    """Nested mappings and lists as one mapping from places to values, without those that no run depends on."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None or not value:
         return {place: value}
     flat: dict[str, Any] = {}
     for key, inner in items:
         flat |= _flat(inner, f"{place}.{key}" if place else str(key))
-    return {key: inner for key, inner in flat.items() if key not in ("study.title", "study.question")}
+    return {key: inner for key, inner in flat.items() if not _FREE.fullmatch(key)}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from rlkd import cli
 from rlkd.errors import UsageError
 from rlkd.process import cores
 from rlkd.study.commands import PlannedRun, StageCommand
-from rlkd.study.runner import only_here, run_all
+from rlkd.study.definition import Stage, Study
+from rlkd.study.runner import only_here, record_study, recorded_study, run_all
 from tests.helpers import ROOT
 
 # Trains --steps steps from its "checkpoint", and evaluates before and after. It waits while a file `hold` is there.
@@ -218,6 +219,18 @@ def test_other_versions_are_refused_and_another_title_is_not(counting, tmp_path,
     path.write_text(json.dumps(kept | {"versions": kept["versions"] | {"trl": "0.1"}}))
     assert cli.main(counting()) == 1
     assert "versions.trl was '0.1' and is " in capsys.readouterr().err
+
+
+def test_a_study_goes_on_from_another_place_unless_its_config_says_something_else(tmp_path) -> None:
+    def study(place: str, gain: int) -> Study:
+        stage = Stage("count", "count.py", f"{place}/count.yaml", {"gain": gain}, {})
+        return Study("counting", "", "", {"plain": [stage]}, "plain", [1], ["accuracy"], [], [])
+
+    record_study(study("/old", 1), tmp_path)
+    record_study(study("/new", 1), tmp_path)
+    assert recorded_study(tmp_path).arms["plain"][0].config == "/new/count.yaml"
+    with pytest.raises(UsageError, match=r"base\.gain was 1 and is 2"):
+        record_study(study("/new", 2), tmp_path)
 
 
 @pytest.mark.slow
