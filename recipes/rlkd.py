@@ -59,7 +59,7 @@ class RLKDScriptArguments(DataArguments):
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show the result."""
     from trainers import RLKDTrainer
-    from trainers.common.recipes import held_out_accuracy, run
+    from trainers.common.recipes import held_out_accuracy, run, say_rewards
     from trainers.rlkd.progress import step_line
     from trainers.rlkd.shuffled import take_steps_from_rows
 
@@ -88,6 +88,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
         train_dataset=to_dataset(train_rows, **script.prompt_style),
         peft_config=peft_config(model),
     )
+    say_rewards(args, trainer.rewards)
     held_out = held_out_accuracy(trainer, script, test_rows)
     run(trainer, line=step_line, held_out=held_out, show=show_best)
 

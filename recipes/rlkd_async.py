@@ -53,7 +53,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
 
     from trainers import RLKDAsyncTrainer
     from trainers.async_grpo.trainer import async_line
-    from trainers.common.recipes import run
+    from trainers.common.recipes import run, say_rewards
 
     rows = script.train_rows()
     say(args, f"{len(rows)} training rows of {script.dataset_name}.")
@@ -70,6 +70,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
             task_type="CAUSAL_LM",
         ),
     )
+    say_rewards(args, trainer.rewards)
     run(trainer, line=async_line, show=show_rewards)
 
 

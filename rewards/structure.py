@@ -12,8 +12,9 @@ from rlkd.data.rows import completion_text, question_of
 from rlkd.engines import EnginePool
 from rlkd.errors import UsageError
 from rlkd.gsrm import GSRM, DecompositionError, JudgeError, ReasoningTrace, UnreadableReply
+from rlkd.gsrm.alignment import Alignment
 from rlkd.gsrm.decomposers import Level
-from rlkd.gsrm.factory import make
+from rlkd.gsrm.factory import default_alignment, make
 from rlkd.models import cache_folder
 from rlkd.registry import SpecError
 from rlkd.structure import Structure
@@ -31,8 +32,9 @@ class StructureReward:
     Args:
         decomposer: `rules`, `native`, `prompted`, `generative` (`rlkd.gsrm.decomposers`) or `path/to/file.py:name`.
         judge: `deterministic`, `embedding`, `model` (`rlkd.gsrm.judges`) or `path/to/file.py:name`.
-        alignment: `teacher` (share of the teacher's steps, in [0, 1]), `sum` (the paper), `f1`, `ordered`, `answers`
-            (`rlkd.gsrm.alignment`) or `path/to/file.py:name`.
+        alignment: `ordered`, `answers`, `teacher` (the paper's cascade as a share of the teacher's steps), `sum` (the
+            paper), `f1` (`rlkd.gsrm.alignment`) or `path/to/file.py:name`. Default: `ordered`; `teacher` where each
+            verdict costs a call of a model, of which `ordered` needs one for every pair of steps.
         engine: spec of the model that decomposes, and judges unless `judge_engine` names another
             (`http://host:port/v1#model`, `transformers:path`, see `rlkd.engines`). Default for `generative`: the
             shipped structure model, `transformers:embedded-gsrm`.
@@ -59,7 +61,7 @@ class StructureReward:
         self,
         decomposer: str = "rules",
         judge: str = "deterministic",
-        alignment: str = "teacher",
+        alignment: str | None = None,
         *,
         engine: str | None = None,
         judge_engine: str | None = None,
@@ -97,14 +99,20 @@ class StructureReward:
                 embedding_model=embedding_model,
                 store=folder / "verdicts.sqlite",
             )
-            rule = make("alignment", alignment)
+            rule = make("alignment", alignment or default_alignment(verdicts))
         except SpecError as error:
             raise ValueError(str(error)) from error  # to which the builder of rewards adds this reward's name
         stored = folder / "structures.sqlite" if structures.costly else None
         self.gsrm = GSRM(structures, verdicts, alignment=rule, store=stored)
+        self._parts = f"decomposer {decomposer}, judge {judge}"
         decompose = getattr(structures, "decomposes_teachers", False)
         self.teacher = teacher or ("decompose" if decompose else "rows")
         self._warned: set[ReasoningTrace] = set()
+
+    def describe(self) -> str:
+        """What computes this reward, in a line."""
+        rule = self.gsrm.alignment
+        return f"{self._parts}, alignment {rule.name} ({getattr(rule, 'source', Alignment.source)})"
 
     def check_ready(self) -> None:
         """Raise `RewardError` where an engine that this reward needs cannot answer."""

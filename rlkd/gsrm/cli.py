@@ -18,7 +18,7 @@ from rlkd.gsrm.alignment import BUILT_IN as ALIGNMENTS
 from rlkd.gsrm.alignment import best_branch
 from rlkd.gsrm.decomposers import BUILT_IN as DECOMPOSERS
 from rlkd.gsrm.decomposers import Level
-from rlkd.gsrm.factory import make
+from rlkd.gsrm.factory import default_alignment, make
 from rlkd.gsrm.judges import BUILT_IN as JUDGES
 from rlkd.gsrm.model import GSRM, compare_traces
 from rlkd.structure import Structure
@@ -120,9 +120,8 @@ def _explain_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     add(
         "--alignment",
-        default="teacher",
         metavar="SPEC",
-        help=f"alignment rule: {_named(ALIGNMENTS)} (default: teacher)",
+        help=f"alignment rule: {_named(ALIGNMENTS)} (default: ordered; teacher for a costly judge)",
     )
     add("--question", default="", help="the problem")
     add("--student", type=Path, metavar="FILE", help="the student's trace, as text")
@@ -264,13 +263,14 @@ def explain(options: argparse.Namespace) -> int:
     from rlkd.report.terminal import render_score, show_scores
 
     console = Console()
-    rule = make("alignment", options.alignment)
     if options.rollouts is not None:
         if options.student or options.teacher or options.data:
             raise UsageError("--rollouts shows a recorded rollout; leave out --student, --teacher and --data")
-        show_scores(_chosen_rollout(options), console, alignment=rule)
+        named = make("alignment", options.alignment) if options.alignment else None
+        show_scores(_chosen_rollout(options), console, alignment=named)
         return 0
     decomposer, judge = _models(options)
+    rule = make("alignment", options.alignment or default_alignment(judge))
     gsrm = GSRM(decomposer, judge, alignment=rule)
     question, student, teachers = _traces(options, decomposer)
     scores = compare_traces(gsrm, question, student, teachers)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rlkd.engines import run
 from rlkd.errors import UsageError
-from rlkd.gsrm.alignment import Alignment, BranchScore, Pair, Teacher, Verdict, best_branch
+from rlkd.gsrm.alignment import Alignment, BranchScore, Ordered, Pair, Verdict, best_branch
 from rlkd.gsrm.decomposers import Decomposer, DecompositionError
 from rlkd.gsrm.judges import Judge, JudgeError
 from rlkd.gsrm.stores import StructureStore
@@ -30,7 +30,7 @@ from rlkd.structure import Structure
 class GSRM:
     """Structures of traces, and the reward of a student's structure against the teacher's.
 
-    `alignment`: default `teacher`. `store`: file that stores structures of teacher traces across runs, for costly
+    `alignment`: default `ordered`. `store`: file that stores structures of teacher traces across runs, for costly
     decomposers; `store_students`: those of student traces, too.
     """
 
@@ -45,7 +45,7 @@ class GSRM:
     ):
         self.decomposer = decomposer
         self.judge = judge
-        self.alignment = alignment or Teacher()
+        self.alignment = alignment or Ordered()
         self.store = StructureStore(store) if store is not None else None
         self.store_students = store_students
 

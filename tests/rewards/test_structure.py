@@ -86,13 +86,20 @@ def test_under_the_sum_rule_identical_traces_score_the_number_of_steps():
     assert values(score(StructureReward(alignment="sum"), [TEACHER], rationales=[TEACHER])) == [2.0]
 
 
+def test_the_default_rule_compares_in_order_unless_every_verdict_is_a_models(engine):
+    by_rules = StructureReward().describe()
+    assert by_rules == "decomposer rules, judge deterministic, alignment ordered (our choice, not the paper's rule)"
+    assert "alignment teacher (the paper's cascade" in StructureReward(judge="model", engine="any").describe()
+    assert "(the paper's rule, arXiv 2505.16142)" in StructureReward(alignment="sum").describe()
+
+
 def test_a_worse_path_earns_less_and_none_at_all_earns_nothing():
     wrong_result = TEACHER.replace("72", "96")
     scores = values(score(StructureReward(), [TEACHER, wrong_result, TEACHER[:33], "No idea."], rationales=[TEACHER]))
     assert scores == sorted(scores, reverse=True)
     assert (scores[0], scores[-1]) == (1.0, 0.0)
     assert scores[1] < 1.0
-    assert scores[2] == 0.5
+    assert scores[2] == 2 / 3  # one step of two: 2 x 1 / (1 + 2)
 
 
 def test_an_answer_after_the_thinking_changes_nothing():
@@ -250,7 +257,7 @@ def test_native_students_are_compared_with_the_steps_in_the_rows():
     reward = StructureReward("native")
     half = render(Structure(STEPS.steps[:1]))
     found = score(reward, [render(STEPS), half, TEACHER], structures=[STEPS.to_list()], rationales=[TEACHER])
-    assert values(found) == [1.0, 0.5, 0.0]
+    assert values(found) == [1.0, 2 / 3, 0.0]
 
 
 def test_by_rules_both_sides_are_decomposed_alike():

@@ -109,6 +109,7 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = reading.pad_token
         self.processing_class = tokenizer
+        self.rewards = composite.rewards
         name_base(self.model, student if is_adapter(model) else model)
         self.open_run_files(log.name)
         self.add_callback(Alarms({ALL_TRUNCATED: all_truncated}))

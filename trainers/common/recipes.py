@@ -11,7 +11,7 @@ from transformers import ProgressCallback
 from rlkd.data.loading import to_dataset
 from rlkd.report.plots import NO_PLOTS, can_plot
 from rlkd.report.run_curve import draw_run
-from trainers.common.arguments import DataArguments
+from trainers.common.arguments import DataArguments, say
 from trainers.common.evaluation_settings import DATA_KEYS
 from trainers.common.progress import Line, StepLine
 from trainers.evaluation import HeldOutAccuracy
@@ -33,6 +33,13 @@ def held_out_accuracy(
         samples=script.eval_samples,
         settings={key: getattr(script, key) for key in DATA_KEYS},
     )
+
+
+def say_rewards(args: Any, rewards: Sequence[Any]) -> None:
+    """Say what computes a reward, for those with a method `describe`; for structures, by which rule, and whose."""
+    for reward in rewards:
+        if (describe := getattr(getattr(reward, "function", None), "describe", None)) is not None:
+            say(args, f"{reward.__name__}: {describe()}")
 
 
 def run(

@@ -21,6 +21,7 @@ class Answers(Alignment):
     """
 
     name = "answers"
+    source = "our choice, not the paper's rule"
 
     def pairs(self, student: Structure, branch: Structure) -> list[Pair]:
         """See `Alignment`: none, as answers are compared without a judge."""

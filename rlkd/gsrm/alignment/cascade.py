@@ -131,11 +131,12 @@ def _notes(score: BranchScore, broken_at: int) -> tuple[str, ...]:
 class Teacher(Cascade):
     """The share of the teacher's steps, in [0, 1]; a missing field is a mismatch.
 
-    Our choice, and the default: one weight suits short and long traces. Divided by the length of the longest branch of
+    Our choice: one weight suits short and long traces. Divided by the length of the longest branch of
     the problem, since dividing by each branch's own length would favour the shortest.
     """
 
     name = "teacher"
+    source = "the paper's cascade, divided by the teacher's steps: our choice"
     divisor_text = "steps of the longest branch"
 
     def divisor(self, n_student: int, n_teacher: int, n_longest: int) -> float:
@@ -151,6 +152,7 @@ class Sum(Cascade):
     """
 
     name = "sum"
+    source = "the paper's rule, arXiv 2505.16142"
     divisor_text = "the paper's sum is not divided"
     missing_is_mismatch = False
 
@@ -169,6 +171,7 @@ class F1(Cascade):
     """
 
     name = "f1"
+    source = "the paper's cascade, divided by the steps of both sides: our choice"
     divisor_text = MEAN_OF_STEPS
 
     def divisor(self, n_student: int, n_teacher: int, n_longest: int) -> float:

@@ -101,6 +101,9 @@ class Alignment(ABC):
     A subclass needs `pairs` and `score`; the rest has defaults. One that is a frozen dataclass may have parameters.
     """
 
+    source: ClassVar[str] = "a rule of your own"
+    """Whose rule it is, for the log of a run."""
+
     every_pair: ClassVar[bool] = False
     """Whether `pairs` compares every step with every other, which is much to pay for with a costly judge."""
 

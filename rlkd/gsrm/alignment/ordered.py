@@ -23,6 +23,7 @@ class Ordered(Alignment):
     """
 
     name = "ordered"
+    source = "our choice, not the paper's rule"
     every_pair = True
 
     def pairs(self, student: Structure, branch: Structure) -> list[Pair]:

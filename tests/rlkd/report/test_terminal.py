@@ -29,7 +29,7 @@ STUDENT = Structure(
 
 @pytest.fixture
 def record():
-    [score] = asyncio.run(GSRM(None, DeterministicJudge()).reward([STUDENT], [[TEACHER]]))
+    [score] = asyncio.run(GSRM(None, DeterministicJudge(), alignment=Teacher()).reward([STUDENT], [[TEACHER]]))
     return {
         "step": 7,
         "id": "row-3",
