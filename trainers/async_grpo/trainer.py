@@ -112,7 +112,9 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         self.rewards = composite.rewards
         name_base(self.model, student if is_adapter(model) else model)
         self.open_run_files(log.name)
-        self.add_callback(Alarms({ALL_TRUNCATED: all_truncated}))
+        alarms = Alarms({ALL_TRUNCATED: all_truncated})
+        self.add_callback(alarms)
+        self.keep("alarms", alarms)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as `RunFiles.train` does. A resume leaves rollouts as they are, since they run ahead of the steps."""

@@ -24,16 +24,26 @@ class Alarms(TrainerCallback):
         self.alarms = dict(alarms)
         self.steps = steps
         self._in_a_row = dict.fromkeys(self.alarms, 0)
+        self._rung: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted, and which alarms have rung."""
+        return {"in_a_row": dict(self._in_a_row), "rung": sorted(self._rung)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._in_a_row = {message: state["in_a_row"].get(message, 0) for message in self.alarms}
+        self._rung = set(state["rung"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Look at the metrics of a step; logs of an evaluation and of the end of a run are no steps."""
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
-        for message, rings in list(self.alarms.items()):
+        for message, rings in self.alarms.items():
             self._in_a_row[message] = self._in_a_row[message] + 1 if rings(logs, args) else 0
-            if self._in_a_row[message] == self.steps:
+            if self._in_a_row[message] >= self.steps and message not in self._rung:
                 logger.warning("step %d: %s", state.global_step, message)
-                del self.alarms[message]
+                self._rung.add(message)
 
 
 def all_masked(logs: Metrics, args: Any) -> bool:

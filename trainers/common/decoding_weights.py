@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,6 +69,19 @@ def is_faster_by_columns(weight: Tensor) -> bool:
         seconds = [_best(lambda form=form: torch.nn.functional.linear(rows, form)) for form in _forms(weight)]  # type: ignore[misc]
         _faster[key] = seconds[0] > GAIN * seconds[1]
     return _faster[key]
+
+
+def layouts() -> list[list[Any]]:
+    """What was measured so far, as plain values: for each shape and number of threads, whether by columns is faster.
+
+    The two round differently, so a run that is to repeat another one takes over its layouts (`use_layouts`).
+    """
+    return [[*key, faster] for key, faster in _faster.items()]
+
+
+def use_layouts(known: Iterable[Sequence[Any]]) -> None:
+    """Take over `layouts()` of another process, instead of measuring."""
+    _faster.update({tuple(key): bool(faster) for *key, faster in known})
 
 
 def _forms(weight: Tensor) -> tuple[Tensor, Tensor]:

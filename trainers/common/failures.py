@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
@@ -28,13 +28,11 @@ class FailureWatch(TrainerCallback):
         names: of the rewards or the scorer.
         most: the highest share allowed, in [0, 1]; None for any.
         window: generation batches in the share.
-        steps: optimizer steps per generation batch; a checkpoint between two batches would not resume exactly.
     """
 
-    def __init__(self, names: Sequence[str], most: float | None, window: int, steps: int = 1):
+    def __init__(self, names: Sequence[str], most: float | None, window: int):
         self.names = list(names)
         self.most = most
-        self.steps = steps
         self._batches: deque[tuple[list[int], int]] = deque(maxlen=window)
         self.error = ""
         """Why the run ends; empty while it may go on."""
@@ -58,13 +56,19 @@ class FailureWatch(TrainerCallback):
             f"max_failure_rate is {self.most:.0%}). Cause: {cause}"
         )
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run is not ended for the failures that ended the interrupted one."""
+    def state_dict(self) -> dict[str, Any]:
+        """The batches of the window; none after failures that end the run: they do not end the resumed one."""
+        return {"batches": [] if self.error else [[failed, total] for failed, total in self._batches]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
         self.error = ""
+        self._batches.clear()
+        self._batches.extend((list(failed), total) for failed, total in state["batches"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Save and stop at the end of what one batch of rollouts serves."""
-        if self.error and (state.global_step % self.steps == 0 or state.global_step >= state.max_steps):
+        """Save and stop."""
+        if self.error:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -118,14 +118,3 @@ def check_size(dataset: Any, part: str, needed: int, factors: str, also: str = "
             f"zero steps without an error. Give more prompts, or lower per_device_train_batch_size or "
             f"gradient_accumulation_steps{also}."
         )
-
-
-def check_save_steps(args: Any, window: int) -> None:
-    """Raise `UsageError` where a checkpoint would fall between two batches of rollouts, `window` steps apart."""
-    if args.save_strategy == "steps" and window > 1 and args.save_steps >= 1 and args.save_steps % window:
-        raise UsageError(
-            f"save_steps ({args.save_steps:g}) must be a multiple of {window}, the optimizer steps per batch of "
-            f"rollouts (steps_per_generation {args.steps_per_generation} x num_iterations {args.num_iterations} / "
-            f"gradient_accumulation_steps {args.gradient_accumulation_steps}): a run resumed in between would not "
-            f"repeat the interrupted one. Set save_steps: {window * max(1, round(args.save_steps / window))}"
-        )

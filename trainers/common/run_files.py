@@ -1,7 +1,8 @@
 """The files of a run, which survive its interruption: metrics and rollouts as JSON Lines.
 
-When a run resumes from a checkpoint, lines of later steps are removed first, because these steps are run again. When a
-new run starts in the folder of an earlier one, everything of the earlier one is moved aside first.
+When a run resumes from a checkpoint, lines of later steps are removed first, because these steps are run again, and
+later checkpoints are moved aside. When a new run starts in the folder of an earlier one, everything of the earlier one
+is moved aside first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rlkd.files import atomic_file, read_records
-from trainers.common.checkpoints import find_checkpoint, step_of
+from trainers.common.checkpoints import find_checkpoint, numbered_checkpoints, step_of
+from trainers.common.run_state import RunState
+from trainers.common.saving import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +88,15 @@ def set_earlier_run_aside(output_dir: Path) -> Path | None:
 
     Otherwise this run could resume from a checkpoint of the earlier one, or add to its records.
     """
-    found = [path for pattern in _TRACES for path in sorted(output_dir.glob(pattern))]
+    return _set_aside(output_dir, [path for pattern in _TRACES for path in sorted(output_dir.glob(pattern))])
+
+
+def set_later_checkpoints_aside(output_dir: Path, step: int) -> Path | None:
+    """Move the checkpoints after `step` to `earlier-N`: a later resume must not take one that was not run again."""
+    return _set_aside(output_dir, [path for number, path in numbered_checkpoints(output_dir) if number > step])
+
+
+def _set_aside(output_dir: Path, found: list[Path]) -> Path | None:
     if not found:
         return None
     number = 1
@@ -108,15 +120,13 @@ class MetricsCallback(TrainerCallback):
             self.log.append([{"step": state.global_step, **logs}])
 
 
-class RunFiles:
+class RunFiles(RunState):
     """Mixin for a TRL trainer, first among its bases: the files of a run, and a `train` that resumes them exactly.
 
     `open_run_files` is to be called once the trainer is built. `metrics_path` is `metrics.jsonl` in the output folder,
     and `rollouts` this process's file in `rollouts/`.
     """
 
-    args: Any
-    accelerator: Any
     metrics_path: Path
     rollouts: StepLog
 
@@ -126,6 +136,7 @@ class RunFiles:
         self.metrics_path = output / "metrics.jsonl"
         self.rollouts = StepLog(output / "rollouts" / (rollouts or f"rank{self.args.process_index}.jsonl"))
         self.add_callback(MetricsCallback(self.metrics_path))  # type: ignore[attr-defined]
+        self.open_run_state()
 
     @property
     def rollouts_path(self) -> Path:
@@ -139,15 +150,20 @@ class RunFiles:
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, as `Trainer.train` does, with the files of the run cut back to the checkpoint.
 
-        `resume_from_checkpoint`: a folder, or True for the newest complete checkpoint in the output folder.
+        `resume_from_checkpoint`: a folder, or True for the newest whole checkpoint in the output folder.
         """
         output = self.metrics_path.parent
         checkpoint = find_checkpoint(resume_from_checkpoint, output)
         # The first process changes the files, after all have looked for the checkpoint and before any continues.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            shutil.rmtree(output / UNFINISHED, ignore_errors=True)
             if checkpoint is not None:
-                resume_logs(output, step_of(checkpoint))
+                resume_logs(output, step := step_of(checkpoint))
+                if (aside := set_later_checkpoints_aside(output, step)) is not None:
+                    logger.warning(
+                        "checkpoints after step %d were moved to %s: these steps are run again", step, aside
+                    )
             elif (aside := set_earlier_run_aside(output)) is not None:
                 logger.warning("%s held an earlier run; it was moved to %s", output, aside)
         self.accelerator.wait_for_everyone()
@@ -157,9 +173,6 @@ class RunFiles:
     def save_final(self) -> None:
         """Save the trained model."""
         self.save_model(self.args.output_dir)  # type: ignore[attr-defined]
-
-    def restore(self, checkpoint: Path | None) -> None:
-        """Bring the trainer's own state to a checkpoint, or to the start of a run (None); by default there is none."""
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,6 @@ from trainers.common.gold import check_reward_columns
 from trainers.common.models import check_model
 from trainers.common.preflight import (
     check_columns,
-    check_save_steps,
     check_settings,
     check_size,
     check_unused_columns,
@@ -54,7 +53,6 @@ def check_run(
     if args.use_vllm:
         check_installed()
         check_sampling(args)
-    check_save_steps(args, rollout_window(args))
     own = [reward for reward in rewards if isinstance(reward, Reward)]
     for reward in own:
         _check_length_limit(args, reward)
@@ -98,12 +96,6 @@ def _warn_of_sums(args: RLKDConfig, rewards: Sequence[Reward]) -> None:
                 "(teacher, ordered).",
                 reward.__name__,
             )
-
-
-def rollout_window(args: RLKDConfig) -> int:
-    """The optimizer steps per batch of rollouts, at least 1."""
-    assert args.steps_per_generation is not None  # TRL has filled it in
-    return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
 
 
 def check_reading(

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,17 @@ class SpreadWatch:
                 self._said.add(name)
                 found.append(name)
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The shares in the window, and which rewards were said to have no spread."""
+        return {"shares": {name: list(shares) for name, shares in self._shares.items()}, "said": sorted(self._said)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._shares.clear()
+        for name, shares in state["shares"].items():
+            self._shares[name].extend(shares)
+        self._said = set(state["said"])
 
     def message(self, name: str) -> str:
         """What the log says about a reward."""

@@ -55,7 +55,7 @@ from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.failures import TooManyFailures, cause_and_rows
 from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
-from trainers.rlkd.preflight import check_batch, check_reading, check_run, rollout_window
+from trainers.rlkd.preflight import check_batch, check_reading, check_run
 from trainers.rlkd.spread import SpreadWatch
 from trainers.vllm.checks import prepare_rollouts
 
@@ -116,7 +116,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         # With tools and environments, rows change and rewards may read what is still changing.
         may_prefetch = args.reward_prefetch and not kwargs.get("tools") and not has_environment
         self._prefetched = prefetched_rewards(self.rewards) if may_prefetch else {}
-        self._failures = FailureWatch(names, args.max_failure_rate, args.failure_window, rollout_window(args))
+        self._failures = FailureWatch(names, args.max_failure_rate, args.failure_window)
         structural = {name for name, one in zip(names, self.rewards, strict=True) if _is_structural(one)}
         self._spread, self._warned_of_gate = SpreadWatch(frozenset(structural)), False
         self._gates = {names.index(gated): names.index(condition) for gated, condition in args.gates().items()}
@@ -137,8 +137,12 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         self.reward_func_names[: len(names)] = names
         name_base(self.model, model)
         self.open_run_files()
+        alarms = Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated})
         self.add_callback(self._failures)
-        self.add_callback(Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated}))
+        self.add_callback(alarms)
+        self.keep("failures", self._failures)
+        self.keep("alarms", alarms)
+        self.keep("spread", self._spread)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as `RunFiles.train` does; raise `TooManyFailures` where a reward failed too often."""

@@ -25,15 +25,13 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather, gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin
 from trl import DistillationTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -42,7 +40,7 @@ from rlkd.engines import Sampling
 from rlkd.errors import UsageError
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
-from rlkd.validity import StepWeighting, Tally, ValidityError
+from rlkd.validity import Tally, ValidityError
 from trainers.common.adapters import name_base, open_student
 from trainers.common.alarms import ALL_TRUNCATED, EQUAL_WEIGHTS, Alarms, all_truncated, weights_are_equal
 from trainers.common.failures import FailureWatch
@@ -198,11 +196,13 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         )
         name_base(self.model, model)
         self.open_run_files()
-        self.add_callback(_StepWeightingState(self.token_weights.weighting))
-        self.add_callback(Alarms({EQUAL_WEIGHTS: weights_are_equal, ALL_TRUNCATED: all_truncated}))
+        alarms = Alarms({EQUAL_WEIGHTS: weights_are_equal, ALL_TRUNCATED: all_truncated})
         self._failures = FailureWatch([args.validity], args.max_failure_rate, args.failure_window)
+        self.add_callback(alarms)
         self.add_callback(self._failures)
-        self._fresh_weighting = self.token_weights.weighting.state_dict()
+        self.keep("weighting", self.token_weights.weighting)
+        self.keep("alarms", alarms)
+        self.keep("failures", self._failures)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as `RunFiles.train` does; raise `ValidityError` where the validity scorer failed too often."""
@@ -211,13 +211,6 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             checkpoint = self.metrics_path.parent / f"checkpoint-{self.state.global_step}"
             raise ValidityError(self._failures.explain(checkpoint))
         return result
-
-    def restore(self, checkpoint: Path | None) -> None:
-        """Bring the order of rows and the weighting to a checkpoint, or to the start of a run."""
-        super().restore(checkpoint)
-        self.token_weights.weighting.load_state_dict(self._fresh_weighting)  # an earlier call may have moved it
-        if checkpoint is not None:
-            _StepWeightingState.restore(self.token_weights.weighting, checkpoint)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._is_training():
@@ -413,21 +406,3 @@ def _vllm_side(args: ValidityKDConfig) -> Any:
     from trainers.vllm.weight_sync import rollout_engine
 
     return rollout_engine(args)  # type: ignore[arg-type]
-
-
-class _StepWeightingState(TrainerCallback, ExportableState):
-    """Saves the state of the weighting (tau, the profile of positions) in every checkpoint's trainer_state.json."""
-
-    def __init__(self, weighting: StepWeighting):
-        self.weighting = weighting
-
-    def state(self) -> dict[str, Any]:
-        """The entry that transformers writes into the trainer's state."""
-        return {"args": {}, "attributes": self.weighting.state_dict()}
-
-    @classmethod
-    def restore(cls, weighting: StepWeighting, checkpoint: Path) -> None:
-        """Load the state from a checkpoint."""
-        saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"].get(cls.__name__)
-        if saved is not None:
-            weighting.load_state_dict(saved["attributes"])

@@ -1,5 +1,6 @@
 """A run that trains nothing says so, once."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,17 @@ def warnings_of(caplog, alarm, message, args, steps) -> int:
     for state.global_step, logs in enumerate(steps, 1):
         watch.on_log(args, state, None, logs=logs)
     return sum(message in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_resumed_run_does_not_say_it_again_and_continues_to_count(caplog, at) -> None:
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    watches = [Alarms({ALL_MASKED: all_masked}) for _ in range(2)]
+    for state.global_step in range(1, 5):
+        if state.global_step == at + 1:
+            watches[1].load_state_dict(json.loads(json.dumps(watches[0].state_dict())))
+        watches[state.global_step > at].on_log(MASKS, state, None, logs=CUT)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["step 2"]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,23 @@ from pathlib import Path
 import pytest
 
 from rlkd.errors import UsageError
-from trainers.common.checkpoints import find_checkpoint, step_of
+from trainers.common.checkpoints import damage, find_checkpoint, list_files, step_of
 
 
 def checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step}) if complete else '{"global_st')
+    return path
+
+
+def listed(folder: Path, step: int) -> Path:
+    """A checkpoint with a list of its files."""
+    path = checkpoint(folder, step)
+    (path / "run_state").mkdir()
+    (path / "run_state" / "rank0.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(bytes(1000))
+    list_files(path)
     return path
 
 
@@ -41,3 +51,40 @@ def test_a_named_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None
 
 def test_the_step_of_a_checkpoint_is_read_from_its_state(tmp_path: Path) -> None:
     assert step_of(checkpoint(tmp_path, 7)) == 7
+
+
+def shorten(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(bytes(600))
+
+
+def change(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(bytes(999) + b"1")
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (shorten, "model.safetensors has 600 bytes, 1,000 were saved"),
+        (change, "model.safetensors is not what was saved"),
+        (lambda path: (path / "run_state" / "rank0.json").unlink(), "run_state/rank0.json is missing"),
+        (lambda path: (path / "files.json").write_text('{"model.saf'), "files.json is not readable"),
+        (lambda path: (path / "files.json").write_text("[]"), "files.json is not readable"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path: Path, caplog, harm, problem) -> None:
+    before, newest = listed(tmp_path, 4), listed(tmp_path, 5)
+    assert find_checkpoint(True, tmp_path) == newest
+    harm(newest)
+    assert find_checkpoint(True, tmp_path) == before
+    assert find_checkpoint(True, tmp_path) == before
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{newest} is damaged and not used ({problem}); the one before it is looked at"
+    ]
+    with pytest.raises(UsageError, match="no complete checkpoint there"):
+        find_checkpoint(str(newest), tmp_path)
+
+
+def test_files_that_were_added_later_do_not_matter(tmp_path: Path) -> None:
+    path = listed(tmp_path, 5)
+    (path / "notes.txt").write_text("mine")
+    assert damage(path) is None

@@ -1,11 +1,13 @@
 """Merged adapters: the same function, faster, and every bit of the weights as before."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from trainers.common.decoding_weights import decoding_weights
+from trainers.common.decoding_weights import decoding_weights, is_faster_by_columns, layouts, use_layouts
 
 
 def adapted(base, **settings):
@@ -79,3 +81,13 @@ def test_an_error_while_merging_restores_all(base) -> None:
         pass
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
     assert not any(getattr(module, "merged", False) for module in model.modules())
+
+
+def test_a_layout_that_is_taken_over_is_not_measured(monkeypatch) -> None:
+    monkeypatch.setattr("trainers.common.decoding_weights._faster", {})
+    weight = torch.zeros(5, 7)
+    measured = is_faster_by_columns(weight)
+    [[*key, found]] = json.loads(json.dumps(layouts()))
+    assert found == measured
+    use_layouts([[*key, not measured]])
+    assert is_faster_by_columns(weight) == (not measured)

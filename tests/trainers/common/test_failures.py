@@ -1,5 +1,7 @@
 """The watch over failures of rewards and scorers."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,27 @@ def test_the_watch_agrees_with_counting_the_last_batches_by_hand(batches, window
         assert (found is not None) == expected
         if found is not None:
             assert found == ("a", sum(last), len(last))
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_a_resumed_watch_continues_to_count(at) -> None:
+    counts = [0, 3, 1, 4, 4, 0]
+    whole, before, after = (FailureWatch(["a"], 0.5, 3) for _ in range(3))
+    found = [whole.add([count], 4) for count in counts]
+    again = [before.add([count], 4) for count in counts[:at]]
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert again + [after.add([count], 4) for count in counts[at:]] == found
+    assert any(found)
+
+
+def test_the_failures_that_ended_a_run_do_not_end_the_resumed_one() -> None:
+    ended, resumed = (FailureWatch(["a"], 0.5, 2) for _ in range(2))
+    ended.add([4], 4)
+    ended.add([4], 4)
+    ended.end_run("reward 'a'", 8, 8, "completions", "no answer")
+    resumed.load_state_dict(ended.state_dict())
+    assert resumed.error == ""
+    assert resumed.add([4], 4) is None
 
 
 def test_without_rewards_of_its_own_a_run_has_nothing_to_watch() -> None:

@@ -3,7 +3,14 @@
 import json
 from pathlib import Path
 
-from trainers.common.run_files import StepLog, last_steps, read_steps, resume_logs, set_earlier_run_aside
+from trainers.common.run_files import (
+    StepLog,
+    last_steps,
+    read_steps,
+    resume_logs,
+    set_earlier_run_aside,
+    set_later_checkpoints_aside,
+)
 
 
 def checkpoint(folder: Path, step: int) -> None:
@@ -52,6 +59,15 @@ def test_an_earlier_run_is_set_aside_whole_and_nothing_of_it_is_lost(tmp_path: P
         assert read_steps(earlier / "metrics.jsonl")[0]["run"] == run
         assert read_steps(earlier / "rollouts" / "rank1.jsonl")[0]["run"] == run
     assert set_earlier_run_aside(tmp_path) is None
+
+
+def test_checkpoints_of_steps_that_are_run_again_are_set_aside(tmp_path: Path) -> None:
+    for step in (4, 5, 10):
+        checkpoint(tmp_path, step)
+    set_later_checkpoints_aside(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "earlier-1"]
+    assert sorted(path.name for path in (tmp_path / "earlier-1").iterdir()) == ["checkpoint-10", "checkpoint-5"]
+    assert set_later_checkpoints_aside(tmp_path, 4) is None
 
 
 def test_only_the_last_steps_are_held_in_memory(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_reward_that_keeps_failing_ends_the_run_after_a_checkpoint_and_the_run
     assert [entry["rewards/down/failed"] for entry in metrics] == [1, 1, 0, 0, 0, 0]
 
 
-def test_the_checkpoint_waits_for_the_end_of_a_rollout_window(tiny_model, rows, file, tmp_path) -> None:
+def test_a_run_ends_inside_a_rollout_window_too(tiny_model, rows, file, tmp_path) -> None:
     switch = tmp_path / "switch"
     switch.touch()
     args = config(
@@ -176,7 +176,7 @@ def test_the_checkpoint_waits_for_the_end_of_a_rollout_window(tiny_model, rows, 
         failure_window=1,
         steps_per_generation=3,
     )
-    with pytest.raises(RewardError, match="checkpoint-3"):
+    with pytest.raises(RewardError, match="checkpoint-1"):
         RLKDTrainer(tiny_model, args=args, train_dataset=rows).train()
 
 

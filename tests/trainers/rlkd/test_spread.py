@@ -1,5 +1,6 @@
 """A reward without spread is said once, with ways out."""
 
+import json
 import logging
 import math
 
@@ -40,6 +41,15 @@ def test_each_reward_is_watched_by_itself() -> None:
     assert "alignment: ordered" in watch.message("b")
     assert "rlkd gsrm explain" in watch.message("b")
     assert "num_generations" in watch.message("a")
+
+
+@pytest.mark.parametrize("at", [0, WINDOW - 1, WINDOW, WINDOW + 3])
+def test_a_resumed_run_continues_to_count_and_says_it_once(at) -> None:
+    before, after = SpreadWatch(), SpreadWatch()
+    found = [before.add({"a": 1.0}) for _ in range(at)]
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    found += [after.add({"a": 1.0}) for _ in range(2 * WINDOW - at)]
+    assert [batch for batch, said in enumerate(found) if said] == [WINDOW - 1]
 
 
 def constant(completions, **columns):

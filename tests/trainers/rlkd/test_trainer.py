@@ -276,10 +276,6 @@ def test_trl_rewards_run_in_ours(tiny_model, rows, tmp_path) -> None:
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"use_vllm": True}, r"pip install \"rlkd\[vllm\]\""),
         ({"per_device_train_batch_size": 36}, "has 8 prompts, but one generation batch takes 9"),
-        (
-            {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "save_strategy": "steps", "save_steps": 2},
-            "multiple of 4",
-        ),
     ],
 )
 def test_what_cannot_work_fails_before_a_model_loads(rows, tmp_path, changes, message) -> None:
