@@ -36,6 +36,8 @@ test-fast: $(INSTALLED)
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/hadolint" docker/Dockerfile.*
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 types: $(INSTALLED)
 	$(PYTHON) -m mypy

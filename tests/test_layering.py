@@ -198,6 +198,7 @@ def test_the_built_wheel_carries_recipes_configs_and_the_sample(root: Path, tmp_
         *source.glob("recipes/**/*.yaml"),
         *source.glob("rlkd/assets/*.*"),
         *source.glob("rlkd/assets/adapters/*/*"),
+        *source.glob("rlkd/assets/lab-*/*"),
     ]
     data += [*source.glob("*/py.typed"), *source.glob("rlkd/report/page/*")]
     modules = [path for layer in LAYERS for path in (source / layer).rglob("*.py")]

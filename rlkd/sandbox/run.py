@@ -53,6 +53,9 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # one program and one input give one output, sets included
     "TMPDIR": "/tmp",
 }
+if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+    # Python's container images find libpython by a path relative to the program, which the loader reads from /proc.
+    ENVIRONMENT["LD_LIBRARY_PATH"] = os.path.realpath(Path(sys.base_prefix, "lib"))
 
 
 class SandboxUnavailable(UsageError):
@@ -170,11 +173,13 @@ def check() -> None:
 
 @cache
 def _checked(pid: int) -> None:
-    value = call_function(
-        "def answer(x):\n    return x + 1", "answer", [41], limits=SandboxLimits(wall=SETUP_SECONDS)
-    ).value
-    if value != 42:
-        raise SandboxUnavailable(f"the sandbox's test program returned {value!r}, expected 42")
+    limits = SandboxLimits(wall=SETUP_SECONDS)
+    done = call_function("def answer(x):\n    return x + 1", "answer", [41], limits=limits)
+    if done.value != 42:
+        raise SandboxUnavailable(
+            f"no sandbox here: its test program ended with {done.status!r} and the value {done.value!r}, expected 42. "
+            f"{done.stderr[-500:].strip()}"
+        )
 
 
 def require_platform() -> None:
@@ -381,7 +386,7 @@ def way_out(stage: str) -> str:
     if any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")) or "container" in os.environ:
         return (
             "In a container, start it with: --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
-            "(docs/sandbox.md has the reasons), or use a virtual machine."
+            "(docs/sandbox.md has the reasons and a narrower profile), or use a virtual machine."
         )
     return "See docs/sandbox.md, or use another machine."
 

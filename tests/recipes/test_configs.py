@@ -12,7 +12,8 @@ from tests.helpers import ROOT
 
 RECIPES = ROOT / "recipes"
 # Those of `rlkd serve` belong to no recipe (tests/rlkd/serve/test_config.py checks them).
-CONFIGS = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith("serve"))
+FILES = sorted([*RECIPES.glob("*.yaml"), *(ROOT / "docker").glob("*.yaml")])
+CONFIGS = [path for path in FILES if not path.stem.startswith(("serve", "compose"))]
 
 
 def recipe_of(config: Path) -> str:
@@ -21,7 +22,7 @@ def recipe_of(config: Path) -> str:
     return max(names, key=len)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_key_of_a_config_is_an_option_of_its_recipe(path: Path) -> None:
     from trl import ModelConfig, SFTConfig
 
@@ -54,7 +55,7 @@ def test_a_config_opens_with_the_command_that_uses_it(path: Path) -> None:
     header = path.read_text().split("\n\n")[0]
     recipe = recipe_of(path)
     assert f"recipes/{recipe}.py" in header
-    assert path.stem == recipe or f"--config recipes/{path.name}" in header
+    assert path == RECIPES / f"{recipe}.yaml" or f"--config {path.relative_to(ROOT)}" in header
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("rationales*.yaml")), ids=lambda path: path.stem)

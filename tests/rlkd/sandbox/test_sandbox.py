@@ -238,6 +238,13 @@ for path in ["/proc/self/environ", "/proc/1/environ", *glob.glob("/proc/*/enviro
     )
 
 
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_ENABLE_SHARED"), reason="Python without a shared library")
+def test_a_shared_libpython_is_found_without_proc():
+    library = sysconfig.get_config_var("INSTSONAME")
+    source = f"import os; print(os.path.exists(os.environ['LD_LIBRARY_PATH'] + '/{library}'))"
+    assert run(source) == "True\n"
+
+
 def test_nothing_of_the_caller_s_can_be_read(canary):
     own = [canary, canary.parent.parent, Path.cwd(), Path(__file__), ROOT, ROOT / "pyproject.toml", Path.home()]
     system = ["/etc/passwd", "/etc/hostname", "/proc", "/proc/self/maps", "/sys", "/run", "/var", "/home", "/mnt"]
