@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rlkd.engines.base import CheckedEngine, EngineError, identified
@@ -12,6 +13,19 @@ from rlkd.models import resolve_model
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 WAY_OUT = "Give a folder written by save_pretrained, or a hub id in the local cache or within reach."
+
+
+@dataclass(frozen=True)
+class ModelInProcess:
+    """The model of an engine that takes memory of this process or its GPU, as far as known before it loads.
+
+    `dtype` may be `auto`. `device`: None for the best one. `batch_tokens`: limit of rows x (prompt + new tokens).
+    """
+
+    model: str
+    dtype: str
+    device: str | None
+    batch_tokens: int
 
 
 class LocalEngine(CheckedEngine):

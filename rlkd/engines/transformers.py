@@ -40,7 +40,7 @@ from rlkd.engines.base import (
     check_requests,
 )
 from rlkd.engines.completions import generate_batch
-from rlkd.engines.local import WAY_OUT, Dtype, LocalEngine
+from rlkd.engines.local import WAY_OUT, Dtype, LocalEngine, ModelInProcess
 from rlkd.engines.passes import (
     LoadedModel,
     PrefixGroup,
@@ -96,6 +96,11 @@ class TransformersEngine(LocalEngine):
 
     def __repr__(self) -> str:
         return f"<TransformersEngine {self.name}{'' if self._loaded else ', not loaded'}>"
+
+    @property
+    def in_process(self) -> ModelInProcess:
+        """What is known of the model before it loads."""
+        return ModelInProcess(self.model, self.dtype, self.device, self.batch_tokens)
 
     async def _complete_all(
         self, sampling: Sampling, deadline: float | None, prompts: list[Prompt]

@@ -1,0 +1,9 @@
+"""The memory of a run before it starts, from configurations alone: bytes per role, per phase, and the peak.
+
+`rlkd.memory.models` has a model without weights, `rlkd.memory.plan` the result. The estimates of a trainer's run are
+`trainers.rlkd.memory.memory_plan` and `trainers.validity_kd.memory.memory_plan`. docs/memory.md has measured peaks.
+"""
+
+from rlkd.memory.plan import MemoryPhase, MemoryPlan
+
+__all__ = ["MemoryPhase", "MemoryPlan"]

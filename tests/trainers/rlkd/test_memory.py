@@ -1,0 +1,116 @@
+import pytest
+from peft import LoraConfig
+
+from benchmarks.tiny import save_llama
+from rlkd.errors import UsageError
+from trainers import RLKDConfig
+from trainers.rlkd.memory import memory_plan
+
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def letters(completions, **columns):
+    return [float(len(completion)) for completion in completions]
+
+
+def config(**changes):
+    values = {"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 4}
+    values |= {"per_device_train_batch_size": 4, "max_completion_length": 32, "gradient_checkpointing": False}
+    return RLKDConfig(**values | changes)
+
+
+def plan(model, peft_config=None, **changes):
+    given = {name: changes.pop(name) for name in ("device", "gpu_bytes") if name in changes}
+    return memory_plan(config(**changes), model, peft_config, prompt_tokens=16, rewards=[letters], **given)
+
+
+def phases(plan):
+    return {phase.name: dict(phase.roles) for phase in plan.phases}
+
+
+def test_training_all_weights_needs_gradients_and_two_moments(tiny_model):
+    found = plan(tiny_model)
+    weights, roles = found.roles["student weights"], found.roles
+    parameters = roles["gradients"]
+    assert weights >= parameters > 0.99 * weights  # buffers besides
+    assert roles["optimizer"] == 2 * parameters
+    assert "gradients" not in phases(found)["generating"]
+    assert [phase.name for phase in found.phases] == ["generating", "rewards", "loss", "backward", "optimizer step"]
+    assert found.peak.total == max(phase.total for phase in found.phases)
+
+
+def test_an_adapter_saves_gradients_and_optimizer(tiny_model):
+    full, lora = plan(tiny_model), plan(tiny_model, LORA)
+    assert lora.roles["gradients"] == lora.roles["adapter"] < full.roles["gradients"] / 2
+    assert lora.roles["optimizer"] == 2 * lora.roles["adapter"]
+
+
+def test_the_reference_model_is_a_second_one_without_an_adapter(tiny_model):
+    weights = plan(tiny_model).roles["student weights"]
+    assert plan(tiny_model, beta=0.1).roles["reference weights"] == weights
+    assert "reference weights" not in plan(tiny_model, LORA, beta=0.1).roles
+    assert "log-probabilities" in phases(plan(tiny_model, LORA, beta=0.1))
+
+
+def test_rows_make_the_cache_and_tokens_the_activations(tmp_path):
+    model = save_llama(tmp_path, hidden_size=64, num_hidden_layers=4)
+    few, many = plan(model), plan(model, per_device_train_batch_size=8)
+    assert many.roles["KV cache"] == 2 * few.roles["KV cache"]
+    longer = plan(model, max_completion_length=256)
+    assert longer.roles["activations"] > 3 * few.roles["activations"]
+
+
+def test_completions_of_a_group_share_their_prompt_on_the_fast_path(tiny_model):
+    fast, plain = plan(tiny_model), plan(tiny_model, fast_path="never")
+    assert fast.roles["activations"] < plain.roles["activations"]
+    assert fast.roles["decoding copies"] > 0 == plain.roles["decoding copies"]
+
+
+def test_accumulated_gradients_are_there_when_the_loss_is_computed(tiny_model):
+    assert phases(plan(tiny_model))["loss"]["gradients"] == 0
+    found = plan(tiny_model, gradient_accumulation_steps=2)
+    assert phases(found)["loss"]["gradients"] == found.roles["gradients"]
+
+
+def test_vllm_takes_its_share_of_the_gpu_and_keeps_it_without_sleep_mode(tiny_model):
+    settings = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3, "device": "cuda"}
+    awake = phases(plan(tiny_model, gpu_bytes=10**10, **settings))
+    asleep = phases(plan(tiny_model, gpu_bytes=10**10, vllm_enable_sleep_mode=True, **settings))
+    assert awake["generating"]["vLLM"] == asleep["generating"]["vLLM"] == awake["backward"]["vLLM"] == 3 * 10**9
+    assert "vLLM" not in asleep["backward"]
+    assert any("whose size is not known" in note for note in plan(tiny_model, **settings).notes)
+
+
+def test_a_structure_model_in_this_process_has_weights_and_a_cache(tiny_model):
+    args = config(
+        reward_funcs=["structure"],
+        reward_kwargs={"structure": {"decomposer": "generative", "engine": f"transformers:{tiny_model}"}},
+    )
+    found = memory_plan(args, tiny_model, prompt_tokens=16)
+    assert found.roles["structure model"] == found.roles["student weights"]
+    assert phases(found)["rewards"]["structure model's cache"] > 0
+    assert "structure model's cache" not in phases(found)["backward"]
+    elsewhere = memory_plan(args, tiny_model, prompt_tokens=16, device="cuda")
+    assert elsewhere.roles.get("structure model", 0) == found.roles["structure model"]
+
+
+def test_a_server_takes_no_memory_here(tiny_model):
+    engine = "http://127.0.0.1:1/v1#model"
+    args = config(
+        reward_funcs=["structure"], reward_kwargs={"structure": {"decomposer": "prompted", "engine": engine}}
+    )
+    assert "structure model" not in memory_plan(args, tiny_model, prompt_tokens=16).roles
+
+
+def test_a_run_on_a_gpu_is_planned_without_one(tmp_path):
+    model = save_llama(tmp_path, hidden_size=64)
+    found = plan(model, LORA, device="cuda", model_init_kwargs={"dtype": "bfloat16"})
+    assert found.device == "cuda"
+    assert "process" not in found.roles
+    assert found.roles["student weights"] < plan(model).roles["student weights"] * 0.6
+    assert any("not measured on a GPU" in note for note in found.notes)
+
+
+def test_an_unknown_optimizer_is_refused_before_anything_loads(tiny_model):
+    with pytest.raises(UsageError, match="optim"):
+        plan(tiny_model, optim="galore_adamw")

@@ -1,0 +1,52 @@
+from peft import LoraConfig
+
+from trainers import ValidityKDConfig
+from trainers.validity_kd.memory import memory_plan
+
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def plan(model, peft_config=None, **changes):
+    values = {"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": "none", "teacher": model}
+    values |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_completion_length": 32}
+    args = ValidityKDConfig(**values | changes)
+    return memory_plan(args, model, peft_config, prompt_tokens=16)
+
+
+def phases(plan):
+    return {phase.name: dict(phase.roles) for phase in plan.phases}
+
+
+def test_a_teacher_in_this_process_has_weights_and_states(tiny_model):
+    found = plan(tiny_model, LORA)
+    assert found.roles["teacher weights"] == found.roles["student weights"]
+    assert found.roles["teacher states"] == 4 * 32 * 32 * 4  # rows, tokens, width, float32
+    assert "teacher states" in phases(found)["backward"]
+    assert "teacher states" not in phases(plan(tiny_model, LORA, keep_teacher_states=False))["backward"]
+
+
+def test_a_teacher_on_a_server_gives_its_top_k(tiny_model):
+    found = plan(tiny_model, LORA, teacher="http://127.0.0.1:1/v1#model", teacher_top_k=8)
+    assert found.roles["teacher weights"] == 0
+    assert found.roles["teacher top k"] == 4 * 32 * (8 * 8 + 4)
+
+
+def test_traces_alone_need_no_generation(tiny_model):
+    assert "generating" in phases(plan(tiny_model))
+    assert "generating" not in phases(plan(tiny_model, lmbda=0.0))
+
+
+def test_plain_distillation_weighs_nothing(tiny_model):
+    assert "weighing" in phases(plan(tiny_model))
+    assert "weighing" not in phases(plan(tiny_model, control="uniform"))
+
+
+def test_written_proposals_need_a_cache(tiny_model):
+    found = phases(plan(tiny_model, proposals="generate", validity="arithmetic"))
+    assert found["proposals"]["KV cache"] > 0
+
+
+def test_the_logits_of_the_loss_are_two_tiles_whatever_the_length(tiny_model):
+    logits = {length: phases(plan(tiny_model, max_completion_length=length))["loss"]["logits"] for length in (32, 64)}
+    assert logits[64] > logits[32]
+    assert all(size < 2**27 + 2**22 for size in logits.values())

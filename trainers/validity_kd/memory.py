@@ -1,0 +1,100 @@
+"""The memory of validity-calibrated distillation before it starts: rollouts, the teacher, weighing and training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlkd.memory.plan import MemoryPhase, MemoryPlan
+from trainers.common.memory import generating, read_frozen, read_student, training_phases
+
+if TYPE_CHECKING:
+    from rlkd.memory.models import WeightlessModel
+    from trainers.validity_kd.config import ValidityKDConfig
+
+
+def memory_plan(
+    args: ValidityKDConfig,
+    model: Any,
+    peft_config: Any = None,
+    *,
+    prompt_tokens: int,
+    teacher: Any = None,
+    device: str | None = None,
+    gpu_bytes: int | None = None,
+) -> MemoryPlan:
+    """The estimate for a run with these arguments of `ValidityKDTrainer`; no weights are loaded.
+
+    Arguments as for `trainers.rlkd.memory.memory_plan`; `teacher`: as `teacher_model` of the trainer, by default
+    `args.teacher`. Completions and traces are taken to be as long as `max_completion_length`. Raises `UsageError`
+    where there is no estimate.
+    """
+    import trainers.validity_kd.trainer  # noqa: F401  (its libraries are part of the process)
+    from rlkd.memory.passes import cache_bytes, reading_pass
+    from trainers.validity_kd.proposals import ROWS
+
+    student = read_student(args, model, peft_config, device)
+    device, notes = student.device, list(student.notes)
+    completion = args.max_completion_length or 0
+    micro_batch = args.per_device_train_batch_size
+    rows = micro_batch * args.gradient_accumulation_steps
+    tokens = prompt_tokens + completion
+
+    fixed = dict(student.fixed)
+    dense = _dense_teacher(args, args.teacher if teacher is None else teacher, device)
+    fixed["teacher weights"] = 0 if dense is None else dense.weights
+    if dense is None:  # k ids of four bytes and k log-probabilities, and the token's own
+        observed = {"teacher top k": rows * completion * (args.teacher_top_k * 8 + 4)}
+    else:
+        observed = {"teacher states": rows * completion * dense.width * dense.number}
+    tiles = _tiles(student.model, micro_batch * completion, device)
+    phases = []
+    if args.lmbda > 0:
+        shape = (rows, rows, prompt_tokens, completion)
+        phases.append(generating(student, args, fixed, notes, shape=shape, gpu_bytes=gpu_bytes))
+    readers = [student.model] if dense is None else [student.model, dense]
+    read = max(reading_pass(one, micro_batch, tokens).most for one in readers)
+    own = {"student states": rows * completion * student.model.width * student.model.number}
+    phases.append(MemoryPhase("reading", {**fixed, **observed, **own, "activations": read}))
+    if args.needs_scorer:
+        phases.append(MemoryPhase("weighing", {**fixed, **observed, **own, "logits": tiles}))
+        if args.proposals == "generate":
+            cache = max(cache_bytes(one, ROWS, tokens + args.max_step_tokens) for one in readers)
+            phases.append(MemoryPhase("proposals", {**fixed, **observed, "KV cache": cache}))
+    kept = observed if args.keep_teacher_states or dense is None else {}
+    hidden = 4 * micro_batch * completion * student.model.width  # the gradient of the hidden states, in float32
+    phases += training_phases(
+        student,
+        {**fixed, **kept},
+        shape=(micro_batch, tokens),
+        accumulated=args.gradient_accumulation_steps > 1,
+        loss_logits=tiles + hidden,
+    )
+    setting = f"{student.setting}, {micro_batch} x {tokens} tokens in a micro-batch"
+    return MemoryPlan(device, setting, tuple(phases), tuple(notes))
+
+
+def _tiles(model: WeightlessModel, positions: int, device: str) -> int:
+    """Bytes of the two tiles of logits that the divergence and the statistics work on (`rlkd/divergence/tiles.py`)."""
+    from rlkd.divergence.tiles import TILE_ENTRIES
+
+    most = TILE_ENTRIES["cpu" if device == "cpu" else "other"] // model.vocabulary
+    return 2 * 4 * model.vocabulary * min(positions, max(1, most))
+
+
+def _dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:
+    """The teacher whose weights are in this process, without them; None for a server, a cache or other top-k ones."""
+    from rlkd.memory.models import WeightlessModel
+    from trainers.validity_kd.teachers import kind_of_teacher
+
+    if teacher is None or kind_of_teacher(teacher) != "model":
+        return None
+    if not isinstance(teacher, str):
+        return WeightlessModel(teacher.config, dtype=str(teacher.dtype).removeprefix("torch."), trains=False)
+    given = dict(args.teacher_model_init_kwargs or {})
+    return read_frozen(
+        teacher,
+        dtype=str(given.get("dtype") or "auto").removeprefix("torch."),
+        device=device,
+        revision=args.teacher_model_revision,
+        trust_remote_code=args.trust_remote_code,
+    )
