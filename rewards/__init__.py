@@ -9,7 +9,7 @@ from typing import Any
 
 from rewards.build import build_reward, build_rewards
 from rewards.composite import CompositeReward
-from rewards.contract import Failed, Outcome, Provisional, RewardError, RewardOptions, Scored
+from rewards.contract import Failed, Outcome, Provisional, RewardError, RewardOptions, Scored, StepScore
 from rewards.runner import Reward
 from rlkd.registry import register
 
@@ -54,6 +54,7 @@ __all__ = [
     "RewardError",
     "RewardOptions",
     "Scored",
+    "StepScore",
     "build_reward",
     "build_rewards",
     "reward",

@@ -100,12 +100,15 @@ def apply_gates(rewards_NF: Tensor, gates: Mapping[int, int]) -> Tensor:
     A gate is for rewards that are 0 or above: it turns a penalty into a prize for failing the condition
     (`penalised_by_gate`).
     """
-    if not gates:
-        return rewards_NF
-    gated_NF = rewards_NF.clone()
+    return rewards_NF * gate_factors(rewards_NF, gates) if gates else rewards_NF
+
+
+def gate_factors(rewards_NF: Tensor, gates: Mapping[int, int]) -> Tensor:
+    """What `apply_gates` multiplies each entry by: its condition, clipped to [0, 1]; 1 without a gate."""
+    factors_NF = rewards_NF.new_ones(rewards_NF.shape)
     for gated, condition in gates.items():
-        gated_NF[:, gated] = rewards_NF[:, gated] * rewards_NF[:, condition].clamp(0.0, 1.0)
-    return gated_NF
+        factors_NF[:, gated] = rewards_NF[:, condition].clamp(0.0, 1.0)
+    return factors_NF
 
 
 def penalised_by_gate(settled_NF: Tensor, gates: Mapping[int, int]) -> tuple[int, int] | None:

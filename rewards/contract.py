@@ -10,6 +10,12 @@ The error model of rewards, in full:
 4. A result of the wrong length, a value of another type, or a column that the data lacks is a mistake in the reward or
    the config. It ends the run at once as a `RewardError` that names the reward.
 5. KeyboardInterrupt and cancellation are not failures and pass through.
+
+A reward that knows which steps of a completion earned its score may define a method
+
+    def step_scores(self, completion: str, detail: Mapping[str, Any]) -> Sequence[StepScore]: ...
+
+on the text of a completion and the `detail` of its `Scored`. It is called only where a trainer gives credit to steps.
 """
 
 from __future__ import annotations
@@ -39,6 +45,17 @@ class Scored:
 
     value: float
     detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """What one step of a completion earned, in the units of the reward, whose sum over steps is the score.
+
+    `place`: the characters [start, stop) of the completion that the step consists of; None where they are unknown.
+    """
+
+    value: float
+    place: tuple[int, int] | None = None
 
 
 class Provisional(float):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.contract import Failed, RewardError, RewardOptions, Scored
+from rewards.contract import Failed, RewardError, RewardOptions, Scored, StepScore
 from rlkd.data.rows import completion_text, question_of
 from rlkd.engines import EnginePool
 from rlkd.errors import UsageError
 from rlkd.gsrm import GSRM, DecompositionError, JudgeError, ReasoningTrace, UnreadableReply
-from rlkd.gsrm.alignment import Alignment
+from rlkd.gsrm.alignment import Alignment, BranchScore
 from rlkd.gsrm.decomposers import Level
 from rlkd.gsrm.factory import default_alignment, make
+from rlkd.gsrm.places import step_places
 from rlkd.models import cache_folder
 from rlkd.registry import SpecError
 from rlkd.structure import Structure
@@ -172,6 +173,14 @@ class StructureReward:
         for (i, _, _), score in zip(compared, scores, strict=True):
             results[i] = Failed(str(score)) if isinstance(score, JudgeError) else Scored(score.value, score.to_dict())
         return results
+
+    def step_scores(self, completion: str, detail: Mapping[str, Any]) -> list[StepScore]:
+        """The share of each of the student's steps in the score, with the step's place in the completion."""
+        if "student" not in detail:  # unreadable: no steps
+            return []
+        score = BranchScore.from_dict(detail)
+        places = step_places(score.student, completion)
+        return [StepScore(value, place) for value, place in zip(score.student_scores(), places, strict=True)]
 
     def _warn(self, branches: Sequence[Structure | ReasoningTrace], errors: Sequence[DecompositionError]) -> None:
         trace = next((branch for branch in branches if isinstance(branch, ReasoningTrace)), None)

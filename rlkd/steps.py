@@ -77,6 +77,17 @@ def sentences(text: str) -> list[str]:
     return [sentence.strip() for sentence in found if any(character.isalnum() for character in sentence)]
 
 
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """The characters [start, stop) of each of the `sentences`."""
+    spans = []
+    position = 0
+    for sentence in sentences(text):
+        start = text.index(sentence, position)
+        position = start + len(sentence)
+        spans.append((start, position))
+    return spans
+
+
 def _keeps_its_sentence_open(line: str, start: int, stop: int) -> bool:
     """Whether the full stop before `stop` belongs to an abbreviation or a list number, not to the sentence's end."""
     if line[start:stop].strip(" \t*#-.").isdigit():

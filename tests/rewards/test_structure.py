@@ -343,3 +343,15 @@ def test_an_attempt_at_a_server_may_take_half_the_time_of_a_batch():
 def test_a_server_without_a_model_name_is_refused():
     with pytest.raises(ValueError, match="name the model"):
         StructureReward("prompted", engine="http://127.0.0.1:9/v1")
+
+
+def test_the_scores_of_steps_sum_up_to_the_score_and_lie_where_the_steps_are() -> None:
+    text = "I think. In May she sold 48/2 = 24 clips. Twice that is 24*2 = 48. In all she sold 48+24 = 72 clips."
+    for alignment in ("teacher", "sum", "f1", "ordered", "answers"):
+        reward = StructureReward(alignment=alignment)
+        scored, nothing = score(reward, [text, "no steps"], rationales=[TEACHER])
+        steps = reward.step_scores(text, scored.detail)
+        assert sum(step.value for step in steps) == pytest.approx(scored.value)
+        assert [text[slice(*step.place)][:5] for step in steps] == ["In Ma", "Twice", "In al"]
+        assert reward.step_scores("no steps", nothing.detail) == []
+    assert StructureReward().step_scores("no structure", {"unreadable": "no steps"}) == []

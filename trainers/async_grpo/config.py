@@ -11,6 +11,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.experimental.async_grpo import AsyncGRPOConfig
 
 from rlkd.engines import from_environment
+from rlkd.errors import UsageError
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
 
 
@@ -30,5 +31,10 @@ class RLKDAsyncConfig(RewardSettings, AsyncGRPOConfig):
 
     def __post_init__(self) -> None:
         self.read_reward_settings()
+        if self.step_credit != "none":
+            raise UsageError(
+                f"step_credit {self.step_credit!r}: the loss of the asynchronous trainer takes one advantage per "
+                f"completion. Set step_credit: none, or train with recipes/rlkd.py"
+            )
         self.vllm_server_base_url = from_environment(self.vllm_server_base_url, "the server's address")
         super().__post_init__()

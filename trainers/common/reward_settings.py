@@ -12,6 +12,7 @@ from rewards import CompositeReward, Reward, RewardError, build_rewards
 from rewards.composite import AGGREGATIONS
 from rlkd.errors import UsageError
 
+STEP_CREDITS = ("none", "local", "to_go")
 MAPPINGS = ("reward_kwargs", "reward_options", "reward_gates")
 
 
@@ -70,6 +71,15 @@ class RewardSettings:
             "choices": ["impute", "drop", "raise"],
         },
     )
+    step_credit: str = field(
+        default="none",
+        metadata={
+            "help": "Credit of steps: none (one advantage per completion), local (a step that earned more than the "
+            "mean of its completion's tokens gets more), to_go (and for what the steps after it earned). For rewards "
+            "that score steps, such as structure.",
+            "choices": list(STEP_CREDITS),
+        },
+    )
     save_rollouts: bool = field(
         default=True, metadata={"help": "Write every rollout with its rewards to OUTPUT_DIR/rollouts."}
     )
@@ -92,6 +102,8 @@ class RewardSettings:
                     raise UsageError(f"{name}: expected a mapping for {reward!r}, found {parameters!r}")
         if self.on_failure not in ("impute", "drop", "raise"):
             raise UsageError(f"on_failure {self.on_failure!r}: expected 'impute', 'drop' or 'raise'")
+        if self.step_credit not in STEP_CREDITS:
+            raise UsageError(f"step_credit {self.step_credit!r}: expected 'none', 'local' or 'to_go'")
 
     def gates(self) -> dict[str, str]:
         """`reward_gates` as a mapping."""

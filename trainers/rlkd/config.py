@@ -37,6 +37,13 @@ class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
             "generation). The rewards are the same either way."
         },
     )
+    shuffle_credit: int | None = field(
+        default=None,
+        metadata={
+            "help": "Seed of a control run for step_credit: the scores of the steps of each completion change places, "
+            "at random."
+        },
+    )
     filter_overlong_prompts: bool = field(
         default=False,
         metadata={
@@ -74,5 +81,10 @@ class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
         if self.vllm_weight_transfer not in WEIGHT_TRANSFERS:
             raise UsageError(
                 f"vllm_weight_transfer {self.vllm_weight_transfer!r}: expected {' or '.join(WEIGHT_TRANSFERS)}"
+            )
+        if self.shuffle_credit is not None and self.step_credit == "none":
+            raise UsageError(
+                f"shuffle_credit {self.shuffle_credit}: without step_credit there is nothing to shuffle. Set "
+                f"step_credit: local (or to_go), or leave shuffle_credit out"
             )
         check_failure_limits(self.max_failure_rate, self.failure_window)

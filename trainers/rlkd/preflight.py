@@ -24,6 +24,7 @@ from trainers.common.preflight import (
 )
 from trainers.common.student import reading_options
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
+from trainers.rlkd.step_credit import scores_steps
 from trainers.vllm.checks import check_installed
 from trainers.vllm.sampling import check_sampling
 
@@ -47,6 +48,7 @@ def check_run(
 
     `has_environment`: TRL's environments write the prompts, so the data may have none.
     """
+    check_step_credit(args, rewards)
     check_combination(names, args.reward_weights, args.gates())
     check_unused_columns(args, "the columns that rewards need")
     check_settings(args, eval_dataset)
@@ -69,6 +71,49 @@ def check_run(
         elif isinstance(reward, str):
             # With the student's options, as TRL loads it.
             check_model(split_alias(reward)[1], "reward_funcs", **reading_options(args))
+
+
+def check_step_credit(args: RLKDConfig, rewards: Sequence[Any]) -> None:
+    """Raise `UsageError` where no reward scores steps, or the loss takes no advantages of tokens."""
+    if args.step_credit == "none":
+        return
+    if not any(map(scores_steps, rewards)):
+        names = ", ".join(str(getattr(reward, "__name__", reward)) for reward in rewards)
+        raise UsageError(
+            f"step_credit {args.step_credit!r}: no reward of this run ({names}) scores steps. Add structure to "
+            f"reward_funcs, or set step_credit: none"
+        )
+    refused = [
+        (
+            f"loss_type {args.loss_type!r}",
+            args.loss_type in ("sapo", "vespo"),
+            "its shape depends on the sign of a completion's advantage",
+            "loss_type: dapo (or grpo, bnpo, dr_grpo, cispo, luspo)",
+        ),
+        (
+            f"importance_sampling_level {args.importance_sampling_level!r}",
+            args.importance_sampling_level != "token",
+            "all tokens of a completion share one ratio, and only the sum of their advantages would count",
+            "importance_sampling_level: token",
+        ),
+        (
+            f"top_entropy_quantile {args.top_entropy_quantile:g}",
+            args.top_entropy_quantile < 1,
+            "it leaves tokens out of the loss, and with them part of the credit of their step",
+            "top_entropy_quantile: 1.0",
+        ),
+        (
+            f"off_policy_mask_threshold {args.off_policy_mask_threshold}",
+            args.off_policy_mask_threshold is not None,
+            "it drops completions by the sign of their advantage, and would drop single tokens",
+            "off_policy_mask_threshold: null",
+        ),
+    ]
+    for setting, holds, reason, way_out in refused:
+        if holds:
+            raise UsageError(
+                f"step_credit {args.step_credit!r} with {setting}: {reason}. Set {way_out}, or step_credit: none"
+            )
 
 
 def check_batch(args: RLKDConfig, dataset: Any) -> None:

@@ -8,7 +8,8 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
    ends the run after a checkpoint (`trainers.common.failures`);
 4. every rollout goes to a file with each reward's score, outcome and cause (reward models have a score in the metrics
    only), and metrics go to another; both continue without gap or duplicate when a run resumes;
-5. on a CPU, it leaves out work that changes nothing (`trainers.common.fast_path`).
+5. on a CPU, it leaves out work that changes nothing (`trainers.common.fast_path`);
+6. with `step_credit`, the advantage of a completion is divided among its steps (`trainers.rlkd.step_credit`).
 
 With rewards that are never missing, without gates and with `fast_path: never`, it trains exactly as GRPOTrainer does.
 
@@ -57,6 +58,7 @@ from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
 from trainers.rlkd.preflight import check_batch, check_reading, check_run
 from trainers.rlkd.spread import SpreadWatch
+from trainers.rlkd.step_credit import CreditedBatch, StepCredit
 from trainers.vllm.checks import prepare_rollouts
 
 logger = logging.getLogger(__name__)
@@ -136,6 +138,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         # TRL calls a reward model by the last part of its path; an environment's own reward stands behind these.
         self.reward_func_names[: len(names)] = names
         name_base(self.model, model)
+        self._step_credit = StepCredit.of(args, dict(zip(names, self.rewards, strict=True)), self.processing_class)
         self.open_run_files()
         alarms = Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated})
         self.add_callback(self._failures)
@@ -175,7 +178,14 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._batch = ScoredBatch(inputs)
         output = super()._generate_and_score_completions(inputs)
-        self._save_rollouts(output["advantages"])
+        advantages, credited = output["advantages"], None
+        if self._step_credit is not None and self._is_training():
+            credited = self._step_credit(self._batch, output)
+            output["advantages"] = credited.advantages
+            counts = self.accelerator.gather(credited.counts[None]).sum(dim=0)
+            for name, value in self._step_credit.metrics(counts).items():
+                self._metrics["train"][name].append(value)
+        self._save_rollouts(advantages, credited)
         return output
 
     def _generate(self, prompts: list[Any], *args: Any, **kwargs: Any) -> Any:
@@ -217,8 +227,10 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
                 describe=batch.failure_message,
             )
         except RewardError:
-            self._save_rollouts(None)  # the batch behind the error, which has no advantages
+            self._save_rollouts(None, None)  # the batch behind the error, which has no advantages
             raise
+        if self._step_credit is not None:
+            self._step_credit.read_scales(rewards_NF, settled_NF, self.reward_weights, self._gates, group_size)
         if not self._warned_of_gate and (found := penalised_by_gate(settled_NF, self._gates)) is not None:
             self._warned_of_gate = True
             self._warn(gate_warning(names[found[0]], names[found[1]]))
@@ -244,15 +256,16 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         """Whether this is a training batch: TRL's own criterion."""
         return bool(self.model is not None and self.model.training)
 
-    def _save_rollouts(self, advantages: torch.Tensor | None) -> None:
+    def _save_rollouts(self, advantages: torch.Tensor | None, credited: CreditedBatch | None) -> None:
         if not (self.args.save_rollouts and self._is_training()):
             return
         values = [None] * len(self._batch.rows) if advantages is None else advantages.tolist()
+        credit = [{}] * len(values) if credited is None else [{"credit": steps} for steps in credited.records]
         step = self.state.global_step + 1
         self.rollouts.append(
             [
-                {"step": step, **record, "advantage": value}
-                for record, value in zip(self._batch.records(), values, strict=True)
+                {"step": step, **record, "advantage": value, **steps}
+                for record, value, steps in zip(self._batch.records(), values, credit, strict=True)
             ]
         )
 

@@ -39,7 +39,7 @@ from rlkd.validity import (
 )
 from rlkd.validity.contract import reads_logprobs
 from trainers.validity_kd.teachers import KDTeacher, unpadded
-from trainers.validity_kd.token_spans import TokenStep, token_steps
+from trainers.validity_kd.token_steps import TokenStep, token_steps
 
 Proposer = Callable[[bool, Sequence[Sequence[int]]], list[list[int]]]
 """Whether the traces are the student's, and prefixes, in; the other model's step after each prefix out, as ids."""

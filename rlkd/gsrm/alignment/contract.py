@@ -48,6 +48,14 @@ class BranchScore:
         """The sum of the step scores, divided."""
         return sum(self.steps) / self.divisor
 
+    def student_scores(self) -> list[float]:
+        """The share of `value` that each step of the student earned; they sum up to it."""
+        shares = [0.0] * len(self.student)
+        matches = self.matches if self.matches is not None else [(i, i) for i in range(len(self.steps))]
+        for (own, _), score in zip(matches, self.steps, strict=True):
+            shares[own] += score / self.divisor
+        return shares
+
     def __str__(self) -> str:
         steps = " ".join(f"{score:g}" for score in self.steps) or "none to compare"
         return (

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from benchmarks.tiny import save_llama, training_arguments
+from rewards import StepScore
 from trainers import RLKDConfig, RLKDTrainer
 from trainers.rlkd import fast_loss
 from trainers.rlkd.shared_prompts import pack
@@ -21,7 +22,10 @@ def even_groups(completions, **columns):
     return [0.5 if "2 + 3" in prompt else value for prompt, value in zip(columns["prompts"], values, strict=True)]
 
 
-def gradients(model, folder, fast_path, all_weights=False, **changes):
+even_groups.step_scores = lambda text, detail: [StepScore(0.3, (0, 2)), StepScore(0.1, (2, len(text)))]
+
+
+def gradients(model, folder, fast_path, all_weights=False, highest=250, **changes):
     """The gradients of the last step, and the first logged metrics; with the same rollouts whatever the path."""
     args = training_arguments(folder, per_device_train_batch_size=8, num_generations=4, max_completion_length=10)
     rows = Dataset.from_dict({"prompt": PROMPTS})
@@ -38,7 +42,7 @@ def gradients(model, folder, fast_path, all_weights=False, **changes):
 
     def rollouts(prompt_ids, *args):
         lengths = [3, 10, 7, 5, 2, 9, 10, 4]
-        ids = [torch.randint(5, 250, (length,), generator=random).tolist() for length in lengths]
+        ids = [torch.randint(5, highest, (length,), generator=random).tolist() for length in lengths]
         return [row if index % 3 else [*row[:-1], 1] for index, row in enumerate(ids)], None  # some end
 
     trainer._generate_single_turn = rollouts
@@ -93,6 +97,19 @@ def test_gradients_are_those_of_trl(model, tmp_path, changes, monkeypatch) -> No
     assert fast["reward"] == plain["reward"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["local", "to_go"])
+@pytest.mark.parametrize("changes", [{}, {"num_iterations": 2, "per_device_train_batch_size": 4}], ids=["one", "many"])
+def test_gradients_of_step_credit_are_those_of_trl(model, tmp_path, kind, changes) -> None:
+    expected, plain = gradients(model, tmp_path / "plain", "never", highest=90, step_credit=kind, **changes)
+    found, fast = gradients(model, tmp_path / "fast", "always", highest=90, step_credit=kind, **changes)
+    without, _ = gradients(model, tmp_path / "none", "always", highest=90, **changes)
+    assert plain["step_credit/aligned"] == fast["step_credit/aligned"] == 1
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4)
+    assert any((value - without[name]).abs().max() > 1e-3 for name, value in expected.items())
+
+
 def test_absolute_positions_are_those_of_trl_too(tmp_path) -> None:
     folder = save_llama(tmp_path / "model")
     config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3, resid_pdrop=0.0)
@@ -125,6 +142,9 @@ def test_all_processes_train_on_as_many_rows(model, tmp_path, monkeypatch) -> No
     mask = torch.ones(5, 4).tril()[[1, 0, 4, 2, 3]]
     inputs = {"advantages": torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0]), "completion_mask": mask}
     trainer.model.train()
+    assert trainer._rows_with_gradient(inputs | {"advantages": torch.tensor([[0.0, 0.0], [0.0, -1.0]])}).tolist() == [
+        1
+    ]
     for others, expected in ((0, [2]), (1, [2]), (2, [1, 2]), (3, [0, 1, 2])):
         monkeypatch.setattr(trainer.accelerator, "gather", lambda own, others=others: torch.tensor([int(own), others]))
         assert trainer._rows_with_gradient(inputs).tolist() == expected

@@ -56,6 +56,20 @@ def overlong(longest, cache):
             overlong(8, 4) | {"mask_truncated_completions": True},
             "left out of the loss. Set mask_truncated_completions",
         ),
+        ({"step_credit": "local"}, r"no reward of this run \(accuracy\) scores steps. Add structure to reward_funcs"),
+        *(
+            (
+                {"step_credit": "to_go", "reward_funcs": ["structure"], name: value},
+                f"step_credit 'to_go' with {name} {value!r}",
+            )
+            for name, value in (
+                ("loss_type", "sapo"),
+                ("loss_type", "vespo"),
+                ("importance_sampling_level", "sequence"),
+                ("top_entropy_quantile", 0.8),
+                ("off_policy_mask_threshold", 0.5),
+            )
+        ),
         ({"eval_strategy": "steps"}, "eval_strategy steps without an eval_dataset"),
         ({"report_to": "wandb"}, "report_to wandb: the package is not installed"),
         ({"reward_funcs": ["some/reward-model"]}, "reward_funcs 'some/reward-model' cannot be read"),
@@ -137,3 +151,10 @@ def test_unscaled_sums_of_steps_are_warned_of(tmp_path, caplog, scale, alignment
     rows = Dataset.from_list([{"prompt": QUESTION, "answer": "2", "rationales": ["1 + 1 = 2"]}] * 8)
     check_run(args, args.build_rewards(), ["structure"], rows, None)
     assert ("grow with the number of the teacher's steps" in caplog.text) == warned
+
+
+def test_a_step_credit_that_does_not_exist_or_does_nothing_is_refused(tmp_path) -> None:
+    with pytest.raises(UsageError, match="step_credit 'global': expected 'none', 'local' or 'to_go'"):
+        config(tmp_path, step_credit="global")
+    with pytest.raises(UsageError, match="shuffle_credit 3: without step_credit there is nothing to shuffle"):
+        config(tmp_path, shuffle_credit=3)

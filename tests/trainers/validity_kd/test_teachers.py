@@ -22,7 +22,7 @@ from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
 from trainers.validity_kd.proposals import first_step, write_by_engine
 from trainers.validity_kd.teachers import common_width, unpadded
-from trainers.validity_kd.token_spans import token_steps
+from trainers.validity_kd.token_steps import token_steps
 
 ROWS = [
     {
