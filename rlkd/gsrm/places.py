@@ -105,7 +105,9 @@ def _parts(text: str) -> list[_Part]:
         shown = strip_calculator_marks(sentence).strip()
         stated = frozenset(numbers(shown))
         for (own, end), (_, question, answer) in zip(pairwise(edges), found or [(0, None, None)], strict=True):
-            parts.append(_Part(own, end, place, _Fact.of(shown, question, answer), stated))
+            # A step that is the whole sentence has its last calculation.
+            whole = shown if end == place[1] else None
+            parts.append(_Part(own, end, place, _Fact.of(whole, question, answer), stated))
     return parts[:LONGEST]
 
 
