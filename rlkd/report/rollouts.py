@@ -105,7 +105,15 @@ def _detail(rollout: Mapping[str, Any]) -> dict[str, Any]:
         detail.setdefault("rewards", {})[name] = facts
     if rollout.get("steps"):
         detail["steps"] = rollout["steps"]
+    if rollout.get("credit"):
+        detail["credit"] = [_credited(rollout["completion"], step) for step in rollout["credit"]]
     return detail
+
+
+def _credited(completion: str, step: Mapping[str, Any]) -> dict[str, Any]:
+    """A step with its credit, and its text where it was found."""
+    text = None if step["place"] is None else completion[slice(*step["place"])]
+    return {"text": text, **{name: step[name] for name in ("score", "tokens", "credit")}}
 
 
 def _structure(score: BranchScore) -> dict[str, Any]:

@@ -10,7 +10,8 @@ tables below, our trainers use:
 (`trainers/common/fast_path.py`): `model_wrapped`, `use_vllm`, whose `_generate_single_turn` may take and return
 anything, as long as it calls `generate` of the model; `loss_type`, `beta`, `top_entropy_quantile`,
 `_entropy_bonus_enabled`, `aux_loss_enabled`, the argument `fused_lm_head` of the model, its output's `log_probs` and
-`entropy`; keys of a batch: `advantages`, `completion_ids`, `completion_mask`, `tool_mask`, `num_images`.
+`entropy`; keys of a batch: `advantages`, `completion_ids`, `completion_mask`, `tool_mask`, `num_images`. With step
+credit (`trainers/rlkd/step_credit.py`): `_metrics`, `reward_weights`, and a loss that takes `advantages` of tokens.
 
 `DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/trainer.py`:
 

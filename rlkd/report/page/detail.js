@@ -44,6 +44,7 @@ function showDetail(place, list, details, i) {
     detail.rewards ? rewardTable(list, detail, i) : "",
     ...Object.entries(detail.structures ?? {}).map(([name, score]) => structureTable(name, score)),
     detail.steps ? weightTable(detail.steps) : "",
+    detail.credit ? creditTable(detail.credit) : "",
     detail.checks.length
       ? element(
           "div",
@@ -186,6 +187,25 @@ function verdict(text) {
       "div",
       { class: TONES[words[k]] ?? "" },
       `${MARKS[words[k]] ?? words[k]} ${field}${words[k] === "missing" ? " missing" : ""}`,
+    ),
+  );
+}
+
+function creditTable(steps) {
+  return element(
+    "div",
+    {},
+    element("h3", {}, "Credit of steps"),
+    table(
+      null,
+      ["no.", "step", "share of the score", "tokens", "credit per token"],
+      steps.map((step, k) => [
+        String(k + 1),
+        step.text ?? "not found in the text",
+        shortNumber(step.score),
+        String(step.tokens),
+        shortNumber(step.credit),
+      ]),
     ),
   );
 }

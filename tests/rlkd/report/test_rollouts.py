@@ -64,3 +64,14 @@ def test_a_trace_of_distillation_has_its_weights(tmp_path):
     assert (numbers["weight"], numbers["least weight"], numbers["margin"]) == ([1.0], [0.5], [0.0])
     assert rollout_table(runs)["policy"] == ["student"]
     assert [step["weight"] for step in rollout_details(runs)[0]["steps"]] == [0.5, 1.5]
+
+
+def test_credited_steps_have_their_text_where_they_were_found(tmp_path):
+    found = {"reward": "structure", "score": 0.5, "place": [2, 5], "tokens": 3, "credit": -0.25}
+    lost = {"reward": "structure", "score": 0.0, "place": None, "tokens": 0, "credit": None}
+    one = rollout(1, 0) | {"completion": "abcdefg", "credit": [found, lost]}
+    (detail,) = rollout_details(runs_of(tmp_path, [one]))
+    assert detail["credit"] == [
+        {"text": "cde", "score": 0.5, "tokens": 3, "credit": -0.25},
+        {"text": None, "score": 0.0, "tokens": 0, "credit": None},
+    ]
