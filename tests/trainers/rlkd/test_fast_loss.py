@@ -22,7 +22,7 @@ def even_groups(completions, **columns):
     return [0.5 if "2 + 3" in prompt else value for prompt, value in zip(columns["prompts"], values, strict=True)]
 
 
-even_groups.step_scores = lambda text, detail: [StepScore(0.3, (0, 2)), StepScore(0.1, (2, len(text)))]
+even_groups.step_scores = lambda text, detail: [StepScore(0.3, (0, 1)), StepScore(0.1, (1, len(text)))]
 
 
 def gradients(model, folder, fast_path, all_weights=False, highest=250, **changes):
@@ -142,9 +142,8 @@ def test_all_processes_train_on_as_many_rows(model, tmp_path, monkeypatch) -> No
     mask = torch.ones(5, 4).tril()[[1, 0, 4, 2, 3]]
     inputs = {"advantages": torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0]), "completion_mask": mask}
     trainer.model.train()
-    assert trainer._rows_with_gradient(inputs | {"advantages": torch.tensor([[0.0, 0.0], [0.0, -1.0]])}).tolist() == [
-        1
-    ]
+    of_tokens = {"advantages": torch.tensor([[0.0, 0.0], [0.0, -1.0]]), "completion_mask": torch.ones(2, 2)}
+    assert trainer._rows_with_gradient(of_tokens).tolist() == [1]
     for others, expected in ((0, [2]), (1, [2]), (2, [1, 2]), (3, [0, 1, 2])):
         monkeypatch.setattr(trainer.accelerator, "gather", lambda own, others=others: torch.tensor([int(own), others]))
         assert trainer._rows_with_gradient(inputs).tolist() == expected

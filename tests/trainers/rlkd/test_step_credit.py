@@ -192,10 +192,9 @@ def test_tokens_outside_steps_keep_the_advantage_and_rows_without_a_score_too() 
     steps = [StepScore(0.5, (4, 14)), StepScore(0.0, (15, 25))]
     found, _, credit = credited([text, "nothing"], [steps, []], scale=2.0)
     values = found.advantages[0].tolist()
-    mean = 0.5 * 11 / 21  # of eleven bytes (with the space between, which is a token) and ten
-    assert values[:4] == [0.5] * 4
-    assert values[4:15] == pytest.approx([0.5 + 2 * (0.5 - mean)] * 11)
-    assert values[15:26] == pytest.approx([0.5 - 2 * mean] * 11, abs=0.1)
+    # Both have eleven bytes, with the space behind the step, and 0.5 and 0 in the mean.
+    assert values[4:15] == [0.5 + 2 * (0.5 - 0.25)] * 11
+    assert values[15:26] == [0.5 - 2 * 0.25] * 11
     assert values[26:] == [0.5] * (len(values) - 26)
     assert found.advantages[1].tolist() == [0.5] * len(values)
     assert credit.metrics(found.counts)["step_credit/aligned"] == 1.0
@@ -253,6 +252,12 @@ def test_steps_that_are_mostly_not_found_are_a_warning_once(caplog) -> None:
 # Through the trainer
 
 
+def write(trainer, texts):
+    """Let the student write these texts, whatever the prompts."""
+    ids = [trainer.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
+    trainer._generate_single_turn = lambda *_: (ids, None)
+
+
 def steps_of_equal_worth(completions, **columns):
     return [sum(map(ord, text)) % 97 / 97 for text in completions]
 
@@ -265,6 +270,7 @@ def test_steps_of_equal_worth_train_as_without_credit_to_the_last_bit(tiny_model
     def trained(name, **changes):
         args = config(tmp_path / name, learning_rate=1e-2, **changes)
         trainer = RLKDTrainer(tiny_model, reward_funcs=[steps_of_equal_worth], args=args, train_dataset=rows)
+        write(trainer, ["ab. cd.", "abc. d.", "xyz. w.", "q. rst."])
         trainer.train()
         return [parameter.detach().clone() for parameter in trainer.model.parameters()]
 
@@ -279,6 +285,7 @@ def test_a_gate_scales_the_credit_and_a_failed_score_gives_none(tiny_model, rows
     structure.values, gate.values = [0.8, 0.8, 0.0, 0.4], [1.0, 0.5, 1.0, 0.0]
     args = config(tmp_path, reward_gates={"structure": "gate"}, step_credit="local", scale_rewards="none", max_steps=1)
     trainer = RLKDTrainer(tiny_model, reward_funcs=[structure, gate], args=args, train_dataset=rows)
+    write(trainer, ["abcdefgh"] * 4)
     trainer.train()
     records = read_steps(trainer.rollouts_path)
     first = [[one["credit"] for one in record["credit"] if one["reward"] == "structure"] for record in records]
@@ -297,8 +304,7 @@ def test_the_structure_reward_gives_credit_to_the_steps_of_real_completions(tiny
     reward = build_reward("structure", {"alignment": "ordered"})
     trainer = RLKDTrainer(tiny_model, reward_funcs=[reward], args=args, train_dataset=rows)
     texts = [text, text, teacher, "no steps"]
-    ids = [trainer.processing_class(one, add_special_tokens=False)["input_ids"] for one in texts]
-    monkeypatch.setattr(trainer, "_generate_single_turn", lambda *_: (ids, None))
+    write(trainer, texts)
     seen = []
     inner = trainer._compute_loss
     monkeypatch.setattr(
@@ -312,7 +318,7 @@ def test_the_structure_reward_gives_credit_to_the_steps_of_real_completions(tiny
     assert text[slice(*half["place"])] == "So she has 5 * 2 = 11."
     assert records["no steps"]["credit"] == []
     (advantages,) = seen
-    assert advantages.shape == (4, max(map(len, ids)))
+    assert advantages.shape == (4, len(text))
     for row in advantages.tolist():
         own = next(record for record in records.values() if record["advantage"] == pytest.approx(row[-1]))
         length = len(own["completion"])
