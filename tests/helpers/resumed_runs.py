@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
+from rewards import StepScore
 from trainers import RLKDConfig, RLKDTrainer, ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
 
@@ -34,6 +35,12 @@ ROWS = [
 def letters(completions, **columns):
     """Deterministic, and not equal within a group: every step moves the parameters."""
     return [sum(map(ord, c[0]["content"])) % 97 / 97 for c in completions]
+
+
+letters.step_scores = lambda text, detail: [
+    StepScore(0.5, (0, len(text) // 2)),
+    StepScore(0.1, (len(text) // 2, len(text))),
+]
 
 
 def trainer(kind: str, model: str, output: Path, *, rows: int = 3, **changes: Any) -> Any:

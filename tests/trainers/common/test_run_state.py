@@ -42,6 +42,7 @@ def run_apart(launcher: list[str], function: str, model: str, folder: Path) -> N
     ("kind", "changes"),
     [
         pytest.param("rlkd", WINDOW, id="rlkd, windows of four steps, the second one in the second epoch"),
+        pytest.param("rlkd", WINDOW | {"step_credit": "to_go"}, id="rlkd, advantages of tokens"),
         pytest.param(
             "rlkd",
             {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "logging_steps": 2, "rows": 4},
