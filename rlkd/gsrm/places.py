@@ -104,7 +104,8 @@ def _parts(text: str) -> list[_Part]:
         edges = [place[0], *(place[0] + origins[cut] for cut in cuts), place[1]]
         shown = strip_calculator_marks(sentence).strip()
         stated = frozenset(numbers(shown))
-        for (own, end), (_, question, answer) in zip(pairwise(edges), found or [(0, None, None)], strict=True):
+        said: list[tuple[str | None, str | None]] = [(question, answer) for _, question, answer in found]
+        for (own, end), (question, answer) in zip(pairwise(edges), said or [(None, None)], strict=True):
             # A step that is the whole sentence has its last calculation.
             whole = shown if end == place[1] else None
             parts.append(_Part(own, end, place, _Fact.of(whole, question, answer), stated))
