@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # A command's module is imported only if the command is used.
-    commands: dict[str, Command] = {"run": run, "evaluate": evaluate, "fetch-model": fetch_model}
+    commands: dict[str, Command] = {"run": run, "evaluate": evaluate, "doctor": doctor, "fetch-model": fetch_model}
     points = {point.name: point for point in entry_points(group="rlkd.commands")}
     wants_help = not arguments or arguments[0] in ("-h", "--help")
     parser = argparse.ArgumentParser(
@@ -76,6 +76,13 @@ def run(arguments: Sequence[str]) -> int:
 def evaluate(arguments: Sequence[str]) -> int:
     """`rlkd evaluate`: evaluates a model on test rows, compares evaluations, finds test questions in training rows."""
     return run(["evaluate", *arguments])
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """`rlkd doctor`: checks the machine, versions, devices, disk, servers, the hub and the sandbox."""
+    from rlkd.doctor.cli import main as examine
+
+    return examine(arguments)
 
 
 def fetch_model(arguments: Sequence[str]) -> int:

@@ -13,8 +13,9 @@ from urllib.parse import urlparse
 
 from rlkd.errors import UsageError
 from rlkd.http import get_json, post_json
+from rlkd.installation import installed_vllm
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
-from trainers.vllm.checks import installed_vllm, longest_prompt, request_server, rounded_length
+from trainers.vllm.checks import longest_prompt, request_server, rounded_length
 from trainers.vllm.sampling import changed_sampling
 
 if TYPE_CHECKING:

