@@ -22,17 +22,14 @@ from rlkd.files import read_records
 from rlkd.models import is_adapter, resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.preflight import check_async, clear_server
+from trainers.async_grpo.preparation import prepare
 from trainers.async_grpo.rollouts import packed_attention, whole_text
 from trainers.common.adapters import name_base
 from trainers.common.alarms import ALL_TRUNCATED, Alarms, all_truncated
-from trainers.common.gold import check_reward_columns
-from trainers.common.models import check_student
-from trainers.common.preflight import check_columns, check_settings
-from trainers.common.prompts import PromptCheck, fitted_dataset
+from trainers.common.prompts import fitted_dataset
 from trainers.common.run_files import RunFiles
-from trainers.common.student import read_model, reading_options
+from trainers.common.student import reading_options
 from trainers.common.trl_compat import async_with, check_async_trl
-from trainers.rlkd.preflight import check_reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,33 +57,19 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         tokenizer: Any = None,
         **kwargs: Any,
     ):
-        from transformers import AutoTokenizer
-
         check_async_trl()
         log = Path(args.output_dir or ".").resolve() / "rollouts" / "async.jsonl"
-        composite = args.composite(log if args.save_rollouts else None)
-        columns = check_columns(train_dataset, "train_dataset") or ()
-        for reward in composite.rewards:
-            check_reward_columns(reward, train_dataset, columns, "train_dataset")
-        composite.check_ready()
-        check_settings(args, kwargs.get("eval_dataset"))
-        check_student(args, model, peft_config)
-        options = reading_options(args)
-        student = resolve_model(model, trust_remote_code=options["trust_remote_code"])
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(student, **options)
-        composite.rewards = list(
-            check_reading(
-                args, composite.rewards, student, tokenizer, train_dataset, None, removes_special=False
-            )  # the whole text is read (`whole_text`)
+        prepared = prepare(
+            args,
+            model,
+            train_dataset,
+            kwargs.get("eval_dataset"),
+            peft_config,
+            tokenizer=tokenizer,
+            log=log if args.save_rollouts else None,
         )
-        template: Any = args.chat_template_kwargs
-        fit = PromptCheck(
-            read_model(student, tokenizer, **options),
-            args.max_completion_length,
-            template=template,
-            leave_out=args.filter_overlong_prompts,
-        )
-        train_dataset = fit.fitted(train_dataset, "train_dataset")
+        composite, tokenizer, train_dataset = prepared.composite, prepared.tokenizer, prepared.train_dataset
+        student = resolve_model(model, trust_remote_code=reading_options(args)["trust_remote_code"])
         check_async(args, student, peft_config, train_dataset, tokenizer)
         # TRL renders the prompts in another process.
         train_dataset = fitted_dataset(train_dataset, tokenizer)

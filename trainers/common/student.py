@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.context import context_length
+from rlkd.errors import UsageError
 from rlkd.models import base_of_adapter, is_adapter, resolve_model, tokenizer_source
 from rlkd.process import is_first_process
 from rlkd.rendering import turn_end
@@ -60,6 +61,20 @@ def read_model(
         given = getattr(part, "eos_token_id", None)
         ends |= set(given) if isinstance(given, list) else {given}
     return ModelFacts(name, tokenizer, context, frozenset(token for token in ends if token is not None))
+
+
+def read_tokenizer(model: Any, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, given by name or loaded; raises `UsageError` where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    source = model_sources(model)[1] if isinstance(model, str) else model.config._name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"the tokenizer of {source!r} cannot be read: {str(error).splitlines()[0]} Save one beside the model "
+            f"(save_pretrained of the tokenizer)"
+        ) from error
 
 
 def reading_options(args: Any) -> dict[str, Any]:

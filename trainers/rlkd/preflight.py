@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rewards import Reward, RewardError
-from rewards.composite import check_combination
 from rewards.lengths import SoftOverlong
 from rewards.structure import StructureReward
 from rlkd.errors import UsageError
@@ -22,6 +22,7 @@ from trainers.common.preflight import (
     has_images,
     named_datasets,
 )
+from trainers.common.refusals import Catch
 from trainers.common.student import reading_options
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
 from trainers.rlkd.step_credit import scores_steps
@@ -38,39 +39,48 @@ logger = logging.getLogger(__name__)
 def check_run(
     args: RLKDConfig,
     rewards: Sequence[Any],
-    names: Sequence[str],
     train_dataset: Any,
     eval_dataset: Any,
     *,
     has_environment: bool = False,
+    catch: Catch = nullcontext,
 ) -> None:
     """Check config, data and the servers that rewards need; raises `UsageError` (`RewardError`).
 
-    `has_environment`: TRL's environments write the prompts, so the data may have none.
+    `catch` may keep the error and go on. `has_environment`: TRL's environments write the prompts, so the data may have
+    none.
     """
-    check_step_credit(args, rewards)
-    check_combination(names, args.reward_weights, args.gates())
-    check_unused_columns(args, "the columns that rewards need")
-    check_settings(args, eval_dataset)
+    with catch():
+        check_unused_columns(args, "the columns that rewards need")
+    with catch():
+        check_settings(args, eval_dataset)
     if args.use_vllm:
-        check_installed()
-        check_sampling(args)
+        with catch():
+            check_installed()
+        with catch():
+            check_sampling(args)
     own = [reward for reward in rewards if isinstance(reward, Reward)]
     for reward in own:
-        _check_length_limit(args, reward)
+        with catch():
+            _check_length_limit(args, reward)
     for part, dataset in named_datasets(train_dataset, eval_dataset):
-        columns = check_columns(dataset, part, needs_prompt=not has_environment)
+        columns = None
+        with catch():
+            columns = check_columns(dataset, part, needs_prompt=not has_environment)
         for reward in own if columns is not None else ():
-            check_reward_columns(reward, dataset, columns or (), part)
+            with catch():
+                check_reward_columns(reward, dataset, columns or (), part)
         if part == "train_dataset":
-            check_batch(args, dataset)
+            with catch():
+                check_batch(args, dataset)
     _warn_of_sums(args, own)
     for reward in rewards:
-        if isinstance(reward, Reward):
-            reward.check_ready()
-        elif isinstance(reward, str):
-            # With the student's options, as TRL loads it.
-            check_model(split_alias(reward)[1], "reward_funcs", **reading_options(args))
+        with catch():
+            if isinstance(reward, Reward):
+                reward.check_ready()
+            elif isinstance(reward, str):
+                # With the student's options, as TRL loads it.
+                check_model(split_alias(reward)[1], "reward_funcs", **reading_options(args))
 
 
 def check_step_credit(args: RLKDConfig, rewards: Sequence[Any]) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,8 +35,7 @@ from trl import GRPOTrainer
 from rewards import Outcome, Reward, RewardError
 from rewards.arithmetic import correlations, frac_zero_std, penalised_by_gate, settle
 from rewards.batch import ScoredBatch
-from rewards.build import names_model
-from rewards.composite import check_gated, gate_warning
+from rewards.composite import gate_warning
 from rewards.runner import AsyncReward
 from rewards.structure import StructureReward
 from rlkd.data.rows import completion_text
@@ -46,24 +45,19 @@ from trainers.common.alarms import ALL_MASKED, ALL_TRUNCATED, Alarms, all_masked
 from trainers.common.failures import FailureWatch
 from trainers.common.fast_generation import FastRollouts
 from trainers.common.generation import FittedPrompts
-from trainers.common.models import check_student
-from trainers.common.prompts import PromptCheck
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
-from trainers.common.student import check_turn_end, model_sources, read_model, reading_options
 from trainers.common.trl_compat import check_trl, completions_of
 from trainers.rlkd.config import RLKDConfig
 from trainers.rlkd.failures import TooManyFailures, cause_and_rows
 from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
-from trainers.rlkd.preflight import check_batch, check_reading, check_run
+from trainers.rlkd.preparation import RewardLike, prepare
 from trainers.rlkd.spread import SpreadWatch
 from trainers.rlkd.step_credit import CreditedBatch, StepCredit
 from trainers.vllm.checks import prepare_rollouts
 
 logger = logging.getLogger(__name__)
-
-RewardLike = str | Callable[..., Any] | PreTrainedModel
 
 
 class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRPOTrainer):
@@ -96,25 +90,19 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
     ):
         check_trl()
         args = args or RLKDConfig("rlkd-output")
-        self.rewards = _build_rewards(reward_funcs, args)
-        names = [_name_of(reward) for reward in self.rewards]
         has_environment = kwargs.get("environment_factory") is not None
-        check_run(args, self.rewards, names, train_dataset, eval_dataset, has_environment=has_environment)
-        check_gated(self.rewards, args.gates())
-        check_student(args, model, kwargs.get("peft_config"))
-        reader = kwargs.get("processing_class")
-        source = model_sources(model)[1] if isinstance(model, str) else model
-        self.rewards = list(check_reading(args, self.rewards, source, reader, train_dataset, eval_dataset))
-        facts = read_model(model, reader, **reading_options(args))
-        fit = PromptCheck(
-            facts,
-            args.max_completion_length or 0,
-            template=args.chat_template_kwargs,  # type: ignore[arg-type]
-            leave_out=args.filter_overlong_prompts,
+        prepared = prepare(
+            args,
+            model,
+            reward_funcs,
+            train_dataset,
+            eval_dataset,
+            peft_config=kwargs.get("peft_config"),
+            reader=kwargs.get("processing_class"),
+            has_environment=has_environment,
         )
-        train_dataset, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
-        check_batch(args, train_dataset)
-        check_turn_end(facts, args.chat_template_kwargs)  # type: ignore[arg-type]
+        self.rewards, names, facts = prepared.rewards, prepared.names, prepared.student
+        train_dataset, eval_dataset = prepared.train_dataset, prepared.eval_dataset
         # With tools and environments, rows change and rewards may read what is still changing.
         may_prefetch = args.reward_prefetch and not kwargs.get("tools") and not has_environment
         self._prefetched = prefetched_rewards(self.rewards) if may_prefetch else {}
@@ -272,27 +260,3 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
 
 def _is_structural(reward: Reward | str | PreTrainedModel) -> bool:
     return isinstance(getattr(reward, "function", None), StructureReward)
-
-
-def _build_rewards(
-    reward_funcs: RewardLike | Sequence[RewardLike] | None, args: RLKDConfig
-) -> list[Reward | str | PreTrainedModel]:
-    """The rewards of a run, in order; reward models and their names stay as they are, for TRL."""
-    if reward_funcs is None:
-        args.check_reward_funcs()
-        reward_funcs = args.reward_funcs
-    listed: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    is_model = [isinstance(one, PreTrainedModel) or names_model(one) for one in listed]
-    rewards: list[Any] = args.build_rewards([one for one, model in zip(listed, is_model, strict=True) if not model])
-    for index, (one, model) in enumerate(zip(listed, is_model, strict=True)):
-        if model:
-            rewards.insert(index, one)
-    return rewards
-
-
-def _name_of(reward: Reward | str | PreTrainedModel) -> str:
-    """The name of a reward in metrics: for a reward model its alias, or the last part of its path, as in TRL."""
-    if isinstance(reward, Reward):
-        return reward.__name__
-    alias, path = split_alias(reward) if isinstance(reward, str) else (None, str(reward.config._name_or_path))
-    return alias or path.rstrip("/").rpartition("/")[2] or "model"

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlkd.errors import UsageError
-from rlkd.models import resolve_model
 from rlkd.rendering import conversation_text
 from rlkd.teachers.traces import trace_end
 from rlkd.teachers.vocabulary import common_vocabulary
-from trainers.common.student import ModelFacts, read_model
+from trainers.common.student import ModelFacts, model_sources, read_model
 
 if TYPE_CHECKING:
     from trainers.validity_kd.config import ValidityKDConfig
@@ -108,7 +107,7 @@ def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> Any:
     name = teacher if isinstance(teacher, str) else str(teacher.config._name_or_path or "")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(name, trust_remote_code=args.trust_remote_code),
+            model_sources(name)[1],
             revision=args.teacher_model_revision,
             trust_remote_code=args.trust_remote_code,
         )

@@ -108,15 +108,16 @@ def open_proposal_engine(args: ValidityKDConfig, teacher: TopKTeacher | None) ->
     return engine
 
 
-def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any) -> TopKTeacher:
+def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any, *, loads: bool = True) -> TopKTeacher:
     """A teacher that is an engine, a cache or a `TopKTeacher`, checked; raises `UsageError`.
 
-    An engine gets a request for one token, so that a wrong address, model, tokenizer or k shows at once.
+    An engine gets a request for one token, so that a wrong address, model, tokenizer or k shows at once; without
+    `loads` only a server, since an engine in this process would load its model.
     """
     kind = kind_of_teacher(teacher)
     if kind == "engine":
         opened = EngineTeacher(teacher, args.teacher_top_k, tokenizer=tokenizer)
-        if args.process_index == 0:
+        if args.process_index == 0 and (loads or opened.engine.is_remote):
             try:
                 opened.top_k([[0, 1]], [1])
             except EngineError as error:

@@ -31,7 +31,7 @@ import torch
 from accelerate.utils import gather, gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 from trl import DistillationTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -46,24 +46,12 @@ from trainers.common.alarms import ALL_TRUNCATED, EQUAL_WEIGHTS, Alarms, all_tru
 from trainers.common.failures import FailureWatch
 from trainers.common.fast_generation import FastRollouts
 from trainers.common.generation import FittedPrompts
-from trainers.common.models import check_student
-from trainers.common.preflight import named_datasets
-from trainers.common.prompts import PromptCheck
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
-from trainers.common.student import model_sources, read_model, reading_options
 from trainers.common.trl_compat import check_distillation, trl_kernel
-from trainers.validity_kd.compatibility import check_teacher
 from trainers.validity_kd.config import ValidityKDConfig
-from trainers.validity_kd.preflight import (
-    check_config,
-    check_dataset,
-    check_teacher_traces,
-    open_proposal_engine,
-    open_top_k,
-    ready_scorer,
-    usable_traces,
-)
+from trainers.validity_kd.preflight import usable_traces
+from trainers.validity_kd.preparation import prepare
 from trainers.validity_kd.proposals import Written, propose, write_by_engine, write_by_vllm, write_here
 from trainers.validity_kd.teachers import (
     DenseTeacher,
@@ -72,13 +60,11 @@ from trainers.validity_kd.teachers import (
     check_head,
     common_width,
     head_of,
-    kind_of_teacher,
     load_teacher,
     padded_batch,
     rows_of,
 )
 from trainers.validity_kd.token_weights import TokenWeights, WeightedBatch, batch_metrics
-from trainers.vllm.checks import check_rollouts, longest_prompt
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 
@@ -115,36 +101,19 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         check_distillation()
         args = args or ValidityKDConfig("validity-kd-output")
         teacher = args.teacher if teacher_model is None else teacher_model
-        check_config(args, teacher, tools, eval_dataset, kwargs.get("peft_config"))
-        for part, dataset in named_datasets(train_dataset, eval_dataset):
-            check_dataset(args, dataset, part)
-        kind = kind_of_teacher(teacher)
-        if kind == "cache" and eval_dataset is not None:
-            raise UsageError("eval_dataset with a teacher cache: it has no log-probabilities of rollouts")
-        scorer = ready_scorer(args, teacher)
-        check_student(args, model, kwargs.get("peft_config"))
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(
-            model_sources(model)[1] if isinstance(model, str) else model.config._name_or_path, **reading_options(args)
+        prepared = prepare(
+            args,
+            model,
+            teacher,
+            train_dataset,
+            eval_dataset,
+            tokenizer=processing_class,
+            tools=tools,
+            peft_config=kwargs.get("peft_config"),
         )
-        if isinstance(tokenizer, ProcessorMixin):
-            raise UsageError("a student with images: steps exist in text only. Use TRL's DistillationTrainer")
-        opened = None if kind == "model" else open_top_k(args, teacher, tokenizer)
-        facts = read_model(model, tokenizer, **reading_options(args))
-        self._trace_end: int | None = None
-        if kind == "model":
-            facts, self._trace_end = check_teacher(args, facts, teacher, train_dataset)
-        template: Any = args.chat_template_kwargs
-        fit = PromptCheck(
-            facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
-        )
-        kept, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
-        if kept is not train_dataset:
-            check_dataset(args, train_dataset := kept, "train_dataset")
-        check_teacher_traces(args, train_dataset, tokenizer, opened, self._trace_end)
-        self._engine = open_proposal_engine(args, opened)
-        if args.use_vllm:
-            name = model_sources(model)[0] if isinstance(model, str) else str(model.config._name_or_path)
-            check_rollouts(args, name, longest_prompt(train_dataset, tokenizer, template))  # type: ignore[arg-type]
+        tokenizer, opened, scorer = prepared.tokenizer, prepared.opened, prepared.scorer
+        self._trace_end, self._engine = prepared.trace_end, prepared.engine
+        train_dataset, eval_dataset = prepared.train_dataset, prepared.eval_dataset
         student, kwargs["peft_config"] = open_student(model, args, kwargs.get("peft_config"))
         if isinstance(model, str) and not isinstance(student, str):  # its base may have another tokenizer
             processing_class = tokenizer

@@ -88,7 +88,7 @@ def test_a_reward_model_is_looked_for_with_the_options_of_the_student(rows, tmp_
     asked = []
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, **options: asked.append(options))
     args = config(tmp_path, trust_remote_code=True, model_init_kwargs={"revision": "v1"})
-    check_run(args, ["good=some/reward-model"], ["good"], rows, None)
+    check_run(args, ["good=some/reward-model"], rows, None)
     assert asked == [{"revision": "v1", "trust_remote_code": True}]
 
 
@@ -149,7 +149,7 @@ def test_unscaled_sums_of_steps_are_warned_of(tmp_path, caplog, scale, alignment
     kwargs = {"structure": {"alignment": alignment}}
     args = config(tmp_path, reward_funcs=["structure"], reward_kwargs=kwargs, scale_rewards=scale)
     rows = Dataset.from_list([{"prompt": QUESTION, "answer": "2", "rationales": ["1 + 1 = 2"]}] * 8)
-    check_run(args, args.build_rewards(), ["structure"], rows, None)
+    check_run(args, args.build_rewards(), rows, None)
     assert ("grow with the number of the teacher's steps" in caplog.text) == warned
 
 

@@ -1,0 +1,107 @@
+"""What an RLKD run needs before its model loads, checked: rewards, the student's facts, and rows that fit it.
+
+The trainer and the dry run share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
+
+from rewards import Reward
+from rewards.build import names_model
+from rewards.composite import check_combination, check_gated
+from rlkd.registry import split_alias
+from trainers.common.models import check_student
+from trainers.common.prompts import PromptCheck
+from trainers.common.refusals import Catch
+from trainers.common.student import ModelFacts, check_turn_end, model_sources, read_model, reading_options
+from trainers.rlkd.preflight import check_batch, check_reading, check_run, check_step_credit
+
+if TYPE_CHECKING:
+    from trainers.rlkd.config import RLKDConfig
+
+RewardLike = str | Callable[..., Any] | PreTrainedModel
+
+
+@dataclass(frozen=True)
+class RLKDPreparation:
+    """Rewards and their names in metrics, the student, and the datasets without rows that are left out."""
+
+    rewards: list[Any]
+    names: list[str]
+    student: ModelFacts
+    train_dataset: Any
+    eval_dataset: Any
+
+
+def prepare(
+    args: RLKDConfig,
+    model: Any,
+    reward_funcs: RewardLike | Sequence[RewardLike] | None,
+    train_dataset: Any,
+    eval_dataset: Any,
+    *,
+    peft_config: Any = None,
+    reader: Any = None,
+    has_environment: bool = False,
+    catch: Catch = nullcontext,
+) -> RLKDPreparation:
+    """Check everything that needs no weights; raises `UsageError`, unless `catch` keeps it.
+
+    `reader`: the student's tokenizer or processor, None for the model's own.
+    """
+    rewards: list[Any] = []
+    names: list[str] = []
+    with catch():
+        rewards = _build_rewards(reward_funcs, args)
+        names = [_name_of(reward) for reward in rewards]
+        check_combination(names, args.reward_weights, args.gates())
+        check_gated(rewards, args.gates())
+        check_step_credit(args, rewards)
+    check_run(args, rewards, train_dataset, eval_dataset, has_environment=has_environment, catch=catch)
+    with catch():
+        check_student(args, model, peft_config)
+    facts = ModelFacts(str(model), None, None, frozenset())
+    template: Any = args.chat_template_kwargs
+    with catch():
+        facts = read_model(model, reader, **reading_options(args))
+    with catch():
+        source = model_sources(model)[1] if isinstance(model, str) else model
+        rewards = list(check_reading(args, rewards, source, reader, train_dataset, eval_dataset))
+    fit = PromptCheck(
+        facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
+    )
+    with catch():
+        train_dataset, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
+        check_batch(args, train_dataset)
+    check_turn_end(facts, template)
+    return RLKDPreparation(rewards, names, facts, train_dataset, eval_dataset)
+
+
+def _build_rewards(
+    reward_funcs: RewardLike | Sequence[RewardLike] | None, args: RLKDConfig
+) -> list[Reward | str | PreTrainedModel]:
+    """The rewards of a run, in order; reward models and their names stay as they are, for TRL."""
+    if reward_funcs is None:
+        args.check_reward_funcs()
+        reward_funcs = args.reward_funcs
+    listed: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    is_model = [isinstance(one, PreTrainedModel) or names_model(one) for one in listed]
+    rewards: list[Any] = args.build_rewards([one for one, model in zip(listed, is_model, strict=True) if not model])
+    for index, (one, model) in enumerate(zip(listed, is_model, strict=True)):
+        if model:
+            rewards.insert(index, one)
+    return rewards
+
+
+def _name_of(reward: Reward | str | PreTrainedModel) -> str:
+    """The name of a reward in metrics: for a reward model its alias, or the last part of its path, as in TRL."""
+    if isinstance(reward, Reward):
+        return reward.__name__
+    alias, path = split_alias(reward) if isinstance(reward, str) else (None, str(reward.config._name_or_path))
+    return alias or path.rstrip("/").rpartition("/")[2] or "model"
