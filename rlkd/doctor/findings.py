@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
 GIB = 2**30
+# Characters of a line of text.
+WIDTH = 105
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,19 @@ def rendered(findings: Sequence[Finding]) -> str:
     for topic, group in groupby(findings, key=lambda finding: finding.topic):
         lines.append(topic)
         for finding in group:
-            lines.append(f"  {finding.level:<8} {finding.text}")
-            lines += [f"  {'':<8} {line}" for line in finding.way_out.splitlines()]
+            parts = [*_wrapped(finding.text), *_wrapped(finding.way_out)]
+            lines += [f"  {'' if number else finding.level:<8} {part}" for number, part in enumerate(parts)]
     counts = {level: sum(finding.level == level for finding in findings) for level in ("warning", "problem")}
     return "\n".join(
         [*lines, "", ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items())]
     )
+
+
+def _wrapped(text: str) -> list[str]:
+    lines = text.splitlines()
+    return [
+        part for line in lines for part in textwrap.wrap(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+    ]
 
 
 def size(count: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlparse
 
 from rlkd.doctor.findings import Finding, listed
 from rlkd.engines.spec import without_secrets
@@ -20,7 +21,7 @@ def check_server(url: str) -> Iterator[Finding]:
     """Whether a server answers, the models that it serves, and what rlkd can use it for."""
     base = url.partition("#")[0].rstrip("/").removesuffix("/v1")
     shown = without_secrets(base)
-    if not base.startswith(("http://", "https://")):
+    if urlparse(base).scheme not in ("http", "https"):
         yield Finding("servers", "problem", f"{shown}: no address", "Expected http://HOST:PORT")
         return
     try:
