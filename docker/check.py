@@ -30,13 +30,18 @@ from dockerfile_parse.util import WordSplitter, extract_key_values
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE_IMAGE = re.compile(r"python:(\d+\.\d+)-slim-(\w+)")
-# As /dev and /etc of a container: with the host's devices and name servers.
+# As in a container: the host's devices and name servers, and a root folder of its own. (After chroot, the kernel would
+# refuse the sandbox its namespaces.)
 PREPARE = """
+mount --bind "$1" "$1"
 mount -t proc proc "$1/proc"
 mount --rbind /dev "$1/dev"
 if [ "$2" = none ]; then ip link set lo up; fi
 for path in $3; do mount --bind -o ro "$path" "$1$path"; done
+cd "$1"
 shift 3
+pivot_root . .
+umount -l .
 exec chroot "$@"
 """
 SHARED = ("/etc/resolv.conf", "/etc/hosts")
@@ -84,7 +89,7 @@ class Image:
         ]
         clean = ["env", "-i", *(f"{name}={value}" for name, value in {**extra, **self.env}.items())]
         shell = ["/bin/sh", "-c", 'cd "$0" && exec /bin/sh -c "$1"', self.folder, command]
-        chroot = [f"--userspec={user or self.user}", str(self.root), *clean, *shell]
+        chroot = [f"--userspec={user or self.user}", "/", *clean, *shell]
         mode = "host" if network else "none"
         prepare = ["sh", "-ec", PREPARE, "sh", str(self.root), mode, " ".join(binds), *chroot]
         if code := subprocess.run([*namespaces, *prepare], stdin=subprocess.DEVNULL, check=False).returncode:
@@ -241,7 +246,7 @@ def check(options: argparse.Namespace, root: Path) -> None:
         image.apply(instruction, value, ROOT)
         if instruction == "RUN":
             print(f"    {time.monotonic() - started:.0f} s", flush=True)
-    size = megabytes(root)
+    print(f"=== {megabytes(root)} MB, {before} MB of them are Debian and its Python", flush=True)
     # What the build left there would belong to root, and to every new volume.
     empty = 'test -z "$(ls -A /cache)"'
     for command in [empty, *(options.then or trials(instructions))]:
@@ -249,7 +254,7 @@ def check(options: argparse.Namespace, root: Path) -> None:
         started = time.monotonic()
         image.run(command, network=False, build=False)
         print(f"    {time.monotonic() - started:.0f} s", flush=True)
-    print(f"passed; {size} MB, {before} MB of them are Debian and its Python")
+    print("passed")
 
 
 def trials(instructions: list[tuple[str, str]]) -> list[str]:
