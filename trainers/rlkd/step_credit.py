@@ -210,8 +210,9 @@ class StepCredit:
         outcome, text = batch.outcomes[reward.__name__][row], batch.texts[row]
         if outcome.status != "score":
             return []
+        function: Any = reward.function
         try:
-            scores = list(reward.function.step_scores(text, outcome.detail or {}))
+            scores = list(function.step_scores(text, outcome.detail or {}))
             edges = [edge for one in scores if one.place is not None for edge in one.place]
             if edges != sorted(edges) or (edges and not 0 <= edges[0] <= edges[-1] <= len(text)):
                 raise ValueError(f"places {edges} in {len(text)} characters; expected ascending ones within the text")
