@@ -20,6 +20,7 @@ The texts allow further evaluations later, and comparing two runs row by row.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,9 +39,12 @@ from rlkd.statistics import Interval, estimate
 from rlkd.steps import calculations
 from trainers.common.evaluation_settings import RECORD
 from trainers.common.generation import WrittenCompletion, greedy_completions, sampled_completions
+from trainers.common.overoptimisation import overoptimisation
 from trainers.common.prompts import PromptCheck
 from trainers.common.run_files import StepLog, read_steps
 from trainers.common.student import ModelFacts
+
+logger = logging.getLogger(__name__)
 
 
 class HeldOutAccuracy(TrainerCallback):
@@ -100,6 +104,7 @@ class HeldOutAccuracy(TrainerCallback):
         self.path = Path(trainer.args.output_dir) / "eval.jsonl"
         self._log = StepLog(self.path)
         self._last_step: int | None = None
+        self._warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the settings, and evaluate the model before training."""
@@ -158,6 +163,9 @@ class HeldOutAccuracy(TrainerCallback):
             f"accuracy after step {state.global_step}: {interval_of(record['accuracy']):.1%}{sampled}, "
             f"{record['ended']['mean']:.0%} of the answers ended, {record['tokens']:.0f} tokens each"
         )
+        if not self._warned and (warning := overoptimisation(self._records(), state.log_history)):
+            self._warned = True
+            logger.warning("step %d: %s", state.global_step, warning)
         # Not by `trainer.log`: within a step, TRL would flush its metrics of that step.
         trackers = tuple(get_reporting_integration_callbacks(args.report_to))
         for callback in self.trainer.callback_handler.callbacks:
