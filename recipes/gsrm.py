@@ -24,6 +24,7 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
     sys.path.insert(0, str(_RECIPES.parent))
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ from rlkd.files import read_records, write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.labelling import label
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import RowArguments, apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.data_arguments import RowArguments
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -119,7 +121,7 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     say(args, "Evaluate it:  rlkd gsrm evaluate --help")
 
 
-def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, Any]]:
+def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> Sequence[dict[str, Any]]:
     """The rows that have structures, or got them from the label engine; these are stored in `labelled.jsonl`."""
     stored = Path(args.output_dir or ".") / "labelled.jsonl"
     if stored.exists() and script.label_engine:
@@ -132,7 +134,7 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> list[dict[str, 
     if script.label_engine is None:
         if not usable:
             raise UsageError(
-                f"{script.dataset_name}: no row has a rationale with its structure. Name a model that makes "
+                f"{script.source_name}: no row has a rationale with its structure. Name a model that makes "
                 f"structures of the rationales: --label_engine http://127.0.0.1:8001/v1#MODEL"
             )
         left_out = len(rows) - len(usable)

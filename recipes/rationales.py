@@ -29,7 +29,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rlkd.data.samples import SAMPLE
 from rlkd.embedders import DEFAULT, checked_embedder
 from rlkd.engines import run
 from rlkd.errors import UsageError
@@ -38,7 +37,8 @@ from rlkd.rationales.select.correct import NO_GOLD
 from rlkd.rationales.select.selection import Selection
 from rlkd.rationales.write.teacher import open_teacher
 from rlkd.rationales.write.writing import Writing
-from trainers.common.arguments import RowArguments, start
+from trainers.common.arguments import start
+from trainers.common.data_arguments import RowArguments
 
 if TYPE_CHECKING:
     from rlkd.embedders import Embedder
@@ -50,9 +50,6 @@ STAGES = ("write", "select", "all")
 @dataclass
 class RationalesScriptArguments(RowArguments):
     """Rows, teacher, bank, selection and output."""
-
-    dataset_name: str = field(default=SAMPLE, metadata={"help": f"{SAMPLE}, a file, or a dataset of the hub"})
-    max_rows: int | None = field(default=None, metadata={"help": "maximum number of rows, the first ones"})
 
     # Writing
     writers: list[str] = field(
@@ -189,13 +186,15 @@ def write(script: RationalesScriptArguments, folder: Path) -> None:
         columns=script.columns,  # type: ignore[arg-type]
         max_rationales=script.max_rationales,
         max_rows=script.max_rows,
+        other_columns=script.other_columns,
+        skip_bad_rows=script.skip_bad_rows,
     )
     if writing.writers == ("ready",) and not any(question.candidates for question in questions):
         raise UsageError(
-            f"no row of {script.dataset_name} has a rationale. Name their column (--columns "
+            f"no row of {script.source_name} has a rationale. Name their column (--columns "
             f'\'{{"rationales": "COLUMN"}}\'), or let a teacher write some (--writers free --teacher SPEC)'
         )
-    print(f"{len(questions)} questions of {script.dataset_name}, written by {', '.join(writing.writers)}.", flush=True)
+    print(f"{len(questions)} questions of {script.source_name}, written by {', '.join(writing.writers)}.", flush=True)
     try:
         names = ("bank_size", "route_threshold", "concurrency", "batch", "deadline", "max_failure_rate")
         further: Any = {name: getattr(script, name) for name in names}

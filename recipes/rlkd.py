@@ -33,7 +33,8 @@ from rlkd.data.loading import to_dataset
 from rlkd.data.shuffle import shuffled_steps, shuffled_teachers
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
-from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.data_arguments import DataArguments
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -79,7 +80,7 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
             f"\n*** A CONTROL RUN: the steps of the teacher traces are in another order (--shuffle_steps "
             f"{script.shuffle_steps}). What it learns of their order is not the teacher's. ***\n",
         )
-    say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows for evaluation.")
+    say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
 
     apply_model_config(args, model)
     trainer = RLKDTrainer(

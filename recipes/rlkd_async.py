@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 
 from rlkd.data.loading import to_dataset
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import PromptArguments, lora_targets, say, start
+from trainers.common.arguments import lora_targets, say, start
+from trainers.common.data_arguments import PromptArguments
 
 if TYPE_CHECKING:
     from trainers import RLKDAsyncConfig, RLKDAsyncTrainer
@@ -56,7 +57,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     from trainers.common.recipes import run, say_rewards
 
     rows = script.train_rows()
-    say(args, f"{len(rows)} training rows of {script.dataset_name}.")
+    say(args, f"{len(rows)} training rows of {script.source_name}.")
 
     trainer = RLKDAsyncTrainer(
         model=script.model_name_or_path,

@@ -38,7 +38,8 @@ from rlkd.errors import UsageError
 from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, shipped_adapters
 from rlkd.rendering import fitted_conversations
 from rlkd.teachers.traces import trace_text
-from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.data_arguments import SOURCES, DataArguments
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 class SFTScriptArguments(DataArguments):
     """Data, evaluation and the saved adapter; everything else is in TRL's configs."""
 
-    dataset_name: str = field(default=WARM_START, metadata={"help": f"{WARM_START}, a file, or a dataset of the hub"})
+    dataset_name: list[str] | str = field(default=WARM_START, metadata={"help": SOURCES})
     max_completion_length: int = field(default=96, metadata={"help": "max_new_tokens of the held-out evaluation"})
     similar_lengths: bool = field(
         default=True, metadata={"help": "micro-batches of rows of similar length, which save padding"}
@@ -89,7 +90,7 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     examples = fit_examples(examples, facts, args, template, leave_out=script.filter_overlong_prompts)
     say(
         args,
-        f"{len(examples)} examples from {len(train_rows)} rows of {script.dataset_name}, "
+        f"{len(examples)} examples from {len(train_rows)} rows of {script.source_name}, "
         f"{len(test_rows)} rows for evaluation.",
     )
     if script.similar_lengths:

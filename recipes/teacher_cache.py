@@ -39,7 +39,8 @@ from rlkd.teachers.engine import EngineTeacher
 from rlkd.teachers.local import LazyLocalTeacher
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
-from trainers.common.arguments import TraceArguments, start
+from trainers.common.arguments import start
+from trainers.common.data_arguments import TraceArguments
 
 # Rows of a served model's head beyond the ids of its tokenizer, which pad it to a round number.
 _PADDING = 1024
@@ -106,13 +107,13 @@ def main(script: TeacherCacheScriptArguments, _others: Any = None) -> None:
     traces = list(to_traces(script.train_rows(), tokenizer, script))
     if not traces:
         raise UsageError(
-            f"no row of {script.dataset_name} has a rationale. Name their column: "
+            f"no row of {script.source_name} has a rationale. Name their column: "
             f'--columns \'{{"rationales": "COLUMN"}}\''
         )
     tokens = sum(len(trace.ids) - trace.start for trace in traces)
     truncated = sum(trace.ids[-1] != tokenizer.eos_token_id for trace in traces)
     print(
-        f"{len(traces)} traces of {script.dataset_name}, {tokens} tokens"
+        f"{len(traces)} traces of {script.source_name}, {tokens} tokens"
         + (f"; {truncated} are truncated at max_completion_length {script.max_completion_length}" if truncated else "")
         + ".",
         flush=True,
@@ -174,7 +175,7 @@ def made_by(script: TeacherCacheScriptArguments) -> dict[str, Any]:
     """The command and the settings that the ids depend on, for the error of a missing row."""
     return {
         "command": shlex.join(["python", "recipes/teacher_cache.py", *sys.argv[1:]]),
-        "dataset": script.dataset_name,
+        "dataset": script.source_name,
         "student": script.model_name_or_path,
         "max_completion_length": script.max_completion_length,
         "system_prompt": repr(script.system_prompt),

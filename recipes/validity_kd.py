@@ -32,7 +32,8 @@ from rlkd.data.loading import to_dataset
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import DataArguments, apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.data_arguments import DataArguments
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -55,7 +56,7 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
     train_rows, test_rows = script.train_rows(), script.test_rows()
     if args.control != "none":
         say(args, f"\n*** A CONTROL RUN: the weights of steps are those of --control {args.control}. ***\n")
-    say(args, f"{len(train_rows)} training rows of {script.dataset_name}, {len(test_rows)} rows for evaluation.")
+    say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
 
     apply_model_config(args, model)
     trainer = ValidityKDTrainer(

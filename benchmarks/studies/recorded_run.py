@@ -45,7 +45,7 @@ from rlkd.errors import UsageError
 from rlkd.files import lock_file, read_records
 from rlkd.statistics import Interval, block_length, series_mean, trend
 from rlkd.structure import Structure
-from trainers.common.arguments import DataArguments
+from trainers.common.data_arguments import DataArguments
 
 # Chosen before the first run; the seed of training (order of questions, sampling) is in the config.
 SHUFFLE_SEED = 11

@@ -22,9 +22,9 @@ from typing import Any
 from rewards.build import build_reward
 from rewards.contract import Outcome, RewardError
 from rlkd.answers import number
-from rlkd.data.loading import records
 from rlkd.data.rows import TRL_ARGUMENTS, Row, RowError, build_prompt, check_row, completion_text, shown
 from rlkd.data.samples import SAMPLE
+from rlkd.data.sources import records
 from rlkd.errors import UsageError
 from rlkd.steps import strip_calculator_marks
 
@@ -202,11 +202,11 @@ def trl_extras() -> dict[str, Any]:
 
 def _rows(source: str, split: str, field: str | None) -> Iterator[tuple[Row, list[Any] | None]]:
     """Checked rows with their completions, None for a row without. Ids may repeat, as in rollouts."""
-    for position, (where, record) in enumerate(records(source, split, None)):
+    for where, made, record in records(source, split):
         names = [name for name in ([field] if field else FIELDS) if record.get(name) is not None]
         written = [text for name in names for text in _completions(record[name], where, name)] if names else None
         row = check_row({name: value for name, value in record.items() if name not in (*FIELDS, field)}, where)
-        yield {"id": f"{Path(source).stem}-{position}", **row}, written
+        yield {"id": made, **row}, written
 
 
 def _completions(value: Any, where: str, field: str) -> list[Any]:

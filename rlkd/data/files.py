@@ -8,17 +8,19 @@ texts; an empty cell is a missing value.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from rlkd.data.rows import RowError, WrittenFloat, json_lines, shown
+from rlkd.data.gold import WrittenFloat
+from rlkd.data.rows import RowError, json_lines, raise_it, shown
 from rlkd.errors import UsageError
 
 JSON = (".jsonl", ".ndjson", ".json")
@@ -26,10 +28,12 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 ARROW = (".parquet", ".arrow", ".feather")
 KINDS = (*JSON, *TABLES, *ARROW)
 COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 # Rows of an Arrow file that are Python objects at the same time.
 BATCH = 256
 
-Record = tuple[str, Mapping[str, Any]]
+Located = tuple[str, Mapping[str, Any]]
+OnError = Callable[[RowError], None]
 
 
 def file_kind(path: Path) -> tuple[str, str]:
@@ -47,64 +51,56 @@ def file_stem(source: str) -> str:
     return path.name[: len(path.name) - len(kind) - len(packed)] if kind else path.stem
 
 
-def is_file(source: str) -> bool:
-    """Whether a source is a file that can be read; raises `UsageError` for a missing one and for one of another kind.
-
-    Anything else, such as a folder, may be a dataset of the hub.
-    """
-    path = Path(source).expanduser()
-    kind, _ = file_kind(path)
-    if path.is_dir():
-        return False
-    if not path.is_file():
-        if kind or source.startswith(("/", "./", "../", "~")):
-            raise UsageError(f"there is no file {path.absolute()}")
-        return False
-    if not kind:
-        raise UsageError(
-            f"{path}: files of the kind {path.suffix or 'without a suffix'} are not read. The kinds are "
-            f"{', '.join(KINDS)}, texts also with {', '.join(COMPRESSED)} behind it"
-        )
-    return True
-
-
-def file_records(path: Path, split: str) -> Iterator[Record]:
+def file_records(
+    path: Path, split: str, names: Collection[str] | None = None, on_error: OnError = raise_it
+) -> Iterator[Located]:
     """The records of a file, each with its location for error messages.
+
+    Args:
+        path: the file.
+        split: key of the rows in a JSON document.
+        names: columns of an Arrow file to read; None: all.
+        on_error: gets a malformed record that can be skipped, and raises unless it is to be skipped.
 
     Raises `RowError` that names the place of a malformed record, `UsageError` for a damaged file.
     """
     kind, packed = file_kind(path)
     try:
         if kind in ARROW:
-            yield from _arrow_records(path, kind)
+            yield from _arrow_records(path, kind, names)
             return
         with COMPRESSED[packed](path, "rb") if packed else path.open("rb") as file:
             if kind in TABLES:
-                yield from _table_records(file, path, TABLES[kind])
+                yield from _table_records(file, path, TABLES[kind], on_error)
             else:
-                yield from _json_records(file, path, split)
+                yield from _json_records(file, path, split, on_error)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read{f' as {packed}' if packed else ''}: {error}") from error
 
 
-def _json_records(file: IO[bytes], path: Path, split: str) -> Iterator[Record]:
-    """JSON Lines if the first line is an object of its own, else one document."""
-    head = []
+def _json_records(file: IO[bytes], path: Path, split: str, on_error: OnError) -> Iterator[Located]:
+    """JSON Lines if the first line is an object, or the second one behind a malformed line; else a document."""
+    head: list[bytes] = []
+    first = _next_value(file, head)
+    is_lines = isinstance(first, dict)
+    if first is None and head and not head[-1].strip(_BLANK).startswith(b"["):
+        is_lines = isinstance(_next_value(file, head), dict)
+    # An object with the rows inside is a document, even on one line.
+    if is_lines and (first is None or _inner(first, split) is None):
+        yield from json_lines(_chain(head, file), str(path), parse_float=WrittenFloat, on_error=on_error)
+    elif head:
+        yield from _document(b"".join(head) + file.read(), path, split, on_error)
+
+
+def _next_value(file: IO[bytes], head: list[bytes]) -> Any:
+    """The JSON value of the next line that is not blank, None for another text; the lines read are added to `head`."""
     for line in file:
         head.append(line)
-        if line.strip(b"\xef\xbb\xbf \t\r\n"):
-            break
-    else:
-        return
-    try:
-        first = json.loads(head[-1])
-    except ValueError:
-        first = None
-    # An object with the rows inside is a document, even on one line.
-    if isinstance(first, dict) and _inner(first, split) is None:
-        yield from json_lines(_chain(head, file), str(path), parse_float=WrittenFloat)
-    else:
-        yield from _document(b"".join(head) + file.read(), path, split)
+        if line.strip(_BLANK):
+            with contextlib.suppress(ValueError):
+                return json.loads(line)
+            return None
+    return None
 
 
 def _chain(head: list[bytes], file: IO[bytes]) -> Iterator[bytes]:
@@ -112,7 +108,7 @@ def _chain(head: list[bytes], file: IO[bytes]) -> Iterator[bytes]:
     yield from file
 
 
-def _document(content: bytes, path: Path, split: str) -> Iterator[Record]:
+def _document(content: bytes, path: Path, split: str, on_error: OnError) -> Iterator[Located]:
     decoder = json.JSONDecoder(parse_float=WrittenFloat)
     values: list[Any] = []
     try:
@@ -136,9 +132,10 @@ def _document(content: bytes, path: Path, split: str) -> Iterator[Record]:
         values = inner
     for position, value in enumerate(values):
         where = f"{path}, row {position}"
-        if not isinstance(value, dict):
-            raise RowError(f"{where}: found {shown(value)}, expected a JSON object")
-        yield where, value
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            on_error(RowError(f"{where}: found {shown(value)}, expected a JSON object"))
 
 
 def _inner(value: Mapping[str, Any], split: str) -> list[Any] | None:
@@ -153,7 +150,7 @@ def _inner(value: Mapping[str, Any], split: str) -> list[Any] | None:
     return None
 
 
-def _table_records(file: IO[bytes], path: Path, delimiter: str) -> Iterator[Record]:
+def _table_records(file: IO[bytes], path: Path, delimiter: str, on_error: OnError) -> Iterator[Located]:
     csv.field_size_limit(2**31 - 1)  # the default is shorter than many traces
     lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -169,7 +166,8 @@ def _table_records(file: IO[bytes], path: Path, delimiter: str) -> Iterator[Reco
             position += 1
             where = f"{path}, row {position} (line {reader.line_num})"
             if len(cells) != len(header):
-                raise RowError(f"{where}: {len(cells)} cells, but the header has {len(header)} columns")
+                on_error(RowError(f"{where}: {len(cells)} cells, but the header has {len(header)} columns"))
+                continue
             yield where, {name: cell or None for name, cell in zip(header, cells, strict=True)}
     except (csv.Error, UnicodeDecodeError) as error:
         raise RowError(f"{path}, line {reader.line_num + 1}: {error}") from error
@@ -210,22 +208,28 @@ def _cells(reader: Iterator[list[str]], lines: _Lines, delimiter: str) -> list[s
         return lines.last.rstrip("\r\n").split(delimiter)
 
 
-def _arrow_records(path: Path, kind: str) -> Iterator[Record]:
+def _arrow_records(path: Path, kind: str, names: Collection[str] | None) -> Iterator[Located]:
     import pyarrow
     import pyarrow.dataset
 
     try:
         if kind == ".parquet":
-            batches = pyarrow.dataset.dataset(path, format="parquet").to_batches(batch_size=BATCH)
+            dataset = pyarrow.dataset.dataset(path, format="parquet")
+            columns = _wanted(dataset.schema.names, names)
+            batches = dataset.to_batches(batch_size=BATCH, columns=columns, batch_readahead=1, fragment_readahead=1)
         else:
             batches = _ipc_batches(path)
         position = 0
         for batch in batches:
-            for record in batch.to_pylist():
+            for record in batch.select(_wanted(batch.schema.names, names)).to_pylist():
                 yield f"{path}, row {position}", record
                 position += 1
     except pyarrow.ArrowException as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def _wanted(there: list[str], names: Collection[str] | None) -> list[str]:
+    return [name for name in there if names is None or name in names]
 
 
 def _ipc_batches(path: Path) -> Iterator[Any]:

@@ -1,18 +1,20 @@
-"""Load rows from an embedded sample, a file or the hub, and make the dataset that trainers take."""
+"""Load rows from embedded samples, files, folders or the hub, and make the dataset that trainers take."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlkd.data.bad_rows import BadRows
+from rlkd.data.columns import check_columns, columns_to_read, renamed
 from rlkd.data.correctness import trace_verdicts
-from rlkd.data.files import KINDS, Record, file_records, file_stem, is_file
-from rlkd.data.rows import FIELDS, Row, RowError, build_prompt, check_row, listed, shown
-from rlkd.data.samples import SAMPLES, embedded_rows, few_shot_examples
+from rlkd.data.row_table import RowTable, TableFile, mixed_types
+from rlkd.data.rows import Row, RowError, build_prompt, check_row, shown
+from rlkd.data.samples import SAMPLES, few_shot_examples
+from rlkd.data.sources import Record, Source, records, source_name
 from rlkd.errors import UsageError
 from rlkd.process import is_first_process
 
@@ -25,80 +27,144 @@ WrongRationales = Literal["drop", "keep", "unchecked"]
 
 # Rows whose traces are compared with their answers at a time.
 COMPARED_ROWS = 4096
+# From this number on, rows are kept in a memory-mapped file.
+LARGE = 8192
 
-# Flags and nulls in words, as tables have them.
-_FLAGS = {
-    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0", "correct", "right"), True),
-    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0", "incorrect", "wrong"), False),
-}
-_NULLS = ("", "null", "none", "nan")
 _IMAGES = ("image", "images")
 
 
 def load_rows(
-    source: str,
+    source: Source,
     *,
     split: str = "train",
     config: str | None = None,
     columns: Mapping[str, str] | None = None,
+    other_columns: Collection[str] | None = None,
+    max_rows: int | None = None,
     max_rationales: int | None = None,
     wrong_rationales: WrongRationales = "drop",
+    skip_bad_rows: bool = False,
     revision: str | None = None,
-) -> list[Row]:
+) -> Sequence[Row]:
     """Load and check rows.
 
     Args:
-        source: an embedded sample, a file (`rlkd.data.files`), or a dataset name on the hub.
-        split: of an embedded sample (see `rlkd.data.rows`) or a hub dataset; a file has none, except a JSON document
-            that holds rows under this name.
+        source: one or several of: an embedded sample, a file or a pattern of files, a folder, a dataset name on the
+            hub (`rlkd.data.sources`).
+        split: of an embedded sample (see `rlkd.data.rows`), a saved folder or a hub dataset; a file has none, except a
+            JSON document that holds rows under this name.
         config: configuration name of a hub dataset.
         columns: our field -> their column, e.g. `{question: problem, rationales: generations}`. Besides the fields of
-            a row, `correct` names a list of flags, one per rationale: rationales that are not flagged true are
-            dropped, and so are rows that then have none. A row whose flags are null keeps its rationales.
+            a row, `messages` names a conversation (`rlkd.data.columns`), and `correct` a list of flags, one per
+            rationale: rationales that are not flagged true are dropped, and so are rows that then have none. A row
+            whose flags are null keeps its rationales.
+        other_columns: columns to read besides those of the fields; None: all.
+        max_rows: number of rows after which the reading ends; rows that are left out do not count.
         max_rationales: maximum number of rationales per row, from the first (the RLKD paper: 1).
         wrong_rationales: rationales whose own answer differs from the row's (`rlkd.data.correctness`). `drop` leaves
             them out, and rows that then have none; `keep` only counts them; `unchecked` does not compare. Rationales
             with a flag are not compared, those without a readable answer are kept.
+        skip_bad_rows: leave out malformed rows, with a warning, instead of ending at the first one.
         revision: of a hub dataset, by default the newest.
 
-    A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. Raises
-    `RowError` for a malformed row, `UsageError` for a missing source or one without rows.
+    A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. More than
+    `LARGE` rows are a `RowTable`, fewer a list. Raises `RowError` for a malformed row, `UsageError` for a missing
+    source, one without rows, and one with more than half of its rows malformed.
     """
+    columns = columns or {}
+    check_columns(columns)
+    if max_rows is not None and max_rows < 1:
+        raise UsageError(f"max_rows {max_rows}: expected at least 1, or none for all rows")
+    name = source_name(source)
+    bad = BadRows(name, skip=skip_bad_rows)
     # The embedded samples have no wrong rationales.
     compares = wrong_rationales != "unchecked" and source not in SAMPLES
-    rows: list[Row] = []
-    positions: list[int] = []
+    kept = _Kept()
     counts: Counter[str] = Counter()
-    checked = (
-        (position, *_checked_row(record, columns or {}, where))
-        for position, (where, record) in enumerate(records(source, split, config, revision))
-    )
-    while chunk := list(islice(checked, COMPARED_ROWS)):
+    names = columns_to_read(columns, other_columns)
+    found = records(source, split, config, revision, names=names, streams=max_rows is not None, on_error=bad.add)
+    checked = _checked(_with_columns(found, other_columns or ()), columns, bad)
+    read = 0
+    while chunk := list(
+        islice(checked, COMPARED_ROWS if max_rows is None else min(COMPARED_ROWS, max_rows - len(kept)))
+    ):
+        read += len(chunk)
         brought = [len(row["rationales"]) for _, row, _ in chunk]
         if compares:
             _compare([row for _, row, flagged in chunk if not flagged], wrong_rationales, counts)
-        for (position, row, _), number in zip(chunk, brought, strict=True):
+        for (made, row, _), number in zip(chunk, brought, strict=True):
             if number and not row["rationales"]:
                 counts["rows without another"] += 1
-            elif not number and "correct" in (columns or {}):
+            elif not number and "correct" in columns:
                 counts["rows without a flag"] += 1
             else:
-                for name in ("rationales", "structures"):
-                    row[name] = row[name][:max_rationales]
-                rows.append(row)
-                positions.append(position)
+                for field in ("rationales", "structures"):
+                    row[field] = row[field][:max_rationales]
+                kept.add(row, made)
+    bad.report(read)
     if (left_out := counts["rows without a flag"]) and is_first_process():
-        logger.warning("%s: left out %d rows without a rationale flagged as correct", source, left_out)
-    _report(source, counts, wrong_rationales)
-    if not rows:
-        raise UsageError(f"{source} (split {split!r}) has no rows{' left' if counts else ''}")
-    _make_ids(rows, positions, source)
-    return rows
+        logger.warning("%s: left out %d rows without a rationale flagged as correct", name, left_out)
+    _report(name, counts, wrong_rationales)
+    if not len(kept):
+        raise UsageError(f"{name} (split {split!r}) has no rows{' left' if counts or bad.count else ''}")
+    return kept.rows(name)
 
 
-def _checked_row(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[Row, bool]:
-    row, flagged = _rename(record, columns, where)
-    return check_row(row, where), flagged
+class _Kept:
+    """The rows that stay: a list, or from `LARGE` on parts of a table; and their ids, given or made."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        self._given: list[str | None] = []
+        self._made: list[str] = []
+        self._file: TableFile | None = None
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def add(self, row: Row, made: str) -> None:
+        self._given.append(row.pop("id", None))
+        self._made.append(made)
+        self._rows.append(row)
+        if len(self._rows) == (COMPARED_ROWS if self._file else LARGE):
+            self._file = self._file or TableFile()
+            self._file.add(self._rows)
+            self._rows = []
+
+    def rows(self, source: str) -> Sequence[Row]:
+        ids = _make_ids(self._given, self._made, source)
+        if self._file is None:
+            for row, name in zip(self._rows, ids, strict=True):
+                row["id"] = name
+            return self._rows
+        self._file.add(self._rows)
+        return RowTable(self._file.finish(), ids)
+
+
+def _with_columns(found: Iterable[Record], others: Collection[str]) -> Iterator[Record]:
+    """The records; raises `UsageError` behind the last for one of `others` that none has."""
+    missing = set(others)
+    there: dict[str, None] = {}
+    for record in found:
+        if missing:
+            missing -= record.columns.keys()
+            there |= dict.fromkeys(record.columns)
+        yield record
+    if missing and there:
+        name = min(missing)
+        raise UsageError(f"other_columns: no row has a column {name!r}; there are {', '.join(there)}")
+
+
+def _checked(found: Iterable[Record], columns: Mapping[str, str], bad: BadRows) -> Iterator[tuple[str, Row, bool]]:
+    """For each record that is a row: a name, the row, and whether its rationales have flags."""
+    for where, made, record in found:
+        try:
+            row, flagged = renamed(record, columns, where)
+            checked = check_row(row, where)
+        except RowError as error:
+            bad.add(error)
+        else:
+            yield made, checked, flagged
 
 
 def _compare(rows: Sequence[Row], wrong_rationales: WrongRationales, counts: Counter[str]) -> None:
@@ -136,24 +202,25 @@ def _report(source: str, counts: Counter[str], wrong_rationales: WrongRationales
     logger.log(logging.WARNING if wrong or unreadable else logging.INFO, "%s", line)
 
 
-def _make_ids(rows: Sequence[Row], positions: Sequence[int], source: str) -> None:
-    """Give each row without an id one that no row has, and rows with the id of an earlier one another."""
-    used = {row["id"] for row in rows if "id" in row}
+def _make_ids(given: Sequence[str | None], made: Sequence[str], source: str) -> list[str]:
+    """An id for each row: its own, with a number where an earlier row has that; a made one that no row has."""
+    used = {name for name in given if name is not None}
     times: Counter[str] = Counter()
     repeated: list[str] = []
-    given: set[str] = set()
-    for position, row in zip(positions, rows, strict=True):
-        name = row.get("id", f"{file_stem(source)}-{position}")
-        if name in given or ("id" not in row and name in used):
-            if "id" in row:
+    ids: list[str] = []
+    taken: set[str] = set()
+    for own, other in zip(given, made, strict=True):
+        name = other if own is None else own
+        if name in taken or (own is None and name in used):
+            if own is not None:
                 repeated.append(name)
             times[name] += 1
-            while (other := f"{name}-{times[name] + 1}") in used:
+            while (free := f"{name}-{times[name] + 1}") in used:
                 times[name] += 1
-            name = other
-        given.add(name)
+            name = free
+        taken.add(name)
         used.add(name)
-        row["id"] = name
+        ids.append(name)
     if repeated and is_first_process():
         logger.warning(
             "%s: %d rows have the id of an earlier row, the first of them %r; a number is added to theirs",
@@ -161,36 +228,48 @@ def _make_ids(rows: Sequence[Row], positions: Sequence[int], source: str) -> Non
             len(repeated),
             repeated[0],
         )
+    return ids
 
 
 def to_dataset(rows: Sequence[Row], *, system_prompt: str | None = None, examples: int = 0) -> Dataset:
     """Make the `datasets.Dataset` that trainers take; rows without a `prompt` get one made from `question`.
 
     `system_prompt` and `examples` (the number of few-shot examples, as turns of the conversation) apply to those rows.
-    Every row gets the same keys, because TRL reads them from the first row.
+    Every row gets the same keys, because TRL reads them from the first row. The dataset of a `RowTable` is
+    memory-mapped too.
     """
     import pyarrow
     from datasets import Dataset
 
     pairs = few_shot_examples(examples)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    known = rows.columns if isinstance(rows, RowTable) else dict.fromkeys(key for row in rows for key in row)
     # A column of images without an image would make trainers expect some.
-    keys = [key for key in keys if key not in _IMAGES or any(map(_has_image, (row.get(key) for row in rows)))]
-    made = []
+    keys = [key for key in known if key not in _IMAGES or any(map(_has_image, (row.get(key) for row in rows)))]
     # A column contains texts or conversations, not both.
     form = type(rows[0].get("prompt") or []) if rows else list
-    for row in rows:
-        if not isinstance(row.get("prompt") or [], form):
-            raise RowError(
-                f"row {row.get('id')!r}, field 'prompt': found {shown(row.get('prompt'))}, but the first row has a "
-                f"{'text' if form is str else 'list of messages'}; all prompts must have the same type"
-            )
-        prompt = row.get("prompt") or build_prompt(row["question"], system_prompt, pairs)
-        made.append({"prompt": prompt, **{key: row.get(key) for key in keys if key != "prompt"}})
+    made = (_example(row, keys, form, system_prompt, pairs) for row in rows)
+    if isinstance(rows, RowTable):
+        file = TableFile()
+        while part := list(islice(made, COMPARED_ROWS)):
+            file.add(part)
+        return file.finish()
+    listed = list(made)
     try:
-        return Dataset.from_list(made)
+        return Dataset.from_list(listed)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-        raise _mixed_types(made, error) from error
+        raise mixed_types(listed, error) from error
+
+
+def _example(
+    row: Row, keys: Sequence[str], form: type, system_prompt: str | None, pairs: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    if not isinstance(row.get("prompt") or [], form):
+        raise RowError(
+            f"row {row.get('id')!r}, field 'prompt': found {shown(row.get('prompt'))}, but the first row has a "
+            f"{'text' if form is str else 'list of messages'}; all prompts must have the same type"
+        )
+    prompt = row.get("prompt") or build_prompt(row["question"], system_prompt, pairs)
+    return {"prompt": prompt, **{key: row.get(key) for key in keys if key != "prompt"}}
 
 
 def _has_image(value: Any) -> bool:
@@ -199,89 +278,3 @@ def _has_image(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_has_image, value))
     return bool(value) if isinstance(value, str | bytes) else value is not None
-
-
-def _mixed_types(rows: Sequence[Row], error: Exception) -> RowError:
-    """The error of rows that do not fit one table; names the field and the first row of another type."""
-    import pyarrow
-
-    for field in rows[0]:
-        known: Any = None
-        for row in rows:
-            values = [value for value in (known, row[field]) if value is not None]
-            try:
-                pyarrow.array(values)
-            except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-                return RowError(
-                    f"row {row.get('id')!r}, field {field!r}: found {shown(row[field])}, but an earlier row has "
-                    f"{shown(known)}; all values of a field must have the same type"
-                )
-            # An empty list fits a list of anything.
-            known = known or row[field]
-    return RowError(f"the rows do not fit one table: a field has values of different types: {error}")
-
-
-def records(source: str, split: str, config: str | None, revision: str | None = None) -> Iterator[Record]:
-    """The unchecked records of a source, each with its location for error messages."""
-    if source in SAMPLES:
-        for row in embedded_rows(source, split):
-            yield f"{source}, row {row['id']}", row
-        return
-    if is_file(source):
-        yield from file_records(Path(source).expanduser(), split)
-        return
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(source, config, split=split, revision=revision)
-    except Exception as error:
-        raise UsageError(
-            f"dataset {source!r} (config {config!r}, split {split!r}) cannot be loaded: {error}. "
-            f"Give a dataset of the hub, a file ({', '.join(KINDS)}), or one of {', '.join(SAMPLES)}."
-        ) from error
-    for position, record in enumerate(loaded):
-        yield f"{source}, split {split}, row {position}", record
-
-
-def _rename(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[Row, bool]:
-    """A record under the names of our fields, without the rationales flagged wrong, and whether it has flags."""
-    unknown = set(columns) - {*FIELDS, "correct"}
-    if unknown:
-        known = ", ".join((*FIELDS, "correct"))
-        raise UsageError(f"columns: {sorted(unknown)[0]!r} is not a field of a row. Fields: {known}.")
-    for field, column in columns.items():
-        if column not in record:
-            raise RowError(f"{where}: no column {column!r} (for {field!r}); there are {', '.join(record)}")
-    renamed = {field: record[column] for field, column in columns.items()}
-    taken = set(columns.values())
-    row = {key: value for key, value in record.items() if key not in taken and key not in renamed} | renamed
-    if "correct" not in columns or _is_null(flags := row.pop("correct")):
-        return row, False
-    flags = listed(flags, bool | int | float | str | None)
-    row["rationales"] = listed(row.get("rationales"), str | None)
-    traces = [row["rationales"]] if isinstance(row["rationales"], str) else row["rationales"]
-    if not isinstance(flags, list):
-        flags = [flags]
-    if len(flags) != len(traces):
-        raise RowError(f"{where}, field 'correct': expected {len(traces)} flags, found {shown(flags)}")
-    right = [_flag(flag, where) for flag in flags]
-    row["rationales"] = traces
-    for name in ("rationales", "structures"):
-        if isinstance(row.get(name), list) and len(row[name]) == len(right):
-            row[name] = [value for value, flag in zip(row[name], right, strict=True) if flag]
-    return row, True
-
-
-def _is_null(flag: Any) -> bool:
-    """Whether a flag is missing: null, the NaN of a column of floats, or a word for them."""
-    return flag is None or (isinstance(flag, str | float) and str(flag).strip().casefold() in _NULLS)
-
-
-def _flag(flag: Any, where: str) -> bool:
-    """Whether a flag says that its rationale is right; null does not."""
-    if _is_null(flag):
-        return False
-    found = _FLAGS.get(str(flag).strip().casefold())
-    if found is None:
-        raise RowError(f"{where}, field 'correct': expected true or false for each rationale, found {shown(flag)}")
-    return found

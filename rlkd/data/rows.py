@@ -7,7 +7,7 @@ A row is a problem for the student:
 | `id`         | str                      | unique name, for logs; by default made from the position |
 | `prompt`     | list of messages, or str | the student's input; text goes in unchanged |
 | `question`   | str                      | instead of `prompt`: becomes a conversation with the run's system prompt |
-| `answer`     | str or None              | the gold answer; see `answer_text` for other types |
+| `answer`     | str or None              | the gold answer; see `rlkd.data.gold` for other types |
 | `rationales` | list of str              | teacher traces |
 | `structures` | list (one per rationale) of lists of `{meta, question, answer}` | their steps, if known |
 
@@ -27,12 +27,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
+from rlkd.data.gold import answer_text
 from rlkd.errors import UsageError
 from rlkd.structure import Structure
 
@@ -52,9 +52,27 @@ RESERVED_COLUMNS = (*TRL_ARGUMENTS, "completion")
 
 Row = dict[str, Any]
 
+# Of the message of a `RowError`, what differs between rows with the same fault.
+_PLACE = re.compile(r"^.*?, (?:line \d+|(?:split \S+, )?row \S+?)(?: \(line \d+\))?(?=[,:])[,:] ")
+_VALUE = re.compile(r",? ?found \w+ .*?(?=, expected|$)|[;(].*|\. .*")
+
 
 class RowError(UsageError):
     """A row is malformed; the message names its location, the field, the value found and the value expected."""
+
+    @property
+    def kind(self) -> str:
+        """The message without the location and the value, the same for all rows with this fault.
+
+        >>> RowError("rows.jsonl, line 4, field 'question': expected text, found int 5").kind
+        "field 'question': expected text"
+        """
+        return _VALUE.sub("", _PLACE.sub("", str(self))).strip(" ,:")
+
+
+def raise_it(error: RowError) -> None:
+    """What readers do with a malformed row, unless they are told otherwise."""
+    raise error
 
 
 def split_half(question: str) -> Literal["gsrm", "rl"]:
@@ -95,21 +113,6 @@ def completion_text(completion: str | list[dict[str, str]]) -> str:
     return "\n".join(str(m.get("content") or "") for m in completion if m.get("role", "assistant") == "assistant")
 
 
-class WrittenFloat(float):
-    """A number of a JSON file that remembers its digits as they are written there."""
-
-    written: str
-
-    def __new__(cls, written: str) -> WrittenFloat:
-        """From the text of the number."""
-        made = super().__new__(cls, written)
-        made.written = written
-        return made
-
-    def __reduce__(self) -> tuple[type[WrittenFloat], tuple[str]]:
-        return WrittenFloat, (self.written,)
-
-
 def json_records(path: Path, *, skip_unfinished: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its location for error messages.
 
@@ -125,8 +128,9 @@ def json_lines(
     *,
     skip_unfinished: bool = False,
     parse_float: Callable[[str], float] | None = None,
+    on_error: Callable[[RowError], None] = raise_it,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`json_records` of the lines of a file called `name`."""
+    """`json_records` of the lines of a file called `name`; `on_error` may return, which skips the line."""
     # Bytes: only "\n" ends a line, and text that is not UTF-8 is an error of its line.
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (skip_unfinished and not line.endswith(b"\n")):
@@ -135,10 +139,12 @@ def json_lines(
         try:
             record = json.loads(line, parse_float=parse_float)
         except ValueError as error:
-            raise RowError(f"{where}: not JSON ({error}); expected one object per line") from error
-        if not isinstance(record, dict):
-            raise RowError(f"{where}: found {shown(record)}, expected a JSON object")
-        yield where, record
+            on_error(RowError(f"{where}: not JSON ({error}); expected one object per line"))
+            continue
+        if isinstance(record, dict):
+            yield where, record
+        else:
+            on_error(RowError(f"{where}: found {shown(record)}, expected a JSON object"))
 
 
 def check_row(row: Row, where: str) -> Row:
@@ -147,16 +153,26 @@ def check_row(row: Row, where: str) -> Row:
         _check_characters(name, where, name)
     for name in RESERVED_COLUMNS:
         if name in row:
-            raise RowError(f"{where}: the column name {name!r} is reserved by TRL; rename the column")
+            rename = "{rationales: completion}" if name == "completion" else f"{{FIELD: {name}}}"
+            raise RowError(
+                f"{where}: the column name {name!r} is reserved by TRL; rename the column, or name the field that it "
+                f"is (columns: {rename})"
+            )
     prompt, question = row.get("prompt"), row.get("question")
     if prompt is None and question is None:
-        raise RowError(f"{where}: neither 'prompt' nor 'question'; there are {', '.join(row)}")
+        raise RowError(
+            f"{where}: neither 'prompt' nor 'question'; there are {', '.join(row)}. Name the column of the question: "
+            f"columns: {{question: COLUMN}}"
+        )
     if question is not None and (not isinstance(question, str) or not question.strip()):
         raise RowError(f"{where}, field 'question': expected text, found {shown(question)}")
     if prompt is not None:
         _check_prompt(prompt, where)
     checked = dict(row)
-    checked["answer"] = answer_text(row.get("answer"), where, row.get("choices") or row.get("options"))
+    try:
+        checked["answer"] = answer_text(row.get("answer"), row.get("choices") or row.get("options"))
+    except ValueError as error:
+        raise RowError(f"{where}, field 'answer': {error}, found {shown(row['answer'])}") from error
     structures = listed(row.get("structures"), list)
     if not isinstance(structures, list):
         raise RowError(f"{where}, field 'structures': expected a list, found {shown(structures)}")
@@ -186,53 +202,6 @@ def check_row(row: Row, where: str) -> Row:
     return checked
 
 
-def answer_text(answer: Any, where: str, options: Any = None) -> str | None:
-    """The gold answer as text: the digits of a number, `true` or `false`, the one answer of a list of one.
-
-    Numbers have no exponent (1e-05 is "0.00001"), so that each reward reads them. Null, NaN and an empty list are no
-    answer. An integer beside a list of `options` is a position (from 0) and becomes the letter. Raises `RowError` for
-    any other type and for a list of several.
-    """
-    if isinstance(answer, list) and len(answer) < 2:
-        answer = answer[0] if answer else None
-    if isinstance(answer, bool):
-        return str(answer).lower()
-    if isinstance(answer, str | None):
-        return answer
-    if isinstance(answer, int):
-        return _letter_at(answer, options) or str(answer)
-    if isinstance(answer, float | Decimal):
-        if math.isnan(answer):
-            return None
-        written = getattr(answer, "written", str(answer))
-        if isinstance(answer, WrittenFloat) or math.isfinite(answer):
-            return _without_exponent(written)
-    several = "; give each row one answer" if isinstance(answer, list) else ""
-    raise RowError(f"{where}, field 'answer': expected text, a number or a boolean, found {shown(answer)}{several}")
-
-
-def _without_exponent(written: str) -> str:
-    if "e" not in written.lower():
-        return written
-    value = Decimal(written)
-    # Beyond that it would be a text of mostly zeros, of any length.
-    return f"{value:f}" if abs(value.adjusted()) <= 100 else written
-
-
-def _letter_at(position: int, options: Any) -> str | None:
-    """The letter of an option; None without options and for a position that none has."""
-    if isinstance(options, Mapping):
-        # {"label": letters, "text": texts}, or {letter: text}.
-        labels = options.get("label") if set(options) == {"label", "text"} else list(options)
-        if not isinstance(labels, list) or str(position) in map(str, labels):
-            return None
-    elif isinstance(options, list):
-        labels = [chr(ord("A") + index) for index in range(min(len(options), 26))]
-    else:
-        return None
-    return str(labels[position]) if 0 <= position < len(labels) else None
-
-
 def listed(value: Any, items: Any) -> Any:
     """A list of such `items` that a table holds as a JSON text, and an empty list for nothing; else the value."""
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -249,9 +218,9 @@ def _check_prompt(prompt: Any, where: str) -> None:
         raise RowError(f"{where}, field 'prompt': expected text or a list of messages, found {shown(prompt)}")
     for message in prompt:
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise RowError(f"{where}, field 'prompt': expected messages with role and content: {shown(message)}")
+            raise RowError(f"{where}, field 'prompt': expected messages with role and content, found {shown(message)}")
         if not _has_content(message):
-            raise RowError(f"{where}, field 'prompt': a message without content: {shown(message)}")
+            raise RowError(f"{where}, field 'prompt': a message without content, found {shown(message)}")
     if not any(message["role"] == "user" for message in prompt):
         raise RowError(f"{where}, field 'prompt': none of its {len(prompt)} messages has the role 'user'")
 

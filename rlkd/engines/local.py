@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from rlkd.engines.base import CheckedEngine, EngineError, identified
 from rlkd.engines.tokens import template_arguments, template_suffix
-from rlkd.models import resolve_model
+from rlkd.models import is_adapter, resolve_model
+from rlkd.weights import AGAIN, weights_fault
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -52,16 +53,23 @@ class LocalEngine(CheckedEngine):
         self.name += template_suffix(self.chat_template_kwargs)
 
     async def check_ready(self) -> None:
-        """Raise `EngineError` where the model's configuration or tokenizer does not load."""
+        """Raise `EngineError` where the configuration or tokenizer does not load, or a weight file is not whole."""
         await asyncio.to_thread(self._check_ready)
 
     def _check_ready(self) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
         try:
+            if is_adapter(self.model):
+                self._check_weights(self.model)
             path = resolve_model(self.model)
             parts: list[Any] = [AutoConfig, AutoTokenizer]
             for part in parts:
                 part.from_pretrained(path)
         except (OSError, ValueError) as error:
             raise EngineError(self.name, f"the model cannot be read: {error}.", WAY_OUT) from None
+        self._check_weights(path)
+
+    def _check_weights(self, model: str) -> None:
+        if fault := weights_fault(model):
+            raise EngineError(self.name, f"{fault}.", f"{AGAIN}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 from rlkd.answers import extract_answer
 from rlkd.data.loading import load_rows
-from rlkd.data.rows import RowError, json_records
+from rlkd.data.rows import RowError, json_lines, json_records
+from rlkd.data.sources import Source, source_name
 from rlkd.errors import UsageError
 from rlkd.rationales.records import Candidate, Question, candidate, storable
 from rlkd.steps import calculations
@@ -19,13 +20,15 @@ from rlkd.structure import Structure
 
 
 def load_questions(
-    source: str,
+    source: Source,
     *,
     split: str = "train",
     config: str | None = None,
     columns: Mapping[str, str] | None = None,
     max_rationales: int | None = None,
     max_rows: int | None = None,
+    other_columns: Collection[str] | None = None,
+    skip_bad_rows: bool = False,
 ) -> list[Question]:
     """Questions with the rationales of their rows, from any source of `rlkd.data.loading.load_rows`.
 
@@ -36,7 +39,7 @@ def load_questions(
     """
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"max_rows={max_rows}: expected at least 1, or nothing for all rows")
-    path = Path(source).expanduser()
+    path = Path(source).expanduser() if isinstance(source, str) else Path()
     if path.suffix == ".jsonl" and path.is_file() and _has_objects(path, columns or {}):
         questions = list(islice(_from_objects(path, columns or {}, max_rationales), max_rows))
     else:
@@ -46,6 +49,9 @@ def load_questions(
                 split=split,
                 config=config,
                 columns=columns,
+                other_columns=other_columns,
+                max_rows=max_rows,
+                skip_bad_rows=skip_bad_rows,
                 max_rationales=max_rationales,
                 wrong_rationales="unchecked",
             )
@@ -53,10 +59,10 @@ def load_questions(
             if "field 'rationales'" not in str(error) or path.suffix == ".jsonl":
                 raise
             raise RowError(f"{error}. Rationales as objects are read from .jsonl files only") from error
-        questions = [_from_row(row, source) for row in rows[:max_rows]]
+        questions = [_from_row(row, source_name(source)) for row in rows]
     for question_id, times in Counter(question.id for question in questions).items():
         if times > 1:
-            raise RowError(f"{source}: the id {question_id!r} occurs twice; ids must be unique")
+            raise RowError(f"{source_name(source)}: the id {question_id!r} occurs twice; ids must be unique")
     return questions
 
 
@@ -90,10 +96,11 @@ def _is_aligned(value: Any, texts: list[str]) -> bool:
 
 def _has_objects(path: Path, columns: Mapping[str, str]) -> bool:
     """Whether the rationales of a file are objects; the first row that has any decides."""
-    for _, record in json_records(path):
-        rationales = record.get(columns.get("rationales", "rationales"))
-        if rationales:
-            return isinstance(rationales, list) and isinstance(rationales[0], dict)
+    with path.open("rb") as file:
+        for _, record in json_lines(file, str(path), on_error=lambda error: None):
+            rationales = record.get(columns.get("rationales", "rationales"))
+            if rationales:
+                return isinstance(rationales, list) and isinstance(rationales[0], dict)
     return False
 
 

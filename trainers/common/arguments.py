@@ -1,4 +1,4 @@
-"""The command line of the recipes: data keys, the default config, device defaults, clear errors.
+"""The command line of the recipes: the default config, device defaults, clear errors.
 
 Keys are flat, those of TRL's configs and of a dataclass of the recipe's own; the command line wins over the file.
 """
@@ -7,118 +7,24 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import errno
 import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import yaml
 
-from rlkd.data.files import KINDS
-from rlkd.data.loading import WrongRationales, load_rows
-from rlkd.data.samples import SAMPLE, SAMPLES
 from rlkd.devices import best_device
 from rlkd.errors import UsageError
 from trainers.common.checkpoints import is_finished
-from trainers.common.gold import check_held_out
+from trainers.common.data_arguments import RowArguments
 from trainers.common.models import check_bitsandbytes
 from trainers.common.threads import set_cpu_threads
-
-
-@dataclass
-class RowArguments:
-    """The source of the rows."""
-
-    dataset_name: str = field(
-        default=SAMPLE,
-        metadata={"help": f"{', '.join(SAMPLES)}, a file ({', '.join(KINDS)}), or a dataset of the hub"},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
-    dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})
-    columns: dict[str, str] | str | None = field(
-        default=None, metadata={"help": "our field -> column of the data, e.g. {question: problem}"}
-    )
-    max_rationales: int | None = field(default=None, metadata={"help": "teacher traces per row, at most"})
-
-    def train_rows(self) -> list[dict[str, Any]]:
-        """The rows to train on, with all their rationales."""
-        return self._train_rows("unchecked")
-
-    def _train_rows(self, wrong_rationales: WrongRationales) -> list[dict[str, Any]]:
-        return load_rows(
-            self.dataset_name,
-            split=self.dataset_train_split,
-            config=self.dataset_config,
-            columns=self.columns,  # type: ignore[arg-type]
-            max_rationales=self.max_rationales,
-            wrong_rationales=wrong_rationales,
-        )
-
-
-@dataclass
-class TraceArguments(RowArguments):
-    """The source of rows whose rationales a student learns from."""
-
-    wrong_rationales: Literal["drop", "keep"] = field(
-        default="drop", metadata={"help": "what to do with teacher traces whose answer differs from the row's"}
-    )
-
-    def train_rows(self) -> list[dict[str, Any]]:
-        """The rows to train on; how many of their rationales are right is logged."""
-        return self._train_rows(self.wrong_rationales)
-
-
-@dataclass
-class PromptArguments(TraceArguments):
-    """The source of the rows, and how they become prompts."""
-
-    system_prompt: str | None = field(default=None, metadata={"help": "text before every question"})
-    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) before a question"})
-
-    @property
-    def prompt_style(self) -> dict[str, Any]:
-        """How a question becomes a prompt: arguments of `rlkd.data.loading.to_dataset`."""
-        return {"system_prompt": self.system_prompt, "examples": self.few_shot_examples}
-
-
-@dataclass
-class DataArguments(PromptArguments):
-    """The source of the rows, how they become prompts, and the rows to evaluate on."""
-
-    dataset_test_name: str | None = field(
-        default=None, metadata={"help": "dataset of the test rows; default: dataset_name"}
-    )
-    dataset_test_split: str | None = field(default=None, metadata={"help": "split to evaluate on; none: skip"})
-    eval_rows: int = field(default=24, metadata={"help": "test rows to evaluate on before and after; 0: skip"})
-    eval_samples: int = field(
-        default=0, metadata={"help": "completions per test row to sample besides the greedy one; 0: none"}
-    )
-    eval_every: int = field(
-        default=0, metadata={"help": "optimizer steps between two evaluations; 0: before and after only"}
-    )
-
-    def test_rows(self) -> list[dict[str, Any]]:
-        """The first `eval_rows` rows of the test split; none without such a split.
-
-        Raises `UsageError` where no answer of theirs can be read.
-        """
-        if not self.dataset_test_split or not self.eval_rows:
-            return []
-        rows = load_rows(
-            self.dataset_test_name or self.dataset_name,
-            split=self.dataset_test_split,
-            config=self.dataset_config,
-            columns=self.columns,  # type: ignore[arg-type]
-            wrong_rationales="unchecked",
-        )
-        rows = rows[: self.eval_rows]
-        check_held_out(rows)
-        return rows
 
 
 def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Path) -> None:
@@ -149,6 +55,14 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
     except UsageError as error:
         # A traceback would bury the message.
         sys.exit(f"\n{type(error).__name__}: {error}")
+    except (OSError, RuntimeError) as error:
+        # Python, torch and safetensors each have their own error of it.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        sys.exit(
+            f"\n{type(error).__name__}: {error}. The disk is full: free space, then continue from the last "
+            f"checkpoint: --resume_from_checkpoint"
+        )
     except ValueError as error:
         # Only PEFT knows the names of a model's layers, once it is loaded.
         if not str(error).startswith("Target modules"):
@@ -182,15 +96,24 @@ def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Pat
 
     parser = TrlParser(kinds)
     parser.set_defaults(**device_defaults())
+    # argparse would print the usage, which has some hundred keys.
+    parser.error = _refuse  # type: ignore[method-assign, assignment]
+    words = command_line(arguments, default_config)
+    config = words[words.index("--config") + 1]
     try:
-        parsed = parser.parse_args_and_config(command_line(arguments, default_config))
+        _check_values(parser, config)
+        parsed = parser.parse_args_and_config(words)
         for part in parsed:
             if isinstance(part, RowArguments):
-                _read_columns(part)
+                _complete(part)
     except OSError as error:
         raise UsageError(f"--config: {error}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"the config is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {config}: the file is not UTF-8 ({error})") from error
+    except UsageError:
+        raise
     except ValueError as error:
         if "bf16" in str(error) and "setup" in str(error):
             raise UsageError(
@@ -275,8 +198,36 @@ def say(args: Any, text: str) -> None:
         print(text, flush=True)
 
 
-def _read_columns(script: RowArguments) -> None:
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def _check_values(parser: Any, config: str) -> None:
+    """Raise `UsageError` for a value of a config that is no number where one is expected.
+
+    argparse reads texts, also those of a config, and takes every other value as it is.
+    """
+    with Path(config).open(encoding="utf-8") as file:
+        given = yaml.safe_load(file)
+    for action in parser._actions if isinstance(given, dict) else ():
+        value = given.get(action.dest)
+        if action.nargs in ("+", "*") or action.type not in (int, float):
+            continue
+        if not isinstance(value, int | float | str | None) or (
+            action.type is int and isinstance(value, float) and not value.is_integer()
+        ):
+            expected = "a whole number" if action.type is int else "a number"
+            raise UsageError(f"--config {config}, key {action.dest}: expected {expected}, found {value!r}")
+
+
+def _complete(script: RowArguments) -> None:
+    """Make one name of a list of one, and a mapping of `columns`, as the command line gives them."""
+    if isinstance(script.dataset_name, list) and len(script.dataset_name) == 1:
+        script.dataset_name = script.dataset_name[0]
     if isinstance(script.columns, str):
-        script.columns = json.loads(script.columns)
+        try:
+            script.columns = json.loads(script.columns)
+        except ValueError as error:
+            raise UsageError(f"columns: {script.columns!r} is not JSON ({error})") from error
     if not isinstance(script.columns, dict | None):
         raise ValueError(f"columns: expected a mapping such as {{question: problem}}, found {script.columns!r}")

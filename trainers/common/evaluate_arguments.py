@@ -47,17 +47,22 @@ class EvaluateScriptArguments:
         metadata={"help": "output_dir of a finished run: its model, with the settings that its training evaluates by"},
     )
 
-    dataset_name: str | None = field(
+    dataset_name: list[str] | str | None = field(
         default=None,
-        metadata={"help": f"rows: {', '.join((*BENCHMARKS, *SAMPLES))}, a file, or a dataset of the hub"},
+        metadata={
+            "help": f"rows: {', '.join((*BENCHMARKS, *SAMPLES))}, a file, or a dataset of the hub (docs/data.md)"
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
-    dataset_test_name: str | None = field(
+    dataset_test_name: list[str] | str | None = field(
         default=None, metadata={"help": "rows where dataset_name is that of the training, as in a training config"}
     )
     dataset_test_split: str | None = field(default=None, metadata={"help": "split to evaluate on; default: test"})
     columns: dict[str, str] | str | None = field(
         default=None, metadata={"help": "our field -> column of the data, e.g. {question: problem}"}
+    )
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "leave out malformed rows, count them and show the first three"}
     )
     eval_rows: int | None = field(default=None, metadata={"help": "first rows of the split; default: all"})
     system_prompt: str | None = field(default=None, metadata={"help": "text before every question"})
@@ -132,7 +137,7 @@ class EvaluateScriptArguments:
         """Whether there is a model to evaluate."""
         return bool(self.model_name_or_path or self.engine)
 
-    def test_rows(self) -> tuple[list[Row], AnswerKind]:
+    def test_rows(self) -> tuple[Sequence[Row], AnswerKind]:
         """The rows, and how their answers compare; raises `UsageError` where none are named, or cannot be read."""
         name = self.dataset_test_name or self.dataset_name
         if name is None:
@@ -140,19 +145,22 @@ class EvaluateScriptArguments:
                 f"no rows to evaluate on: --dataset_name NAME ({', '.join(BENCHMARKS)}; embedded: "
                 f"{', '.join(SAMPLES)}; a file; or a dataset of the hub)"
             )
-        kind = self.answers or (BENCHMARKS[name].answers if name in BENCHMARKS else "exact")
-        if name in BENCHMARKS:
-            return benchmark_rows(name)[: self.eval_rows], kind
+        benchmark = name if isinstance(name, str) and name in BENCHMARKS else None
+        kind = self.answers or (BENCHMARKS[benchmark].answers if benchmark else "exact")
+        if benchmark:
+            return benchmark_rows(benchmark)[: self.eval_rows], kind
         rows = load_rows(
             name,
             split=self.dataset_test_split or "test",
             config=self.dataset_config,
             columns=self.columns,  # type: ignore[arg-type]
+            max_rows=self.eval_rows,
             wrong_rationales="unchecked",
+            skip_bad_rows=self.skip_bad_rows,
         )
-        return rows[: self.eval_rows], kind
+        return rows, kind
 
-    def train_rows(self) -> list[Row]:
+    def train_rows(self) -> Sequence[Row]:
         """The rows of `check_contamination`.
 
         `columns` are theirs too; `dataset_config` is theirs if they are of the same dataset as the test rows. Where
@@ -163,9 +171,10 @@ class EvaluateScriptArguments:
         return load_rows(
             self.check_contamination,
             split=self.dataset_train_split,
-            config=self.dataset_config if name in (*BENCHMARKS, self.check_contamination) else None,
+            config=self.dataset_config if name in [*BENCHMARKS, self.check_contamination] else None,
             columns=self.columns,  # type: ignore[arg-type]
             wrong_rationales="unchecked",
+            skip_bad_rows=self.skip_bad_rows,
         )
 
     def open_engine(self) -> Engine:

@@ -25,6 +25,7 @@ DATA_KEYS = (
     "dataset_test_name",
     "dataset_test_split",
     "columns",
+    "skip_bad_rows",
     "eval_rows",
     "eval_samples",
     "system_prompt",
@@ -75,7 +76,7 @@ def training_keys() -> set[str]:
     from trl import ModelConfig, SFTConfig
 
     from trainers import RLKDAsyncConfig, RLKDConfig, ValidityKDConfig
-    from trainers.common.arguments import DataArguments
+    from trainers.common.data_arguments import DataArguments
 
     kinds = (DataArguments, ModelConfig, SFTConfig, RLKDConfig, RLKDAsyncConfig, ValidityKDConfig)
     own = {"similar_lengths", "adapter", "round_adapter", "shuffle_teachers", "shuffle_steps"}  # in recipes

@@ -10,8 +10,8 @@ from typing import Any
 
 from rlkd.errors import UsageError
 from rlkd.models import INCLUDED, base_of_adapter, is_adapter, resolve_model
+from rlkd.weights import AGAIN, weights_fault
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Arguments of `BitsAndBytesConfig` that transformers itself does not take any more.
 _QUANTISING = ("load_in_4bit", "load_in_8bit", "llm_int8_", "bnb_4bit_")
 
@@ -34,6 +34,8 @@ def check_model(name: Any, key: str, *, revision: str | None = None, trust_remot
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
+        if fault := weights_fault(name):
+            raise UsageError(f"{key} {name!r} is a damaged adapter: {fault}. {AGAIN}")
         return
     resolved = resolve_model(name)
     folder = Path(resolved).expanduser()
@@ -46,9 +48,9 @@ def check_model(name: Any, key: str, *, revision: str | None = None, trust_remot
         except Exception as error:  # OSError, ValueError, and whatever the hub's client raises
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         else:
-            if not folder.is_dir() or any(any(folder.glob(kind)) for kind in _WEIGHTS):
+            if (fault := weights_fault(resolved, revision)) is None:
                 return
-            reason = "the folder has a config.json and no weights"
+            raise UsageError(f"{key} {name!r}: {fault}. {AGAIN}")
     raise UsageError(
         f"{key} {name!r} cannot be read: {reason.rstrip('.')}. Name a folder written by save_pretrained, a reachable "
         f"hub id, or an embedded model ({', '.join(INCLUDED)})"

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlkd.data.rows import RESERVED_COLUMNS
@@ -16,6 +18,7 @@ from rlkd.registry import suggestion
 def check_settings(args: Any, eval_dataset: Any) -> None:
     """Check what every run shares: precision, trackers, the hub, evaluation by the trainer; raises `UsageError`."""
     _check_precision(args)
+    _check_output(args)
     if args.eval_strategy != "no" and eval_dataset is None:
         raise UsageError(
             f"eval_strategy {getattr(args.eval_strategy, 'value', args.eval_strategy)} without an eval_dataset. Set "
@@ -34,6 +37,21 @@ def _check_precision(args: Any) -> None:
             f"bf16: true, but {torch.cuda.get_device_name()} does not compute in bfloat16. Set bf16: false and fp16: "
             "true"
         )
+
+
+def _check_output(args: Any) -> None:
+    """Raise `UsageError` where nothing can be written to the output folder: no rights, no space, a file there."""
+    folder = Path(args.output_dir or ".").expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is a file")
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(2**20))
+    except OSError as error:
+        raise UsageError(
+            f"output_dir {args.output_dir}: nothing can be written there ({error}). Name another folder, or free space"
+        ) from error
 
 
 def _check_trackers(names: Sequence[str]) -> None:

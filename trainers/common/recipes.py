@@ -11,7 +11,8 @@ from transformers import ProgressCallback
 from rlkd.data.loading import to_dataset
 from rlkd.report.plots import NO_PLOTS, can_plot
 from rlkd.report.run_curve import draw_run
-from trainers.common.arguments import DataArguments, say
+from trainers.common.arguments import say
+from trainers.common.data_arguments import DataArguments
 from trainers.common.evaluation_settings import DATA_KEYS
 from trainers.common.progress import Line, StepLine
 from trainers.evaluation import HeldOutAccuracy

@@ -4,6 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rlkd.answers import is_correct
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import RESERVED_COLUMNS, RowError, build_prompt, completion_text, question_of
 from tests.helpers.json_lines import write_json_lines as jsonl
@@ -35,6 +36,9 @@ def test_other_fields_pass_through(tmp_path):
         ('["72"]', "72"),
         ("[72]", "72"),
         ("[false]", "false"),
+        ('["4", 5]', "4, 5"),
+        ("[4, null, 4, 1e-3]", "4, 0.001"),
+        ('[""]', None),
         ("0.00001", "0.00001"),
         ("1e-7", "0.0000001"),
         ("-2.5e-6", "-0.0000025"),
@@ -80,6 +84,7 @@ def test_an_answer_of_a_table_becomes_the_text_of_its_value(tmp_path, answer, te
         (5, {"choices": ["3", "5"]}, "5"),
         ("0", {"choices": ["Paris", "Rome"]}, "0"),
         (True, {"choices": ["yes", "no"]}, "true"),
+        ([0, 2], {"choices": ["Paris", "Rome", "Bern"]}, "A, C"),
         (0, {"choices": None}, "0"),
         (0, {}, "0"),
     ],
@@ -163,16 +168,16 @@ def test_a_single_rationale_may_be_plain_text(tmp_path):
             "field 'prompt': none of its 1 messages has the role 'user'",
         ),
         (
-            {"question": "a?", "answer": ["4", "5"]},
-            'field \'answer\': expected text, a number or a boolean, found list ["4", "5"]; give each row one answer',
+            {"question": "a?", "answer": [["4"], ["5"]]},
+            "field 'answer': expected text, a number, a boolean, or a list of these, found list",
         ),
         (
             {"question": "a?", "answer": {"value": 4}},
-            "field 'answer': expected text, a number or a boolean, found dict",
+            "field 'answer': expected text, a number, a boolean, or a list of these, found dict",
         ),
         (
             {"question": "a?", "answer": float("inf")},
-            "field 'answer': expected text, a number or a boolean, found float",
+            "field 'answer': expected text, a number, a boolean, or a list of these, found float",
         ),
         ({"question": "a?", "rationales": ["r", 5]}, "field 'rationales': expected a list of texts, found list"),
         ({"question": "a?", "rationales": {"r": 1}}, "field 'rationales': expected a list of texts, found dict"),
@@ -214,3 +219,22 @@ def test_the_text_of_a_completion_is_that_of_the_assistant():
     assert completion_text([{"role": "assistant", "content": "4"}]) == "4"
     called = [{"role": "assistant", "content": None}, {"role": "tool", "content": "x"}]
     assert completion_text([*called, {"role": "assistant", "content": "4"}]) == "\n4"
+
+
+def test_the_values_of_a_list_are_all_needed_in_any_order(tmp_path):
+    [row] = load_rows(str(jsonl(tmp_path / "rows.jsonl", {"question": "x^2 = 4?", "answer": [2, -2]})))
+    assert [is_correct(f"#### {text}", row["answer"]) for text in ("-2, 2", "2", "2, 3")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("a.jsonl, line 4, field 'question': expected text, found int 5", "field 'question': expected text"),
+        ("a.csv, row 4 (line 5): 3 cells, but the header has 2 columns", "3 cells, but the header has 2 columns"),
+        ("hub/name, split train, row 4: found list [1], expected a JSON object", "expected a JSON object"),
+        ("a.jsonl, line 4: not JSON (Expecting value: line 1); expected one object per line", "not JSON"),
+        ("a.jsonl, line 4: no column 'x' (for 'question'); there are y. Did you mean 'y'?", "no column 'x'"),
+    ],
+)
+def test_rows_with_one_fault_are_of_one_kind(message, kind):
+    assert RowError(message).kind == kind

@@ -1,6 +1,7 @@
 """Models that are not there, or that cannot be loaded as the config asks: named before any weights load."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +52,7 @@ def test_a_folder_without_a_model_and_one_of_an_unknown_kind_are_named(tmp_path)
 
 def test_models_adapters_and_loaded_models_pass(tiny_model, tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": tiny_model}))
+    shutil.copy(f"{tiny_model}/model.safetensors", tmp_path / "adapter_model.safetensors")
     for model in (tiny_model, str(tmp_path), object()):
         assert check_model(model, "model_name_or_path") is None
 
@@ -130,3 +132,17 @@ def test_a_quantised_student_with_an_adapter_passes_in_the_form_that_loads(tiny_
     check_student(settings(), SimpleNamespace(is_quantized=True, peft_config={"default": 1}))
     with pytest.raises(UsageError, match="without an adapter"):
         check_student(settings(), SimpleNamespace(is_quantized=True))
+
+
+def test_weights_that_are_not_whole_are_named_before_they_load(tiny_model, tmp_path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "adapter").mkdir()
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "model")}))
+    with pytest.raises(UsageError, match=r"is a damaged adapter: .* has a config and no weights"):
+        check_model(str(tmp_path / "adapter"), "teacher")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    for name in ("model", "adapter"):
+        with pytest.raises(UsageError, match=r"model\.safetensors is truncated: .* bytes.*hf download"):
+            check_model(str(tmp_path / name), "teacher")

@@ -72,3 +72,12 @@ def test_a_gpu_without_bfloat16_is_named_with_the_way_out(monkeypatch) -> None:
 def test_a_column_of_nothing_has_no_images(column, expected) -> None:
     dataset = Dataset.from_dict(column)
     assert any(has_images(dataset, name) for name in ("image", "images")) is expected
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_and_none_is_made(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match=r"output_dir .*: nothing can be written there \(.*file is a file\)"):
+            check_settings(settings(output_dir=str(place)), None)
+    check_settings(settings(output_dir=str(tmp_path / "new" / "run")), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

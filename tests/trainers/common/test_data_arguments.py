@@ -1,0 +1,68 @@
+"""The data keys from command line and config."""
+
+import json
+
+import pytest
+
+from rlkd.errors import UsageError
+from tests.helpers.json_lines import write_json_lines as jsonl
+from trainers.common.arguments import parse
+from trainers.common.data_arguments import DataArguments
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """The data keys of a config and a command line, in a folder with two files of three rows."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        jsonl(tmp_path / name, *({"question": f"{i}?", "answer": i, "level": i} for i in range(3)))
+        with (tmp_path / name).open("a") as file:
+            file.write("no JSON\n")
+
+    def parsed(config, *words):
+        (tmp_path / "my.yaml").write_text(json.dumps(config))
+        [script] = parse(words, (DataArguments,), default_config=tmp_path / "my.yaml")
+        return script
+
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "name"),
+    [
+        ({"dataset_name": "a.jsonl"}, [], "a.jsonl"),
+        ({"dataset_name": ["a.jsonl"]}, [], "a.jsonl"),
+        ({"dataset_name": ["a.jsonl", "b.jsonl"]}, [], ["a.jsonl", "b.jsonl"]),
+        ({"dataset_name": "a.jsonl"}, ["--dataset_name", "b.jsonl"], "b.jsonl"),
+        ({"dataset_name": "a.jsonl"}, ["--dataset_name", "b.jsonl", "a.jsonl"], ["b.jsonl", "a.jsonl"]),
+    ],
+)
+def test_one_or_several_sources_come_from_config_and_command_line(read, config, words, name):
+    script = read(config, *words)
+    assert script.dataset_name == name
+    assert script.source_name == (name if isinstance(name, str) else ", ".join(name))
+
+
+def test_rows_end_with_the_limits_and_bad_ones_are_left_out(read):
+    keys = {"dataset_name": "?.jsonl", "dataset_test_split": "test", "other_columns": [], "skip_bad_rows": True}
+    script = read(keys, "--max_rows", "4", "--eval_rows", "2")
+    assert [row["id"] for row in script.train_rows()] == ["a-0", "a-1", "a-2", "b-0"]
+    assert [row["id"] for row in script.test_rows()] == ["a-0", "a-1"]
+    assert "level" not in script.train_rows()[0]
+    assert len(read(keys, "--eval_rows", "99").test_rows()) == 6
+    with pytest.raises(UsageError, match=r"a\.jsonl, line 4: not JSON"):
+        read(keys, "--skip_bad_rows", "false").train_rows()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"max_rows": [3]}, r"my\.yaml, key max_rows: expected a whole number, found \[3\]"),
+        ({"max_rows": 2.5}, r"my\.yaml, key max_rows: expected a whole number, found 2\.5"),
+        ({"max_rows": "many"}, "max_rows.*invalid int value: 'many'"),
+        ({"columns": "{bad"}, "columns: '{bad' is not JSON"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named_with_its_key(read, config, message):
+    with pytest.raises(UsageError, match=message):
+        read(config)

@@ -1,0 +1,130 @@
+"""The data keys of the recipes: where rows come from, how they become prompts, and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlkd.data.files import KINDS
+from rlkd.data.loading import WrongRationales, load_rows
+from rlkd.data.rows import Row
+from rlkd.data.samples import SAMPLE, SAMPLES
+from rlkd.data.sources import source_name
+from trainers.common.gold import check_held_out
+
+SOURCES = (
+    f"{', '.join(SAMPLES)}; files or patterns of files ({', '.join(KINDS)}); a folder of save_to_disk; or a dataset "
+    f"of the hub; several are read one behind the other"
+)
+
+
+@dataclass
+class RowArguments:
+    """The source of the rows."""
+
+    dataset_name: list[str] | str = field(default=SAMPLE, metadata={"help": SOURCES})
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
+    dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})
+    columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "our field -> column of the data, e.g. {question: problem}"}
+    )
+    other_columns: list[str] | None = field(
+        default=None, metadata={"help": "columns to read besides those of the fields, for rewards; default: all"}
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "rows to train on, the first ones; reading ends with the last of them"}
+    )
+    max_rationales: int | None = field(default=None, metadata={"help": "teacher traces per row, at most"})
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "leave out malformed rows, count them and show the first three"}
+    )
+
+    @property
+    def source_name(self) -> str:
+        """The source of the rows to train on, in messages."""
+        return source_name(self.dataset_name)
+
+    def train_rows(self) -> Sequence[Row]:
+        """The rows to train on, with all their rationales."""
+        return self._train_rows("unchecked")
+
+    def _train_rows(self, wrong_rationales: WrongRationales) -> Sequence[Row]:
+        return load_rows(
+            self.dataset_name,
+            split=self.dataset_train_split,
+            max_rows=self.max_rows,
+            max_rationales=self.max_rationales,
+            wrong_rationales=wrong_rationales,
+            **self._reading,
+        )
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """Arguments of `load_rows` for rows to train on and to evaluate on."""
+        return {
+            "config": self.dataset_config,
+            "columns": self.columns,
+            "other_columns": self.other_columns,
+            "skip_bad_rows": self.skip_bad_rows,
+        }
+
+
+@dataclass
+class TraceArguments(RowArguments):
+    """The source of rows whose rationales a student learns from."""
+
+    wrong_rationales: Literal["drop", "keep"] = field(
+        default="drop", metadata={"help": "what to do with teacher traces whose answer differs from the row's"}
+    )
+
+    def train_rows(self) -> Sequence[Row]:
+        """The rows to train on; how many of their rationales are right is logged."""
+        return self._train_rows(self.wrong_rationales)
+
+
+@dataclass
+class PromptArguments(TraceArguments):
+    """The source of the rows, and how they become prompts."""
+
+    system_prompt: str | None = field(default=None, metadata={"help": "text before every question"})
+    few_shot_examples: int = field(default=0, metadata={"help": "GSM8K examples (0 to 2) before a question"})
+
+    @property
+    def prompt_style(self) -> dict[str, Any]:
+        """How a question becomes a prompt: arguments of `rlkd.data.loading.to_dataset`."""
+        return {"system_prompt": self.system_prompt, "examples": self.few_shot_examples}
+
+
+@dataclass
+class DataArguments(PromptArguments):
+    """The source of the rows, how they become prompts, and the rows to evaluate on."""
+
+    dataset_test_name: str | None = field(
+        default=None, metadata={"help": "dataset of the test rows; default: dataset_name"}
+    )
+    dataset_test_split: str | None = field(default=None, metadata={"help": "split to evaluate on; none: skip"})
+    eval_rows: int = field(default=24, metadata={"help": "test rows to evaluate on before and after; 0: skip"})
+    eval_samples: int = field(
+        default=0, metadata={"help": "completions per test row to sample besides the greedy one; 0: none"}
+    )
+    eval_every: int = field(
+        default=0, metadata={"help": "optimizer steps between two evaluations; 0: before and after only"}
+    )
+
+    def test_rows(self) -> Sequence[Row]:
+        """The first `eval_rows` rows of the test split; none without such a split.
+
+        Raises `UsageError` where no answer of theirs can be read.
+        """
+        if not self.dataset_test_split or not self.eval_rows:
+            return []
+        rows = load_rows(
+            self.dataset_test_name or self.dataset_name,
+            split=self.dataset_test_split,
+            max_rows=self.eval_rows,
+            wrong_rationales="unchecked",
+            **self._reading,
+        )
+        check_held_out(rows)
+        return rows
