@@ -67,9 +67,9 @@ def load_rows(
         skip_bad_rows: leave out malformed rows, with a warning, instead of ending at the first one.
         revision: of a hub dataset, by default the newest.
 
-    A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. More than
-    `LARGE` rows are a `RowTable`, fewer a list. Raises `RowError` for a malformed row, `UsageError` for a missing
-    source, one without rows, and one with more than half of its rows malformed.
+    A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. From `LARGE`
+    rows on, those of files, folders and the hub are a `RowTable`, else a list. Raises `RowError` for a malformed row,
+    `UsageError` for a missing source, one without rows, and one with more than half of its rows malformed.
     """
     columns = columns or {}
     check_columns(columns)
@@ -77,9 +77,10 @@ def load_rows(
         raise UsageError(f"max_rows {max_rows}: expected at least 1, or none for all rows")
     name = source_name(source)
     bad = BadRows(name, skip=skip_bad_rows)
-    # The embedded samples have no wrong rationales.
-    compares = wrong_rationales != "unchecked" and source not in SAMPLES
-    kept = _Kept()
+    # The embedded samples have no wrong rationales, and are in memory already.
+    is_sample = source in SAMPLES
+    compares = wrong_rationales != "unchecked" and not is_sample
+    kept = _Kept(stores=not is_sample)
     counts: Counter[str] = Counter()
     names = columns_to_read(columns, other_columns)
     found = records(source, split, config, revision, names=names, streams=max_rows is not None, on_error=bad.add)
@@ -111,9 +112,10 @@ def load_rows(
 
 
 class _Kept:
-    """The rows that stay: a list, or from `LARGE` on parts of a table; and their ids, given or made."""
+    """The rows that stay, in a list or, with `stores` and from `LARGE` on, in a file; and their ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stores: bool) -> None:
+        self._stores = stores
         self._rows: list[Row] = []
         self._given: list[str | None] = []
         self._made: list[str] = []
@@ -126,7 +128,7 @@ class _Kept:
         self._given.append(row.pop("id", None))
         self._made.append(made)
         self._rows.append(row)
-        if len(self._rows) == (COMPARED_ROWS if self._file else LARGE):
+        if self._stores and len(self._rows) == (COMPARED_ROWS if self._file else LARGE):
             self._file = self._file or TableFile()
             self._file.add(self._rows)
             self._rows = []
