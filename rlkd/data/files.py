@@ -79,27 +79,43 @@ def file_records(
 
 
 def _json_records(file: IO[bytes], path: Path, split: str, on_error: OnError) -> Iterator[Located]:
-    """JSON Lines if the first line is an object, or the second one behind a malformed line; else a document."""
+    """JSON Lines if the first line is an object of its own, else one document, or lines of which the first is bad."""
     head: list[bytes] = []
-    first = _next_value(file, head)
-    is_lines = isinstance(first, dict)
-    if first is None and head and not head[-1].strip(_BLANK).startswith(b"["):
-        is_lines = isinstance(_next_value(file, head), dict)
-    # An object with the rows inside is a document, even on one line.
-    if is_lines and (first is None or _inner(first, split) is None):
-        yield from json_lines(_chain(head, file), str(path), parse_float=WrittenFloat, on_error=on_error)
-    elif head:
-        yield from _document(b"".join(head) + file.read(), path, split, on_error)
-
-
-def _next_value(file: IO[bytes], head: list[bytes]) -> Any:
-    """The JSON value of the next line that is not blank, None for another text; the lines read are added to `head`."""
     for line in file:
         head.append(line)
         if line.strip(_BLANK):
-            with contextlib.suppress(ValueError):
-                return json.loads(line)
-            return None
+            break
+    else:
+        return
+    first = _object(head[-1])
+    # An object with the rows inside is a document, even on one line.
+    if first is not None and _inner(first, split) is None:
+        yield from json_lines(_chain(head, file), str(path), parse_float=WrittenFloat, on_error=on_error)
+        return
+    content = b"".join(head) + file.read()
+    try:
+        values = _values(content, path)
+    except RowError:
+        lines = io.BytesIO(content).readlines()
+        if content.lstrip(_BLANK).startswith(b"[") or all(_object(line) is None for line in lines):
+            raise
+        yield from json_lines(lines, str(path), parse_float=WrittenFloat, on_error=on_error)
+        return
+    if len(values) == 1 and isinstance(values[0], dict) and (inner := _inner(values[0], split)) is not None:
+        values = inner
+    for position, value in enumerate(values):
+        where = f"{path}, row {position}"
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            on_error(RowError(f"{where}: found {shown(value)}, expected a JSON object"))
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None where it is anything else."""
+    with contextlib.suppress(ValueError):
+        value = json.loads(line)
+        return value if isinstance(value, dict) else None
     return None
 
 
@@ -108,13 +124,13 @@ def _chain(head: list[bytes], file: IO[bytes]) -> Iterator[bytes]:
     yield from file
 
 
-def _document(content: bytes, path: Path, split: str, on_error: OnError) -> Iterator[Located]:
+def _values(content: bytes, path: Path) -> list[Any]:
+    """The elements of an array, or objects in a row, each over any number of lines."""
     decoder = json.JSONDecoder(parse_float=WrittenFloat)
     values: list[Any] = []
     try:
         text = content.decode("utf-8-sig")
         position = 0
-        # Several objects in a row, each over several lines, are read too.
         while position < len(text):
             if text[position].isspace():
                 position += 1
@@ -128,14 +144,7 @@ def _document(content: bytes, path: Path, split: str, on_error: OnError) -> Iter
         ) from error
     except ValueError as error:
         raise RowError(f"{path}: not JSON ({error})") from error
-    if len(values) == 1 and isinstance(values[0], dict) and (inner := _inner(values[0], split)) is not None:
-        values = inner
-    for position, value in enumerate(values):
-        where = f"{path}, row {position}"
-        if isinstance(value, dict):
-            yield where, value
-        else:
-            on_error(RowError(f"{where}: found {shown(value)}, expected a JSON object"))
+    return values
 
 
 def _inner(value: Mapping[str, Any], split: str) -> list[Any] | None:
