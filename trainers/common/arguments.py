@@ -55,7 +55,12 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
     except UsageError as error:
         # A traceback would bury the message.
         sys.exit(f"\n{type(error).__name__}: {error}")
-    except (OSError, RuntimeError) as error:
+    except ValueError as error:
+        # Only PEFT knows the names of a model's layers, once it is loaded.
+        if not str(error).startswith("Target modules"):
+            raise
+        sys.exit(f"\nUsageError: lora_target_modules: {error} `all-linear` takes every linear layer.")
+    except Exception as error:
         # Python, torch and safetensors each have their own error of it.
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
@@ -63,11 +68,6 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
             f"\n{type(error).__name__}: {error}. The disk is full: free space, then continue from the last "
             f"checkpoint: --resume_from_checkpoint"
         )
-    except ValueError as error:
-        # Only PEFT knows the names of a model's layers, once it is loaded.
-        if not str(error).startswith("Target modules"):
-            raise
-        sys.exit(f"\nUsageError: lora_target_modules: {error} `all-linear` takes every linear layer.")
 
 
 def end_processes() -> None:
