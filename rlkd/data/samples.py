@@ -31,7 +31,8 @@ from rlkd.data.arithmetic import chain_rows, mawps_row, with_other_numbers
 from rlkd.data.correctness import trace_verdicts
 from rlkd.data.rows import Row, split_half
 from rlkd.errors import UsageError
-from rlkd.lab.problems import ALL_LENGTHS, LENGTHS, Relation, dependency_rows, recall_rows
+from rlkd.lab.problems import ALL_LENGTHS, LENGTHS, Relation, chain_problem, dependency_rows, recall_rows
+from rlkd.lab.strategies import pretraining_rows, strategy_rows
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import from_gsm8k_socratic
 
@@ -41,8 +42,8 @@ DISTILLATION_SAMPLE = "distillation-sample"
 CHAINS_SAMPLE = "chains-sample"
 WARM_START = "warm-start"
 EXPERT = "expert"
-LAB_SAMPLES = ("lab-dependency", "lab-dependency-long", "lab-dependency-slips")
-LAB_PRETRAINING = ("lab-pretraining", "lab-expert", "lab-expert-slips")
+LAB_SAMPLES = ("lab-dependency", "lab-dependency-long", "lab-dependency-slips", "lab-chains", "lab-strategies")
+LAB_PRETRAINING = ("lab-pretraining", "lab-expert", "lab-expert-slips", "lab-strategies-pretraining")
 SAMPLES = (SAMPLE, EASY_SAMPLE, DISTILLATION_SAMPLE, CHAINS_SAMPLE, WARM_START, EXPERT, *LAB_SAMPLES, *LAB_PRETRAINING)
 # Short, typical rows of the half that reinforcement learning never trains on.
 FEW_SHOT_EXAMPLES = ("gsm8k-train-5487", "gsm8k-train-3269")
@@ -63,6 +64,7 @@ LAB_SHORT_CUTS = 0.5
 # The relation that an unreliable teacher gets wrong: about a third of all calculations.
 LAB_SLIP: Relation = "fewer"
 LAB_RECALL_ROWS = 12_000
+LAB_STRATEGIES_ROWS = 8_000
 
 
 def embedded_rows(sample: str, split: str) -> list[Row]:
@@ -77,6 +79,10 @@ def embedded_rows(sample: str, split: str) -> list[Row]:
     if sample in (CHAINS_SAMPLE, *LAB_SAMPLES):
         if split not in ("train", "test"):
             raise UsageError(f"{sample}, split {split!r}: expected 'train' or 'test'")
+        if sample == "lab-strategies":
+            return strategy_rows(split, LAB_ROWS[split])
+        if sample == "lab-chains":
+            return dependency_rows(split, LAB_ROWS[split], steps=LENGTHS["chain"], make=chain_problem)
         if sample in LAB_SAMPLES:
             steps = LENGTHS["long" if sample == "lab-dependency-long" else "short"]
             slip = LAB_SLIP if sample == "lab-dependency-slips" and split == "train" else None
@@ -90,6 +96,8 @@ def embedded_rows(sample: str, split: str) -> list[Row]:
 
 
 def _lab_pretraining_rows(sample: str) -> list[Row]:
+    if sample == "lab-strategies-pretraining":
+        return pretraining_rows(LAB_STRATEGIES_ROWS)
     student = sample == "lab-pretraining"
     problems = dependency_rows(
         "pretraining",

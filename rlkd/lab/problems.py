@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -53,7 +53,7 @@ NAMES = (
 THINGS = ("coins", "cards", "books", "nuts", "pens", "shells")
 LARGEST = 30
 """The largest value of a quantity."""
-LENGTHS = {"short": (3, 4), "long": (5, 6)}
+LENGTHS = {"short": (3, 4), "long": (5, 6), "chain": (4, 5, 6)}
 """The numbers of calculations that the problems for reinforcement learning need."""
 ALL_LENGTHS = (1, 2, 3, 4, 5, 6)
 """Those of the problems that a student is first trained on."""
@@ -156,13 +156,14 @@ def dependency_rows(
     steps: Sequence[int] = LENGTHS["short"],
     short_cuts: float = 0.0,
     slip: Relation | None = None,
+    make: Callable[[random.Random, Sequence[int]], DependencyProblem] | None = None,
 ) -> list[dict]:
     """The first `count` problems of a split that need one of `steps` calculations, as rows; always the same.
 
     A hash of the question assigns the split, so no question is in two of them. `short_cuts`: probability that the
     rationale of a row takes a short cut (`short_cut`) instead of the exact steps. `slip`: see `DependencyProblem`. The
-    answer is then often wrong, and the row has the one that its rationale reaches. Raises `UsageError` for an unknown
-    split.
+    answer is then often wrong, and the row has the one that its rationale reaches. `make`: makes a problem
+    (`chain_problem`); None: one with its sentences in any order. Raises `UsageError` for an unknown split.
     """
     if split not in SPLITS:
         raise UsageError(f"split {split!r} of the dependency problems: expected one of {', '.join(SPLITS)}")
@@ -170,7 +171,7 @@ def dependency_rows(
     draw = random.Random(f"dependency problems {split} {tuple(steps)}")
     rows: dict[str, dict] = {}
     while len(rows) < count:
-        problem = replace(_problem(draw, steps), slip=slip)
+        problem = replace((make or _problem)(draw, steps), slip=slip)
         question = problem.question
         if _split(question) != split or question in rows:
             continue
@@ -225,6 +226,19 @@ def short_cut(problem: DependencyProblem, draw: random.Random) -> DependencyProb
         if min(values) > 0 and max(values) <= LARGEST and values[-1] != answer:
             return misread
     return None
+
+
+def chain_problem(draw: random.Random, steps: Sequence[int]) -> DependencyProblem:
+    """A chain of calculations: every quantity follows from the one before, and all are needed, in the order told."""
+    while True:
+        names = draw.sample(NAMES, len(NAMES))
+        quantities = [Holding(names.pop(), "given", draw.randint(2, 12))]
+        values = {quantities[0].name: quantities[0].number or 0}
+        for _ in range(draw.choice(steps)):
+            quantities.append(_related(names.pop(), [quantities[-1].name], values, draw))
+        if all(0 < value <= LARGEST for value in values.values()):
+            order = tuple(range(len(quantities)))
+            return DependencyProblem(tuple(quantities), quantities[-1].name, draw.choice(THINGS), order)
 
 
 def _problem(draw: random.Random, steps: Sequence[int]) -> DependencyProblem:

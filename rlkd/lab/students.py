@@ -1,18 +1,21 @@
 """The laboratory's students: small LFM2 models with a vocabulary of the task's own words.
 
 A student starts untrained (`untrained_student`); `recipes/sft.py --config recipes/lab/student.yaml` trains it from
-scratch. The result is an ordinary checkpoint, shipped as the model `lab-student`.
+scratch. The result is an ordinary checkpoint, shipped as the model `lab-student`. With further words
+(`widened_student`) it goes on to the problems with several strategies.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rlkd.lab.problems import LARGEST, NAMES, THINGS
+from rlkd.lab.solutions import STEP_NAMES
 
 SEED = 0
 SHAPE: dict[str, Any] = {
@@ -45,6 +48,12 @@ WORDS = ("How", "many", "does", "have", "as many as", "so", "and", "together", "
 PUNCTUATION = (".", ":", "?", ",")
 RELATION_WORDS = ("more than", "fewer than", "times as many as")
 SIGNS = ("+", "-", "*", "=", "####")
+STRATEGY_WORDS = (
+    *("buy", "buys", "bags", "with", "in", "each", "bag", "things", "gives", "to", "are", "left", "they"),
+    *("fills", "boxes", "box", "more"),
+    *dict.fromkeys(chain.from_iterable(STEP_NAMES.values())),
+)
+"""What the problems with several strategies need besides: words of the questions, and names of steps."""
 
 
 def vocabulary() -> list[str]:
@@ -56,14 +65,17 @@ def vocabulary() -> list[str]:
     return [*SPECIAL_TOKENS, "\n", " ", *PUNCTUATION, *(f" {piece}" for piece in pieces)]
 
 
-def tokenizer() -> Any:
-    """The tokenizer: one token per word or number, the same at the start of a line; decoding gives the text back."""
+def tokenizer(further: Sequence[str] = ()) -> Any:
+    """The tokenizer: one token per word or number, the same at the start of a line; decoding gives the text back.
+
+    `further` words come after the others.
+    """
     from tokenizers import Regex, Tokenizer, decoders, normalizers
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
     from transformers import PreTrainedTokenizerFast
 
-    tokens = vocabulary()
+    tokens = [*vocabulary(), *(f" {word}" for word in further)]
     words = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     words.pre_tokenizer = Split(Regex(PIECE), "isolated")
     words.normalizer = normalizers.Sequence([normalizers.Replace("\n", "\n "), normalizers.Prepend(" ")])
@@ -84,6 +96,23 @@ def identity() -> str:
     """Eight characters that differ if the untrained student differs in shape, vocabulary or seed."""
     told = json.dumps([SHAPE, vocabulary(), PIECE, CHAT_TEMPLATE, SEED])
     return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def widened_student(folder: Path, student: Path) -> None:
+    """Write the laboratory's student with the `STRATEGY_WORDS` besides, which it does not know yet; always the same.
+
+    `student`: the folder of its checkpoint.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    words = tokenizer(STRATEGY_WORDS)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model.resize_token_embeddings(len(words), mean_resizing=True)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
 
 
 def untrained_student(folder: Path) -> None:

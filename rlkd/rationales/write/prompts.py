@@ -151,6 +151,16 @@ def plan_text(plan: Route) -> str:
     )
 
 
+def read_plan(content: str) -> tuple[str, list[tuple[str, ...]]]:
+    """The question in the last message of a request, and the paths of its plan; for a teacher that is a program.
+
+    >>> read_plan("How many?\n\nProblems like this one were solved so:\npaths:\n1. AddSizes -> MultiplySum")
+    ('How many?', [('AddSizes', 'MultiplySum')])
+    """
+    question, _, plan = content.partition("\n\n")
+    return question, [tuple(path.split(" -> ")) for path in re.findall(r"^\d+\. (.+)$", plan, re.MULTILINE)]
+
+
 def hinted_prompt(prompt: Sequence[Message], answer: str) -> list[Message]:
     """The same request with the gold answer as a hint."""
     *before, last = prompt

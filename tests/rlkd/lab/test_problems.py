@@ -6,7 +6,16 @@ import pytest
 
 from rlkd.answers import extract_answer
 from rlkd.errors import UsageError
-from rlkd.lab.problems import ALL_LENGTHS, LARGEST, LENGTHS, SPLITS, dependency_rows, recall_rows, short_cut
+from rlkd.lab.problems import (
+    ALL_LENGTHS,
+    LARGEST,
+    LENGTHS,
+    SPLITS,
+    chain_problem,
+    dependency_rows,
+    recall_rows,
+    short_cut,
+)
 from rlkd.lab.problems import _problem as random_problem
 from rlkd.steps import calculations
 
@@ -77,6 +86,14 @@ def test_an_exercise_in_reading_gives_the_sentences_of_the_names_back() -> None:
         lines = row["rationales"][0].split("\n")
         assert [line.split()[0] for line in lines] == asked.rstrip("?").split(", ")
         assert sorted(lines) == sorted(f"{sentence.rstrip('.')}." for sentence in told.split(". "))
+
+
+def test_a_chain_is_told_in_order_and_needs_every_quantity() -> None:
+    for row in dependency_rows("test", 60, steps=LENGTHS["chain"], make=chain_problem):
+        (given, *sentences), [trace] = row["question"].split(". ")[:-1], row["rationales"]
+        assert len(given.split()) == 4
+        assert [line.split(":")[0] for line in trace.split("\n")[:-1]] == sentences
+        assert len(sentences) in LENGTHS["chain"]
 
 
 def test_an_unknown_split_is_named() -> None:

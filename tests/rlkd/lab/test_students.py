@@ -5,7 +5,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd.lab.problems import ALL_LENGTHS, dependency_rows, recall_rows
-from rlkd.lab.students import SHAPE, identity, tokenizer, untrained_student, vocabulary
+from rlkd.lab.strategies import pretraining_rows, strategy_rows
+from rlkd.lab.students import (
+    SHAPE,
+    STRATEGY_WORDS,
+    identity,
+    tokenizer,
+    untrained_student,
+    vocabulary,
+    widened_student,
+)
+from rlkd.models import resolve_model
 
 
 def test_every_text_of_the_task_is_made_of_known_tokens_and_decodes_exactly() -> None:
@@ -22,6 +32,28 @@ def test_a_word_is_the_same_token_at_the_start_of_a_line() -> None:
     words = tokenizer()
     first, *_, second = (words(text).input_ids for text in ("Ann has 3", "so\nAnn has 3"))
     assert second[-2:] == first
+
+
+def test_with_further_words_the_strategy_problems_are_known_and_old_words_keep_their_ids() -> None:
+    words, before = tokenizer(STRATEGY_WORDS), tokenizer().get_vocab()
+    assert before.items() <= words.get_vocab().items()
+    for row in [*strategy_rows("test", 200), *pretraining_rows(300)]:
+        for text in (row["question"], *row["rationales"]):
+            ids = words(text).input_ids
+            assert words.unk_token_id not in ids
+            assert words.decode(ids) == text
+
+
+@pytest.mark.slow
+def test_a_widened_student_is_the_student_with_further_words_and_always_the_same(tmp_path) -> None:
+    student = resolve_model("lab-student")
+    for name in "ab":
+        widened_student(tmp_path / name, student)
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in "ab")
+    assert all(torch.equal(x, y) for x, y in zip(one.parameters(), other.parameters(), strict=True))
+    before = AutoModelForCausalLM.from_pretrained(student).get_input_embeddings().weight
+    assert torch.equal(one.get_input_embeddings().weight[: len(before)], before)
+    assert len(one.get_input_embeddings().weight) == len(AutoTokenizer.from_pretrained(tmp_path / "a"))
 
 
 def test_the_vocabulary_has_no_token_twice() -> None:
