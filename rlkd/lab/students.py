@@ -110,7 +110,7 @@ def widened_student(folder: Path, student: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(student)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model.resize_token_embeddings(len(words), mean_resizing=True)
+        model.resize_token_embeddings(len(words), mean_resizing=False)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
 

@@ -3,27 +3,50 @@
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlkd.answers import extract_answer
 from rlkd.lab.problems import dependency_rows
-from rlkd.lab.students import tokenizer
+from rlkd.lab.strategies import strategy_rows
+from rlkd.lab.students import STRATEGY_WORDS, tokenizer
 from rlkd.models import LAB_MODELS, resolve_model, weights_identity
 
+STRATEGIES_STUDENT = "lab-strategies-student"
 
-@pytest.mark.parametrize("name", LAB_MODELS)
+
+@pytest.mark.parametrize("name", [name for name in LAB_MODELS if name != STRATEGIES_STUDENT])
 def test_a_model_has_the_laboratorys_tokenizer_and_writes_steps_of_the_question(name) -> None:
     folder = resolve_model(name)
     model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert words.get_vocab() == tokenizer().get_vocab()
     assert model.num_parameters() < 1e6
     rows = dependency_rows("test", 8)
+    answers = greedy_answers(model, words, rows)
+    assert sum(text.endswith(words.eos_token) for text in answers) >= 7
+    first = [text.split(":")[0] for text in answers]
+    assert sum(f"{line}." in row["question"] for line, row in zip(first, rows, strict=True)) >= 6
+
+
+def test_the_student_of_the_strategy_problems_knows_their_words_and_answers_some() -> None:
+    folder = resolve_model(STRATEGIES_STUDENT)
+    model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert words.get_vocab() == tokenizer(STRATEGY_WORDS).get_vocab()
+    assert model.num_parameters() < 1e6
+    rows = strategy_rows("test", 40)
+    answers = greedy_answers(model, words, rows)
+    assert sum(text.endswith(words.eos_token) for text in answers) >= 36
+    plain = [text.removesuffix(words.eos_token) for text in answers]
+    right = sum(extract_answer(text) == row["answer"] for text, row in zip(plain, rows, strict=True))
+    assert 4 <= right <= 20
+
+
+def greedy_answers(model, words, rows):
+    """The greedy answers to the questions of rows, each with its end token, if it has one."""
     conversations = [[{"role": "user", "content": row["question"]}] for row in rows]
     words.padding_side = "left"
     inputs = words.apply_chat_template(
         conversations, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     written = model.generate(**inputs, max_new_tokens=96, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    assert (written == words.eos_token_id).any(dim=1).sum() >= 7
-    first = [text.split(":")[0] for text in words.batch_decode(written, skip_special_tokens=True)]
-    assert sum(f"{line}." in row["question"] for line, row in zip(first, rows, strict=True)) >= 6
+    return [text.partition(words.pad_token)[0] for text in words.batch_decode(written)]
 
 
 def test_each_model_has_an_identity_of_its_own() -> None:
