@@ -65,6 +65,7 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
     """Make the pairs, train, save the model or its adapter."""
     from datasets import Dataset
 
+    from trainers.common.model_card import origin_of
     from trainers.common.models import check_student
     from trainers.common.preflight import check_settings
     from trainers.common.recipes import run
@@ -117,7 +118,8 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
         dataset = Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs])
         trainer = RunSFTTrainer(train_dataset=dataset, **common)
     check_examples(trainer, len(pairs))
-    run(trainer)
+    settings = {key: getattr(script, key) for key in ("copies", "fine_grained", "label_engine")}
+    run(trainer, origin=origin_of(script, rows, settings=settings) if args.process_index == 0 else None)
     say(args, "Evaluate it:  rlkd gsrm evaluate --help")
 
 

@@ -60,6 +60,7 @@ class RLKDScriptArguments(DataArguments):
 def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show the result."""
     from trainers import RLKDTrainer
+    from trainers.common.model_card import origin_of
     from trainers.common.recipes import held_out_accuracy, run, say_rewards
     from trainers.rlkd.progress import step_line
     from trainers.rlkd.shuffled import take_steps_from_rows
@@ -91,7 +92,8 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     )
     say_rewards(args, trainer.rewards)
     held_out = held_out_accuracy(trainer, script, test_rows)
-    run(trainer, line=step_line, held_out=held_out, show=show_best)
+    origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
+    run(trainer, line=step_line, held_out=held_out, show=show_best, origin=origin)
 
 
 def show_best(trainer: "RunFiles") -> None:

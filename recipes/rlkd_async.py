@@ -54,6 +54,7 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
 
     from trainers import RLKDAsyncTrainer
     from trainers.async_grpo.trainer import async_line
+    from trainers.common.model_card import origin_of
     from trainers.common.recipes import run, say_rewards
 
     rows = script.train_rows()
@@ -72,7 +73,8 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
         ),
     )
     say_rewards(args, trainer.rewards)
-    run(trainer, line=async_line, show=show_rewards)
+    origin = origin_of(script, rows) if args.process_index == 0 else None
+    run(trainer, line=async_line, show=show_rewards, origin=origin)
 
 
 def show_rewards(trainer: "RLKDAsyncTrainer") -> None:

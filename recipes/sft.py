@@ -72,6 +72,7 @@ class SFTScriptArguments(DataArguments):
 def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and evaluate the result."""
 
+    from trainers.common.model_card import origin_of
     from trainers.common.models import check_student
     from trainers.common.preflight import check_settings
     from trainers.common.recipes import held_out_accuracy, run
@@ -110,7 +111,9 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         round_adapter=script.round_adapter,
     )
     check_examples(trainer, len(examples))
-    run(trainer, held_out=held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length))
+    held_out = held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length)
+    origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
+    run(trainer, held_out=held_out, origin=origin)
 
 
 def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ class ValidityKDScriptArguments(DataArguments):
 def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "ModelConfig") -> None:
     """Load the data, build the trainer, train, and show the result."""
     from trainers import ValidityKDTrainer
+    from trainers.common.model_card import origin_of
     from trainers.common.recipes import held_out_accuracy, run
     from trainers.validity_kd.progress import kd_line
 
@@ -66,8 +67,9 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
         peft_config=peft_config(model),
     )
     held_out = held_out_accuracy(trainer, script, test_rows)
+    origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
     try:
-        run(trainer, line=kd_line, held_out=held_out, show=show_trace, rollouts="traces")
+        run(trainer, line=kd_line, held_out=held_out, show=show_trace, rollouts="traces", origin=origin)
     except EngineError as error:
         raise UsageError(f"{error}\n--resume_from_checkpoint continues from the last checkpoint.") from error
 

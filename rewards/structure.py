@@ -108,6 +108,13 @@ class StructureReward:
         self._parts = f"decomposer {decomposer}, judge {judge}"
         decompose = getattr(structures, "decomposes_teachers", False)
         self.teacher = teacher or ("decompose" if decompose else "rows")
+        self.card_settings = {
+            "teacher": "the traces of the rows",
+            "structure model": f"{decomposer} ({engine})" if structures.costly and engine else decomposer,
+            "judge": f"{judge} ({judge_engine or engine or embedding_model})" if judge != "deterministic" else judge,
+            "alignment": alignment,
+        }
+        """What the model card of a run lists."""
         self._warned: set[ReasoningTrace] = set()
 
     def describe(self) -> str:

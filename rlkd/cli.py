@@ -28,7 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # A command's module is imported only if the command is used.
-    commands: dict[str, Command] = {"run": run, "evaluate": evaluate, "doctor": doctor, "fetch-model": fetch_model}
+    commands: dict[str, Command] = {
+        "run": run,
+        "evaluate": evaluate,
+        "doctor": doctor,
+        "fetch-model": fetch_model,
+        "merge": merge,
+        "chat": chat,
+    }
     points = {point.name: point for point in entry_points(group="rlkd.commands")}
     wants_help = not arguments or arguments[0] in ("-h", "--help")
     parser = argparse.ArgumentParser(
@@ -100,6 +107,20 @@ def fetch_model(arguments: Sequence[str]) -> int:
         verify_model(name)
     print(*folders, sep="\n")
     return 0
+
+
+def merge(arguments: Sequence[str]) -> int:
+    """`rlkd merge`: merges an adapter into its base, checks the result, and writes an ordinary model."""
+    from rlkd.merge_command import main
+
+    return main(arguments)
+
+
+def chat(arguments: Sequence[str]) -> int:
+    """`rlkd chat`: asks a model questions on the terminal, also the result of a run."""
+    from rlkd.chat import main
+
+    return main(arguments)
 
 
 def _overview(commands: Mapping[str, Command], points: Mapping[str, EntryPoint]) -> str:

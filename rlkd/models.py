@@ -31,6 +31,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ from pathlib import Path
 
 from rlkd.errors import UsageError
 from rlkd.files import lock_file
+from rlkd.merging import merge
 
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
@@ -107,7 +109,30 @@ def base_of_adapter(folder: Path) -> str:
         raise UsageError(f"the adapter {folder} cannot be read: {error}") from error
     if not base:
         raise UsageError(f"the adapter {folder} names no base model (base_model_name_or_path in adapter_config.json)")
-    return EMBEDDED if base == EMBEDDED_HUB_ID else str(base)
+    name = public_name(str(base))
+    return EMBEDDED if name == EMBEDDED_HUB_ID else name
+
+
+def public_name(name: str) -> str:
+    """The name by which others load a model: for a folder in the cache of rlkd or of the hub, the model it came from.
+
+    Any other name is returned as it is.
+
+    >>> public_name("/home/me/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/1a2b")
+    'Qwen/Qwen3-0.6B'
+    >>> public_name("/home/me/.cache/rlkd/embedded-warm-aa861309a9e80441"), public_name("embedded")
+    ('embedded-warm', 'HuggingFaceTB/SmolLM2-135M-Instruct')
+    """
+    parts = Path(name).parts
+    if name == EMBEDDED or parts[-1:] == (_FOLDER,):
+        return EMBEDDED_HUB_ID
+    if found := re.search(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/", name):
+        return f"{found[1]}/{found[2]}"
+    if len(parts) > 1 and (found := re.fullmatch(rf"({'|'.join(ADAPTED)})-[0-9a-f]{{16}}", parts[-1])):
+        return found[1]
+    if len(parts) > 1 and parts[-1].startswith(f"{LAB_UNTRAINED}-"):
+        return LAB_UNTRAINED
+    return parts[-1] if parts[-3:-1] == ("rlkd", "assets") and parts[-1] in LAB_MODELS else name
 
 
 def merged_model(folder: Path, trust_remote_code: bool = False) -> Path:
@@ -126,7 +151,7 @@ def merged_model(folder: Path, trust_remote_code: bool = False) -> Path:
         _say(f"{folder}: merging the adapter into {base}, in {merged} (once) ...")
         try:
             found = resolve_model(base, trust_remote_code=trust_remote_code)
-            _merge(found, folder, out, dtype="auto", trust_remote_code=trust_remote_code)
+            merge(found, folder, out, dtype="auto", trust_remote_code=trust_remote_code)
         except UsageError:
             raise
         except Exception as error:
@@ -178,7 +203,7 @@ def adapted_model(name: str) -> Path:
     def write(scratch: Path, out: Path) -> None:
         base = embedded_model()
         _say(f"{name}: merging the adapter into {EMBEDDED_TITLE}, in {folder} (seconds, once) ...")
-        _merge(base, adapter, out)
+        merge(base, adapter, out)
 
     return _created(folder, _SOURCE | {"adapter_sha256": digest.hexdigest()}, write)
 
@@ -222,11 +247,6 @@ def weights_identity(name: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8] if parts else ""
 
 
-def tokenizer_source(adapter: Path, base: str | Path) -> str:
-    """Where an adapter's tokenizer is: in its own folder, as trainers save it, or with its base."""
-    return str(adapter if (adapter / "tokenizer_config.json").is_file() else base)
-
-
 def shipped_adapters() -> list[str]:
     """The names in `ADAPTED` whose adapter this installation has."""
     return [name for name in ADAPTED if not _missing_parts(_adapters() / name)]
@@ -252,22 +272,6 @@ def _adapters() -> Path:
 
 def _missing_parts(adapter: Path) -> list[str]:
     return [part for part in _ADAPTER_FILES if not (adapter / part).is_file()]
-
-
-def _merge(
-    base: str | Path, adapter: Path, out: Path, dtype: str = "float32", trust_remote_code: bool = False
-) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=trust_remote_code)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    merged.save_pretrained(out)
-    source = tokenizer_source(adapter, base)
-    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(out)
-    transformers_logging.enable_progress_bar()
 
 
 def _download(scratch: Path) -> Path:

@@ -42,6 +42,7 @@ from rlkd.engines.tokens import (
     template_arguments,
     template_suffix,
 )
+from rlkd.models import is_adapter
 from rlkd.registry import SpecError
 
 if TYPE_CHECKING:
@@ -198,7 +199,11 @@ class ServerEngine(CheckedEngine):
         offered = await self.models()
         if self.model is not None and self.model not in offered:
             raise EngineError(
-                self.name, f"the server has no model {self.model!r}; it offers {', '.join(offered) or 'none'}."
+                self.name,
+                f"the server has no model {self.model!r}; it offers {', '.join(offered) or 'none'}.",
+                f"It is an adapter here: merge it (rlkd merge {self.model} --out FOLDER), and serve the result."
+                if is_adapter(self.model)
+                else "",
             )
 
     async def close(self) -> None:

@@ -155,7 +155,10 @@ def _resolve(model: str) -> str:
             raise UsageError(f"there is no folder {folder.absolute()}")
         if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "params.json")):
             is_adapter = (folder / "adapter_config.json").is_file()
-            hint = " It is an adapter: set its base as model, and the folder in lora." * is_adapter
+            hint = (
+                f" It is an adapter: set its base as model, and the folder in lora; or merge it: rlkd merge {model} "
+                f"--out FOLDER"
+            ) * is_adapter
             raise UsageError(f"{model!r} has no config.json; expected the folder of a checkpoint.{hint}")
         return str(folder.absolute())
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):

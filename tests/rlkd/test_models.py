@@ -13,6 +13,7 @@ from rlkd import models
 from rlkd.errors import UsageError
 from rlkd.models import (
     ADAPTED,
+    EMBEDDED_HUB_ID,
     ModelUnavailable,
     adapted_model,
     cache_folder,
@@ -69,6 +70,25 @@ def leftovers(cache: Path) -> list[str]:
 def test_other_names_are_left_to_from_pretrained():
     assert resolve_model("org/model") == "org/model"
     assert resolve_model("./embedded") == "./embedded"
+
+
+@pytest.mark.parametrize(
+    ("given", "public"),
+    [
+        ("embedded", EMBEDDED_HUB_ID),
+        ("/home/me/.cache/rlkd/smollm2-135m-instruct-v1", EMBEDDED_HUB_ID),
+        ("/home/me/.cache/rlkd/embedded-expert-ef6a4b1557fc9e72", "embedded-expert"),
+        ("/home/me/.cache/rlkd/lab-untrained-483835dc", "lab-untrained"),
+        ("/opt/site-packages/rlkd/assets/lab-student", "lab-student"),
+        ("/data/hf/models--Qwen--Qwen3-0.6B/snapshots/1a2b", "Qwen/Qwen3-0.6B"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("runs/sft", "runs/sft"),
+        ("embedded-warm", "embedded-warm"),
+        ("", ""),
+    ],
+)
+def test_folders_of_caches_have_names_that_others_can_load(given, public) -> None:
+    assert models.public_name(given) == public
 
 
 def test_the_cache_folder_comes_from_the_environment(monkeypatch):
@@ -331,7 +351,7 @@ def merges(monkeypatch) -> list[str]:
         out.mkdir()
         (out / "model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
 
-    monkeypatch.setattr(models, "_merge", merge)
+    monkeypatch.setattr(models, "merge", merge)
     return done
 
 
@@ -399,7 +419,7 @@ def test_a_merge_that_breaks_down_leaves_the_older_folder(cache, base, adapters,
         out.mkdir()
         raise MemoryError
 
-    monkeypatch.setattr(models, "_merge", merge)
+    monkeypatch.setattr(models, "merge", merge)
     write_adapter(adapters / "embedded-warm", b"other")
     with pytest.raises(MemoryError):
         adapted_model("embedded-warm")

@@ -19,7 +19,7 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer
 
 from rewards import RewardError
 from rlkd.files import read_records
-from rlkd.models import is_adapter, resolve_model
+from rlkd.models import resolve_model
 from trainers.async_grpo.config import RLKDAsyncConfig
 from trainers.async_grpo.preflight import check_async, clear_server
 from trainers.async_grpo.preparation import prepare
@@ -93,8 +93,8 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
             tokenizer.pad_token = reading.pad_token
         self.processing_class = tokenizer
         self.rewards = composite.rewards
-        name_base(self.model, student if is_adapter(model) else model)
-        self.open_run_files(log.name)
+        name_base(self.model, model, on_top=True)
+        self.open_run_files(log.name, student=model)
         alarms = Alarms({ALL_TRUNCATED: all_truncated})
         self.add_callback(alarms)
         self.keep("alarms", alarms)
@@ -110,6 +110,10 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         finally:
             if self.accelerator.is_main_process:
                 clear_server(self.args)
+
+    def reward_names(self) -> list[str]:
+        """The names of the rewards, in order."""
+        return [reward.__name__ for reward in self.rewards]
 
     def reward_figures(self) -> dict[str, str]:
         """For each reward, a line of figures over all rollouts in the log, trained on or not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlkd.models import EMBEDDED, EMBEDDED_HUB_ID, base_of_adapter, is_adapter, resolve_model
+from rlkd.models import base_of_adapter, is_adapter, public_name, resolve_model
 from trainers.common.student import reading_options
 
 
@@ -46,14 +46,15 @@ def without_wrapper(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def name_base(trained: Any, model: Any) -> None:
-    """Name the base of a trained adapter as the user did, in place of a folder of this machine.
+def name_base(trained: Any, model: Any, *, on_top: bool = False) -> None:
+    """Name the base of a trained adapter so that others can load it, in place of a folder of this machine.
 
-    `model`: the name of the student. The embedded model gets its name on the hub.
+    `model`: the name of the student. If it is an adapter, that one was trained further, and has its own base; with
+    `on_top` it was merged, and the new adapter is on top of it.
     """
     adapters = getattr(trained, "peft_config", None)
     if not adapters or not isinstance(model, str):
         return
-    name = base_of_adapter(Path(model).expanduser()) if is_adapter(model) else model
+    name = base_of_adapter(Path(model).expanduser()) if is_adapter(model) and not on_top else model
     for adapter in adapters.values():
-        adapter.base_model_name_or_path = EMBEDDED_HUB_ID if name == EMBEDDED else name
+        adapter.base_model_name_or_path = public_name(name)

@@ -75,13 +75,18 @@ def _check_hub(args: Any) -> None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().whoami(token=args.hub_token)
+        user = HfApi().whoami(token=args.hub_token)
     except Exception as error:  # no connection, no token, or offline mode: each has its own class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"push_to_hub: the hub cannot be used ({reason.rstrip('.')}). Connect and run  hf auth login  or set "
             f"push_to_hub: false and upload {args.output_dir} later:  hf upload REPO {args.output_dir}"
         ) from error
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UsageError(
+            f"push_to_hub: the token of {user.get('name')} can only read. Make one that can write "
+            f"(huggingface.co/settings/tokens) and run  hf auth login  or set push_to_hub: false"
+        )
 
 
 def check_unused_columns(args: Any, needed: str) -> None:

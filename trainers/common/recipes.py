@@ -14,6 +14,7 @@ from rlkd.report.run_curve import draw_run
 from trainers.common.arguments import say
 from trainers.common.data_arguments import DataArguments
 from trainers.common.evaluation_settings import DATA_KEYS
+from trainers.common.model_card import RunOrigin
 from trainers.common.progress import Line, StepLine
 from trainers.evaluation import HeldOutAccuracy
 
@@ -50,13 +51,16 @@ def run(
     held_out: HeldOutAccuracy | None = None,
     show: Callable[[Any], None] | None = None,
     rollouts: str = "rollouts",
+    origin: RunOrigin | None = None,
 ) -> None:
     """Train a trainer with `RunFiles` from the checkpoint that the config names, save, draw, and print a summary.
 
     `line`: the line per step, by default TRL's dictionary of metrics. `show` prints the opening of the summary, if
-    rollouts are saved; `rollouts` is their label there.
+    rollouts are saved; `rollouts` is their label there. `origin`: command and data, for the model card.
     """
     args = trainer.args
+    if origin is not None:
+        trainer.origin = origin
     if line is not None and not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(StepLine(line))

@@ -17,8 +17,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from rlkd.files import atomic_file, read_records
+from rlkd.files import atomic_file, read_records, write_atomically
+from trainers.common.card_facts import ModelCards
 from trainers.common.checkpoints import find_checkpoint, numbered_checkpoints, step_of
+from trainers.common.model_card import CARD
 from trainers.common.run_state import RunState
 from trainers.common.saving import UNFINISHED
 
@@ -35,6 +37,11 @@ _TRACES = (
     "adapter_*",
     "model*.safetensors*",
     "curve.*",
+    CARD,
+)
+# What of an output folder does not go to the hub: texts of the data, and arguments with the token in them.
+_NOT_PUSHED = (
+    "rollouts/\neval.jsonl\nevaluation/\nearlier-*/\nlabelled.jsonl\nlabels.sqlite\nreport.html\ntraining_args.bin\n"
 )
 
 
@@ -120,7 +127,7 @@ class MetricsCallback(TrainerCallback):
             self.log.append([{"step": state.global_step, **logs}])
 
 
-class RunFiles(RunState):
+class RunFiles(ModelCards, RunState):
     """Mixin for a TRL trainer, first among its bases: the files of a run, and a `train` that resumes them exactly.
 
     `open_run_files` is to be called once the trainer is built. `metrics_path` is `metrics.jsonl` in the output folder,
@@ -130,8 +137,13 @@ class RunFiles(RunState):
     metrics_path: Path
     rollouts: StepLog
 
-    def open_run_files(self, rollouts: str | None = None) -> None:
-        """Set the paths and log metrics; `rollouts`: name of the rollouts file, by default one for each process."""
+    def open_run_files(self, rollouts: str | None = None, *, student: Any = None) -> None:
+        """Set the paths and log metrics.
+
+        `rollouts`: name of the rollouts file, by default one for each process. `student`: the student as the user
+        named it; a model given as an object has no name.
+        """
+        self.student_name = student if isinstance(student, str) else None
         output = Path(self.args.output_dir or ".").resolve()
         self.metrics_path = output / "metrics.jsonl"
         self.rollouts = StepLog(output / "rollouts" / (rollouts or f"rank{self.args.process_index}.jsonl"))
@@ -166,6 +178,8 @@ class RunFiles(RunState):
                     )
             elif (aside := set_earlier_run_aside(output)) is not None:
                 logger.warning("%s held an earlier run; it was moved to %s", output, aside)
+            if self.args.push_to_hub and not (output / ".gitignore").exists():
+                write_atomically(output / ".gitignore", _NOT_PUSHED)
         self.accelerator.wait_for_everyone()
         self.restore(checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)  # type: ignore[misc]

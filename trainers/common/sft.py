@@ -42,7 +42,7 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         name_base(self.model, base_model or model)
         self._rounds = bool(round_adapter and getattr(self.model, "peft_config", None))
-        self.open_run_files()
+        self.open_run_files(student=base_model or model)
         if self._rounds:
             self.add_callback(_Rounding(self))
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rlkd.context import context_length
 from rlkd.errors import UsageError
-from rlkd.models import base_of_adapter, is_adapter, resolve_model, tokenizer_source
+from rlkd.merging import tokenizer_source
+from rlkd.models import base_of_adapter, is_adapter, resolve_model
 from rlkd.process import is_first_process
 from rlkd.rendering import turn_end
 

@@ -127,7 +127,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         self.reward_func_names[: len(names)] = names
         name_base(self.model, model)
         self._step_credit = StepCredit.of(args, dict(zip(names, self.rewards, strict=True)), self.processing_class)
-        self.open_run_files()
+        self.open_run_files(student=model)
         alarms = Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated})
         self.add_callback(self._failures)
         self.add_callback(alarms)
@@ -142,6 +142,10 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
             checkpoint = self.metrics_path.parent / f"checkpoint-{self.state.global_step}"
             raise TooManyFailures(self._failures.explain(checkpoint))
         return result
+
+    def reward_names(self) -> list[str]:
+        """The names of the rewards, in order."""
+        return [_name_of(reward) for reward in self.rewards]
 
     def _recorded(self, reward: Reward | str | PreTrainedModel) -> Any:
         """A reward as TRL calls it: TRL gets the values, `_batch` the outcomes."""

@@ -164,7 +164,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             student_head=lambda: head_of(self.accelerator.unwrap_model(self.model), self._width),
         )
         name_base(self.model, model)
-        self.open_run_files()
+        self.open_run_files(student=model)
         alarms = Alarms({EQUAL_WEIGHTS: weights_are_equal, ALL_TRUNCATED: all_truncated})
         self._failures = FailureWatch([args.validity], args.max_failure_rate, args.failure_window)
         self.add_callback(alarms)

@@ -121,10 +121,24 @@ def test_saved_adapters_name_the_base_as_the_user_did() -> None:
         ("embedded-warm", "embedded-warm"),
         (EMBEDDED, EMBEDDED_HUB_ID),
         ("org/model", "org/model"),
+        ("/home/me/.cache/huggingface/hub/models--org--model/snapshots/1a2b", "org/model"),
     ):
         name_base(trained, given)
         assert config.base_model_name_or_path == named
     name_base(object(), "org/model")
+
+
+def test_an_adapter_on_top_of_a_merged_one_names_it_and_is_a_model_too(adapter, template_model, tmp_path) -> None:
+    config = LoraConfig(base_model_name_or_path="cache")
+    name_base(SimpleNamespace(peft_config={"default": config}), str(adapter), on_top=True)
+    assert config.base_model_name_or_path == str(adapter)
+    merged = AutoModelForCausalLM.from_pretrained(resolve_model(str(adapter)))
+    second = get_peft_model(merged, LoraConfig(**LORA))
+    torch.nn.init.normal_(next(p for name, p in second.named_parameters() if "lora_B" in name), std=0.2)
+    name_base(second, str(adapter), on_top=True)
+    second.save_pretrained(tmp_path / "second")
+    found = AutoModelForCausalLM.from_pretrained(resolve_model(str(tmp_path / "second")))
+    assert torch.allclose(logits(found), logits(second.eval()), atol=1e-5)
 
 
 def test_the_embedded_model_is_found_by_its_name_on_the_hub(tmp_path) -> None:

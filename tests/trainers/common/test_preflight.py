@@ -1,12 +1,16 @@
 """Settings that every trainer shares, refused in one sentence before a model loads."""
 
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
 
 from rlkd.errors import UsageError
+from tests.helpers.fake_hub import FakeHub
 from trainers.common import preflight
 from trainers.common.preflight import check_settings, has_images
 
@@ -41,6 +45,18 @@ def test_what_would_end_the_run_after_loading_ends_it_before(monkeypatch, change
     with pytest.raises(UsageError, match=message) as caught:
         check_settings(settings(**changes), None)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["read", "write"])
+def test_a_token_that_can_only_read_is_refused(monkeypatch, role) -> None:
+    hub = FakeHub(role)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, endpoint=hub.url))
+    expected = pytest.raises(UsageError, match="the token of you can only read") if role == "read" else nullcontext()
+    with expected:
+        check_settings(settings(push_to_hub=True, hub_token="hf_token"), None)
+    hub.shut_down()
+    assert hub.asked == ["GET /api/whoami-v2"]
 
 
 def test_settings_that_work_pass(monkeypatch) -> None:
