@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.files import read_records
+from rlkd.models import public_name
 from trainers.common.model_card import CARD, CardFacts, RunOrigin, compose, license_of
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ _SETTINGS = (
 class ModelCards:
     """Mixin for a TRL trainer, before it among the bases: each saved model has a card with the facts of the run.
 
-    `student_name` is the student as the user named it, None for a model given as an object. `origin` has the command and
-    the data, which recipes know.
+    `student_name` is the student as the user named it, None for a model given as an object. `origin` has the command
+    and the data, which recipes know.
     """
 
     args: Any
@@ -78,7 +79,7 @@ def facts_of(trainer: Any, name: str | None = None) -> CardFacts:
     """The facts of a run so far; `name`: the model's, by default that of the output folder."""
     args, model, origin = trainer.args, trainer.model, trainer.origin
     output = Path(args.output_dir or ".")
-    base = trainer.student_name
+    base = _base(trainer)
     evaluations = output / "eval.jsonl"
     return CardFacts(
         name=name or output.resolve().name,
@@ -94,6 +95,15 @@ def facts_of(trainer: Any, name: str | None = None) -> CardFacts:
     )
 
 
+def _base(trainer: Any) -> str | None:
+    """The student's name; for an adapter that was trained further, that of the model under it."""
+    name: str | None = trainer.student_name
+    for adapter in (getattr(trainer.model, "peft_config", None) or {}).values():
+        if name is not None and adapter.base_model_name_or_path != public_name(name):
+            return str(adapter.base_model_name_or_path)
+    return name
+
+
 def _with_control(origin: RunOrigin, control: str) -> RunOrigin:
     if control == "none":
         return origin
@@ -105,6 +115,7 @@ def _settings(trainer: Any) -> dict[str, Any]:
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     settings: dict[str, Any] = {
         "weights trained": _trained(trainer.model),
+        "trained further from": trainer.student_name if trainer.student_name != _base(trainer) else None,
         "weights loaded in": _quantized(trainer.model.config),
         "optimizer steps": state.global_step,
         "rows per step": rows,

@@ -177,7 +177,7 @@ def license_of(base: str | None) -> str | None:
 
     if base is None:
         return None
-    if base in (EMBEDDED, *ADAPTED, *LAB_MODELS, LAB_UNTRAINED):
+    if base in (EMBEDDED, EMBEDDED_HUB_ID, *ADAPTED, *LAB_MODELS, LAB_UNTRAINED):
         return "apache-2.0"
     path: Any = Path(base).expanduser() / CARD
     if not path.is_file():
