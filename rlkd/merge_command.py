@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.errors import UsageError
-from rlkd.merging import TOLERANCE, Comparison, merge, tokenizer_source
+from rlkd.merging import TOLERANCE, MergeCheck, merge, tokenizer_source
 from rlkd.models import base_of_adapter, is_adapter, resolve_model
 from rlkd.rendering import prompt_ids
 
@@ -150,7 +150,7 @@ def _probe(tokenizer_folder: str, trust_remote_code: bool) -> list[int]:
     return prompt_ids(tokenizer, [{"role": "user", "content": _QUESTION}] if chats else _QUESTION)[-_PROBE_TOKENS:]
 
 
-def _check_same(adapter: Path, found: Comparison) -> None:
+def _check_same(adapter: Path, found: MergeCheck) -> None:
     if not found.is_equal:
         raise UsageError(
             f"the merged model differs from base and adapter: a logit by {found.difference:.2g}, where rounding to "

@@ -1,6 +1,6 @@
 """Merges an adapter into the weights of its base, so that the result is a model which everything loads.
 
-What is computed stays the same up to rounding, which `Comparison` measures: the logits of base and adapter against
+What is computed stays the same up to rounding, which `MergeCheck` measures: the logits of base and adapter against
 those of the merged model as it is read back from its folder.
 """
 
@@ -22,7 +22,7 @@ Our choice: float32 and bfloat16 round by up to 6e-8 and 4e-3 per operation, whi
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MergeCheck:
     """What merging changed: logits of the merged model against those of base and adapter.
 
     `difference`: the largest difference of a logit; `largest`: the largest logit of the two, or of the base alone;
@@ -53,7 +53,7 @@ def merge(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     probe: Sequence[int] | None = None,
-) -> Comparison | None:
+) -> MergeCheck | None:
     """Write the base with the adapter merged to the folder `out`: safetensors, configs, tokenizer, chat template.
 
     `dtype`: of the result, `auto` for the base's own. `probe`: ids of a text, on which the logits are compared; None
@@ -87,7 +87,7 @@ def merge(
     if probe:
         del model, merged
         saved = load(out)
-        found = Comparison(
+        found = MergeCheck(
             difference=(logits(saved) - adapted).abs().max().item(),
             largest=max(adapted.abs().max().item(), plain.abs().max().item()),
             effect=(adapted - plain).abs().max().item(),

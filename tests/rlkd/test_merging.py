@@ -6,7 +6,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlkd.merging import TOLERANCE, Comparison, merge, tokenizer_source
+from rlkd.merging import TOLERANCE, MergeCheck, merge, tokenizer_source
 from tests.helpers.adapters import save_adapter
 
 PROBE = list(range(5, 40))
@@ -63,9 +63,9 @@ def test_a_head_trained_apart_from_its_tied_embedding_is_in_the_file(base, tmp_p
 
 
 def test_a_difference_beyond_the_limit_is_none_of_rounding() -> None:
-    assert Comparison(difference=0.9e-3, largest=10.0, effect=1.0, dtype="float32").is_equal
-    assert not Comparison(difference=1.1e-3, largest=10.0, effect=1.0, dtype="float32").is_equal
-    assert Comparison(difference=0.4, largest=10.0, effect=1.0, dtype="bfloat16").is_equal
+    assert MergeCheck(difference=0.9e-3, largest=10.0, effect=1.0, dtype="float32").is_equal
+    assert not MergeCheck(difference=1.1e-3, largest=10.0, effect=1.0, dtype="float32").is_equal
+    assert MergeCheck(difference=0.4, largest=10.0, effect=1.0, dtype="bfloat16").is_equal
 
 
 def test_without_a_probe_nothing_is_compared(base, adapter, tmp_path) -> None:
