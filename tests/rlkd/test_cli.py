@@ -26,7 +26,19 @@ def test_help_says_in_a_sentence_what_each_command_is_for(capsys):
     assert stopped.value.code == 0
     listed = capsys.readouterr().out.partition("commands:\n")[2].splitlines()
     commands = {line.split()[0]: line.split(maxsplit=1)[1] for line in listed}
-    known = {"run", "evaluate", "doctor", "fetch-model", "merge", "chat", "report", "rewards", "gsrm", "serve", "study"}
+    known = {
+        "run",
+        "evaluate",
+        "doctor",
+        "fetch-model",
+        "merge",
+        "chat",
+        "report",
+        "rewards",
+        "gsrm",
+        "serve",
+        "study",
+    }
     assert commands.keys() == known
     assert all(sentence[0].isupper() and len(sentence.split()) > 3 for sentence in commands.values()), commands
 

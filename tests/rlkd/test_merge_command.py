@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.tiny import save_llama
 from rlkd import cli
 from rlkd.errors import UsageError
 from rlkd.merge_command import merge_adapter
@@ -98,8 +99,9 @@ def test_a_base_that_is_elsewhere_is_asked_for(adapter, base, tmp_path) -> None:
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_base_that_does_not_fit_is_named(adapter, tiny_model, tmp_path) -> None:
-    refused(adapter, tmp_path / "out", "cannot be merged into", base=tiny_model)
+def test_a_base_that_does_not_fit_is_named(adapter, tmp_path) -> None:
+    wide = save_llama(tmp_path / "wide", hidden_size=64)
+    refused(adapter, tmp_path / "out", "cannot be merged into", base=wide)
 
 
 def test_a_quantised_base_is_refused_with_the_way_out(adapter, base, tmp_path) -> None:

@@ -47,11 +47,12 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class RunOrigin:
-    """Where a run comes from: its command, its rows, and the controls that are set."""
+    """Where a run comes from: its command, its rows, the controls that are set, and settings of the recipe's own."""
 
     command: str = ""
     data: tuple[DataFacts, ...] = ()
     controls: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def origin_of(
@@ -150,6 +151,7 @@ def compose(path: Path, facts: CardFacts) -> None:
     tags = sorted({*(written.data.tags or ()), "rlkd", *(["lora"] if facts.is_adapter else [])})
     hub_base = hub_id(facts.base)
     sources = [data.source for data in facts.origin.data if _is_hub_id(data.source)]
+    own: dict[str, Any] = {"quantized_base": facts.quantized} if facts.quantized else {}
     data = ModelCardData(
         base_model=hub_base,
         datasets=sorted(set(sources)) or None,
@@ -157,7 +159,7 @@ def compose(path: Path, facts: CardFacts) -> None:
         license=facts.license,
         pipeline_tag="text-generation",
         tags=tags,
-        **({"quantized_base": facts.quantized} if facts.quantized else {}),
+        **own,
     )
     text = card_text(facts) + (f"\n{found}{of_trl.rstrip()}\n" if found else "")
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(path)

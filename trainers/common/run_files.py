@@ -186,7 +186,7 @@ class RunFiles(ModelCards, RunState):
 
     def save_final(self) -> None:
         """Save the trained model."""
-        self.save_model(self.args.output_dir)  # type: ignore[attr-defined]
+        self.save_model(self.args.output_dir)
 
 
 def _finite(value: Any) -> Any:
