@@ -60,13 +60,13 @@ class ModelCards:
         if not is_own and (own / CARD).exists():  # PEFT has written a card of its own there
             shutil.copyfile(own / CARD, folder / CARD)
 
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write TRL's model card to the output folder, and the facts of the run into it."""
-        super().create_model_card(model_name, **kwargs)  # type: ignore[misc]
+        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
         if not self.accelerator.is_main_process:
             return
         try:
-            compose(Path(self.args.output_dir) / CARD, facts_of(self, model_name))
+            compose(Path(self.args.output_dir) / CARD, facts_of(self, kwargs.get("model_name")))
         except Exception as error:  # no run ends for its card
             logger.warning("the model card has no facts of the run: %s: %s", type(error).__name__, error)
 
