@@ -145,7 +145,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
 
     def reward_names(self) -> list[str]:
         """The names of the rewards, in order."""
-        return [_name_of(reward) for reward in self.rewards]
+        return list(self.reward_func_names[: len(self.rewards)])
 
     def _recorded(self, reward: Reward | str | PreTrainedModel) -> Any:
         """A reward as TRL calls it: TRL gets the values, `_batch` the outcomes."""
