@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base")
     given = parser.parse_args(arguments)
+    # Deprecations between PEFT and transformers are not the user's; nor is a base that only rlkd knows by its name.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="Could not find a config file in", module="peft")
     for line in merge_adapter(
         given.adapter.expanduser(),
         given.out.expanduser(),
@@ -189,7 +193,7 @@ def _write_card(adapter: Path, base: str, out: Path) -> None:
     except Exception:  # no card, or one that is not for the hub
         return
     card.data.library_name = "transformers"
-    card.data.tags = [tag for tag in card.data.tags or [] if not str(tag).startswith("base_model:adapter")]
+    card.data.tags = [tag for tag in card.data.tags or [] if tag != "lora" and "adapter" not in str(tag)]
     card.text = (
         f"{card.text.rstrip()}\n\n## Merged\n\nThe adapter was merged into its base, `{base}`, by `rlkd merge`.\n"
     )
