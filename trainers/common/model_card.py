@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 import shlex
@@ -24,6 +25,7 @@ from rlkd.engines.spec import without_secrets
 from rlkd.installation import HOME
 from rlkd.models import ADAPTED, EMBEDDED, EMBEDDED_HUB_ID, LAB_MODELS, LAB_UNTRAINED, public_name
 from rlkd.report.held_out import GREEDY, SAMPLED, interval_of, paired_change
+from rlkd.statistics import Interval
 
 CARD = "README.md"
 # The part of TRL's card that is kept begins here.
@@ -202,7 +204,7 @@ def card_text(facts: CardFacts) -> str:
     for name, value in facts.origin.controls.items():
         lines += [f"**A control run** (`{name}: {value}`): what it learned is not what the method teaches.", ""]
     lines += ["Ask it: `rlkd chat FOLDER`, with the folder of this model.", ""]
-    lines += _gains(facts.evaluations, facts.origin.data)
+    lines += _before_and_after(facts.evaluations, facts.origin.data)
     lines += ["## The run", ""]
     licence = facts.license or "unknown: see the page of the base"
     settings = {**facts.settings, "licence of the base": licence, "versions": versions()}
@@ -234,7 +236,7 @@ def versions() -> str:
     return ", ".join([*found, f"Python {platform.python_version()}"])
 
 
-def _gains(records: Sequence[Mapping[str, Any]], data: Sequence[DataFacts]) -> list[str]:
+def _before_and_after(records: Sequence[Mapping[str, Any]], data: Sequence[DataFacts]) -> list[str]:
     if not records:
         return []
     first, last = records[0], records[-1]
@@ -247,7 +249,7 @@ def _gains(records: Sequence[Mapping[str, Any]], data: Sequence[DataFacts]) -> l
             continue
         cells = [label, *(f"{interval_of(figures(record)):.1%}" for record in (first, last))]
         change = paired_change(first, last, key) if last is not first else None
-        rows.append([*cells, "-" if change is None else f"{change:+.1%}"])
+        rows.append([*cells, "-" if change is None else _change(change)])
     held_out = next((facts for facts in data if facts.use == "held out"), None)
     source = f" of `{masked(held_out.source)}`" if held_out else ""
     note = f"{len(last['rows'])} held-out rows{source}; the interval of the change is paired by row."
@@ -255,7 +257,12 @@ def _gains(records: Sequence[Mapping[str, Any]], data: Sequence[DataFacts]) -> l
         drawn = last["sampled"]
         note += f" Sampled: {drawn['samples']} completions per row at temperature {drawn['temperature']:g}."
     heads = ["accuracy", f"before (step {first['step']})", f"after step {last['step']}", "change"]
-    return ["## What it gained", "", *_table(heads, rows), note, ""]
+    return ["## Before and after", "", *_table(heads, rows), note, ""]
+
+
+def _change(change: Interval) -> str:
+    shown = math.isfinite(change.high - change.low) and not change.excludes_zero
+    return f"{change:+.1%}" + (", which contains 0: no change is shown" if shown else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -77,9 +77,16 @@ def test_the_card_says_what_was_trained_on_what_and_what_it_gained() -> None:
 def test_a_card_without_evaluations_rewards_and_data_has_no_empty_tables() -> None:
     text = card_text(facts(evaluations=[], rewards=[], origin=RunOrigin(), base=None, is_adapter=False, license=None))
     assert "All weights of a model given as an object" in text
-    for absent in ("gained", "Rewards", "Data", "```"):
+    for absent in ("Before and after", "Rewards", "Data", "```"):
         assert absent not in text
     assert "unknown: see the page of the base" in text
+
+
+def test_a_change_whose_interval_contains_0_is_none() -> None:
+    more = [evaluation(0, [0.0] * 20 + [1.0] * 20), evaluation(10, [1.0] * 3 + [0.0] * 19 + [1.0] * 18)]
+    assert "which contains 0: no change is shown |" in card_text(facts(evaluations=more))
+    more[1] = evaluation(10, [1.0] * 40)
+    assert "contains 0" not in card_text(facts(evaluations=more))
 
 
 def test_a_control_run_says_so_first() -> None:
