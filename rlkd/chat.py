@@ -47,6 +47,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"--temperature {given.temperature}: expected 0 (greedy) or more")
     if given.max_new_tokens is not None and given.max_new_tokens < 1:
         raise UsageError(f"--max_new_tokens {given.max_new_tokens}: expected at least 1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # its warnings would come between the words of an answer
     settings = {**run_settings(Path(given.model).expanduser()), **_set(vars(given))}
     chat = Chat(given.model, settings, temperature=given.temperature, seed=given.seed)
     for question in [given.once] if given.once is not None else _typed():
