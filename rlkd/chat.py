@@ -109,6 +109,8 @@ class Chat:
                 f"the model {model!r} cannot be read: {reason.rstrip('.')}. Name a folder written by save_pretrained, "
                 f"the folder of an adapter, a reachable hub id, or an embedded model"
             ) from error
+        finally:
+            transformers_logging.enable_progress_bar()
         self.model = loaded.to(device).eval()
         configured = self.model.generation_config.eos_token_id
         ends = {*(configured if isinstance(configured, list) else [configured])}

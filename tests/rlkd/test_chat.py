@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+from transformers.utils import logging
 
 from rlkd import chat, cli
 from rlkd.chat import Chat, run_settings
@@ -18,6 +19,14 @@ QUESTION = "Anna has 3 apples and buys 4. How many?"
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RLKD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+    """The command silences the logs of transformers, of this process."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="module")
