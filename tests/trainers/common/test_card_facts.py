@@ -59,7 +59,7 @@ def test_rewards_structure_model_and_teacher_of_rlkd_are_on_the_card(settings, t
         "| teacher | the traces of the rows |",
         "| weights trained | an adapter (LORA, rank 2, alpha 8) |",
         "| optimizer steps | 1 |",
-        "| seed | 42 |",
+        f"| seed | {args.seed} |",
         "a method introduced in [Distilling the Implicit Multi-Branch Structure",
         "TRL: 1.",
     ):
