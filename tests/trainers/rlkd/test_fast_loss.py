@@ -99,7 +99,11 @@ def test_gradients_are_those_of_trl(model, tmp_path, changes, monkeypatch) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "to_go"])
-@pytest.mark.parametrize("changes", [{}, {"num_iterations": 2, "per_device_train_batch_size": 4}], ids=["one", "many"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_iterations": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}],
+    ids=["one batch", "micro-batches"],
+)
 def test_gradients_of_step_credit_are_those_of_trl(model, tmp_path, kind, changes) -> None:
     expected, plain = gradients(model, tmp_path / "plain", "never", highest=90, step_credit=kind, **changes)
     found, fast = gradients(model, tmp_path / "fast", "always", highest=90, step_credit=kind, **changes)
