@@ -21,6 +21,8 @@ BUILT_IN = {
     "code_format": "rewards.formats.CodeFormat",
     "cosine": "rewards.verified.cosine",
     "format": "rewards.formats.format_of_lines",
+    "http": "rewards.remote.HttpReward",
+    "judge": "rewards.judge.JudgeReward",
     "get_cosine_scaled_reward": "rewards.verified.CosineScaledReward",
     "get_repetition_penalty_reward": "rewards.repetition.TokenRepetition",
     "get_soft_overlong_punishment": "rewards.lengths.SoftOverlong",

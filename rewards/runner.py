@@ -83,7 +83,7 @@ class Reward:
             column
             for column, parameter in parameters.items()
             if parameter.default is parameter.empty and column not in TRL_ARGUMENTS
-        )
+        ) + tuple(getattr(function, "needs", ()))  # columns that its own parameters name
         # Columns of which at least one must exist and hold a value.
         self.needs_any: tuple[str, ...] = getattr(function, "needs_any", ())
         self._logged_causes: set[str] = set()

@@ -15,6 +15,8 @@ BUILT_IN_PARAMETERS = {
     "soft_overlong": {"max_completion_len": 10, "soft_punish_cache": 4},
     "soft_overlong_punishment": {"max_completion_len": 10, "soft_punish_cache": 4},
     "get_cosine_scaled_reward": {"max_len": 100},
+    "http": {"url": "http://127.0.0.1:9/", "retries": 0},
+    "judge": {"engine": "http://127.0.0.1:9/v1#judge", "criteria": "Is it right?", "deadline": 1.0},
     "structure": {"alignment": "f1"},
     "think_format": {"answer_tags": True},
 }
