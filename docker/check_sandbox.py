@@ -36,7 +36,7 @@ def for_runc(profile: dict[str, Any]) -> dict[str, Any]:
         if here and able:
             rules.append({key: rule[key] for key in ("names", "action", "args", "errnoRet") if key in rule})
     machines = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
-    kept = {key: profile[key] for key in ("defaultAction", "defaultErrnoRet") if key in profile}
+    kept: dict[str, Any] = {key: profile[key] for key in ("defaultAction", "defaultErrnoRet") if key in profile}
     return {**kept, "architectures": machines, "syscalls": rules}
 
 
