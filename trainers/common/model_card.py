@@ -38,7 +38,10 @@ _MASK = "***"
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Rows of a run: what they are for, their source and split, how many, and the SHA-256 of their content."""
+    """Rows of a run: what they are for, their source and split, how many, and the SHA-256 of their content.
+
+    Several sources have a comma and a space between them.
+    """
 
     use: str
     source: str
@@ -77,13 +80,16 @@ def origin_of(
     )
 
 
-def data_facts(use: str, source: str, split: str | None, rows: Sequence[Mapping[str, Any]]) -> DataFacts:
+def data_facts(
+    use: str, source: str | Sequence[str], split: str | None, rows: Sequence[Mapping[str, Any]]
+) -> DataFacts:
     """The facts of rows; the hash is that of their JSON, keys in order, one row a line."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         digest.update(b"\n")
-    return DataFacts(use, source, split, len(rows), digest.hexdigest())
+    name = source if isinstance(source, str) else ", ".join(source)
+    return DataFacts(use, name, split, len(rows), digest.hexdigest())
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -152,7 +158,7 @@ def compose(path: Path, facts: CardFacts) -> None:
     _, found, of_trl = written.text.partition(_METHOD)
     tags = sorted({*(written.data.tags or ()), "rlkd", *(["lora"] if facts.is_adapter else [])})
     hub_base = hub_id(facts.base)
-    sources = [data.source for data in facts.origin.data if _is_hub_id(data.source)]
+    sources = [name for data in facts.origin.data for name in data.source.split(", ") if _is_hub_id(name)]
     own: dict[str, Any] = {"quantized_base": facts.quantized} if facts.quantized else {}
     data = ModelCardData(
         base_model=hub_base,

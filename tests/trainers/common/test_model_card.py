@@ -155,6 +155,7 @@ def test_the_hash_is_of_the_content_in_order() -> None:
     found = data_facts("training", "rows.jsonl", "train", rows)
     assert (found.rows, len(found.sha256)) == (2, 64)
     assert data_facts("x", "y", None, [dict(reversed(row.items())) for row in rows]).sha256 == found.sha256
+    assert data_facts("x", ["a.jsonl", "org/data"], None, rows).source == "a.jsonl, org/data"
     assert data_facts("x", "y", None, rows[::-1]).sha256 != found.sha256
     assert data_facts("x", "y", None, [rows[0], {"id": "b", "question": "3?"}]).sha256 != found.sha256
 
