@@ -47,6 +47,13 @@ def test_the_default_trains_the_laboratorys_student_and_reports_its_change(root,
         assert shown in done.stdout
     (rollout,) = read_steps(run / "rollouts" / "rank0.jsonl")[:1]
     assert rollout["rewards"]["structure"]["status"] == "score"
+    card = (run / "README.md").read_text()
+    for shown in (
+        "python recipes/rlkd.py --max_steps 2",
+        "| training | `lab-dependency` | train | 2,000 |",
+        "| sampled |",
+    ):
+        assert shown in card
 
 
 @pytest.mark.parametrize("place", ["checkout", "recipes", "elsewhere"])
