@@ -43,7 +43,12 @@ from rlkd.rendering import text_ids
 from rlkd.report.evaluation import render_comparison, render_contamination, render_results, wide_console
 from trainers.common.evaluate_arguments import EvaluateScriptArguments, parse
 from trainers.common.gold import check_reward_columns
+from trainers.common.student import read_model
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
+from trainers.dry_run.dry_run import DryRun, dry_run_status
+from trainers.dry_run.rows import show_rows
+from trainers.dry_run.scores import show_scores
+from trainers.dry_run.student import show_lengths
 
 
 def main(script: EvaluateScriptArguments) -> None:
@@ -121,6 +126,48 @@ def main(script: EvaluateScriptArguments) -> None:
     print(f"figures:     {(folder.path / 'results.json').resolve()}\ncompletions: {folder.completions.resolve()}")
 
 
+def dry_run(run: DryRun, script: EvaluateScriptArguments) -> None:
+    """Show what would be evaluated (`--dry_run`)."""
+    rows, answers = run.attempt(script.test_rows, ([], "exact"))
+    name = script.dataset_test_name or script.dataset_name or "nothing"
+    show_rows(run, rows, source=name)
+    if not script.evaluates:
+        run.line("", "no model to evaluate (model_name_or_path, engine or run)")
+        return
+    if script.out is None:
+        run.add("--out FOLDER is missing: it keeps completions and figures, so that a killed run continues")
+    if ACCURACY in script.metrics and rows and all(row["answer"] is None for row in rows):
+        run.add(f"none of the {len(rows)} rows has an answer, so there is no accuracy. Name its column, or --metrics")
+    rewards = run.attempt(lambda: script.build_metrics(answers), [])
+    engine, plan = script.open_engine(), script.plan()
+    dataset = to_dataset(rows, system_prompt=script.system_prompt, examples=script.few_shot_examples)
+    tokenizer = None
+    if rows:
+        tokenizer, prefilled = run.attempt(
+            lambda: check_prompts(engine, dataset["prompt"], script.max_completion_length), (None, False)
+        )
+        rewards, notes = fitted_to_prompts(rewards, opened=prefilled)
+        for note in notes:
+            run.warn(note)
+    for reward in rewards:
+        with run.catch():
+            check_reward_columns(reward, dataset, dataset.column_names, "the test rows")
+            reward.check_ready()
+    with run.catch():
+        check_ready(engine, "the model")
+    run.section("completions")
+    run.line("model", engine.name)
+    count = len(rows) * len(plan.numbers)
+    drawn = f", {plan.samples} samples per row at temperature {plan.sampling.temperature:g}" * bool(plan.samples)
+    run.line("", f"{count}: {'greedy' * plan.greedy}{drawn}, up to {script.max_completion_length} tokens each")
+    if tokenizer is not None:
+        template = engine.chat_template_kwargs
+        show_lengths(
+            run, read_model(engine.tokenizer), dataset, completion=script.max_completion_length, template=template
+        )
+    show_scores(run, rewards, dataset if rows else None, tokenizer, engine.chat_template_kwargs)
+
+
 def check_prompts(engine: Engine, prompts: Sequence[Any], limit: int) -> tuple[Any, bool]:
     """The model's tokenizer, and whether its prompts open a thought; None and False where a server renders them.
 
@@ -129,7 +176,7 @@ def check_prompts(engine: Engine, prompts: Sequence[Any], limit: int) -> tuple[A
     if engine.tokenizer is None:
         return None, False
     from trainers.common.prompts import PromptCheck
-    from trainers.common.student import check_turn_end, read_model
+    from trainers.common.student import check_turn_end
 
     facts = read_model(engine.tokenizer)
     if facts.tokenizer is None:  # the check of the engine says why
@@ -178,7 +225,12 @@ def command(arguments: Sequence[str]) -> str | int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return "one process evaluates: start it with python, or serve the model (--engine http://HOST:PORT/v1#MODEL)"
     try:
-        compare(arguments[1:]) if arguments[:1] == ["compare"] else main(parse(arguments))
+        if arguments[:1] == ["compare"]:
+            compare(arguments[1:])
+        elif (script := parse(arguments)).dry_run:
+            return dry_run_status("check", dry_run, [script], arguments)
+        else:
+            main(script)
     except (UsageError, EngineError) as error:
         return f"\n{type(error).__name__}: {error}"
     except KeyboardInterrupt:

@@ -24,11 +24,12 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
     sys.path.insert(0, str(_RECIPES.parent))
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rlkd.engines import EngineError, EnginePool
+from rlkd.engines import EngineError, EnginePool, without_secrets
 from rlkd.errors import UsageError
 from rlkd.files import read_records, write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
@@ -39,6 +40,9 @@ from trainers.common.data_arguments import RowArguments
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
+
+    from rlkd.engines import Engine
+    from trainers.dry_run.dry_run import DryRun
 
 
 @dataclass
@@ -63,30 +67,61 @@ class GSRMScriptArguments(RowArguments):
 
 def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
     """Make the pairs, train, save the model or its adapter."""
-    from datasets import Dataset
-
     from trainers.common.model_card import origin_of
-    from trainers.common.models import check_student
-    from trainers.common.preflight import check_settings
     from trainers.common.recipes import run
-    from trainers.common.sft import RunSFTTrainer, check_examples
+    from trainers.common.sft import check_examples
 
     rows = _labelled(script, args)
     if script.label_only:
         return
+    pairs = prepare(script, args, model, rows)
+    say(args, f"{len(pairs)} pairs to train on.")
+    trainer = build(script, args, model, pairs)
+    check_examples(trainer, len(pairs))
+    settings = {key: getattr(script, key) for key in ("copies", "fine_grained", "label_engine")}
+    run(trainer, origin=origin_of(script, rows, settings=settings) if args.process_index == 0 else None)
+    say(args, "Evaluate it:  rlkd gsrm evaluate --help")
+
+
+def prepare(
+    script: GSRMScriptArguments,
+    args: "SFTConfig",
+    model: "ModelConfig",
+    rows: Sequence[Mapping[str, Any]],
+    catch: Callable[[], Any] = nullcontext,
+) -> list[dict[str, Any]]:
+    """The pairs to train on; all that needs no weights is checked.
+
+    Raises `UsageError`, unless `catch` (`trainers.common.refusals`) keeps it.
+    """
+    from trainers.common.models import check_student
+    from trainers.common.preflight import check_settings
+
     pairs = training_pairs(rows, copies=script.copies, seed=args.seed)
     needed = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if len(pairs) < needed:
-        raise UsageError(
-            f"{len(pairs)} pairs ({len(rows)} rows x {script.copies} copies) are less than one step takes: {needed}. "
-            f"Use more rows, or lower per_device_train_batch_size or gradient_accumulation_steps"
-        )
-    say(args, f"{len(pairs)} pairs to train on.")
-
+    with catch():
+        if len(pairs) < needed:
+            raise UsageError(
+                f"{len(pairs)} pairs ({len(rows)} rows x {script.copies} copies) are less than one step takes: "
+                f"{needed}. Use more rows, or lower per_device_train_batch_size or gradient_accumulation_steps"
+            )
     apply_model_config(args, model)
+    with catch():
+        check_settings(args, None)
+    with catch():
+        check_student(args, model.model_name_or_path or EMBEDDED, peft_config(model))
+    return pairs
+
+
+def build(
+    script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig", pairs: Sequence[Mapping[str, Any]]
+) -> Any:
+    """The trainer."""
+    from datasets import Dataset
+
+    from trainers.common.sft import RunSFTTrainer
+
     name = model.model_name_or_path or EMBEDDED
-    check_settings(args, None)
-    check_student(args, name, peft_config(model))
     common: dict[str, Any] = {
         "model": name,
         "args": args,
@@ -108,19 +143,49 @@ def main(script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -
         examples = [example for example in examples if set(example["labels"]) != {IGNORED}]
         if not examples:
             raise UsageError(f"none of the {len(pairs)} pairs fits max_length {args.max_length}. Raise --max_length.")
-        trainer: RunSFTTrainer = StructureSFTTrainer(
+        return StructureSFTTrainer(
             data_collator=StructureCollator(pad if pad is not None else tokenizer.eos_token_id),
             train_dataset=Dataset.from_list(examples),
             processing_class=tokenizer,
             **common,
         )
-    else:
-        dataset = Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs])
-        trainer = RunSFTTrainer(train_dataset=dataset, **common)
-    check_examples(trainer, len(pairs))
-    settings = {key: getattr(script, key) for key in ("copies", "fine_grained", "label_engine")}
-    run(trainer, origin=origin_of(script, rows, settings=settings) if args.process_index == 0 else None)
-    say(args, "Evaluate it:  rlkd gsrm evaluate --help")
+    dataset = Dataset.from_list([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs])
+    return RunSFTTrainer(train_dataset=dataset, **common)
+
+
+def dry_run(run: "DryRun", script: GSRMScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
+    """Show what the run would do (`--dry_run`); no row is labelled."""
+    from trainers.common.student import read_model, reading_options
+    from trainers.dry_run.rows import show_rows
+    from trainers.dry_run.sft import show_examples
+
+    rows = run.attempt(script.train_rows, [])
+    show_rows(run, rows, source=script.source_name)
+    usable = [row for row in rows if has_structure(row)]
+    if script.label_engine is not None:
+        shown = without_secrets(script.label_engine)
+        with run.catch():
+            open_label_engine(script)
+        run.line("labels", f"{len(rows) - len(usable)} rows have no structure, for {shown} to make")
+    elif rows and not usable:
+        run.add(f"{script.source_name}: no row has a rationale with its structure. Set label_engine: it makes them")
+    if script.label_engine is not None and not usable:
+        run.line("", "what is trained is not known before they are labelled (--label_only true)")
+        return
+    pairs = prepare(script, args, model, usable, run.catch)
+    student = read_model(model.model_name_or_path or EMBEDDED, **reading_options(args))
+    show_examples(run, args, student, pairs, None, lambda: build(script, args, model, pairs))
+
+
+def open_label_engine(script: GSRMScriptArguments) -> "Engine":
+    """The engine that makes structures of rationales, checked; raises `UsageError`."""
+    engines = EnginePool(script.label_deadline)
+    try:
+        engine = engines.open("label_engine", script.label_engine)
+        engines.check_ready()
+    except (ValueError, EngineError) as error:
+        raise UsageError(f"label_engine: {error}") from error
+    return engine
 
 
 def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> Sequence[dict[str, Any]]:
@@ -147,15 +212,9 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> Sequence[dict[s
             f"{stored} does not exist yet. Label the rows first, by one process: "
             f"python recipes/gsrm.py --config ... --label_only true"
         )
-    engines = EnginePool(script.label_deadline)
-    try:
-        engine = engines.open("label_engine", script.label_engine)
-        engines.check_ready()
-    except (ValueError, EngineError) as error:
-        raise UsageError(f"label_engine: {error}") from error
     labelled, reasons = label(
         rows,
-        engine,
+        open_label_engine(script),
         store=stored.with_name("labels.sqlite"),
         max_new_tokens=script.label_max_new_tokens,
         deadline=script.label_deadline,
@@ -172,4 +231,9 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> Sequence[dict[s
 if __name__ == "__main__":
     from trl import ModelConfig, SFTConfig
 
-    start(main, (GSRMScriptArguments, SFTConfig, ModelConfig), default_config=_RECIPES / "gsrm.yaml")
+    start(
+        main,
+        (GSRMScriptArguments, SFTConfig, ModelConfig),
+        default_config=_RECIPES / "gsrm.yaml",
+        dry_run=dry_run,
+    )

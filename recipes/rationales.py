@@ -30,7 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlkd.embedders import DEFAULT, checked_embedder
-from rlkd.engines import run
+from rlkd.engines import check_ready, run, without_secrets
 from rlkd.errors import UsageError
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.select.correct import NO_GOLD
@@ -43,6 +43,8 @@ from trainers.common.data_arguments import RowArguments
 if TYPE_CHECKING:
     from rlkd.embedders import Embedder
     from rlkd.rationales.bank.bank import PathBank
+    from rlkd.rationales.records import Question
+    from trainers.dry_run.dry_run import DryRun
 
 STAGES = ("write", "select", "all")
 
@@ -179,16 +181,7 @@ def write(script: RationalesScriptArguments, folder: Path) -> None:
     engine = None
     if writing.needs_teacher:
         engine = open_teacher(script.teacher, concurrency=script.concurrency, deadline=script.deadline)
-    questions = load_questions(
-        script.dataset_name,
-        split=script.dataset_train_split,
-        config=script.dataset_config,
-        columns=script.columns,  # type: ignore[arg-type]
-        max_rationales=script.max_rationales,
-        max_rows=script.max_rows,
-        other_columns=script.other_columns,
-        skip_bad_rows=script.skip_bad_rows,
-    )
+    questions = read_questions(script)
     if writing.writers == ("ready",) and not any(question.candidates for question in questions):
         raise UsageError(
             f"no row of {script.source_name} has a rationale. Name their column (--columns "
@@ -207,6 +200,66 @@ def write(script: RationalesScriptArguments, folder: Path) -> None:
     counts = part["counts"]
     unusable = f"; {counts['unusable']} replies were unusable as JSON, kept as text" if counts["unusable"] else ""
     print(f"{sum(counts['candidates'].values())} candidates{unusable}.", flush=True)
+
+
+def read_questions(script: RationalesScriptArguments) -> "list[Question]":
+    """The questions, with the rationales that they have."""
+    return load_questions(
+        script.dataset_name,
+        split=script.dataset_train_split,
+        config=script.dataset_config,
+        columns=script.columns,  # type: ignore[arg-type]
+        max_rationales=script.max_rationales,
+        max_rows=script.max_rows,
+        other_columns=script.other_columns,
+        skip_bad_rows=script.skip_bad_rows,
+    )
+
+
+def dry_run(run: "DryRun", script: RationalesScriptArguments, *, stage: str = "all") -> None:
+    """Show what the stages would do (`--dry_run`); no request is sent but those that ask a server for its models."""
+    from tempfile import TemporaryDirectory
+
+    from trainers.dry_run.dry_run import no_probe
+    from trainers.dry_run.rows import show_rows
+
+    no_probe(run)
+    writing, selection = run.attempt(script.writing, None), script.selection()
+    rows = [
+        {
+            "id": each.id,
+            "question": each.question,
+            "answer": each.answer,
+            "rationales": [candidate.text for candidate in each.candidates],
+            **each.columns,
+        }
+        for each in run.attempt(lambda: read_questions(script), [])
+    ]
+    show_rows(run, rows, source=script.source_name)
+    if stage != "select" and writing is not None:
+        run.section("writing")
+        run.line("writers", ", ".join(writing.writers))
+        if writing.needs_teacher:
+            made = len(rows) * script.candidates * len([name for name in writing.writers if name != "ready"])
+            run.line(
+                "teacher",
+                f"{without_secrets(script.teacher)}: {made} candidates, up to {script.max_new_tokens} tokens each",
+            )
+            with run.catch():
+                engine = open_teacher(script.teacher, concurrency=script.concurrency, deadline=script.deadline)
+                check_ready(engine, "--teacher")
+        elif rows and not any(row["rationales"] for row in rows):
+            run.add(f"no row of {script.source_name} has a rationale: name their column, or let a teacher write some")
+        if "bank" in writing.writers and script.embedder == DEFAULT:
+            with run.catch():
+                load_bank(script.bank_file, Path(script.output_dir), checked_embedder(script.embedder))
+    if stage != "write":
+        run.section("selection")
+        run.line("student", without_secrets(script.student))
+        run.line("selectors", ", ".join(script.selectors))
+        with run.catch(), TemporaryDirectory() as folder:
+            selection.open(Path(folder))
+            selection.token_counter()
 
 
 def load_bank(file: str | None, folder: Path, embedder: "Embedder") -> "PathBank | None":
@@ -251,4 +304,9 @@ if __name__ == "__main__":
         bank_command(sys.argv[2:])
     else:
         chosen = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in STAGES else "all"
-        start(partial(main, stage=chosen), (RationalesScriptArguments,), default_config=_RECIPES / "rationales.yaml")
+        start(
+            partial(main, stage=chosen),
+            (RationalesScriptArguments,),
+            default_config=_RECIPES / "rationales.yaml",
+            dry_run=partial(dry_run, stage=chosen),
+        )

@@ -26,8 +26,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _R
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
 from rlkd.data.shuffle import shuffled_steps, shuffled_teachers
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from trainers import RLKDConfig
     from trainers.common.run_files import RunFiles
+    from trainers.dry_run.dry_run import DryRun
 
 
 @dataclass
@@ -63,9 +65,22 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     from trainers.common.model_card import origin_of
     from trainers.common.recipes import held_out_accuracy, run, say_rewards
     from trainers.rlkd.progress import step_line
+
+    train_rows, test_rows = training_rows(script, args), script.test_rows()
+    say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
+
+    trainer = RLKDTrainer(**trainer_settings(script, args, model, train_rows))
+    say_rewards(args, trainer.rewards)
+    held_out = held_out_accuracy(trainer, script, test_rows)
+    origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
+    run(trainer, line=step_line, held_out=held_out, show=show_best, origin=origin)
+
+
+def training_rows(script: RLKDScriptArguments, args: "RLKDConfig") -> Sequence[dict[str, Any]]:
+    """The rows to train on, for a control run with other teachers or other steps."""
     from trainers.rlkd.shuffled import take_steps_from_rows
 
-    train_rows, test_rows = script.train_rows(), script.test_rows()
+    train_rows = script.train_rows()
     if script.shuffle_teachers is not None:
         train_rows = shuffled_teachers(train_rows, script.shuffle_teachers)
         take_steps_from_rows(args, train_rows)
@@ -81,19 +96,29 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
             f"\n*** A CONTROL RUN: the steps of the teacher traces are in another order (--shuffle_steps "
             f"{script.shuffle_steps}). What it learns of their order is not the teacher's. ***\n",
         )
-    say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
+    return train_rows
 
+
+def trainer_settings(
+    script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig", rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The arguments of the trainer."""
     apply_model_config(args, model)
-    trainer = RLKDTrainer(
-        model=model.model_name_or_path or EMBEDDED,
-        args=args,
-        train_dataset=to_dataset(train_rows, **script.prompt_style),
-        peft_config=peft_config(model),
-    )
-    say_rewards(args, trainer.rewards)
-    held_out = held_out_accuracy(trainer, script, test_rows)
-    origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
-    run(trainer, line=step_line, held_out=held_out, show=show_best, origin=origin)
+    return {
+        "model": model.model_name_or_path or EMBEDDED,
+        "args": args,
+        "train_dataset": to_dataset(rows, **script.prompt_style),
+        "peft_config": peft_config(model),
+    }
+
+
+def dry_run(run: "DryRun", script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") -> None:
+    """Show what the run would do (`--dry_run`)."""
+    from trainers.dry_run.rlkd import show_rlkd
+
+    rows = run.attempt(lambda: training_rows(script, args), [])
+    test_rows = run.attempt(script.test_rows, [])
+    show_rlkd(run, script, trainer_settings(script, args, model, rows), rows, test_rows)
 
 
 def show_best(trainer: "RunFiles") -> None:
@@ -112,4 +137,9 @@ if __name__ == "__main__":
 
     from trainers import RLKDConfig
 
-    start(main, (RLKDScriptArguments, RLKDConfig, ModelConfig), default_config=_RECIPES / "rlkd.yaml")
+    start(
+        main,
+        (RLKDScriptArguments, RLKDConfig, ModelConfig),
+        default_config=_RECIPES / "rlkd.yaml",
+        dry_run=dry_run,
+    )

@@ -23,8 +23,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _R
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
 from rlkd.models import EMBEDDED
@@ -33,6 +34,7 @@ from trainers.common.data_arguments import PromptArguments
 
 if TYPE_CHECKING:
     from trainers import RLKDAsyncConfig, RLKDAsyncTrainer
+    from trainers.dry_run.dry_run import DryRun
 
 
 @dataclass
@@ -50,8 +52,6 @@ class RLKDAsyncScriptArguments(PromptArguments):
 
 def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     """Load the data, build the trainer, train, and show the result."""
-    from peft import LoraConfig
-
     from trainers import RLKDAsyncTrainer
     from trainers.async_grpo.trainer import async_line
     from trainers.common.model_card import origin_of
@@ -60,21 +60,38 @@ def main(script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
     rows = script.train_rows()
     say(args, f"{len(rows)} training rows of {script.source_name}.")
 
-    trainer = RLKDAsyncTrainer(
-        model=script.model_name_or_path,
-        args=args,
-        train_dataset=to_dataset(rows, **script.prompt_style),
-        peft_config=LoraConfig(
+    trainer = RLKDAsyncTrainer(**trainer_settings(script, args, rows))
+    say_rewards(args, trainer.rewards)
+    origin = origin_of(script, rows) if args.process_index == 0 else None
+    run(trainer, line=async_line, show=show_rewards, origin=origin)
+
+
+def trainer_settings(
+    script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig", rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The arguments of the trainer."""
+    from peft import LoraConfig
+
+    return {
+        "model": script.model_name_or_path,
+        "args": args,
+        "train_dataset": to_dataset(rows, **script.prompt_style),
+        "peft_config": LoraConfig(
             r=script.lora_r,
             lora_alpha=script.lora_alpha,
             lora_dropout=0.0,
             target_modules=lora_targets(script.lora_target_modules),
             task_type="CAUSAL_LM",
         ),
-    )
-    say_rewards(args, trainer.rewards)
-    origin = origin_of(script, rows) if args.process_index == 0 else None
-    run(trainer, line=async_line, show=show_rewards, origin=origin)
+    }
+
+
+def dry_run(run: "DryRun", script: RLKDAsyncScriptArguments, args: "RLKDAsyncConfig") -> None:
+    """Show what the run would do (`--dry_run`)."""
+    from trainers.dry_run.async_grpo import show_async
+
+    rows = run.attempt(script.train_rows, [])
+    show_async(run, script, trainer_settings(script, args, rows), rows)
 
 
 def show_rewards(trainer: "RLKDAsyncTrainer") -> None:
@@ -86,4 +103,9 @@ def show_rewards(trainer: "RLKDAsyncTrainer") -> None:
 if __name__ == "__main__":
     from trainers import RLKDAsyncConfig
 
-    start(main, (RLKDAsyncScriptArguments, RLKDAsyncConfig), default_config=_RECIPES / "rlkd_async.yaml")
+    start(
+        main,
+        (RLKDAsyncScriptArguments, RLKDAsyncConfig),
+        default_config=_RECIPES / "rlkd_async.yaml",
+        dry_run=dry_run,
+    )

@@ -27,7 +27,8 @@ if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ from trainers.common.data_arguments import SOURCES, DataArguments
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
+
+    from trainers.common.student import ModelFacts
+    from trainers.dry_run.dry_run import DryRun
 
 
 @dataclass
@@ -73,47 +77,95 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     """Load the data, build the trainer, train, and evaluate the result."""
 
     from trainers.common.model_card import origin_of
-    from trainers.common.models import check_student
-    from trainers.common.preflight import check_settings
     from trainers.common.recipes import held_out_accuracy, run
-    from trainers.common.sft import RunSFTTrainer, check_examples
-    from trainers.common.student import read_model, reading_options
+    from trainers.common.sft import check_examples
 
     train_rows, test_rows = script.train_rows(), script.test_rows()
-    examples = to_examples(train_rows, script.prompt_style)
-    apply_model_config(args, model)
-    name = model.model_name_or_path or EMBEDDED
-    check_settings(args, None)
-    adapter = None if script.adapter else peft_config(model)
-    check_student(args, name, script.adapter or adapter)
-    facts = read_model(name, **reading_options(args))
-    template = template_arguments(script.chat_template_kwargs)
-    examples = fit_examples(examples, facts, args, template, leave_out=script.filter_overlong_prompts)
+    examples, student = prepare(script, args, model, train_rows)
     say(
         args,
         f"{len(examples)} examples from {len(train_rows)} rows of {script.source_name}, "
         f"{len(test_rows)} rows for evaluation.",
     )
+    trainer = build(script, args, model, examples, student)
+    check_examples(trainer, len(examples))
+    held_out = held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length)
+    origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
+    run(trainer, held_out=held_out, origin=origin)
+
+
+def prepare(
+    script: SFTScriptArguments,
+    args: "SFTConfig",
+    model: "ModelConfig",
+    rows: Sequence[Mapping[str, Any]],
+    catch: Callable[[], Any] = nullcontext,
+) -> tuple[list[dict[str, Any]], "ModelFacts"]:
+    """The examples, as they fit the student, and its facts, all checked without weights.
+
+    Raises `UsageError`, unless `catch` (`trainers.common.refusals`) keeps it.
+    """
+    from trainers.common.models import check_student
+    from trainers.common.preflight import check_settings
+    from trainers.common.student import read_model, reading_options
+
+    examples: list[dict[str, Any]] = []
+    with catch():
+        examples = to_examples(rows, script.prompt_style)
+    apply_model_config(args, model)
+    name = model.model_name_or_path or EMBEDDED
+    with catch():
+        check_settings(args, None)
+    with catch():
+        if script.adapter:
+            adapter_source(name, script.adapter)
+        check_student(args, name, script.adapter or peft_config(model))
+    student = read_model(name, **reading_options(args))
+    template = template_arguments(script.chat_template_kwargs)
+    with catch():
+        if examples:
+            examples = fit_examples(examples, student, args, template, leave_out=script.filter_overlong_prompts)
+    return examples, student
+
+
+def build(
+    script: SFTScriptArguments,
+    args: "SFTConfig",
+    model: "ModelConfig",
+    examples: list[dict[str, Any]],
+    student: "ModelFacts",
+) -> Any:
+    """The trainer."""
+    from trainers.common.sft import RunSFTTrainer
+
+    name = model.model_name_or_path or EMBEDDED
     if script.similar_lengths:
         # The examples are then in their final order, so the trainer must not shuffle them again.
         examples = by_length(examples, args.per_device_train_batch_size, args.seed)
         args.train_sampling_strategy = "sequential"
 
     # TRL makes a new adapter; an existing one comes with its model.
-    trainer: Any = RunSFTTrainer(
+    return RunSFTTrainer(
         model=with_adapter(name, script.adapter, args) if script.adapter else name,
         args=args,
         train_dataset=to_dataset(examples),
-        processing_class=facts.tokenizer,
-        peft_config=adapter,
+        processing_class=student.tokenizer,
+        peft_config=None if script.adapter else peft_config(model),
         base_model=name,
-        chat_template_kwargs=template,
+        chat_template_kwargs=template_arguments(script.chat_template_kwargs),
         round_adapter=script.round_adapter,
     )
-    check_examples(trainer, len(examples))
-    held_out = held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length)
-    origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
-    run(trainer, held_out=held_out, origin=origin)
+
+
+def dry_run(run: "DryRun", script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
+    """Show what the run would do (`--dry_run`)."""
+    from trainers.dry_run.sft import show_sft
+
+    rows, test_rows = run.attempt(script.train_rows, []), run.attempt(script.test_rows, [])
+    examples, student = prepare(script, args, model, rows, run.catch)
+    show_sft(
+        run, script, args, student, rows, test_rows, examples, lambda: build(script, args, model, examples, student)
+    )
 
 
 def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -187,6 +239,11 @@ def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
     """
     from trainers.common import adapters
 
+    return adapters.with_adapter(name, adapter_source(name, adapter), args)
+
+
+def adapter_source(name: str, adapter: str) -> Path:
+    """The folder of an adapter; raises `UsageError` as `with_adapter`."""
     if adapter in ADAPTED and name != EMBEDDED:
         raise UsageError(f"--adapter {adapter} is an adapter of the model {EMBEDDED!r}, not of {name!r}")
     folder = adapter_folder(adapter) if adapter in ADAPTED else Path(adapter).expanduser()
@@ -194,7 +251,7 @@ def with_adapter(name: str, adapter: str, args: "SFTConfig") -> Any:
         raise UsageError(
             f"--adapter {adapter}: no adapter_config.json there. Shipped adapters: {', '.join(shipped_adapters())}"
         )
-    return adapters.with_adapter(name, folder, args)
+    return folder
 
 
 def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
@@ -217,4 +274,9 @@ def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) ->
 if __name__ == "__main__":
     from trl import ModelConfig, SFTConfig
 
-    start(main, (SFTScriptArguments, SFTConfig, ModelConfig), default_config=_RECIPES / "sft.yaml")
+    start(
+        main,
+        (SFTScriptArguments, SFTConfig, ModelConfig),
+        default_config=_RECIPES / "sft.yaml",
+        dry_run=dry_run,
+    )

@@ -28,12 +28,19 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
-from rlkd.engines import EngineError, is_engine_spec, open_engine, require_identity
+from rlkd.engines import (
+    EngineError,
+    check_ready,
+    is_engine_spec,
+    open_engine,
+    require_identity,
+    without_secrets,
+)
 from rlkd.errors import UsageError
-from rlkd.models import EMBEDDED, resolve_model
+from rlkd.models import EMBEDDED, is_adapter
 from rlkd.teachers.cache import CachedTrace, build_cache, check_cache
 from rlkd.teachers.engine import EngineTeacher
 from rlkd.teachers.local import LazyLocalTeacher
@@ -41,6 +48,10 @@ from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
 from trainers.common.arguments import start
 from trainers.common.data_arguments import TraceArguments
+from trainers.common.student import read_model, read_tokenizer
+
+if TYPE_CHECKING:
+    from trainers.dry_run.dry_run import DryRun
 
 # Rows of a served model's head beyond the ids of its tokenizer, which pad it to a round number.
 _PADDING = 1024
@@ -90,8 +101,6 @@ class TeacherCacheScriptArguments(TraceArguments):
 
 def main(script: TeacherCacheScriptArguments, _others: Any = None) -> None:
     """Make the ids, run the teacher on those that the cache lacks, and print a summary."""
-    from transformers import AutoTokenizer
-
     folder = Path(script.cache_dir)
     if script.check_only:
         problems = check_cache(folder)
@@ -103,21 +112,9 @@ def main(script: TeacherCacheScriptArguments, _others: Any = None) -> None:
             f"{script.top_k}) and start this recipe with python: --teacher http://127.0.0.1:8000/v1#MODEL"
         )
     began = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(script.model_name_or_path))
-    traces = list(to_traces(script.train_rows(), tokenizer, script))
-    if not traces:
-        raise UsageError(
-            f"no row of {script.source_name} has a rationale. Name their column: "
-            f'--columns \'{{"rationales": "COLUMN"}}\''
-        )
-    tokens = sum(len(trace.ids) - trace.start for trace in traces)
-    truncated = sum(trace.ids[-1] != tokenizer.eos_token_id for trace in traces)
-    print(
-        f"{len(traces)} traces of {script.source_name}, {tokens} tokens"
-        + (f"; {truncated} are truncated at max_completion_length {script.max_completion_length}" if truncated else "")
-        + ".",
-        flush=True,
-    )
+    tokenizer = read_tokenizer(script.model_name_or_path)
+    traces = checked_traces(script.train_rows(), tokenizer, script)
+    print(described(traces, tokenizer, script), flush=True)
     teacher, width = open_teacher(script, tokenizer)
     try:
         built = build_cache(
@@ -138,13 +135,71 @@ def main(script: TeacherCacheScriptArguments, _others: Any = None) -> None:
     )
 
 
+def dry_run(run: "DryRun", script: TeacherCacheScriptArguments) -> None:
+    """Show what would be cached (`--dry_run`)."""
+    from trainers.dry_run.dry_run import no_probe
+    from trainers.dry_run.rows import show_rows
+    from trainers.dry_run.student import show_student
+
+    no_probe(run)
+    rows = run.attempt(script.train_rows, [])
+    show_rows(run, rows, source=script.source_name)
+    tokenizer = read_tokenizer(script.model_name_or_path)
+    template: Any = script.chat_template_kwargs
+    traces = run.attempt(lambda: checked_traces(rows, tokenizer, script), []) if rows else []
+    prompt = to_prompts(rows[:1], script)[0] if rows else None
+    show_student(run, read_model(script.model_name_or_path, tokenizer), prompt, template)
+    run.section("cache")
+    if traces:
+        run.line("traces", described(traces, tokenizer, script))
+    run.line("teacher", f"{without_secrets(script.teacher)}, {script.top_k} tokens per position")
+    run.line("folder", f"{script.cache_dir}{' (exists: only missing rows are computed)' if cached(script) else ''}")
+    if is_adapter(script.teacher):
+        run.line("", "the teacher is an adapter, which is merged into its base first: its vocabulary is not checked")
+        return
+    with run.catch():
+        teacher, _ = open_teacher(script, tokenizer)
+        if isinstance(teacher, EngineTeacher):
+            check_ready(teacher.engine, "--teacher")
+
+
+def cached(script: TeacherCacheScriptArguments) -> bool:
+    """Whether the folder holds a cache."""
+    return (Path(script.cache_dir) / "index.json").is_file()
+
+
+def checked_traces(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, script: TeacherCacheScriptArguments
+) -> list[CachedTrace]:
+    """The traces of the rows; raises `UsageError` where there is none."""
+    traces = list(to_traces(rows, tokenizer, script))
+    if not traces:
+        raise UsageError(
+            f"no row of {script.source_name} has a rationale. Name their column: "
+            f'--columns \'{{"rationales": "COLUMN"}}\''
+        )
+    return traces
+
+
+def described(traces: Sequence[CachedTrace], tokenizer: Any, script: TeacherCacheScriptArguments) -> str:
+    """The number of traces and of their tokens, as text."""
+    tokens = sum(len(trace.ids) - trace.start for trace in traces)
+    truncated = sum(trace.ids[-1] != tokenizer.eos_token_id for trace in traces)
+    cut = f"; {truncated} are truncated at max_completion_length {script.max_completion_length}" if truncated else ""
+    return f"{len(traces)} traces of {script.source_name}, {tokens} tokens{cut}."
+
+
+def to_prompts(rows: Sequence[Mapping[str, Any]], script: TeacherCacheScriptArguments) -> list[Any]:
+    """The prompts of the rows."""
+    fields = [{key: row.get(key) for key in ("id", "prompt", "question")} for row in rows]
+    return list(to_dataset(fields, system_prompt=script.system_prompt, examples=script.few_shot_examples)["prompt"])
+
+
 def to_traces(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, script: TeacherCacheScriptArguments
 ) -> Iterator[CachedTrace]:
     """The ids of each rationale that is not blank."""
-    fields = [{key: row.get(key) for key in ("id", "prompt", "question")} for row in rows]
-    prompts = to_dataset(fields, system_prompt=script.system_prompt, examples=script.few_shot_examples)["prompt"]
-    for row, prompt in zip(rows, prompts, strict=True):
+    for row, prompt in zip(rows, to_prompts(rows, script), strict=True):
         for number, rationale in enumerate(row["rationales"]):
             text = trace_text(rationale, row.get("answer"))
             if not rationale.strip():
@@ -185,4 +240,9 @@ def made_by(script: TeacherCacheScriptArguments) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    start(main, (TeacherCacheScriptArguments,), default_config=_RECIPES / "teacher_cache.yaml")
+    start(
+        main,
+        (TeacherCacheScriptArguments,),
+        default_config=_RECIPES / "teacher_cache.yaml",
+        dry_run=dry_run,
+    )

@@ -25,8 +25,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _R
 if _RECIPES.parent.name not in ("site-packages", "dist-packages") and sys.path[:1] != [str(_RECIPES.parent)]:
     sys.path.insert(0, str(_RECIPES.parent))
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
 from rlkd.engines import EngineError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from trainers import ValidityKDConfig
     from trainers.common.run_files import RunFiles
+    from trainers.dry_run.dry_run import DryRun
 
 
 @dataclass
@@ -59,19 +61,35 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
         say(args, f"\n*** A CONTROL RUN: the weights of steps are those of --control {args.control}. ***\n")
     say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
 
-    apply_model_config(args, model)
-    trainer = ValidityKDTrainer(
-        model=model.model_name_or_path or EMBEDDED,
-        args=args,
-        train_dataset=to_dataset(train_rows, **script.prompt_style),
-        peft_config=peft_config(model),
-    )
+    trainer = ValidityKDTrainer(**trainer_settings(script, args, model, train_rows))
     held_out = held_out_accuracy(trainer, script, test_rows)
     origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
     try:
         run(trainer, line=kd_line, held_out=held_out, show=show_trace, rollouts="traces", origin=origin)
     except EngineError as error:
         raise UsageError(f"{error}\n--resume_from_checkpoint continues from the last checkpoint.") from error
+
+
+def trainer_settings(
+    script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "ModelConfig", rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The arguments of the trainer."""
+    apply_model_config(args, model)
+    return {
+        "model": model.model_name_or_path or EMBEDDED,
+        "args": args,
+        "train_dataset": to_dataset(rows, **script.prompt_style),
+        "peft_config": peft_config(model),
+    }
+
+
+def dry_run(run: "DryRun", script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "ModelConfig") -> None:
+    """Show what the run would do (`--dry_run`)."""
+    from trainers.dry_run.validity_kd import show_distillation
+
+    rows = run.attempt(script.train_rows, [])
+    test_rows = run.attempt(script.test_rows, [])
+    show_distillation(run, script, trainer_settings(script, args, model, rows), rows, test_rows)
 
 
 def show_trace(trainer: "RunFiles") -> None:
@@ -91,5 +109,8 @@ if __name__ == "__main__":
     from trainers import ValidityKDConfig
 
     start(
-        main, (ValidityKDScriptArguments, ValidityKDConfig, ModelConfig), default_config=_RECIPES / "validity_kd.yaml"
+        main,
+        (ValidityKDScriptArguments, ValidityKDConfig, ModelConfig),
+        default_config=_RECIPES / "validity_kd.yaml",
+        dry_run=dry_run,
     )

@@ -116,6 +116,8 @@ class StructureReward:
         }
         """What the model card of a run lists."""
         self._warned: set[ReasoningTrace] = set()
+        # A dry run tries no reward that would load a model.
+        self.loads_models = self._engines.loads_models or judge == "embedding" or embedding_model is not None
 
     def describe(self) -> str:
         """What computes this reward, in a line."""

@@ -74,7 +74,7 @@ def parse_recipe(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -
     words = [str(own.get(word, word)) for word in words]
     read = []
 
-    def start(main, kinds, *, default_config) -> None:
+    def start(main, kinds, *, default_config, **_) -> None:
         read.append(arguments.parse(sys.argv[1:], kinds, default_config=default_config))
 
     monkeypatch.setattr(arguments, "start", start)

@@ -79,7 +79,7 @@ def declared(home: Path = HOME) -> tuple[str, list[Requirement]]:
         return project["requires-python"], [Requirement(line) for line in project["dependencies"]]
     metadata = importlib.metadata.metadata("rlkd")
     needed = [Requirement(line) for line in importlib.metadata.requires("rlkd") or ()]
-    return metadata.get("Requires-Python") or "", [each for each in needed if each.marker is None]
+    return metadata["Requires-Python"] or "", [each for each in needed if each.marker is None]
 
 
 def pinned_versions(home: Path = HOME) -> dict[str, str]:

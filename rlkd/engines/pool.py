@@ -31,6 +31,11 @@ class EnginePool:
             self._opened[spec] = require_identity(open_engine(spec, defaults=defaults), "engine", spec)
         return self._opened[spec]
 
+    @property
+    def loads_models(self) -> bool:
+        """Whether an engine runs in this process."""
+        return any(not engine.is_remote for engine in self._opened.values())
+
     def check_ready(self) -> None:
         """Raise `UsageError` for an engine that cannot answer."""
         for engine in self._opened.values():

@@ -193,8 +193,9 @@ def ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ended:
         kinds, common = RECIPES[recipe]
         monkeypatch.setattr(sys, "argv", [recipe, *shlex.split(common), *shlex.split(arguments)])
         classes = [script[SCRIPTS[recipe]], *map(imported, kinds.split())]
+        config = Path(script["_RECIPES"]) / f"{recipe}.yaml"
         with pytest.raises(SystemExit) as stopped:
-            start(script["main"], classes, default_config=Path(script["_RECIPES"]) / f"{recipe}.yaml")
+            start(script["main"], classes, default_config=config, dry_run=script["dry_run"])
         assert isinstance(stopped.value.code, str)
         return stopped.value.code
 

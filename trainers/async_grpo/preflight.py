@@ -31,12 +31,18 @@ _ADAPTER = re.compile(r"trl-policy-v\d+")
 
 
 def check_async(
-    args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, dataset: Dataset, tokenizer: Any = None
+    args: RLKDAsyncConfig,
+    model: str,
+    peft_config: LoraConfig,
+    dataset: Dataset,
+    tokenizer: Any = None,
+    *,
+    frees: bool = True,
 ) -> None:
     """Check what TRL would find out late or never, and free the server of an earlier run in the same output folder.
 
     Raises `UsageError`, for a server with the command that starts one that fits. `model`: name or folder of the
-    student, as the server has it.
+    student, as the server has it. `frees`: false leaves the server as it is.
     """
     if installed_vllm() is None:
         raise UsageError(
@@ -61,7 +67,7 @@ def check_async(
             f"Set token_budget: {rounded_length(needed)}, or lower max_completion_length"
         )
     if args.process_index == 0:
-        _check_server(args, model, peft_config, needed)
+        _check_server(args, model, peft_config, needed, frees)
 
 
 def serve_command(args: RLKDAsyncConfig, model: str, rank: int, tokens: int) -> str:
@@ -99,7 +105,7 @@ def _check_packages() -> None:
             raise UsageError(f"the asynchronous trainer needs the package {package}. Run  pip install {package}")
 
 
-def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, needed: int) -> None:
+def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, needed: int, frees: bool) -> None:
     url = server_url(args)
     rank = max([peft_config.r, *(peft_config.rank_pattern or {}).values()])
     advice = "Start it with:\n  " + serve_command(args, model, rank, needed)
@@ -115,7 +121,8 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
         raise UsageError(
             f"{url} was started without VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and takes no adapters. {advice}"
         )
-    _clear_earlier_run(url, listed, Path(args.output_dir or "."))
+    if frees:
+        _clear_earlier_run(url, listed, Path(args.output_dir or "."))
 
 
 def _problems(config: Mapping[str, Any], args: RLKDAsyncConfig, rank: int) -> Iterator[str]:

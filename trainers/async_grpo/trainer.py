@@ -69,6 +69,7 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
             log=log if args.save_rollouts else None,
         )
         composite, tokenizer, train_dataset = prepared.composite, prepared.tokenizer, prepared.train_dataset
+        assert composite is not None  # or `prepare` has raised
         student = resolve_model(model, trust_remote_code=reading_options(args)["trust_remote_code"])
         check_async(args, student, peft_config, train_dataset, tokenizer)
         # TRL renders the prompts in another process.

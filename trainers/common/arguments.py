@@ -25,12 +25,19 @@ from trainers.common.checkpoints import is_finished
 from trainers.common.data_arguments import RowArguments
 from trainers.common.models import check_bitsandbytes
 from trainers.common.threads import set_cpu_threads
+from trainers.dry_run.dry_run import dry_run_status, read_mode
+
+# The value of an argument that is given without one.
+BARE = {"--resume_from_checkpoint": "latest", "--dry_run": "check"}
 
 
-def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Path) -> None:
+def start(
+    main: Callable[..., None], kinds: Sequence[Any], *, default_config: Path, dry_run: Callable[..., None]
+) -> None:
     """Run a recipe's `main` on its parsed command line, unless the run it resumes is finished.
 
-    A mistake in config, data or rewards ends with one message.
+    With `--dry_run`, `dry_run(run, *parsed)` prints what `main` would do (`trainers.dry_run`), and the exit status
+    says whether it could. A mistake in config, data or rewards ends with one message.
     """
     if not {"LOCAL_RANK", "WORLD_SIZE"} & set(os.environ):
         # A single process on a machine with several GPUs: TRL refuses to use them all without a launcher.
@@ -42,6 +49,7 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
     try:
         parsed = parse(sys.argv[1:], kinds, default_config=default_config)
         trainings = [part for part in parsed if hasattr(part, "resume_from_checkpoint")]
+        mode = next((read_mode(part.dry_run) for part in parsed if isinstance(part, RowArguments)), None)
         if any(is_finished(args) for args in trainings):
             return
         for args in trainings:
@@ -50,7 +58,13 @@ def start(main: Callable[..., None], kinds: Sequence[Any], *, default_config: Pa
                     args,
                     f"{threads} threads: the launcher had set OMP_NUM_THREADS=1 (set it yourself for another number).",
                 )
-        main(*parsed)
+        if mode is not None:
+            command = command_line(sys.argv[1:], default_config)
+            status = dry_run_status(mode, dry_run, parsed, command, device_defaults())
+            if status:
+                sys.exit(status)
+        else:
+            main(*parsed)
         end_processes()
     except UsageError as error:
         # A traceback would bury the message.
@@ -128,7 +142,7 @@ def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Pat
 
 
 def command_line(arguments: Sequence[str], default_config: Path) -> list[str]:
-    """The arguments with the default config, and a value for a bare --resume_from_checkpoint."""
+    """The arguments with the default config, and a value for a bare --resume_from_checkpoint or --dry_run."""
     is_config = re.compile(r"--config=.")
     completed = [part for given in arguments for part in (given.split("=", 1) if is_config.match(given) else [given])]
     if completed[-1:] == ["--config"]:
@@ -136,8 +150,8 @@ def command_line(arguments: Sequence[str], default_config: Path) -> list[str]:
     if "--config" not in completed:
         completed = ["--config", str(default_config), *completed]
     for i, argument in enumerate(completed):
-        if argument == "--resume_from_checkpoint" and (completed[i + 1 : i + 2] or ["--"])[0].startswith("--"):
-            completed.insert(i + 1, "latest")
+        if argument in BARE and (completed[i + 1 : i + 2] or ["--"])[0].startswith("--"):
+            completed.insert(i + 1, BARE[argument])
     return completed
 
 

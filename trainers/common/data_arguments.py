@@ -39,6 +39,12 @@ class RowArguments:
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "leave out malformed rows, count them and show the first three"}
     )
+    dry_run: str | None = field(
+        default=None,
+        metadata={
+            "help": "check everything and print what the run would do, without weights; probe: also run one step"
+        },
+    )
 
     @property
     def source_name(self) -> str:

@@ -105,6 +105,9 @@ class EvaluateScriptArguments:
     dataset_train_split: str = field(default="train", metadata={"help": "split of check_contamination"})
 
     out: str | None = field(default=None, metadata={"help": "output folder; with run: RUN/evaluation"})
+    dry_run: bool = field(
+        default=False, metadata={"help": "check everything and print what would be evaluated, without weights"}
+    )
 
     def __post_init__(self) -> None:
         for name in ("columns", "chat_template_kwargs", "reward_kwargs", "reward_options"):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from rlkd.errors import UsageError
 
+T = TypeVar("T")
 Catch = Callable[[], AbstractContextManager[Any]]
 """Makes the context of one check: `contextlib.nullcontext` lets its error pass, `Refusals.catch` keeps it."""
 
@@ -25,6 +26,12 @@ class Refusals:
             yield
         except UsageError as error:
             self.add(str(error))
+
+    def attempt(self, make: Callable[[], T], otherwise: T) -> T:
+        """What `make` returns, or `otherwise` where it is refused."""
+        with self.catch():
+            return make()
+        return otherwise
 
     def add(self, message: str) -> None:
         """Add a message."""

@@ -72,9 +72,10 @@ def read_tokenizer(model: Any, *, revision: str | None = None, trust_remote_code
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(
-            f"the tokenizer of {source!r} cannot be read: {str(error).splitlines()[0]} Save one beside the model "
-            f"(save_pretrained of the tokenizer)"
+            f"the tokenizer of {source!r} cannot be read: {reason}. Save one beside the model (save_pretrained of the "
+            f"tokenizer)"
         ) from error
 
 

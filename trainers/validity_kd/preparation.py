@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from rlkd.engines import Engine
 from rlkd.errors import UsageError
 from rlkd.teachers.topk import TopKTeacher
-from trainers.common.models import check_student
+from trainers.common.models import check_model, check_student
 from trainers.common.preflight import named_datasets
 from trainers.common.prompts import PromptCheck
 from trainers.common.refusals import Catch
@@ -95,6 +95,8 @@ def prepare(
     with catch():
         if teacher is not None and kind == "model":
             facts, end = check_teacher(args, facts, teacher, train_dataset)
+            revision, trusts = args.teacher_model_revision, args.trust_remote_code
+            check_model(teacher, "teacher", revision=revision, trust_remote_code=trusts)
         elif teacher is not None:
             opened = open_top_k(args, teacher, tokenizer, loads=loads)
     fit = PromptCheck(

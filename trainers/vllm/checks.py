@@ -9,8 +9,8 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -222,6 +222,16 @@ def request_server(url: str, args: Any, model: str, needed: int, advice: str) ->
     if status != 200 or not isinstance(config, dict):
         raise UsageError(f"{url} does not return its configuration: /server_info answers HTTP {status}. {advice}")
     return listed, config
+
+
+@contextmanager
+def asked_once(args: Any) -> Iterator[None]:
+    """A rollout server that does not answer is not waited for, as in a dry run."""
+    patience, args.vllm_server_timeout = args.vllm_server_timeout, 0.0
+    try:
+        yield
+    finally:
+        args.vllm_server_timeout = patience
 
 
 def wait_for_server(url: str, seconds: float, advice: str) -> None:

@@ -1,0 +1,67 @@
+"""The dry runs of `recipes/sft.py` and `recipes/gsrm.py`."""
+
+import pytest
+
+from tests.helpers.dry_runs import dry_run_of, plain
+
+
+@pytest.fixture
+def small(template_model, tmp_path) -> list[object]:
+    return ["--model_name_or_path", template_model("chatml"), "--output_dir", tmp_path / "run"]
+
+
+def test_examples_are_counted_and_measured(monkeypatch, capsys, small, tmp_path):
+    assert dry_run_of("sft", monkeypatch, *small, "--dataset_name", "gsm8k-sample", "--max_length", 2048) == 0
+    shown = plain(capsys.readouterr().out)
+    assert "of gsm8k-sample" in shown
+    assert "16 examples (per_device_train_batch_size 8 x 1 process x gradient_accumulation_steps 2)" in shown
+    assert "longer than max_length 2048: 0 are truncated, 0 are dropped" in shown
+    assert "(num_train_epochs 1)" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_truncated_examples_are_a_warning(monkeypatch, capsys, small):
+    assert dry_run_of("sft", monkeypatch, *small, "--dataset_name", "gsm8k-sample", "--max_length", 300) == 0
+    assert "sampled examples are longer than max_length 300" in plain(capsys.readouterr().out)
+
+
+def test_refusals_of_a_fine_tuning_are_listed_together(monkeypatch, capsys, small):
+    arguments = [*small, "--dataset_name", "gsm8k-sample", "--adapter", "no/adapter", "--eval_strategy", "steps"]
+    assert dry_run_of("sft", monkeypatch, *arguments) == 1
+    refused = plain(capsys.readouterr().out).partition("refused (2)")[2]
+    assert "--adapter no/adapter: no adapter_config.json there" in refused
+    assert "eval_strategy steps without an eval_dataset" in refused
+
+
+@pytest.mark.slow
+def test_pairs_of_a_structure_model_are_measured(monkeypatch, capsys, small):
+    assert dry_run_of("gsrm", monkeypatch, *small) == 0
+    shown = plain(capsys.readouterr().out)
+    assert "8 examples (per_device_train_batch_size 2 x 1 process x gradient_accumulation_steps 4)" in shown
+    assert "completions" in shown
+
+
+@pytest.mark.slow
+def test_rows_without_structures_need_a_label_engine(monkeypatch, capsys, small, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "2", "rationales": ["1 + 1 = 2"]}\n')
+    assert dry_run_of("gsrm", monkeypatch, *small, "--dataset_name", file, "--dataset_train_split", "train") == 1
+    refused = plain(capsys.readouterr().out).partition("refused (")[2]
+    assert "no row has a rationale with its structure" in refused
+    engine = "http://127.0.0.1:9/v1#m"
+    arguments = [*small, "--dataset_name", file, "--dataset_train_split", "train", "--label_engine", engine]
+    assert dry_run_of("gsrm", monkeypatch, *arguments) == 1
+    shown = plain(capsys.readouterr().out)
+    assert f"1 rows have no structure, for {engine} to make" in shown
+    assert "label_engine:" in shown.partition("refused (")[2]
+
+
+@pytest.mark.slow
+def test_a_probe_runs_one_step(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model_name_or_path", "lab-student", "--dataset_name", "lab-dependency", "--dry_run", "probe"]
+    assert (
+        dry_run_of("sft", monkeypatch, *arguments, "--dataset_test_name", "lab-dependency", "--max_length", 128) == 0
+    )
+    assert "steps take about" in plain(capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []

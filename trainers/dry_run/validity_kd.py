@@ -1,0 +1,77 @@
+"""The dry run of a distillation: its checks, and the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlkd.engines import without_secrets
+from trainers.common.student import read_model
+from trainers.dry_run.batches import distillation_plan, show_steps
+from trainers.dry_run.dry_run import DryRun
+from trainers.dry_run.memory import show_memory
+from trainers.dry_run.probe import show_probe
+from trainers.dry_run.rows import show_rows
+from trainers.dry_run.student import check_held_out_prompts, end_line, first_prompt, show_lengths, show_student
+from trainers.validity_kd.memory import memory_plan
+from trainers.validity_kd.preparation import KDPreparation, prepare
+from trainers.validity_kd.teachers import kind_of_teacher
+from trainers.vllm.checks import asked_once
+
+
+def show_distillation(
+    run: DryRun,
+    script: Any,
+    settings: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    test_rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Show a run of `recipes/validity_kd.py`. `settings`: arguments of `ValidityKDTrainer`."""
+    args, model = settings["args"], settings["model"]
+    dataset = settings["train_dataset"] if rows else None
+    tests = script.dataset_test_name or script.source_name
+    show_rows(run, rows, test_rows, source=script.source_name, tests=tests)
+    with asked_once(args):
+        prepared = prepare(
+            args,
+            model,
+            args.teacher,
+            dataset,
+            None,
+            peft_config=settings["peft_config"],
+            catch=run.catch,
+            loads=run.mode == "probe",
+        )
+    student, dataset, template = prepared.student, prepared.train_dataset, args.chat_template_kwargs
+    check_held_out_prompts(run, script, student, test_rows, args.max_completion_length, template)
+    show_student(run, student, first_prompt(dataset), template)
+    show_teacher(run, args, prepared, template)
+    show_lengths(run, student, dataset, completion=args.max_completion_length, template=template)
+    plan, factors = distillation_plan(args, 0 if dataset is None else len(dataset))
+    show_steps(run, plan, factors)
+    show_memory(run, memory_plan, args, model, settings["peft_config"], student, dataset)
+    if run.mode == "probe" and not run.messages:
+        from trainers.validity_kd.trainer import ValidityKDTrainer
+
+        show_probe(run, args, lambda: ValidityKDTrainer(**settings), steps=plan.steps)
+
+
+def show_teacher(run: DryRun, args: Any, prepared: KDPreparation, template: Mapping[str, Any] | None) -> None:
+    """Print what the teacher is, and the tokens that end its turns."""
+    run.section("teacher")
+    if args.teacher is None:
+        run.line("", "none")
+        return
+    kind = kind_of_teacher(args.teacher)
+    if kind != "model":
+        top = f", {prepared.opened.k} tokens per position" if prepared.opened is not None else ""
+        run.line(kind, f"{without_secrets(str(args.teacher))}{top}")
+        return
+    facts = read_model(args.teacher, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code)
+    context = "unknown" if facts.context is None else f"{facts.context} tokens"
+    run.line("model", f"{facts.name}, context {context}")
+    if facts.tokenizer is not None:
+        run.line("end tokens", end_line(facts, template))
+    if prepared.trace_end is not None:
+        end = prepared.tokenizer.convert_ids_to_tokens(prepared.trace_end)
+        run.line("", f"its traces end with {end!r}, which ends a generation of both models")
