@@ -1,8 +1,9 @@
 """Executes Dockerfile.cpu without Docker: each instruction in an empty Debian, then two steps of the demo.
 
-    sudo python docker/check.py                                   needs Linux, root, debootstrap and dockerfile-parse
+    sudo python docker/check.py
     sudo python docker/check.py --target vllm --then "rlkd --version"
 
+It needs Linux, root, debootstrap, and the package dockerfile-parse (in the extra `dev`).
 The base image `python:X.Y-slim-SUITE` is replaced by Debian SUITE with its own Python X.Y, which must be that version.
 COPY takes what .dockerignore leaves. Each RUN has its own process and mount namespace, so that nothing stays mounted;
 it is not otherwise confined, and has the network. The command of the image runs as its user, without network.
