@@ -93,7 +93,6 @@ class RLKDAsyncTrainer(RunFiles, AsyncGRPOTrainer):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = reading.pad_token
         self.processing_class = tokenizer
-        assert composite is not None  # without `catch`, an error of it was raised
         self.rewards = composite.rewards
         name_base(self.model, model, on_top=True)
         self.open_run_files(log.name, student=model)
