@@ -134,6 +134,7 @@ def test_an_unknown_mode_is_refused(monkeypatch, capsys, small):
 def test_a_probe_runs_one_step_and_leaves_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     small = ("--per_device_train_batch_size", 4, "--num_generations", 2, "--max_completion_length", 16)
+    small += ("--max_rows", 40, "--eval_rows", 0)
     assert dry_run_of("rlkd", monkeypatch, *small, "--dry_run", "probe") == 0
     shown = plain(capsys.readouterr().out)
     assert "s of it generation" in shown
@@ -145,6 +146,7 @@ def test_a_probe_runs_one_step_and_leaves_nothing(monkeypatch, capsys, tmp_path)
 @pytest.mark.slow
 def test_the_command_ends_with_its_status(tmp_path):
     command = [sys.executable, ROOT / "recipes/rlkd.py", "--dry_run", "--max_completion_length", 250]
+    command += ["--max_rows", 20, "--eval_rows", 0]
     done = run_script(command, tmp_path)
     assert done.returncode == 1
     assert "do not fit the 256 tokens of lab-student" in plain(done.stdout)

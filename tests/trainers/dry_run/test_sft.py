@@ -41,27 +41,15 @@ def test_pairs_of_a_structure_model_are_measured(monkeypatch, capsys, small):
     assert "completions" in shown
 
 
-@pytest.mark.slow
 def test_rows_without_structures_need_a_label_engine(monkeypatch, capsys, small, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "1 + 1?", "answer": "2", "rationales": ["1 + 1 = 2"]}\n')
     assert dry_run_of("gsrm", monkeypatch, *small, "--dataset_name", file, "--dataset_train_split", "train") == 1
     refused = plain(capsys.readouterr().out).partition("refused (")[2]
     assert "no row has a rationale with its structure" in refused
-    engine = "http://127.0.0.1:9/v1#m"
+    engine = "transformers:no/model"
     arguments = [*small, "--dataset_name", file, "--dataset_train_split", "train", "--label_engine", engine]
     assert dry_run_of("gsrm", monkeypatch, *arguments) == 1
     shown = plain(capsys.readouterr().out)
     assert f"1 rows have no structure, for {engine} to make" in shown
     assert "label_engine:" in shown.partition("refused (")[2]
-
-
-@pytest.mark.slow
-def test_a_probe_runs_one_step(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--model_name_or_path", "lab-student", "--dataset_name", "lab-dependency", "--dry_run", "probe"]
-    assert (
-        dry_run_of("sft", monkeypatch, *arguments, "--dataset_test_name", "lab-dependency", "--max_length", 128) == 0
-    )
-    assert "steps take about" in plain(capsys.readouterr().out)
-    assert list(tmp_path.iterdir()) == []

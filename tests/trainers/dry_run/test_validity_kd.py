@@ -16,19 +16,6 @@ def small(template_model, tmp_path) -> list[object]:
     ]
 
 
-@pytest.mark.slow
-def test_the_laboratorys_distillation_could_start(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert dry_run_of("validity_kd", monkeypatch, "--config", ROOT / "recipes/lab/validity_kd.yaml") == 0
-    shown = plain(capsys.readouterr().out)
-    assert "teacher model lab-expert, context 256 tokens" in shown
-    assert "end tokens '<|end|>' ends a turn; '<|end|>' ends a generation" in shown
-    assert "Memory, estimated, cpu, float32" in shown
-    assert "teacher weights" in shown
-    assert "of the steps on the student's rollouts" in shown
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_refusals_of_teacher_and_scorer_are_listed_together(monkeypatch, capsys, small):
     arguments = [*small, "--teacher", "no/teacher", "--validity", "nothing", "--control", "none"]
     assert dry_run_of("validity_kd", monkeypatch, *arguments) == 1
@@ -58,10 +45,18 @@ def test_without_a_teacher_the_run_is_refused(monkeypatch, capsys, small, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_probe_runs_one_step(monkeypatch, capsys, tmp_path):
+def test_the_laboratorys_distillation_is_shown_and_probed(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    small = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--max_completion_length", 64)
+    small = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--max_rows", 40)
     config = ROOT / "recipes/lab/validity_kd.yaml"
-    assert dry_run_of("validity_kd", monkeypatch, "--config", config, *small, "--dry_run", "probe") == 0
-    assert "steps take about" in plain(capsys.readouterr().out)
+    arguments = ["--config", config, *small, "--eval_rows", 4, "--dry_run", "probe"]
+    assert dry_run_of("validity_kd", monkeypatch, *arguments) == 0
+    shown = plain(capsys.readouterr().out)
+    assert "teacher model lab-expert, context 256 tokens" in shown
+    assert "end tokens '<|end|>' ends a turn; '<|end|>' ends a generation" in shown
+    assert "Memory, estimated, cpu, float32" in shown
+    assert "teacher weights" in shown
+    assert "of the steps on the student's rollouts" in shown
+    assert "steps take about" in shown
+    assert "The step of the probe is discarded." in shown
     assert list(tmp_path.iterdir()) == []
