@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rlkd.answers import VerificationError, are_correct
@@ -17,52 +18,80 @@ Rows = Sequence[Mapping[str, Any]]
 _SHOWN = 3
 
 
+@dataclass
+class RowFacts:
+    """What one pass over the rows finds: rows may lie in a file, and are read once.
+
+    `filled`: rows with a value, by field; `traces`: rationales of each row that has some; `structures`: rows with
+    structures; `golds`: the answers; `questions`: id and question of each row.
+    """
+
+    count: int = 0
+    filled: Counter[str] = field(default_factory=Counter)
+    traces: list[int] = field(default_factory=list)
+    structures: int = 0
+    golds: list[str] = field(default_factory=list)
+    questions: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_facts(rows: Rows) -> RowFacts:
+    """The facts of the rows."""
+    facts = RowFacts()
+    for row in rows:
+        facts.count += 1
+        facts.filled.update(name for name, value in row.items() if value not in (None, "", []))
+        facts.traces += [len(row["rationales"])] if row.get("rationales") else []
+        facts.structures += bool(row.get("structures"))
+        facts.golds += [str(row["answer"])] if row.get("answer") is not None else []
+        facts.questions.append((str(row.get("id")), question(row)))
+    return facts
+
+
 def show_rows(run: DryRun, train: Rows, test: Rows = (), *, source: str, tests: str = "") -> None:
     """Print what the rows have. `source`, `tests`: the names of their datasets."""
     run.section("rows")
     run.line("train", f"{len(train)} of {source}")
-    if train:
-        run.line("fields", field_list(train))
-        run.line("rationales", rationale_counts(train))
-        run.line("answers", answer_counts(train))
-        _show_repeats(run, train)
-    if test:
-        run.line("test", f"{len(test)} of {tests}; answers: {answer_counts(test)}")
-        _show_overlap(run, train, test)
+    facts = read_facts(train)
+    if facts.count:
+        run.line("fields", field_list(facts))
+        run.line("rationales", rationale_counts(facts))
+        run.line("answers", answer_counts(facts))
+        _show_repeats(run, facts)
+    if len(test):
+        others = read_facts(test)
+        run.line("test", f"{others.count} of {tests}; answers: {answer_counts(others)}")
+        _show_overlap(run, facts, others)
 
 
-def field_list(rows: Rows) -> str:
+def field_list(facts: RowFacts) -> str:
     """The fields of the rows, and the columns that go to the rewards as they are."""
-    filled = Counter(name for row in rows for name, value in row.items() if value not in (None, "", []))
-    count = len(rows)
 
     def named(name: str) -> str:
-        return name if filled[name] == count else f"{name} ({filled[name]} of {count} rows)"
+        found = facts.filled[name]
+        return name if found == facts.count else f"{name} ({found} of {facts.count} rows)"
 
-    own = ", ".join(named(name) for name in FIELDS if filled[name])
-    others = ", ".join(named(name) for name in sorted(filled) if name not in FIELDS)
+    own = ", ".join(named(name) for name in FIELDS if facts.filled[name])
+    others = ", ".join(named(name) for name in sorted(facts.filled) if name not in FIELDS)
     return own + (f"; passed to the rewards: {others}" if others else "")
 
 
-def rationale_counts(rows: Rows) -> str:
+def rationale_counts(facts: RowFacts) -> str:
     """How many rows have a teacher's trace, and how many they have."""
-    numbers = [len(row.get("rationales") or []) for row in rows]
-    given = [number for number in numbers if number]
-    if not given:
+    having = len(facts.traces)
+    if not having:
         return "no row has one"
-    structures = sum(bool(row.get("structures")) for row in rows)
-    known = f"; {structures} rows have their structures" if structures else ""
-    return f"{len(given)} of {len(rows)} rows, {sum(given) / len(given):.1f} each{known}"
+    known = f"; {facts.structures} rows have their structures" if facts.structures else ""
+    return f"{having} of {facts.count} rows, {sum(facts.traces) / having:.1f} each{known}"
 
 
-def answer_counts(rows: Rows) -> str:
+def answer_counts(facts: RowFacts) -> str:
     """How many rows have a gold answer, and how many of a sample can be read."""
-    golds = [str(row["answer"]) for row in rows if row.get("answer") is not None]
+    golds = facts.golds
     if not golds:
-        return f"none of {len(rows)} rows has one"
+        return f"none of {facts.count} rows has one"
     sampled = spread(golds, SAMPLED_ROWS)
     unreadable = unreadable_golds(sampled)
-    text = f"{len(golds)} of {len(rows)} rows"
+    text = f"{len(golds)} of {facts.count} rows"
     looked = "all" if len(sampled) == len(golds) else f"{len(sampled)} sampled"
     if not unreadable:
         return f"{text}; {looked} can be read"
@@ -80,11 +109,11 @@ def unreadable_golds(golds: Sequence[str]) -> list[str]:
     ]
 
 
-def repeated_questions(rows: Rows) -> dict[str, list[str]]:
+def repeated_questions(facts: RowFacts) -> dict[str, list[str]]:
     """The ids of rows with the same question, by its words; only questions of several rows."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        found.setdefault(tuple(words(question(row), signs=True)), []).append(str(row.get("id")))
+    for name, asked in facts.questions:
+        found.setdefault(_key(asked), []).append(name)
     return {" ".join(key): ids for key, ids in found.items() if len(ids) > 1 and key}
 
 
@@ -105,7 +134,11 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _show_repeats(run: DryRun, train: Rows) -> None:
+def _key(asked: str) -> tuple[str, ...]:
+    return tuple(words(asked, signs=True))
+
+
+def _show_repeats(run: DryRun, train: RowFacts) -> None:
     repeats = repeated_questions(train)
     if not repeats:
         run.line("duplicates", "no question occurs twice")
@@ -113,25 +146,22 @@ def _show_repeats(run: DryRun, train: Rows) -> None:
     extra = sum(len(ids) - 1 for ids in repeats.values())
     first = next(iter(repeats.values()))
     run.line("duplicates", f"{extra} rows have the question of an earlier row, such as {' and '.join(first[:2])}")
-    run.warn(f"{extra} of {len(train)} training rows have the question of an earlier row (same words)")
+    run.warn(f"{extra} of {train.count} training rows have the question of an earlier row (same words)")
 
 
-def _show_overlap(run: DryRun, train: Rows, test: Rows) -> None:
-    known = {tuple(words(question(row), signs=True)): str(row.get("id")) for row in train}
-    same = [
-        (str(row.get("id")), known[key]) for row in test if (key := tuple(words(question(row), signs=True))) in known
-    ]
+def _show_overlap(run: DryRun, train: RowFacts, test: RowFacts) -> None:
+    known = {_key(asked): name for name, asked in train.questions}
+    same = [(name, known[key]) for name, asked in test.questions if (key := _key(asked)) in known]
     if same:
-        text = f"{len(same)} of {len(test)} test questions are training questions, such as {' and '.join(same[0])}"
+        text = f"{len(same)} of {test.count} test questions are training questions, such as {' and '.join(same[0])}"
         run.line("", text)
         run.warn(f"{text}. What is learnt by heart counts as accuracy there")
     else:
         run.line("", "no test question is a training question")
-    tests = [(str(row["id"]), question(row)) for row in test]
-    pairs = overlaps(tests, ((str(row.get("id")), [question(row)]) for row in train))
-    if parts := len({pair.test for pair in pairs}) - len(same):
+    pairs = overlaps(test.questions, ((name, [asked]) for name, asked in train.questions))
+    if parts := len({pair.test for pair in pairs} - {name for name, _ in same}):
         run.line(
             "",
             f"{parts} others share 13 words in a row with one (rlkd evaluate --check_contamination shows them), such "
-            f"as {pairs[0].text!r}",
+            f"as {pairs[-1].text!r}",
         )

@@ -7,6 +7,7 @@ from trainers.dry_run.rows import (
     field_list,
     question,
     rationale_counts,
+    read_facts,
     repeated_questions,
     show_rows,
     spread,
@@ -22,15 +23,15 @@ ROWS = [
 
 
 def test_fields_and_columns_for_rewards_are_told_apart():
-    assert field_list(ROWS) == (
+    assert field_list(read_facts(ROWS)) == (
         "id, prompt (2 of 4 rows), question (2 of 4 rows), answer (3 of 4 rows), rationales (2 of 4 rows), structures "
         "(1 of 4 rows); passed to the rewards: level (1 of 4 rows)"
     )
 
 
 def test_rationales_and_structures_are_counted():
-    assert rationale_counts(ROWS) == "2 of 4 rows, 1.5 each; 1 rows have their structures"
-    assert rationale_counts(ROWS[2:3]) == "no row has one"
+    assert rationale_counts(read_facts(ROWS)) == "2 of 4 rows, 1.5 each; 1 rows have their structures"
+    assert rationale_counts(read_facts(ROWS[2:3])) == "no row has one"
 
 
 @pytest.mark.parametrize(
@@ -42,12 +43,12 @@ def test_rationales_and_structures_are_counted():
     ],
 )
 def test_gold_answers_are_parsed_and_counted(golds, text):
-    assert answer_counts([{"answer": gold} for gold in golds]) == text
+    assert answer_counts(read_facts([{"question": "q", "answer": gold} for gold in golds])) == text
     assert unreadable_golds(["  ", "7"]) == ["  "]
 
 
 def test_questions_of_the_same_words_are_repeated_and_signs_count():
-    assert list(repeated_questions(ROWS).values()) == [["a", "b"]]
+    assert list(repeated_questions(read_facts(ROWS)).values()) == [["a", "b"]]
     assert question(ROWS[2]) == "2 + 3?"
     assert question({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}) == "Hi"
 
