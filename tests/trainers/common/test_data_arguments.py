@@ -21,7 +21,7 @@ def read(tmp_path, monkeypatch):
 
     def parsed(config, *words):
         (tmp_path / "my.yaml").write_text(json.dumps(config))
-        [script] = parse(words, (DataArguments,), default_config=tmp_path / "my.yaml")
+        script, *_ = parse(words, (DataArguments,), default_config=tmp_path / "my.yaml")
         return script
 
     return parsed
