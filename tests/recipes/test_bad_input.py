@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import os
 import resource
 import shlex
 import shutil
@@ -18,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.helpers.json_lines import write_json_lines
+from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.scripts import load_script, run_script
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ RECIPES = {
     ),
     "validity_kd": (
         "trainers.ValidityKDConfig trl.ModelConfig",
-        "--model_name_or_path model --teacher_model_name_or_path model --dataset_name rows.jsonl --eval_rows 0 "
+        "--model_name_or_path model --teacher model --dataset_name rows.jsonl --eval_rows 0 "
         "--output_dir out --max_steps 1 --max_completion_length 8",
     ),
 }
@@ -186,6 +186,7 @@ def ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ended:
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refused)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    shorten_pauses(monkeypatch)
     monkeypatch.chdir(folder)
 
     def end(recipe: str, arguments: str) -> str:
@@ -357,8 +358,8 @@ OTHERS = [
     ("sft", "--adapter nothing", "--adapter nothing: no adapter_config.json there"),
     ("sft", "--model_name_or_path cut", "model.safetensors is truncated"),
     ("sft", "--output_dir a-file", "output_dir a-file: nothing can be written there"),
-    ("validity_kd", "--teacher_model_name_or_path nowhere", "'nowhere'", "cannot be read"),
-    ("validity_kd", "--teacher_model_name_or_path cut", "model.safetensors is truncated"),
+    ("validity_kd", "--teacher nowhere", "'nowhere'", "cannot be read"),
+    ("validity_kd", "--teacher cut", "model.safetensors is truncated"),
     ("validity_kd", "--dataset_name no-traces.jsonl", "rationale"),
 ]
 
@@ -405,18 +406,9 @@ def test_a_full_disk_is_found_before_a_model_loads(ended) -> None:
     says(message, "output_dir full: nothing can be written there", "free space")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        ("recipes/rlkd.py --dataset_name nowhere.jsonl", ["there is no file"]),
-        ("-m rlkd.cli evaluate --model_name_or_path cut --dataset_name rows.jsonl --out e", ["is truncated"]),
-    ],
-)
-def test_a_process_ends_with_one_message_and_a_status(root, folder, arguments, parts) -> None:
-    first, *rest = shlex.split(arguments)
-    command = [root / first if first.endswith(".py") else first, *rest]
-    done = run_script([sys.executable, *command], folder, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
+def test_an_evaluation_ends_with_the_same_message_and_a_status(folder) -> None:
+    arguments = "-m rlkd.cli evaluate --model_name_or_path cut --dataset_name rows.jsonl --out evaluation"
+    done = run_script([sys.executable, *shlex.split(arguments)], folder)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    for part in parts:
-        assert part in done.stderr
+    assert "model.safetensors is truncated" in done.stderr
