@@ -8,15 +8,15 @@
 | shape | run |
 | --- | --- |
 | `lab` | RLKD, all weights of the laboratory's student, the default recipe's batch |
-| `lora` | RLKD, LoRA on SmolLM2-135M, 8 completions of 64 tokens |
-| `long` | the same with 4 completions of 384 tokens |
-| `structure` | the same with the embedded structure model in this process |
+| `lora` | RLKD, LoRA on SmolLM2-135M, 8 completions of 48 tokens |
+| `long` | the same with 4 completions of 256 tokens |
+| `structure` | the same with 4 of 48 tokens, and the embedded structure model in this process |
 | `kd` | validity-calibrated distillation, LoRA on SmolLM2-135M, a teacher of that size |
 | `full` | RLKD, all weights of a random model with the shape of SmolLM2-360M, gradient checkpointing |
 
-Each estimate is made in a process of its own, as a dry run does it, and each run takes two steps in another one, whose
-largest resident size is the measured peak (VmHWM). Completions run to their limit, as the estimate supposes. Exits
-with 1 where an estimate is off by more than 20 %.
+The estimates are made in a process of their own, as a dry run does it, and each run takes two steps in another one,
+whose largest resident size is the measured peak (VmHWM). Completions run to their limit, as the estimate supposes.
+Exits with 1 where an estimate is off by more than 20 %.
 """
 
 import harness  # before torch: one thread, no hub
@@ -43,9 +43,9 @@ def main() -> int:
     if given.gpu:
         return gpu_estimates(given.tables)
     figures: dict[str, Any] = {}
+    plans = harness.in_child({"plan": list(given.only), "quick": given.quick})
     for name in given.only:
-        found = [harness.in_child({"what": what, "shape": name, "quick": given.quick}) for what in ("plan", "run")]
-        plan, run = found
+        plan, run = plans[name], harness.in_child({"run": name, "quick": given.quick})
         ratio = plan["bytes"] / run["bytes"]
         figures[name] = {
             "estimated_gib": round(plan["bytes"] / GIB, 3),
@@ -116,11 +116,14 @@ def gpu_estimates(tables: bool) -> int:
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own: the estimate of a shape, or its run."""
+    """In a process of its own: the estimates of all shapes, or the run of one."""
     harness.quiet()
-    with tempfile.TemporaryDirectory(prefix="rlkd-memory-") as folder:
-        shape = kd_shape if task["shape"] == "kd" else rlkd_shape
-        return shape(task["shape"], Path(folder), task["quick"], task["what"] == "plan")
+    found = {}
+    for name in task.get("plan") or [task["run"]]:
+        with tempfile.TemporaryDirectory(prefix="rlkd-memory-") as folder:
+            shape = kd_shape if name == "kd" else rlkd_shape
+            found[name] = shape(name, Path(folder), task["quick"], "plan" in task)
+    return found if "plan" in task else found[task["run"]]
 
 
 def rlkd_shape(name: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any]:
@@ -130,14 +133,15 @@ def rlkd_shape(name: str, folder: Path, quick: bool, plans: bool) -> dict[str, A
 
     sizes: dict[str, Any] = {
         "lab": {"per_device_train_batch_size": 64, "max_completion_length": 96, "num_generations": 8},
-        "lora": {"per_device_train_batch_size": 8, "max_completion_length": 64},
-        "long": {"per_device_train_batch_size": 4, "max_completion_length": 384},
-        "structure": {"per_device_train_batch_size": 8, "max_completion_length": 64},
-        "full": {"per_device_train_batch_size": 4, "max_completion_length": 64, "gradient_checkpointing": True},
+        "lora": {"per_device_train_batch_size": 8, "max_completion_length": 48},
+        "long": {"per_device_train_batch_size": 4, "max_completion_length": 256},
+        "structure": {"per_device_train_batch_size": 4, "max_completion_length": 48},
+        "full": {"per_device_train_batch_size": 2, "max_completion_length": 32, "gradient_checkpointing": True},
     }[name]
-    sizes = {"num_generations": 4, "reward_funcs": ["structure"], **sizes}
+    generations = min(4, sizes["per_device_train_batch_size"])
+    sizes = {"num_generations": generations, "reward_funcs": ["structure"], **sizes}
     model, tokenizer = student_of(name, folder, quick)
-    dataset, longest = longest_prompts("lab-dependency" if name == "lab" else "gsm8k-sample", tokenizer)
+    dataset, longest = some_prompts("lab-dependency" if name == "lab" else "gsm8k-sample", tokenizer)
     if name == "structure" and not quick:
         sizes["reward_kwargs"] = {"structure": {"decomposer": "generative", "store": str(folder)}}
     adapter = None if name in ("lab", "full") else lora()
@@ -154,9 +158,9 @@ def kd_shape(name: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any
     from trainers.validity_kd.memory import memory_plan
 
     model, tokenizer = student_of(name, folder, quick)
-    dataset, longest = longest_prompts("gsm8k-sample", tokenizer)
+    dataset, longest = some_prompts("gsm8k-sample", tokenizer)
     teacher = model if quick else "embedded-expert"
-    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_completion_length": 64}
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_completion_length": 48}
     args = ValidityKDConfig(**arguments(folder, tokenizer, teacher=teacher, lmbda=1.0, **sizes))
     if plans:
         return planned(memory_plan(args, model, lora(), prompt_tokens=longest))
@@ -199,17 +203,17 @@ def student_of(name: str, folder: Path, quick: bool) -> tuple[str, Any]:
     return model, AutoTokenizer.from_pretrained(resolve_model(model))
 
 
-def longest_prompts(source: str, tokenizer: Any) -> tuple[Any, int]:
-    """The sixteen rows with the longest prompts, and the tokens of the longest."""
+def some_prompts(source: str, tokenizer: Any) -> tuple[Any, int]:
+    """Sixteen rows whose prompts are about as long, and the tokens of the longest."""
     from rlkd.data.loading import load_rows, to_dataset
 
-    dataset = to_dataset(load_rows(source)[:300])
-    lengths = [
-        len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"])
-        for row in dataset
+    dataset = to_dataset(load_rows(source)[:200])
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in dataset
     ]
-    chosen = sorted(range(len(lengths)), key=lambda index: -lengths[index])[:16]
-    return dataset.select(chosen), max(lengths)
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    chosen = sorted(range(len(lengths)), key=lambda index: lengths[index])[50:66]
+    return dataset.select(chosen), max(lengths[index] for index in chosen)
 
 
 def arguments(folder: Path, tokenizer: Any, **changes: Any) -> dict[str, Any]:

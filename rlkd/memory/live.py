@@ -21,6 +21,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from rlkd.memory.heap import HeapReplay
+
 
 def without_data() -> FakeTensorMode:
     """A context in which tensors have shapes and no data."""
@@ -28,12 +30,21 @@ def without_data() -> FakeTensorMode:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages made inside this context: `now` those that still exist, `most` at any time, in bytes."""
+    """Counts the storages made inside this context: `now` those that still exist, `most` at any time, in bytes.
 
-    def __init__(self) -> None:
+    `heap`: counts what the C library takes for them instead, with the holes between them (`rlkd.memory.heap`).
+    """
+
+    def __init__(self, heap: HeapReplay | None = None) -> None:
         super().__init__()
-        self.now = self.most = 0
-        self._known: set[int] = set()
+        self.heap = heap
+        self.most = self._now = 0
+        self._known: dict[int, int | None] = {}
+
+    @property
+    def now(self) -> int:
+        """The bytes at this moment."""
+        return self._now if self.heap is None else self.heap.taken
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -45,21 +56,23 @@ class LiveBytes(TorchDispatchMode):
     def know(self, tensor: torch.Tensor) -> None:
         """Leave a tensor from before out of the count, also where an operation returns it."""
         storage = tensor.untyped_storage()
-        self._known.add(storage._cdata)
-        _when_freed(storage, self._known.discard, storage._cdata)
+        self._known[storage._cdata] = None
+        _when_freed(storage, self._known.pop, storage._cdata, None)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        if key in self._known or not size:
             return
-        self._known.add(key)
-        self.now += size
+        self._known[key] = None if self.heap is None else self.heap.request(size)
+        self._now += size
         self.most = max(self.most, self.now)
         _when_freed(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+        address = self._known.pop(key)
+        self._now -= size
+        if self.heap is not None and address is not None:
+            self.heap.free(address)
 
 
 def _when_freed(storage: torch.UntypedStorage, call: Any, *arguments: Any) -> None:

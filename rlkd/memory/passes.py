@@ -1,7 +1,7 @@
 """The memory of a model's passes: what a forward pass keeps for the backward pass, and the cache of generation.
 
-The passes run without data (`rlkd.memory.live`), over the first layers only: what one more of them adds counts for all
-others of its kind.
+The passes run without data (`rlkd.memory.live`), mostly over the first layers only: what one more of them adds counts
+for all others of its kind.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from rlkd.memory.heap import HeapReplay
 from rlkd.memory.live import LiveBytes
 from rlkd.memory.models import WeightlessModel
 
@@ -37,10 +38,14 @@ class PassBytes:
     traced: bool = True
 
 
-def training_pass(model: WeightlessModel, rows: int, tokens: int) -> PassBytes:
-    """A forward and a backward pass over rows x tokens, without the head, and without gradients of weights."""
+def training_pass(model: WeightlessModel, rows: int, tokens: int, *, resident: bool = False) -> PassBytes:
+    """A forward and a backward pass over rows x tokens, without the head, and without gradients of weights.
 
-    def run() -> tuple[int, int]:
+    `resident`: count what the process takes from the system on a CPU, where it is more than the tensors need
+    (`rlkd.memory.heap`).
+    """
+
+    def run(heap: HeapReplay | None) -> tuple[int, int]:
         inner = model.plain.get_input_embeddings()
         embedded = inner.weight.requires_grad
         inner.weight.requires_grad_(False)
@@ -50,7 +55,7 @@ def training_pass(model: WeightlessModel, rows: int, tokens: int) -> PassBytes:
         )
         trained = [parameter for parameter in model.all_parameters if parameter.requires_grad]
         try:
-            with _counted(model) as held, torch.enable_grad():
+            with _counted(model, heap) as held, torch.enable_grad():
                 for parameter in trained:
                     parameter.grad = torch.empty_like(parameter)
                 gradients = held.now
@@ -66,7 +71,12 @@ def training_pass(model: WeightlessModel, rows: int, tokens: int) -> PassBytes:
             if hook is not None:
                 hook.remove()
 
-    return _traced(model, run) or _training_formula(model, rows, tokens)
+    found = None
+    if resident:
+        with suppress(OSError):
+            heap = HeapReplay()
+            found = _traced(model, lambda: run(heap), whole=True)
+    return found or _traced(model, lambda: run(None)) or _training_formula(model, rows, tokens)
 
 
 def reading_pass(model: WeightlessModel, rows: int, tokens: int, *, cached: bool = False) -> PassBytes:
@@ -101,8 +111,8 @@ def cache_bytes(model: WeightlessModel, rows: int, tokens: int) -> int:
 
 
 @contextmanager
-def _counted(model: WeightlessModel) -> Iterator[LiveBytes]:
-    held = LiveBytes()
+def _counted(model: WeightlessModel, heap: HeapReplay | None = None) -> Iterator[LiveBytes]:
+    held = LiveBytes(heap)
     for tensor in (*model.all_parameters, *model.plain.buffers()):
         held.know(tensor)
     with held:
@@ -118,11 +128,14 @@ def _inputs(model: WeightlessModel, rows: int, tokens: int) -> dict[str, Any]:
     return inputs | ({"attention_mask": torch.ones(rows, tokens, dtype=torch.long)} if model.masked else {})
 
 
-def _traced(model: WeightlessModel, run: Callable[[], tuple[int, int]]) -> PassBytes | None:
-    """The result of a pass without data, None where the model looks at its data."""
+def _traced(model: WeightlessModel, run: Callable[[], tuple[int, int]], *, whole: bool = False) -> PassBytes | None:
+    """The result of a pass without data, None where the model looks at its data.
+
+    `whole`: with all layers, not a few that stand for them: what a heap takes depends on all before it.
+    """
     layers = _layers(model)
     count, period = len(layers), _period(model, layers)
-    some = (count,) if count <= 3 * period else (period, 2 * period)
+    some = (count,) if whole or count <= 3 * period else (period, 2 * period)
     try:
         with model.fake:
             found = []

@@ -194,7 +194,7 @@ def training_phases(
     from rlkd.memory.passes import training_pass
 
     model, gradients = student.model, student.model.gradients
-    made = training_pass(model, *shape)
+    made = training_pass(model, *shape, resident=student.device == "cpu")
     head = model.head.numel() * model.head.element_size() if model.is_trained(model.head) else 0
     first = gradients if accumulated else head
     # A gradient that is there already gets another one added to it, of the embedding as large as the embedding.
@@ -221,12 +221,14 @@ def logprob_logits(model: WeightlessModel, positions: int, device: str, *, train
 
     A tile has at most 4,096 x 32,768 logits. On a GPU a kernel reads it in place. On a CPU whole tiles come besides
     it: three in the forward pass (scaled logits twice, exponentials), eight in the backward pass (scaled logits twice,
-    log-probabilities, probabilities, the gradient, and three of its terms).
+    log-probabilities, probabilities, the gradient, and three of its terms). The gradient of the hidden states is
+    summed in float32.
     """
     rows, columns = min(positions, TILE_ROWS), min(model.vocabulary, TILE_COLUMNS)
+    hidden = 4 * positions * model.width if trains else 0
     if device != "cpu":
-        return rows * TILE_COLUMNS * model.number
-    return rows * columns * (model.number + 4 * (8 if trains else 3))
+        return rows * TILE_COLUMNS * model.number + hidden
+    return rows * columns * (model.number + 4 * (8 if trains else 3)) + hidden
 
 
 # Of TRL's chunked log-probabilities: tokens and columns of a tile.

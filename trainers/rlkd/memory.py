@@ -84,7 +84,8 @@ def memory_plan(
         generating(student, args, fixed, notes, shape=(rows, groups, prompt_tokens, completion), gpu_bytes=gpu_bytes),
         MemoryPhase("rewards", {**fixed, "structure model's cache": caches}),
     ]
-    if args.beta or args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations):
+    corrects = args.use_vllm and args.vllm_importance_sampling_correction
+    if args.beta or corrects or args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations):
         read = reading_pass(student.model, micro_batch, tokens).most
         logits = logprob_logits(student.model, micro_batch * tokens, device, trains=False)
         phases.append(MemoryPhase("log-probabilities", {**fixed, "activations": read, "logits": logits}))
@@ -120,7 +121,8 @@ def _micro_batch(
 
         if cost(packed) <= WORTHWHILE * cost(plain):
             return packed, rows * completion + 1
-    return plain, micro_batch * (prompt + completion)
+    # On a GPU, logits of completions alone are computed.
+    return plain, micro_batch * (completion if device != "cpu" else prompt + completion)
 
 
 def _engines(rewards: Sequence[Any]) -> Iterable[tuple[Any, int]]:
