@@ -66,13 +66,13 @@ def test_along_a_bank_solutions_become_alike(tmp_path) -> None:
     for writer in ("steps", "bank"):
         out = tmp_path / writer
         out.mkdir()
-        questions = load_questions("lab-strategies", max_rows=150)
+        questions = load_questions("lab-strategies", max_rows=80)
         embedder = open_embedder() if writer == "bank" else None
         settings = Writing((writer,), temperature=1.0, seed_share=0.1)
         part = write_stage(
             out, questions, settings, engine=StrategyTeacher(), embedder=embedder, log=lambda text: None
         )
-        assert part["counts"]["right"] == 150
+        assert part["counts"]["right"] == 80
         paths[writer] = part["paths"]
     assert paths["bank"]["entropy_bits"] < paths["steps"]["entropy_bits"] - 1
 
