@@ -61,6 +61,7 @@ def test_the_seed_of_a_request_decides_its_solution() -> None:
     assert replies(StrategyTeacher(), prompts) != replies(StrategyTeacher(), prompts, seed=6)
 
 
+@pytest.mark.slow
 def test_along_a_bank_solutions_become_alike(tmp_path) -> None:
     paths = {}
     for writer in ("steps", "bank"):
