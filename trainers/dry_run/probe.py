@@ -53,6 +53,8 @@ def show_probe(run: DryRun, args: Any, build: Callable[[], Any], *, steps: int, 
 
 def measure(args: Any, build: Callable[[], Any]) -> ProbeTimes:
     """One step of the trainer that `build` makes of the training arguments `args`, which are changed."""
+    from transformers import PrinterCallback
+
     with TemporaryDirectory(prefix="rlkd-probe-") as folder:
         args.output_dir = folder
         args.resume_from_checkpoint = None
@@ -63,6 +65,8 @@ def measure(args: Any, build: Callable[[], Any]) -> ProbeTimes:
         began = time.perf_counter()
         trainer = build()
         built = time.perf_counter()
+        if hasattr(trainer, "remove_callback"):  # without a progress bar, transformers prints all metrics
+            trainer.remove_callback(PrinterCallback)
         spent = _timed(trainer, "_generate")
         trainer.train()
         ended = time.perf_counter()
