@@ -5,10 +5,11 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -62,7 +63,7 @@ def trainer(kind: str, model: str, output: Path, *, rows: int = 3, **changes: An
     if kind == "rlkd":
         args = RLKDConfig(**values | {"num_generations": 2, "max_completion_length": 4} | changes)
         return RLKDTrainer(model, letters, args, Dataset.from_list(ROWS[:rows]))
-    values |= {"lmbda": 0.5, "tau": "adapt", "max_completion_length": 48, "gradient_accumulation_steps": 2}
+    values |= {"lmbda": 0.5, "tau": "adapt", "max_completion_length": 24, "gradient_accumulation_steps": 2}
     return ValidityKDTrainer(
         model,
         model,
@@ -73,11 +74,15 @@ def trainer(kind: str, model: str, output: Path, *, rows: int = 3, **changes: An
 
 
 def result(run: Any) -> dict[str, Any]:
-    """What two runs must have in common: parameters, metrics without times, and this process's rollouts."""
+    """What two runs must have in common: parameters, metrics without times, tables, and this process's rollouts."""
     metrics = read_steps(run.metrics_path) if run.accelerator.is_main_process else []
     return {
         "parameters": {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()},
         "metrics": [{k: v for k, v in m.items() if k != "step_time" and "/seconds_" not in k} for m in metrics],
+        "tables": {
+            path.name: pandas.read_parquet(path).to_dict("list")
+            for path in sorted(run.metrics_path.parent.glob("completions/*.parquet"))
+        },
         "rollouts": [
             record | {"rewards": {name: reward["value"] for name, reward in record.get("rewards", {}).items()}}
             for record in read_steps(run.rollouts_path)
@@ -88,7 +93,8 @@ def result(run: Any) -> dict[str, Any]:
 def assert_equal(found: dict[str, Any], expected: dict[str, Any], what: Any) -> None:
     """Bit for bit."""
     assert found["rollouts"] == expected["rollouts"], what
-    assert json.dumps(found["metrics"]) == json.dumps(expected["metrics"]), what
+    for part in ("metrics", "tables"):
+        assert json.dumps(found[part]) == json.dumps(expected[part]), (what, part)
     assert found["parameters"].keys() == expected["parameters"].keys()
     for name, parameter in expected["parameters"].items():
         assert torch.equal(found["parameters"][name], parameter), (what, name)
@@ -100,10 +106,13 @@ def killed_after(whole: Path, folder: Path, step: int) -> Path:
     return shutil.copytree(whole, folder, ignore=shutil.ignore_patterns(*later))
 
 
-def resume_after_every_step(
-    make: Callable[[Path], Any], folder: Path, barrier: Callable[[], Any] = lambda: None
+def compare_resumed_runs(
+    make: Callable[[Path], Any],
+    folder: Path,
+    steps: Sequence[int] = range(1, STEPS),
+    barrier: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Compare a run with those that continue from each of its checkpoints; `make` builds a trainer for a folder.
+    """Compare a run with those that continue from its checkpoints at `steps`; `make` builds a trainer for a folder.
 
     `barrier` waits for the other processes, which share the folders.
     """
@@ -111,7 +120,7 @@ def resume_after_every_step(
     whole.train()
     expected = result(whole)
     assert len({record["step"] for record in expected["rollouts"]}) > 1
-    for step in range(1, STEPS):
+    for step in steps:
         copy = folder / f"after-{step}"
         barrier()
         if whole.accelerator.is_main_process:
@@ -124,28 +133,22 @@ def resume_after_every_step(
 
 
 def resume_in_two_processes(model: str, folder: Path) -> None:
-    """Both trainers; to be called in each of two processes."""
-    for kind, changes in (("rlkd", WINDOW | {"rows": 5}), ("kd", {})):
+    """To be called in each of two processes."""
 
-        def make(output: Path, kind: str = kind, changes: dict = changes) -> Any:
-            return trainer(kind, model, output, ddp_backend="gloo", **changes)
+    def make(output: Path) -> Any:
+        return trainer("rlkd", model, output, rows=5, ddp_backend="gloo", **WINDOW)
 
-        resume_after_every_step(make, folder / kind, barrier=lambda: torch.distributed.barrier())
+    compare_resumed_runs(make, folder, (2, 5), lambda: torch.distributed.barrier())
     torch.distributed.destroy_process_group()
     os._exit(0)  # the end of the interpreter may abort in a thread of gloo
 
 
 def resume_after_kills(model: str, folder: Path) -> None:
-    """Both trainers, killed as the operating system does it: within a step, while saving, and after a checkpoint."""
-    for kind, changes in (("rlkd", WINDOW), ("kd", {})):
-        _resume_after_kills(lambda output, k=kind, c=changes: trainer(k, model, output, **c), folder / kind)
-
-
-def _resume_after_kills(make: Callable[[Path], Any], folder: Path) -> None:
+    """A run that is killed as the operating system does it, while it saves and within a step."""
     output = folder / "killed"
 
     def train(at: str = "", step: int = 0) -> Any:
-        run = make(output)
+        run = trainer("rlkd", model, output, **WINDOW)
         if at:
             _kill_at(run, at, step)
         run.train(resume_from_checkpoint=True)
@@ -153,22 +156,22 @@ def _resume_after_kills(make: Callable[[Path], Any], folder: Path) -> None:
 
     def compare() -> None:
         resumed = train()
-        assert resumed._initial_global_step == 4
-        whole = make(folder / "whole")
+        assert resumed._initial_global_step == 5
+        whole = trainer("rlkd", model, folder / "whole", **WINDOW)
         whole.train()
         assert_equal(result(resumed), result(whole), folder)
 
-    def checkpoints() -> set[str]:
-        return {path.name for path in output.glob("checkpoint-*")}
+    def checkpoints() -> list[str]:
+        return sorted(path.name for path in output.glob("checkpoint-*"))
 
-    assert in_child(lambda: train("training_step", 2)) == -signal.SIGKILL
-    assert checkpoints() == {"checkpoint-1", "checkpoint-2"}
     assert in_child(lambda: train("_save_rng_state", 4)) == -signal.SIGKILL
-    assert checkpoints() == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    assert checkpoints() == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert list(output.glob("_unfinished/checkpoint-4/*"))
-    assert in_child(lambda: train("training_step", 5)) == -signal.SIGKILL
-    with (output / "checkpoint-5" / "optimizer.pt").open("r+b") as file:
+    with (output / "checkpoint-3" / "optimizer.pt").open("r+b") as file:
         file.truncate(1000)
+    assert in_child(lambda: train("training_step", 5)) == -signal.SIGKILL
+    assert checkpoints() == [f"checkpoint-{step}" for step in range(1, 6)]
+    assert (output / "earlier-1" / "checkpoint-3").exists()
     assert in_child(compare) == 0
 
 

@@ -8,6 +8,7 @@
 | `parts` | adaptive state (`keep`): the scale of margins, counts of failures and of alarms; equal on all processes |
 | `metrics`, `loss`, `logged`, `tokens`, `table` | what was collected since the last line of metrics |
 | `layouts` | how weights are laid out for generation, which a measurement of time has decided |
+| `optimizer` | whether the checkpoint has more than the model (`save_only_model`) |
 | `rollouts` | the batch of rollouts that further steps train on, if the checkpoint falls inside its window |
 
 and, in the last case, `rankR.safetensors` with the tensors of the rollouts. A reference model that follows the trained
@@ -77,6 +78,7 @@ class RunState(WholeCheckpoints):
             "tokens": getattr(self, "_total_train_tokens", 0),
             "table": json.loads(json.dumps(self._table(), default=_listed)),
             "layouts": decoding_weights.layouts(),
+            "optimizer": not self.args.save_only_model,
             "rollouts": None,
         }
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -138,6 +140,8 @@ class RunState(WholeCheckpoints):
             for name, found in state["shape"].items()
             if found != self._shape()[name]
         }
+        if not state["optimizer"]:
+            self._say(f"{checkpoint} has no optimizer and no random state (save_only_model)")
         if changed:
             self._say(f"{checkpoint} was written with {'; '.join(changed.values())}")
             return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
-from tests.helpers.resumed_runs import WINDOW, resume_after_every_step, trainer
+from tests.helpers.resumed_runs import STEPS, WINDOW, compare_resumed_runs, trainer
 
 SCRIPT = """
 import sys
@@ -19,6 +19,7 @@ sys.path.insert(0, sys.argv[1])
 from tests.helpers import resumed_runs
 getattr(resumed_runs, sys.argv[2])(sys.argv[3], Path(sys.argv[4]))
 """
+ALL = range(1, STEPS)
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "--standalone"]
 
 
@@ -39,25 +40,33 @@ def run_apart(launcher: list[str], function: str, model: str, folder: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "changes"),
+    ("kind", "changes", "steps"),
     [
-        pytest.param("rlkd", WINDOW, id="rlkd, windows of four steps, the second one in the second epoch"),
-        pytest.param("rlkd", WINDOW | {"step_credit": "to_go"}, id="rlkd, advantages of tokens"),
-        pytest.param(
-            "rlkd",
-            {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "logging_steps": 2, "rows": 4},
-            id="rlkd, windows that end inside a step, incomplete accumulations, a log every second step",
-        ),
-        pytest.param(
-            "rlkd",
-            WINDOW | {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2},
-            id="rlkd, a reference model that follows",
-        ),
-        pytest.param("kd", {"logging_steps": 2}, id="kd, tau: adapt, dropout, epochs of two steps"),
+        pytest.param("rlkd", WINDOW, ALL, id="rlkd, windows of four steps, the second one in the second epoch"),
+        pytest.param("rlkd", WINDOW | {"step_credit": "to_go"}, (1, 3), id="rlkd, advantages of tokens"),
+        pytest.param("kd", {"logging_steps": 2}, ALL, id="kd, tau: adapt, dropout, epochs of two steps"),
     ],
 )
-def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(tiny_model, tmp_path, kind, changes) -> None:
-    resume_after_every_step(lambda folder: trainer(kind, tiny_model, folder, **changes), tmp_path)
+def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(tiny_model, tmp_path, kind, changes, steps) -> None:
+    compare_resumed_runs(lambda folder: trainer(kind, tiny_model, folder, **changes), tmp_path, steps)
+
+
+@pytest.mark.slow
+def test_so_does_one_whose_windows_end_inside_a_step_with_rare_logs_a_table_and_a_moving_reference(
+    tiny_model, tmp_path
+) -> None:
+    changes = {
+        "steps_per_generation": 3,
+        "gradient_accumulation_steps": 2,  # the second of an epoch is incomplete
+        "rows": 4,
+        "logging_steps": 2,
+        "log_completions": True,
+        "num_completions_to_print": 0,
+        "beta": 0.1,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 2,
+    }
+    compare_resumed_runs(lambda folder: trainer("rlkd", tiny_model, folder, **changes), tmp_path, (1, 3))
 
 
 @pytest.mark.slow
@@ -66,7 +75,7 @@ def test_so_do_two_processes(tiny_model, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_so_does_a_run_that_is_killed_within_a_step_while_saving_and_before_its_checkpoint_is_damaged(
+def test_so_does_a_run_that_is_killed_while_it_saves_and_within_a_step_and_has_a_damaged_checkpoint(
     tiny_model, tmp_path
 ) -> None:
     run_apart([sys.executable], "resume_after_kills", tiny_model, tmp_path)

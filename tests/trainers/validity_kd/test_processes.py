@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import ROOT
@@ -144,10 +145,13 @@ def test_two_processes_resume_to_the_weights_of_an_undisturbed_run(tiny_model, t
     whole = train_in_two_processes(tmp_path, tiny_model, teacher, ROWS, settings)
     folder = tmp_path / "processes"
     before = [read_steps(folder / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1)]
+    parameters = load_file(folder / "checkpoint-4" / "model.safetensors")
     shutil.rmtree(folder / "checkpoint-4")
     again = train_in_two_processes(tmp_path, tiny_model, teacher, ROWS, settings, resume=True)
     assert [entry["kd_weight/mean"] for entry in again] == [entry["kd_weight/mean"] for entry in whole]
     assert [read_steps(folder / "rollouts" / f"rank{rank}.jsonl") for rank in (0, 1)] == before
+    for name, parameter in load_file(folder / "checkpoint-4" / "model.safetensors").items():
+        assert torch.equal(parameter, parameters[name]), name
 
 
 def test_processes_with_different_numbers_of_steps_propose_together(tiny_model, tmp_path) -> None:
