@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pyarrow.parquet as parquet
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -63,7 +63,7 @@ def trainer(kind: str, model: str, output: Path, *, rows: int = 3, **changes: An
     if kind == "rlkd":
         args = RLKDConfig(**values | {"num_generations": 2, "max_completion_length": 4} | changes)
         return RLKDTrainer(model, letters, args, Dataset.from_list(ROWS[:rows]))
-    values |= {"lmbda": 0.5, "tau": "adapt", "max_completion_length": 24, "gradient_accumulation_steps": 2}
+    values |= {"lmbda": 0.5, "tau": "adapt", "max_completion_length": 48, "gradient_accumulation_steps": 2}
     return ValidityKDTrainer(
         model,
         model,
@@ -80,7 +80,7 @@ def result(run: Any) -> dict[str, Any]:
         "parameters": {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()},
         "metrics": [{k: v for k, v in m.items() if k != "step_time" and "/seconds_" not in k} for m in metrics],
         "tables": {
-            path.name: pandas.read_parquet(path).to_dict("list")
+            path.name: parquet.read_table(path).to_pylist()
             for path in sorted(run.metrics_path.parent.glob("completions/*.parquet"))
         },
         "rollouts": [
