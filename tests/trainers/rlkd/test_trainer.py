@@ -1,6 +1,5 @@
 """The trainer on a tiny model: real TRL, real rewards, real files."""
 
-import json
 import math
 from importlib.resources import files
 from pathlib import Path
@@ -327,45 +326,6 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_fix(tmp_path) -> None:
 def test_a_config_value_of_the_wrong_kind_is_refused(tmp_path, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **changes)
-
-
-@pytest.mark.slow
-def test_a_resumed_run_ends_as_the_uninterrupted_one_does(tiny_model, rows, tmp_path) -> None:
-    def run(folder: str, **changes):
-        args = config(tmp_path / folder, max_steps=4, save_strategy="steps", save_steps=2, **changes)
-        return RLKDTrainer(tiny_model, reward_funcs=letters, args=args, train_dataset=rows)
-
-    whole = run("whole")
-    expected = trained_parameters(whole)
-    # Stop after the third step, between two checkpoints, as a kill would.
-    broken = run("broken")
-    broken.args.max_steps = 4
-
-    class Killed(Exception):
-        pass
-
-    def stop(*args, **kwargs):
-        raise Killed
-
-    original = broken.training_step
-    calls = iter(range(100))
-    broken.training_step = lambda *a, **k: stop() if next(calls) == 3 else original(*a, **k)
-    with pytest.raises(Killed):
-        broken.train()
-    assert [entry["step"] for entry in read_steps(broken.metrics_path)] == [1, 2, 3]
-
-    resumed = run("broken")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "broken" / "run" / "checkpoint-2"))
-    found = [parameter.detach() for parameter in resumed.model.parameters()]
-    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-    assert [entry["step"] for entry in read_steps(resumed.metrics_path)] == [1, 2, 3, 4]
-    assert [record["step"] for record in read_steps(resumed.rollouts_path)] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
-
-    def without_times(path: Path) -> list[dict]:
-        return [{k: v for k, v in e.items() if k != "step_time" and "/seconds_" not in k} for e in read_steps(path)]
-
-    comparable = [without_times(trainer.metrics_path) for trainer in (whole, resumed)]
-    assert json.dumps(comparable[0]) == json.dumps(comparable[1])
 
 
 def test_parameters_reach_a_reward_passed_to_the_trainer_under_its_alias(tiny_model, rows, tmp_path) -> None:
