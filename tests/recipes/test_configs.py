@@ -44,7 +44,8 @@ def test_every_key_of_a_config_is_an_option_of_its_recipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [c for c in CONFIGS if recipe_of(c).startswith("rlkd")], ids=lambda path: path.stem)
-def test_the_rewards_of_a_config_can_be_built(path: Path) -> None:
+def test_the_rewards_of_a_config_can_be_built(path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RLKD_GSRM_SPEC", "http://127.0.0.1:1/v1#model")  # of `rlkd serve` and compose.yaml
     config = yaml.safe_load(path.read_text())
     rewards = build_rewards(config["reward_funcs"], config["reward_kwargs"])
     assert len(rewards) == len(config["reward_weights"])
