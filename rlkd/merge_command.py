@@ -11,7 +11,7 @@ from typing import Any
 
 from rlkd.errors import UsageError
 from rlkd.merging import TOLERANCE, MergeCheck, merge, tokenizer_source
-from rlkd.models import base_of_adapter, is_adapter, resolve_model
+from rlkd.models import ADAPTED, adapter_folder, base_of_adapter, is_adapter, resolve_model
 from rlkd.rendering import prompt_ids
 
 DESCRIPTION = """\
@@ -35,7 +35,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="rlkd merge", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter: a run or a checkpoint")
+    parser.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        help="folder of an adapter: a run or a checkpoint; or a shipped one (embedded-warm)",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="new folder for the merged model")
     parser.add_argument("--base", metavar="MODEL", help="base model, in place of the one that the adapter names")
     parser.add_argument(
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Could not find a config file in", module="peft")
     for line in merge_adapter(
-        given.adapter.expanduser(),
+        adapter_folder(given.adapter) if given.adapter in ADAPTED else Path(given.adapter).expanduser(),
         given.out.expanduser(),
         base=given.base,
         dtype=given.dtype,

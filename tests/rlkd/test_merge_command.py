@@ -76,6 +76,12 @@ def test_a_used_folder_is_not_overwritten_and_an_empty_one_is_taken(adapter, tmp
     assert (tmp_path / "empty" / "model.safetensors").exists()
 
 
+def test_a_shipped_adapter_has_a_name(tmp_path, capsys) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert cli.main(["merge", "embedded-warm", "--out", str(tmp_path)]) == 1
+    assert f"--out {tmp_path} exists and is not empty" in capsys.readouterr().err
+
+
 def test_what_is_no_adapter_is_named(adapter, base, tmp_path) -> None:
     out = tmp_path / "out"
     refused(tmp_path / "none", out, "there is no folder")
