@@ -17,8 +17,8 @@ from rlkd.rendering import prompt_ids
 DESCRIPTION = """\
 Merge an adapter into its base and write an ordinary model: safetensors, configs, tokenizer and chat template.
 
-  rlkd merge runs/rlkd --out models/student
-  rlkd merge runs/rlkd/checkpoint-30 --out models/student-30 --dtype bfloat16
+  rlkd merge runs/sft --out models/student
+  rlkd merge runs/sft/checkpoint-30 --out models/student-30 --dtype bfloat16
   rlkd merge runs/qlora --out models/student --base Qwen/Qwen2.5-1.5B-Instruct
 
 vLLM, llama.cpp and other tools load the result as they load any model. The logits of the written model are compared
@@ -111,7 +111,8 @@ def _check_folders(adapter: Path, out: Path) -> None:
     if not is_adapter(str(adapter)):
         if not adapter.is_dir():
             raise UsageError(
-                f"there is no folder {adapter}. Give the folder of an adapter, as a run with LoRA saves it"
+                f"there is no folder {adapter}. Give the folder of an adapter, as a run with LoRA saves it (download one "
+                f"of the hub first: hf download ID --local-dir FOLDER)"
             )
         if (adapter / "config.json").is_file():
             raise UsageError(f"{adapter} is a whole model already: there is nothing to merge. Use it as it is")
