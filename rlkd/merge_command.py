@@ -111,8 +111,8 @@ def _check_folders(adapter: Path, out: Path) -> None:
     if not is_adapter(str(adapter)):
         if not adapter.is_dir():
             raise UsageError(
-                f"there is no folder {adapter}. Give the folder of an adapter, as a run with LoRA saves it (download one "
-                f"of the hub first: hf download ID --local-dir FOLDER)"
+                f"there is no folder {adapter}. Give the folder of an adapter, as a run with LoRA saves it (download "
+                f"one of the hub first: hf download ID --local-dir FOLDER)"
             )
         if (adapter / "config.json").is_file():
             raise UsageError(f"{adapter} is a whole model already: there is nothing to merge. Use it as it is")
