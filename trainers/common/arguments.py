@@ -225,12 +225,14 @@ def _check_values(parser: Any, config: str) -> None:
         given = yaml.safe_load(file)
     for action in parser._actions if isinstance(given, dict) else ():
         value = given.get(action.dest)
-        if action.nargs in ("+", "*") or action.type not in (int, float):
+        # TRL wraps the type of a key that may be null, and keeps its name.
+        kind = getattr(action.type, "__name__", "")
+        if action.nargs in ("+", "*") or kind not in ("int", "float"):
             continue
         if not isinstance(value, int | float | str | None) or (
-            action.type is int and isinstance(value, float) and not value.is_integer()
+            kind == "int" and isinstance(value, float) and not value.is_integer()
         ):
-            expected = "a whole number" if action.type is int else "a number"
+            expected = "a whole number" if kind == "int" else "a number"
             raise UsageError(f"--config {config}, key {action.dest}: expected {expected}, found {value!r}")
 
 
