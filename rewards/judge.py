@@ -12,7 +12,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -65,6 +65,11 @@ Does the solution meet it? Answer with Yes or No."""
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 _OBJECT = re.compile(r"\{[^{}]*\}")
+_COMBINED: dict[Combine, Callable[[list[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "min": min,
+}
 
 
 class JudgeReward:
@@ -244,9 +249,8 @@ class JudgeReward:
         for grades in graded.values():
             if isinstance(grades, str):  # a panel without a member would be another judge
                 return Failed(grades)
-        combine = {"mean": statistics.fmean, "median": statistics.median, "min": min}[self.combine]
         by_criterion = {
-            name: float(combine([grades[name] for grades in graded.values() if isinstance(grades, dict)]))
+            name: _COMBINED[self.combine]([grades[name] for grades in graded.values() if isinstance(grades, dict)])
             for name in self.criteria
         }
         total = sum(self.weights.values())
