@@ -111,7 +111,7 @@ def parse(arguments: Sequence[str], kinds: Sequence[Any], *, default_config: Pat
     parser = TrlParser(kinds)
     parser.set_defaults(**device_defaults())
     # argparse would print the usage, which has some hundred keys.
-    parser.error = _refuse  # type: ignore[method-assign, assignment]
+    parser.error = _refuse  # type: ignore[method-assign]
     words = command_line(arguments, default_config)
     config = words[words.index("--config") + 1]
     try:
