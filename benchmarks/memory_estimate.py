@@ -1,6 +1,6 @@
 """The estimate of memory against the measured peak, on a CPU, for six shapes of a run.
 
-    python benchmarks/memory_estimate.py                  # five minutes on two cores, up to 7 GiB
+    python benchmarks/memory_estimate.py                  # six shapes
     python benchmarks/memory_estimate.py --only full      # one shape
     python benchmarks/memory_estimate.py --gpu            # estimates for GPUs, which nothing measures
     python benchmarks/memory_estimate.py --quick          # tiny random models
