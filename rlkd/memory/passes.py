@@ -144,10 +144,10 @@ def _traced(model: WeightlessModel, run: Callable[[], tuple[int, int]], *, whole
                     found.append(run())
     except Exception:  # of any kind: a custom kernel, a length that depends on values
         return None
+    kept, most = found[0]
     if len(found) == 2:
         more = (count - period) / period
-        found = [tuple(int(one + (two - one) * more) for one, two in zip(*found, strict=True))]
-    [(kept, most)] = found
+        kept, most = (int(one + (two - one) * more) for one, two in zip(*found, strict=True))
     return PassBytes(kept, most + model.dequantised)
 
 
