@@ -33,7 +33,7 @@ class BadRows:
         """Count a row, or raise its error with the way out."""
         if not self._skip:
             end = "" if str(error).endswith(".") else "."
-            raise RowError(f"{error}{end} Mend the row, or leave all such rows out: skip_bad_rows: true") from error
+            raise RowError(f"{error}{end} Mend the row, or leave such rows out: skip_bad_rows: true") from error
         self._kinds[error.kind] += 1
         if len(self._first) < SHOWN:
             self._first.append(str(error))

@@ -138,8 +138,10 @@ class FinishedEvaluation:
 
 
 def read_evaluation(path: str | Path) -> FinishedEvaluation:
-    """Read a folder; raises `EvaluationError` where it holds no finished evaluation."""
+    """Read a folder, or that of a run; raises `EvaluationError` where it holds no finished evaluation."""
     folder = Path(path)
+    if not (folder / "results.json").is_file() and (folder / "evaluation/results.json").is_file():
+        folder = folder / "evaluation"  # of a run, by `rlkd evaluate --run`
     if not (folder / "results.json").is_file():
         state = "an unfinished evaluation" if (folder / "settings.json").is_file() else "no evaluation"
         raise EvaluationError(

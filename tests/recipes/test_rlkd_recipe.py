@@ -180,7 +180,7 @@ def test_a_reward_file_outside_the_repository_trains_from_a_yaml(root, tmp_path,
     quick = f"--model_name_or_path {tiny_model} --max_steps 1 --eval_rows 0 --max_completion_length 8".split()
     done = run_script([sys.executable, root / "recipes/rlkd.py", "--config", "my.yaml", *quick], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    (entry,) = read_steps(tmp_path / "runs/rlkd/metrics.jsonl")
+    (entry,) = read_steps(tmp_path / "runs/rlkd-smollm2/metrics.jsonl")
     assert 0 < entry["rewards/brevity/mean"] < 1
 
 

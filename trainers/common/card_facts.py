@@ -29,6 +29,7 @@ _SETTINGS = (
     "beta",
     "reward_gates",
     "multi_objective_aggregation",
+    "shuffle_credit",
     "learning_rate",
     "lr_scheduler_type",
     "seed",
@@ -118,11 +119,13 @@ def _settings(trainer: Any) -> dict[str, Any]:
         "trained further from": trainer.student_name if trainer.student_name != _base(trainer) else None,
         "weights loaded in": _quantized(trainer.model.config),
         "optimizer steps": state.global_step,
-        "rows per step": rows,
+        ("completions per step" if hasattr(args, "num_generations") else "rows per step"): rows,
     }
     found = {key: getattr(args, key, None) for key in _SETTINGS}
     found["lr_scheduler_type"] = getattr(found["lr_scheduler_type"], "value", found["lr_scheduler_type"])
     settings |= {key: value for key, value in found.items() if value is not None}
+    if getattr(args, "step_credit", "none") != "none":
+        settings["step_credit"] = args.step_credit
     for reward in getattr(trainer, "rewards", ()):
         settings |= getattr(getattr(reward, "function", None), "card_settings", {})
     return settings | dict(trainer.origin.settings)

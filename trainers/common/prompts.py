@@ -15,6 +15,11 @@ from trainers.common.student import ModelFacts, Template
 
 logger = logging.getLogger(__name__)
 
+WORD_ROWS = 64
+"""Rows in which words without a token are looked for."""
+MOST_UNKNOWN = 0.02
+"""The share of unknown tokens from which on the log says so (our choice)."""
+
 
 @dataclass(frozen=True)
 class PromptCheck:
@@ -42,6 +47,7 @@ class PromptCheck:
         self.check_form(first["prompt"], part)
         if not hasattr(dataset, "__len__"):
             return dataset
+        self.check_words(dataset[:WORD_ROWS]["prompt"], part)
         long = self.too_long(dataset["prompt"])
         if not long:
             return dataset
@@ -142,6 +148,23 @@ class PromptCheck:
                 f"first question"
             )
 
+    def check_words(self, prompts: Sequence[Any], part: str) -> None:
+        """Say it where the tokenizer has no tokens for a part of the prompts: then the student cannot read them."""
+        tokenizer = self.student.tokenizer
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            return  # bytes have tokens in any case
+        ids = [token for prompt in prompts for token in self._ids(prompt)]
+        share = ids.count(unknown) / max(1, len(ids))
+        if share > MOST_UNKNOWN:
+            words = dict.fromkeys(word for prompt in prompts for word in _said(prompt).split())
+            shown = [word for word in words if unknown in text_ids(tokenizer, word, special=False)][:5]
+            self._warn(
+                f"{part}: {share:.0%} of the prompts' tokens are unknown to {self.student.name}, which cannot read "
+                f"words such as {', '.join(map(repr, shown))}. Name a student whose vocabulary has them "
+                f"(model_name_or_path)"
+            )
+
     def _warn(self, message: str) -> None:
         """Log a warning in the first process, and once for all datasets of a run."""
         if message not in self._warned and is_first_process():
@@ -166,6 +189,10 @@ def fitted_dataset(dataset: Any, tokenizer: Any) -> Any:
     if has_system_role(tokenizer):
         return dataset
     return dataset.map(lambda row: {"prompt": fitted_conversations(tokenizer, [row["prompt"]])[0]})
+
+
+def _said(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else " ".join(str(message.get("content")) for message in prompt)
 
 
 def _text(prompt: Any) -> str:

@@ -3,7 +3,9 @@
 import pytest
 from datasets import Dataset
 
+from rlkd.data.loading import load_rows
 from rlkd.errors import UsageError
+from rlkd.models import resolve_model
 from trainers.common.prompts import PromptCheck, fitted_dataset
 from trainers.common.student import read_model
 
@@ -111,3 +113,16 @@ def test_a_run_says_once_what_holds_for_all_datasets_and_in_its_first_process(ch
     monkeypatch.setenv("RANK", "0")
     check("chatml").fitted_datasets(texts, {"a": texts, "b": texts})
     assert len(caplog.records) == 1
+
+
+def test_words_without_a_token_are_named_once(caplog) -> None:
+    check = PromptCheck(read_model(resolve_model("lab-student")), 8)
+    own = load_rows("lab-dependency")[0]["question"]
+    check.fitted(dataset([{"role": "user", "content": own}]), "train_dataset")
+    assert not caplog.records
+    other = dataset([{"role": "user", "content": "Mia has 15 beads and gives 6 away."}])
+    check.fitted(other, "train_dataset")
+    check.fitted(other, "train_dataset")
+    [record] = caplog.records
+    assert "% of the prompts' tokens are unknown to " in record.message
+    assert "cannot read words such as 'Mia', 'has', 'beads'" in record.message
