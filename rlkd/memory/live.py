@@ -32,7 +32,8 @@ def without_data() -> FakeTensorMode:
 class LiveBytes(TorchDispatchMode):
     """Counts the storages made inside this context: `now` those that still exist, `most` at any time, in bytes.
 
-    `heap`: counts what the C library takes for them instead, with the holes between them (`rlkd.memory.heap`).
+    `heap`: counts what the C library takes for them, with the holes between them, where that is more
+    (`rlkd.memory.heap`).
     """
 
     def __init__(self, heap: HeapReplay | None = None) -> None:
@@ -44,7 +45,8 @@ class LiveBytes(TorchDispatchMode):
     @property
     def now(self) -> int:
         """The bytes at this moment."""
-        return self._now if self.heap is None else self.heap.taken
+        # A heap that had free blocks before gives those first.
+        return self._now if self.heap is None else max(self._now, self.heap.taken)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

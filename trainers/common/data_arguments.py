@@ -23,7 +23,8 @@ SOURCES = (
 class RowArguments:
     """The source of the rows."""
 
-    dataset_name: list[str] | str = field(default=SAMPLE, metadata={"help": SOURCES})
+    # transformers' parser drops a plain default of what may be a list.
+    dataset_name: list[str] | str = field(default_factory=lambda: SAMPLE, metadata={"help": SOURCES})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub dataset"})
     dataset_train_split: str = field(default="train", metadata={"help": "split to train on"})
     columns: dict[str, str] | str | None = field(
