@@ -22,6 +22,10 @@ from rlkd.files import write_atomically
 logger = logging.getLogger(__name__)
 
 LIST = "files.json"
+STATE = "run_state"
+"""The folder of a checkpoint for what the trainers of rlkd keep."""
+LARGEST_HASHED = 2 * 2**30
+"""Bytes of a file above which its size alone tells whether it is whole (our choice: some seconds of hashing)."""
 _known: dict[tuple[Any, ...], str | None] = {}
 
 
@@ -67,10 +71,25 @@ def is_finished(args: Any) -> bool:
     if checkpoint is None and args.resume_from_checkpoint and first:
         print(f"--resume_from_checkpoint: no complete checkpoint in {args.output_dir} yet, so a new run starts.")
     # transformers would train one step more.
-    finished = checkpoint is not None and 0 < _last_step(checkpoint, args.max_steps) <= step_of(checkpoint)
-    if finished and first:
+    if checkpoint is None or not is_at_its_end(checkpoint, args):
+        return False
+    if first:
         print(f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
-    return finished
+        if not any(Path(args.output_dir).glob("*.safetensors")):
+            print(
+                f"{args.output_dir} has no final model, as the run ended before it was saved: it is in {checkpoint}."
+            )
+    return True
+
+
+def is_at_its_end(checkpoint: Path, args: Any) -> bool:
+    """Whether a run with these training arguments has no step left after a checkpoint."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    if args.max_steps > 0:
+        return int(state["global_step"]) >= args.max_steps
+    if args.num_train_epochs > state.get("num_train_epochs", args.num_train_epochs):
+        return False  # there are further epochs now
+    return 0 < state["max_steps"] <= state["global_step"]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -79,10 +98,14 @@ def step_of(checkpoint: Path) -> int:
 
 
 def list_files(folder: Path) -> None:
-    """Write the size and the SHA-256 of every file of a checkpoint into its `files.json`."""
-    files = [path for path in _files(folder) if path.name != LIST]
+    """Write the size and the SHA-256 of every file of a checkpoint into its `files.json`.
+
+    Of files above `LARGEST_HASHED` only the size, as all processes wait meanwhile.
+    """
+    # The hub leaves the arguments out, which may hold a token; no resume needs them.
+    files = [path for path in _files(folder) if path.name not in (LIST, "training_args.bin")]
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_hash, files))
+        hashes = list(pool.map(lambda path: None if path.stat().st_size > LARGEST_HASHED else _hash(path), files))
     listed = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": found}
         for path, found in zip(files, hashes, strict=True)
@@ -95,6 +118,7 @@ def damage(folder: Path) -> str | None:
 
     Of a checkpoint without `files.json`, which others write, only the trainer's state is looked at.
     """
+    folder = folder.resolve()
     state = tuple((str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in _files(folder))
     if (key := (str(folder), state)) not in _known:  # hashing a large checkpoint takes a while
         _known[key] = _damage(folder)
@@ -107,14 +131,17 @@ def _damage(folder: Path) -> str | None:
             listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in _read(folder / LIST).items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return f"{LIST} is not readable"
+        if not (folder / STATE).exists():  # as from the hub, where it does not go
+            listed = {name: entry for name, entry in listed.items() if not name.startswith(f"{STATE}/")}
         for name, (size, _) in listed.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if (found := (folder / name).stat().st_size) != size:
                 return f"{name} has {found:,} bytes, {size:,} were saved"
         with ThreadPoolExecutor() as pool:
-            hashes = list(pool.map(_hash, [folder / name for name in listed]))
-        for (name, (_, expected)), found_hash in zip(listed.items(), hashes, strict=True):
+            hashed = {name: expected for name, (_, expected) in listed.items() if expected is not None}
+            hashes = list(pool.map(_hash, [folder / name for name in hashed]))
+        for (name, expected), found_hash in zip(hashed.items(), hashes, strict=True):
             if found_hash != expected:
                 return f"{name} is not what was saved"
     try:
@@ -152,11 +179,6 @@ def _by_first_process(look: Callable[[], Path | None]) -> Path | None:
         raise UsageError(answer[1])
     found: Path | None = answer[0]
     return found
-
-
-def _last_step(checkpoint: Path, max_steps: int) -> int:
-    """The step at which the run ends: from its arguments, or, for a run by epochs, from its checkpoint."""
-    return max_steps if max_steps > 0 else json.loads((checkpoint / "trainer_state.json").read_text())["max_steps"]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ _TRACES = (
     "evaluation.json",
     "evaluation",
     "rollouts",
+    "completions",
     "checkpoint-*",
     "adapter_*",
     "model*.safetensors*",
@@ -41,7 +42,8 @@ _TRACES = (
 )
 # What of an output folder does not go to the hub: texts of the data, and arguments with the token in them.
 _NOT_PUSHED = (
-    "rollouts/\neval.jsonl\nevaluation/\nearlier-*/\nlabelled.jsonl\nlabels.sqlite\nreport.html\ntraining_args.bin\n"
+    "rollouts/\ncompletions/\nrun_state/\neval.jsonl\nevaluation/\nearlier-*/\nlabelled.jsonl\nlabels.sqlite\n"
+    "report.html\ntraining_args.bin\n"
 )
 
 

@@ -30,11 +30,11 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import TrainerCallback
 
 from trainers.common import decoding_weights
+from trainers.common.checkpoints import STATE as FOLDER
 from trainers.common.saving import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "run_state"
 REFERENCE = f"{FOLDER}/reference.safetensors"
 _SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_iterations")
 _TENSOR = {"tensor": True}
@@ -135,10 +135,11 @@ class RunState(WholeCheckpoints):
                 part.load_state_dict(state["parts"][name])
         if (reference := self._moving_reference()) is not None and (checkpoint / REFERENCE).exists():
             load_model(reference, str(checkpoint / REFERENCE))
+        now = self._shape()
         changed = {
-            name: f"{name} {found}, now {self._shape()[name]}"
+            name: f"{name} {found}, now {now.get(name, 'not there')}"
             for name, found in state["shape"].items()
-            if found != self._shape()[name]
+            if found != now.get(name)
         }
         if not state["optimizer"]:
             self._say(f"{checkpoint} has no optimizer and no random state (save_only_model)")
@@ -200,8 +201,10 @@ def _listed(value: Any) -> Any:
 
 def _refill(table: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     for name, values in saved.items():
+        if name not in table and not isinstance(table, defaultdict):
+            continue  # the table is no longer written
         if isinstance(values, Mapping):
             _refill(table[name], values)
-        elif name in table or isinstance(table, defaultdict):
+        else:
             table[name].clear()
             table[name].extend(values)

@@ -43,6 +43,7 @@ class WholeCheckpoints:
         unfinished = run / UNFINISHED / name
         if self.args.should_save:
             shutil.rmtree(unfinished.parent, ignore_errors=True)
+            unfinished.mkdir(parents=True, exist_ok=True)  # with sharded weights, transformers makes it late
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
@@ -50,10 +51,13 @@ class WholeCheckpoints:
             self.save_state(unfinished)
         finally:
             self._is_saving = False
-        if self.state.best_model_checkpoint == str(unfinished):
-            self.state.best_model_checkpoint = str(run / name)
-            if self.args.should_save:
-                self.state.save_to_json(str(unfinished / "trainer_state.json"))
+        # transformers has looked for the best one among the unfinished.
+        if self.state.best_global_step:
+            best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best == run / name or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+                if self.args.should_save:
+                    self.state.save_to_json(str(unfinished / "trainer_state.json"))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             list_files(unfinished)

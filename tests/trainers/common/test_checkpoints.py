@@ -1,12 +1,15 @@
 """Which checkpoint a run resumes from."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rlkd.errors import UsageError
-from trainers.common.checkpoints import damage, find_checkpoint, list_files, step_of
+from trainers.common import checkpoints
+from trainers.common.checkpoints import damage, find_checkpoint, is_at_its_end, list_files, step_of
 
 
 def checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
@@ -88,3 +91,33 @@ def test_files_that_were_added_later_do_not_matter(tmp_path: Path) -> None:
     path = listed(tmp_path, 5)
     (path / "notes.txt").write_text("mine")
     assert damage(path) is None
+
+
+def test_of_a_large_file_the_size_alone_counts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoints, "LARGEST_HASHED", 999)
+    path = listed(tmp_path, 5)
+    change(path)
+    assert damage(path) is None
+    shorten(path)
+    assert damage(path) == "model.safetensors has 600 bytes, 1,000 were saved"
+
+
+def test_what_the_hub_leaves_out_is_no_damage(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 5)
+    (path / "training_args.bin").write_bytes(b"a token")
+    (path / "run_state").mkdir()
+    (path / "run_state" / "rank0.json").write_text("{}")
+    list_files(path)
+    (path / "training_args.bin").unlink()
+    shutil.rmtree(path / "run_state")
+    assert damage(path) is None
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "epochs", "ended"), [(8, 1, True), (9, 1, False), (-1, 1, True), (-1, 3, False), (-1, 0.5, True)]
+)
+def test_a_run_is_at_its_end_unless_steps_or_epochs_were_added(tmp_path: Path, max_steps, epochs, ended) -> None:
+    path = checkpoint(tmp_path, 8)
+    state = {"global_step": 8, "max_steps": 8, "num_train_epochs": 1}
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    assert is_at_its_end(path, SimpleNamespace(max_steps=max_steps, num_train_epochs=epochs)) is ended
