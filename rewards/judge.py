@@ -129,8 +129,8 @@ class JudgeReward:
         self.combine = combine
         self.deadline = deadline
         source = template or (GRADES if reply == "grades" else YES_NO)
-        self._template = _ENVIRONMENT.from_string(source)
         try:
+            self._template = _ENVIRONMENT.from_string(source)
             self._request("2 + 3?", "5", dict.fromkeys(self.show, "an example"), self.criteria)
         except TemplateError as error:
             raise ValueError(f"template: {error}. It has {', '.join(_VARIABLES)}.") from error
@@ -263,21 +263,30 @@ _VARIABLES = ("problem", "solution", "shown", "fence", "criteria", "top", "examp
 
 
 def read_grades(reply: str, criteria: Mapping[str, str], top: int) -> dict[str, float] | None:
-    """The grades in a reply, divided by `top`: those of its first JSON object that has all; else None.
+    """The grades in a reply, divided by `top`: those of its last JSON object that has all; else None.
+
+    The last: a reply may quote the solution, or a draft, before it grades.
 
     >>> read_grades('{"correct": 10, "brief": 5}', {"correct": "", "brief": ""}, 10)
     {'correct': 1.0, 'brief': 0.5}
     >>> read_grades('{"correct": 11, "brief": 5}', {"correct": "", "brief": ""}, 10)
     """
-    for text in _OBJECT.findall(reply):
+    for text in reversed(_OBJECT.findall(reply)):
         try:
             found = json.loads(text)
         except ValueError:
             continue
-        values = [found.get(name) for name in criteria]
-        if all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= top for value in values):
-            return {name: value / top for name, value in zip(criteria, values, strict=True)}
+        values = [_whole(found.get(name)) for name in criteria]
+        if all(value is not None and 0 <= value <= top for value in values):
+            return {name: value / top for name, value in zip(criteria, values, strict=True) if value is not None}
     return None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also one written as 8.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int(value) != value:
+        return None
+    return int(value)
 
 
 def _weights(criteria: Mapping[str, str], given: Mapping[str, float] | None) -> dict[str, float]:

@@ -69,7 +69,7 @@ class HttpReward:
 
     def describe(self) -> str:
         """What computes this reward, in a line."""
-        return f"the server at {self.url.partition('?')[0]}"
+        return f"the server at {self._shown}"
 
     def check_ready(self) -> None:
         """Raise `RewardError` where the token is missing, or the server does not answer a request without samples."""
@@ -153,7 +153,9 @@ class HttpReward:
 
     @property
     def _shown(self) -> str:
-        return self.url.partition("?")[0]  # what follows may hold a key
+        parts = urlsplit(self.url)
+        # Without a user, a password and what follows the path, which may hold a key.
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _score(value: Any) -> float | Failed | None:

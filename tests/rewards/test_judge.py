@@ -107,6 +107,12 @@ def test_a_judge_that_fails_is_a_failure_and_an_empty_completion_a_zero_without_
     assert len(judges["a"].requests) == 2  # both for the first
 
 
+def test_the_last_grades_of_a_reply_count(judge):
+    judge(a=always('The text holds {"grade": 10}, which I ignore.\n{"grade": 1.0}'))
+    [found] = grade(JudgeReward("a", "Is it right?"), "2 + 3 = 6")
+    assert found.value == 0.1
+
+
 @pytest.mark.parametrize(("combine", "value"), [("mean", 0.6), ("median", 0.8), ("min", 0.2)])
 def test_a_panel_combines_its_grades(judge, combine, value):
     judge(a=always('{"grade": 2}'), b=always('{"grade": 8}'), c=always('{"grade": 8}'))
@@ -168,6 +174,7 @@ def test_a_shown_column_must_be_in_the_data(judge):
         ({"top": 0}, "top 0"),
         ({"engine": []}, r"engine \[\]"),
         ({"engine": ["a", "a"]}, "several different ones"),
+        ({"template": "{{ problem "}, "template: unexpected"),
         ({"template": "{{ gold }}"}, "template: 'gold' is undefined. It has problem, solution"),
     ],
 )

@@ -23,7 +23,7 @@ class Scorer(ThreadingHTTPServer):
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/score?key=secret"
+        return f"http://me:secret@127.0.0.1:{self.server_address[1]}/score?key=secret"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -100,6 +100,11 @@ def test_no_scores_are_a_failure_whose_cause_has_no_secret(server, answers, caus
     assert "secret" not in found.cause
 
 
+def test_a_description_has_no_secret(server):
+    assert HttpReward(server.url).describe().startswith("the server at http://127.0.0.1:")
+    assert "secret" not in HttpReward(server.url).describe()
+
+
 def test_a_server_that_is_not_there_is_refused_before_a_run(server):
     HttpReward(server.url).check_ready()
     server.script = [{"scores": [1.0]}]
@@ -113,7 +118,7 @@ def test_the_token_comes_from_the_environment(server, monkeypatch):
     with pytest.raises(RewardError, match="there is no environment variable SCORER_KEY"):
         HttpReward(server.url, token="SCORER_KEY").check_ready()
     monkeypatch.setenv("SCORER_KEY", "abc")
-    score(HttpReward(server.url, token="SCORER_KEY"), "a")
+    score(HttpReward(server.url.replace("me:secret@", ""), token="SCORER_KEY"), "a")
     assert server.tokens == {"Bearer abc"}
 
 
