@@ -15,7 +15,8 @@ AGAIN = "Save or download it again (hf download MODEL), or name another model"
 
 # A repository of the hub cloned without Git LFS has such a text in place of each large file.
 _POINTER = b"version https://git-lfs"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# In the order in which transformers looks for them: files of the second kind only where none of the first is there.
+_KINDS = (("*.safetensors", "model.safetensors.index.json"), ("*.bin", "pytorch_model.bin.index.json"))
 # A safetensors header is bounded by its library, too.
 _LONGEST_HEADER = 100_000_000
 
@@ -35,7 +36,8 @@ def weights_fault(model: str, revision: str | None = None) -> str | None:
         return None
     snapshot = Path(cached).parent
     # Online, what is missing is fetched when the model loads.
-    return next(_faults(snapshot), None) or (_lack(snapshot) if constants.HF_HUB_OFFLINE else None)
+    fetches = not constants.HF_HUB_OFFLINE
+    return next(_faults(snapshot, fetches=fetches), None) or (None if fetches else _lack(snapshot))
 
 
 def _lack(folder: Path) -> str | None:
@@ -46,16 +48,21 @@ def _lack(folder: Path) -> str | None:
     return f"{folder} has a config and no weights ({', '.join(WEIGHTS)}){why}"
 
 
-def _faults(folder: Path) -> Iterator[str]:
-    files = sorted({path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)})
-    for path in files:
-        if not path.is_file():  # a link of the hub's cache to a file that is gone
-            yield f"{path.name} is a link to a file that is not there"
-        elif fault := _fault(path):
-            yield f"{path.name} {fault}"
-    for name in _INDEXES:
-        if (folder / name).is_file() and (missing := _missing(folder / name)):
+def _faults(folder: Path, *, fetches: bool = False) -> Iterator[str]:
+    """The faults of the files that transformers would take; `fetches`: files that are missing are no fault."""
+    for pattern, name in _KINDS:
+        files = sorted(folder.glob(pattern))
+        for path in files:
+            if path.is_file():
+                if fault := _fault(path):
+                    yield f"{path.name} {fault}"
+            elif not fetches:  # a link of the hub's cache to a file that is gone
+                yield f"{path.name} is a link to a file that is not there"
+        index = folder / name
+        if not fetches and index.is_file() and (missing := _missing(index)):
             yield f"{name} names {missing[0]}, which is not there ({len(missing)} missing in all)"
+        if files:
+            return
 
 
 def _fault(path: Path) -> str | None:
