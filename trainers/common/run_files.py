@@ -33,7 +33,6 @@ _TRACES = (
     "evaluation.json",
     "evaluation",
     "rollouts",
-    "completions",
     "checkpoint-*",
     "adapter_*",
     "model*.safetensors*",
