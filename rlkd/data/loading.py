@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlkd.data.bad_rows import BadRows
 from rlkd.data.columns import check_columns, columns_to_read, renamed
 from rlkd.data.correctness import trace_verdicts
-from rlkd.data.row_table import RowTable, TableFile, mixed_types
+from rlkd.data.row_table import WAY_OUT, RowTable, TableFile, Unstorable, mixed_types
 from rlkd.data.rows import Row, RowError, build_prompt, check_row, shown
 from rlkd.data.samples import SAMPLES, few_shot_examples
 from rlkd.data.sources import Record, Source, records, source_name
@@ -68,8 +68,9 @@ def load_rows(
         revision: of a hub dataset, by default the newest.
 
     A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. From `LARGE`
-    rows on, those of files, folders and the hub are a `RowTable`, else a list. Raises `RowError` for a malformed row,
-    `UsageError` for a missing source, one without rows, and one with more than half of its rows malformed.
+    rows on, those of files, folders and the hub are a `RowTable` where Arrow holds all columns exactly, else a list.
+    Raises `RowError` for a malformed row, `UsageError` for a missing source, one without rows, and one with more than
+    half of its rows malformed.
     """
     columns = columns or {}
     check_columns(columns)
@@ -80,7 +81,7 @@ def load_rows(
     # The embedded samples have no wrong rationales, and are in memory already.
     is_sample = source in SAMPLES
     compares = wrong_rationales != "unchecked" and not is_sample
-    kept = _Kept(stores=not is_sample)
+    kept = _Kept(name, stores=not is_sample)
     counts: Counter[str] = Counter()
     names = columns_to_read(columns, other_columns)
     found = records(source, split, config, revision, names=names, streams=max_rows is not None, on_error=bad.add)
@@ -108,13 +109,17 @@ def load_rows(
     _report(name, counts, wrong_rationales)
     if not len(kept):
         raise UsageError(f"{name} (split {split!r}) has no rows{' left' if counts or bad.count else ''}")
-    return kept.rows(name)
+    return kept.rows()
 
 
 class _Kept:
-    """The rows that stay, in a list or, with `stores` and from `LARGE` on, in a file; and their ids."""
+    """The rows of a source that stay, and their ids.
 
-    def __init__(self, *, stores: bool) -> None:
+    With `stores` and from `LARGE` on, they are in a file, where Arrow can hold them exactly; else in a list.
+    """
+
+    def __init__(self, source: str, *, stores: bool) -> None:
+        self._source = source
         self._stores = stores
         self._rows: list[Row] = []
         self._given: list[str | None] = []
@@ -130,17 +135,33 @@ class _Kept:
         self._rows.append(row)
         if self._stores and len(self._rows) == (COMPARED_ROWS if self._file else LARGE):
             self._file = self._file or TableFile()
-            self._file.add(self._rows)
-            self._rows = []
+            self._store(self._file)
 
-    def rows(self, source: str) -> Sequence[Row]:
-        ids = _make_ids(self._given, self._made, source)
-        if self._file is None:
-            for row, name in zip(self._rows, ids, strict=True):
-                row["id"] = name
-            return self._rows
-        self._file.add(self._rows)
-        return RowTable(self._file.finish(), ids)
+    def _store(self, file: TableFile) -> None:
+        try:
+            file.add(self._rows)
+            self._rows = []
+        except Unstorable as error:
+            self._rows = [*file.take_back(), *self._rows]
+            self._file, self._stores = None, False
+            if is_first_process():
+                logger.warning(
+                    "%s: the rows stay in memory instead of a file, which cannot hold column %r: %s. %s",
+                    self._source,
+                    error.column,
+                    error.reason,
+                    WAY_OUT,
+                )
+
+    def rows(self) -> Sequence[Row]:
+        ids = _make_ids(self._given, self._made, self._source)
+        if self._file:
+            self._store(self._file)
+        if self._file:
+            return RowTable(self._file.finish(), ids)
+        for row, name in zip(self._rows, ids, strict=True):
+            row["id"] = name
+        return self._rows
 
 
 def _with_columns(found: Iterable[Record], others: Collection[str]) -> Iterator[Record]:
@@ -258,7 +279,7 @@ def to_dataset(rows: Sequence[Row], *, system_prompt: str | None = None, example
     listed = list(made)
     try:
         return Dataset.from_list(listed)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
         raise mixed_types(listed, error) from error
 
 

@@ -4,6 +4,9 @@
     file.add(rows)                 # a part of the rows at a time; the parts may have different columns
     dataset = file.finish()
 
+A file holds only what Arrow can hold exactly: no column of numbers and texts, or of 3 and 0.5, which would become 3.0.
+`add` refuses such rows, and `take_back` returns those before them.
+
 The operating system drops pages of such a file when memory is short and reads them again when they are needed. The
 file lies in the folder for temporary files (TMPDIR) until the process ends.
 """
@@ -20,6 +23,8 @@ from rlkd.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+WAY_OUT = "Give all values of a field the same type, or leave the column out (other_columns names those to read)"
 
 # Rows that are Python objects at the same time, where a table is read in order.
 BATCH = 256
@@ -61,39 +66,48 @@ class RowTable(Sequence[Row]):
                 yield {**row, "id": next(names)}
 
 
+class Unstorable(RowError):
+    """Arrow cannot hold the values of a column exactly."""
+
+    def __init__(self, column: str, reason: str):
+        super().__init__(f"field {column!r}: {reason}. {WAY_OUT}")
+        self.column = column
+        self.reason = reason
+
+
 class TableFile:
     """An Arrow file that is written part by part; see the module."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="rlkd-rows-")
         self._parts: list[Path] = []
+        self._types: dict[str, Any] = {}
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write further rows; raises `RowError` where the values of a field differ in type."""
+        """Write further rows; raises `Unstorable`, and writes none, where Arrow cannot hold a column exactly."""
         import pyarrow
 
         if not rows:
             return
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        try:
-            table = pyarrow.Table.from_pylist([{key: row.get(key) for key in keys} for row in rows])
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-            raise mixed_types([{key: row.get(key) for key in keys} for row in rows], error) from error
+        keys = dict.fromkeys(key for row in rows for key in row)
+        table = pyarrow.table({key: _column(key, [row.get(key) for row in rows]) for key in keys})
+        types = {field.name: _joined(field.name, self._types.get(field.name), field.type) for field in table.schema}
         self._parts.append(self._write(f"part{len(self._parts)}.arrow", table.schema, [table]))
+        self._types |= types
+
+    def take_back(self) -> list[Row]:
+        """The rows so far, as Python objects; ends the file."""
+        rows = [row for path in self._parts for row in _mapped(path).to_pylist()]
+        self._folder.cleanup()
+        return rows
 
     def finish(self) -> Dataset:
         """All rows as one dataset, with the columns of all parts."""
         import pyarrow
         from datasets import Dataset
 
-        parts = [_mapped(path) for path in self._parts]
-        try:
-            schema = pyarrow.unify_schemas([part.schema for part in parts], promote_options="permissive")
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-            raise RowError(
-                f"the rows do not fit one table: {str(error).rstrip('.')}. Give all values of a field the same type, "
-                f"or leave the column out (other_columns names those to read)"
-            ) from error
+        schema = pyarrow.schema(self._types)
+        parts = map(_mapped, self._parts)
         aligned = (pyarrow.concat_tables([schema.empty_table(), part], promote_options="permissive") for part in parts)
         path = self._write("rows.arrow", schema, aligned)
         for part in self._parts:
@@ -128,6 +142,69 @@ def _mapped(path: Path) -> Any:
         return pyarrow.ipc.open_stream(source).read_all()
 
 
+def _unfit() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for values that do not fit one column; the last one for integers of more than 64 bits."""
+    import pyarrow
+
+    return pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError
+
+
+def _column(name: str, values: Sequence[Any]) -> Any:
+    """The values as an Arrow array; raises `Unstorable` where it would not return the same ones."""
+    import pyarrow
+
+    try:
+        array = pyarrow.array(values)
+    except _unfit() as error:
+        raise Unstorable(name, str(error).rstrip(".")) from error
+    if "double" in str(array.type) and any(_is_rounded(value, array.type) for value in values):
+        raise Unstorable(name, "integers and floats in one column")
+    return array
+
+
+def _is_rounded(value: Any, kind: Any) -> bool:
+    """Whether an integer in a value becomes a float in an array of this type."""
+    from pyarrow import types
+
+    if value is None or types.is_string(kind):
+        return False
+    if types.is_list(kind):
+        return any(_is_rounded(inner, kind.value_type) for inner in value)
+    if types.is_struct(kind):
+        return any(_is_rounded(value.get(field.name), field.type) for field in kind)
+    return types.is_floating(kind) and isinstance(value, int)
+
+
+def _joined(name: str, known: Any, kind: Any) -> Any:
+    """The type of a column of both types; raises `Unstorable` where values of one of them would change."""
+    import pyarrow
+
+    if known is None:
+        return kind
+    try:
+        both = pyarrow.unify_schemas(
+            [pyarrow.schema({name: each}) for each in (known, kind)], promote_options="permissive"
+        )
+    except _unfit() as error:
+        raise Unstorable(name, f"{known} and {kind} in one column") from error
+    if _changes(known, both.field(0).type) or _changes(kind, both.field(0).type):
+        raise Unstorable(name, f"{known} and {kind} in one column")
+    return both.field(0).type
+
+
+def _changes(kind: Any, joined: Any) -> bool:
+    """Whether values of a type change in a joined one; nulls and fields that are missing do not."""
+    from pyarrow import types
+
+    if types.is_null(kind) or kind == joined:
+        return False
+    if types.is_list(kind) and types.is_list(joined):
+        return _changes(kind.value_type, joined.value_type)
+    if types.is_struct(kind) and types.is_struct(joined):
+        return any(_changes(field.type, joined.field(field.name).type) for field in kind)
+    return True
+
+
 def mixed_types(rows: Sequence[Mapping[str, Any]], error: Exception) -> RowError:
     """The error of rows that do not fit one table; names the field and the first row of another type."""
     import pyarrow
@@ -135,14 +212,21 @@ def mixed_types(rows: Sequence[Mapping[str, Any]], error: Exception) -> RowError
     for field in rows[0]:
         known: Any = None
         for row in rows:
-            values = [value for value in (known, row[field]) if value is not None]
+            value = row[field]
             try:
-                pyarrow.array(values)
-            except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+                pyarrow.array([each for each in (known, value) if each is not None])
+            except OverflowError:
                 return RowError(
-                    f"row {row.get('id')!r}, field {field!r}: found {shown(row[field])}, but an earlier row has "
-                    f"{shown(known)}; all values of a field must have the same type"
+                    f"row {row.get('id')!r}, field {field!r}: found {shown(value)}, expected integers of at most 64 "
+                    f"bits. Write it as text, or leave the column out (other_columns names those to read)"
+                )
+            except _unfit():
+                if known is None:  # such as an image, which datasets converts
+                    break
+                return RowError(
+                    f"row {row.get('id')!r}, field {field!r}: found {shown(value)}, but an earlier row has "
+                    f"{shown(known)}; all values of a field must have the same type. {WAY_OUT}"
                 )
             # An empty list fits a list of anything.
-            known = known or row[field]
-    return RowError(f"the rows do not fit one table: a field has values of different types: {error}")
+            known = known or value
+    return RowError(f"the rows do not fit one table: a field has values of different types: {error}. {WAY_OUT}")

@@ -350,6 +350,12 @@ def test_a_value_of_another_type_than_before_is_named_by_row_and_field(values, r
     )
 
 
+def test_an_integer_that_no_table_holds_is_named_by_row_and_field():
+    rows = [{"id": "a", "question": "a?", "n": 1}, {"id": "b", "question": "b?", "n": 2**64}]
+    with pytest.raises(RowError, match=r"row 'b', field 'n': found int 18446744073709551616, .*other_columns"):
+        to_dataset(rows)
+
+
 def test_numbers_of_a_json_file_are_numbers_in_the_dataset(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", {"question": "a?", "w": 0.5}, {"question": "b?", "w": 1})
     assert to_dataset(load_rows(str(path)))["w"][:] == [0.5, 1.0]

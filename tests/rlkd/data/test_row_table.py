@@ -1,9 +1,10 @@
 import pytest
+from datasets import Dataset
+from PIL import Image
 
 from rlkd.data import loading
 from rlkd.data.loading import load_rows, to_dataset
 from rlkd.data.row_table import RowTable
-from rlkd.data.rows import RowError
 from tests.helpers.json_lines import write_json_lines as jsonl
 
 STEPS = [{"meta": "How many?", "question": "1+1", "answer": "2"}]
@@ -19,7 +20,7 @@ def few(monkeypatch):
 def records():
     for i in range(9):
         late = {"rationales": ["1 + 1 = 2"], "structures": [STEPS], "level": 0.5, "talk": [{"a": 1}]} if i > 5 else {}
-        early = {"rationales": [], "structures": [], "level": i, "talk": []}
+        early = {"rationales": [], "structures": [], "level": i / 2, "talk": []}
         yield {"question": f"{i}?", "answer": "2", **(late or early), **({"id": "x"} if i in (2, 8) else {})}
 
 
@@ -45,7 +46,26 @@ def test_columns_that_only_some_parts_have_are_none_elsewhere(tmp_path, few):
 
 
 @pytest.mark.parametrize("first", [1, 5])
-def test_values_of_different_types_are_named(tmp_path, few, first):
-    rows = [{"question": f"{i}?", "level": "hard" if i >= first else i} for i in range(7)]
-    with pytest.raises(RowError, match="level"):
-        load_rows(str(jsonl(tmp_path / "rows.jsonl", *rows)))
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [(1, "hard"), (1, 0.5), ([1], [None, 0.5]), ({"a": 1}, {"a": 0.5}), (1, 2**63), ("a", 2**64), (0.5, 2**70)],
+)
+def test_rows_with_a_column_that_arrow_cannot_hold_exactly_stay_a_list(tmp_path, few, caplog, first, early, late):
+    values = [late if i >= first else early for i in range(7)]
+    rows = load_rows(str(jsonl(tmp_path / "r.jsonl", *({"question": "q?", "level": value} for value in values))))
+    assert isinstance(rows, list)
+    assert [repr(row["level"]) for row in rows] == list(map(repr, values))
+    assert [row["id"] for row in rows] == [f"r-{i}" for i in range(7)]
+    [message] = caplog.messages
+    assert "stay in memory" in message
+    assert "column 'level'" in message
+    assert "other_columns" in message
+
+
+def test_images_are_images_in_the_dataset_of_many_rows(tmp_path, few):
+    image = Image.new("RGB", (2, 2), "red")
+    saved = Dataset.from_list([{"question": f"{i}?", "image": image} for i in range(7)])
+    saved.save_to_disk(str(tmp_path / "saved"))
+    made = to_dataset(load_rows(str(tmp_path / "saved")))
+    assert made.features["image"] == saved.features["image"]
+    assert made[6]["image"].getpixel((0, 0)) == (255, 0, 0)
