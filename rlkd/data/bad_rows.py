@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 # Bad rows whose messages are shown.
 SHOWN = 3
+# Kinds of faults that are counted one by one in the message, the most frequent ones.
+SHOWN_KINDS = 10
 
 
 class BadRows:
@@ -43,7 +45,9 @@ class BadRows:
         if not self.count:
             return
         total = self.count + good
-        kinds = "; ".join(f"{times:,} x {kind}" for kind, times in self._kinds.most_common())
+        kinds = "; ".join(f"{times:,} x {kind}" for kind, times in self._kinds.most_common(SHOWN_KINDS))
+        if (further := len(self._kinds) - SHOWN_KINDS) > 0:
+            kinds += f"; and {further:,} further kinds"
         first = "".join(f"\n  {line}" for line in self._first)
         if self.count > good:
             raise UsageError(

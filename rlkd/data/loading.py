@@ -85,7 +85,8 @@ def load_rows(
     counts: Counter[str] = Counter()
     names = columns_to_read(columns, other_columns)
     found = records(source, split, config, revision, names=names, streams=max_rows is not None, on_error=bad.add)
-    checked = _checked(_with_columns(found, other_columns or ()), columns, bad)
+    there: dict[str, None] = {}
+    checked = _checked(_noting_columns(found, there), columns, bad)
     read = 0
     while chunk := list(
         islice(checked, COMPARED_ROWS if max_rows is None else min(COMPARED_ROWS, max_rows - len(kept)))
@@ -103,6 +104,9 @@ def load_rows(
                 for field in ("rationales", "structures"):
                     row[field] = row[field][:max_rationales]
                 kept.add(row, made)
+    if there and (missing := [name for name in other_columns or () if name not in there]):
+        which = "no row has" if max_rows is None else f"none of the rows read (max_rows {max_rows}) has"
+        raise UsageError(f"other_columns: {which} a column {missing[0]!r}; there are {', '.join(there)}")
     bad.report(read)
     if (left_out := counts["rows without a flag"]) and is_first_process():
         logger.warning("%s: left out %d rows without a rationale flagged as correct", name, left_out)
@@ -164,18 +168,11 @@ class _Kept:
         return self._rows
 
 
-def _with_columns(found: Iterable[Record], others: Collection[str]) -> Iterator[Record]:
-    """The records; raises `UsageError` behind the last for one of `others` that none has."""
-    missing = set(others)
-    there: dict[str, None] = {}
+def _noting_columns(found: Iterable[Record], there: dict[str, None]) -> Iterator[Record]:
+    """The records; adds the names of their columns to `there`."""
     for record in found:
-        if missing:
-            missing -= record.columns.keys()
-            there |= dict.fromkeys(record.columns)
+        there.update(dict.fromkeys(record.columns))
         yield record
-    if missing and there:
-        name = min(missing)
-        raise UsageError(f"other_columns: no row has a column {name!r}; there are {', '.join(there)}")
 
 
 def _checked(found: Iterable[Record], columns: Mapping[str, str], bad: BadRows) -> Iterator[tuple[str, Row, bool]]:

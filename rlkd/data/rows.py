@@ -54,7 +54,7 @@ Row = dict[str, Any]
 
 # Of the message of a `RowError`, what differs between rows with the same fault.
 _PLACE = re.compile(r"^.*?, (?:line \d+|(?:split \S+, )?row \S+?)(?: \(line \d+\))?(?=[,:])[,:] ")
-_VALUE = re.compile(r",? ?found \w+ .*?(?=, expected|$)|[;(].*|\. .*")
+_VALUE = re.compile(r" '\\u\w+' at position \d+|,? ?found \w+ .*?(?=, expected|$)|[;(].*|\. .*")
 
 
 class RowError(UsageError):

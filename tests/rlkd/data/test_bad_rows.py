@@ -27,6 +27,22 @@ def test_bad_rows_are_left_out_by_request_counted_by_kind_and_the_first_three_sh
     assert [f"line {n}" in message for n in range(1, 6)] == [True, True, True, False, False]
 
 
+def test_half_characters_anywhere_are_one_kind_of_fault(tmp_path, caplog):
+    bad = [f'{{"question": "{"a" * i}\\ud8{i:02}"}}\n' for i in range(20)]
+    load_rows(write(tmp_path / "rows.jsonl", *bad, *([GOOD] * 20)), skip_bad_rows=True)
+    [message] = caplog.messages
+    assert "(20 x field 'question': the character is half of a pair, no character of its own). The first" in message
+
+
+def test_only_the_most_frequent_kinds_are_shown(tmp_path, caplog):
+    bad = [f'{{"question": "a?", "f{i}": "\\ud800"}}\n' for i in range(14)] + ["{\n"] * 3
+    load_rows(write(tmp_path / "rows.jsonl", *bad, *([GOOD] * 17)), skip_bad_rows=True)
+    [message] = caplog.messages
+    assert "(3 x not JSON; 1 x field 'f0'" in message
+    assert message.count(" x ") == 10
+    assert "; and 5 further kinds). The first" in message
+
+
 def test_more_than_half_are_no_exceptions(tmp_path):
     with pytest.raises(UsageError, match=r"5 of 9 rows are bad, more than half \(2 x field 'question'"):
         load_rows(write(tmp_path / "rows.jsonl", *BAD, *([GOOD] * 4)), skip_bad_rows=True)

@@ -69,3 +69,10 @@ def test_columns_to_read_are_those_of_the_fields_and_the_named_ones(tmp_path):
 def test_a_mistake_in_columns_is_found_before_any_row(columns, message):
     with pytest.raises(UsageError, match=message):
         load_rows("no/such-data", columns=columns)
+
+
+@pytest.mark.parametrize("max_rows", [None, 1])
+def test_a_column_of_other_columns_that_no_row_has_is_named(tmp_path, max_rows):
+    path = str(jsonl(tmp_path / "rows.jsonl", *[{"question": "a?", "level": 5}] * 2))
+    with pytest.raises(UsageError, match=r"other_columns: no.* has a column 'levle'; there are question"):
+        load_rows(path, other_columns=["levle"], max_rows=max_rows)
