@@ -30,9 +30,12 @@ from rlkd.statistics import Interval
 CARD = "README.md"
 # The part of TRL's card that is kept begins here.
 _METHOD = "## Training procedure"
-_SECRET_KEYS = re.compile(r"(?:hub_token|api_key|password|secret|access_token)$")
+_SECRET_KEYS = re.compile(r"(?:_token|api_?key|password|secret|authorization)$", re.I)
+_NO_SECRET_KEYS = re.compile(r"(?:^|_)(?:bos|eos|pad|unk|per)_token$", re.I)
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _SECRETS = re.compile(r"\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
-_ADDRESS = re.compile(r"[\w.+-]+://[^\s,'\"]+")
+# A comma ends an address only before the next one, since a password can have one.
+_ADDRESS = re.compile(r"[\w.+-]+://(?:[^\s,'\"]|,(?![\w.+-]+://))+")
 _MASK = "***"
 
 
@@ -100,33 +103,53 @@ def command_line(arguments: Sequence[str]) -> str:
     """
     shown: list[str] = []
     for position, argument in enumerate(arguments):
-        name, equals, _ = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if position == 0:
             path = Path(argument)
             included = path.is_absolute() and path.is_relative_to(HOME)
             shown.append(str(path.relative_to(HOME)) if included else argument)
-        elif equals and _SECRET_KEYS.search(name):
-            shown.append(f"{name}={_MASK}")
-        elif _SECRET_KEYS.search(arguments[position - 1].replace("-", "_")):
-            shown.append(_MASK)
+        elif equals and name.startswith("-"):
+            shown.append(f"{name}={masked_value(name, value)}")
         else:
-            shown.append(masked(argument))
+            shown.append(masked_value(arguments[position - 1], argument))
     return shlex.join(["python", *shown])
 
 
 def masked(value: Any) -> Any:
-    """A value of a config, without the secrets in it.
+    """A value of a config, without the secrets in it, also where it is a text with JSON.
 
     >>> masked({"engine": "http://me:pw@host/v1?key=1", "api_key": "abc"})
     {'engine': 'http://***@host/v1?***', 'api_key': '***'}
     """
     if isinstance(value, Mapping):
-        return {key: _MASK if _SECRET_KEYS.search(str(key)) else masked(inner) for key, inner in value.items()}
+        return {key: masked_value(str(key), inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [masked(inner) for inner in value]
     if isinstance(value, str):
+        if value.lstrip()[:1] in ("{", "["):
+            try:
+                found = json.loads(value)
+            except ValueError:
+                found = None
+            if found is not None and (shown := masked(found)) != found:
+                return json.dumps(shown, ensure_ascii=False)
         return _SECRETS.sub(_MASK, _ADDRESS.sub(lambda found: without_secrets(found[0]), value))
     return value
+
+
+def masked_value(name: str, value: Any) -> Any:
+    """The value of a key or of an option, masked as a whole where the name says that it is a secret.
+
+    >>> masked_value("--api-key", "abc"), masked_value("token", "abc"), masked_value("token", "SCORER_TOKEN")
+    ('***', '***', 'SCORER_TOKEN')
+    """
+    name = name.lstrip("-").replace("-", "_")
+    if value is None or isinstance(value, bool) or _NO_SECRET_KEYS.search(name):
+        return masked(value)
+    if name.lower() == "token":
+        names_variable = isinstance(value, str) and _VARIABLE.fullmatch(value) is not None
+        return value if names_variable else _MASK
+    return _MASK if _SECRET_KEYS.search(name) else masked(value)
 
 
 @dataclass(frozen=True)
@@ -273,7 +296,11 @@ def _change(change: Interval) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
-    return [*("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines), ""]
+    return [*("| " + " | ".join(map(_cell, line)) + " |" for line in lines), ""]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _shown(value: Any) -> str:
@@ -285,7 +312,7 @@ def _shown(value: Any) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value.strip() if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _is_hub_id(name: str) -> bool:

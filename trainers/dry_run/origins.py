@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-from rlkd.engines import without_secrets
+from trainers.common.model_card import masked_value
 
-_SECRET = re.compile(r"(^|_)(token|api_key|password|secret)($|_)")
 _LONGEST = 200
 
 
@@ -64,10 +63,7 @@ def typed_keys(command: Sequence[str]) -> set[str]:
 
 def shown(name: str, value: Any) -> str:
     """A value as text, shortened, without secrets."""
-    if _SECRET.search(name) and value is not None:
-        return "***"
-    if isinstance(value, str) and "://" in value:
-        value = without_secrets(value)
+    value = masked_value(name, value)
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -145,6 +145,28 @@ def test_secrets_are_masked() -> None:
     )
 
 
+def test_secrets_are_found_in_each_spelling_and_in_json() -> None:
+    given = {
+        "token": "abc",
+        "auth_token": "abc",
+        "API_KEY": "abc",
+        "headers": {"Authorization": "Bearer abc", "X-Api-Key": "abc"},
+        "text": '{"password": "abc"}',
+    }
+    assert "abc" not in str(masked(given))
+    assert masked({"token": "SCORER_TOKEN", "hub_token": None}) == {"token": "SCORER_TOKEN", "hub_token": None}
+    command = ["my.py", "--api-key=plain", "--Auth-Token", "plain", '--validity_kwargs={"api_key": "plain"}']
+    command += ["--reward_kwargs", '{"r": {"api_key": "plain"}}', "--teacher=http://me:plain@host/v1"]
+    assert "plain" not in command_line(command)
+    kept = ["my.py", "--reward_kwargs", '{"r":  {"weight": 1}}', "--eos_token=</s>", "reward=1"]
+    assert command_line(kept) == "python my.py --reward_kwargs '{\"r\":  {\"weight\": 1}}' '--eos_token=</s>' reward=1"
+
+
+def test_a_value_of_several_lines_is_one_row_of_the_table() -> None:
+    text = card_text(facts(rewards=[("judge", 1.0, {"criteria": "Is it right?\n\nIs it | brief?\n"})]))
+    assert "| `judge` | 1 | `criteria: Is it right? Is it \\| brief?` |" in text
+
+
 def test_a_recipe_of_the_package_is_named_without_its_folder_and_another_script_as_typed() -> None:
     assert command_line([str(HOME / "recipes/rlkd.py"), "--max_steps", "2"]) == "python recipes/rlkd.py --max_steps 2"
     assert command_line(["/home/me/mine.py"]) == "python /home/me/mine.py"

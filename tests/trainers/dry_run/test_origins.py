@@ -49,6 +49,22 @@ def test_keys_are_read_in_both_spellings():
     assert typed_keys(["--num-steps", "3", "--rate=-1", "-h", "--no_bf16"]) == {"num_steps", "rate", "bf16"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("reward_kwargs", {"r": {"api_key": "plain"}}, '{"r": {"api_key": "***"}}'),
+        ("teachers", ["http://me:pw@host/v1#m"], '["http://***@host/v1#m"]'),
+        ("gsrm", {"engine": "http://me:p,w@h"}, '{"engine": "http://***@h"}'),
+        ("hub_token", None, "null"),
+        ("push_to_hub_token", "plain", "***"),
+        ("eos_token", "<|im_end|>", "<|im_end|>"),
+        ("pad_token", "<pad>", "<pad>"),
+    ],
+)
+def test_secrets_inside_values_are_masked_and_special_tokens_are_shown(name, value, text):
+    assert shown(name, value) == text
+
+
 def test_long_values_are_shortened():
     assert shown("text", "a\nb  c") == "a b c"
     assert shown("text", "x" * 500).endswith("x...")
