@@ -60,7 +60,8 @@ def _primary(study: Study, figures: StudyFigures, unit: str) -> list[str]:
     lines += ["", *(f"- `{name}`: {FIGURES[name].replace('rollouts', unit)}." for name in study.primary)]
     if "rollouts_to_goal" in study.primary:
         lines[-1] = (
-            f"{lines[-1][:-1]}, {_goal(figures)}; as a ratio: 0.5 is half as many, ∞ never, 0 never by the other."
+            f"{lines[-1][:-1]}, {_goal(figures)}. A ratio of 0.5 means half as many {unit}; ∞: this arm never reached "
+            "the goal; 0: the other arm never did."
         )
     return [*lines, ""]
 

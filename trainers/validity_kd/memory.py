@@ -1,4 +1,4 @@
-"""The memory of validity-calibrated distillation before it starts: rollouts, the teacher, weighing and training."""
+"""The memory of validity-calibrated distillation before it starts: rollouts, the teacher, weighting and training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def memory_plan(
     own = {"student states": rows * completion * student.model.width * student.model.number}
     phases.append(MemoryPhase("reading", {**fixed, **observed, **own, "activations": read}))
     if args.needs_scorer:
-        phases.append(MemoryPhase("weighing", {**fixed, **observed, **own, "logits": tiles}))
+        phases.append(MemoryPhase("weighting", {**fixed, **observed, **own, "logits": tiles}))
         if args.proposals == "generate":
             cache = max(cache_bytes(one, ROWS, tokens + args.max_step_tokens) for one in readers)
             phases.append(MemoryPhase("proposals", {**fixed, **observed, "KV cache": cache}))

@@ -39,7 +39,8 @@ def test_primary_figures_come_first_with_adjusted_p_values(runs) -> None:
     assert "| sampled_accuracy | fast | plain | +4.0% (+4.0% to +4.0%) | < 0.001 | < 0.001 |" in lines
     assert "| rollouts_to_goal | fast | plain | 0.50 (0.50 to 0.50) | 0.008 | 0.016 |" in lines
     assert "| rollouts_to_goal | slow | plain | ∞ (∞ to ∞) | 0.008 | 0.016 |" in lines
-    assert any(line.startswith("- `rollouts_to_goal`") and "here 30.0%" in line for line in lines)
+    (goal,) = (line for line in lines if line.startswith("- `rollouts_to_goal`"))
+    assert "here 30.0%. A ratio of 0.5 means half as many rollouts; ∞: this arm never reached the goal; 0: the" in goal
 
 
 def test_a_run_that_never_reaches_the_goal_is_said(runs) -> None:

@@ -37,8 +37,8 @@ def test_traces_alone_need_no_generation(tiny_model):
 
 
 def test_plain_distillation_weighs_nothing(tiny_model):
-    assert "weighing" in phases(plan(tiny_model))
-    assert "weighing" not in phases(plan(tiny_model, control="uniform"))
+    assert "weighting" in phases(plan(tiny_model))
+    assert "weighting" not in phases(plan(tiny_model, control="uniform"))
 
 
 def test_written_proposals_need_a_cache(tiny_model):
