@@ -20,8 +20,8 @@ class HttpReward:
 
     The request is `{"samples": [{"question": ..., "completion": ..., COLUMN: ...}, ...]}`, at most `batch` of them.
     The reply is `{"scores": [...]}`, in order: a number, null (not applicable), or `{"error": "why"}` (failed). No
-    samples get no scores, which is asked once before a run. A server that does not answer, or answers something else,
-    is a failure of these completions, and never a 0.
+    samples get no scores; this request is sent once before a run. A server that does not answer, or answers
+    something else, is a failure of these completions, and never a 0.
 
     Args:
         url: address that takes the requests.

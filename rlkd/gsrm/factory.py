@@ -29,8 +29,8 @@ _MEMBERS: dict[Part, tuple[str, ...]] = {
 def default_alignment(judge: Any) -> str:
     """The rule where none is named: `ordered`, or `teacher` for a judge each of whose verdicts costs a model's call.
 
-    Our choice: `ordered` tells right from wrong solutions better, and trained better than the cascade in the
-    laboratory (docs/results.md), but needs a verdict on every pair of steps.
+    Our choice: `ordered` tells right from wrong solutions better and gives more groups a spread (docs/gsrm.md), but
+    needs a verdict on every pair of steps. No rule is shown to train better (docs/results.md).
     """
     return "teacher" if getattr(judge, "costly", False) else "ordered"
 
