@@ -53,15 +53,20 @@ def main(arguments: Sequence[str]) -> int:
     settings = {**run_settings(Path(given.model).expanduser()), **_set(vars(given))}
     chat = Chat(given.model, settings, temperature=given.temperature, seed=given.seed)
     for question in [given.once] if given.once is not None else _typed():
-        chat.answer(question)
+        try:
+            chat.answer(question)
+        except UsageError as error:  # another question can fit
+            if given.once is not None:
+                raise
+            print(f"rlkd chat: {error}", file=sys.stderr)
     return 0
 
 
 def run_settings(model: Path) -> dict[str, Any]:
     """How the run that a model's folder belongs to evaluates; nothing where no run recorded it."""
-    for folder in (model, model.parent):  # of a checkpoint, the run is the folder above
+    for path in run_records(model):
         try:
-            found = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
             return {
                 "system_prompt": found["system_prompt"],
                 "few_shot_examples": found["few_shot_examples"],
@@ -71,6 +76,17 @@ def run_settings(model: Path) -> dict[str, Any]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return {}
+
+
+def run_records(model: Path) -> list[Path]:
+    """The records of evaluations for a model's folder: its own, and that of the run above it, as for a checkpoint.
+
+    A name that is no folder here, such as that of an embedded model, has none.
+    """
+    if not model.is_dir():
+        return []
+    folder = model.absolute()
+    return [path for path in (folder / _SETTINGS, folder.parent / _SETTINGS) if path.is_file()]
 
 
 class Chat:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkd.chat import run_records
 from rlkd.errors import UsageError
 from rlkd.merging import TOLERANCE, MergeCheck, merge, tokenizer_source
 from rlkd.models import ADAPTED, adapter_folder, base_of_adapter, is_adapter, resolve_model
@@ -89,6 +91,8 @@ def merge_adapter(
             assert comparison is not None
             _check_same(adapter, comparison)
             _write_card(adapter, base, made)
+            for record in run_records(adapter)[:1]:  # with the prompt of the run, for `rlkd chat`
+                shutil.copyfile(record, made / record.name)
             if out.exists():  # an empty folder
                 out.rmdir()
             made.rename(out)

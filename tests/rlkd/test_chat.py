@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from transformers.utils import logging
@@ -53,7 +54,7 @@ def test_each_line_is_a_question_of_its_own(template_model, monkeypatch, capsys)
     assert answered == ["one", "two"]
 
 
-def test_a_run_says_how_its_prompts_were_made_and_flags_win(adapter, template_model, tmp_path) -> None:
+def test_a_run_says_how_its_prompts_were_made_and_flags_win(adapter, template_model, tmp_path, monkeypatch) -> None:
     record = {
         "system_prompt": "Be brief.",
         "few_shot_examples": 1,
@@ -63,12 +64,18 @@ def test_a_run_says_how_its_prompts_were_made_and_flags_win(adapter, template_mo
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(record))
     settings = run_settings(tmp_path)
+    (tmp_path / "checkpoint-10").mkdir()
     assert settings == run_settings(tmp_path / "checkpoint-10")
     assert settings["max_new_tokens"] == 8
     prompt = to_dataset([{"question": QUESTION}], system_prompt="Be brief.", examples=1)["prompt"][0]
     assert len(prompt) == 4
     assert Chat(template_model("chatml"), settings).answer(QUESTION) == asked(template_model("chatml"), prompt)
     assert run_settings(tmp_path / "elsewhere" / "model") == {}
+    monkeypatch.chdir(tmp_path)
+    assert run_settings(Path("lab-student")) == {}
+    assert run_settings(Path("checkpoint-10")) == settings
+    monkeypatch.chdir(tmp_path / "checkpoint-10")
+    assert run_settings(Path()) == settings
 
 
 def test_a_model_without_a_template_continues_the_text(template_model) -> None:
@@ -92,6 +99,17 @@ def test_the_answer_ends_with_the_context(template_model) -> None:
     talk.answer("1?")
     with pytest.raises(UsageError, match="the model's context is 128"):
         talk.answer("x" * 200)
+
+
+def test_a_question_that_is_too_long_does_not_end_the_session(template_model, monkeypatch, capsys) -> None:
+    answered = []
+    answer = Chat.answer
+    monkeypatch.setattr(Chat, "answer", lambda self, question: answered.append(answer(self, question)))
+    monkeypatch.setattr(chat.sys, "stdin", io.StringIO("x" * 200 + "\n1?\n"))
+    assert cli.main(["chat", template_model("short"), "--max_new_tokens", "4"]) == 0
+    assert len(answered) == 1
+    assert "rlkd chat: the prompt has" in capsys.readouterr().err
+    assert cli.main(["chat", template_model("short"), "--once", "x" * 200]) == 1
 
 
 @pytest.mark.parametrize(

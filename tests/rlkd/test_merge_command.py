@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.tiny import save_llama
 from rlkd import cli
+from rlkd.chat import run_settings
 from rlkd.errors import UsageError
 from rlkd.merge_command import merge_adapter
 from tests.helpers.adapters import save_adapter
@@ -65,6 +66,21 @@ def test_an_adapter_on_an_adapter_is_merged_with_both(adapter, base, tmp_path) -
     merge_adapter(second, tmp_path / "on-merged", base=str(first))
     assert torch.allclose(logits(tmp_path / "on-adapter"), logits(tmp_path / "on-merged"), atol=1e-5)
     assert not torch.allclose(logits(tmp_path / "on-adapter"), logits(first), atol=1e-2)
+
+
+def test_the_merged_model_is_asked_with_the_prompt_of_the_run(adapter, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(adapter, run / "checkpoint-3")
+    record = {
+        "system_prompt": "Be brief.",
+        "few_shot_examples": 0,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "max_completion_length": 8,
+    }
+    (run / "evaluation.json").write_text(json.dumps(record))
+    merge_adapter(run / "checkpoint-3", tmp_path / "merged")
+    assert run_settings(tmp_path / "merged") == run_settings(run)
+    assert run_settings(run)["system_prompt"] == "Be brief."
 
 
 def test_a_used_folder_is_not_overwritten_and_an_empty_one_is_taken(adapter, tmp_path) -> None:
