@@ -156,7 +156,8 @@ def _column(name: str, values: Sequence[Any]) -> Any:
     try:
         array = pyarrow.array(values)
     except _unfit() as error:
-        raise Unstorable(name, str(error).rstrip(".")) from error
+        large = isinstance(error, OverflowError)
+        raise Unstorable(name, "an integer of more than 64 bits" if large else str(error).rstrip(".")) from error
     if "double" in str(array.type) and any(_is_rounded(value, array.type) for value in values):
         raise Unstorable(name, "integers and floats in one column")
     return array
@@ -225,7 +226,8 @@ def mixed_types(rows: Sequence[Mapping[str, Any]], error: Exception) -> RowError
                     break
                 return RowError(
                     f"row {row.get('id')!r}, field {field!r}: found {shown(value)}, but an earlier row has "
-                    f"{shown(known)}; all values of a field must have the same type. {WAY_OUT}"
+                    f"{shown(known)}; all values of a field must have the same type. Mend the row, or leave the "
+                    f"column out (other_columns names those to read)"
                 )
             # An empty list fits a list of anything.
             known = known or value
