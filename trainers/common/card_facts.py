@@ -55,10 +55,8 @@ class ModelCards:
         if not self.accelerator.is_main_process:
             return
         folder, own = Path(output_dir or self.args.output_dir), Path(self.args.output_dir)
-        is_own = folder.resolve() == own.resolve()
-        if is_own or not (own / CARD).exists():
-            self.create_model_card()
-        if not is_own and (own / CARD).exists():  # PEFT has written a card of its own there
+        self.create_model_card()  # not all of TRL's trainers write one with each checkpoint
+        if folder.resolve() != own.resolve() and (own / CARD).exists():  # PEFT has written a card of its own there
             shutil.copyfile(own / CARD, folder / CARD)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -83,7 +81,7 @@ def facts_of(trainer: Any, name: str | None = None) -> CardFacts:
     base = _base(trainer)
     evaluations = output / "eval.jsonl"
     return CardFacts(
-        name=name or output.resolve().name,
+        name=name or (getattr(args, "hub_model_id", None) or output.resolve().name).rpartition("/")[2],
         method=trainer._name,
         base=base,
         license=license_of(base),

@@ -85,6 +85,20 @@ def test_teacher_scorer_and_control_of_a_distillation_are_on_the_card(settings, 
     assert "All weights of" in text
 
 
+def test_each_saved_model_has_the_facts_of_its_step(settings, template_model, tmp_path) -> None:
+    reply = [{"role": "assistant", "content": "2"}]
+    rows = Dataset.from_list([{"prompt": ASK, "completion": reply}] * 4)
+    trainer = RunSFTTrainer(template_model("chatml"), SFTConfig(**settings), train_dataset=rows)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "README.md").write_text("# The card of an earlier run\n")
+    for step in (1, 2):
+        trainer.state.global_step = step
+        trainer.save_model(str(tmp_path / "run" / f"checkpoint-{step}"))
+        text = (tmp_path / "run" / f"checkpoint-{step}" / "README.md").read_text()
+        assert f"| optimizer steps | {step} |" in text
+        assert "earlier run" not in text
+
+
 def test_a_card_that_cannot_be_written_ends_no_run(settings, template_model, tmp_path, caplog, monkeypatch) -> None:
     monkeypatch.setattr("trainers.common.card_facts.compose", lambda *given: 1 / 0)
     reply = [{"role": "assistant", "content": "2"}]
