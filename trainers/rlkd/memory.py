@@ -75,7 +75,9 @@ def memory_plan(
         if held is None or (held.device or device).partition(":")[0] != device:
             continue
         frozen = read_frozen(held.model, dtype=held.dtype, device=device)
-        fixed["structure model"] = fixed.get("structure model", 0) + frozen.weights
+        # On a CPU in float32 its matrices are stored anew for generation, and the pages of the file stay mapped.
+        copies = 2 if device == "cpu" and held.dtype in ("auto", "float32") else 1
+        fixed["structure model"] = fixed.get("structure model", 0) + copies * frozen.weights
         # A batch fits batch_tokens; the states of its prompts are there twice, as read and as they are continued.
         batch = max(1, min(rows, held.batch_tokens // (tokens + new)))
         caches += cache_bytes(frozen, batch, tokens + new) + cache_bytes(frozen, batch, tokens)
