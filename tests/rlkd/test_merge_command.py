@@ -107,6 +107,7 @@ def test_what_is_no_adapter_is_named(adapter, base, tmp_path) -> None:
     shutil.copytree(adapter, pickled)
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     refused(pickled, out, "pickled weights are not read")
+    assert not out.exists()
 
 
 def test_a_base_that_is_elsewhere_is_asked_for(adapter, base, tmp_path) -> None:
@@ -124,6 +125,7 @@ def test_a_base_that_is_elsewhere_is_asked_for(adapter, base, tmp_path) -> None:
 def test_a_base_that_does_not_fit_is_named(adapter, tmp_path) -> None:
     wide = save_llama(tmp_path / "wide", hidden_size=64)
     refused(adapter, tmp_path / "out", "cannot be merged into", base=wide)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantised_base_is_refused_with_the_way_out(adapter, base, tmp_path) -> None:
