@@ -16,6 +16,7 @@ A reward that knows which steps of a completion earned its score may define a me
     def step_scores(self, completion: str, detail: Mapping[str, Any]) -> Sequence[StepScore]: ...
 
 on the text of a completion and the `detail` of its `Scored`. It is called only where a trainer gives credit to steps.
+A method `batch_metrics(outcomes)` returns metrics of a batch by name; NAME is logged as `rewards/REWARD/NAME`.
 """
 
 from __future__ import annotations

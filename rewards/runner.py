@@ -123,6 +123,9 @@ class Reward:
             for share in (50, 95):
                 if (value := percentile(seconds, share)) is not None:
                     log_metric(f"rewards/{name}/seconds_p{share}", value)
+            own = getattr(self.function, "batch_metrics", None)
+            for key, value in own(outcomes).items() if own is not None else ():
+                log_metric(f"rewards/{name}/{key}", value)
         return [outcome.value for outcome in outcomes]
 
     def check_columns(self, available: Sequence[str]) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.contract import Failed, RewardError, RewardOptions, Scored, StepScore
+from rewards.contract import Failed, Outcome, RewardError, RewardOptions, Scored, StepScore
 from rlkd.data.rows import completion_text, question_of
 from rlkd.engines import EnginePool
 from rlkd.errors import UsageError
 from rlkd.gsrm import GSRM, DecompositionError, JudgeError, ReasoningTrace, UnreadableReply
-from rlkd.gsrm.alignment import Alignment, BranchScore
+from rlkd.gsrm.alignment import Alignment, BranchScore, best_branch
 from rlkd.gsrm.decomposers import Level
 from rlkd.gsrm.factory import default_alignment, make
 from rlkd.gsrm.places import step_places
@@ -178,10 +178,28 @@ class StructureReward:
                 results[i] = Failed(f"student trace: {student}")
             else:
                 compared.append((i, student, usable))
-        scores = await self.gsrm.reward([s for _, s, _ in compared], [t for _, _, t in compared])
-        for (i, _, _), score in zip(compared, scores, strict=True):
-            results[i] = Failed(str(score)) if isinstance(score, JudgeError) else Scored(score.value, score.to_dict())
+        found_scores = await self.gsrm.compare([s for _, s, _ in compared], [t for _, _, t in compared])
+        for (i, _, _), scores in zip(compared, found_scores, strict=True):
+            if isinstance(scores, JudgeError):
+                results[i] = Failed(str(scores))
+            else:
+                best, values = best_branch(scores), [score.value for score in scores]
+                detail = {"branches": values} if len(values) > 1 else {}
+                results[i] = Scored(best.value, best.to_dict() | detail)
         return results
+
+    def batch_metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """What several branches are worth, over the completions that were compared with two branches or more.
+
+        `other_branch`: share of them that follow another branch better than the first. `branch_gain`: mean difference
+        of the score, which is that of the best branch, and the score against the first. A branch is a teacher trace
+        with steps.
+        """
+        compared = [values for each in outcomes if (values := (each.detail or {}).get("branches"))]
+        if not compared:
+            return {}
+        gains = [max(values) - values[0] for values in compared]
+        return {"other_branch": sum(gain > 0 for gain in gains) / len(gains), "branch_gain": sum(gains) / len(gains)}
 
     def step_scores(self, completion: str, detail: Mapping[str, Any]) -> list[StepScore]:
         """The share of each of the student's steps in the score, with the step's place in the completion."""

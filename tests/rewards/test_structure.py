@@ -4,7 +4,7 @@ import random
 import pytest
 
 import rlkd.engines.pool
-from rewards import Failed, Scored, build_reward
+from rewards import Failed, Outcome, Scored, build_reward
 from rewards.structure import StructureReward
 from rlkd.data.rows import build_prompt
 from rlkd.data.samples import sample_rows
@@ -111,6 +111,30 @@ def test_the_student_may_take_any_of_the_teachers_ways():
     taken = score(StructureReward(alignment="f1"), [TEACHER, OTHER_WAY], rationales=[TEACHER, OTHER_WAY])
     assert values(taken) == [1.0, 1.0]
     assert [result.detail["branch"] for result in taken] == [0, 1]
+
+
+def test_the_worth_of_further_branches_is_that_of_the_best_one_over_the_first() -> None:
+    logged: dict[str, float] = {}
+    half = OTHER_WAY.replace("= 72", "= 96")
+    prompts = [build_prompt("How many clips?")] * 4
+    values = asyncio.run(
+        build_reward("structure")(
+            prompts=prompts,
+            completions=[[{"role": "assistant", "content": text}] for text in (TEACHER, OTHER_WAY, half, OTHER_WAY)],
+            rationales=[[TEACHER, OTHER_WAY]] * 3 + [[OTHER_WAY]],
+            log_metric=logged.__setitem__,
+        )
+    )
+    first = [1.0, *(each.value for each in score(StructureReward(), [OTHER_WAY, half], rationales=[TEACHER]))]
+    assert values[:2] == [1.0, 1.0]
+    assert values[2] > first[2]
+    assert logged["rewards/structure/other_branch"] == pytest.approx(2 / 3)  # of those with two branches
+    assert logged["rewards/structure/branch_gain"] == pytest.approx((sum(values[:3]) - sum(first)) / 3)
+
+
+def test_one_branch_has_no_metrics_of_branches() -> None:
+    outcomes = [Outcome.of(each, "structure", 0) for each in score(StructureReward(), [TEACHER], rationales=[TEACHER])]
+    assert StructureReward().batch_metrics(outcomes) == {}
 
 
 @pytest.mark.parametrize("rule", ["teacher", "f1"])
