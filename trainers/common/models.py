@@ -115,6 +115,17 @@ def check_bitsandbytes(key: str) -> None:
         raise UsageError(f"{key}: 4 and 8 bit need the package bitsandbytes. Run  pip install bitsandbytes")
 
 
+def keep_gradients(model: Any) -> None:
+    """Keep the linear layers of a student in 4 bit in the format that has a gradient.
+
+    On a CPU with AVX512-BF16 bitsandbytes packs them anew at the first evaluation, for good, and the packed product
+    has no backward pass: the adapters below would be trained by wrong gradients, in silence.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def _is_bitsandbytes(config: Any) -> bool:
     given = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
     method = str(getattr(given.get("quant_method"), "value", given.get("quant_method") or ""))

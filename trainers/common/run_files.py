@@ -21,6 +21,7 @@ from rlkd.files import atomic_file, read_records, write_atomically
 from trainers.common.card_facts import ModelCards
 from trainers.common.checkpoints import find_checkpoint, numbered_checkpoints, step_of
 from trainers.common.model_card import CARD
+from trainers.common.models import keep_gradients
 from trainers.common.run_state import RunState
 from trainers.common.saving import UNFINISHED
 
@@ -145,6 +146,7 @@ class RunFiles(ModelCards, RunState):
         named it; a model given as an object has no name.
         """
         self.student_name = student if isinstance(student, str) else None
+        keep_gradients(self.model)  # type: ignore[attr-defined]
         output = Path(self.args.output_dir or ".").resolve()
         self.metrics_path = output / "metrics.jsonl"
         self.rollouts = StepLog(output / "rollouts" / (rollouts or f"rank{self.args.process_index}.jsonl"))
