@@ -3,12 +3,14 @@
 BASE_PYTHON ?= python3
 ifdef PYTHON
 INSTALLED :=
+DOCS_INSTALLED := docs-packages
 else
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+DOCS_INSTALLED := .venv/.installed-docs
 endif
 
-.PHONY: install demo demo-smollm2 test test-fast lint types docs check vllm-env test-vllm
+.PHONY: install demo demo-smollm2 test test-fast test-all lint types docs docs-env docs-packages check vllm-env test-vllm
 
 install: $(INSTALLED)
 
@@ -26,12 +28,18 @@ demo-smollm2: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(PYTHON) -m accelerate.commands.launch --num_processes 1 recipes/rlkd.py \
 		--config recipes/rlkd_smollm2.yaml
 
+# Without the tests marked `nightly`, each a long or further case of what another test checks in less time.
 test: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not nightly"
 
-# Without the tests marked `slow`: under three minutes on two idle cores.
+# Without those marked `slow` either: under three minutes on two idle cores.
 test-fast: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow and not nightly"
+
+# Every test there is, those with a real vLLM too: for every night, and before a release.
+test-all: $(INSTALLED) vllm-env
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/with_vllm
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
@@ -43,9 +51,14 @@ types: $(INSTALLED)
 	$(PYTHON) -m mypy
 
 # The site in build/site. A link without a target fails.
-docs: $(INSTALLED)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+docs: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+docs-env: $(DOCS_INSTALLED)
+
+.venv/.installed-docs docs-packages: $(INSTALLED) pyproject.toml constraints.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(if $(INSTALLED),touch $@)
 
 check: test lint types docs
 
@@ -68,4 +81,4 @@ VLLM_METADATA := tests/with_vllm/vllm_metadata
 	touch $@
 
 test-vllm: vllm-env
-	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/with_vllm
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/with_vllm -m "not nightly"

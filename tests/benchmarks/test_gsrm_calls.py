@@ -4,6 +4,7 @@ from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_structure_reward_needs_fewer_requests_than_the_authors_scheme_for_the_same_scores(tmp_path) -> None:
     figures = quick_figures("gsrm_calls.py", tmp_path, bounds=False)
     assert figures["scores_equal"] is True

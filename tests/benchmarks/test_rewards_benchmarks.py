@@ -18,6 +18,7 @@ def test_the_accuracy_reward_gives_trls_verdicts_and_checks_each_question_once(t
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_completions_that_hang_are_wrong_and_change_no_other_score_and_leave_no_process(tmp_path) -> None:
     figures = quick_figures("rewards_hangs.py", tmp_path, bounds=False)
     assert figures["hangs"] == figures["kinds"] == 6

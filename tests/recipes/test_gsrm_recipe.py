@@ -19,7 +19,7 @@ def start(root: Path, tmp_path: Path, tiny_model: str, *arguments: object) -> su
     return run_script(command, tmp_path)
 
 
-@pytest.mark.parametrize("fine_grained", ["false", "true"])
+@pytest.mark.parametrize("fine_grained", ["false", pytest.param("true", marks=pytest.mark.nightly)])
 def test_the_recipe_trains_an_adapter_and_resumes_from_a_checkpoint(root, tmp_path, tiny_model, fine_grained) -> None:
     done = start(root, tmp_path, tiny_model, "--fine_grained", fine_grained, "--save_steps", 1, "--logging_steps", 1)
     assert done.returncode == 0, done.stderr[-3000:]

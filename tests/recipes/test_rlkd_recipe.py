@@ -38,6 +38,7 @@ def test_the_default_trains_the_laboratorys_student_and_reports_its_change(root,
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     assert (run / "model.safetensors").stat().st_size > 0
+    assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == [1, 2]
     assert "zero-std groups" in done.stdout + done.stderr
     assert "(accuracy alone" in done.stdout + done.stderr
     before, after = read_steps(run / "eval.jsonl")
@@ -56,7 +57,14 @@ def test_the_default_trains_the_laboratorys_student_and_reports_its_change(root,
         assert shown in card
 
 
-@pytest.mark.parametrize("place", ["checkout", "recipes", "elsewhere"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("checkout", marks=pytest.mark.nightly),
+        pytest.param("recipes", marks=pytest.mark.nightly),
+        "elsewhere",
+    ],
+)
 def test_accelerate_launch_works_from_any_working_directory(root, tmp_path, quick, place) -> None:
     cwd = {"checkout": root, "recipes": root / "recipes", "elsewhere": tmp_path}[place]
     recipe = {"checkout": "recipes/rlkd.py", "recipes": "rlkd.py", "elsewhere": root / "recipes/rlkd.py"}[place]

@@ -236,7 +236,7 @@ def quick(tiny_model: str, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["checkout", "elsewhere"])
+@pytest.mark.parametrize("place", [pytest.param("checkout", marks=pytest.mark.nightly), "elsewhere"])
 def test_accelerate_launch_trains_measures_and_saves_an_adapter(root, tmp_path, quick, place) -> None:
     cwd, script = (root, "recipes/sft.py") if place == "checkout" else (tmp_path, root / "recipes/sft.py")
     done = run_script([BIN / "accelerate", "launch", "--num_processes", 1, script, *quick], cwd)

@@ -37,6 +37,7 @@ def without_times(table: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_study_ends_with_the_table_of_an_undisturbed_one(root: Path, tmp_path: Path, tiny_model: str) -> None:
     # A reward that differs within a group, so that the weights move.
     (tmp_path / "length.py").write_text(

@@ -62,7 +62,16 @@ def client_of(server: VLLMServer, tmp_path: Path) -> GlooClient | DiskClient:
     return GlooClient(server.url, group_port=free_port(), connection_timeout=60)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("any_server", "kind"),
+    [
+        ("gloo", "full"),
+        pytest.param("gloo", "lora", marks=pytest.mark.nightly),
+        pytest.param("disk", "full", marks=pytest.mark.nightly),
+        ("disk", "lora"),
+    ],
+    indirect=["any_server"],
+)
 def test_the_server_follows_the_trainer_at_every_step(
     any_server: VLLMServer, smollm: str, token_ids: list[int], tmp_path: Path, kind: str
 ) -> None:

@@ -1118,15 +1118,16 @@ def test_ctrl_c_passes_kills_running_calls_and_leaves_a_pool_that_works(pools, t
 
 
 @pytest.mark.slow
-def test_an_interrupt_at_any_line_passes_and_leaves_a_pool_that_works(pools):
-    """Raised by a trace function, at one line further into a call of `map` each time."""
+@pytest.mark.parametrize("stride", [11, pytest.param(3, marks=pytest.mark.nightly)])
+def test_an_interrupt_at_any_line_passes_and_leaves_a_pool_that_works(pools, stride):
+    """Raised by a trace function, `stride` lines further into a call of `map` each time."""
     pool = pools(brief(), workers=2)
     pool.map([(1,)])
     others = worker_pids() - {worker.pid for worker in pool._idle}  # of pools that other tests have filled
     file = rlkd.workers.pool.__file__
     line, is_over = 0, False
     while not is_over:
-        line += 3
+        line += stride
         left = line
 
         def trace(frame, event, argument):

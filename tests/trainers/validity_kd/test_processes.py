@@ -105,8 +105,8 @@ ROWS = [
     [
         ("none", "tokens"),
         ("none", "weights"),
-        ("shuffled", "tokens"),
-        ("teacher_only", "tokens"),
+        pytest.param("shuffled", "tokens", marks=pytest.mark.nightly),
+        pytest.param("teacher_only", "tokens", marks=pytest.mark.nightly),
         ("position", "tokens"),
     ],
 )

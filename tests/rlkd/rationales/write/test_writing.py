@@ -574,7 +574,10 @@ write_stage(
 
 
 @pytest.mark.slow
-def test_a_writer_that_is_killed_ten_times_repeats_nothing_it_knew_and_ends_with_the_same_files(tmp_path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.nightly)])
+def test_a_writer_that_is_killed_again_and_again_repeats_nothing_it_knew_and_ends_with_the_same_files(
+    tmp_path, kills
+) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "".join(
@@ -601,7 +604,7 @@ def test_a_writer_that_is_killed_ten_times_repeats_nothing_it_knew_and_ends_with
     journal = tmp_path / "cut" / "journal.jsonl"
     repeats_allowed = 0
     try:
-        for _ in range(10):
+        for _ in range(kills):
             process = start("cut", teacher)
             target = teacher.answered + moments.randint(1, total // 12)
             limit = time.monotonic() + 120
