@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
 from rlkd.data.shuffle import shuffled_steps, shuffled_teachers
+from rlkd.engines import EngineError
+from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
 from trainers.common.arguments import apply_model_config, peft_config, say, start
@@ -73,7 +75,10 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     say_rewards(args, trainer.rewards)
     held_out = held_out_accuracy(trainer, script, test_rows)
     origin = origin_of(script, train_rows, test_rows) if args.process_index == 0 else None
-    run(trainer, line=step_line, held_out=held_out, show=show_best, origin=origin)
+    try:
+        run(trainer, line=step_line, held_out=held_out, show=show_best, origin=origin)
+    except EngineError as error:  # of the teacher; that of a reward is a failure of the reward
+        raise UsageError(f"{error}\n--resume_from_checkpoint continues from the last checkpoint.") from error
 
 
 def training_rows(script: RLKDScriptArguments, args: "RLKDConfig") -> Sequence[dict[str, Any]]:

@@ -79,7 +79,12 @@ PLANS = (
         least=0.0,
     ),
     ChartPlan("Policy", "Entropy", {"entropy": "student"}, "Nats per token.", least=0.0),
-    ChartPlan("Policy", "KL", {"kl": "to the reference model"}, "Nats per token."),
+    ChartPlan(
+        "Policy",
+        "KL",
+        {"kl": "to the reference model", "teacher_kl/mean": "to the teacher, on sampled tokens"},
+        "Nats per token.",
+    ),
     ChartPlan(
         "Policy",
         "Clipped ratios",

@@ -124,6 +124,11 @@ def _settings(trainer: Any) -> dict[str, Any]:
     settings |= {key: value for key, value in found.items() if value is not None}
     if getattr(args, "step_credit", "none") != "none":
         settings["step_credit"] = args.step_credit
+    if hasattr(args, "teacher_kl"):  # the structure reward has a teacher, too
+        settings.pop("teacher", None)
+        if args.teacher_kl:
+            clip = "" if args.teacher_kl_clip is None else f", clipped at {args.teacher_kl_clip:g} nats"
+            settings["teacher_kl"] = f"{args.teacher_kl:g} to {args.teacher}{clip}"
     for reward in getattr(trainer, "rewards", ()):
         settings |= getattr(getattr(reward, "function", None), "card_settings", {})
     return settings | dict(trainer.origin.settings)

@@ -12,6 +12,8 @@ anything, as long as it calls `generate` of the model; `loss_type`, `beta`, `top
 `_entropy_bonus_enabled`, `aux_loss_enabled`, the argument `fused_lm_head` of the model, its output's `log_probs` and
 `entropy`; keys of a batch: `advantages`, `completion_ids`, `completion_mask`, `tool_mask`, `num_images`. With step
 credit (`trainers/rlkd/step_credit.py`): `_metrics`, `reward_weights`, and a loss that takes `advantages` of tokens.
+With a teacher (`trainers/rlkd/teacher_kl.py`): `generation_config`; keys of a batch: `prompt_ids`, `prompt_mask`,
+`old_per_token_logps`.
 
 `DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/trainer.py`:
 

@@ -13,6 +13,7 @@ from trainers.dry_run.probe import show_probe
 from trainers.dry_run.rows import show_rows
 from trainers.dry_run.scores import show_scores
 from trainers.dry_run.student import check_held_out_prompts, first_prompt, show_lengths, show_student
+from trainers.dry_run.teacher import show_teacher
 from trainers.rlkd.memory import memory_plan
 from trainers.rlkd.preparation import prepare
 from trainers.vllm.checks import asked_once, prepare_rollouts
@@ -30,7 +31,16 @@ def show_rlkd(
     dataset = settings["train_dataset"] if rows else None
     tests = script.dataset_test_name or script.source_name
     show_rows(run, rows, test_rows, source=script.source_name, tests=tests)
-    prepared = prepare(args, model, None, dataset, None, peft_config=settings["peft_config"], catch=run.catch)
+    prepared = prepare(
+        args,
+        model,
+        None,
+        dataset,
+        None,
+        peft_config=settings["peft_config"],
+        catch=run.catch,
+        loads=run.mode == "probe",
+    )
     student, template = prepared.student, args.chat_template_kwargs
     dataset = prepared.train_dataset
     if args.use_vllm:
@@ -38,6 +48,8 @@ def show_rlkd(
             prepare_rollouts(args, model_sources(model)[0], dataset, student.tokenizer)
     check_held_out_prompts(run, script, student, test_rows, args.max_completion_length, template)
     show_student(run, student, first_prompt(dataset), template)
+    if args.teacher_kl:
+        show_teacher(run, args, prepared.teacher, template)
     show_lengths(run, student, dataset, completion=args.max_completion_length, template=template)
     plan, factors = rollout_plan(args, 0 if dataset is None else len(dataset))
     show_steps(run, plan, factors)

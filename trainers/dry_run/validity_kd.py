@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlkd.engines import without_secrets
-from trainers.common.student import read_model
 from trainers.dry_run.batches import distillation_plan, show_steps
 from trainers.dry_run.dry_run import DryRun
 from trainers.dry_run.memory import show_memory
 from trainers.dry_run.probe import show_probe
 from trainers.dry_run.rows import show_rows
-from trainers.dry_run.student import check_held_out_prompts, end_line, first_prompt, show_lengths, show_student
+from trainers.dry_run.student import check_held_out_prompts, first_prompt, show_lengths, show_student
+from trainers.dry_run.teacher import show_teacher
 from trainers.validity_kd.memory import memory_plan
-from trainers.validity_kd.preparation import KDPreparation, prepare
-from trainers.validity_kd.teachers import kind_of_teacher
+from trainers.validity_kd.preparation import prepare
 from trainers.vllm.checks import asked_once
 
 
@@ -45,7 +43,10 @@ def show_distillation(
     student, dataset, template = prepared.student, prepared.train_dataset, args.chat_template_kwargs
     check_held_out_prompts(run, script, student, test_rows, args.max_completion_length, template)
     show_student(run, student, first_prompt(dataset), template)
-    show_teacher(run, args, prepared, template)
+    show_teacher(run, args, prepared.opened, template)
+    if prepared.trace_end is not None:
+        end = prepared.tokenizer.convert_ids_to_tokens(prepared.trace_end)
+        run.line("", f"its traces end with {end!r}, which ends a generation of both models")
     show_lengths(run, student, dataset, completion=args.max_completion_length, template=template)
     plan, factors = distillation_plan(args, 0 if dataset is None else len(dataset))
     show_steps(run, plan, factors)
@@ -54,24 +55,3 @@ def show_distillation(
         from trainers.validity_kd.trainer import ValidityKDTrainer
 
         show_probe(run, args, lambda: ValidityKDTrainer(**settings), steps=plan.steps)
-
-
-def show_teacher(run: DryRun, args: Any, prepared: KDPreparation, template: Mapping[str, Any] | None) -> None:
-    """Print what the teacher is, and the tokens that end its turns."""
-    run.section("teacher")
-    if args.teacher is None:
-        run.line("", "none")
-        return
-    kind = kind_of_teacher(args.teacher)
-    if kind != "model":
-        top = f", {prepared.opened.k} tokens per position" if prepared.opened is not None else ""
-        run.line(kind, f"{without_secrets(str(args.teacher))}{top}")
-        return
-    facts = read_model(args.teacher, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code)
-    context = "unknown" if facts.context is None else f"{facts.context} tokens"
-    run.line("model", f"{facts.name}, context {context}")
-    if facts.tokenizer is not None:
-        run.line("end tokens", end_line(facts, template))
-    if prepared.trace_end is not None:
-        end = prepared.tokenizer.convert_ids_to_tokens(prepared.trace_end)
-        run.line("", f"its traces end with {end!r}, which ends a generation of both models")

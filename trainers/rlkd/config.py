@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -18,7 +20,7 @@ from trainers.common.reward_settings import MAPPINGS, RewardSettings
 class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
     """TRL's `GRPOConfig`, and what RLKD adds to it."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS, "teacher_model_init_kwargs"]  # noqa: RUF012 (TRL's form)
 
     max_failure_rate: float | None = field(
         default=0.5,
@@ -42,6 +44,38 @@ class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
         metadata={
             "help": "Seed of a control run for step_credit: the scores of the steps of each completion change places, "
             "at random."
+        },
+    )
+    teacher_kl: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of on-policy distillation: each sampled token's log-probability under the teacher minus "
+            "that under the student, times this, is added to its advantage. 0: off, no teacher is loaded."
+        },
+    )
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Teacher for teacher_kl: a model (an embedded one, a folder, a hub id), or an engine that gives "
+            "the log-probabilities of a prompt's tokens (http://HOST:PORT/v1#MODEL of vLLM, or "
+            "path/to/file.py:Backend)."
+        },
+    )
+    teacher_kl_clip: float | None = field(
+        default=None,
+        metadata={"help": "Largest size, in nats, of a token's difference in teacher_kl; null for no limit."},
+    )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained for a teacher whose weights are loaded here."}
+    )
+    teacher_model_revision: str | None = field(
+        default=None, metadata={"help": "Revision of a teacher that is a hub id: a branch, tag or commit."}
+    )
+    allow_other_template: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the teacher score prompts in the student's chat template where its own differs; by default "
+            "an error."
         },
     )
     filter_overlong_prompts: bool = field(
@@ -86,5 +120,16 @@ class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
             raise UsageError(
                 f"shuffle_credit {self.shuffle_credit}: without step_credit there is nothing to shuffle. Set "
                 f"step_credit: local (or to_go), or leave shuffle_credit out"
+            )
+        if not (math.isfinite(self.teacher_kl) and self.teacher_kl >= 0):
+            raise UsageError(f"teacher_kl {self.teacher_kl}: expected a weight of at least 0")
+        if self.teacher_kl_clip is not None and not self.teacher_kl_clip > 0:
+            raise UsageError(f"teacher_kl_clip {self.teacher_kl_clip}: expected nats above 0, or null for no limit")
+        if self.teacher is not None:
+            self.teacher = from_environment(self.teacher, "a teacher")
+        elif self.teacher_kl:
+            raise UsageError(
+                f"teacher_kl {self.teacher_kl:g}: there is no teacher. Set teacher: a model, or "
+                f"http://HOST:PORT/v1#MODEL, or set teacher_kl: 0"
             )
         check_failure_limits(self.max_failure_rate, self.failure_window)

@@ -17,6 +17,7 @@ from trainers.common.memory import (
     takes_fast_path_on,
     training_phases,
 )
+from trainers.validity_kd.memory import dense_teacher
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -82,15 +83,29 @@ def memory_plan(
         batch = max(1, min(rows, held.batch_tokens // (tokens + new)))
         caches += cache_bytes(frozen, batch, tokens + new) + cache_bytes(frozen, batch, tokens)
 
+    dense = None
+    if args.teacher_kl:
+        dense = dense_teacher(args, args.teacher, device)
+        fixed["teacher weights"] = 0 if dense is None else dense.weights
+
     phases = [
         generating(student, args, fixed, notes, shape=(rows, groups, prompt_tokens, completion), gpu_bytes=gpu_bytes),
         MemoryPhase("rewards", {**fixed, "structure model's cache": caches}),
     ]
     corrects = args.use_vllm and args.vllm_importance_sampling_correction
-    if args.beta or corrects or args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations):
+    if (
+        args.beta
+        or args.teacher_kl
+        or corrects
+        or args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)
+    ):
         read = reading_pass(student.model, micro_batch, tokens).most
         logits = logprob_logits(student.model, micro_batch * tokens, device, trains=False)
         phases.append(MemoryPhase("log-probabilities", {**fixed, "activations": read, "logits": logits}))
+    if dense is not None:
+        states = rows * completion * dense.width * dense.number
+        read = reading_pass(dense, micro_batch, tokens).most
+        phases.append(MemoryPhase("teacher", {**fixed, "teacher states": states, "activations": read}))
     shape, positions = _micro_batch(args, device, micro_batch, rows, groups, prompt_tokens, student.model.width)
     phases += training_phases(
         student,

@@ -12,6 +12,7 @@ from rewards.lengths import SoftOverlong
 from rewards.structure import StructureReward
 from rlkd.errors import UsageError
 from rlkd.registry import split_alias
+from rlkd.teachers.topk import check_temperature
 from trainers.common.gold import check_reward_columns
 from trainers.common.models import check_model
 from trainers.common.preflight import (
@@ -26,6 +27,8 @@ from trainers.common.refusals import Catch
 from trainers.common.student import reading_options
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
 from trainers.rlkd.step_credit import scores_steps
+from trainers.validity_kd.preflight import check_sharding, check_teacher_options
+from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
 from trainers.vllm.sampling import check_sampling
 
@@ -93,6 +96,29 @@ def check_step_credit(args: RLKDConfig, rewards: Sequence[Any]) -> None:
             f"step_credit {args.step_credit!r}: no reward of this run ({names}) scores steps. Add structure to "
             f"reward_funcs, or set step_credit: none"
         )
+    _check_token_advantages(args, f"step_credit {args.step_credit!r}", "step_credit: none")
+
+
+def check_teacher_kl(args: RLKDConfig) -> None:
+    """Raise `UsageError` where the loss takes no advantages of tokens, or the teacher gives no log-probabilities."""
+    if not args.teacher_kl:
+        return
+    _check_token_advantages(args, f"teacher_kl {args.teacher_kl:g}", "teacher_kl: 0")
+    kind = kind_of_teacher(args.teacher)
+    if kind == "cache":
+        raise UsageError(
+            f"teacher_kl with the teacher cache {args.teacher}: it has no log-probabilities of the student's "
+            f"completions. Name a model, or a server: http://HOST:PORT/v1#MODEL"
+        )
+    if kind != "model":
+        check_temperature(args.temperature)
+    else:
+        check_sharding(args)
+    check_teacher_options(args, kind)
+
+
+def _check_token_advantages(args: RLKDConfig, key: str, off: str) -> None:
+    """Raise `UsageError` where the loss takes no advantages of tokens; `key`: what needs them, `off`: without them."""
     refused = [
         (
             f"loss_type {args.loss_type!r}",
@@ -109,7 +135,7 @@ def check_step_credit(args: RLKDConfig, rewards: Sequence[Any]) -> None:
         (
             f"top_entropy_quantile {args.top_entropy_quantile:g}",
             args.top_entropy_quantile < 1,
-            "it leaves tokens out of the loss, and with them part of the credit of their step",
+            "it leaves tokens out of the loss, and with them their advantages",
             "top_entropy_quantile: 1.0",
         ),
         (
@@ -121,9 +147,7 @@ def check_step_credit(args: RLKDConfig, rewards: Sequence[Any]) -> None:
     ]
     for setting, holds, reason, way_out in refused:
         if holds:
-            raise UsageError(
-                f"step_credit {args.step_credit!r} with {setting}: {reason}. Set {way_out}, or step_credit: none"
-            )
+            raise UsageError(f"{key} with {setting}: {reason}. Set {way_out}, or {off}")
 
 
 def check_batch(args: RLKDConfig, dataset: Any) -> None:

@@ -15,12 +15,17 @@ from transformers import PreTrainedModel
 from rewards import Reward
 from rewards.build import names_model
 from rewards.composite import check_combination, check_gated
+from rlkd.errors import UsageError
 from rlkd.registry import split_alias
-from trainers.common.models import check_student
+from rlkd.teachers.topk import TopKTeacher
+from trainers.common.models import check_model, check_student
 from trainers.common.prompts import PromptCheck
 from trainers.common.refusals import Catch
 from trainers.common.student import ModelFacts, check_turn_end, model_sources, read_model, reading_options
-from trainers.rlkd.preflight import check_batch, check_reading, check_run, check_step_credit
+from trainers.rlkd.preflight import check_batch, check_reading, check_run, check_step_credit, check_teacher_kl
+from trainers.validity_kd.compatibility import check_teacher
+from trainers.validity_kd.preflight import open_top_k
+from trainers.validity_kd.teachers import kind_of_teacher
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -30,13 +35,17 @@ RewardLike = str | Callable[..., Any] | PreTrainedModel
 
 @dataclass(frozen=True)
 class RLKDPreparation:
-    """Rewards and their names in metrics, the student, and the datasets without rows that are left out."""
+    """Rewards and their names in metrics, the student, and the datasets without rows that are left out.
+
+    `teacher`: the teacher of `teacher_kl` where its weights are not loaded here.
+    """
 
     rewards: list[Any]
     names: list[str]
     student: ModelFacts
     train_dataset: Any
     eval_dataset: Any
+    teacher: TopKTeacher | None = None
 
 
 def prepare(
@@ -50,10 +59,12 @@ def prepare(
     reader: Any = None,
     has_environment: bool = False,
     catch: Catch = nullcontext,
+    loads: bool = True,
 ) -> RLKDPreparation:
     """Check everything that needs no weights; raises `UsageError`, unless `catch` keeps it.
 
-    `reader`: the student's tokenizer or processor, None for the model's own.
+    `reader`: the student's tokenizer or processor, None for the model's own. `loads`: whether a teacher that is an
+    engine in this process may load its model to be tried.
     """
     rewards: list[Any] = []
     names: list[str] = []
@@ -63,6 +74,8 @@ def prepare(
         check_combination(names, args.reward_weights, args.gates())
         check_gated(rewards, args.gates())
         check_step_credit(args, rewards)
+    with catch():
+        check_teacher_kl(args)
     check_run(args, rewards, train_dataset, eval_dataset, has_environment=has_environment, catch=catch)
     with catch():
         check_student(args, model, peft_config)
@@ -73,6 +86,10 @@ def prepare(
     with catch():
         source = model_sources(model)[1] if isinstance(model, str) else model
         rewards = list(check_reading(args, rewards, source, reader, train_dataset, eval_dataset))
+    teacher = None
+    if args.teacher_kl:
+        with catch():
+            facts, teacher = _checked_teacher(args, facts, train_dataset, loads)
     fit = PromptCheck(
         facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
     )
@@ -80,7 +97,25 @@ def prepare(
         train_dataset, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
         check_batch(args, train_dataset)
     check_turn_end(facts, template)
-    return RLKDPreparation(rewards, names, facts, train_dataset, eval_dataset)
+    return RLKDPreparation(rewards, names, facts, train_dataset, eval_dataset, teacher)
+
+
+def _checked_teacher(
+    args: RLKDConfig, student: ModelFacts, train_dataset: Any, loads: bool
+) -> tuple[ModelFacts, TopKTeacher | None]:
+    """The student's facts, with the shorter context of the two, and a teacher whose weights are not loaded here."""
+    if student.tokenizer is None:
+        raise UsageError(
+            f"teacher_kl: the student {student.name} has no tokenizer of its own (it takes images, or is not there), "
+            f"and the teacher reads the ids of its tokens. Name a model of text, or set teacher_kl: 0"
+        )
+    if kind_of_teacher(args.teacher) != "model":
+        return student, open_top_k(args, args.teacher, student.tokenizer, k=1, loads=loads)
+    facts, _ = check_teacher(args, student, args.teacher, train_dataset)
+    check_model(
+        args.teacher, "teacher", revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+    )
+    return facts, None
 
 
 def _build_rewards(

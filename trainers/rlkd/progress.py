@@ -10,7 +10,8 @@ from typing import Any
 def step_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
     """Each reward's mean, missing rewards, the share of groups without signal, and the share of truncated completions.
 
-    With vLLM also `ratio`, the mean importance sampling ratio: far below 1, hardly anything is learnt.
+    With `teacher_kl` its mean. With vLLM also `ratio`, the mean importance sampling ratio: far below 1, hardly
+    anything is learnt.
 
     >>> logs = {"reward": 0.4, "rewards/accuracy/mean": 0.25, "frac_reward_zero_std": 0.5, "step_time": 9.6}
     >>> step_line(1, 10, logs | {"rewards/accuracy/failed": 0.125, "completions/clipped_ratio": 0.25})
@@ -34,6 +35,8 @@ def step_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
         # Accuracy would leave that many groups without a signal.
         groups += f" (accuracy alone {alone:.0%})"
     parts.append(groups)
+    if (kl := logs.get("teacher_kl/mean")) is not None:
+        parts.append(f"teacher KL {kl:.2f}")
     parts.append(f"truncated {logs.get('completions/clipped_ratio', 0.0):.0%}")
     if (ratio := logs.get("sampling/importance_sampling_ratio/mean")) is not None:
         parts.append(f"ratio {ratio:.2f}")

@@ -9,7 +9,8 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
 4. every rollout goes to a file with each reward's score, outcome and cause (reward models have a score in the metrics
    only), and metrics go to another; both continue without gap or duplicate when a run resumes;
 5. on a CPU, it leaves out work that changes nothing (`trainers.common.fast_path`);
-6. with `step_credit`, the advantage of a completion is divided among its steps (`trainers.rlkd.step_credit`).
+6. with `step_credit`, the advantage of a completion is divided among its steps (`trainers.rlkd.step_credit`), and
+   with `teacher_kl` each token's has a part from a teacher's log-probabilities (`trainers.rlkd.teacher_kl`).
 
 With rewards that are never missing, without gates and with `fast_path: never`, it trains exactly as GRPOTrainer does.
 
@@ -39,6 +40,7 @@ from rewards.composite import gate_warning
 from rewards.runner import AsyncReward
 from rewards.structure import StructureReward
 from rlkd.data.rows import completion_text
+from rlkd.engines import EngineError
 from rlkd.registry import split_alias
 from trainers.common.adapters import name_base, open_student
 from trainers.common.alarms import ALL_MASKED, ALL_TRUNCATED, Alarms, all_masked, all_truncated
@@ -54,7 +56,8 @@ from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
 from trainers.rlkd.preparation import RewardLike, prepare
 from trainers.rlkd.spread import SpreadWatch
-from trainers.rlkd.step_credit import CreditedBatch, StepCredit
+from trainers.rlkd.step_credit import StepCredit
+from trainers.rlkd.teacher_kl import TeacherKL
 from trainers.vllm.checks import prepare_rollouts
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
     reward models; by default `args.reward_funcs` names the rewards. `rewards` has them as they were built.
 
     Raises `UsageError` before the model loads (see `trainers.rlkd.preflight`), and `RewardError` during training when
-    a reward breaks the contract, or fails under `on_failure="raise"`.
+    a reward breaks the contract, or fails under `on_failure="raise"`, `EngineError` when a served teacher fails.
     """
 
     args: RLKDConfig
@@ -127,6 +130,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         self.reward_func_names[: len(names)] = names
         name_base(self.model, model)
         self._step_credit = StepCredit.of(args, dict(zip(names, self.rewards, strict=True)), self.processing_class)
+        self._teacher_kl = TeacherKL.of(self, prepared.teacher)
         self.open_run_files(student=model)
         alarms = Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated})
         self.add_callback(self._failures)
@@ -170,15 +174,48 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._batch = ScoredBatch(inputs)
         output = super()._generate_and_score_completions(inputs)
-        advantages, credited = output["advantages"], None
+        advantages: torch.Tensor = output["advantages"]
+        further: list[dict[str, Any]] = [{} for _ in inputs]
         if self._step_credit is not None and self._is_training():
             credited = self._step_credit(self._batch, output)
             output["advantages"] = credited.advantages
-            counts = self.accelerator.gather(credited.counts[None]).sum(dim=0)
-            for name, value in self._step_credit.metrics(counts).items():
-                self._metrics["train"][name].append(value)
-        self._save_rollouts(advantages, credited)
+            self._log_counts(self._step_credit, credited.counts)
+            further = [{"credit": steps} for steps in credited.records]
+        if self._teacher_kl is not None and self._is_training():
+            try:
+                signal = self._teacher_kl(output, self._student_logprobs(output))
+            except EngineError:
+                self._save_rollouts(advantages, further)
+                raise
+            output["advantages"] = signal.advantages
+            self._log_counts(self._teacher_kl, signal.counts)
+            further = [{**one, "teacher_kl": mean} for one, mean in zip(further, signal.means, strict=True)]
+        self._save_rollouts(advantages, further)
         return output
+
+    def _log_counts(self, source: StepCredit | TeacherKL, counts: torch.Tensor) -> None:
+        """Log the metrics of what all processes have counted."""
+        for name, value in source.metrics(self.accelerator.gather(counts[None]).sum(dim=0)).items():
+            self._metrics["train"][name].append(value)
+
+    def _student_logprobs(self, output: dict[str, Any]) -> torch.Tensor:
+        """The log-probabilities of the completions' tokens under the student that sampled them, (B, C)."""
+        if "old_per_token_logps" in output:
+            known: torch.Tensor = output["old_per_token_logps"]
+            return known
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                logprobs: torch.Tensor = self._get_per_token_logps_and_entropies(
+                    self.model,
+                    torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                    torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                    output["completion_ids"].shape[1],
+                    batch_size=self.args.per_device_train_batch_size,
+                )[0]
+        finally:
+            self.model.train()
+        return logprobs
 
     def _generate(self, prompts: list[Any], *args: Any, **kwargs: Any) -> Any:
         generated = super()._generate(prompts, *args, **kwargs)
@@ -219,7 +256,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
                 describe=batch.failure_message,
             )
         except RewardError:
-            self._save_rollouts(None, None)  # the batch behind the error, which has no advantages
+            self._save_rollouts(None, [{} for _ in inputs])  # the batch behind the error, which has no advantages
             raise
         if self._step_credit is not None:
             self._step_credit.read_scales(rewards_NF, settled_NF, self.reward_weights, self._gates, group_size)
@@ -248,16 +285,15 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         """Whether this is a training batch: TRL's own criterion."""
         return bool(self.model is not None and self.model.training)
 
-    def _save_rollouts(self, advantages: torch.Tensor | None, credited: CreditedBatch | None) -> None:
+    def _save_rollouts(self, advantages: torch.Tensor | None, further: Sequence[dict[str, Any]]) -> None:
         if not (self.args.save_rollouts and self._is_training()):
             return
         values = [None] * len(self._batch.rows) if advantages is None else advantages.tolist()
-        credit = [{}] * len(values) if credited is None else [{"credit": steps} for steps in credited.records]
         step = self.state.global_step + 1
         self.rollouts.append(
             [
-                {"step": step, **record, "advantage": value, **steps}
-                for record, value, steps in zip(self._batch.records(), values, credit, strict=True)
+                {"step": step, **record, "advantage": value, **more}
+                for record, value, more in zip(self._batch.records(), values, further, strict=True)
             ]
         )
 

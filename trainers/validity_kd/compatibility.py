@@ -13,13 +13,14 @@ from rlkd.teachers.vocabulary import common_vocabulary
 from trainers.common.student import ModelFacts, model_sources, read_model
 
 if TYPE_CHECKING:
+    from trainers.rlkd.config import RLKDConfig
     from trainers.validity_kd.config import ValidityKDConfig
 
 logger = logging.getLogger(__name__)
 
 
 def check_teacher(
-    args: ValidityKDConfig, student: ModelFacts, teacher: Any, dataset: Any
+    args: ValidityKDConfig | RLKDConfig, student: ModelFacts, teacher: Any, dataset: Any
 ) -> tuple[ModelFacts, int | None]:
     """Compare a teacher in this process with the student; raise `UsageError` where it would score another language.
 
@@ -41,7 +42,9 @@ def check_teacher(
     return replace(student, context=min((each.context for each in known if each.context), default=None)), end
 
 
-def _check_rendering(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> None:
+def _check_rendering(
+    args: ValidityKDConfig | RLKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any
+) -> None:
     template: Any = args.chat_template_kwargs
     if args.allow_other_template or isinstance(prompt, str):
         return
@@ -65,7 +68,9 @@ def _check_rendering(args: ValidityKDConfig, student: ModelFacts, teacher: Model
         )
 
 
-def _check_ends(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> int | None:
+def _check_ends(
+    args: ValidityKDConfig | RLKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any
+) -> int | None:
     """Compare the tokens that end completions; returns the one for traces where it is not the template's.
 
     Two base models may have the template of their family, whose end of a turn ends a generation of neither.
@@ -96,7 +101,7 @@ def _check_ends(args: ValidityKDConfig, student: ModelFacts, teacher: ModelFacts
     return chosen
 
 
-def check_vocabulary(args: ValidityKDConfig, student: Any, teacher: Any) -> Any:
+def check_vocabulary(args: ValidityKDConfig | RLKDConfig, student: Any, teacher: Any) -> Any:
     """Compare the tokenizers of the student and of a teacher in this process; raise `UsageError` where they differ.
 
     `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found passes with a

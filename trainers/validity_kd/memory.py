@@ -40,7 +40,7 @@ def memory_plan(
     tokens = prompt_tokens + completion
 
     fixed = dict(student.fixed)
-    dense = _dense_teacher(args, args.teacher if teacher is None else teacher, device)
+    dense = dense_teacher(args, args.teacher if teacher is None else teacher, device)
     fixed["teacher weights"] = 0 if dense is None else dense.weights
     if dense is None:  # k ids of four bytes and k log-probabilities, and the token's own
         observed = {"teacher top k": rows * completion * (args.teacher_top_k * 8 + 4)}
@@ -81,7 +81,7 @@ def _tiles(model: WeightlessModel, positions: int, device: str) -> int:
     return 2 * 4 * model.vocabulary * min(positions, max(1, most))
 
 
-def _dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:
+def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:
     """The teacher whose weights are in this process, without them; None for a server, a cache or other top-k ones."""
     from rlkd.memory.models import WeightlessModel
     from trainers.validity_kd.teachers import kind_of_teacher

@@ -25,6 +25,7 @@ from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
 
 if TYPE_CHECKING:
+    from trainers.rlkd.config import RLKDConfig
     from trainers.validity_kd.config import ValidityKDConfig
 
 logger = logging.getLogger(__name__)
@@ -57,15 +58,8 @@ def check_config(
             "restore_callback_states_from_checkpoint=True would replace the callback that saves tau; leave it at "
             "False: the trainer restores its state anyway"
         )
-    _check_sharding(args)
-    if args.teacher_model_init_kwargs and kind_of_teacher(teacher) != "model":
-        raise UsageError(
-            f"teacher_model_init_kwargs {args.teacher_model_init_kwargs} with a teacher whose weights are not loaded "
-            f"here. Leave the key out"
-        )
-    if args.teacher_model_init_kwargs:
-        given: Any = args.teacher_model_init_kwargs
-        args.teacher_model_init_kwargs = loading_options(given, "teacher_model_init_kwargs")
+    check_sharding(args)
+    check_teacher_options(args, kind_of_teacher(teacher))
     if args.use_vllm:
         check_installed()
     if tools and args.lmbda < 1:
@@ -108,15 +102,19 @@ def open_proposal_engine(args: ValidityKDConfig, teacher: TopKTeacher | None) ->
     return engine
 
 
-def open_top_k(args: ValidityKDConfig, teacher: Any, tokenizer: Any, *, loads: bool = True) -> TopKTeacher:
+def open_top_k(
+    args: ValidityKDConfig | RLKDConfig, teacher: Any, tokenizer: Any, *, k: int, loads: bool = True
+) -> TopKTeacher:
     """A teacher that is an engine, a cache or a `TopKTeacher`, checked; raises `UsageError`.
+
+    `k`: tokens per position requested from an engine.
 
     An engine gets a request for one token, so that a wrong address, model, tokenizer or k shows at once; without
     `loads` only a server, since an engine in this process would load its model.
     """
     kind = kind_of_teacher(teacher)
     if kind == "engine":
-        opened = EngineTeacher(teacher, args.teacher_top_k, tokenizer=tokenizer)
+        opened = EngineTeacher(teacher, k, tokenizer=tokenizer)
         if args.process_index == 0 and (loads or opened.engine.is_remote):
             try:
                 opened.top_k([[0, 1]], [1])
@@ -176,7 +174,22 @@ def check_teacher_traces(
         )
 
 
-def _check_sharding(args: ValidityKDConfig) -> None:
+def check_teacher_options(args: ValidityKDConfig | RLKDConfig, kind: str) -> None:
+    """Put the options of a teacher into the form that transformers takes; raise `UsageError` where it takes none.
+
+    `kind`: see `kind_of_teacher`.
+    """
+    given: Any = args.teacher_model_init_kwargs
+    if given and kind != "model":
+        raise UsageError(
+            f"teacher_model_init_kwargs {given} with a teacher whose weights are not loaded here. Leave the key out"
+        )
+    if given:
+        args.teacher_model_init_kwargs = loading_options(given, "teacher_model_init_kwargs")
+
+
+def check_sharding(args: ValidityKDConfig | RLKDConfig) -> None:
+    """Raise `UsageError` where the last layer of a model is split over processes."""
     stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else 0
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or stage == 3:
         raise UsageError(

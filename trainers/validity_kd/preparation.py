@@ -98,7 +98,7 @@ def prepare(
             revision, trusts = args.teacher_model_revision, args.trust_remote_code
             check_model(teacher, "teacher", revision=revision, trust_remote_code=trusts)
         elif teacher is not None:
-            opened = open_top_k(args, teacher, tokenizer, loads=loads)
+            opened = open_top_k(args, teacher, tokenizer, k=args.teacher_top_k, loads=loads)
     fit = PromptCheck(
         facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
     )

@@ -41,7 +41,8 @@ def settings(tmp_path):
 
 
 def test_rewards_structure_model_and_teacher_of_rlkd_are_on_the_card(settings, template_model, tmp_path) -> None:
-    args = RLKDConfig(**settings, **REWARDS, num_generations=4, max_completion_length=4)
+    distils = {"teacher_kl": 0.5, "teacher_kl_clip": 3.0, "teacher": template_model("chatml")}
+    args = RLKDConfig(**settings, **REWARDS, **distils, num_generations=4, max_completion_length=4)
     trainer = RLKDTrainer(
         template_model("chatml"),
         args=args,
@@ -57,6 +58,7 @@ def test_rewards_structure_model_and_teacher_of_rlkd_are_on_the_card(settings, t
         "| structure model | rules |",
         "| judge | deterministic |",
         "| teacher | the traces of the rows |",
+        f"| teacher_kl | 0.5 to {template_model('chatml')}, clipped at 3 nats |",
         "| weights trained | an adapter (LORA, rank 2, alpha 8) |",
         "| optimizer steps | 1 |",
         f"| seed | {args.seed} |",

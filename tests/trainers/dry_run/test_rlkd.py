@@ -56,6 +56,16 @@ def test_a_folder_whose_weights_are_no_weights_passes(monkeypatch, capsys, tmp_p
     assert "could start" in capsys.readouterr().out
 
 
+def test_a_teacher_is_named_and_its_bytes_are_counted(monkeypatch, capsys, small, template_model):
+    teacher = ["--teacher_kl", 0.5, "--teacher", template_model("chatml")]
+    assert dry_run_of("rlkd", monkeypatch, *small, *teacher) == 0
+    shown = plain(capsys.readouterr().out)
+    assert f"model {template_model('chatml')}, context 2048 tokens" in shown
+    assert "teacher weights" in shown
+    assert dry_run_of("rlkd", monkeypatch, *small, *teacher, "--loss_type", "sapo") == 1
+    assert "teacher_kl 0.5 with loss_type 'sapo'" in plain(capsys.readouterr().out).partition("refused (")[2]
+
+
 def test_all_refusals_are_listed(monkeypatch, capsys, small, tmp_path):
     status = dry_run_of(
         "rlkd",

@@ -28,5 +28,9 @@ def test_without_missing_rewards_the_line_does_not_mention_them() -> None:
     )
 
 
+def test_with_a_teacher_the_line_shows_its_kl() -> None:
+    assert "zero-std groups 0% | teacher KL 0.25 |" in str(step_line(1, 2, {"reward": 0.5, "teacher_kl/mean": 0.251}))
+
+
 def test_other_logs_than_those_of_a_step_have_no_line() -> None:
     assert step_line(2, 2, {"train_runtime": 3.0}) is None

@@ -1,0 +1,166 @@
+"""Teacher KL: on-policy distillation as an advantage of each token, beside the advantages of rewards.
+
+For a token y of a completion that the student sampled, with `tau` the config's `teacher_kl`:
+
+    A_t = A + tau * (log pi_teacher(y_t | before) - log pi_student(y_t | before))
+
+Both log-probabilities are at the sampling temperature and have no gradient. In expectation over the student's samples
+the added term pulls the student along the reverse KL(student || teacher) of each token, without looking further than
+that token. With rewards that do not differ, the policy gradient is that of on-policy distillation on the sampled
+token. Our choice is only to add it to GRPO's advantages after these are normalised.
+
+>>> student, teacher = torch.tensor([[-1.0, -0.5, -2.0]]), torch.tensor([[-3.0, -0.5, -1.0]])
+>>> teacher_advantages(student, teacher, torch.tensor([[True, True, False]]), weight=0.5, clip=1.5)
+tensor([[-0.7500,  0.0000,  0.0000]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlkd.teachers.topk import TopKTeacher
+from trainers.validity_kd.teachers import (
+    DenseTeacher,
+    KDTeacher,
+    SparseTeacher,
+    check_head,
+    common_width,
+    load_teacher,
+)
+
+if TYPE_CHECKING:
+    from trainers.rlkd.config import RLKDConfig
+
+
+def teacher_advantages(
+    student_BC: Tensor, teacher_BC: Tensor, mask_BC: Tensor, *, weight: float, clip: float | None = None
+) -> Tensor:
+    """What each token gets beside the advantage of its completion, (B, C); 0 for tokens outside the mask.
+
+    Args:
+        student_BC, teacher_BC: log-probabilities of the sampled tokens, in nats.
+        mask_BC: the tokens in the loss.
+        weight: factor of the difference.
+        clip: largest size of the difference, in nats; None for no limit.
+    """
+    gap_BC = teacher_BC - student_BC
+    if clip is not None:
+        gap_BC = gap_BC.clamp(-clip, clip)
+    return weight * gap_BC.masked_fill(~mask_BC, 0.0)
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """The advantages of a batch's tokens (B, C), and for each completion the mean of its teacher KL, for the rollouts.
+
+    `counts`, of this process: tokens in the loss, the sum of their log pi_student - log pi_teacher, and how many of
+    them were clipped.
+    """
+
+    advantages: Tensor
+    means: list[float | None]
+    counts: Tensor
+
+
+class TeacherKL:
+    """Adds the teacher's signal to the advantages of a batch.
+
+    Args:
+        args: the run's config, whose `teacher_kl` is above 0.
+        teacher: the teacher, as distillation uses it.
+    """
+
+    def __init__(self, args: RLKDConfig, teacher: KDTeacher):
+        self.args = args
+        self.teacher = teacher
+
+    @classmethod
+    def of(cls, trainer: Any, opened: TopKTeacher | None) -> TeacherKL | None:
+        """The signal of a run, if any; loads a teacher whose weights are to be in this process.
+
+        `opened`: a teacher that is known by log-probabilities. Raises `UsageError` where the teacher does not load or
+        does not fit. A student whose head is wider than the teacher's vocabulary no longer samples what is beyond it.
+        """
+        args, tokenizer = trainer.args, getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        if not args.teacher_kl:
+            return None
+        width, known = trainer.model.config.get_text_config().vocab_size, 1 + max(tokenizer.get_vocab().values())
+        if opened is not None:
+            _suppress(trainer, known, width)
+            return cls(args, SparseTeacher(opened, width))
+        model = load_teacher(args, args.teacher, trainer.accelerator.device)
+        hidden_states = _hidden_states_of(model, trainer.compute_loss_context_manager)
+        check_head(model, hidden_states, list(range(min(8, known))))
+        common = common_width(args, trainer.accelerator.unwrap_model(trainer.model), model, tokenizer)
+        if common is not None:
+            _suppress(trainer, common, width)
+        teacher = DenseTeacher(
+            model,
+            hidden_states,
+            temperature=args.temperature,
+            vocabulary=common,
+            rows=args.per_device_train_batch_size,
+            pad_id=tokenizer.pad_token_id,
+        )
+        return cls(args, teacher)
+
+    def __call__(self, output: Mapping[str, Any], student_BC: Tensor) -> TeacherSignal:
+        """The advantages of the tokens of `output`, TRL's scored batch of this process.
+
+        `student_BC`: log-probabilities of its completions' tokens under the student. Raises the teacher's errors.
+        """
+        mask_BC = output["completion_mask"].bool()
+        if "tool_mask" in output:
+            mask_BC = mask_BC & output["tool_mask"].bool()
+        ids_BC, advantages = output["completion_ids"], output["advantages"]
+        observed = self.teacher.observe(output)
+        found = self.teacher.statistics(observed, mask_BC, ids_BC[mask_BC], None, None).teacher_logprob
+        teacher_BC = torch.zeros_like(student_BC, dtype=torch.float32)
+        teacher_BC[mask_BC] = found.to(teacher_BC)
+        added = teacher_advantages(
+            student_BC.float(), teacher_BC, mask_BC, weight=self.args.teacher_kl, clip=self.args.teacher_kl_clip
+        )
+        kl_BC = (student_BC.float() - teacher_BC).masked_fill(~mask_BC, 0.0)
+        tokens_B = mask_BC.sum(dim=1)
+        means = [
+            total / count if count else None
+            for total, count in zip(kl_BC.sum(dim=1).tolist(), tokens_B.tolist(), strict=True)
+        ]
+        clip = self.args.teacher_kl_clip
+        clipped = 0 if clip is None else int((kl_BC.abs() > clip).sum())
+        counts = [int(tokens_B.sum()), float(kl_BC.double().sum()), clipped]
+        advantages = (advantages[:, None] if advantages.dim() == 1 else advantages) + added.to(advantages)
+        return TeacherSignal(advantages, means, torch.tensor(counts, dtype=torch.float64, device=advantages.device))
+
+    def metrics(self, counts: Tensor) -> dict[str, float]:
+        """The metrics of the counts of all processes."""
+        tokens, kl, clipped = counts.tolist()
+        if not tokens:
+            return {}
+        metrics = {"teacher_kl/mean": kl / tokens}
+        return metrics if self.args.teacher_kl_clip is None else metrics | {"teacher_kl/clipped": clipped / tokens}
+
+
+def _hidden_states_of(model: Any, context: Callable[[], Any]) -> Callable[[Mapping[str, Any]], Tensor]:
+    """Returns the hidden states [B, C, H] that predict a batch's completions, without gradients."""
+
+    def hidden_states(batch: Mapping[str, Any]) -> Tensor:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        first = batch["prompt_ids"].shape[1] - 1
+        with torch.no_grad(), context():
+            states: Tensor = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return states[:, first:-1]
+
+    return hidden_states
+
+
+def _suppress(trainer: Any, first: int, width: int) -> None:
+    """Let the student sample no id from `first` on, which only pads its head of `width` rows."""
+    if width > first and not trainer.use_vllm:  # which takes no such setting here
+        trainer.generation_config.suppress_tokens = list(range(first, width))
