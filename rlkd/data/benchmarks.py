@@ -8,12 +8,14 @@
 | `mawps` | MU-NLPC/Calc-mawps, test | exact | 520 |
 | `strategyqa` | ChilleD/StrategyQA, test | boolean | 687 |
 | `commonsenseqa` | tau/commonsense_qa, validation (its test split has no answers) | choice | 1,221 |
+| `gpqa_diamond` | Idavidrein/gpqa, gpqa_diamond (gated; its only split is called train) | choice | 198 |
 
 Each is read at a pinned revision, so that two evaluations of one name have the same rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,7 +31,11 @@ AnswerKind = Literal["exact", "choice", "boolean"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A test set of the hub; `columns`: our field -> its column; `sample`: an embedded sample of the same kind."""
+    """A test set of the hub.
+
+    `columns`: our field -> its column. `options`: the columns of a question's options, the right one first. `sample`:
+    an embedded sample of the same kind. `gated`: the hub asks for consent to its conditions.
+    """
 
     hub_id: str
     revision: str
@@ -38,6 +44,8 @@ class Benchmark:
     columns: Mapping[str, str] = field(default_factory=dict)
     answers: AnswerKind = "exact"
     sample: str | None = None
+    options: tuple[str, ...] = ()
+    gated: bool = False
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -75,6 +83,16 @@ BENCHMARKS: dict[str, Benchmark] = {
         columns={"answer": "answerKey"},
         answers="choice",
     ),
+    "gpqa_diamond": Benchmark(
+        "Idavidrein/gpqa",
+        "633f5ee89ab8ad4522a9f850766b73f62147ffdd",
+        split="train",
+        config="gpqa_diamond",
+        columns={"id": "Record ID", "question": "Question"},
+        answers="choice",
+        options=("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        gated=True,
+    ),
 }
 
 
@@ -98,16 +116,30 @@ def benchmark_rows(name: str) -> list[Row]:
     except UsageError as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
         sample = f"the embedded {found.sample}, or " if found.sample else ""
-        columns = f" with --columns '{_shown(found.columns)}'" if found.columns else ""
+        columns = f" with --columns '{_shown(found.columns)}'" if found.columns and not found.options else ""
+        gated = " It is gated: accept its conditions on its page, and log in with `hf auth login`." * found.gated
         raise UsageError(
-            f"benchmark {name!r} is the hub's {found.hub_id} (split {found.split}), which cannot be read: {reason}. "
-            f"Without the hub: {sample}a file of its rows (--dataset_name rows.jsonl{columns})"
+            f"benchmark {name!r} is the hub's {found.hub_id} (split {found.split}), which cannot be read: {reason}."
+            f"{gated} Without the hub: {sample}a file of its rows (--dataset_name rows.jsonl{columns})"
         ) from error
-    return [_with_options(row) for row in rows]
+    return [_with_options(_mixed(row, found.options) if found.options else row) for row in rows]
 
 
 def _shown(columns: Mapping[str, str]) -> str:
     return "{" + ", ".join(f'"{ours}": "{theirs}"' for ours, theirs in columns.items()) + "}"
+
+
+def _mixed(row: Row, columns: tuple[str, ...]) -> Row:
+    """A row whose options are columns, with the letter of the right one, the first column, as its answer.
+
+    The order of the options is made from the row's id and their texts, so that it is the same everywhere and the right
+    letter is not known from the column.
+    """
+    texts = [str(row[column]).strip() for column in columns]
+    order = sorted(texts, key=lambda text: hashlib.sha256(f"{row['id']}\n{text}".encode()).digest())
+    letters = [chr(ord("A") + place) for place in range(len(order))]
+    kept = {key: value for key, value in row.items() if key not in columns}
+    return kept | {"answer": letters[order.index(texts[0])], "choices": {"label": letters, "text": order}}
 
 
 def _with_options(row: Row) -> Row:

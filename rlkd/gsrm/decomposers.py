@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Protocol, get_args
 from rlkd.engines.base import Completion, Engine, EngineError, Message, Sampling
 from rlkd.gsrm.grounding import grounded
 from rlkd.gsrm.lines import parse_lines
-from rlkd.gsrm.prompts import fine_tuned_request, instruct_request
+from rlkd.gsrm.prompts import Domain, fine_tuned_request, instruct_request
 from rlkd.gsrm.traces import ReasoningTrace, reasoning_part
 from rlkd.steps import sentences, split_calculation, strip_calculator_marks
 from rlkd.structure import JSON_SCHEMA, Step, Structure, parse
@@ -205,13 +205,28 @@ class PromptedDecomposer(_EngineDecomposer):
             step; a teacher's is an error.
         deadline: seconds for one batch of traces; the retry has half of them.
         check: function that returns the fault of a structure, or None; a faulty structure is retried once.
+        domain: of the few-shot examples: `math`, `code`, `puzzle` or `science`.
     """
 
     kind = "prompted"
     default_tokens = 1024
 
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_new_tokens: int | None = None,
+        deadline: float | None = 300.0,
+        check: Check | None = None,
+        domain: Domain = "math",
+    ):
+        if domain not in get_args(Domain):
+            raise ValueError(f"domain {domain!r}: expected one of {', '.join(get_args(Domain))}")
+        self.domain: Domain = domain  # read by `_messages`, of which the fingerprint is made
+        super().__init__(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=check)
+
     def _messages(self, trace: ReasoningTrace, guided: bool = False) -> list[Message]:
-        return instruct_request(trace.question, reasoning_part(trace.text), as_json=guided)
+        return instruct_request(trace.question, reasoning_part(trace.text), as_json=guided, domain=self.domain)
 
     def _read(self, reply: Completion) -> Structure:
         return parse(reply.text).structure

@@ -17,6 +17,7 @@ from rlkd.engines import Engine, run
 from rlkd.gsrm.decomposers import PromptedDecomposer
 from rlkd.gsrm.judges import DeterministicJudge, same_answer
 from rlkd.gsrm.model import GSRM
+from rlkd.gsrm.prompts import Domain, domain_of
 from rlkd.gsrm.traces import ReasoningTrace, question_in, reasoning_part
 from rlkd.structure import Structure
 
@@ -34,26 +35,29 @@ def label(
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Rows with `structures`, one per rationale, made by `engine`; and the number of rows left out, by reason.
 
-    A row that has structures keeps them. Of a row's rationales those stay whose structure passed `fault`. Structures
-    are stored in `store` (SQLite) batch by batch, so that an interrupted labelling can be resumed.
+    A row that has structures keeps them. Of a row's rationales those stay whose structure passed `fault`. The examples
+    in the prompt are those of the row's `domain` (`rlkd.gsrm.prompts.domain_of`). Structures are stored in `store`
+    (SQLite) batch by batch, so that an interrupted labelling can be resumed.
     """
     from rich.progress import Progress
 
-    decomposer = PromptedDecomposer(engine, max_new_tokens=max_new_tokens, deadline=deadline, check=fault)
-    gsrm = GSRM(decomposer, DeterministicJudge(), store=store)
-    unlabelled = [row for row in rows if not row.get("structures")]
-    traces = [
-        ReasoningTrace(question_in(row), text, teacher=True)
-        for row in unlabelled
-        for text in row.get("rationales") or ()
-    ]
+    by_domain: dict[Domain, list[ReasoningTrace]] = {}
+    for row in rows:
+        if not row.get("structures"):
+            traces = by_domain.setdefault(domain_of(row.get("domain")), [])
+            traces += [ReasoningTrace(question_in(row), text, teacher=True) for text in row.get("rationales") or ()]
     found: dict[ReasoningTrace, Any] = {}
     with Progress(transient=True) as progress:
-        task = progress.add_task(f"structures by {engine.name}", total=len(traces))
-        for start in range(0, len(traces), BATCH):
-            batch = traces[start : start + BATCH]
-            found.update(zip(batch, run(gsrm.structure(batch)), strict=True))
-            progress.advance(task, len(batch))
+        task = progress.add_task(f"structures by {engine.name}", total=sum(map(len, by_domain.values())))
+        for domain, traces in by_domain.items():
+            decomposer = PromptedDecomposer(
+                engine, max_new_tokens=max_new_tokens, deadline=deadline, check=fault, domain=domain
+            )
+            gsrm = GSRM(decomposer, DeterministicJudge(), store=store)
+            for start in range(0, len(traces), BATCH):
+                batch = traces[start : start + BATCH]
+                found.update(zip(batch, run(gsrm.structure(batch)), strict=True))
+                progress.advance(task, len(batch))
     labelled, left_out = [], Counter[str]()
     for row in rows:
         if row.get("structures"):

@@ -1,5 +1,7 @@
 """The named test sets, without the hub: what is asked of it, and what becomes of its rows."""
 
+from collections import Counter
+
 import pytest
 
 from rewards import build_reward
@@ -43,6 +45,15 @@ RECORDS = {
         "choices": {"label": ["A", "B", "C"], "text": ["river", "closet", "moon"]},
         "answerKey": "B",
     },
+    "gpqa_diamond": {
+        "Record ID": "rec1",
+        "Question": "Which gas is the lightest?",
+        "Correct Answer": "hydrogen\n",
+        "Incorrect Answer 1": "neon",
+        "Incorrect Answer 2": "argon",
+        "Incorrect Answer 3": "xenon",
+        "Subdomain": "Chemistry (general)",
+    },
 }
 REWARD = {"exact": "accuracy", "boolean": "boolean", "choice": "multiple_choice"}
 
@@ -77,6 +88,26 @@ def test_options_are_shown_in_the_question(hub) -> None:
     assert row["question"] == "Where do you put a coat?\nA. river\nB. closet\nC. moon"
 
 
+def test_options_in_columns_are_mixed_the_same_way_each_time_and_the_answer_is_the_letter_of_the_right_one(
+    hub,
+) -> None:
+    [row] = benchmark_rows("gpqa_diamond")
+    assert [row] == benchmark_rows("gpqa_diamond")
+    texts = dict(zip(row["choices"]["label"], row["choices"]["text"], strict=True))
+    assert sorted(texts.values()) == ["argon", "hydrogen", "neon", "xenon"]
+    assert texts[row["answer"]] == "hydrogen"
+    assert "Correct Answer" not in row
+    assert row["question"].splitlines()[1:] == [f"{letter}. {text}" for letter, text in texts.items()]
+
+
+def test_the_right_option_has_every_letter_about_equally_often(hub, monkeypatch) -> None:
+    rows = [RECORDS["gpqa_diamond"] | {"Record ID": f"rec{number}"} for number in range(400)]
+    monkeypatch.setattr("datasets.load_dataset", lambda *arguments, **options: rows)
+    counts = Counter(row["answer"] for row in benchmark_rows("gpqa_diamond"))
+    assert set(counts) == set("ABCD")
+    assert min(counts.values()) > 70
+
+
 def test_without_the_hub_the_error_names_the_dataset_and_what_can_be_read_instead(monkeypatch) -> None:
     def unreachable(*arguments, **options):
         raise ConnectionError("Couldn't reach the hub")
@@ -84,5 +115,7 @@ def test_without_the_hub_the_error_names_the_dataset_and_what_can_be_read_instea
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(UsageError, match=r"openai/gsm8k \(split test\).*reach the hub.*embedded gsm8k-sample"):
         benchmark_rows("gsm8k")
+    with pytest.raises(UsageError, match=r"Idavidrein/gpqa.*gated: accept its conditions"):
+        benchmark_rows("gpqa_diamond")
     with pytest.raises(UsageError, match=r"math-ai/aime25.*a file of its rows.*\"question\": \"problem\""):
         benchmark_rows("aime25")

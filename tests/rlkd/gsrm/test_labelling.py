@@ -77,3 +77,16 @@ def test_a_server_that_is_down_is_a_reason_and_nothing_is_stored(scripted, tmp_p
     assert (labelled, dict(left_out)) == ([], {"scripted: it is down.": 1})
     engine = scripted(write=lambda text, call: render(GOOD))
     assert len(label([row("a")], engine, store=tmp_path / "labels.sqlite")[0]) == 1
+
+
+def test_the_domain_of_a_row_decides_on_the_examples(scripted, tmp_path) -> None:
+    engine = scripted(write=lambda text, call: render(GOOD))
+    rows = [row("a"), row("b", domain="Code"), row("c", domain="biology"), row("d", domain="math")]
+    labelled, left_out = label(rows, engine, store=tmp_path / "labels.sqlite")
+    assert [each["id"] for each in labelled] == ["a", "b", "c", "d"]
+    assert not left_out
+    examples = {
+        prompt[-1]["content"].split()[1][0]: prompt[1]["content"] for call in engine.prompts for prompt in call
+    }
+    words = {"a": "cinema", "b": "neighbours", "c": "dropped", "d": "cinema"}
+    assert {name for name, word in words.items() if word in examples[name]} == set(words)
