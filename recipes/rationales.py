@@ -119,12 +119,21 @@ class RationalesScriptArguments(RowArguments):
         default=None, metadata={"help": "limit: tokens of all rationales, by the student's tokenizer"}
     )
 
+    further_examples: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "examples from wrong rationales per selected one, e.g. {revise: 0.3, counterfactual: 0.3}; for SFT"
+        },
+    )
+
     seed: int = field(default=42, metadata={"help": "random seed"})
     output_dir: str = field(default="runs/rationales", metadata={"help": "folder of all output files"})
 
     def __post_init__(self) -> None:
         if isinstance(self.selector_kwargs, str):
             self.selector_kwargs = json.loads(self.selector_kwargs)
+        if isinstance(self.further_examples, str):
+            self.further_examples = json.loads(self.further_examples)
         if self.deadline <= 0:
             raise ValueError(f"deadline={self.deadline:g}: expected seconds, above 0")
         self.selection()
@@ -140,7 +149,8 @@ class RationalesScriptArguments(RowArguments):
         parameters: Any = self.selector_kwargs or {}
         style = {"system_prompt": self.system_prompt, "examples": self.few_shot_examples}
         values = {name: getattr(self, name) for name in names}
-        return Selection(tuple(self.selectors), parameters, prompt_style=style, **values)
+        further: Any = self.further_examples or {}
+        return Selection(tuple(self.selectors), parameters, prompt_style=style, further_examples=further, **values)
 
 
 def main(script: RationalesScriptArguments, _others: Any = None, *, stage: str = "all") -> None:
@@ -162,8 +172,12 @@ def main(script: RationalesScriptArguments, _others: Any = None, *, stage: str =
     if stage != "select":
         write(script, folder)
     if stage != "write":
-        part = select_stage(folder, selectors, selection.limits(), count=count)
+        further: Any = {"further": selection.further_examples, "seed": selection.seed}
+        part = select_stage(folder, selectors, selection.limits(), count=count, **further)
         print(f"{part['kept']} rationales of {part['questions']} questions are selected.")
+        if selection.further_examples:
+            made = part.get("further", {})
+            print(f"Further examples: {', '.join(f'{made.get(kind, 0)} {kind}' for kind in further['further'])}.")
         if not part["kept"]:
             print(f"WARNING: nothing is left to train on; see {folder / 'dropped.jsonl'}.{_most_dropped(part)}")
     print(f"summary:    {(folder / 'summary.md').resolve()}")
@@ -257,6 +271,11 @@ def dry_run(run: "DryRun", script: RationalesScriptArguments, *, stage: str = "a
         run.section("selection")
         run.line("student", without_secrets(script.student))
         run.line("selectors", ", ".join(script.selectors))
+        if selection.further_examples:
+            run.line(
+                "further examples",
+                ", ".join(f"{kind} {share:g}" for kind, share in selection.further_examples.items()),
+            )
         with run.catch(), TemporaryDirectory() as folder:
             selection.open(Path(folder))
             selection.token_counter()

@@ -10,7 +10,8 @@ Each start repeats `write` from its journal; `select` starts from `written.jsonl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -22,10 +23,12 @@ from rich.progress import Progress
 
 from rlkd.engines import Engine, require_identity, run
 from rlkd.files import atomic_file
+from rlkd.rationales.further import further_examples
 from rlkd.rationales.output import dropped_line, line_of, only_process_in, read_questions, require_written, write_rows
 from rlkd.rationales.questions import load_questions
-from rlkd.rationales.records import DroppedCandidate, Question
+from rlkd.rationales.records import Candidate, DroppedCandidate, Question
 from rlkd.rationales.select import NOT_MEASURED, Selector, SelectorError, apply, judges_whole_set
+from rlkd.rationales.select.correct import WRONG
 from rlkd.rationales.summary import SelectionTally, update_summary
 from rlkd.rationales.write.journal import Journal
 from rlkd.rationales.write.teacher import RationaleTeacher
@@ -142,12 +145,15 @@ def select_stage(
     limits: SelectionLimits | None = None,
     *,
     count: Callable[[str], int] | None = None,
+    further: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Select from `written.jsonl`, and write the rows to train on; returns its part of the summary.
 
     `count` counts the tokens of a text for a token budget; None: words, numbers and signs
-    (`rlkd.rationales.select.limits`). Selectors are applied in order, `limits` last. Raises `UsageError` if nothing
-    has been written, and `SelectorError` if a selector could measure nothing.
+    (`rlkd.rationales.select.limits`). Selectors are applied in order, `limits` last; then come `further` examples,
+    drawn by `seed` (`rlkd.rationales.further`). Raises `UsageError` if nothing has been written, and `SelectorError`
+    if a selector could measure nothing.
     """
     source = folder / "written.jsonl"
     require_written(source)
@@ -157,9 +163,12 @@ def select_stage(
         total = sum(1 for _ in _lines(source))
         with atomic_file(folder / "selected.jsonl") as selected, atomic_file(folder / "dropped.jsonl") as dropped:
             dropped.writelines(of_writing)
+            wrong: dict[str, list[Candidate]] = defaultdict(list)
 
             def drop(each: DroppedCandidate) -> None:
                 tally.drop(each)
+                if further and each.reason == WRONG:
+                    wrong[each.question_id].append(each.candidate)
                 dropped.write(dropped_line(each))
 
             questions: Iterable[Question] = progress.track(read_questions(source), total, description="selecting")
@@ -172,10 +181,16 @@ def select_stage(
             for stage, divide, whole_set in stages:
                 tally.enter(stage, [])
                 questions = _selected(stage, divide, whole_set, questions, tally, drop)
+            chosen: list[Question] = []
             for question in questions:
                 if question.candidates:
                     tally.keep(question)
                     selected.write(line_of(question.to_json()))
+                    if further:
+                        chosen.append(question)
+            for example in further_examples(chosen, wrong, further or {}, seed):
+                tally.further.update(each.source for each in example.candidates)
+                selected.write(line_of(example.to_json()))
         write_rows(folder / "selected.jsonl", folder / "rationales.jsonl", tally.score_names)
         part = tally.to_json()
         update_summary(folder, "select", part)

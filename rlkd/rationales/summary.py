@@ -75,6 +75,9 @@ Kept: {{ select.kept }} rationales of {{ select.questions }} questions, {{ selec
 {% if select.sources %}
 Sources: {{ select.sources | listed }}.
 {% endif %}
+{% if select.further %}
+Further examples: {{ select.further | listed }}.
+{% endif %}
 {% if select.rationale_difficulty %}{% set difficulty = select.rationale_difficulty %}
 
 ## Rationale difficulty
@@ -141,6 +144,8 @@ class SelectionTally:
         self.entered: dict[str, Counter[str]] = defaultdict(Counter)
         self.kept = Counter[str]()
         self.sources = Counter[str]()
+        self.further = Counter[str]()
+        """Further examples by kind."""
         self.score_names: set[str] = set()
         """Of the kept candidates."""
         self.log_rds: dict[bool, list[float]] = {True: [], False: []}  # of the kept and of the dropped candidates
@@ -189,5 +194,6 @@ class SelectionTally:
             "kept": self.kept["rationales"],
             "characters": self.kept["characters"],
             "sources": dict(sorted(self.sources.items())),
+            **({"further": dict(sorted(self.further.items()))} if self.further else {}),
             "rationale_difficulty": difficulty,
         }

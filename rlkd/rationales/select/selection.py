@@ -10,6 +10,7 @@ from typing import Any
 from rlkd.cache import Cache
 from rlkd.engines import check_ready, open_engine
 from rlkd.errors import UsageError
+from rlkd.rationales.further import check_shares
 from rlkd.rationales.select import BUILT_IN, Selector, load_selector
 from rlkd.rationales.select.limits import SelectionLimits
 from rlkd.registry import registry, settable_parameters, split_alias, suggestion
@@ -34,10 +35,11 @@ class Selection:
         parameters: of the selectors, by alias or name.
         student: spec of the engine that selectors measure rationales with.
         limit_by, per_question, keep_ratio, token_budget: see `rlkd.rationales.select.limits.SelectionLimits`.
+        further_examples: kind to its examples per selected rationale (`rlkd.rationales.further`).
         seed: of all random draws.
 
     Parameters of a built-in selector that is not used have no effect. Raises `UsageError` for those of any other, and
-    for limits out of range or by an unknown score.
+    for limits out of range or by an unknown score, and for further examples without the selector `correct`.
     """
 
     selectors: tuple[str, ...]
@@ -48,6 +50,7 @@ class Selection:
     per_question: int | None = None
     keep_ratio: float | None = None
     token_budget: int | None = None
+    further_examples: Mapping[str, float] = field(default_factory=dict)
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -55,6 +58,12 @@ class Selection:
         if unknown := sorted(set(self.parameters) - set(map(_name_of, self.selectors)) - set(BUILT_IN)):
             raise UsageError(f"selector_kwargs: {unknown[0]!r} is not among the selectors {list(self.selectors)}")
         specs = {split_alias(spec)[1] for spec in self.selectors}
+        check_shares(self.further_examples)
+        if self.further_examples and "correct" not in specs:
+            raise UsageError(
+                f"further_examples are made of wrong rationales, which the selector 'correct' finds; it is not among "
+                f"the selectors {list(self.selectors)}"
+            )
         # The scores of a user's own selector are unknown before it runs.
         if self.limits() is not None and self.limit_by is not None and specs <= SCORES.keys():
             name = self.limit_by.removeprefix("-")
