@@ -161,6 +161,21 @@ def trainer(tiny_model: str, tmp_path: Path, recipe):
     return make
 
 
+@pytest.mark.parametrize("name", ["difficulty", "srd", "rank_surprisal"])
+def test_rationales_are_measured_behind_the_ids_that_are_trained_on(recipe, trainer, tiny_model, name) -> None:
+    from rlkd.engines.tokens import encode_prompt
+    from rlkd.rationales.records import Question
+    from rlkd.rationales.select import load_selector
+
+    style = {"system_prompt": "Be short.", "examples": 1}
+    made = trainer(recipe.to_examples([row()], style), max_length=None)
+    (ids,), (labels,) = made.train_dataset["input_ids"], made.train_dataset["labels"]
+    prompt = [token for token, label in zip(ids, labels, strict=True) if label == -100]
+    selector = load_selector(name, defaults={"student": f"transformers:{tiny_model}", "prompt_style": style})
+    measured = selector.prompt(Question("a", row()["question"], "5"))
+    assert encode_prompt(made.processing_class, measured) == prompt
+
+
 def test_the_loss_is_on_the_completion_and_its_end_token(recipe, trainer) -> None:
     examples = recipe.to_examples([row()], {"system_prompt": "Be short."})
     made = trainer(examples)
@@ -236,7 +251,7 @@ def quick(tiny_model: str, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [pytest.param("checkout", marks=pytest.mark.nightly), "elsewhere"])
+@pytest.mark.parametrize("place", ["checkout", "elsewhere"])
 def test_accelerate_launch_trains_measures_and_saves_an_adapter(root, tmp_path, quick, place) -> None:
     cwd, script = (root, "recipes/sft.py") if place == "checkout" else (tmp_path, root / "recipes/sft.py")
     done = run_script([BIN / "accelerate", "launch", "--num_processes", 1, script, *quick], cwd)
