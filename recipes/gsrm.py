@@ -35,7 +35,7 @@ from rlkd.files import read_records, write_atomically
 from rlkd.gsrm.augmentation import has_structure, training_pairs
 from rlkd.gsrm.labelling import label
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, require_trl, say, start
 from trainers.common.data_arguments import RowArguments
 
 if TYPE_CHECKING:
@@ -229,6 +229,7 @@ def _labelled(script: GSRMScriptArguments, args: "SFTConfig") -> Sequence[dict[s
 
 
 if __name__ == "__main__":
+    require_trl()
     from trl import ModelConfig, SFTConfig
 
     start(

@@ -36,7 +36,7 @@ from rlkd.engines import EngineError
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED
 from rlkd.report.terminal import best_rollout, show_rollout
-from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, require_trl, say, start
 from trainers.common.data_arguments import DataArguments
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def show_best(trainer: "RunFiles") -> None:
 
 
 if __name__ == "__main__":
+    require_trl()
     from trl import ModelConfig
 
     from trainers import RLKDConfig

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.data.loading import to_dataset
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import lora_targets, say, start
+from trainers.common.arguments import lora_targets, require_trl, say, start
 from trainers.common.data_arguments import PromptArguments
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def show_rewards(trainer: "RLKDAsyncTrainer") -> None:
 
 
 if __name__ == "__main__":
+    require_trl()
     from trainers import RLKDAsyncConfig
 
     start(

@@ -39,7 +39,7 @@ from rlkd.errors import UsageError
 from rlkd.models import ADAPTED, EMBEDDED, adapter_folder, shipped_adapters
 from rlkd.rendering import fitted_conversations
 from rlkd.teachers.traces import trace_text
-from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, require_trl, say, start
 from trainers.common.data_arguments import SOURCES, DataArguments
 
 if TYPE_CHECKING:
@@ -272,6 +272,7 @@ def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) ->
 
 
 if __name__ == "__main__":
+    require_trl()
     from trl import ModelConfig, SFTConfig
 
     start(

@@ -33,7 +33,7 @@ from rlkd.data.loading import to_dataset
 from rlkd.engines import EngineError
 from rlkd.errors import UsageError
 from rlkd.models import EMBEDDED
-from trainers.common.arguments import apply_model_config, peft_config, say, start
+from trainers.common.arguments import apply_model_config, peft_config, require_trl, say, start
 from trainers.common.data_arguments import DataArguments
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def show_trace(trainer: "RunFiles") -> None:
 
 
 if __name__ == "__main__":
+    require_trl()
     from trl import ModelConfig
 
     from trainers import ValidityKDConfig

@@ -1,4 +1,4 @@
-"""Where this distribution's recipes and studies are, in a checkout and after `pip install`, and which vLLM is there.
+"""Where this distribution's recipes and studies are, in a checkout and after `pip install`; which TRL and vLLM it has.
 
 Recipes are found by path and not by import: other distributions have packages called "recipes", too.
 """
@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 import rlkd
+from rlkd.errors import UsageError
 
 HOME = Path(rlkd.__file__).resolve().parent.parent
 # The range that TRL 1.16 accepts; it warns about other versions.
 SUPPORTED_VLLM = ("0.22.0", "0.31.0")
+# That of pyproject.toml.
+SUPPORTED_TRL = SpecifierSet(">=1.15,<1.18")
 
 
 def recipes() -> dict[str, Path]:
@@ -24,6 +30,21 @@ def recipes() -> dict[str, Path]:
 def studies() -> dict[str, Path]:
     """The files of the included studies by name."""
     return {path.stem: path for path in sorted((HOME / "recipes" / "studies").glob("*.yaml"))}
+
+
+def check_trl_version() -> None:
+    """Raise `UsageError` where the installed TRL is outside the tested range, unless RLKD_ALLOW_UNTESTED is 1.
+
+    TRL is not imported: another version may fail in its first import. The start checks the methods that are
+    overridden (`trainers.common.trl_compat`) in any version.
+    """
+    version = importlib.metadata.version("trl")
+    if SUPPORTED_TRL.contains(version, prereleases=True) or os.environ.get("RLKD_ALLOW_UNTESTED") == "1":
+        return
+    raise UsageError(
+        f"TRL {version}: rlkd is tested with trl{SUPPORTED_TRL}. Install one of these:  pip install "
+        f'"trl{SUPPORTED_TRL}"  To try this one all the same, set RLKD_ALLOW_UNTESTED=1.'
+    )
 
 
 def installed_vllm() -> str | None:

@@ -9,6 +9,8 @@ this package.
 import importlib
 from typing import Any
 
+from rlkd.installation import check_trl_version
+
 _MODULES = {
     "RLKDAsyncConfig": "trainers.async_grpo.config",
     "RLKDAsyncTrainer": "trainers.async_grpo.trainer",
@@ -33,5 +35,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
+        check_trl_version()
         return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ import yaml
 
 from rlkd.devices import best_device
 from rlkd.errors import UsageError
+from rlkd.installation import check_trl_version
 from trainers.common.checkpoints import is_finished
 from trainers.common.data_arguments import RowArguments
 from trainers.common.models import check_bitsandbytes
@@ -29,6 +30,14 @@ from trainers.dry_run.dry_run import dry_run_status, read_mode
 
 # The value of an argument that is given without one.
 BARE = {"--resume_from_checkpoint": "latest", "--dry_run": "check"}
+
+
+def require_trl() -> None:
+    """End the process with one message where TRL is of an untested version; for a recipe, before it imports TRL."""
+    try:
+        check_trl_version()
+    except UsageError as error:
+        sys.exit(f"\n{type(error).__name__}: {error}")
 
 
 def start(
