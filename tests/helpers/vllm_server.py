@@ -14,6 +14,7 @@ from rlkd.serve.vllm_command import vllm_arguments, vllm_environment
 from tests.helpers.ports import free_port
 
 START_SECONDS = 420
+MAX_LOGPROBS = 32
 # Of the servers that this session has started.
 LOGS: list[Path] = []
 

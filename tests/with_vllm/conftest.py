@@ -1,7 +1,7 @@
 """Tests against a real vLLM; without it, nothing here is collected and one line says so (`make test-vllm` has it).
 
-One server serves the whole session, on a free port, in float32; its log is shown when a test fails. (This folder must
-not be called `vllm`: pytest puts the one above it where Python looks for packages.)
+Two servers serve the whole session, on free ports, in float32; their logs are shown when a test fails. (This folder
+must not be called `vllm`: pytest puts the one above it where Python looks for packages.)
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.vllm_server import LOGS, VLLMServer, start_server, stop_server
+from tests.helpers.vllm_server import LOGS, MAX_LOGPROBS, VLLMServer, start_server, stop_server
 
 _spec = importlib.util.find_spec("vllm")
 HAS_VLLM = _spec is not None and _spec.origin is not None
@@ -42,6 +42,19 @@ def server(smollm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VL
     """The rollout server of the session: SmolLM2, weights by gloo, adapters allowed."""
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     started = start_server(smollm, log, "--enable-lora", "--max-lora-rank", "16", "--max-loras", "2")
+    yield started
+    stop_server(started)
+
+
+@pytest.fixture(scope="session")
+def plain_server(smollm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    """A server whose weights no test changes, and which allows `MAX_LOGPROBS` of a position.
+
+    It has no adapters: on a CPU, `prompt_logprobs` in a batch ends a server that has prepared all its layers for them.
+    """
+    log = tmp_path_factory.mktemp("vllm-plain") / "server.log"
+    # The last of two equal options counts.
+    started = start_server(smollm, log, "--max-logprobs", str(MAX_LOGPROBS), "--max-model-len", "512", backend=None)
     yield started
     stop_server(started)
 

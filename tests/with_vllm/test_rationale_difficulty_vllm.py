@@ -1,7 +1,5 @@
 """Rationale difficulty from a real vLLM server, against the same model in this process."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from rlkd.engines import run
@@ -10,7 +8,7 @@ from rlkd.engines.transformers import TransformersEngine
 from rlkd.rationales.records import Question, candidate
 from rlkd.rationales.select.engine import TEMPLATE
 from rlkd.rationales.select.rationale_difficulty import DifficultySelector
-from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
+from tests.helpers.vllm_server import VLLMServer
 
 QUESTION = "Natalia sold clips to 48 friends in April, and half as many in May. How many did she sell in all?"
 TEXTS = [
@@ -19,14 +17,6 @@ TEXTS = [
     "48 * 2 = 96.\n#### 96",
     "#### 72",
 ]
-
-
-@pytest.fixture(scope="module")
-def plain_server(smollm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    """A server without adapters: on a CPU, `prompt_logprobs` in a batch ends one that has prepared all its layers."""
-    started = start_server(smollm, tmp_path_factory.mktemp("vllm-difficulty") / "server.log", backend=None)
-    yield started
-    stop_server(started)
 
 
 @pytest.mark.timeout(600)

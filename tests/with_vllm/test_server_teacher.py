@@ -1,6 +1,5 @@
 """A top-k teacher behind a real `vllm serve` against the same model in this process, live and through the cache."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,9 @@ from rlkd.teachers.engine import EngineTeacher
 from rlkd.teachers.local import LocalTeacher
 from rlkd.teachers.topk import TopK
 from rlkd.teachers.traces import trace_ids, trace_text
-from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
-
-ALLOWED = 32
-"""Log-probabilities of a position that the server may be asked for."""
+from tests.helpers.vllm_server import MAX_LOGPROBS, VLLMServer
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def teacher_server(smollm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    """One of its own: other tests change the weights of the session's, and this one allows few log-probabilities."""
-    log = tmp_path_factory.mktemp("vllm-teacher") / "server.log"
-    # The last of two equal options counts.
-    started = start_server(smollm, log, "--max-logprobs", str(ALLOWED), "--max-model-len", "512", backend=None)
-    yield started
-    stop_server(started)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +44,7 @@ def local(smollm: str, tokenizer: Any, traces: list[CachedTrace]) -> list[TopK]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(smollm, dtype=torch.float32)
-    return LocalTeacher(model, tokenizer, ALLOWED).top_k([t.ids for t in traces], [t.start for t in traces])
+    return LocalTeacher(model, tokenizer, MAX_LOGPROBS).top_k([t.ids for t in traces], [t.start for t in traces])
 
 
 def assert_close(found: list[TopK], expected: list[TopK], most: float) -> None:
@@ -75,47 +61,47 @@ def spec(server: VLLMServer) -> str:
     return f"{server.url}/v1#{server.model}"
 
 
-def test_a_served_teacher_says_what_the_model_in_this_process_says(teacher_server, tokenizer, traces, local) -> None:
-    teacher = EngineTeacher(spec(teacher_server), ALLOWED, tokenizer=tokenizer, concurrency=4)
+def test_a_served_teacher_says_what_the_model_in_this_process_says(plain_server, tokenizer, traces, local) -> None:
+    teacher = EngineTeacher(spec(plain_server), MAX_LOGPROBS, tokenizer=tokenizer, concurrency=4)
     found = teacher.top_k([t.ids for t in traces], [t.start for t in traces])
     assert_close(found, local, 1e-3)
     assert any((top.taken < top.logprobs[:, -1]).any() for top in found)  # tokens beyond the k are told, too
 
 
 def test_a_cache_from_a_server_gives_back_what_the_server_said(
-    teacher_server, tokenizer, traces, local, tmp_path
+    plain_server, tokenizer, traces, local, tmp_path
 ) -> None:
-    teacher = EngineTeacher(spec(teacher_server), ALLOWED, tokenizer=tokenizer)
+    teacher = EngineTeacher(spec(plain_server), MAX_LOGPROBS, tokenizer=tokenizer)
     folder = tmp_path / "cache"
     build_cache(folder, teacher, traces, vocabulary_size=len(tokenizer), made_by={})
-    cached = CachedTeacher(folder, tokenizer=tokenizer, k=ALLOWED)
-    assert cached.name == f"vllm:{teacher_server.model}"
+    cached = CachedTeacher(folder, tokenizer=tokenizer, k=MAX_LOGPROBS)
+    assert cached.name == f"vllm:{plain_server.model}"
     found = cached.top_k([t.ids for t in traces], [t.start for t in traces])
     assert_close(found, [quantised(top) for top in local], 2e-3)
 
 
-def test_more_log_probabilities_than_the_server_allows_name_its_option(teacher_server, tokenizer, traces) -> None:
-    teacher = EngineTeacher(spec(teacher_server), ALLOWED + 1, tokenizer=tokenizer)
-    with pytest.raises(EngineError, match=rf"max allowed: {ALLOWED}.*--max-logprobs {ALLOWED + 1}"):
+def test_more_log_probabilities_than_the_server_allows_name_its_option(plain_server, tokenizer, traces) -> None:
+    teacher = EngineTeacher(spec(plain_server), MAX_LOGPROBS + 1, tokenizer=tokenizer)
+    with pytest.raises(EngineError, match=rf"max allowed: {MAX_LOGPROBS}.*--max-logprobs {MAX_LOGPROBS + 1}"):
         teacher.top_k([traces[0].ids], [traces[0].start])
 
 
-def test_a_model_that_is_not_served_is_named(teacher_server, tokenizer, traces) -> None:
-    teacher = EngineTeacher(f"{teacher_server.url}/v1#absent", 4, tokenizer=tokenizer)
-    with pytest.raises(EngineError, match=rf"absent.*The server offers: {Path(teacher_server.model)}"):
+def test_a_model_that_is_not_served_is_named(plain_server, tokenizer, traces) -> None:
+    teacher = EngineTeacher(f"{plain_server.url}/v1#absent", 4, tokenizer=tokenizer)
+    with pytest.raises(EngineError, match=rf"absent.*The server offers: {Path(plain_server.model)}"):
         teacher.top_k([traces[0].ids], [traces[0].start])
 
 
-def test_a_student_with_another_tokenizer_is_refused(teacher_server, tiny_model, traces) -> None:
+def test_a_student_with_another_tokenizer_is_refused(plain_server, tiny_model, traces) -> None:
     from transformers import AutoTokenizer
 
     other = AutoTokenizer.from_pretrained(tiny_model)
-    teacher = EngineTeacher(spec(teacher_server), 4, tokenizer=other)
+    teacher = EngineTeacher(spec(plain_server), 4, tokenizer=other)
     with pytest.raises(EngineError, match="the server's tokenizer is not the student's"):
         teacher.top_k([traces[0].ids], [traces[0].start])
 
 
-def test_a_trace_beyond_the_context_is_named(teacher_server, tokenizer) -> None:
-    teacher = EngineTeacher(spec(teacher_server), 4, tokenizer=tokenizer)
+def test_a_trace_beyond_the_context_is_named(plain_server, tokenizer) -> None:
+    teacher = EngineTeacher(spec(plain_server), 4, tokenizer=tokenizer)
     with pytest.raises(EngineError, match=r"sequence 1 of 2 \(600 tokens\).*512"):
         teacher.top_k([[5] * 8, [5] * 600], [1, 1])
