@@ -20,6 +20,9 @@ def show_teacher(run: DryRun, args: Any, opened: TopKTeacher | None, template: M
         run.line("", "none")
         return
     kind = kind_of_teacher(args.teacher)
+    if kind == "self":
+        run.line("self", "the student before this training")
+        return
     if kind != "model":
         top = f", {opened.k} tokens per position" if opened is not None else ""
         run.line(kind, f"{without_secrets(str(args.teacher))}{top}")

@@ -44,6 +44,11 @@ def show_distillation(
     check_held_out_prompts(run, script, student, test_rows, args.max_completion_length, template)
     show_student(run, student, first_prompt(dataset), template)
     show_teacher(run, args, prepared.opened, template)
+    if prepared.other is not None:
+        run.line("tokenizer", "another one than the student's: compared on spans of text")
+    if prepared.context is not None:
+        whose = "another row's" if args.foreign_context else "the row's"
+        run.line("context", f"{whose} {prepared.context.column}, in the teacher's prompt only")
     if prepared.trace_end is not None:
         end = prepared.tokenizer.convert_ids_to_tokens(prepared.trace_end)
         run.line("", f"its traces end with {end!r}, which ends a generation of both models")

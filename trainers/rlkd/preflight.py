@@ -105,6 +105,8 @@ def check_teacher_kl(args: RLKDConfig) -> None:
         return
     _check_token_advantages(args, f"teacher_kl {args.teacher_kl:g}", "teacher_kl: 0")
     kind = kind_of_teacher(args.teacher)
+    if kind == "self":
+        raise UsageError("teacher: self is for distillation (recipes/validity_kd.py). Name a model as teacher")
     if kind == "cache":
         raise UsageError(
             f"teacher_kl with the teacher cache {args.teacher}: it has no log-probabilities of the student's "

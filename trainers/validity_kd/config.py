@@ -19,12 +19,18 @@ from rlkd.weight_transfer import WEIGHT_TRANSFERS
 from trainers.common.failures import check_failure_limits
 from trainers.common.fast_path import FastPath
 
+DEFAULT_TEMPLATE = (
+    "{prompt}\n\nThis is known about the solution:\n{context}\n\nWrite the solution in your own words, step by step."
+)
+"""The teacher's prompt with privileged context (our choice of words)."""
+
 Proposals = Literal["expected", "generate"]
 CHOICES = {
     "proposals": get_args(Proposals),
     "control": ("none", *CONTROLS),
     "normalise": ("tokens", "weights"),
     "kernel": ("chunked", "trl"),
+    "cross_tokenizer": ("auto", "never", "always"),
     "divergence": get_args(DivergenceKind),
     "divergence_off_policy": get_args(DivergenceKind),
     "vllm_weight_transfer": WEIGHT_TRANSFERS,
@@ -48,10 +54,27 @@ class ValidityKDConfig(FastPath, DistillationConfig):
     teacher: str | None = _option(
         None,
         "Teacher: a model (an embedded one, a folder, a hub id), an engine that gives the log-probabilities of a "
-        "prompt's tokens (http://HOST:PORT/v1#MODEL of vLLM, or path/to/file.py:Backend), or the folder of a teacher "
-        "cache.",
+        "prompt's tokens (http://HOST:PORT/v1#MODEL of vLLM, or path/to/file.py:Backend), the folder of a teacher "
+        "cache, or self: the student before this training (with LoRA its base without the adapter).",
     )
-    teacher_top_k: int = _option(64, "Number of tokens per position requested from an engine teacher.")
+    teacher_context: str | None = _option(
+        None,
+        "Privileged context in the teacher's prompt only: rationale, answer, or a column of texts; null for none.",
+    )
+    teacher_context_template: str = _option(
+        DEFAULT_TEMPLATE, "Last user message of the teacher's prompt, with {prompt} and {context}."
+    )
+    foreign_context: bool = _option(False, "Control: the context of another row in the teacher's prompt.")
+    teacher_top_k: int = _option(
+        64,
+        "Number of tokens per position requested from an engine teacher; with another tokenizer, tokens without a "
+        "partner that are compared by their order.",
+    )
+    cross_tokenizer: str = _option(
+        "auto",
+        "Comparison on spans of text: auto (with a teacher that has another tokenizer), never (such a teacher is an "
+        "error), always.",
+    )
     keep_teacher_states: bool = _option(
         True,
         "Keep the teacher's hidden states of the weighting for the loss (rows x tokens x hidden size); false runs the "
@@ -164,6 +187,9 @@ class ValidityKDConfig(FastPath, DistillationConfig):
         for name in ("teacher_top_k", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
+        for place in ("{prompt}", "{context}"):
+            if place not in self.teacher_context_template:
+                raise UsageError(f"teacher_context_template {self.teacher_context_template!r} lacks {place}")
         check_failure_limits(self.max_failure_rate, self.failure_window)
         self.tau = _checked_tau(self.tau)
         try:

@@ -42,10 +42,15 @@ def memory_plan(
     fixed = dict(student.fixed)
     dense = dense_teacher(args, args.teacher if teacher is None else teacher, device)
     fixed["teacher weights"] = 0 if dense is None else dense.weights
+    if (args.teacher if teacher is None else teacher) == "self":  # a frozen copy, or the base below an adapter
+        dense = student.model
+        fixed["teacher weights"] = 0 if student.fixed["adapter"] else student.fixed["student weights"]
     if dense is None:  # k ids of four bytes and k log-probabilities, and the token's own
         observed = {"teacher top k": rows * completion * (args.teacher_top_k * 8 + 4)}
     else:
         observed = {"teacher states": rows * completion * dense.width * dense.number}
+    if args.teacher_context is not None:
+        notes.append("the teacher's prompts are longer by the context, which is not counted")
     tiles = _tiles(student.model, micro_batch * completion, device)
     phases = []
     if args.lmbda > 0:

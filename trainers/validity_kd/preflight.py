@@ -21,7 +21,7 @@ from rlkd.teachers.vocabulary import vocabulary_fingerprint
 from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
 from trainers.common.models import loading_options
 from trainers.common.preflight import check_columns, check_settings, check_size, check_unused_columns, has_images
-from trainers.validity_kd.teachers import kind_of_teacher
+from trainers.validity_kd.teachers import WITH_WEIGHTS, kind_of_teacher
 from trainers.vllm.checks import check_installed
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def check_config(
     if tools and args.lmbda < 1:
         raise UsageError(f"tools with lmbda {args.lmbda:g}: a teacher's trace calls no tools here. Set lmbda: 1")
     kind = kind_of_teacher(teacher)
-    if kind != "model":
+    if kind == "self":
+        _check_self(args, peft_config)
+    if kind not in WITH_WEIGHTS:
         check_temperature(args.temperature)
         if args.kernel == "trl":
             raise UsageError("kernel: trl needs a teacher's whole distribution; with a top-k teacher, set chunked")
@@ -81,6 +83,25 @@ def check_config(
         raise UsageError(
             "proposals: generate on the student's rollouts: this teacher gives log-probabilities and generates no "
             "text. Set proposal_engine"
+        )
+
+
+def _check_self(args: ValidityKDConfig, peft_config: Any) -> None:
+    """Raise `UsageError` where more than an adapter is trained: its base would be no frozen teacher."""
+    if modules := getattr(peft_config, "modules_to_save", None):
+        raise UsageError(
+            f"teacher: self with trained modules {', '.join(modules)} (lora_modules_to_save): the student's base "
+            f"would not stay the frozen teacher. Leave the key out, or name the student's model as teacher"
+        )
+    if getattr(peft_config, "bias", "none") != "none":
+        raise UsageError(
+            f"teacher: self with trained biases ({peft_config.bias!r}): the student's base would not stay the frozen "
+            f"teacher. Set bias to none, or name the student's model as teacher"
+        )
+    if args.teacher_context is None and args.process_index == 0:
+        logger.warning(
+            "teacher: self without teacher_context: the teacher knows nothing that the student did not know at the "
+            "start, and only holds it there"
         )
 
 

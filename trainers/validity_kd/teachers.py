@@ -2,7 +2,7 @@
 
 | `teacher`                 | known of a position | divergence                               |
 | ------------------------- | ------------------- | ---------------------------------------- |
-| a model                   | its hidden state    | over the whole vocabulary                |
+| a model, `self`           | its hidden state    | over the whole vocabulary                |
 | an engine                 | k log-probabilities | over the k tokens and one for all others |
 | a folder, a teacher cache | k log-probabilities | over the k tokens and one for all others |
 
@@ -37,7 +37,13 @@ from rlkd.teachers.local import check_logits, logit_settings
 from rlkd.teachers.topk import TopKTeacher
 
 Batch = Mapping[str, Any]
-"""Tensors: `prompt_ids`, `prompt_mask` [B, P] padded on the left, `completion_ids`, `completion_mask` [B, C]."""
+"""Tensors: `prompt_ids`, `prompt_mask` [B, P] padded on the left, `completion_ids`, `completion_mask` [B, C].
+
+`teacher_prompt_ids`, `teacher_prompt_mask` [B, P_t]: the teacher's prompts, where they are not the student's.
+"""
+
+WITH_WEIGHTS = ("model", "self")
+"""The kinds of teachers whose weights are in this process."""
 
 
 class KDTeacher(Protocol):
@@ -171,6 +177,7 @@ class SparseTeacher:
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
         """Ids [B, C, k], log-probabilities [B, C, k], and that of the token in the trace [B, C]."""
+        batch = as_teacher_reads(batch)
         ids = batch["completion_ids"]
         prompts = unpadded(batch["prompt_ids"], batch["prompt_mask"])
         completions = unpadded(ids, batch["completion_mask"])
@@ -250,6 +257,14 @@ def check_head(model: Any, hidden_states: Callable[[Batch], Tensor], ids: Sequen
     with torch.no_grad():
         theirs = model(input_ids=torch.tensor([list(ids)], device=head.weight.device)).logits[0, :-1].float()
     check_logits(ours, theirs, head.weight.dtype, f"{model.config._name_or_path or 'passed'} ({type(model).__name__})")
+
+
+def as_teacher_reads(batch: Batch) -> Batch:
+    """The batch with the teacher's prompts in the place of the student's."""
+    own = {
+        f"prompt_{part}": batch[f"teacher_prompt_{part}"] for part in ("ids", "mask") if "teacher_prompt_ids" in batch
+    }
+    return {**batch, **own}
 
 
 def rows_of(batch: Batch, start: int, count: int) -> dict[str, Any]:
@@ -340,9 +355,11 @@ def common_width(args: Any, student: Any, teacher: Any, tokenizer: Any) -> int |
 
 
 def kind_of_teacher(teacher: Any) -> str:
-    """The kind of a run's teacher: `engine`, `cache`, `top_k` (an object of that protocol) or `model`."""
+    """The kind of a run's teacher: `engine`, `cache`, `top_k` (an object of that protocol), `self` or `model`."""
     if not isinstance(teacher, str):
         return "top_k" if hasattr(teacher, "top_k") and hasattr(teacher, "vocabulary") else "model"
+    if teacher == "self":
+        return "self"
     # A cache has an index, a folder of `save_pretrained` a config.
     folder = Path(teacher).expanduser()
     if (folder / "index.json").is_file() and not (folder / "config.json").is_file():

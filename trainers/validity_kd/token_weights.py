@@ -38,7 +38,7 @@ from rlkd.validity import (
     step_means,
 )
 from rlkd.validity.contract import reads_logprobs
-from trainers.validity_kd.teachers import KDTeacher, unpadded
+from trainers.validity_kd.teachers import KDTeacher, as_teacher_reads, unpadded
 from trainers.validity_kd.token_steps import TokenStep, token_steps
 
 Proposer = Callable[[bool, Sequence[Sequence[int]]], list[list[int]]]
@@ -76,13 +76,14 @@ class WeightedBatch:
 
 @dataclass(frozen=True)
 class _PlacedStep:
-    """A step, its row, its relative position there, and the ids of prompt and trace before it."""
+    """A step, its row, its relative position there, and the ids of prompt and trace before it, for both models."""
 
     row: int
     position: float
     step: TokenStep
     ids: Sequence[int]
     prefix_ids: Sequence[int]
+    teacher_prefix_ids: Sequence[int]
 
 
 class TokenWeights:
@@ -138,7 +139,8 @@ class TokenWeights:
         if self.scorer is not None and self.expected:
             validities = score_statistics(self.scorer, tokens, spans, on_policy, tally=tally)
         elif self.scorer is not None:
-            proposals = self.propose(on_policy, [one.prefix_ids for one in placed])
+            prefixes = [one.teacher_prefix_ids if on_policy else one.prefix_ids for one in placed]
+            proposals = self.propose(on_policy, prefixes)
             validities = self._score(rows, placed, proposals, tokens, spans, on_policy, tally)
         evidence = StepEvidence(
             [one.position for one in placed],
@@ -182,6 +184,8 @@ class TokenWeights:
     def _steps(self, batch: Mapping[str, Any], mask: Tensor) -> list[_PlacedStep]:
         """The steps of all traces, in order."""
         prompts = unpadded(batch["prompt_ids"], batch["prompt_mask"])
+        seen = as_teacher_reads(batch)
+        teacher_prompts = unpadded(seen["prompt_ids"], seen["prompt_mask"])
         completions = unpadded(batch["completion_ids"], mask)
         written = unpadded(batch.get("tool_mask", batch["completion_mask"]), mask)
         placed = []
@@ -190,7 +194,9 @@ class TokenWeights:
             for index, step in enumerate(steps):
                 position = index / max(1, len(steps) - 1)
                 own_ids = ids[step.start : step.end]
-                placed.append(_PlacedStep(row, position, step, own_ids, [*prompt, *ids[: step.start]]))
+                before = ids[: step.start]
+                prefixes = [*prompt, *before], [*teacher_prompts[row], *before]
+                placed.append(_PlacedStep(row, position, step, own_ids, *prefixes))
         return placed
 
     def _statistics(
@@ -220,8 +226,9 @@ class TokenWeights:
         whole = [index for index, proposal in enumerate(proposals) if proposal and not placed[index].step.open]
         if reads_logprobs(self.scorer):
             taken = tokens.teacher_logprob.tolist()
-            sequences = [[*placed[index].prefix_ids, *proposals[index]] for index in whole]
-            logprobs = self.teacher.logprobs(sequences, [len(placed[index].prefix_ids) for index in whole])
+            prefixes = [placed[index].teacher_prefix_ids for index in whole]
+            sequences = [[*before, *proposals[index]] for before, index in zip(prefixes, whole, strict=True)]
+            logprobs = self.teacher.logprobs(sequences, list(map(len, prefixes)))
             in_trace = [taken[slice(*spans[index])] for index in whole]
             values = score_logprobs(self.scorer, [*in_trace, *logprobs], tally=tally)  # type: ignore[arg-type]
             own, other = values[: len(whole)], values[len(whole) :]

@@ -6,7 +6,7 @@ It is TRL's DistillationTrainer, with these differences:
 2. each step of a trace gets a weight from the validities of the teacher's and the student's step after the same
    prefix (`rlkd.validity`), and the divergence of its tokens is multiplied by it;
 3. the divergence may be a skewed one, and the teacher may be known by its k likeliest tokens only (a server, a cache);
-4. heads of different width are compared over their common rows, and teachers with another tokenizer are refused;
+4. heads of different width are compared over their common rows, teachers with another tokenizer on spans of text;
 5. invalid settings fail before the model loads, every trace is written to a file with the weights of its steps, and a
    resumed run continues without gap or duplicate.
 
@@ -19,12 +19,10 @@ The idea is that of arXiv 2605.04078, of which only the abstract is known; every
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
+import copy
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +37,7 @@ from rlkd.divergence import weighted_mean
 from rlkd.engines import Sampling
 from rlkd.errors import UsageError
 from rlkd.teachers.topk import TopKTeacher
-from rlkd.teachers.traces import trace_ids, trace_text
+from rlkd.teachers.traces import trace_end, trace_ids, trace_text
 from rlkd.validity import Tally, ValidityError
 from trainers.common.adapters import name_base, open_student
 from trainers.common.alarms import ALL_TRUNCATED, EQUAL_WEIGHTS, Alarms, all_truncated, weights_are_equal
@@ -50,17 +48,21 @@ from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_distillation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
-from trainers.validity_kd.preflight import usable_traces
+from trainers.validity_kd.context import teacher_prompts
+from trainers.validity_kd.draws import choose_trace, draw, writes_itself
 from trainers.validity_kd.preparation import prepare
 from trainers.validity_kd.proposals import Written, propose, write_by_engine, write_by_vllm, write_here
+from trainers.validity_kd.span_teacher import SpanTeacher
 from trainers.validity_kd.teachers import (
     DenseTeacher,
     KDTeacher,
     SparseTeacher,
+    as_teacher_reads,
     check_head,
     common_width,
     head_of,
     load_teacher,
+    padded,
     padded_batch,
     rows_of,
 )
@@ -112,7 +114,8 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             peft_config=kwargs.get("peft_config"),
         )
         tokenizer, opened, scorer = prepared.tokenizer, prepared.opened, prepared.scorer
-        self._trace_end, self._engine = prepared.trace_end, prepared.engine
+        self._trace_end, self._engine, self._context = prepared.trace_end, prepared.engine, prepared.context
+        self._teacher_tokenizer = None if prepared.other is None else prepared.other.tokenizer
         train_dataset, eval_dataset = prepared.train_dataset, prepared.eval_dataset
         student, kwargs["peft_config"] = open_student(model, args, kwargs.get("peft_config"))
         if isinstance(model, str) and not isinstance(student, str):  # its base may have another tokenizer
@@ -128,18 +131,37 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                 **kwargs,
             )
         self._width: int | None = None
+        self._base_teaches = False
         student_model: Any = self.model
         width = len(student_model.get_output_embeddings().weight)
         if opened is None:
             # Not by TRL, which refuses heads of different width.
-            self.teacher_model = load_teacher(args, teacher, self.accelerator.device)
-            with torch.no_grad():
+            self._base_teaches = teacher == "self" and hasattr(student_model, "disable_adapter")
+            if self._base_teaches:
+                self.teacher_model = student_model.get_base_model()
+            else:
+                teacher = copy.deepcopy(student_model) if teacher == "self" else teacher
+                self.teacher_model = load_teacher(args, teacher, self.accelerator.device)
+            with torch.no_grad(), self._teacher_alone() as alone:
                 ids = list(range(min(8, len(self._tokenizer))))
-                check_head(self.teacher_model, lambda batch: self._hidden(self.teacher_model, batch), ids)
+                check_head(alone, lambda batch: self._hidden(alone, batch), ids)
+        if prepared.other is not None:
+            self._teacher: KDTeacher = SpanTeacher(
+                self.teacher_model,
+                self._teacher_hidden,
+                (self._tokenizer, prepared.other.tokenizer),
+                student_ends=self.eos_token_ids,
+                ends=self._ends(train_dataset),
+                student_rows=width,
+                k=args.teacher_top_k,
+                temperature=args.temperature,
+                rows=args.per_device_train_batch_size,
+            )
+        elif opened is None:
             self._width = common_width(args, student_model, self.teacher_model, self._tokenizer)
             if self._width is not None and width > self._width:  # the rest has no row in the teacher
                 self.generation_config.suppress_tokens = list(range(self._width, width))
-            self._teacher: KDTeacher = DenseTeacher(
+            self._teacher = DenseTeacher(
                 self.teacher_model,
                 self._teacher_hidden,
                 temperature=args.temperature,
@@ -183,10 +205,12 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._is_training():
-            return super()._generate_and_score_completions(inputs) | {"on_policy": self._flag(True)}
+            batch = super()._generate_and_score_completions(inputs) | {"on_policy": self._flag(True)}
+            return batch | self._teacher_prompts(inputs)
         step = self.state.global_step
         on_policy = writes_itself(self.args.lmbda, self.args.seed, step)
         batch = super()._generate_and_score_completions(inputs) if on_policy else self._teacher_traces(inputs, step)
+        batch |= self._teacher_prompts(inputs)
         weighted = self.token_weights(inputs, batch, on_policy=on_policy, step=step)
         self._count_failures(weighted.tally)
         loss_mask = _loss_mask(batch)
@@ -262,12 +286,12 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                     temperature=self.temperature,
                     top_p=self.top_p,
                     stop=("\n",),
-                    seed=_draw(self.args.seed, self.state.global_step, "proposals").getrandbits(31),
+                    seed=draw(self.args.seed, self.state.global_step, "proposals").getrandbits(31),
                 )
                 return write_by_engine(self._engine, prefixes, tokenizer, sampling, PROPOSAL_DEADLINE)
             if on_policy:
-                assert self.teacher_model is not None
-                return write_here(self.teacher_model, prefixes, tokenizer, config, longest, device)
+                with self._teacher_alone() as teacher:
+                    return write_here(teacher, prefixes, tokenizer, config, longest, device)
             if self.use_vllm:
                 if self.state.global_step != self._last_loaded_step:
                     self.vllm_generation.sync_weights()
@@ -288,9 +312,44 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         return self._get_last_hidden_state(model, ids, mask, batch["completion_ids"].size(1))
 
+    def _teacher_prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The teacher's own prompts, [B, P_t] padded on the left, where they are not the student's."""
+        if self._context is None and self._teacher_tokenizer is None:
+            return {}
+        tokenizer = self._teacher_tokenizer or self._tokenizer
+        template: Any = dict(self.chat_template_kwargs)
+        ids = teacher_prompts(self._context, rows, self.state.global_step, tokenizer, template)
+        padded_ids, mask = padded(ids, tokenizer.pad_token_id or 0, left=True)
+        device = self.accelerator.device
+        return {"teacher_prompt_ids": padded_ids.to(device), "teacher_prompt_mask": mask.to(device)}
+
+    def _ends(self, dataset: Any) -> tuple[int, int]:
+        """The ids that end completions of the student and of a teacher with another tokenizer."""
+        prompt, template = next(iter(dataset))["prompt"], dict(self.chat_template_kwargs)
+        own, other = (trace_end(one, prompt, template) for one in (self._tokenizer, self._teacher_tokenizer))
+        own = own if self._trace_end is None else self._trace_end
+        if own is None or other is None:
+            raise UsageError("student and teacher need an end token (eos_token) each. Set one")
+        return own, other
+
     def _teacher_hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self._hidden(self.teacher_model, batch)
+        with torch.no_grad(), self.compute_loss_context_manager(), self._teacher_alone() as teacher:
+            return self._hidden(teacher, as_teacher_reads(batch))
+
+    @contextmanager
+    def _teacher_alone(self) -> Iterator[Any]:
+        """The teacher's model, ready to read: if it is the student's base, in evaluation mode without the adapter."""
+        if not self._base_teaches:
+            yield self.teacher_model
+            return
+        student: Any = self.accelerator.unwrap_model(self.model)
+        training = student.training
+        student.eval()
+        try:
+            with student.disable_adapter():
+                yield self.teacher_model
+        finally:
+            student.train(training)
 
     def _student_hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """The student's hidden states, in evaluation mode and a micro-batch at a time."""
@@ -341,26 +400,6 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
     def _is_training(self) -> bool:
         """Whether this is a training batch: TRL's own criterion."""
         return bool(self.model is not None and self.model.training)
-
-
-def writes_itself(lmbda: float, seed: int, step: int) -> bool:
-    """Whether the generation batch of this step holds the student's rollouts: one coin, the same on all processes.
-
-    It depends on seed and step alone, so that a resumed run tosses the same coins.
-    """
-    return _draw(seed, step, "policy").random() < lmbda
-
-
-def choose_trace(row: Mapping[str, Any], seed: int, step: int) -> str:
-    """The trace of a row for this step: one of its `rationales`, whatever the row's process and index."""
-    traces = usable_traces(row["rationales"])
-    if not traces:
-        raise UsageError(f"row {row.get('id')!r} has no teacher trace in 'rationales'")
-    return _draw(seed, step, str(row.get("id")), json.dumps(row["prompt"])).choice(traces)
-
-
-def _draw(seed: int, step: int, *what: str) -> random.Random:
-    return random.Random(hashlib.sha256(json.dumps(["validity-kd", seed, step, *what]).encode()).digest())
 
 
 def _loss_mask(batch: Mapping[str, Any]) -> Tensor:

@@ -231,8 +231,9 @@ def test_a_teacher_with_another_tokenizer_is_refused_though_its_head_is_as_wide(
         other
     )
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    args = config(tmp_path, teacher=str(other), cross_tokenizer="never")
     with pytest.raises(UsageError, match="student and teacher have different tokenizers: id 5 is"):
-        ValidityKDTrainer(tiny_model, args=config(tmp_path, teacher=str(other)), train_dataset=Dataset.from_list(ROWS))
+        ValidityKDTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(ROWS))
 
 
 def test_sharded_models_are_refused(tiny_model, tmp_path, monkeypatch) -> None:

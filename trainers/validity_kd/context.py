@@ -1,0 +1,171 @@
+"""Privileged context: what the teacher's prompt says and the student's does not.
+
+    the row:              prompt "3 pens cost 6. One pen?", rationales ["6 / 3 = 2"]
+    the student reads:    3 pens cost 6. One pen?
+    the teacher reads:    3 pens cost 6. One pen? ... This is known about the solution: 6 / 3 = 2 ...
+    both score:           the same completion tokens
+
+The student's prompt is made by TRL from the row's `prompt`, before and apart from this. The teacher's prompt travels
+in the batch as tensors of its own (`teacher_prompt_ids`, `teacher_prompt_mask`), so context cannot reach the student.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlkd.errors import UsageError
+from rlkd.rendering import prompt_ids
+from rlkd.teachers.traces import trace_text
+from trainers.common.prompts import PromptCheck
+from trainers.validity_kd.draws import draw
+from trainers.validity_kd.preflight import usable_traces
+
+if TYPE_CHECKING:
+    from rlkd.engines import Prompt
+    from trainers.validity_kd.config import ValidityKDConfig
+
+logger = logging.getLogger(__name__)
+
+_PLACES = re.compile(r"\{(prompt|context)\}")
+_COLUMNS = {"rationale": "rationales", "answer": "answer"}
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """Makes the teacher's prompts of rows.
+
+    `column`: column with the context, a text or a list of texts of which each step draws one. `template`: the last
+    user message (or the prompt that is a text) as the teacher reads it, with `{prompt}` and `{context}`. `foreign`:
+    a dataset whose rows lend their context to others, the control; None for the row's own.
+    """
+
+    column: str
+    template: str
+    seed: int = 0
+    foreign: Any = None
+
+    def prompt(self, row: Mapping[str, Any], step: int) -> Prompt:
+        """The teacher's prompt of a row at this step; raises `UsageError` for a row without context."""
+        own = json.dumps(row["prompt"])
+        random = draw(self.seed, step, "context", str(row.get("id")), own)
+        lender = row
+        if self.foreign is not None:
+            lender = self.foreign[random.randrange(len(self.foreign))]
+            while json.dumps(lender["prompt"]) == own:
+                lender = self.foreign[random.randrange(len(self.foreign))]
+        texts = self.texts(lender)
+        if not texts:
+            raise UsageError(f"row {lender.get('id')!r} has no text in {self.column!r} (teacher_context)")
+        return self._filled(row["prompt"], random.choice(texts))
+
+    def longest(self, row: Mapping[str, Any]) -> Prompt:
+        """The teacher's prompt with the longest text of the row."""
+        return self._filled(row["prompt"], max(self.texts(row), key=len, default=""))
+
+    def texts(self, row: Mapping[str, Any]) -> list[str]:
+        """The contexts of a row that are not blank; rationales as a student would write them."""
+        value = row.get(self.column)
+        texts = usable_traces(value if isinstance(value, str | list | None) else str(value))
+        return [trace_text(text, row.get("answer")) for text in texts] if self.column == "rationales" else texts
+
+    def check(self, dataset: Any, part: str) -> None:
+        """Raise `UsageError` for a dataset without the column, or with rows that have no text there."""
+        names = getattr(dataset, "column_names", None)
+        if dataset is None or names is None:
+            return
+        if self.column not in names:
+            raise UsageError(
+                f"{part} has no column {self.column!r}, which teacher_context names; the columns are "
+                f"{', '.join(names)}. Name one of them, or rename with --columns"
+            )
+        if not hasattr(dataset, "__len__"):
+            if self.foreign is not None:
+                raise UsageError("foreign_context draws from all rows, and a stream has no length. Load the rows")
+            return
+        without = [index for index, row in enumerate(dataset) if not self.texts(row)]
+        if without:
+            raise UsageError(
+                f"{part}: {len(without)} of {len(dataset)} rows have no text in {self.column!r} (teacher_context), "
+                f"the first is row {without[0]}. Leave these rows out, or name another column"
+            )
+        if self.foreign is not None and len({json.dumps(prompt) for prompt in dataset["prompt"]}) < 2:
+            raise UsageError(f"foreign_context: {part} has one prompt only; expected at least two")
+
+    def fitted(self, fit: PromptCheck, dataset: Any, part: str) -> Any:
+        """The dataset, without rows whose teacher prompt has no room in the context if these are to be left out.
+
+        Raises `UsageError` where one does not fit. With foreign contexts the longest own ones are compared.
+        """
+        if dataset is None or not hasattr(dataset, "__len__"):
+            return dataset
+        if self.template == "{prompt}":
+            prompts = list(dataset["prompt"])
+        else:
+            prompts = [self.longest(row) for row in dataset]
+        long = fit.too_long(prompts) if prompts else {}
+        if fit.leave_out and 0 < len(long) < len(dataset):
+            logger.warning("%s: left out %d rows whose prompt with context does not fit", part, len(long))
+            return dataset.select([index for index in range(len(dataset)) if index not in long])
+        fit.check_lengths(prompts, f"{part} with teacher_context")
+        return dataset
+
+    def _filled(self, prompt: Prompt, context: str) -> Prompt:
+        if isinstance(prompt, str):
+            return self._text(prompt, context)
+        last = prompt[-1] if prompt else {}
+        if last.get("role") != "user":
+            raise UsageError(
+                f"teacher_context changes the last message of a prompt, which must be the user's; found "
+                f"{last.get('role')!r}"
+            )
+        content: Any = last["content"]
+        if not isinstance(content, str):
+            content = "".join(str(part.get("text", "")) for part in content)
+        return [*prompt[:-1], {**last, "content": self._text(content, context)}]
+
+    def _text(self, prompt: str, context: str) -> str:
+        values = {"prompt": prompt, "context": context}
+        return _PLACES.sub(lambda found: values[found[1]], self.template)
+
+
+def context_of(args: ValidityKDConfig, kind: str, train_dataset: Any, eval_dataset: Any) -> TeacherContext | None:
+    """The context of a run's teacher, checked against its kind and the rows; None without `teacher_context`."""
+    if args.teacher_context is None:
+        if args.foreign_context:
+            raise UsageError("foreign_context is a control of teacher_context, which is not set")
+        return None
+    if kind == "cache":
+        raise UsageError(
+            "teacher_context with a teacher cache: its log-probabilities are those after the student's prompt. Name "
+            "a model, self, or a server"
+        )
+    if args.teacher_context == "rationale" and args.lmbda < 1:
+        raise UsageError(
+            f"teacher_context: rationale with lmbda {args.lmbda:g}: on the teacher's traces the teacher would read "
+            f"the trace that it scores. Set lmbda: 1, or teacher_context: answer"
+        )
+    column = _COLUMNS.get(args.teacher_context, args.teacher_context)
+    foreign = train_dataset if args.foreign_context else None
+    context = TeacherContext(column, args.teacher_context_template, args.seed, foreign)
+    context.check(train_dataset, "train_dataset")
+    parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for part, dataset in parts.items():
+        context.check(dataset, part)
+    return context
+
+
+def teacher_prompts(
+    context: TeacherContext | None,
+    rows: Sequence[Mapping[str, Any]],
+    step: int,
+    tokenizer: Any,
+    template: Mapping[str, Any] | None,
+) -> list[list[int]]:
+    """The ids of the teacher's prompts of these rows, rendered as the student's are."""
+    prompts = [row["prompt"] if context is None else context.prompt(row, step) for row in rows]
+    return [prompt_ids(tokenizer, prompt, template) for prompt in prompts]
