@@ -317,7 +317,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         if self._context is None and self._teacher_tokenizer is None:
             return {}
         tokenizer = self._teacher_tokenizer or self._tokenizer
-        template: Any = dict(self.chat_template_kwargs)
+        template: Any = dict(self.chat_template_kwargs)  # type: ignore[arg-type]
         ids = teacher_prompts(self._context, rows, self.state.global_step, tokenizer, template)
         padded_ids, mask = padded(ids, tokenizer.pad_token_id or 0, left=True)
         device = self.accelerator.device
@@ -325,7 +325,8 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
 
     def _ends(self, dataset: Any) -> tuple[int, int]:
         """The ids that end completions of the student and of a teacher with another tokenizer."""
-        prompt, template = next(iter(dataset))["prompt"], dict(self.chat_template_kwargs)
+        prompt = next(iter(dataset))["prompt"]
+        template = dict(self.chat_template_kwargs)  # type: ignore[arg-type]
         own, other = (trace_end(one, prompt, template) for one in (self._tokenizer, self._teacher_tokenizer))
         own = own if self._trace_end is None else self._trace_end
         if own is None or other is None:
