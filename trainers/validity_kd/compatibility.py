@@ -107,6 +107,24 @@ def check_vocabulary(args: ValidityKDConfig | RLKDConfig, student: Any, teacher:
     `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found passes with a
     warning: only the widths of the heads can be compared then. Returns the teacher's tokenizer, None where unknown.
     """
+    tokenizer = read_teacher_tokenizer(args, teacher)
+    if tokenizer is None:
+        if args.process_index == 0:
+            logger.warning(
+                "the teacher is an object whose tokenizer is unknown (%r): whether it shares the student's vocabulary "
+                "cannot be checked",
+                str(teacher.config._name_or_path or ""),
+            )
+        return None
+    common_vocabulary(student, tokenizer)
+    return tokenizer
+
+
+def read_teacher_tokenizer(args: ValidityKDConfig | RLKDConfig, teacher: Any) -> Any:
+    """The tokenizer of a teacher, a model or its name; None for a model whose tokenizer cannot be found.
+
+    Raises `UsageError` for a name that cannot be read.
+    """
     from transformers import AutoTokenizer
 
     name = teacher if isinstance(teacher, str) else str(teacher.config._name_or_path or "")
@@ -125,12 +143,5 @@ def check_vocabulary(args: ValidityKDConfig | RLKDConfig, student: Any, teacher:
                 f"save_pretrained, a reachable hub id, an embedded model, an engine (http://HOST:PORT/v1#MODEL), or "
                 f"the folder of a teacher cache (it has index.json)"
             ) from error
-        if args.process_index == 0:
-            logger.warning(
-                "the teacher is an object whose tokenizer is unknown (%r): whether it shares the student's vocabulary "
-                "cannot be checked",
-                name,
-            )
         return None
-    common_vocabulary(student, tokenizer)
     return tokenizer

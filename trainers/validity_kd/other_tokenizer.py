@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlkd.errors import UsageError
 from rlkd.teachers.vocabulary import common_vocabulary
 from trainers.common.student import ModelFacts, read_model
+from trainers.validity_kd.compatibility import read_teacher_tokenizer
 
 if TYPE_CHECKING:
     from trainers.validity_kd.config import ValidityKDConfig
@@ -18,23 +19,22 @@ logger = logging.getLogger(__name__)
 def other_teacher(args: ValidityKDConfig, student: ModelFacts, teacher: Any, dataset: Any) -> ModelFacts | None:
     """The facts of a teacher that is to be compared on spans of text, None for one that shares the student's ids.
 
-    `teacher`: a model, or its name. One that cannot be read is left to `check_teacher`. Raises `UsageError` where a
-    run cannot have such a teacher.
+    `teacher`: a model, or its name. Raises `UsageError` where it cannot be read, or a run cannot have such a
+    teacher.
     """
     if args.cross_tokenizer == "never":
         return None
-    try:
-        facts = read_model(teacher, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code)
-    except UsageError:
-        return None
-    if facts.tokenizer is None:
+    tokenizer = read_teacher_tokenizer(args, teacher)
+    if tokenizer is None:
         return None
     try:
-        common_vocabulary(student.tokenizer, facts.tokenizer)
+        common_vocabulary(student.tokenizer, tokenizer)
         if args.cross_tokenizer == "auto":
             return None
     except UsageError:
         pass
+    options: dict[str, Any] = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
+    facts = read_model(teacher, tokenizer, **options)
     first = next(iter(dataset), None) if dataset is not None else None
     _check(args, facts, None if first is None else first.get("prompt"))
     return facts
