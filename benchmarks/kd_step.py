@@ -1,7 +1,7 @@
 """Overhead of ValidityKDTrainer over TRL's DistillationTrainer, at weight 1 and with weights.
 
     python benchmarks/kd_step.py            # 18 rounds of 4 steps, about five minutes
-    python benchmarks/kd_step.py --quick    # 3 rounds of 2 steps
+    python benchmarks/kd_step.py --quick    # 1 round of 2 steps
 
 The arms of `ARMS` train with the same model, teacher, data and seed (`harness.StockComparison`); the vocabulary of
 8,192 gives the divergence its share of a step. Exits with 1 if the parameters of `ours` are further from TRL's than

@@ -1,7 +1,7 @@
 """The overhead of RLKDTrainer, with its defaults, over TRL's GRPOTrainer for the same work.
 
     python benchmarks/trainer_overhead.py            # 18 rounds of 4 steps, about three minutes
-    python benchmarks/trainer_overhead.py --quick    # 3 rounds of 2 steps
+    python benchmarks/trainer_overhead.py --quick    # 1 round of 2 steps
 
 The arms of `ARMS` have the same model, data, seed and deterministic reward (`harness.StockComparison`). The model is
 small, so that a fixed cost per step is more visible than with a useful one. Exits with 1 if not all arms end with the
