@@ -50,3 +50,11 @@ def test_the_logits_of_the_loss_are_two_tiles_whatever_the_length(tiny_model):
     logits = {length: phases(plan(tiny_model, max_completion_length=length))["loss"]["logits"] for length in (32, 64)}
     assert logits[64] > logits[32]
     assert all(size < 2**27 + 2**22 for size in logits.values())
+
+
+def test_the_student_as_its_own_teacher_is_a_copy_or_the_base_below_its_adapter(tiny_model):
+    whole, adapter = plan(tiny_model, teacher="self", teacher_context="answer"), plan(tiny_model, LORA, teacher="self")
+    assert whole.roles["teacher weights"] == whole.roles["student weights"] > 0
+    assert adapter.roles["teacher weights"] == 0
+    assert adapter.roles["teacher states"] == whole.roles["teacher states"] == 4 * 32 * 32 * 4
+    assert any("longer by the context" in note for note in whole.notes)
