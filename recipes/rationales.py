@@ -56,7 +56,7 @@ class RationalesScriptArguments(RowArguments):
     # Writing
     writers: list[str] = field(
         default_factory=lambda: ["bank"],
-        metadata={"help": "sources of candidates: ready, free, steps, bank, in any combination"},
+        metadata={"help": "candidates from any of: ready, free, steps, bank, program, student"},
     )
     teacher: str = field(
         default="transformers:embedded-warm", metadata={"help": "teacher engine: transformers:FOLDER, http://..."}
@@ -192,9 +192,13 @@ def write(script: RationalesScriptArguments, folder: Path) -> None:
     if "bank" in writing.writers:
         embedder = checked_embedder(script.embedder)
         bank = load_bank(script.bank_file, folder, embedder)
-    engine = None
+    engine = student = None
     if writing.needs_teacher:
         engine = open_teacher(script.teacher, concurrency=script.concurrency, deadline=script.deadline)
+    if "student" in writing.writers:
+        student = open_teacher(
+            script.student, concurrency=script.concurrency, deadline=script.deadline, role="student"
+        )
     questions = read_questions(script)
     if writing.writers == ("ready",) and not any(question.candidates for question in questions):
         raise UsageError(
@@ -206,11 +210,12 @@ def write(script: RationalesScriptArguments, folder: Path) -> None:
         names = ("bank_size", "route_threshold", "concurrency", "batch", "deadline", "max_failure_rate")
         further: Any = {name: getattr(script, name) for name in names}
         log = partial(print, flush=True)
+        further |= {"student": student, "prompt_style": script.selection().prompt_style}
         part = write_stage(folder, questions, writing, engine=engine, embedder=embedder, bank=bank, log=log, **further)
     finally:
-        # The teacher makes room for the student.
-        if engine is not None:
-            run(engine.close())
+        # The teacher makes room for the student that measures.
+        for each in filter(None, (engine, student)):
+            run(each.close())
     counts = part["counts"]
     unusable = f"; {counts['unusable']} replies were unusable as JSON, kept as text" if counts["unusable"] else ""
     print(f"{sum(counts['candidates'].values())} candidates{unusable}.", flush=True)
@@ -254,7 +259,11 @@ def dry_run(run: "DryRun", script: RationalesScriptArguments, *, stage: str = "a
         run.section("writing")
         run.line("writers", ", ".join(writing.writers))
         if writing.needs_teacher:
-            made = len(rows) * script.candidates * len([name for name in writing.writers if name != "ready"])
+            made = (
+                len(rows)
+                * script.candidates
+                * len([name for name in writing.writers if name not in ("ready", "student")])
+            )
             run.line(
                 "teacher",
                 f"{without_secrets(script.teacher)}: {made} candidates, up to {script.max_new_tokens} tokens each",
@@ -262,7 +271,7 @@ def dry_run(run: "DryRun", script: RationalesScriptArguments, *, stage: str = "a
             with run.catch():
                 engine = open_teacher(script.teacher, concurrency=script.concurrency, deadline=script.deadline)
                 check_ready(engine, "--teacher")
-        elif rows and not any(row["rationales"] for row in rows):
+        elif "student" not in writing.writers and rows and not any(row["rationales"] for row in rows):
             run.add(f"no row of {script.source_name} has a rationale: name their column, or let a teacher write some")
         if "bank" in writing.writers and script.embedder == DEFAULT:
             with run.catch():

@@ -13,8 +13,8 @@ from typing import Any
 
 from rewards.contract import Failed, RewardError, RewardOptions, Scored
 from rewards.outputs import same_output, same_value
-from rewards.programs import last_program
 from rlkd.data.rows import completion_text
+from rlkd.programs import last_program
 from rlkd.sandbox import (
     ProgramResult,
     SandboxError,
@@ -47,7 +47,7 @@ class Case:
 class Code:
     """The share of its tests that the program of a completion passes, in [0, 1]; run in a sandbox.
 
-    The program is the last block of Python code (```` ```python ````, see `rewards.programs`) behind the thought; 0
+    The program is the last block of Python code (```` ```python ````, see `rlkd.programs`) behind the thought; 0
     without one. A row needs one of these columns:
 
     - `tests`: a list of `{"input": text, "output": text}` (standard input and output; numbers are read as texts, lists

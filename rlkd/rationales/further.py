@@ -31,7 +31,7 @@ from rlkd.errors import UsageError
 from rlkd.rationales.records import Candidate, Question, candidate
 from rlkd.rationales.select.controls import draw
 from rlkd.rationales.select.ngrams import jaccard, ngrams
-from rlkd.rationales.select.stripping import strip_answer
+from rlkd.rationales.select.stripping import strip_announcement
 from rlkd.registry import suggestion
 
 REVISE = "revise"
@@ -99,13 +99,16 @@ def _revision(question: Question, wrong: Candidate) -> Question:
 
 
 def _counterfactual(question: Question, wrong: Candidate) -> Question:
-    """Question and the steps of the wrong rationale; the answer that they lead to is the target."""
-    prompt = COUNTERFACTUAL_PROMPT.format(question=question.question, steps=strip_answer(wrong.text))
+    """Question and the steps of the wrong rationale; the answer that they lead to is the target.
+
+    The steps are whole, so that no slip of theirs is in the target.
+    """
+    prompt = COUNTERFACTUAL_PROMPT.format(question=question.question, steps=strip_announcement(wrong.text))
     return _example(COUNTERFACTUAL, question, wrong, prompt, f"#### {wrong.answer}", wrong.answer)
 
 
 def _leads_somewhere(wrong: Candidate) -> bool:
-    return wrong.answer is not None and bool(strip_answer(wrong.text).strip())
+    return wrong.answer is not None and bool(strip_announcement(wrong.text).strip())
 
 
 def _example(kind: str, question: Question, wrong: Candidate, prompt: str, text: str, answer: str | None) -> Question:

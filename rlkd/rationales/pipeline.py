@@ -58,6 +58,8 @@ def write_stage(
     settings: Writing,
     *,
     engine: Engine | None = None,
+    student: Engine | None = None,
+    prompt_style: Mapping[str, Any] | None = None,
     embedder: Embedder | None = None,
     bank: PathBank | None = None,
     bank_size: int | None = 75,
@@ -67,26 +69,32 @@ def write_stage(
 ) -> dict[str, Any]:
     """Write candidates into `written.jsonl`; returns its part of the summary.
 
-    `sending` are settings of `RationaleTeacher`; `embedder` to `route_threshold` are those of `Writer`. Removes the
-    files of an earlier selection, which do not belong to the new candidates. Raises `UsageError` for contradicting
-    settings before any request, and if too many requests fail.
+    `engine` is the teacher. `sending` are settings of `RationaleTeacher`; `prompt_style` to `route_threshold` are
+    those of `Writer`. Removes the files of an earlier selection, which do not belong to the new candidates. Raises
+    `UsageError` for contradicting settings before any request, and if too many requests fail.
     """
     if engine is not None and settings.needs_teacher:
         require_identity(engine, "teacher", engine.name)
+    if student is not None:
+        require_identity(student, "student", student.name)
     with (
         only_process_in(folder),
         Progress(console=Console(stderr=True), transient=True) as progress,
         Journal(folder / "journal.jsonl") as journal,
     ):
-        teacher = None
+        teacher = pupil = None
         if engine is not None and settings.needs_teacher:
             teacher = RationaleTeacher(engine, journal, seed=settings.seed, **sending)
+        if student is not None and "student" in settings.writers:
+            pupil = RationaleTeacher(student, journal, seed=settings.seed, **sending)
         if len(journal):
             log(f"{folder / 'journal.jsonl'} has {len(journal)} answers; their requests are not sent again.")
         task = progress.add_task("writing", total=None)
         writer = Writer(
             settings,
             teacher,
+            student=pupil,
+            prompt_style=prompt_style,
             embedder=embedder,
             bank=bank,
             bank_size=bank_size,
@@ -103,11 +111,11 @@ def write_stage(
             (folder / name).unlink(missing_ok=True)
         if writer.bank is not None:
             writer.bank.to_file(folder / "bank.json")
-        if teacher is not None:
-            log(f"{teacher.sent} requests sent, {teacher.known} answers from the journal, {teacher.failed} failed.")
-            if teacher.last_error is not None:
+        for each in filter(None, (teacher, pupil)):
+            log(f"{each.sent} requests sent, {each.known} answers from the journal, {each.failed} failed.")
+            if each.last_error is not None:
                 log(
-                    f"The last failure: {teacher.last_error}\nThe same command again retries failed requests; "
+                    f"The last failure: {each.last_error}\nThe same command again retries failed requests; "
                     f"--deadline allows more time for each."
                 )
         paths = _path_figures(writer)

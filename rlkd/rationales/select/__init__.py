@@ -29,6 +29,7 @@ BUILT_IN = {
     "diverse": "rlkd.rationales.select.diverse.Diverse",
     "judge": "rlkd.rationales.select.judge.JudgeSelector",
     "longest": "rlkd.rationales.select.controls.longest",
+    "program": "rlkd.rationales.select.program.ProgramSelector",
     "random": "rlkd.rationales.select.controls.random",
     "rank_surprisal": "rlkd.rationales.select.rank_surprisal.RankSurprisal",
     "shortest": "rlkd.rationales.select.controls.shortest",

@@ -71,7 +71,7 @@ class Correct:
         """See `rlkd.rationales.select.contract`."""
         pairs = [(question, each) for question in questions for each in question.candidates]
         answers = [each.answer or extract_answer(each.text, self.fallback) for _, each in pairs]
-        reasons = await self._compare([question for question, _ in pairs], answers)
+        reasons = await self.compare([question for question, _ in pairs], answers)
         if self.second_look is not None:
             hinted = [n for n, (_, each) in enumerate(pairs) if each.source == "hinted" and not reasons[n]]
             second = await self._look_again(self.second_look, [pairs[n] for n in hinted]) if hinted else []
@@ -79,7 +79,8 @@ class Correct:
                 reasons[n] = reason
         return by_question(map(SelectorVerdict, reasons), questions)
 
-    async def _compare(self, questions: Sequence[Question], answers: Sequence[str | None]) -> list[str | None]:
+    async def compare(self, questions: Sequence[Question], answers: Sequence[str | None]) -> list[str | None]:
+        """Why each answer is not the right one of its question; None where it is."""
         golds = [extract_answer(question.answer or "") or (question.answer or "").strip() for question in questions]
         pairs = [(answer or "", gold) for answer, gold in zip(answers, golds, strict=True)]
         short = [(answer if len(answer) <= MAX_ANSWER else "", gold) for answer, gold in pairs]
@@ -94,7 +95,7 @@ class Correct:
         report_failures(self.__name__, replies)
         texts = ["" if isinstance(reply, EngineError) else reply.text for reply in replies]
         answers = [extract_answer(text) or text.strip() for text in texts]
-        reasons = await self._compare([question for question, _ in pairs], answers)
+        reasons = await self.compare([question for question, _ in pairs], answers)
         return [
             NOT_MEASURED if isinstance(reply, EngineError) else None if reason is None else NOT_FOLLOWED
             for reply, reason in zip(replies, reasons, strict=True)

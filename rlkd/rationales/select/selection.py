@@ -59,10 +59,10 @@ class Selection:
             raise UsageError(f"selector_kwargs: {unknown[0]!r} is not among the selectors {list(self.selectors)}")
         specs = {split_alias(spec)[1] for spec in self.selectors}
         check_shares(self.further_examples)
-        if self.further_examples and "correct" not in specs:
+        if self.further_examples and not specs & {"correct", "program"}:
             raise UsageError(
-                f"further_examples are made of wrong rationales, which the selector 'correct' finds; it is not among "
-                f"the selectors {list(self.selectors)}"
+                f"further_examples are made of wrong rationales, which the selector 'correct' finds ('program' for "
+                f"programs); it is not among the selectors {list(self.selectors)}"
             )
         # The scores of a user's own selector are unknown before it runs.
         if self.limits() is not None and self.limit_by is not None and specs <= SCORES.keys():

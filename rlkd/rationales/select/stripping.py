@@ -33,6 +33,23 @@ def strip_answer(text: str) -> str:
     >>> strip_answer("48/2 = <<48/2=24>>24 in May.\\nSo 48 + 24 = 72 clips in all.\\n#### 72")
     '48/2 = 24 in May.\\nSo 48 + 24 ='
     """
+    text = strip_announcement(text)
+    right_side = _last_right_side(text)
+    if right_side is None:
+        return text
+    line_end = text.find("\n", right_side)
+    line_end = len(text) if line_end < 0 else line_end
+    sentence_end = _SENTENCE_END.search(text, right_side, line_end)
+    after = text[sentence_end.end() if sentence_end else line_end :]
+    return (text[:right_side] + after).strip()
+
+
+def strip_announcement(text: str) -> str:
+    """A rationale without the sentences that announce its answer; the first part of `strip_answer`.
+
+    >>> strip_announcement("48/2 = <<48/2=24>>24 in May.\\nSo 48 + 24 = 72 clips in all.\\n#### 72")
+    '48/2 = 24 in May.\\nSo 48 + 24 = 72 clips in all.'
+    """
     text = strip_calculator_marks(text).rpartition("</think>")[2]
     text = _ANSWER_BLOCK.sub("", text)
     lines = []
@@ -43,15 +60,7 @@ def strip_answer(text: str) -> str:
             lines.append(line if len(left) == len(sentences) else "".join(left).rstrip())
     text = "\n".join(lines).strip()
     before, _, last = text.rpartition("\n")
-    text = before.rstrip() if _LABELLED_ANSWER.fullmatch(last) else text
-    right_side = _last_right_side(text)
-    if right_side is None:
-        return text
-    line_end = text.find("\n", right_side)
-    line_end = len(text) if line_end < 0 else line_end
-    sentence_end = _SENTENCE_END.search(text, right_side, line_end)
-    after = text[sentence_end.end() if sentence_end else line_end :]
-    return (text[:right_side] + after).strip()
+    return before.rstrip() if _LABELLED_ANSWER.fullmatch(last) else text
 
 
 def leaks(stripped: str, answer: str) -> bool:

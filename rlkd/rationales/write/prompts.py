@@ -32,6 +32,12 @@ FREE = (
     'out as in "12 * 4 = 48". The last line is "#### " and the result, without a unit.'
 )
 
+PROGRAM = (
+    "Write a Python program that works out the result from what the problem says: one step a line, each value "
+    "with a name that says what it is. It reads no input, and prints the result alone, without a unit. Reply with one "
+    "block of code, ```python, and nothing else."
+)
+
 STEPS = """\
 Solve the problem so that a student can learn from it. Plan first, then solve along the plan. Reply with one JSON \
 object and nothing else. Its keys:
@@ -117,6 +123,11 @@ class StepReply:
 def free_prompt(question: str) -> list[Message]:
     """The request for a rationale in free form."""
     return [{"role": "system", "content": FREE}, {"role": "user", "content": question}]
+
+
+def program_prompt(question: str) -> list[Message]:
+    """The request for a program as the rationale (PaD, arXiv 2305.13888)."""
+    return [{"role": "system", "content": PROGRAM}, {"role": "user", "content": question}]
 
 
 def step_prompt(question: str, plan: Route | None = None) -> list[Message]:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, Literal
 
 from rlkd.cache import cache_key
 from rlkd.engines import (
@@ -35,17 +35,21 @@ from rlkd.rationales.write.journal import Journal
 MIN_REQUESTS = 20
 
 
-def open_teacher(spec: str, *, concurrency: int = 16, deadline: float = 600.0) -> Engine:
-    """The engine of the teacher. Raises `UsageError` if a server does not answer or lacks the model.
+def open_teacher(
+    spec: str, *, concurrency: int = 16, deadline: float = 600.0, role: Literal["teacher", "student"] = "teacher"
+) -> Engine:
+    """The engine of the teacher, or of a student that writes.
+
+    Raises `UsageError` if a server does not answer or lacks the model.
 
     `concurrency` and `deadline` (seconds for a request) are for a server: one attempt may take half of the deadline,
     which leaves time for another.
     """
     served = {"concurrency": concurrency, "timeout": deadline / 2}
-    engine = open_engine(from_environment(spec, "the teacher"), defaults=served)
-    require_identity(engine, "teacher", engine.name)
+    engine = open_engine(from_environment(spec, f"the {role}"), defaults=served)
+    require_identity(engine, role, engine.name)
     if engine.is_remote:
-        check_ready(engine, "--teacher")
+        check_ready(engine, f"--{role}")
     return engine
 
 

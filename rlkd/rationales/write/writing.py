@@ -20,17 +20,28 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rlkd.answers import equal_pairs
+from rlkd.data.rows import build_prompt
+from rlkd.data.samples import few_shot_examples
 from rlkd.engines import Sampling, run
 from rlkd.engines.base import Message
 from rlkd.errors import UsageError
+from rlkd.programs import last_program
 from rlkd.rationales.records import Candidate, DroppedCandidate, Question, candidate, storable
 from rlkd.rationales.select.correct import MAX_ANSWER
-from rlkd.rationales.write.prompts import SCHEMA, StepReply, free_prompt, hinted_prompt, read_reply, step_prompt
+from rlkd.rationales.write.prompts import (
+    SCHEMA,
+    StepReply,
+    free_prompt,
+    hinted_prompt,
+    program_prompt,
+    read_reply,
+    step_prompt,
+)
 from rlkd.rationales.write.teacher import Answer, RationaleTeacher, Request
 from rlkd.registry import suggestion
 
@@ -42,9 +53,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WRITERS = ("ready", "free", "steps", "bank")
+WRITERS = ("ready", "free", "steps", "bank", "program", "student")
+# Writers without a request to the teacher.
+_OTHERS = ("ready", "student")
 # The stage of a writer's requests in the journal and in the counts.
-_STAGES = {"free": "free", "steps": "steps", "bank": "guided"}
+_STAGES = {
+    "free": "free",
+    "steps": "steps",
+    "bank": "guided",
+    "program": "program",
+    "student": "student",
+}
+# The source of a candidate by its stage; others are `generated`.
+_SOURCES = {name: name for name in ("hinted", "program", "student")}
 # Routed questions after which a low share of offered paths is reported during the run.
 EARLY = 50
 SEEDS_AT_ONCE = 256
@@ -84,6 +105,11 @@ class Writing:
         for name in ("candidates", "wave", "paths_offered"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.hinted_retry and "program" in self.writers:
+            raise UsageError(
+                "hinted_retry looks for a right answer among the written ones, and a program has none before the "
+                "selector 'program' runs it: leave one of the two out"
+            )
         if not 0 < self.seed_share <= 1:
             raise UsageError(f"seed_share={self.seed_share}: expected a share above 0 and up to 1")
         if set(self.writers) - {"ready"} and self.candidates > 1 and self.temperature == 0:
@@ -99,7 +125,7 @@ class Writing:
     @property
     def needs_teacher(self) -> bool:
         """Whether any request goes to a teacher."""
-        return self.hinted_retry or any(name != "ready" for name in self.writers)
+        return self.hinted_retry or any(name not in _OTHERS for name in self.writers)
 
     def sampling(self, *, steps: bool) -> Sampling:
         """The teacher's sampling; `steps`: for a step-keyed reply."""
@@ -161,10 +187,11 @@ class _Written:
 class Writer:
     """Writes candidates for questions; `write` yields them one by one.
 
-    `teacher` may be None if no writer needs one, `embedder` if no bank is used. `bank_size` is the cap of the bank,
-    `route_threshold` replaces the embedder's. A given `bank` replaces the seed round; its own cap and threshold must
-    be these. Calls `advance` with the number of requests that are done. Raises `UsageError` for settings that
-    contradict each other.
+    `teacher` may be None if no writer needs one, `embedder` if no bank is used. `student` is the teacher's counterpart
+    for the writer `student`; `prompt_style` (`system_prompt` and `examples`) is that of its training. `bank_size` is
+    the cap of the bank, `route_threshold` replaces the embedder's. A given `bank` replaces the seed round; its own cap
+    and threshold must be these. Calls `advance` with the number of requests that are done. Raises `UsageError` for
+    settings that contradict each other.
     """
 
     def __init__(
@@ -172,6 +199,8 @@ class Writer:
         settings: Writing,
         teacher: RationaleTeacher | None = None,
         *,
+        student: RationaleTeacher | None = None,
+        prompt_style: Mapping[str, Any] | None = None,
         embedder: Embedder | None = None,
         bank: PathBank | None = None,
         bank_size: int | None = 75,
@@ -180,11 +209,14 @@ class Writer:
     ):
         if settings.needs_teacher and teacher is None:
             raise UsageError(f"writers {', '.join(settings.writers)} need a teacher: --teacher SPEC names one")
+        if "student" in settings.writers and student is None:
+            raise UsageError("the writer 'student' needs the student: --student SPEC names it")
         if "bank" in settings.writers:
             if embedder is None:
                 raise UsageError("the writer 'bank' needs an embedder: --embedder hashed-ngrams")
             _check_bank(settings, embedder, bank, bank_size, route_threshold)
         self.settings, self.teacher, self.advance = settings, teacher, advance
+        self.student, self.prompt_style = student, dict(prompt_style or {})
         self.embedder, self.bank = embedder, bank
         self.bank_size = None if settings.faithful else bank_size
         self.route_threshold = route_threshold
@@ -207,8 +239,9 @@ class Writer:
             self.bank = self._seed_bank(questions)
         for start in range(0, len(questions), self.settings.wave):
             yield from self._wave(questions[start : start + self.settings.wave])
-        if self.teacher is not None:
-            self.teacher.check()
+        for each in (self.teacher, self.student):
+            if each is not None:
+                each.check()
 
     def coverage(self) -> Coverage | None:
         """The share of questions with an offered path, and the variety of the written ones; None without a bank."""
@@ -257,14 +290,16 @@ class Writer:
                 continue
             if writer == "bank":
                 plans = self._plans(questions)
-            drafts = []
+            drafts: list[_Draft] = []
             for index, question in enumerate(questions):
                 first, plan = 0, None
                 if writer == "bank":
                     first, plan = 0 if self._is_open(question) else 1, plans[index]
                     written[index] += [self._seeds.pop(question.id)] if question.id in self._seeds else []
                 for number in range(first, self.settings.candidates):
-                    drafts.append(_Draft(index, number, _prompt(writer, question, plan), writer != "free", plan))
+                    drafts.append(
+                        _Draft(index, number, self._prompt(writer, question, plan), writer in ("steps", "bank"), plan)
+                    )
             for own, new in zip(written, self._ask(_STAGES[writer], questions, drafts), strict=True):
                 own += new
         verdicts = _verdicts(questions, written)
@@ -275,6 +310,14 @@ class Writer:
             yield self._finished(question, own, right)
         if self.bank is not None and self.embedder is not None:
             self.bank.flush(self.embedder)
+
+    def _prompt(self, writer: str, question: Question, plan: Route | None) -> list[Message]:
+        if writer == "student":
+            examples = few_shot_examples(self.prompt_style.get("examples", 0))
+            return build_prompt(question.question, self.prompt_style.get("system_prompt"), examples)
+        if writer == "program":
+            return program_prompt(question.question)
+        return free_prompt(question.question) if writer == "free" else step_prompt(question.question, plan)
 
     def _plans(self, questions: Sequence[Question]) -> list[Route | None]:
         """The bank's offer for each question, None if no path is near enough."""
@@ -310,11 +353,11 @@ class Writer:
         verdicts: list[list[bool]],
     ) -> None:
         """Retry with the answer as a hint where no candidate is right; adds to `written` and `verdicts`."""
-        writer = next((name for name in reversed(self.settings.writers) if name != "ready"), "free")
+        writer = next((name for name in reversed(self.settings.writers) if name in ("free", "steps", "bank")), "free")
         drafts = []
         for index, question in enumerate(questions):
             if question.answer is not None and not any(verdicts[index]):
-                prompt = hinted_prompt(_prompt(writer, question, plans[index]), question.answer)
+                prompt = hinted_prompt(self._prompt(writer, question, plans[index]), question.answer)
                 drafts.append(_Draft(index, 0, prompt, writer != "free", plans[index]))
         retried = self._ask("hinted", questions, drafts)
         for index, right in enumerate(_verdicts(questions, retried)):
@@ -326,13 +369,14 @@ class Writer:
         results: list[list[_Written]] = [[] for _ in questions]
         if not drafts:
             return results
-        assert self.teacher is not None
+        teacher = self.student if stage == "student" else self.teacher
+        assert teacher is not None
         sampling = {steps: self.settings.sampling(steps=steps) for steps in (False, True)}
         requests = [
             Request(questions[each.index].id, stage, each.number, list(each.prompt), sampling[each.steps])
             for each in drafts
         ]
-        answers = run(self.teacher.ask(requests, self.advance))
+        answers = run(teacher.ask(requests, self.advance))
         for each, answer in zip(drafts, answers, strict=True):
             self.counts.requests[stage] += 1
             self.counts.prompt_characters[stage] += sum(len(message["content"]) for message in each.prompt)
@@ -348,8 +392,11 @@ class Writer:
         text = storable(completion.text)
         self.counts.tokens[stage] += completion.n_tokens
         self.counts.truncated += completion.finish_reason == "length"
+        program = last_program(text) if stage == "program" else None
+        if program is not None:  # without the words around it
+            text = f"```python\n{program.rstrip()}\n```"
         reply = read_reply(text) if draft.steps else None
-        source = "hinted" if stage == "hinted" else "generated"
+        source = _SOURCES.get(stage, "generated")
         if reply is None:
             self.counts.unusable += draft.steps
             plain = candidate(question.id, text.strip(), source, tokens=completion.n_tokens)
@@ -405,7 +452,8 @@ class Writer:
                 kept[text] = each.candidate
                 self.counts.candidates[each.candidate.source] += 1
                 self.counts.right += is_right
-                self.counts.wrong += question.answer is not None and not is_right
+                judged = each.candidate.source != "program"  # what it prints is not known yet
+                self.counts.wrong += judged and question.answer is not None and not is_right
             else:
                 discarded.append(DroppedCandidate(question.id, "write", reason, each.candidate))
                 self.counts.discarded[reason] += 1
@@ -438,10 +486,6 @@ def seed_set(
         return hashlib.sha256(json.dumps([seed, "seed set", question_id]).encode()).hexdigest()
 
     return frozenset(each for name, ids in groups.items() for each in sorted(ids, key=drawn)[: quota[name]])
-
-
-def _prompt(writer: str, question: Question, plan: Route | None) -> list[Message]:
-    return free_prompt(question.question) if writer == "free" else step_prompt(question.question, plan)
 
 
 def _check_bank(

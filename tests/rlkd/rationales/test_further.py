@@ -31,11 +31,11 @@ def test_a_revision_asks_for_the_right_rationale_that_is_nearest_to_the_wrong_on
     assert example.answer == "36"
 
 
-def test_a_counterfactual_example_asks_for_the_answer_of_the_wrong_steps_and_does_not_show_it() -> None:
+def test_a_counterfactual_example_shows_the_wrong_steps_whole_and_asks_for_their_answer() -> None:
     wrong = [candidate("q", WRONG, "ready"), candidate("q", "no answer here", "ready")]
     [example] = further_examples([of("q", *RIGHT)], {"q": wrong}, {"counterfactual": 2.0})
-    assert "6 + 3 = 8\n4 * 8 =\n" in example.question
-    assert "32" not in example.question
+    assert "be wrong:\n6 + 3 = 8\n4 * 8 = 32\n\nGive" in example.question
+    assert "####" not in example.question
     assert example.candidates[0].text == "#### 32"
     assert example.answer == "32"
 
@@ -57,7 +57,7 @@ def test_a_larger_share_keeps_what_a_smaller_one_has() -> None:
     [
         ({"revis": 0.3}, ("correct",), "unknown kind 'revis'; there are revise, counterfactual"),
         ({"revise": 0}, ("correct",), "revise=0: expected the number of these examples for each selected"),
-        ({"revise": 0.3}, ("clean", "random"), "the selector 'correct' finds; it is not among"),
+        ({"revise": 0.3}, ("clean", "random"), "the selector 'correct' finds \\('program' for programs\\)"),
     ],
 )
 def test_what_makes_no_examples_is_refused(shares, selectors, message) -> None:

@@ -630,3 +630,53 @@ def test_a_writer_that_is_killed_again_and_again_repeats_nothing_it_knew_and_end
     assert sorted(json.loads(line)["id"] for line in (tmp_path / "cut/written.jsonl").open()) == sorted(
         f"r{n}" for n in range(40)
     )
+
+
+# Programs
+
+
+def test_a_program_is_written_without_the_words_around_it(written) -> None:
+    engine = Scripted(lambda prompt, place: "Here it is:\n```py\nprint(3 * 4)\n\n```\nIt prints 12.")
+    writer, found, _ = written(engine, questions(2), Writing(("program",), temperature=0.0))
+    assert [[each.text for each in question.candidates] for question in found] == [
+        ["```python\nprint(3 * 4)\n```"]
+    ] * 2
+    assert {each.source for question in found for each in question.candidates} == {"program"}
+    assert (writer.counts.right, writer.counts.wrong) == (0, 0)
+    assert "7000" not in engine.sent()
+
+
+def test_a_hinted_retry_of_programs_is_refused() -> None:
+    with pytest.raises(UsageError, match="a program has none before the selector 'program' runs it"):
+        Writing(("program",), hinted_retry=True)
+
+
+# The student's own rationales
+
+
+def test_the_student_writes_behind_the_prompt_of_its_training(tmp_path) -> None:
+    teacher = Scripted(lambda prompt, place: f"#### {7000 + number_of(prompt)}")
+    student = Scripted(lambda prompt, place: "#### 1")
+    student.name = "pupil"
+    settings = Writing(("student", "free"), temperature=0.0)
+    with Journal(tmp_path / "journal") as journal:
+        writer = Writer(
+            settings,
+            RationaleTeacher(teacher, journal),
+            student=RationaleTeacher(student, journal),
+            prompt_style={"system_prompt": "Be short."},
+        )
+        found = [question for question, _ in writer.write(questions(3))]
+    assert [[each.source for each in question.candidates] for question in found] == [["student", "generated"]] * 3
+    assert student.prompts == [
+        [{"role": "system", "content": "Be short."}, {"role": "user", "content": question.question}]
+        for question in found
+    ]
+    assert len(teacher.prompts) == 3
+    assert (writer.counts.right, writer.counts.wrong) == (3, 3)
+
+
+def test_the_student_alone_needs_no_teacher() -> None:
+    assert not Writing(("ready", "student")).needs_teacher
+    with pytest.raises(UsageError, match="--student SPEC names it"):
+        Writer(Writing(("student",)))

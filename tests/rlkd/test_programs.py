@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from rewards.programs import last_program
+from rlkd.programs import last_program
 
 CODE = "def f(n):\n    return 2 * n\nprint(f(int(input())))\n"
 
