@@ -7,6 +7,7 @@
     rlkd evaluate --config my.yaml --metrics accuracy structure my.py:brevity --out evals/metrics
     rlkd evaluate compare evals/warm evals/model                            # paired by row
     rlkd evaluate --dataset_name gsm8k --check_contamination train.jsonl    # no model: overlap with training rows
+    rlkd evaluate --config my.yaml --samples 8 --pass_rates rows.jsonl --out evals/rates    # of the training rows
 
 `rlkd evaluate` starts this file. Keys are those of the training recipes, whose config can be given as it is. A killed
 evaluation continues with the same command. docs/evaluate.md describes the figures and the files.
@@ -31,14 +32,16 @@ from typing import Any
 
 from rewards.metrics import ACCURACY, scored_completions
 from rlkd.data.loading import to_dataset
+from rlkd.data.pass_rates import with_pass_rates
+from rlkd.data.rows import Row
 from rlkd.engines import Engine, EngineError, check_ready, run
 from rlkd.errors import UsageError
 from rlkd.evaluation.comparison import compare_evaluations
 from rlkd.evaluation.completing import complete_rows
 from rlkd.evaluation.contamination import check_contamination
-from rlkd.evaluation.folder import EvaluationFolder, read_evaluation, row_record
-from rlkd.evaluation.summary import summarise
-from rlkd.files import write_atomically
+from rlkd.evaluation.folder import EvaluationFolder, RecordedCompletion, read_evaluation, row_record
+from rlkd.evaluation.summary import score, summarise
+from rlkd.files import atomic_file, write_atomically
 from rlkd.rendering import text_ids
 from rlkd.report.evaluation import render_comparison, render_contamination, render_results, wide_console
 from trainers.common.evaluate_arguments import EvaluateScriptArguments, parse
@@ -120,10 +123,24 @@ def main(script: EvaluateScriptArguments) -> None:
         )
         extra = {} if overlap is None else {"contamination": overlap.to_dict()}
         folder.finish(scored, {"answers": answers, **results, **extra})
+    if script.pass_rates:
+        write_pass_rates(Path(script.pass_rates), rows, scored)
     for reward in rewards:
         reward.close()
     console.print(render_results(results))
     print(f"figures:     {(folder.path / 'results.json').resolve()}\ncompletions: {folder.completions.resolve()}")
+    if script.pass_rates:
+        print(f"pass rates:  {Path(script.pass_rates).resolve()}")
+
+
+def write_pass_rates(path: Path, rows: Sequence[Row], scored: Sequence[RecordedCompletion]) -> None:
+    """Write the rows, each with the share of right ones among its samples."""
+    verdicts: dict[str, list[float | None]] = {row["id"]: [] for row in rows}
+    for each in scored:
+        if each.sample:  # 0 is the greedy one
+            verdicts[each.id].append(score(each, ACCURACY))
+    with atomic_file(path) as file:
+        file.writelines(json.dumps(row, default=str) + "\n" for row in with_pass_rates(rows, verdicts))
 
 
 def dry_run(run: DryRun, script: EvaluateScriptArguments) -> None:

@@ -32,6 +32,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rlkd.data.curriculum import in_stages, stages_of_row
 from rlkd.data.loading import to_dataset
 from rlkd.data.samples import WARM_START
 from rlkd.engines.tokens import template_arguments
@@ -57,6 +58,10 @@ class SFTScriptArguments(DataArguments):
     max_completion_length: int = field(default=96, metadata={"help": "max_new_tokens of the held-out evaluation"})
     similar_lengths: bool = field(
         default=True, metadata={"help": "micro-batches of rows of similar length, which save padding"}
+    )
+    curriculum: bool = field(
+        default=False,
+        metadata={"help": "train in the stages of the selector srd (column stages), each with all before it"},
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'arguments of the chat template, e.g. {"enable_thinking": false}'}
@@ -111,7 +116,7 @@ def prepare(
 
     examples: list[dict[str, Any]] = []
     with catch():
-        examples = to_examples(rows, script.prompt_style)
+        examples = to_examples(rows, script.prompt_style, staged=script.curriculum)
     apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
     with catch():
@@ -125,6 +130,10 @@ def prepare(
     with catch():
         if examples:
             examples = fit_examples(examples, student, args, template, leave_out=script.filter_overlong_prompts)
+            if script.curriculum:
+                size, order = args.per_device_train_batch_size, by_length if script.similar_lengths else shuffled
+                stages = [example.pop("stage") for example in examples]
+                examples = in_stages(examples, stages, size, lambda own, s: order(own, size, args.seed + s))
     return examples, student
 
 
@@ -139,9 +148,10 @@ def build(
     from trainers.common.sft import RunSFTTrainer
 
     name = model.model_name_or_path or EMBEDDED
-    if script.similar_lengths:
+    if script.similar_lengths or script.curriculum:
         # The examples are then in their final order, so the trainer must not shuffle them again.
-        examples = by_length(examples, args.per_device_train_batch_size, args.seed)
+        if not script.curriculum:  # which has ordered them
+            examples = by_length(examples, args.per_device_train_batch_size, args.seed)
         args.train_sampling_strategy = "sequential"
 
     # TRL makes a new adapter; an existing one comes with its model.
@@ -168,18 +178,21 @@ def dry_run(run: "DryRun", script: SFTScriptArguments, args: "SFTConfig", model:
     )
 
 
-def to_examples(rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any]) -> list[dict[str, Any]]:
+def to_examples(
+    rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any], *, staged: bool = False
+) -> list[dict[str, Any]]:
     """One example per rationale: `prompt` and `completion`, both conversations or both texts, as the row's prompt is.
 
-    Raises `UsageError` where no row has a rationale.
+    With `staged`, also `stage`. Raises `UsageError` where no row has a rationale, or a rationale no stage.
     """
     examples = []
     prompts = to_dataset([{k: row.get(k) for k in ("id", "prompt", "question")} for row in rows], **prompt_style)
     for row, prompt in zip(rows, prompts["prompt"], strict=True):
-        for rationale in row["rationales"]:
+        stages = stages_of_row(row) if staged else [None] * len(row["rationales"])
+        for rationale, stage in zip(row["rationales"], stages, strict=True):
             text = trace_text(rationale, row.get("answer"))
             completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            examples.append({"prompt": prompt, "completion": completion})
+            examples.append({"prompt": prompt, "completion": completion, **({"stage": stage} if staged else {})})
     if not examples:
         raise UsageError(
             f"none of the {len(rows)} rows has a rationale to learn from. Name their column: "
@@ -269,6 +282,11 @@ def by_length(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) ->
     batches = [ordered[start : start + batch_size] for start in range(0, whole, batch_size)]
     shuffle(batches)
     return [*(example for batch in batches for example in batch), *ordered[whole:]]
+
+
+def shuffled(examples: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
+    """The examples in random order."""
+    return random.Random(seed).sample(examples, len(examples))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,20 @@ def frac_zero_std(rewards_NF: Tensor, group_size: int) -> list[float]:
     ]
 
 
+def groups_with_spread(settled_NF: Tensor, weights_F: Tensor, group_size: int) -> list[bool]:
+    """Whether the weighted sums of rewards of a group differ, for each group; others have advantage 0 everywhere.
+
+    `settled_NF`: as `settle` returns them. Completions without any reward are left out, as TRL does.
+    """
+    import torch
+
+    totals_N = (settled_NF * weights_F.to(settled_NF)).nansum(dim=1)
+    totals_N = totals_N.masked_fill(settled_NF.isnan().all(dim=1), math.nan)
+    low_M, high_M = (bound.squeeze(1) for bound in _range(totals_N.view(-1, group_size, 1)))
+    # Equal scores of several rewards may add up to sums that differ in the last bit.
+    return ((high_M > low_M) & ~torch.isclose(high_M, low_M)).tolist()
+
+
 def correlations(rewards_NF: Tensor) -> dict[tuple[int, int], float]:
     """Pearson's correlation of each pair of rewards over the samples that both scored; none where it is undefined."""
     import torch

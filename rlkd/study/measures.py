@@ -30,7 +30,7 @@ class HeldOut:
 class StudyRun:
     """The measurements of one arm with one seed; None where the run does not have them.
 
-    `rollouts`: completions trained on, and optimizer steps where no completions were saved (`counts_steps`).
+    `rollouts`: completions generated, dropped ones included; optimizer steps where none were saved (`counts_steps`).
     `calculations` and `tokens`: of the last held-out answers, sampled ones if there are any.
     `zero_std`: mean share of groups without spread. `seconds`: duration, those of interrupted starts included.
     """
@@ -107,7 +107,7 @@ def count_rollouts(folder: Path) -> dict[int, int]:
 
 
 def _trained_on(step: int, rollouts: Mapping[int, int]) -> float:
-    """Completions up to a step; the step itself where none are saved."""
+    """Completions up to a step, dropped ones included; the step itself where none are saved."""
     steps = list(rollouts)
     at = bisect_right(steps, step)
     return float(rollouts[steps[at - 1]] if at else 0) if rollouts else float(step)

@@ -44,7 +44,13 @@ letters.step_scores = lambda text, detail: [
 ]
 
 
-def trainer(kind: str, model: str, output: Path, *, rows: int = 3, **changes: Any) -> Any:
+def odd_rows(completions, id, **columns):
+    """Equal within the groups of every second row, and not within the others."""
+    scores = letters(completions)
+    return [score if int(name[-1]) % 2 else 0.0 for score, name in zip(scores, id, strict=True)]
+
+
+def trainer(kind: str, model: str, output: Path, *, rows: int = 3, reward: Any = letters, **changes: Any) -> Any:
     """A trainer of six steps that saves each: `rlkd`, or `kd` on eight rows with LoRA and dropout."""
     values: dict[str, Any] = {
         "output_dir": str(output),
@@ -62,7 +68,7 @@ def trainer(kind: str, model: str, output: Path, *, rows: int = 3, **changes: An
     }
     if kind == "rlkd":
         args = RLKDConfig(**values | {"num_generations": 2, "max_completion_length": 4} | changes)
-        return RLKDTrainer(model, letters, args, Dataset.from_list(ROWS[:rows]))
+        return RLKDTrainer(model, reward, args, Dataset.from_list(ROWS[:rows]))
     values |= {"lmbda": 0.5, "tau": "adapt", "max_completion_length": 48, "gradient_accumulation_steps": 2}
     return ValidityKDTrainer(
         model,
@@ -132,15 +138,20 @@ def compare_resumed_runs(
         assert_equal(result(resumed), expected, f"after step {step}")
 
 
-def resume_in_two_processes(model: str, folder: Path) -> None:
+def resume_in_two_processes(model: str, folder: Path, **changes: Any) -> None:
     """To be called in each of two processes."""
 
     def make(output: Path) -> Any:
-        return trainer("rlkd", model, output, rows=5, ddp_backend="gloo", **WINDOW)
+        return trainer("rlkd", model, output, rows=5, ddp_backend="gloo", **WINDOW, **changes)
 
     compare_resumed_runs(make, folder, (2, 5), lambda: torch.distributed.barrier())
     torch.distributed.destroy_process_group()
     os._exit(0)  # the end of the interpreter may abort in a thread of gloo
+
+
+def resume_resampling_in_two_processes(model: str, folder: Path) -> None:
+    """To be called in each of two processes."""
+    resume_in_two_processes(model, folder, reward=odd_rows, resample_zero_std=2)
 
 
 def resume_after_kills(model: str, folder: Path) -> None:

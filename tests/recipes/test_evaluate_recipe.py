@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from rlkd.data.loading import load_rows, to_dataset
-from rlkd.evaluation.folder import read_evaluation
+from rlkd.evaluation.folder import EvaluationFolder, read_evaluation
 from tests.helpers import HELPERS, ROOT
 from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.scripted_teacher import ScriptedTeacher
@@ -95,6 +95,54 @@ def test_an_evaluation_killed_at_any_time_ends_with_the_files_of_an_uninterrupte
     assert written.read_text() == expected
     for name in ("results.json", "rows.jsonl", "settings.json"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_pass_rates_are_the_shares_of_right_samples_and_stay_with_the_training_rows(evaluate, rows, tmp_path) -> None:
+    # A training config whose held-out rows are others: the rows to train on are measured.
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"dataset_name": str(rows), "dataset_test_name": "mawps-sample", "eval_rows": 3}))
+    target = tmp_path / "measured.jsonl"
+    arguments = ["--engine", f"{DRAWN}#m", "--config", config, "--pass_rates", target, "--out", tmp_path / "out"]
+    assert str(target) in evaluate(*arguments, "--samples", 4)
+    measured = load_rows(str(target))
+    found = read_evaluation(tmp_path / "out").completions
+    right = {name: [own[number].scores["accuracy"]["value"] for number in range(1, 5)] for name, own in found.items()}
+    assert {row["id"]: row["pass_rate"] for row in measured} == {name: sum(own) / 4 for name, own in right.items()}
+    assert len({row["pass_rate"] for row in measured}) > 2
+    assert {row["pass_rate_samples"] for row in measured} == {4}
+    expected = [{"question": row["question"], "answer": row["answer"]} for row in load_rows(str(rows))]
+    assert [{name: row[name] for name in ("question", "answer")} for row in measured] == expected
+    # More samples keep the earlier ones; another seed is another measurement.
+    evaluate(*arguments, "--samples", 8)
+    more = read_evaluation(tmp_path / "out").completions
+    assert all(more[name][number] == found[name][number] for name in found for number in range(1, 5))
+    assert {row["pass_rate_samples"] for row in load_rows(str(target))} == {8}
+    assert "seed 42, and now it is 43" in evaluate(*arguments, "--samples", 4, "--seed", 43)
+
+
+def test_an_interrupted_measurement_of_pass_rates_ends_with_the_same_rates(evaluate, rows, tmp_path, monkeypatch):
+    rates = ["--dataset_name", rows, "--samples", 3, "--batch", 2, "--engine", f"{DRAWN}#m"]
+    evaluate(*rates, "--pass_rates", tmp_path / "whole.jsonl", "--out", tmp_path / "whole")
+    killed = [*rates, "--pass_rates", tmp_path / "killed.jsonl", "--out", tmp_path / "killed"]
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationFolder, "add", _interrupted_after(7, EvaluationFolder.add))
+        with pytest.raises(ExceptionGroup):
+            evaluate(*killed)
+    assert not (tmp_path / "killed.jsonl").exists()
+    evaluate(*killed)
+    assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def _interrupted_after(calls: int, add: Any) -> Any:
+    """`EvaluationFolder.add` that fails once it has been called that often."""
+    left = iter(range(calls))
+
+    def interrupted(folder: EvaluationFolder, completions: Any) -> None:
+        add(folder, completions)
+        if next(left, None) is None:
+            raise OSError("no space left")
+
+    return interrupted
 
 
 @pytest.mark.slow

@@ -64,6 +64,15 @@ def test_each_rationale_is_an_example_and_a_row_without_one_is_none(recipe) -> N
     assert texts == ["one", "two"]
 
 
+def test_with_a_curriculum_an_example_has_the_stage_of_its_rationale(recipe) -> None:
+    rows = [row(rationales=["one", "two"], stages=[2, 1]), row(id="b", rationales=["three"], stages=[3])]
+    assert [example["stage"] for example in recipe.to_examples(rows, {}, staged=True)] == [2, 1, 3]
+    assert not any("stage" in example for example in recipe.to_examples(rows, {}))
+    # As after `max_rationales: 1`.
+    with pytest.raises(UsageError, match="2 stages for 1 rationales"):
+        recipe.to_examples([row(rationales=["one"], stages=[2, 1])], {}, staged=True)
+
+
 def test_a_text_prompt_gets_a_text_completion(recipe) -> None:
     (example,) = recipe.to_examples([{"id": "a", "prompt": "Q: ", "answer": None, "rationales": ["A"]}], {})
     assert example == {"prompt": "Q: ", "completion": "A"}

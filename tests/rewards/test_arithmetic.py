@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import RewardError
-from rewards.arithmetic import apply_gates, correlations, fill_missing, frac_zero_std, penalised_by_gate, settle
+from rewards.arithmetic import (
+    apply_gates,
+    correlations,
+    fill_missing,
+    frac_zero_std,
+    groups_with_spread,
+    penalised_by_gate,
+    settle,
+)
 
 
 @st.composite
@@ -200,3 +208,18 @@ def test_a_gate_on_a_penalty_is_seen_by_its_first_negative_score() -> None:
     assert penalised_by_gate(apply_gates(rewards, {1: 0}), {1: 0}) == (1, 0)
     assert penalised_by_gate(apply_gates(rewards[1:], {1: 0}), {1: 0}) is None
     assert penalised_by_gate(rewards.abs(), {1: 0}) is None
+
+
+def test_a_group_has_spread_where_its_weighted_sums_differ() -> None:
+    nan = math.nan
+    rewards = [
+        *([1.0, 0.0], [1.0, 0.0]),
+        *([1.0, 0.0], [0.0, 1.0]),  # equal by their weights
+        *([1.0, 0.0], [0.0, 0.0]),
+        *([nan, 1.0], [nan, nan]),  # one completion counts
+        *([nan, nan], [nan, nan]),
+        *([0.1 + 0.2, 0.0], [0.3, 0.0]),  # equal but for the last bit
+    ]
+    found = groups_with_spread(torch.tensor(rewards, dtype=torch.float64), torch.tensor([1.0, 1.0]), 2)
+    assert found == [False, False, True, False, False, False]
+    assert groups_with_spread(torch.tensor(rewards[2:4]), torch.tensor([1.0, 0.5]), 2) == [True]

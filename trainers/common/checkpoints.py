@@ -85,6 +85,11 @@ def is_finished(args: Any) -> bool:
 def is_at_its_end(checkpoint: Path, args: Any) -> bool:
     """Whether a run with these training arguments has no step left after a checkpoint."""
     state = json.loads((checkpoint / "trainer_state.json").read_text())
+    if (most := getattr(args, "max_rollouts", None)) is not None:
+        kept = checkpoint / STATE / "rank0.json"
+        parts = json.loads(kept.read_text())["parts"] if kept.exists() else {}
+        if parts.get("rollouts", {"total": 0})["total"] >= most:
+            return True
     if args.max_steps > 0:
         return int(state["global_step"]) >= args.max_steps
     if args.num_train_epochs > state.get("num_train_epochs", args.num_train_epochs):

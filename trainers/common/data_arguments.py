@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rlkd.data.files import KINDS
 from rlkd.data.loading import WrongRationales, load_rows
+from rlkd.data.pass_rates import PASS_RATE, check_bounds, rows_between
 from rlkd.data.rows import Row
 from rlkd.data.samples import SAMPLE, SAMPLES
 from rlkd.data.sources import source_name
@@ -56,14 +57,17 @@ class RowArguments:
         """The rows to train on, with all their rationales."""
         return self._train_rows("unchecked")
 
-    def _train_rows(self, wrong_rationales: WrongRationales) -> Sequence[Row]:
+    def _train_rows(self, wrong_rationales: WrongRationales, *further_columns: str) -> Sequence[Row]:
+        reading = self._reading
+        if self.other_columns is not None:
+            reading["other_columns"] = [*self.other_columns, *further_columns]
         return load_rows(
             self.dataset_name,
             split=self.dataset_train_split,
             max_rows=self.max_rows,
             max_rationales=self.max_rationales,
             wrong_rationales=wrong_rationales,
-            **self._reading,
+            **reading,
         )
 
     @property
@@ -85,9 +89,18 @@ class TraceArguments(RowArguments):
         default="drop", metadata={"help": "what to do with teacher traces whose answer differs from the row's"}
     )
 
+    keep_pass_rate: list[float] | None = field(
+        default=None,
+        metadata={"help": "lowest and highest pass_rate (column) of a row to train on, e.g. 0.1 0.9; default: all"},
+    )
+
     def train_rows(self) -> Sequence[Row]:
-        """The rows to train on; how many of their rationales are right is logged."""
-        return self._train_rows(self.wrong_rationales)
+        """The rows to train on; how many of their rationales are right, and rows of that difficulty, is logged."""
+        if self.keep_pass_rate is None:
+            return self._train_rows(self.wrong_rationales)
+        low, high = check_bounds(self.keep_pass_rate)
+        rows = self._train_rows(self.wrong_rationales, PASS_RATE)
+        return rows_between(rows, low, high, source=self.source_name)
 
 
 @dataclass

@@ -102,7 +102,18 @@ class EvaluateScriptArguments:
     check_contamination: str | None = field(
         default=None, metadata={"help": "training rows (file, sample, hub) to compare with the test questions"}
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "split of check_contamination"})
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "split of check_contamination and of pass_rates"}
+    )
+
+    pass_rates: str | None = field(
+        default=None,
+        metadata={
+            "help": "file (.jsonl) for the rows of the training split (dataset_name, dataset_train_split, max_rows), "
+            "each with pass_rate, its share of right samples"
+        },
+    )
+    max_rows: int | None = field(default=None, metadata={"help": "first rows of pass_rates; default: all"})
 
     out: str | None = field(default=None, metadata={"help": "output folder; with run: RUN/evaluation"})
     dry_run: bool = field(
@@ -126,6 +137,8 @@ class EvaluateScriptArguments:
             )
         if self.eval_rows is not None and self.eval_rows < 1:
             raise UsageError(f"eval_rows {self.eval_rows}: expected at least 1, or none for all")
+        if self.pass_rates is not None:
+            self._check_pass_rates()
         if self.answers not in (None, "exact", "choice", "boolean"):
             raise UsageError(f"answers {self.answers!r}: expected exact, choice or boolean")
         if min(self.batch, self.concurrency) < 1:
@@ -134,6 +147,21 @@ class EvaluateScriptArguments:
             self.metrics = [self.metrics]
         if not self.metrics:
             raise UsageError(f"metrics is empty: expected {ACCURACY}, or rewards (`rlkd rewards list`)")
+
+    def _check_pass_rates(self) -> None:
+        if self.eval_samples < 1:
+            raise UsageError("pass_rates: without samples there is no rate. Give their number: --samples 8")
+        if ACCURACY not in self.metrics:
+            raise UsageError(f"pass_rates: a rate is one of right answers; add {ACCURACY} to metrics {self.metrics}")
+        if not str(self.pass_rates).endswith(".jsonl"):
+            raise UsageError(f"pass_rates {self.pass_rates}: expected a file name that ends with .jsonl")
+        if self.check_contamination:
+            raise UsageError("pass_rates are those of training rows, which check_contamination reads. Run them apart")
+        if not self.evaluates:
+            raise UsageError("pass_rates: no model to measure. Name it: --model_name_or_path MODEL, or --engine SPEC")
+        # The rows to measure are those to train on, whatever a training config evaluates on.
+        self.dataset_test_name, self.dataset_test_split = self.dataset_name, self.dataset_train_split
+        self.eval_rows = self.max_rows
 
     @property
     def evaluates(self) -> bool:

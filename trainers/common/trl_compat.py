@@ -14,6 +14,8 @@ anything, as long as it calls `generate` of the model; `loss_type`, `beta`, `top
 credit (`trainers/rlkd/step_credit.py`): `_metrics`, `reward_weights`, and a loss that takes `advantages` of tokens.
 With a teacher (`trainers/rlkd/teacher_kl.py`): `generation_config`; keys of a batch: `prompt_ids`, `prompt_mask`,
 `old_per_token_logps`.
+With resampling (`trainers/rlkd/resampling.py`): `_metrics`, `reward_weights`, `_step`, `_tokenizer`, and batches that
+hold tensors with a row per completion, and `num_items_in_batch`.
 
 `DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/trainer.py`:
 

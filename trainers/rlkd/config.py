@@ -78,6 +78,20 @@ class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
             "an error."
         },
     )
+    resample_zero_std: int = field(
+        default=0,
+        metadata={
+            "help": "Further rounds of generation per batch, at most, in which groups whose rewards are all equal are "
+            "replaced by groups of other questions; 0: none."
+        },
+    )
+    max_rollouts: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the run after the step at which all processes have generated this many completions, those "
+            "dropped by resample_zero_std included; null: max_steps or num_train_epochs alone."
+        },
+    )
     filter_overlong_prompts: bool = field(
         default=False,
         metadata={
@@ -132,4 +146,8 @@ class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
                 f"teacher_kl {self.teacher_kl:g}: there is no teacher. Set teacher: a model, or "
                 f"http://HOST:PORT/v1#MODEL, or set teacher_kl: 0"
             )
+        if self.resample_zero_std < 0:
+            raise UsageError(f"resample_zero_std {self.resample_zero_std}: expected a number of rounds, or 0")
+        if self.max_rollouts is not None and self.max_rollouts < 1:
+            raise UsageError(f"max_rollouts {self.max_rollouts}: expected a number of completions, or null")
         check_failure_limits(self.max_failure_rate, self.failure_window)

@@ -10,7 +10,8 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
    only), and metrics go to another; both continue without gap or duplicate when a run resumes;
 5. on a CPU, it leaves out work that changes nothing (`trainers.common.fast_path`);
 6. with `step_credit`, the advantage of a completion is divided among its steps (`trainers.rlkd.step_credit`), and
-   with `teacher_kl` each token's has a part from a teacher's log-probabilities (`trainers.rlkd.teacher_kl`).
+   with `teacher_kl` each token's has a part from a teacher's log-probabilities (`trainers.rlkd.teacher_kl`);
+7. with `resample_zero_std`, groups whose rewards are equal make room for others (`trainers.rlkd.resampling`).
 
 With rewards that are never missing, without gates and with `fast_path: never`, it trains exactly as GRPOTrainer does.
 
@@ -34,7 +35,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from rewards import Outcome, Reward, RewardError
-from rewards.arithmetic import correlations, frac_zero_std, penalised_by_gate, settle
+from rewards.arithmetic import correlations, frac_zero_std, groups_with_spread, penalised_by_gate, settle
 from rewards.batch import ScoredBatch
 from rewards.composite import gate_warning
 from rewards.runner import AsyncReward
@@ -55,6 +56,7 @@ from trainers.rlkd.failures import TooManyFailures, cause_and_rows
 from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
 from trainers.rlkd.preparation import RewardLike, prepare
+from trainers.rlkd.resampling import Resampling, RolloutCount, Round
 from trainers.rlkd.spread import SpreadWatch
 from trainers.rlkd.step_credit import StepCredit
 from trainers.rlkd.teacher_kl import TeacherKL
@@ -129,12 +131,20 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         # TRL calls a reward model by the last part of its path; an environment's own reward stands behind these.
         self.reward_func_names[: len(names)] = names
         name_base(self.model, model)
+        self._rollout_count = RolloutCount(args.max_rollouts)
+        self._resampling = None
+        if args.resample_zero_std:
+            pad: Any = self._tokenizer.pad_token_id
+            self._resampling = Resampling(args, self.train_dataset, pad, self._rollout_count)
+        self._live: list[bool] = []
         self._step_credit = StepCredit.of(args, dict(zip(names, self.rewards, strict=True)), self.processing_class)
         self._teacher_kl = TeacherKL.of(self, prepared.teacher)
         self.open_run_files(student=model)
         alarms = Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated})
         self.add_callback(self._failures)
         self.add_callback(alarms)
+        self.add_callback(self._rollout_count)
+        self.keep("rollouts", self._rollout_count)
         self.keep("failures", self._failures)
         self.keep("alarms", alarms)
         self.keep("spread", self._spread)
@@ -172,26 +182,46 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         return chosen
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._batch = ScoredBatch(inputs)
-        output = super()._generate_and_score_completions(inputs)
+        rounds = [self._round(inputs)]
+        output = rounds[0].output
+        if not self._is_training():
+            return output
+        try:
+            if self._resampling is not None:
+                output, metrics = self._resampling(rounds, self._round, self._step)
+                for name, value in metrics.items():
+                    self._metrics["train"][name].append(value)
+        finally:
+            self._save_rollouts([record for each in rounds for record in each.records])
+        if len(rounds) > 1:  # on all processes
+            loss = output["completion_mask"] * output.get("tool_mask", 1)
+            output["num_items_in_batch"] = self.accelerator.gather(loss.sum()).sum()
+        return output
+
+    def _round(self, rows: list[dict[str, Any]]) -> Round:
+        """The scored rollouts of rows, one each."""
+        self._batch = ScoredBatch(rows)
+        output = super()._generate_and_score_completions(rows)
         advantages: torch.Tensor = output["advantages"]
-        further: list[dict[str, Any]] = [{} for _ in inputs]
-        if self._step_credit is not None and self._is_training():
+        further: list[dict[str, Any]] = [{} for _ in rows]
+        if not self._is_training():
+            return Round(output, [], self._live)
+        self._rollout_count.total += len(rows) * self.accelerator.num_processes
+        if self._step_credit is not None:
             credited = self._step_credit(self._batch, output)
             output["advantages"] = credited.advantages
             self._log_counts(self._step_credit, credited.counts)
             further = [{"credit": steps} for steps in credited.records]
-        if self._teacher_kl is not None and self._is_training():
+        if self._teacher_kl is not None:
             try:
                 signal = self._teacher_kl(output, self._student_logprobs(output))
             except EngineError:
-                self._save_rollouts(advantages, further)
+                self._save_rollouts(self._records(advantages, further))
                 raise
             output["advantages"] = signal.advantages
             self._log_counts(self._teacher_kl, signal.counts)
             further = [{**one, "teacher_kl": mean} for one, mean in zip(further, signal.means, strict=True)]
-        self._save_rollouts(advantages, further)
-        return output
+        return Round(output, self._records(advantages, further), self._live)
 
     def _log_counts(self, source: StepCredit | TeacherKL, counts: torch.Tensor) -> None:
         """Log the metrics of what all processes have counted."""
@@ -256,8 +286,10 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
                 describe=batch.failure_message,
             )
         except RewardError:
-            self._save_rollouts(None, [{} for _ in inputs])  # the batch behind the error, which has no advantages
+            self._save_rollouts(self._records(None, [{} for _ in inputs]))  # without advantages
             raise
+        if self._resampling is not None:
+            self._live = groups_with_spread(settled_NF, self.reward_weights, group_size)
         if self._step_credit is not None:
             self._step_credit.read_scales(rewards_NF, settled_NF, self.reward_weights, self._gates, group_size)
         if not self._warned_of_gate and (found := penalised_by_gate(settled_NF, self._gates)) is not None:
@@ -285,17 +317,26 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         """Whether this is a training batch: TRL's own criterion."""
         return bool(self.model is not None and self.model.training)
 
-    def _save_rollouts(self, advantages: torch.Tensor | None, further: Sequence[dict[str, Any]]) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the number of rollouts so far where it differs from run to run or ends the run."""
+        if self._resampling is not None or self._rollout_count.most is not None:
+            logs = {**logs, "rollouts": self._rollout_count.total}
+        super().log(logs, *args, **kwargs)
+
+    def _records(self, advantages: torch.Tensor | None, further: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A record per rollout of the round at hand, with `further` fields for each."""
         if not (self.args.save_rollouts and self._is_training()):
-            return
+            return []
         values = [None] * len(self._batch.rows) if advantages is None else advantages.tolist()
         step = self.state.global_step + 1
-        self.rollouts.append(
-            [
-                {"step": step, **record, "advantage": value, **more}
-                for record, value, more in zip(self._batch.records(), values, further, strict=True)
-            ]
-        )
+        return [
+            {"step": step, **record, "advantage": value, **more}
+            for record, value, more in zip(self._batch.records(), values, further, strict=True)
+        ]
+
+    def _save_rollouts(self, records: list[dict[str, Any]]) -> None:
+        if records:
+            self.rollouts.append(records)
 
 
 def _is_structural(reward: Reward | str | PreTrainedModel) -> bool:

@@ -66,3 +66,18 @@ def test_rows_end_with_the_limits_and_bad_ones_are_left_out(read):
 def test_a_value_of_a_wrong_type_is_named_with_its_key(read, config, message):
     with pytest.raises(UsageError, match=message):
         read(config)
+
+
+def test_rows_of_other_pass_rates_are_left_out_and_the_column_is_read(read, tmp_path):
+    rows = ({"question": f"{i}?", "answer": i, "pass_rate": i / 4, "level": 1, "other": 2} for i in range(5))
+    jsonl(tmp_path / "rates.jsonl", *rows)
+    config = {"dataset_name": "rates.jsonl", "other_columns": ["level"], "keep_pass_rate": [0.1, 0.9]}
+    script = read(config)
+    assert [row["pass_rate"] for row in script.train_rows()] == [0.25, 0.5, 0.75]
+    assert {*script.train_rows()[0]} >= {"level", "pass_rate"}
+    assert "other" not in script.train_rows()[0]
+    assert [row["pass_rate"] for row in read(config, "--keep_pass_rate", "0.5", "1").train_rows()] == [0.5, 0.75, 1.0]
+    with pytest.raises(UsageError, match=r"expected the lowest and the highest pass rate, such as \[0.1, 0.9\]"):
+        read(config | {"keep_pass_rate": [0.9]}).train_rows()
+    with pytest.raises(UsageError, match="no row has a column 'pass_rate'"):
+        read(config | {"dataset_name": "a.jsonl", "skip_bad_rows": True}).train_rows()

@@ -52,3 +52,17 @@ def test_another_revision_of_the_hub_is_refused_and_a_folder_has_none(tmp_path) 
         parse(["--model_name_or_path", "some/model", "--model_revision", "v2"]).open_engine()
     parse(["--model_name_or_path", str(tmp_path), "--model_revision", "v2"]).open_engine()
     parse(["--model_name_or_path", "some/model", "--model_revision", "main"]).open_engine()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "x#y"], "without samples there is no rate"),
+        (["--engine", "x#y", "--samples", "4", "--metrics", "tag_count"], "add accuracy to metrics"),
+        (["--samples", "4"], "no model to measure"),
+        (["--engine", "x#y", "--samples", "4", "--check_contamination", "a.jsonl"], "Run them apart"),
+    ],
+)
+def test_pass_rates_without_what_they_need_are_refused(arguments, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(["--dataset_name", "mawps-sample", "--pass_rates", "rows.jsonl", *arguments])

@@ -70,8 +70,9 @@ def test_so_does_one_whose_windows_end_inside_a_step_with_rare_logs_a_table_and_
 
 
 @pytest.mark.slow
-def test_so_do_two_processes(tiny_model, tmp_path) -> None:
-    run_apart(TORCHRUN, "resume_in_two_processes", tiny_model, tmp_path)
+@pytest.mark.parametrize("function", ["resume_in_two_processes", "resume_resampling_in_two_processes"])
+def test_so_do_two_processes(tiny_model, tmp_path, function) -> None:
+    run_apart(TORCHRUN, function, tiny_model, tmp_path)
 
 
 @pytest.mark.slow
