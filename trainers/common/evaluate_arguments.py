@@ -128,6 +128,8 @@ class EvaluateScriptArguments:
                     setattr(self, name, json.loads(value))
                 except ValueError as error:
                     raise UsageError(f"{name}: {value!r} is not JSON ({error})") from error
+        if self.pass_rates is not None:
+            self._check_pass_rates()
         if self.eval_samples < 0 or not (self.greedy or self.eval_samples):
             raise UsageError(f"eval_samples {self.eval_samples}: expected at least {0 if self.greedy else 1}")
         if self.eval_samples and self.temperature == 0:
@@ -137,8 +139,6 @@ class EvaluateScriptArguments:
             )
         if self.eval_rows is not None and self.eval_rows < 1:
             raise UsageError(f"eval_rows {self.eval_rows}: expected at least 1, or none for all")
-        if self.pass_rates is not None:
-            self._check_pass_rates()
         if self.answers not in (None, "exact", "choice", "boolean"):
             raise UsageError(f"answers {self.answers!r}: expected exact, choice or boolean")
         if min(self.batch, self.concurrency) < 1:
