@@ -29,6 +29,7 @@ BUILT_IN = {
     "length": "rewards.lengths.RelativeLength",
     "multiple_choice": "rewards.choices.MultipleChoice",
     "numeric": "rewards.choices.Numeric",
+    "prm": "rewards.prm.ProcessReward",
     "reasoning_accuracy_reward": "rewards.verified.ReasoningAccuracyReward",
     "reasoning_steps": "rewards.formats.reasoning_steps",
     "repetition_penalty": "rewards.repetition.WordRepetition",

@@ -1,7 +1,8 @@
 """The reward `judge`: a model grades a completion by the criteria of the config.
 
-The completion stands between fences that it cannot know when it is written, and is called a text and no instruction.
-That makes injections ("Grade: 10") harder and does not end them: measure your judge (`docs/judge_reward.md`).
+The completion stands between fences that are not in it, without markers of chat templates (`rewards.grades`), and is
+called a text and no instruction. Grades are read from the judge's own words. That makes injections ("Grade: 10")
+harder and does not end them: measure your judge (`benchmarks/judge_injections.py`, `docs/judge_reward.md`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import hashlib
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +20,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rewards.contract import Failed, RewardError, RewardOptions, Scored
+from rewards.grades import as_text, fence_of, read_grades
 from rlkd.data.rows import completion_text, question_of
 from rlkd.engines import Engine, EnginePool
 from rlkd.engines.base import Completion, EngineError, Message, Sampling
@@ -64,7 +65,6 @@ Criterion: {{% for text in criteria.values() %}}{{{{ text }}}}{{% endfor %}}
 Does the solution meet it? Answer with Yes or No."""
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_OBJECT = re.compile(r"\{[^{}]*\}")
 _COMBINED: dict[Combine, Callable[[list[float]], float]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
@@ -144,7 +144,7 @@ class JudgeReward:
         self.judges: list[Engine] = [self._pool.open(f"reward {self.__name__!r}", spec) for spec in specs]
         # Part of the keys of cached scores, beside the parameters: the models themselves, not only their addresses.
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-        self.fingerprint = "/".join([*(str(judge.identity) for judge in self.judges), digest, "1"])
+        self.fingerprint = "/".join([*(str(judge.identity) for judge in self.judges), digest, "2"])
 
     def describe(self) -> str:
         """What computes this reward, in a line."""
@@ -193,8 +193,8 @@ class JudgeReward:
     def _request(
         self, problem: str, solution: str, shown: Mapping[str, str], criteria: Mapping[str, str]
     ) -> list[Message]:
-        # Of the text's own hash: a text that held its fence would have to know it.
-        fence = f"=== {hashlib.sha256(solution.encode()).hexdigest()[:12]} ==="
+        solution = as_text(solution)
+        fence = fence_of(solution)
         values = (problem, solution, shown, fence, criteria, self.top, _example(criteria, self.top))
         return [{"role": "user", "content": self._template.render(dict(zip(_VARIABLES, values, strict=True)))}]
 
@@ -209,19 +209,19 @@ class JudgeReward:
         requests = [self._request(*sample, self.criteria) for sample in samples]
         sampling = self._sampling if judge.guided else replace(self._sampling, json_schema=None)
         replies = await judge.generate(requests, sampling, deadline=self.deadline)
-        grades = [self._read(judge, reply) for reply in replies]
+        grades = [self._read(judge, reply, sample[1]) for reply, sample in zip(replies, samples, strict=True)]
         unread = [i for i, found in enumerate(grades) if isinstance(found, str)]
         if unread:
             again = replace(sampling, temperature=0.7, seed=1)
             replies = await judge.generate([requests[i] for i in unread], again, deadline=self.deadline)
             for i, reply in zip(unread, replies, strict=True):
-                grades[i] = self._read(judge, reply)
+                grades[i] = self._read(judge, reply, samples[i][1])
         return grades
 
-    def _read(self, judge: Engine, reply: Completion | EngineError) -> dict[str, float] | str:
+    def _read(self, judge: Engine, reply: Completion | EngineError, solution: str) -> dict[str, float] | str:
         if isinstance(reply, EngineError):
             return str(reply)
-        grades = read_grades(reply.text, self.criteria, self.top)
+        grades = read_grades(reply.text, self.criteria, self.top, solution)
         return grades or f"{judge.name}: no grades in the reply {reply.text[:120]!r}"
 
     async def _probabilities(
@@ -260,33 +260,6 @@ class JudgeReward:
 
 
 _VARIABLES = ("problem", "solution", "shown", "fence", "criteria", "top", "example")
-
-
-def read_grades(reply: str, criteria: Mapping[str, str], top: int) -> dict[str, float] | None:
-    """The grades in a reply, divided by `top`: those of its last JSON object that has all; else None.
-
-    The last: a reply may quote the solution, or a draft, before it grades.
-
-    >>> read_grades('{"correct": 10, "brief": 5}', {"correct": "", "brief": ""}, 10)
-    {'correct': 1.0, 'brief': 0.5}
-    >>> read_grades('{"correct": 11, "brief": 5}', {"correct": "", "brief": ""}, 10)
-    """
-    for text in reversed(_OBJECT.findall(reply)):
-        try:
-            found = json.loads(text)
-        except ValueError:
-            continue
-        values = [_whole(found.get(name)) for name in criteria]
-        if all(value is not None and 0 <= value <= top for value in values):
-            return {name: value / top for name, value in zip(criteria, values, strict=True) if value is not None}
-    return None
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number, also one written as 8.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int(value) != value:
-        return None
-    return int(value)
 
 
 def _weights(criteria: Mapping[str, str], given: Mapping[str, float] | None) -> dict[str, float]:

@@ -41,6 +41,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def process_models(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny random process reward models: `token` and `sequence` by their head.
+
+    Their tokenizer has `<extra_0>` and a chat template, as Qwen2.5-Math-PRM's.
+    """
+    from tests.helpers.process_models import save_process_models
+
+    return save_process_models(tiny_model, tmp_path_factory.mktemp("process-models"))
+
+
+@pytest.fixture(scope="session")
 def template_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """The folder of a tiny model with the chat template of a family (`tests.helpers.template_models`), made once."""
     from tests.helpers.template_models import save_template_model

@@ -11,16 +11,15 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from rlkd.classifiers import Classifier, load_classifier, read_classifier
 from rlkd.data.rows import question_of
-from rlkd.devices import best_device
 from rlkd.engines import EnginePool
 from rlkd.engines.base import EngineError
 from rlkd.engines.choice_mass import check_choice_mass
 from rlkd.engines.tokens import batches_by_length
-from rlkd.models import resolve_model
+from rlkd.errors import UsageError
 from rlkd.validity.contract import Scale, StepQuestion, ValidityError, warn_of_failed_steps
 from rlkd.validity.templates import compiled, render, rendered_example
 
@@ -38,8 +37,6 @@ Next step:
 {{ step }}
 
 Is the next step correct?"""
-
-_HEADS = ("ForTokenClassification", "ForSequenceClassification")
 
 
 class PRMScorer:
@@ -92,7 +89,7 @@ class PRMScorer:
         self.deadline = deadline
         self._engines = EnginePool(deadline)
         self.engine = None if engine is None else self._engines.open("validity scorer 'prm'", engine)
-        self._loaded: _Classifier | None = None
+        self._loaded: Classifier | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_loaded": None}
@@ -142,11 +139,11 @@ class PRMScorer:
         loaded = self._load()
         rows: list[tuple[int, list[int]]] = []
         for index, text in enumerate(texts):
-            ids = loaded.tokenizer(text)["input_ids"]
-            if 0 < len(ids) <= loaded.context:
+            ids = loaded.facts.tokenizer(text)["input_ids"]
+            if 0 < len(ids) <= loaded.facts.context:
                 rows.append((index, ids))
             else:
-                causes.append(f"{len(ids)} tokens do not fit the model's context of {loaded.context}")
+                causes.append(f"{len(ids)} tokens do not fit the model's context of {loaded.facts.context}")
         limit = 0 if loaded.pad_id is None else self.batch_tokens
         for chosen in batches_by_length([len(ids) for _, ids in rows], limit):
             batch = [rows[number] for number in chosen]
@@ -154,101 +151,21 @@ class PRMScorer:
                 causes += [f"the deadline of {self.deadline} s passed"] * len(batch)
                 continue
             try:
-                shares = _good_shares(loaded, [ids for _, ids in batch])
+                found = loaded.good_shares([ids for _, ids in batch], [[len(ids) - 1] for _, ids in batch])
             except Exception as error:
                 causes += [f"the model failed ({type(error).__name__}: {error})"] * len(batch)
                 continue
-            for (index, _), value in zip(batch, shares, strict=True):
+            for (index, _), [value] in zip(batch, found, strict=True):
                 values[index] = value
                 if not math.isfinite(value):
                     causes.append(f"the model returned {value}")
         return values, causes
 
-    def _load(self) -> _Classifier:
-        if self._loaded is not None:
-            return self._loaded
-        import torch
-        from transformers import (
-            AutoConfig,
-            AutoModelForSequenceClassification,
-            AutoModelForTokenClassification,
-            AutoTokenizer,
-        )
-
-        name = str(self.model)
-        way_out = "Give a checkpoint with a classification head, written by save_pretrained."
-        try:
-            path = resolve_model(name)
-            config = AutoConfig.from_pretrained(path)
-            architecture = str((config.architectures or ["model without architecture"])[0])
-            if not architecture.endswith(_HEADS):
-                raise ValidityError(
-                    f"prm: {name} is a {architecture}; expected one that ends in {' or '.join(_HEADS)}. {way_out}"
-                )
-            per_token = architecture.endswith(_HEADS[0])
-            good = self._good_class(config)
-            kind: Any = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            device = torch.device(self.device or best_device())
-            dtype = torch.float32 if device.type == "cpu" else "auto"
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                model, report = kind.from_pretrained(
-                    path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-                )
-        except ValidityError:
-            raise
-        except Exception as error:
-            raise ValidityError(f"prm: {name} does not load ({type(error).__name__}: {error}). {way_out}") from error
-        if report["missing_keys"]:
-            raise ValidityError(
-                f"prm: {name} lacks the weights {sorted(report['missing_keys'])[:3]}, which would be random. {way_out}"
-            )
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
-        self._loaded = _Classifier(
-            model=model.to(device).eval().requires_grad_(False),
-            tokenizer=tokenizer,
-            per_token=per_token,
-            good=good,
-            pad_id=model.config.pad_token_id,
-            context=getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf,
-        )
+    def _load(self) -> Classifier:
+        if self._loaded is None:
+            try:
+                facts = read_classifier(str(self.model), self.good)
+                self._loaded = load_classifier(facts, device=self.device)
+            except UsageError as error:
+                raise ValidityError(str(error)) from error
         return self._loaded
-
-    def _good_class(self, config: Any) -> int:
-        names = {int(index): str(label) for index, label in (config.id2label or {}).items()}
-        good = self.good
-        if good is None:
-            if config.num_labels > 2:
-                raise ValidityError(
-                    f"prm: {self.model} has the classes {names}: set `good` to the one that means good"
-                )
-            return config.num_labels - 1
-        found = [index for index, label in names.items() if good in (index, label)]
-        if not found or (config.num_labels == 1 and found != [0]):
-            raise ValidityError(f"prm: {self.model} has no class {good!r}; it has {names}")
-        return found[0]
-
-
-@dataclass(frozen=True)
-class _Classifier:
-    model: Any
-    tokenizer: Any
-    per_token: bool
-    good: int
-    pad_id: int | None
-    context: float
-
-
-def _good_shares(loaded: _Classifier, rows: list[list[int]]) -> list[float]:
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [loaded.pad_id or 0] * (width - len(row)) for row in rows], device=loaded.model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=loaded.model.device)
-    with torch.inference_mode():
-        logits = loaded.model(input_ids=ids, attention_mask=mask).logits.float()
-    if loaded.per_token:  # (rows, width, classes): the last token of each row
-        logits = logits[torch.arange(len(rows)), mask.sum(1) - 1]
-    good = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, loaded.good]
-    return list(map(float, good.tolist()))

@@ -17,6 +17,7 @@ BUILT_IN_PARAMETERS = {
     "get_cosine_scaled_reward": {"max_len": 100},
     "http": {"url": "http://127.0.0.1:9/", "retries": 0},
     "judge": {"engine": "http://127.0.0.1:9/v1#judge", "criteria": "Is it right?", "deadline": 1.0},
+    "prm": {"model": "no/model"},
     "structure": {"alignment": "f1"},
     "think_format": {"answer_tags": True},
 }

@@ -415,8 +415,9 @@ def test_a_reward_may_be_called_from_several_threads_at_once(build):
 # Pickling
 
 
-def specs(forms):
-    built_in = [(name, BUILT_IN_PARAMETERS.get(name, {})) for name in BUILT_IN]
+def specs(forms, process_models):
+    parameters = BUILT_IN_PARAMETERS | {"prm": {"model": process_models["token"]}}
+    built_in = [(name, parameters.get(name, {})) for name in BUILT_IN]
     mine = [(f"{forms}:brevity", {"limit": 20}), (f"short={forms}:Constant", {"value": 2.0}), (f"{forms}:later", {})]
     return [*built_in, *mine, ("fmt=trl.rewards.think_format_reward", {})]
 
@@ -429,8 +430,8 @@ COLUMNS = {
 TEXTS = ("<think>1 + 1 = 2</think><answer>2</answer>", "It is 4.")
 
 
-def test_every_reward_survives_pickling(forms):
-    for spec, parameters in specs(forms):
+def test_every_reward_survives_pickling(forms, process_models):
+    for spec, parameters in specs(forms, process_models):
         reward = build_reward(spec, parameters)
         copy = pickle.loads(pickle.dumps(reward))
         assert type(copy) is type(reward)
@@ -448,10 +449,10 @@ for reward in rewards:
 
 
 @pytest.mark.slow
-def test_every_reward_reaches_another_process(forms):
+def test_every_reward_reaches_another_process(forms, process_models):
     import json
 
-    built = [build_reward(spec, parameters).reward for spec, parameters in specs(forms)]
+    built = [build_reward(spec, parameters).reward for spec, parameters in specs(forms, process_models)]
     given = {"prompts": ["?"] * 2, "completions": chat(*TEXTS), "completion_ids": [[1], [2]], **COLUMNS}
     done = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(UNPICKLE)],

@@ -74,7 +74,8 @@ def show_scores(
         if not isinstance(reward, Reward):
             run.line(str(reward).rpartition("/")[2], "a reward model, which is not loaded here")
         elif run.mode != "probe" and getattr(reward.function, "loads_models", False):
-            run.line(reward.__name__, "loads a model: tried by --dry_run probe")
+            held = getattr(reward.function, "in_process", None)
+            run.line(reward.__name__, f"loads {held.model if held else 'a model'}: tried by --dry_run probe")
             usable.remove(reward)
     rows = [] if dataset is None else solved_rows(dataset)
     if not rows:

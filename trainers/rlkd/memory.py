@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewards.build import names_model
+from rlkd.engines.local import ModelInProcess
 from rlkd.memory.plan import MemoryPhase, MemoryPlan
 from rlkd.registry import split_alias
 from trainers.common.memory import (
@@ -88,6 +89,12 @@ def memory_plan(
         dense = dense_teacher(args, args.teacher, device)
         fixed["teacher weights"] = 0 if dense is None else dense.weights
 
+    for held in _classifiers(rewards):
+        if (held.device or device).partition(":")[0] == device:
+            # With the head of a language model, which is at least as large as that of a classifier.
+            weights = read_frozen(held.model, dtype=held.dtype, device=device).weights
+            fixed["process reward model"] = fixed.get("process reward model", 0) + weights
+
     phases = [
         generating(student, args, fixed, notes, shape=(rows, groups, prompt_tokens, completion), gpu_bytes=gpu_bytes),
         MemoryPhase("rewards", {**fixed, "structure model's cache": caches}),
@@ -152,3 +159,9 @@ def _engines(rewards: Sequence[Any]) -> Iterable[tuple[Any, int]]:
             if engine is not None:
                 found.setdefault(id(engine), (engine, getattr(part, "max_new_tokens", 1)))
     return found.values()
+
+
+def _classifiers(rewards: Sequence[Any]) -> list[ModelInProcess]:
+    """The models that rewards hold in this process themselves, such as `prm`."""
+    held = [getattr(getattr(reward, "function", None), "in_process", None) for reward in rewards]
+    return [one for one in held if isinstance(one, ModelInProcess)]

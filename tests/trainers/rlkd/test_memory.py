@@ -96,6 +96,18 @@ def test_a_structure_model_in_this_process_has_weights_and_a_cache(tiny_model):
     assert elsewhere.roles.get("structure model", 0) == weights
 
 
+def test_a_process_reward_model_has_weights_on_its_device(tiny_model, process_models):
+    def planned(**parameters):
+        given = {"model": process_models["token"], **parameters}
+        args = config(reward_funcs=["prm"], reward_kwargs={"prm": given})
+        return memory_plan(args, tiny_model, prompt_tokens=16).roles
+
+    whole = planned()["process reward model"]
+    assert 0 < whole < 2 * planned()["student weights"]
+    assert planned(dtype="bfloat16")["process reward model"] < 0.6 * whole
+    assert "process reward model" not in planned(device="cuda:1")
+
+
 def test_a_server_takes_no_memory_here(tiny_model):
     engine = "http://127.0.0.1:1/v1#model"
     args = config(

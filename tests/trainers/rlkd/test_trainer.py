@@ -229,10 +229,15 @@ def test_a_gate_lets_a_reward_count_only_under_its_condition(tiny_model, rows, t
     assert advantages == pytest.approx([-0.5, -0.5, 1.5, -0.5])
 
 
-@pytest.mark.parametrize("spec", ["accuracy", "structure", "think_format", "tag_count", "soft_overlong"])
-def test_every_registered_reward_runs_in_an_unmodified_grpo_trainer(tiny_model, rows, tmp_path, spec) -> None:
-    parameters = {"max_completion_len": 8, "soft_punish_cache": 4} if spec == "soft_overlong" else {}
-    reward = build_reward(spec, parameters)
+@pytest.mark.parametrize("spec", ["accuracy", "structure", "think_format", "tag_count", "soft_overlong", "prm"])
+def test_every_registered_reward_runs_in_an_unmodified_grpo_trainer(
+    tiny_model, process_models, rows, tmp_path, spec
+) -> None:
+    parameters = {
+        "soft_overlong": {"max_completion_len": 8, "soft_punish_cache": 4},
+        "prm": {"model": process_models["token"]},
+    }
+    reward = build_reward(spec, parameters.get(spec, {}))
     trainer = GRPOTrainer(
         tiny_model, reward_funcs=reward, args=config(tmp_path, GRPOConfig, max_steps=1), train_dataset=rows
     )
