@@ -15,7 +15,7 @@ def save_process_models(base: str, folder: Path) -> dict[str, str]:
     for name, kind in (("token", LlamaForTokenClassification), ("sequence", LlamaForSequenceClassification)):
         config = AutoConfig.from_pretrained(base, num_labels=2, initializer_range=0.3)
         config.vocab_size = max(config.vocab_size, len(tokenizer))
-        config.max_position_embeddings = 256
+        config.max_position_embeddings = 1024
         torch.manual_seed(1)
         kind(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)

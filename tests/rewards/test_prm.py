@@ -114,9 +114,9 @@ def test_a_completion_without_steps_scores_zero_also_as_a_product(process_models
 
 
 def test_what_does_not_fit_the_context_fails_alone(process_models) -> None:
-    long, short = score(ProcessReward(process_models["token"]), "One more. " * 40, TEXTS[1])
+    long, short = score(ProcessReward(process_models["token"]), "One more. " * 120, TEXTS[1])
     assert isinstance(long, Failed)
-    assert "do not fit the context of 256" in long.cause
+    assert "do not fit the context of 1024" in long.cause
     assert isinstance(short, Scored)
 
 
