@@ -137,7 +137,12 @@ PLANS = (
         },
         "Validity of the teacher's step minus that of the student's.",
     ),
-    ChartPlan("Distillation", "tau", {"validity/tau": "tau"}, "The margin that counts as large."),
+    ChartPlan(
+        "Distillation",
+        "tau",
+        {"validity/tau": "on the student's rollouts", "traces/tau": "on the teacher's traces"},
+        "The margin that counts as large.",
+    ),
     ChartPlan(
         "Distillation",
         "Steps without trust or score",

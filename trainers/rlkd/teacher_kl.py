@@ -17,6 +17,7 @@ tensor([[-0.7500,  0.0000,  0.0000]])
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,14 +95,14 @@ class TeacherKL:
             _suppress(trainer, known, width)
             return cls(args, SparseTeacher(opened, width))
         model = load_teacher(args, args.teacher, trainer.accelerator.device)
-        hidden_states = _hidden_states_of(model, trainer.compute_loss_context_manager)
-        check_head(model, hidden_states, list(range(min(8, known))))
+        # Compared without autocast, whose rounding would count as another head.
+        check_head(model, _hidden_states_of(model, nullcontext), list(range(min(8, known))))
         common = common_width(args, trainer.accelerator.unwrap_model(trainer.model), model, tokenizer)
         if common is not None:
             _suppress(trainer, common, width)
         teacher = DenseTeacher(
             model,
-            hidden_states,
+            _hidden_states_of(model, trainer.compute_loss_context_manager),
             temperature=args.temperature,
             vocabulary=common,
             rows=args.per_device_train_batch_size,

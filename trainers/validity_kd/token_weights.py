@@ -272,8 +272,9 @@ def batch_metrics(
 ) -> dict[str, float]:
     """The metrics of a generation batch, over all processes; must be called on every one of them.
 
-    `texts`: the completion of each row. Metrics over no step are left out. Right answers of rollouts and of the
-    teacher's traces, which are mostly right by construction, have two names: a log line may cover several batches.
+    `texts`: the completion of each row. Metrics over no step are left out. `tau` and the right answers have two names,
+    one for rollouts and one for the teacher's traces, which are mostly right by construction: a log line may cover
+    batches of both.
     """
     right = [accuracy(row, text) for row, text in zip(rows, texts, strict=True)]
     local = {
@@ -297,7 +298,7 @@ def batch_metrics(
         "kd/steps_per_trace": len(steps) / total["traces"],
         "kd_weight/floored": batch.steps.floored / len(steps),
         "validity/failed": batch.steps.failed / len(steps),
-        "validity/tau": batch.steps.tau,
+        "validity/tau" if on_policy else "traces/tau": batch.steps.tau,
     }
     deciles = statistics.quantiles(weights, n=10, method="inclusive") if len(weights) > 1 else weights * 9
     metrics |= {"kd_weight/q10": deciles[0], "kd_weight/q50": deciles[4], "kd_weight/q90": deciles[8]}

@@ -126,7 +126,7 @@ def test_a_big_batch_micro_batches_and_two_processes_give_one_loss(
     assert all(entry["kd_weight/q90"] - entry["kd_weight/q10"] > 1e-3 for entry in one)
     for name, entries in found.items():
         for expected, entry in zip(one, entries, strict=True):
-            for key in ("loss", "grad_norm", "kd_weight/mean", "validity/tau", "validity/margin", "entropy"):
+            for key in ("loss", "grad_norm", "kd_weight/mean", "traces/tau", "validity/margin", "entropy"):
                 assert entry[key] == pytest.approx(expected[key], rel=1e-5), (name, key)
             assert entry["num_tokens"] == expected["num_tokens"]
             assert entry["kd/steps_per_trace"] == expected["kd/steps_per_trace"]

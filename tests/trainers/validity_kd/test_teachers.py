@@ -394,7 +394,7 @@ def test_a_second_training_starts_with_a_fresh_tau(tiny_model, teacher_model, tm
     trainer, first = run(tiny_model, teacher_model, tmp_path, tau="adapt", learning_rate=0.0)
     trainer.train()
     second = [entry for entry in read_steps(trainer.metrics_path) if "loss" in entry]
-    assert [entry["validity/tau"] for entry in second] == [entry["validity/tau"] for entry in first]
+    assert [entry["traces/tau"] for entry in second] == [entry["traces/tau"] for entry in first]
 
 
 @pytest.mark.slow

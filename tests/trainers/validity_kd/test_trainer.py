@@ -405,7 +405,8 @@ def test_the_logged_figures_are_there_and_hang_together(tiny_model, teacher_mode
     assert "validity/margin_wrong" not in entry
     assert entry["kd_weight/q10"] <= entry["kd_weight/q50"] <= entry["kd_weight/q90"]
     assert entry["validity/failed"] == 0
-    assert entry["validity/tau"] == pytest.approx(trainer.token_weights.weighting.adaptive_off_policy.value)
+    assert entry["traces/tau"] == pytest.approx(trainer.token_weights.weighting.adaptive_off_policy.value)
+    assert "validity/tau" not in entry  # which is that of rollouts
     assert {"kd_weight/first_third", "kd_weight/middle_third", "kd_weight/last_third"} <= entry.keys()
     assert 0 <= entry["kd_weight/floored"] <= 1
 
