@@ -233,18 +233,19 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         if "old_per_token_logps" in output:
             known: torch.Tensor = output["old_per_token_logps"]
             return known
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         try:
             with torch.no_grad():
                 logprobs: torch.Tensor = self._get_per_token_logps_and_entropies(
-                    self.model,
+                    model,
                     torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
                     torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
                     output["completion_ids"].shape[1],
                     batch_size=self.args.per_device_train_batch_size,
                 )[0]
         finally:
-            self.model.train()
+            model.train()
         return logprobs
 
     def _generate(self, prompts: list[Any], *args: Any, **kwargs: Any) -> Any:
