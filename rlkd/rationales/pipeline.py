@@ -111,11 +111,11 @@ def write_stage(
             (folder / name).unlink(missing_ok=True)
         if writer.bank is not None:
             writer.bank.to_file(folder / "bank.json")
-        for each in filter(None, (teacher, pupil)):
-            log(f"{each.sent} requests sent, {each.known} answers from the journal, {each.failed} failed.")
-            if each.last_error is not None:
+        for asked in filter(None, (teacher, pupil)):
+            log(f"{asked.sent} requests sent, {asked.known} answers from the journal, {asked.failed} failed.")
+            if asked.last_error is not None:
                 log(
-                    f"The last failure: {each.last_error}\nThe same command again retries failed requests; "
+                    f"The last failure: {asked.last_error}\nThe same command again retries failed requests; "
                     f"--deadline allows more time for each."
                 )
         paths = _path_figures(writer)

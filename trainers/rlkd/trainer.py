@@ -135,7 +135,8 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         self._resampling = None
         if args.resample_zero_std:
             pad: Any = self._tokenizer.pad_token_id
-            self._resampling = Resampling(args, self.train_dataset, pad, self._rollout_count)
+            indexed: Any = self.train_dataset  # no iterable one: checked before
+            self._resampling = Resampling(args, indexed, pad, self._rollout_count)
         self._live: list[bool] = []
         self._step_credit = StepCredit.of(args, dict(zip(names, self.rewards, strict=True)), self.processing_class)
         self._teacher_kl = TeacherKL.of(self, prepared.teacher)
