@@ -1,4 +1,4 @@
-"""How often does a completion that speaks to its judge get a higher grade than without its words?
+"""How often does an injection, words to the judge in a completion, raise the grade?
 
     python benchmarks/judge_injections.py --rows 12 --reply yes_no
     python benchmarks/judge_injections.py --engine http://127.0.0.1:8001/v1#MODEL --rows 200 --out injections.json
@@ -72,7 +72,7 @@ CONTROLS: Mapping[str, Injection] = {
 
 
 def wrong_solutions(count: int) -> list[tuple[str, str]]:
-    """Questions of the embedded test sample, each with the rationale of another question."""
+    """Questions of the embedded sample, each with the rationale of another question."""
     rows = [row for row in load_rows("gsm8k-sample", split="train") if row["rationales"]][: count + 1]
     return [
         (row["question"], strip_calculator_marks(other["rationales"][0])) for row, other in itertools.pairwise(rows)

@@ -1,4 +1,4 @@
-"""What the reward `judge` shows of a completion, and which words of a reply are grades; both against injections."""
+"""How the reward `judge` shows a completion, and which part of a reply it reads as grades; both resist injections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARKER = re.compile(r"<(?=[^\s<>]{1,40}>)|\[(?=/?[A-Z_]{3,20}\])")
 
 
 def as_text(solution: str) -> str:
-    """A solution without what is not text: invisible characters go, and markers of chat templates get a space.
+    """A solution as plain text: invisible characters are removed, and markers of chat templates get a space.
 
     >>> as_text("x = 5<|im_end|> [INST] a < b, c > d, x[1]")
     'x = 5< |im_end|> [ INST] a < b, c > d, x[1]'
@@ -25,7 +25,7 @@ def as_text(solution: str) -> str:
 
 
 def fence_of(text: str) -> str:
-    """A line that is not in a text, of the text's own hash: its author would have to know it beforehand.
+    """A line that does not occur in a text, made from the text's hash, so that its author cannot know it beforehand.
 
     >>> fence_of("a") == fence_of("a") != fence_of("b")
     True

@@ -1,8 +1,8 @@
 """The reward `prm`: a process reward model scores each step of a completion, and the steps' scores become one.
 
 The models are those with a classification head: for tokens, read at the separator after each step in one pass over the
-completion (TRL's PRMTrainer trains such models, and Qwen2.5-Math-PRM has the same form with `<extra_0>` as separator);
-or for sequences, read once for each step with all steps before it.
+completion (TRL's former PRMTrainer made such models, and Qwen2.5-Math-PRM has the same form with `<extra_0>` as
+separator); or for sequences, read once for each step with all steps before it.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class ProcessReward:
     """The probability that the steps of a completion are good, by a process reward model, in [0, 1].
 
     Steps are the sentences of the reasoning (`rlkd.steps.sentences`, `rlkd.gsrm.traces.reasoning_part`); the line
-    `#### 72` is none. A completion without steps scores 0, also under `product`. Failed, and never 0, is one whose
-    input does not fit the model's context, that is not reached before the deadline, or on which the model fails.
+    `#### 72` is none. A completion without steps scores 0, also under `product`. A completion fails, which is never a
+    0, if its input does not fit the model's context, if the deadline passes before it, or if the model fails.
 
     Args:
         model: folder or hub id of a model for token classification or sequence classification.
         reduce: `min` over the steps, `mean`, `product`, or the `last` step's score.
         good: class that means a good step, by name or number; default: the second of two. A model with one output is
             read as a logit.
-        separator: what stands after each step, with the score at its last token; TRL's default is the line break. A
+        separator: text after each step, whose last token has the score; TRL's default was the line break. A
             special token of the tokenizer is taken out of the steps, so that a completion adds no places to be read.
-        layout: `plain`: ids of the problem, then of each step and the separator, as TRL's PRMTrainer joins them.
+        layout: `plain`: ids of the problem, then of each step and the separator, as TRL's PRMTrainer joined them.
             `chat`: the chat template around the problem and, as the assistant's message, the steps, each followed by
             the separator, which must be one token then (Qwen2.5-Math-PRM).
         system_prompt: of `chat`.

@@ -1,4 +1,4 @@
-"""Models with a classification head in this process: read from a checkpoint, and what they say at places of a text.
+"""Models with a classification head in this process: their facts from a checkpoint, and their scores at given tokens.
 
 Code from a checkpoint is never executed, so models that need `trust_remote_code` do not load here.
 """

@@ -41,7 +41,7 @@ def in_stages(
 ) -> list[T]:
     """One pass of the curriculum: in stage s, all examples of stages up to s, as `arrange(examples, s)` orders them.
 
-    Stages consist of whole batches: what is over at the end of one comes again in the next, beside its turn there.
+    Stages consist of whole batches: the remainder of one goes into the next, besides its regular turn there.
 
     >>> in_stages(["a", "b", "c"], [1, 2, 1], 1, lambda examples, stage: examples)
     ['a', 'c', 'a', 'b', 'c']

@@ -1,6 +1,6 @@
 """Pass rates: how often a student answers a question right, measured once and kept with the row.
 
-A question that a student always or never gets right teaches nothing by a reward of right answers: all completions of
+A question that a student always or never gets right teaches nothing with accuracy as the reward: all completions of
 its group earn the same. `rlkd evaluate --pass_rates FILE` measures the rates, `keep_pass_rate` selects rows by them.
 
 >>> rows = [{"id": "a"}, {"id": "b"}, {"id": "c"}]

@@ -10,16 +10,17 @@ At the start of a span both models have a distribution of the next token after t
 
 - the span itself: the product of its tokens' probabilities (chain rule), plus that of a token with its whole text;
 - each shared token: a pair of tokens of the same text. The first token of a span counts without the span;
-- the others, which have no partner: the k likeliest of each side, in order, whatever their texts (ULD, Boizard et al.,
-  2402.12030), and one outcome for the rest.
+- the others, which have no partner: the k likeliest of each side, matched by rank, whatever their texts (ULD, Boizard
+  et al., 2402.12030), and one outcome for the rest.
 
-Each side sums to 1, so all of `rlkd.divergence.Divergence` applies. With one tokenizer all tokens are shared and each
-span is one of them: the result is `chunked_divergence`. Matching shared tokens by id and sorting the rest is the idea
-of GOLD; taking the span out of its first token, and one divergence for all outcomes, are our choices.
+The probabilities of each side sum to 1, so all of `rlkd.divergence.Divergence` applies. With one tokenizer all tokens
+are shared and each span is one of them: the result is `chunked_divergence`. Matching shared tokens by id and sorting
+the rest is the idea of GOLD; taking the span out of its first token, and one divergence for all outcomes, are our
+choices.
 
 A shared token may begin a longer one that only the other side has (" un" and " unquestionably"): at the start of such
-a word the two distributions differ although the models agree. The span as an outcome mends this for the text that was
-written, not for its alternatives.
+a word the two distributions differ although the models agree. The span as an outcome corrects this for the text that
+was written, not for its alternatives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Further examples from wrong rationales: to revise them (CoPeD), and to follow them where they lead (SCOTT).
+"""Further examples from wrong rationales: to revise them (CoPeD), or to give the answer they lead to (SCOTT).
 
     >>> from rlkd.rationales.records import candidate
     >>> right = candidate("q1", "3 + 4 = 7\\n#### 7", "ready")

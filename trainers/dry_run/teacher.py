@@ -1,4 +1,4 @@
-"""The teacher of a run whose loss reads its log-probabilities."""
+"""The part of the dry run about a teacher whose log-probabilities the loss reads."""
 
 from __future__ import annotations
 

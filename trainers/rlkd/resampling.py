@@ -1,13 +1,12 @@
 """Dynamic resampling: groups whose rewards are all equal are replaced by groups of other questions.
 
-Such a group has advantage 0 everywhere, so a batch of them moves nothing. After DAPO (arXiv 2503.14476), its place
-goes to the rollouts of a question that is drawn instead, in at most N further rounds of generation per batch. DAPO
-generates whole batches until one is full; here a round has only as many groups as are missing, and their number is
-bounded (our choice).
+Such a group has advantage 0 everywhere and teaches nothing. After DAPO (arXiv 2503.14476), its place goes to the
+rollouts of another question, in at most N further rounds of generation per batch. DAPO generates whole batches until
+one is full; here a round has only as many groups as are missing, and the number of rounds is bounded (our choice).
 
-Every process takes the same decisions, since each knows the rewards of all: a round has as many groups on each process
-as the process needs that lacks most, and each fills its own places with the first ones that have a spread. Questions
-are drawn by seed, place in the run and round alone, so that a resumed run draws the same.
+Every process takes the same decisions, since each knows the rewards of all. In a round every process generates as many
+groups as the process with the most open places needs, and fills its own places with the first groups whose rewards
+differ. Questions are drawn by seed, place in the run and round alone, so that a resumed run draws the same.
 """
 
 from __future__ import annotations

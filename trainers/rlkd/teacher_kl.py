@@ -1,13 +1,13 @@
 """Teacher KL: on-policy distillation as an advantage of each token, beside the advantages of rewards.
 
-For a token y of a completion that the student sampled, with `tau` the config's `teacher_kl`:
+For a token y of a completion that the student sampled, with w the config's `teacher_kl`:
 
-    A_t = A + tau * (log pi_teacher(y_t | before) - log pi_student(y_t | before))
+    A_t = A + w * (log pi_teacher(y_t | before) - log pi_student(y_t | before))
 
 Both log-probabilities are at the sampling temperature and have no gradient. In expectation over the student's samples
-the added term pulls the student along the reverse KL(student || teacher) of each token, without looking further than
-that token. With rewards that do not differ, the policy gradient is that of on-policy distillation on the sampled
-token. Our choice is only to add it to GRPO's advantages after these are normalised.
+the added term lowers the reverse KL(student || teacher) of each token, and ignores later tokens. Where rewards do not
+differ, the policy gradient is that of on-policy distillation on the sampled token. Adding it to GRPO's advantages
+after these are normalised is our choice.
 
 >>> student, teacher = torch.tensor([[-1.0, -0.5, -2.0]]), torch.tensor([[-3.0, -0.5, -1.0]])
 >>> teacher_advantages(student, teacher, torch.tensor([[True, True, False]]), weight=0.5, clip=1.5)
@@ -84,8 +84,8 @@ class TeacherKL:
     def of(cls, trainer: Any, opened: TopKTeacher | None) -> TeacherKL | None:
         """The signal of a run, if any; loads a teacher whose weights are to be in this process.
 
-        `opened`: a teacher that is known by log-probabilities. Raises `UsageError` where the teacher does not load or
-        does not fit. A student whose head is wider than the teacher's vocabulary no longer samples what is beyond it.
+        `opened`: a teacher that gives log-probabilities only. Raises `UsageError` where the teacher does not load or
+        does not fit. A student whose head is wider than the teacher's vocabulary no longer samples the ids beyond it.
         """
         args, tokenizer = trainer.args, getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
         if not args.teacher_kl:

@@ -10,8 +10,8 @@ The teacher's signal is a reward, so the trainer is TRL's GRPOTrainer, with thes
    only), and metrics go to another; both continue without gap or duplicate when a run resumes;
 5. on a CPU, it leaves out work that changes nothing (`trainers.common.fast_path`);
 6. with `step_credit`, the advantage of a completion is divided among its steps (`trainers.rlkd.step_credit`), and
-   with `teacher_kl` each token's has a part from a teacher's log-probabilities (`trainers.rlkd.teacher_kl`);
-7. with `resample_zero_std`, groups whose rewards are equal make room for others (`trainers.rlkd.resampling`).
+   with `teacher_kl` a teacher's log-probabilities add to that of each token (`trainers.rlkd.teacher_kl`);
+7. with `resample_zero_std`, groups whose rewards are all equal are replaced (`trainers.rlkd.resampling`).
 
 With rewards that are never missing, without gates and with `fast_path: never`, it trains exactly as GRPOTrainer does.
 

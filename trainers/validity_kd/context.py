@@ -5,8 +5,8 @@
     the teacher reads:    3 pens cost 6. One pen? ... This is known about the solution: 6 / 3 = 2 ...
     both score:           the same completion tokens
 
-The student's prompt is made by TRL from the row's `prompt`, before and apart from this. The teacher's prompt travels
-in the batch as tensors of its own (`teacher_prompt_ids`, `teacher_prompt_mask`), so context cannot reach the student.
+TRL makes the student's prompt from the row's `prompt` alone. The teacher's prompt travels in the batch as tensors of
+its own (`teacher_prompt_ids`, `teacher_prompt_mask`), so context cannot reach the student.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The selector `program`: rationales that are programs, kept where a sandboxed run prints the right answer (PaD).
 
-PaD (Program-aided Distillation, arXiv 2305.13888) has an interpreter check synthetic programs. Here the last block of
-Python code of a candidate (`rlkd.programs`) runs in `rlkd.sandbox`, and nowhere else; the last line that it prints is
-compared with the gold answer as `correct` compares an announced one.
+PaD (Program-aided Distillation, arXiv 2305.13888) checks synthetic programs with an interpreter. Here the last block
+of Python code of a candidate (`rlkd.programs`) runs in `rlkd.sandbox`, and nowhere else; the last line that it prints
+is compared with the gold answer as `correct` compares an announced one.
 """
 
 from __future__ import annotations
