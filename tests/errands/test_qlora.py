@@ -55,7 +55,7 @@ def kd_trainer(folder: Path, more: str) -> ValidityKDTrainer:
     return ValidityKDTrainer(**validity_kd.trainer_settings(own, args, model, own.train_rows()[:16]))
 
 
-def test_rlkd_trains_an_adapter_on_4_bit_weights_and_leaves_them_as_they_are(tmp_path) -> None:
+def test_rlkd_trains_an_adapter_on_4_bit_weights_which_merges_into_full_precision(tmp_path) -> None:
     trainer = rlkd_trainer(tmp_path / "run", FOUR_BIT)
     layers = quantised_layers(trainer.model)
     before = stored(layers)
@@ -73,6 +73,9 @@ def test_rlkd_trains_an_adapter_on_4_bit_weights_and_leaves_them_as_they_are(tmp
     assert changed
     assert [entry["step"] for entry in read_steps(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     assert "quantized_base: 4 bit" in (tmp_path / "run" / "README.md").read_text()
+    lines = merge_adapter(tmp_path / "run", tmp_path / "merged")
+    assert "in 4 bit, and is merged into its full precision" in lines[0]
+    assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 0
 
 
 def test_an_evaluation_leaves_the_gradients_of_4_bit_weights_as_they_were(tmp_path) -> None:
@@ -96,15 +99,6 @@ def test_an_evaluation_leaves_the_gradients_of_4_bit_weights_as_they_were(tmp_pa
     after = gradients()
     assert len(before) >= 32
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-
-
-def test_the_adapter_of_a_4_bit_run_merges_into_full_precision(tmp_path) -> None:
-    trainer = rlkd_trainer(tmp_path / "run", FOUR_BIT)
-    trainer.train()
-    trainer.save_model()
-    lines = merge_adapter(tmp_path / "run", tmp_path / "merged")
-    assert "in 4 bit, and is merged into its full precision" in lines[0]
-    assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 0
 
 
 def test_distillation_from_a_4_bit_teacher_has_nearly_the_loss_of_full_precision(tmp_path) -> None:
