@@ -6,12 +6,13 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from rlkd.data.pass_rates import PASS_RATE, SAMPLES
 from rlkd.data.rows import FIELDS, Row, RowError, listed, shown
 from rlkd.errors import UsageError
 
 # What `columns` may name besides the fields of a row, and columns that decide how a field is read.
 OTHER_FIELDS = ("correct", "messages")
-READ_BESIDE = ("messages", "choices", "options")
+READ_BESIDE = ("messages", "choices", "options", PASS_RATE, SAMPLES)
 
 # Flags and nulls in words, as tables have them.
 _FLAGS = {
@@ -44,8 +45,11 @@ def columns_to_read(columns: Mapping[str, str], others: Collection[str] | None) 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[Row, bool]:
     """A record under the names of our fields, without the traces flagged wrong, and whether it has flags.
 
-    `columns`: our field -> its column. Raises `RowError`.
+    `columns`: our field -> its column; not of a record with measured pass rates, which has our names. Raises
+    `RowError`.
     """
+    if SAMPLES in record:
+        columns = {}
     for field, column in columns.items():
         if column not in record:
             near = _near(column, record)

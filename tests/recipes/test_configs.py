@@ -9,6 +9,7 @@ import yaml
 
 from rewards import build_rewards
 from tests.helpers import ROOT
+from trainers.common.evaluation_settings import training_keys
 
 RECIPES = ROOT / "recipes"
 # Those of `rlkd serve` belong to no recipe (tests/rlkd/serve/test_config.py checks them).
@@ -69,3 +70,10 @@ def test_selection_by_difficulty_drops_something(path: Path) -> None:
     by_share = config.get("keep_ratio", 1) < 1 and config.get("limit_by") == "log_rd"
     assert keep < written or by_share
     assert config["system_prompt"] == yaml.safe_load((RECIPES / "sft.yaml").read_text())["system_prompt"]
+
+
+@pytest.mark.parametrize("recipe", ["rlkd", "rlkd_async", "validity_kd", "sft"])
+def test_an_evaluation_takes_every_key_of_a_training_config(recipe: str) -> None:
+    scope = runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="recipe")
+    (script,) = [value for name, value in scope.items() if name.endswith("ScriptArguments")]
+    assert {field.name for field in dataclasses.fields(script)} <= training_keys()

@@ -79,5 +79,6 @@ def training_keys() -> set[str]:
     from trainers.common.data_arguments import DataArguments
 
     kinds = (DataArguments, ModelConfig, SFTConfig, RLKDConfig, RLKDAsyncConfig, ValidityKDConfig)
-    own = {"similar_lengths", "adapter", "round_adapter", "shuffle_teachers", "shuffle_steps"}  # in recipes
+    # Keys of the recipes themselves.
+    own = {"similar_lengths", "curriculum", "adapter", "round_adapter", "shuffle_teachers", "shuffle_steps"}
     return own | {each.name for kind in kinds for each in dataclasses.fields(kind)}

@@ -59,6 +59,13 @@ def test_columns_to_read_are_those_of_the_fields_and_the_named_ones(tmp_path):
     assert load_rows(path, columns={"question": "problem"})[0]["source"] == "amc"
 
 
+def test_rows_with_measured_pass_rates_are_not_renamed_again(tmp_path):
+    measured = {"question": "a?", "answer": "7", "rationales": ["3 + 4 = 7"], "pass_rate": 0.5, "pass_rate_samples": 8}
+    path = str(jsonl(tmp_path / "rows.jsonl", measured))
+    [row] = load_rows(path, columns={"question": "problem", "rationales": "answer", "answer": "answer"})
+    assert (row["question"], row["answer"], row["rationales"]) == ("a?", "7", ["3 + 4 = 7"])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
