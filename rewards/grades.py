@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -64,6 +65,11 @@ def read_grades(reply: str, criteria: Mapping[str, str], top: int, solution: str
 
 def _whole(value: Any) -> int | None:
     """A whole number, also one written as 8.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int(value) != value:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or int(value) != value
+    ):
         return None
     return int(value)

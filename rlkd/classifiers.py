@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkd.devices import best_device
+from rlkd.devices import own_device
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 
@@ -106,7 +106,7 @@ def load_classifier(
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     kind: Any = AutoModelForTokenClassification if facts.per_token else AutoModelForSequenceClassification
-    chosen = torch.device(device or best_device())
+    chosen = torch.device(device or own_device())
     if dtype == "auto" and chosen.type == "cpu":
         dtype = "float32"
     try:

@@ -115,7 +115,8 @@ class HeldOutAccuracy(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate every `every` steps; after the last step before its checkpoint, so that a resume keeps it."""
-        if (self.every and state.global_step % self.every == 0) or state.global_step >= state.max_steps:
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if last or (self.every and state.global_step % self.every == 0):
             self._measure(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

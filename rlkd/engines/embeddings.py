@@ -94,9 +94,9 @@ class SentenceEncoder:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        from rlkd.devices import best_device
+        from rlkd.devices import own_device
 
-        device = torch.device(self.device or best_device())
+        device = torch.device(self.device or own_device())
         # Building a model may draw random weights before it reads the real ones.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:

@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rlkd.context import context_length
-from rlkd.devices import best_device
+from rlkd.devices import own_device
 from rlkd.engines.base import (
     Completion,
     EngineError,
@@ -175,7 +175,7 @@ class TransformersEngine(LocalEngine):
 
         from rlkd.decoding import unsupported
 
-        device = torch.device(self.device or best_device())
+        device = torch.device(self.device or own_device())
         on_cpu = device.type == "cpu"
         dtype = "float32" if self.dtype == "auto" and on_cpu else self.dtype
         # Building a model may draw random weights before it reads the real ones.

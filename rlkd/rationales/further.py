@@ -95,7 +95,7 @@ def _revision(question: Question, wrong: Candidate) -> Question:
     grams = ngrams(wrong.text)
     target = max(question.candidates, key=lambda each: (jaccard(grams, ngrams(each.text)), each.id))
     prompt = REVISE_PROMPT.format(question=question.question, rationale=wrong.text.strip())
-    return _example(REVISE, question, wrong, prompt, target.text, question.answer)
+    return _example(REVISE, question, wrong, prompt, target.text, question.answer, [target])
 
 
 def _counterfactual(question: Question, wrong: Candidate) -> Question:
@@ -104,13 +104,24 @@ def _counterfactual(question: Question, wrong: Candidate) -> Question:
     The steps are whole, so that no slip of theirs is in the target.
     """
     prompt = COUNTERFACTUAL_PROMPT.format(question=question.question, steps=strip_announcement(wrong.text))
-    return _example(COUNTERFACTUAL, question, wrong, prompt, f"#### {wrong.answer}", wrong.answer)
+    return _example(COUNTERFACTUAL, question, wrong, prompt, f"#### {wrong.answer}", wrong.answer, question.candidates)
 
 
 def _leads_somewhere(wrong: Candidate) -> bool:
     return wrong.answer is not None and bool(strip_announcement(wrong.text).strip())
 
 
-def _example(kind: str, question: Question, wrong: Candidate, prompt: str, text: str, answer: str | None) -> Question:
+def _example(
+    kind: str,
+    question: Question,
+    wrong: Candidate,
+    prompt: str,
+    text: str,
+    answer: str | None,
+    made_of: Sequence[Candidate],
+) -> Question:
+    """An example in the last stage, if there are stages, of the right rationales that it is made of."""
     name = f"{question.id}/{kind}/{wrong.id}"
-    return Question(name, prompt, answer, (candidate(name, text, kind),), question.columns)
+    stages = [each.scores["stage"] for each in made_of if "stage" in each.scores]
+    scores = {"stage": max(stages)} if stages else {}
+    return Question(name, prompt, answer, (candidate(name, text, kind, scores=scores),), question.columns)

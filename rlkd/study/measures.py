@@ -64,7 +64,9 @@ def read_run(folder: Path, arm: str, seed: int) -> StudyRun:
     rollouts = count_rollouts(folder)
     metrics = folder / "metrics.jsonl"
     records = list(read_records(metrics)) if metrics.exists() else []
-    zero_std = [r["frac_reward_zero_std"] for r in records if r.get("frac_reward_zero_std") is not None]
+    # With resampling, of what was trained on.
+    shares = [r.get("resampling/frac_zero_std", r.get("frac_reward_zero_std")) for r in records]
+    zero_std = [share for share in shares if share is not None]
     sampled = [record for record in evaluations if "sampled" in record]
     last = evaluations[-1].get("sampled", evaluations[-1])
     # Those of earlier stages, which lie in folders of their own, too.

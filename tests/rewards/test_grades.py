@@ -1,7 +1,7 @@
 import hashlib
 import re
 
-from rewards.grades import as_text, fence_of
+from rewards.grades import as_text, fence_of, read_grades
 
 
 def test_the_marks_of_templates_and_invisible_characters_are_no_part_of_a_text():
@@ -23,3 +23,8 @@ def test_a_text_that_holds_the_fence_of_its_hash_gets_another(monkeypatch):
     hashlib_sha256 = hashlib.sha256
     monkeypatch.setattr("rewards.grades.hashlib.sha256", Hash)
     assert "aaaaaaaaaaaa" not in fence_of("holds aaaaaaaaaaaa")
+
+
+def test_an_infinite_grade_is_none():
+    assert read_grades('{"steps": 1e999}', {"steps": "Are they right?"}, 10) is None
+    assert read_grades('{"steps": 1e0}', {"steps": "Are they right?"}, 10) == {"steps": 0.1}

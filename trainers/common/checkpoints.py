@@ -74,7 +74,8 @@ def is_finished(args: Any) -> bool:
     if checkpoint is None or not is_at_its_end(checkpoint, args):
         return False
     if first:
-        print(f"{checkpoint} is at the last step already: nothing is left to train. --max_steps adds steps.")
+        more = "--max_steps" if getattr(args, "max_rollouts", None) is None else "--max_rollouts (or --max_steps)"
+        print(f"{checkpoint} is at the last step already: nothing is left to train. {more} adds steps.")
         if not any(Path(args.output_dir).glob("*.safetensors")):
             print(
                 f"{args.output_dir} has no final model, as the run ended before it was saved: it is in {checkpoint}."

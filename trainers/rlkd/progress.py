@@ -29,9 +29,10 @@ def step_line(step: int, max_steps: int, logs: Mapping[str, Any]) -> str | None:
             missing.append(f"{name} {' and '.join(listed)}")
     if missing:
         parts.append(f"missing rewards: {', '.join(missing)}")
-    groups = f"zero-std groups {logs.get('frac_reward_zero_std', 0.0):.0%}"
+    zero_std = logs.get("resampling/frac_zero_std", logs.get("frac_reward_zero_std", 0.0))
+    groups = f"zero-std groups {zero_std:.0%}"
     alone = logs.get("rewards/accuracy/frac_zero_std")
-    if alone is not None and sum(key.endswith("/frac_zero_std") for key in logs) > 1:
+    if alone is not None and sum(each.startswith("rewards/") and each.endswith("/frac_zero_std") for each in logs) > 1:
         # Accuracy would leave that many groups without a signal.
         groups += f" (accuracy alone {alone:.0%})"
     parts.append(groups)

@@ -157,7 +157,7 @@ def replace_groups(
                 f"resample_zero_std: this version of TRL has {name!r} in a batch, which cannot be replaced by group. "
                 f"Set resample_zero_std: 0"
             )
-        fill = {"prompt_ids": pad, "completion_ids": pad, "tool_mask": 1}.get(name, 0)
+        fill = {"prompt_ids": pad, "completion_ids": pad, "tool_mask": 1, "importance_sampling_ratio": 1}.get(name, 0)
         if value.dim() > 1:
             width = max(value.shape[1], new.shape[1])
             value, new = (_padded(each, width, fill, left=name.startswith("prompt_")) for each in (value, new))

@@ -89,3 +89,12 @@ def test_they_follow_the_selected_rows(tmp_path) -> None:
         "counterfactual": count,
         "revise": count,
     }
+
+
+def test_further_examples_are_in_a_stage_of_what_they_are_made_of() -> None:
+    stages = [candidate("q", text, "ready", scores={"stage": 2.0 + i}) for i, text in enumerate(RIGHT)]
+    question = Question("q", "How many?", "36", tuple(stages))
+    shares = {"revise": 0.5, "counterfactual": 0.5}
+    revise, follow = further_examples([question], {"q": [candidate("q", WRONG, "ready")]}, shares)
+    assert revise.candidates[0].scores == {"stage": 2.0}  # that of its target
+    assert follow.candidates[0].scores == {"stage": 3.0}  # after all right ones of its question

@@ -34,3 +34,13 @@ def test_with_a_teacher_the_line_shows_its_kl() -> None:
 
 def test_other_logs_than_those_of_a_step_have_no_line() -> None:
     assert step_line(2, 2, {"train_runtime": 3.0}) is None
+
+
+def test_with_resampling_the_line_is_about_the_batch_that_is_trained_on() -> None:
+    logs = {
+        "reward": 0.5,
+        "rewards/a/frac_zero_std": 0.5,
+        "frac_reward_zero_std": 0.6,
+        "resampling/frac_zero_std": 0.1,
+    }
+    assert "zero-std groups 10% |" in str(step_line(1, 2, logs))

@@ -59,6 +59,17 @@ def test_a_group_takes_the_place_of_another_one_and_the_shorter_ones_are_padded(
     assert shorter["completion_mask"].tolist() == [[1, 0, 0]] * 2
 
 
+def test_a_ratio_of_tokens_is_1_where_it_is_padded() -> None:
+    # Some losses add its logarithm over all places.
+    first, second = batch([1, 2], 2), batch([7, 8], 3)
+    for each, width in ((first, 2), (second, 3)):
+        each["importance_sampling_ratio"] = torch.full((2, width), 0.5)
+    merged = replace_groups(first, second, [], 2, pad=0)
+    assert merged["importance_sampling_ratio"].tolist()[0][:2] == [0.5, 0.5]
+    longer = replace_groups(second, first, [(0, 0)], 2, pad=0)
+    assert longer["importance_sampling_ratio"].tolist() == [[0.5, 0.5, 1.0]] * 2
+
+
 def test_a_batch_that_holds_something_else_is_refused() -> None:
     with pytest.raises(UsageError, match="'num_images' in a batch"):
         replace_groups(batch([1, 2], 1) | {"num_images": [1, 1]}, batch([3, 4], 1), [(0, 0)], 2, pad=0)
