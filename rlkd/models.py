@@ -42,6 +42,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from rlkd.errors import UsageError
 from rlkd.files import lock_file
@@ -103,14 +104,19 @@ def is_adapter(name: str) -> bool:
 
 def base_of_adapter(folder: Path) -> str:
     """The name of the model under an adapter; raises `UsageError` where its config names none."""
-    try:
-        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"the adapter {folder} cannot be read: {error}") from error
+    base = adapter_settings(folder).get("base_model_name_or_path")
     if not base:
         raise UsageError(f"the adapter {folder} names no base model (base_model_name_or_path in adapter_config.json)")
     name = public_name(str(base))
     return EMBEDDED if name == EMBEDDED_HUB_ID else name
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """The config of an adapter's folder; raises `UsageError` where it cannot be read."""
+    try:
+        return dict(json.loads((folder / "adapter_config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"the adapter {folder} cannot be read: {error}") from error
 
 
 def public_name(name: str) -> str:

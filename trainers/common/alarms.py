@@ -64,6 +64,11 @@ def weights_are_equal(logs: Metrics, args: Any) -> bool:
     return math.isclose(low, high, rel_tol=1e-6)
 
 
+def few_are_aligned(logs: Metrics, args: Any) -> bool:
+    """Whether less than half of the tokens in the loss lie in spans of text of a teacher with another tokenizer."""
+    return logs.get("teacher/aligned", 1.0) < 0.5
+
+
 ALL_MASKED = (
     "NOTHING WAS TRAINED: all completions were truncated, and mask_truncated_completions leaves them out of the loss. "
     "Raise max_completion_length, set mask_truncated_completions: false, or begin with a student that ends its "
@@ -76,4 +81,9 @@ ALL_TRUNCATED = (
 EQUAL_WEIGHTS = (
     "ALL STEPS HAVE ONE WEIGHT: the validity scorer does not tell them apart, and this is plain distillation. Look at "
     "its scores in rollouts/, lower tau or w_min, or set control: uniform, which needs no scorer"
+)
+FEW_ALIGNED = (
+    "FEW TOKENS ARE COMPARED: less than half of those in the loss lie in spans that the teacher's tokenizer shares "
+    "(teacher/aligned), and the others have divergence 0. It may change the text (to lower case, say). Name another "
+    "teacher"
 )

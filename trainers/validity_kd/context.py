@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rlkd.errors import UsageError
@@ -63,9 +63,12 @@ class TeacherContext:
             raise UsageError(f"row {lender.get('id')!r} has no text in {self.column!r} (teacher_context)")
         return self._filled(row["prompt"], random.choice(texts))
 
-    def longest(self, row: Mapping[str, Any]) -> Prompt:
-        """The teacher's prompt with the longest text of the row."""
-        return self._filled(row["prompt"], max(self.texts(row), key=len, default=""))
+    def longest(self, rows: Iterable[Mapping[str, Any]]) -> list[Prompt]:
+        """The teacher's prompt of each row with the longest text that it may hold: the row's own, or of any lender."""
+        if self.foreign is None:
+            return [self._filled(row["prompt"], max(self.texts(row), key=len, default="")) for row in rows]
+        longest = max((text for lender in self.foreign for text in self.texts(lender)), key=len, default="")
+        return [self._filled(row["prompt"], longest) for row in rows]
 
     def texts(self, row: Mapping[str, Any]) -> list[str]:
         """The contexts of a row that are not blank; rationales as a student would write them."""
@@ -99,20 +102,33 @@ class TeacherContext:
     def fitted(self, fit: PromptCheck, dataset: Any, part: str) -> Any:
         """The dataset, without rows whose teacher prompt has no room in the context if these are to be left out.
 
-        Raises `UsageError` where one does not fit. With foreign contexts the longest own ones are compared.
+        Raises `UsageError` where one does not fit.
         """
         if dataset is None or not hasattr(dataset, "__len__"):
             return dataset
         if self.template == "{prompt}":
             prompts = list(dataset["prompt"])
         else:
-            prompts = [self.longest(row) for row in dataset]
+            prompts = self.longest(dataset)
         long = fit.too_long(prompts) if prompts else {}
         if fit.leave_out and 0 < len(long) < len(dataset):
             logger.warning("%s: left out %d rows whose prompt with context does not fit", part, len(long))
             return dataset.select([index for index in range(len(dataset)) if index not in long])
         fit.check_lengths(prompts, f"{part} with teacher_context")
         return dataset
+
+    def fitted_lenders(self, fit: PromptCheck, dataset: Any, part: str) -> tuple[TeacherContext, Any]:
+        """The rows of a training set that fit, and the context whose foreign texts are those of these rows only.
+
+        With foreign contexts a row has to fit with its own text, so that this can be lent, and with the longest one.
+        """
+        if self.foreign is None:
+            return self, self.fitted(fit, dataset, part)
+        kept = replace(self, foreign=None).fitted(fit, dataset, part)
+        kept = replace(self, foreign=kept).fitted(fit, kept, part)
+        lenders = replace(self, foreign=kept)
+        lenders.check(kept, part)
+        return lenders, kept
 
     def _filled(self, prompt: Prompt, context: str) -> Prompt:
         if isinstance(prompt, str):
@@ -144,12 +160,12 @@ def context_of(args: ValidityKDConfig, kind: str, train_dataset: Any, eval_datas
             "teacher_context with a teacher cache: its log-probabilities are those after the student's prompt. Name "
             "a model, self, or a server"
         )
-    if args.teacher_context == "rationale" and args.lmbda < 1:
-        raise UsageError(
-            f"teacher_context: rationale with lmbda {args.lmbda:g}: on the teacher's traces the teacher would read "
-            f"the trace that it scores. Set lmbda: 1, or teacher_context: answer"
-        )
     column = _COLUMNS.get(args.teacher_context, args.teacher_context)
+    if column == "rationales" and args.lmbda < 1:
+        raise UsageError(
+            f"teacher_context: {args.teacher_context} with lmbda {args.lmbda:g}: on the teacher's traces the teacher "
+            f"would read the trace that it scores. Set lmbda: 1, or teacher_context: answer"
+        )
     foreign = train_dataset if args.foreign_context else None
     context = TeacherContext(column, args.teacher_context_template, args.seed, foreign)
     context.check(train_dataset, "train_dataset")

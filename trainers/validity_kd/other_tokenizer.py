@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlkd.errors import UsageError
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def other_teacher(args: ValidityKDConfig, student: ModelFacts, teacher: Any, dataset: Any) -> ModelFacts | None:
+def other_teacher(
+    args: ValidityKDConfig, student: ModelFacts, teacher: Any, dataset: Any, tools: Sequence[Any] | None = None
+) -> ModelFacts | None:
     """The facts of a teacher that is to be compared on spans of text, None for one that shares the student's ids.
 
     `teacher`: a model, or its name. Raises `UsageError` where it cannot be read, or a run cannot have such a
@@ -36,11 +39,16 @@ def other_teacher(args: ValidityKDConfig, student: ModelFacts, teacher: Any, dat
     options: dict[str, Any] = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
     facts = read_model(teacher, tokenizer, **options)
     first = next(iter(dataset), None) if dataset is not None else None
-    _check(args, facts, None if first is None else first.get("prompt"))
+    _check(args, facts, None if first is None else first.get("prompt"), tools)
     return facts
 
 
-def _check(args: ValidityKDConfig, teacher: ModelFacts, prompt: Any) -> None:
+def _check(args: ValidityKDConfig, teacher: ModelFacts, prompt: Any, tools: Sequence[Any] | None) -> None:
+    if tools:
+        raise UsageError(
+            f"tools with the teacher {teacher.name}, which has another tokenizer: its own prompts would not list "
+            f"them. Leave the tools out, or name a teacher of the student's family"
+        )
     if args.proposals == "generate" and args.needs_scorer:
         raise UsageError(
             f"proposals: generate with the teacher {teacher.name}, which has another tokenizer: neither model reads "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.engines import Engine, EngineError, check_ready, open_engine
 from rlkd.errors import UsageError
+from rlkd.models import adapter_settings, is_adapter
 from rlkd.teachers.cache import CachedTeacher, CachedTrace
 from rlkd.teachers.engine import EngineTeacher
 from rlkd.teachers.topk import TopKTeacher, check_temperature
@@ -40,8 +41,9 @@ def check_config(
     tools: Sequence[Any] | None,
     eval_dataset: Any = None,
     peft_config: Any = None,
+    model: Any = None,
 ) -> None:
-    """Check the switches against each other and the teacher; raise `UsageError`."""
+    """Check the switches against each other, the teacher and the student `model`; raise `UsageError`."""
     if teacher is None:
         raise UsageError(
             "there is no teacher. Set teacher: a model, http://HOST:PORT/v1#MODEL, or the folder of a teacher cache"
@@ -64,9 +66,13 @@ def check_config(
         check_installed()
     if tools and args.lmbda < 1:
         raise UsageError(f"tools with lmbda {args.lmbda:g}: a teacher's trace calls no tools here. Set lmbda: 1")
+    if tools and args.teacher_context is not None:
+        raise UsageError(
+            "tools with teacher_context: the teacher's own prompts would not list them. Leave out one of the two"
+        )
     kind = kind_of_teacher(teacher)
     if kind == "self":
-        _check_self(args, peft_config)
+        _check_self(args, model, peft_config)
     if kind not in WITH_WEIGHTS:
         check_temperature(args.temperature)
         if args.kernel == "trl":
@@ -86,7 +92,7 @@ def check_config(
         )
 
 
-def _check_self(args: ValidityKDConfig, peft_config: Any) -> None:
+def _check_self(args: ValidityKDConfig, model: Any, peft_config: Any) -> None:
     """Raise `UsageError` where more than an adapter is trained: its base would be no frozen teacher."""
     if modules := getattr(peft_config, "modules_to_save", None):
         raise UsageError(
@@ -98,11 +104,33 @@ def _check_self(args: ValidityKDConfig, peft_config: Any) -> None:
             f"teacher: self with trained biases ({peft_config.bias!r}): the student's base would not stay the frozen "
             f"teacher. Set bias to none, or name the student's model as teacher"
         )
+    for name, adapter in _trained_further(model, peft_config).items():
+        modules, bias = adapter.get("modules_to_save") or (), adapter.get("bias") or "none"
+        if modules or bias != "none":
+            found = f"trained modules {', '.join(modules)}" if modules else f"trained biases ({bias!r})"
+            raise UsageError(
+                f"teacher: self with {found} of {name}: the student's base would not stay the frozen teacher. Name "
+                f"the adapter's base model {adapter.get('base_model_name_or_path')!r} as teacher"
+            )
     if args.teacher_context is None and args.process_index == 0:
         logger.warning(
             "teacher: self without teacher_context: the teacher knows nothing that the student did not know at the "
             "start, and only holds it there"
         )
+
+
+def _trained_further(model: Any, peft_config: Any) -> dict[str, dict[str, Any]]:
+    """The settings of the adapters that a student has and trains further, by name: of a folder, or of a loaded model.
+
+    Without `peft_config` the adapter of a folder is merged, and the teacher is a copy, as of a model without PEFT's
+    wrapper.
+    """
+    if not isinstance(model, str):
+        adapters = model.peft_config if hasattr(model, "disable_adapter") else {}
+        return {f"the adapter {name!r}": vars(adapter) for name, adapter in adapters.items()}
+    if peft_config is None or not is_adapter(model):
+        return {}
+    return {f"the adapter {model}": adapter_settings(Path(model).expanduser())}
 
 
 def open_proposal_engine(args: ValidityKDConfig, teacher: TopKTeacher | None) -> Engine | None:

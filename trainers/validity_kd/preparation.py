@@ -80,7 +80,7 @@ def prepare(
     `loads`: whether a teacher that is an engine in this process may load its model to be tried.
     """
     with catch():
-        check_config(args, teacher, tools, eval_dataset, peft_config)
+        check_config(args, teacher, tools, eval_dataset, peft_config, model)
     for part, dataset in named_datasets(train_dataset, eval_dataset):
         with catch():
             check_dataset(args, dataset, part)
@@ -107,7 +107,7 @@ def prepare(
     facts = read_model(model, tokenizer, **reading_options(args))
     with catch():
         if teacher is not None and kind == "model":
-            other = other_teacher(args, facts, teacher, train_dataset)
+            other = other_teacher(args, facts, teacher, train_dataset, tools)
             if other is None:
                 facts, end = check_teacher(args, facts, teacher, train_dataset)
             revision, trusts = args.teacher_model_revision, args.trust_remote_code
@@ -122,7 +122,8 @@ def prepare(
         if context is not None or other is not None:
             reads = replace(fit, student=facts if other is None else other)
             prompts = context or TeacherContext("prompt", "{prompt}")
-            kept = prompts.fitted(reads, kept, "train_dataset")
+            prompts, kept = prompts.fitted_lenders(reads, kept, "train_dataset")
+            context = None if context is None else prompts
             parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
             for part, dataset in parts.items():
                 prompts.fitted(replace(reads, leave_out=False), dataset, part)

@@ -119,12 +119,24 @@ class SpanTeacher:
         student, teacher = self._sides(states, mask, hidden, nothing if head is None else head)
         return span_statistics(student, teacher, self.shared, self.temperature, self.k, full=full)
 
+    def aligned(self, states: Batch, mask: Tensor) -> Tensor:
+        """Of the tokens where `mask` is set, how many lie in spans, and how many there are, [2]."""
+        own, _ = self._spans(states, mask)
+        return torch.stack([(own[:, 1] - own[:, 0]).sum(), mask.sum()])
+
     def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
         """Not for ids of another tokenizer: such runs are refused at the start."""
         raise NotImplementedError("a teacher with another tokenizer scores no ids of the student")
 
     def _sides(self, states: Batch, mask: Tensor, hidden: Tensor, head: Head) -> tuple[SpannedTokens, SpannedTokens]:
         """The student's tokens where `mask` is set, and all of the teacher's, in one row each."""
+        own, others = self._spans(states, mask)
+        student = SpannedTokens(hidden, head, states["span_student_ids"][mask], own)
+        teacher_hidden = states["span_hidden"].flatten(0, 1).to(hidden.device)
+        return student, SpannedTokens(teacher_hidden, head_of(self.model), states["span_ids"].flatten(), others)
+
+    def _spans(self, states: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The spans [S, 2] among the student's tokens where `mask` is set, and among all of the teacher's."""
         spans = states["spans"]
         flat = mask.flatten().cumsum(0).reshape(mask.shape) - 1  # a token's place among those of the mask
         rows, starts = ((spans[..., 0] > 0) & mask).nonzero().unbind(1)
@@ -133,6 +145,4 @@ class SpanTeacher:
         whole = (own[:, 1] - own[:, 0]) == stops - starts  # not interrupted by a tool
         before = rows * states["span_ids"].shape[1]
         others = torch.stack([before + teacher_starts, before + teacher_stops], dim=1)
-        student = SpannedTokens(hidden, head, states["span_student_ids"][mask], own[whole])
-        teacher_hidden = states["span_hidden"].flatten(0, 1).to(hidden.device)
-        return student, SpannedTokens(teacher_hidden, head_of(self.model), states["span_ids"].flatten(), others[whole])
+        return own[whole], others[whole]

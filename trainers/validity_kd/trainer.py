@@ -40,7 +40,15 @@ from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_end, trace_ids, trace_text
 from rlkd.validity import Tally, ValidityError
 from trainers.common.adapters import name_base, open_student
-from trainers.common.alarms import ALL_TRUNCATED, EQUAL_WEIGHTS, Alarms, all_truncated, weights_are_equal
+from trainers.common.alarms import (
+    ALL_TRUNCATED,
+    EQUAL_WEIGHTS,
+    FEW_ALIGNED,
+    Alarms,
+    all_truncated,
+    few_are_aligned,
+    weights_are_equal,
+)
 from trainers.common.failures import FailureWatch
 from trainers.common.fast_generation import FastRollouts
 from trainers.common.generation import FittedPrompts
@@ -131,6 +139,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                 **kwargs,
             )
         self._width: int | None = None
+        self._aligned: Tensor | None = None  # tokens in spans, and tokens, of a micro-batch
         self._base_teaches = False
         student_model: Any = self.model
         width = len(student_model.get_output_embeddings().weight)
@@ -187,7 +196,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         )
         name_base(self.model, model)
         self.open_run_files(student=model)
-        alarms = Alarms({EQUAL_WEIGHTS: weights_are_equal, ALL_TRUNCATED: all_truncated})
+        alarms = Alarms({EQUAL_WEIGHTS: weights_are_equal, ALL_TRUNCATED: all_truncated, FEW_ALIGNED: few_are_aligned})
         self._failures = FailureWatch([args.validity], args.max_failure_rate, args.failure_window)
         self.add_callback(alarms)
         self.add_callback(self._failures)
@@ -229,6 +238,15 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             name, failed, total = worst
             self._failures.end_run(f"validity scorer {name!r}", failed, total, "questions", tally.cause)
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; logs the share of aligned tokens outside the wrapped forward pass, where processes may meet."""
+        loss = super().compute_loss(*args, **kwargs)
+        if self._aligned is not None:
+            inside, tokens = gather(self._aligned.unsqueeze(0)).sum(0).tolist()
+            mode = "train" if self._is_training() else "eval"
+            self._metrics[mode]["teacher/aligned"].append(inside / max(1, tokens))
+        return loss
+
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,6 +258,8 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         divergence = self.args.divergence_for(on_policy=bool(inputs["on_policy"]))
         head = head_of(unwrapped_student, self._width)
         per_token, entropy = self._teacher.compare(observed, mask, hidden, head, divergence, weights)
+        if isinstance(self._teacher, SpanTeacher):
+            self._aligned = self._teacher.aligned(observed, mask)
         count = mask.sum()
         denominator = count if num_items_in_batch is None else num_items_in_batch
         return weighted_mean(per_token, weights, denominator), entropy.sum(), count

@@ -9,9 +9,11 @@ from trainers.common.alarms import (
     ALL_MASKED,
     ALL_TRUNCATED,
     EQUAL_WEIGHTS,
+    FEW_ALIGNED,
     Alarms,
     all_masked,
     all_truncated,
+    few_are_aligned,
     weights_are_equal,
 )
 
@@ -46,6 +48,7 @@ def test_a_resumed_run_does_not_say_it_again_and_continues_to_count(caplog, at) 
         (all_masked, ALL_MASKED, MASKS, CUT),
         (all_truncated, ALL_TRUNCATED, None, CUT),
         (weights_are_equal, EQUAL_WEIGHTS, SCORES, ONE_WEIGHT),
+        (few_are_aligned, FEW_ALIGNED, None, {"loss": 0.1, "teacher/aligned": 0.49}),
     ],
 )
 def test_it_is_said_once_at_the_second_step_in_a_row(caplog, alarm, message, args, step) -> None:
@@ -71,6 +74,8 @@ def test_it_is_said_once_at_the_second_step_in_a_row(caplog, alarm, message, arg
         (weights_are_equal, SCORES, ONE_WEIGHT | {"kd_weight/q90": 1.1}),
         (weights_are_equal, SCORES, ONE_WEIGHT | {"kd/steps_per_trace": 1.0}),
         (weights_are_equal, SCORES, {"loss": 0.5, "kd_weight/mean": 1.0}),
+        (few_are_aligned, None, {"loss": 0.5, "teacher/aligned": 0.5}),
+        (few_are_aligned, None, {"loss": 0.5}),
     ],
 )
 def test_what_trains_is_no_alarm(alarm, args, step) -> None:

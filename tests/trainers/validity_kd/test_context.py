@@ -1,15 +1,22 @@
 """Privileged context: the teacher reads more than the student, and both score the same tokens."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd.errors import UsageError
 from rlkd.rendering import prompt_ids
+from tests.helpers.adapters import save_adapter
 from trainers import ValidityKDConfig, ValidityKDTrainer
+from trainers.common.prompts import PromptCheck
+from trainers.common.student import read_model
 from trainers.validity_kd.context import TeacherContext
+from trainers.validity_kd.preflight import check_config
+from trainers.validity_kd.preparation import prepare
 from trainers.validity_kd.teachers import unpadded
 
 ROWS = [
@@ -44,7 +51,7 @@ def config(folder, **changes) -> ValidityKDConfig:
 
 
 def trainer_of(model, folder, rows=ROWS, **changes) -> ValidityKDTrainer:
-    peft = {"peft_config": changes.pop("peft_config")} if "peft_config" in changes else {}
+    peft = {name: changes.pop(name) for name in ("peft_config", "tools") if name in changes}
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
     return ValidityKDTrainer(model, args=config(folder, **changes), train_dataset=dataset, **peft)
 
@@ -140,6 +147,72 @@ def test_another_rows_context_is_the_control() -> None:
     assert len({str(context.prompt(ROWS[0], step)) for step in range(20)}) > 2
 
 
+LENDERS = [row | {"prompt": f"{i}?", "hint": f"hint {i}"} for i, row in enumerate(ROWS)]
+
+
+def fit_of(template_model, **options) -> PromptCheck:
+    """For a model with a context of 128 tokens, one per character."""
+    return PromptCheck(read_model(template_model("short")), 8, **options)
+
+
+def test_rows_that_are_left_out_lend_no_context(template_model) -> None:
+    rows = Dataset.from_list([*LENDERS, LENDERS[0] | {"prompt": "long?", "hint": "h" * 120}])
+    context = TeacherContext("hint", "{prompt} {context}", foreign=rows)
+    context, kept = context.fitted_lenders(fit_of(template_model, leave_out=True), rows, "train_dataset")
+    assert kept["hint"] == rows["hint"][:-1] == context.foreign["hint"]
+    assert all(len(context.prompt(LENDERS[0], step)) < 20 for step in range(40))
+
+
+def test_a_run_lends_from_the_rows_that_it_trains_on(template_model, tmp_path) -> None:
+    rows = Dataset.from_list([*LENDERS, LENDERS[0] | {"prompt": "p" * 125}])
+    changes = {"teacher_context": "hint", "foreign_context": True, "filter_overlong_prompts": True}
+    changes |= {"max_completion_length": 8, "teacher_context_template": "{prompt} {context}"}
+    args = config(tmp_path, **changes)
+    prepared = prepare(args, template_model("short"), "self", rows, rows.select([0, 1]))
+    assert prepared.context.foreign["prompt"] == prepared.train_dataset["prompt"] == rows["prompt"][:-1]
+
+
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_the_longest_prompt_has_to_fit_with_the_longest_context_of_any_row(template_model, leave_out) -> None:
+    rows = Dataset.from_list([*LENDERS, LENDERS[0] | {"prompt": "p" * 70}, LENDERS[1] | {"hint": "h" * 70}])
+    context = TeacherContext("hint", "{prompt} {context}", foreign=rows)
+    fit = fit_of(template_model, leave_out=leave_out)
+    if leave_out:
+        assert context.fitted_lenders(fit, rows, "train_dataset")[1]["prompt"] == [*rows["prompt"][:8], "1?"]
+        return
+    with pytest.raises(UsageError, match="row 8: a prompt of 141 tokens and max_completion_length 8 do not fit"):
+        context.fitted_lenders(fit, rows, "train_dataset")
+
+
+def test_a_single_prompt_that_fits_has_no_other_row_to_borrow_from(template_model) -> None:
+    rows = Dataset.from_list([LENDERS[0], LENDERS[1] | {"prompt": "p" * 125}])
+    context = TeacherContext("hint", "{prompt} {context}", foreign=rows)
+    with pytest.raises(UsageError, match="train_dataset has one prompt only; expected at least two"):
+        context.fitted_lenders(fit_of(template_model, leave_out=True), rows, "train_dataset")
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["folder", "model"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "trained modules lm_head of the adapter .*: .* Name the adapter's base"),
+        ({"bias": "all"}, r"trained biases \('all'\) of the adapter"),
+        ({}, None),
+    ],
+)
+def test_an_adapter_that_is_trained_further_leaves_the_base_as_it_is(
+    tiny_model, tmp_path, changes, message, loaded
+) -> None:
+    folder = str(save_adapter(tiny_model, tmp_path / "adapter", **changes))
+    model = folder
+    if loaded:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), folder, is_trainable=True)
+    args, peft = config(tmp_path / "run"), None if loaded else lora()
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
+        check_config(args, "self", None, None, peft, model)
+    check_config(args, "self", None, None, None, folder)  # merged, and the teacher is a copy
+
+
 def test_written_steps_and_their_scores_are_the_teachers_with_its_context(tiny_model, tmp_path, monkeypatch) -> None:
     trainer = trainer_of(tiny_model, tmp_path, teacher_context="hint", proposals="generate", max_step_tokens=4)
     seen = []
@@ -159,6 +232,8 @@ def test_written_steps_and_their_scores_are_the_teachers_with_its_context(tiny_m
     [
         ({"teacher_context": "path"}, "no column 'path', which teacher_context names; the columns are id, prompt"),
         ({"teacher_context": "rationale", "lmbda": 0.5}, "would read the trace that it scores. Set lmbda: 1"),
+        ({"teacher_context": "rationales", "lmbda": 0.5}, "rationales with lmbda 0.5: .* the trace that it scores"),
+        ({"teacher_context": "answer", "tools": [print]}, "tools with teacher_context: .* Leave out one of the two"),
         ({"foreign_context": True}, "control of teacher_context, which is not set"),
         ({"teacher_context": "empty"}, "8 of 8 rows have no text in 'empty'"),
         ({"teacher_context": "hint", "max_completion_length": 4080}, "train_dataset with teacher_context, row"),

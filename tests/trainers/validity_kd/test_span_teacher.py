@@ -49,7 +49,7 @@ def like_the_student(tmp_path_factory) -> str:
     return save_llama(tmp_path_factory.mktemp("like"), seed=1, hidden_size=48, initializer_range=0.2)
 
 
-def trainer_of(student, teacher, folder, **changes) -> ValidityKDTrainer:
+def trainer_of(student, teacher, folder, tools=None, **changes) -> ValidityKDTrainer:
     values = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -66,7 +66,7 @@ def trainer_of(student, teacher, folder, **changes) -> ValidityKDTrainer:
         "lmbda": 0.0,
     }
     args = ValidityKDConfig(**values | changes)
-    return ValidityKDTrainer(student, args=args, train_dataset=Dataset.from_list(ROWS))
+    return ValidityKDTrainer(student, args=args, train_dataset=Dataset.from_list(ROWS), tools=tools)
 
 
 def loss_and_gradients(trainer, rows=ROWS[:4]):
@@ -101,6 +101,27 @@ def test_with_one_tokenizer_weights_loss_and_gradients_are_the_plain_ones(
     assert found[2] == pytest.approx(expected[2], rel=1e-5)
     for one, other in zip(found[3], expected[3], strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_the_share_of_aligned_tokens_counts_those_in_the_loss() -> None:
+    # Two completions of five tokens: spans of two and one tokens in the first, of three in the second.
+    spans = torch.zeros(2, 5, 3, dtype=torch.long)
+    spans[0, 0], spans[0, 2], spans[1, 1] = torch.tensor([[2, 0, 1], [3, 1, 2], [4, 0, 3]])
+    states = {"spans": spans, "span_ids": torch.zeros(2, 4, dtype=torch.long)}
+    teacher = SpanTeacher.__new__(SpanTeacher)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    assert teacher.aligned(states, mask).tolist() == [6, 10]
+    mask[0, 3:] = mask[1, 2] = False  # padding, and the output of a tool within a span
+    assert teacher.aligned(states, mask).tolist() == [3, 7]
+
+
+def test_the_share_of_aligned_tokens_is_logged(tiny_model, other_teacher, tmp_path) -> None:
+    trainer = trainer_of(tiny_model, other_teacher, tmp_path)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(ROWS[:2])
+    trainer.compute_loss(trainer.model, batch)
+    # One-byte tokens of the student: the emoji and the accent need several of them, in one span.
+    assert trainer._metrics["train"]["teacher/aligned"] == [1.0]
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "read-again"])
@@ -156,6 +177,7 @@ def test_the_loss_of_traces_reads_the_teachers_own_prompt_and_tokens(tiny_model,
             "proposals: generate with the teacher .* another tokenizer.*Set proposals: expected",
         ),
         ({"kernel": "trl"}, "another tokenizer. Set chunked"),
+        ({"tools": [print], "lmbda": 1.0}, "tools with the teacher .* another tokenizer: .* Leave the tools out"),
         ({"cross_tokenizer": "sometimes"}, "cross_tokenizer 'sometimes'"),
     ],
 )
