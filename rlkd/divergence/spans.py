@@ -31,12 +31,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rlkd.divergence.api import TokenStatistics
 from rlkd.divergence.formulas import Divergence, terms_and_q
 from rlkd.divergence.targets import SMALLEST_TAIL
-from rlkd.divergence.tiles import Head, slices, tiling_of
+from rlkd.divergence.tiles import Head, add_product, product_dtype_of, slices, tiling_of
 
 _IMPOSSIBLE = -1e4
 """The log-probability of a token whose mass the span has taken, finite so that 0 times it is 0."""
@@ -196,6 +197,39 @@ class _Divergence(torch.autograd.Function):
         return q * upstream[0].unsqueeze(1), None, None
 
 
+class _Product(torch.autograd.Function):
+    """hidden [n, H] @ weight.T in float32 [n, V], also for half-precision weights: sums are not rounded to theirs.
+
+    `dtype`: of the factors, as in the divergences over tokens (`product_dtype_of`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.dtype = dtype
+        made = hidden.new_empty((len(hidden), len(weight)), dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for columns in slices(len(weight), tiling_of(None, None, Head(weight)).columns):
+                add_product(made[:, columns], hidden.to(dtype), weight[columns].to(dtype).t(), keep=False)
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        made = [
+            torch.zeros(inputs.shape, dtype=torch.float32, device=inputs.device) if needed else None
+            for inputs, needed in zip((hidden, weight), ctx.needs_input_grad[:2], strict=True)
+        ]
+        with torch.autocast(hidden.device.type, enabled=False):
+            for columns in slices(len(weight), tiling_of(None, None, Head(weight)).columns):
+                if made[0] is not None:
+                    add_product(made[0], upstream[:, columns], weight[columns].to(ctx.dtype))
+                if made[1] is not None:
+                    add_product(made[1][columns], upstream[:, columns].t(), hidden.to(ctx.dtype))
+        return *(None if g is None else g.to(i.dtype) for g, i in zip(made, (hidden, weight), strict=True)), None
+
+
 def _outcomes(
     hidden: Tensor,
     head: Head,
@@ -271,7 +305,10 @@ def _tokens(hidden: Tensor, head: Head, taken: Tensor, temperature: float) -> tu
 
 
 def _logits(hidden: Tensor, head: Head, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float() * head.scale
+    logits = _Product.apply(hidden, head.weight, product_dtype_of(hidden))
+    if head.bias is not None:
+        logits = logits + head.bias.float()
+    logits = logits * head.scale
     if head.softcap is not None:
         logits = head.softcap * (logits / head.softcap).tanh()
     return logits / temperature

@@ -43,6 +43,25 @@ def test_with_one_vocabulary_it_is_the_plain_divergence(divergence) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_half_precision_weights_and_states_give_the_plain_divergence_too() -> None:
+    torch.manual_seed(0)
+    made = []
+    for trained in (True, False):
+        weight, hidden = (torch.randn(size, 64).bfloat16().requires_grad_(trained) for size in (11, 7))
+        made.append(
+            SpannedTokens(hidden, Head(weight), torch.randint(11, (7,)), torch.tensor([[i, i + 1] for i in range(7)]))
+        )
+    student, teacher = made[0], SpannedTokens(made[1].hidden, made[1].head, made[0].taken, made[1].spans)
+    shared = SharedTokens.of([(i, i) for i in range(11)], 11, 11, "cpu")
+    inputs = (student.hidden, student.head.weight)
+    found, entropy = span_divergence(student, teacher, shared, KINDS[2], k=4)
+    plain = chunked_divergence(student.hidden, student.head, teacher.hidden, teacher.head, KINDS[2])
+    torch.testing.assert_close((found, entropy), plain, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss.sum(), inputs) for loss in (found, plain[0])]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)  # both rounded to bfloat16
+
+
 def test_with_one_vocabulary_statistics_are_the_plain_ones() -> None:
     student, teacher = sides()
     teacher = SpannedTokens(teacher.hidden, teacher.head, student.taken, teacher.spans)
