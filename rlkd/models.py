@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -47,6 +48,9 @@ from typing import Any
 from rlkd.errors import UsageError
 from rlkd.files import lock_file
 from rlkd.merging import merge
+
+# On CPUs with AVX512-BF16 an import of bitsandbytes recommends a kernel of the hub, also where nothing is quantised.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
