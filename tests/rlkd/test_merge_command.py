@@ -135,6 +135,7 @@ def test_a_quantised_base_is_refused_with_the_way_out(adapter, base, tmp_path) -
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (small / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
     refused(adapter, tmp_path / "out", r"stored quantised \(bitsandbytes\).* --base", base=str(small))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_of_a_4_bit_run_merges_into_full_precision_with_a_warning(adapter, tmp_path) -> None:
@@ -155,3 +156,4 @@ def test_a_merge_that_computes_something_else_writes_nothing(base, tmp_path) -> 
     # The head is the embedding, and merging into one changes both.
     tied = save_adapter(base, tmp_path / "tied", target_modules=["lm_head"])
     refused(tied, tmp_path / "out", "differs from base and adapter: a logit by .* nothing was written")
+    assert not (tmp_path / "out").exists()

@@ -102,6 +102,10 @@ def check_step_credit(args: RLKDConfig, rewards: Sequence[Any]) -> None:
 def check_teacher_kl(args: RLKDConfig) -> None:
     """Raise `UsageError` where the loss takes no advantages of tokens, or the teacher gives no log-probabilities."""
     if not args.teacher_kl:
+        if args.teacher is not None:
+            logger.warning(
+                "teacher %s is not used: teacher_kl is 0. Set teacher_kl: 0.5 to learn from it", args.teacher
+            )
         return
     _check_token_advantages(args, f"teacher_kl {args.teacher_kl:g}", "teacher_kl: 0")
     kind = kind_of_teacher(args.teacher)

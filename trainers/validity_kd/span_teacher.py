@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlkd.divergence import Divergence, Head, TokenStatistics
 from rlkd.divergence.spans import SharedTokens, SpannedTokens, span_divergence, span_statistics
+from rlkd.errors import UsageError
 from trainers.common.token_spans import token_spans
 from trainers.validity_kd.alignment import Span, aligned_spans, shared_tokens
 from trainers.validity_kd.teachers import Batch, head_of, padded_batch, rows_of, unpadded
@@ -125,8 +126,8 @@ class SpanTeacher:
         return torch.stack([(own[:, 1] - own[:, 0]).sum(), mask.sum()])
 
     def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
-        """Not for ids of another tokenizer: such runs are refused at the start."""
-        raise NotImplementedError("a teacher with another tokenizer scores no ids of the student")
+        """Not of ids of another tokenizer: raises `UsageError`, as the check at the start does."""
+        raise UsageError("a teacher with another tokenizer scores no ids of the student. Set proposals: expected")
 
     def _sides(self, states: Batch, mask: Tensor, hidden: Tensor, head: Head) -> tuple[SpannedTokens, SpannedTokens]:
         """The student's tokens where `mask` is set, and all of the teacher's, in one row each."""

@@ -23,11 +23,11 @@ ALL = range(1, STEPS)
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "--standalone"]
 
 
-def run_apart(launcher: list[str], function: str, model: str, folder: Path) -> None:
-    """Call a function of `resumed_runs` in processes of its own."""
+def run_apart(launcher: list[str], function: str, model: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Call a function of `resumed_runs`, which asserts, in processes of its own."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    done = subprocess.run(
+    return subprocess.run(
         [*launcher, str(script), str(ROOT), function, model, str(folder)],
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         capture_output=True,
@@ -35,7 +35,6 @@ def run_apart(launcher: list[str], function: str, model: str, folder: Path) -> N
         timeout=300,
         cwd=folder,
     )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
 
 
 @pytest.mark.slow
@@ -48,7 +47,8 @@ def run_apart(launcher: list[str], function: str, model: str, folder: Path) -> N
     ],
 )
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(tiny_model, tmp_path, kind, changes, steps) -> None:
-    compare_resumed_runs(lambda folder: trainer(kind, tiny_model, folder, **changes), tmp_path, steps)
+    found = compare_resumed_runs(lambda folder: trainer(kind, tiny_model, folder, **changes), tmp_path, steps)
+    assert found == {step: [] for step in steps}
 
 
 @pytest.mark.slow
@@ -66,20 +66,23 @@ def test_so_does_one_whose_windows_end_inside_a_step_with_rare_logs_a_table_and_
         "sync_ref_model": True,
         "ref_model_sync_steps": 2,
     }
-    compare_resumed_runs(lambda folder: trainer("rlkd", tiny_model, folder, **changes), tmp_path, (1, 3))
+    found = compare_resumed_runs(lambda folder: trainer("rlkd", tiny_model, folder, **changes), tmp_path, (1, 3))
+    assert found == {1: [], 3: []}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("function", ["resume_in_two_processes", "resume_resampling_in_two_processes"])
 def test_so_do_two_processes(tiny_model, tmp_path, function) -> None:
-    run_apart(TORCHRUN, function, tiny_model, tmp_path)
+    done = run_apart(TORCHRUN, function, tiny_model, tmp_path)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
 
 
 @pytest.mark.slow
 def test_so_does_a_run_that_is_killed_while_it_saves_and_within_a_step_and_has_a_damaged_checkpoint(
     tiny_model, tmp_path
 ) -> None:
-    run_apart([sys.executable], "resume_after_kills", tiny_model, tmp_path)
+    done = run_apart([sys.executable], "resume_after_kills", tiny_model, tmp_path)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
 
 
 @pytest.mark.slow

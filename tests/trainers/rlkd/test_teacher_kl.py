@@ -13,6 +13,7 @@ from tests.helpers.top_k_server import TopKServer
 from trainers import RLKDConfig, RLKDTrainer
 from trainers.common.run_files import read_steps
 from trainers.rlkd.memory import memory_plan
+from trainers.rlkd.preflight import check_teacher_kl
 from trainers.rlkd.teacher_kl import teacher_advantages
 
 ROWS = Dataset.from_list([{"prompt": f"{n} + 1?", "answer": str(n + 1)} for n in range(8)])
@@ -269,3 +270,8 @@ def test_the_estimate_of_memory_counts_the_teacher(tiny_model, teacher_model, tm
     served, phases = roles(teacher="http://127.0.0.1:1/v1#m", teacher_kl=0.1)
     assert served.get("teacher weights", 0) == 0
     assert "teacher" not in phases
+
+
+def test_a_teacher_without_a_weight_is_named_as_unused(tmp_path, caplog) -> None:
+    check_teacher_kl(RLKDConfig(**training_arguments(tmp_path), teacher="lab-expert"))
+    assert "teacher lab-expert is not used: teacher_kl is 0. Set teacher_kl: 0.5" in caplog.text
