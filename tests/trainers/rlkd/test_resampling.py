@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from benchmarks.tiny import training_arguments
 from rlkd.errors import UsageError
 from tests.helpers.resumed_runs import compare_resumed_runs, odd_rows, trainer
 from trainers import RLKDConfig
@@ -19,16 +20,8 @@ ROWS = [{"id": str(i)} for i in range(20)]
 
 
 def config(tmp_path: Path, **changes: Any) -> RLKDConfig:
-    values = {
-        "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-        "bf16": False,
-        "per_device_train_batch_size": 6,
-        "num_generations": 2,
-        "resample_zero_std": 2,
-        "report_to": "none",
-    }
-    return RLKDConfig(**values | changes)
+    values = {"per_device_train_batch_size": 6, "num_generations": 2, "resample_zero_std": 2}
+    return RLKDConfig(**training_arguments(tmp_path / "run", **values | changes))
 
 
 def batch(values: Sequence[int], width: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.tiny import training_arguments
 from rlkd.errors import UsageError
 from rlkd.rendering import prompt_ids
 from tests.helpers.adapters import save_adapter
@@ -33,21 +34,14 @@ ROWS = [
 
 def config(folder, **changes) -> ValidityKDConfig:
     values = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
         "per_device_train_batch_size": 4,
         "max_completion_length": 12,
         "max_steps": 2,
         "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
         "teacher": "self",
         "lmbda": 1.0,
     }
-    return ValidityKDConfig(**values | changes)
+    return ValidityKDConfig(**training_arguments(folder, **values | changes))
 
 
 def trainer_of(model, folder, rows=ROWS, **changes) -> ValidityKDTrainer:

@@ -6,7 +6,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.tiny import CHAT_TEMPLATE, SPECIAL, save_llama
+from benchmarks.tiny import CHAT_TEMPLATE, SPECIAL, save_llama, training_arguments
 from rlkd.errors import UsageError
 from rlkd.rendering import prompt_ids
 from trainers import ValidityKDConfig, ValidityKDTrainer
@@ -51,21 +51,14 @@ def like_the_student(tmp_path_factory) -> str:
 
 def trainer_of(student, teacher, folder, tools=None, **changes) -> ValidityKDTrainer:
     values = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
         "per_device_train_batch_size": 4,
         "max_completion_length": 100,
         "max_steps": 2,
         "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
         "teacher": teacher,
         "lmbda": 0.0,
     }
-    args = ValidityKDConfig(**values | changes)
+    args = ValidityKDConfig(**training_arguments(folder, **values | changes))
     return ValidityKDTrainer(student, args=args, train_dataset=Dataset.from_list(ROWS), tools=tools)
 
 
