@@ -1,7 +1,7 @@
 """Tests against a real vLLM; without it, nothing here is collected and one line says so (`make test-vllm` has it).
 
-Two servers serve the whole session, on free ports, in float32; their logs are shown when a test fails. (This folder
-must not be called `vllm`: pytest puts the one above it where Python looks for packages.)
+One server serves the whole session and another one its last tests, on free ports, in float32; a failed test shows
+their logs. (This folder must not be called `vllm`: pytest puts the one above it where Python looks for packages.)
 """
 
 import importlib.util
@@ -27,6 +27,11 @@ if HAS_VLLM:  # of vLLM in this process, and of the servers that are started fro
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not HAS_VLLM:
         terminalreporter.write_line("vLLM is not installed: tests/with_vllm is left out (make test-vllm runs it)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Each server takes 4 GB: the plain one starts once the tests with further servers of their own are through.
+    items.sort(key=lambda item: "plain_server" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
