@@ -24,7 +24,7 @@ from trainers.common.refusals import Catch
 from trainers.common.student import ModelFacts, check_turn_end, model_sources, read_model, reading_options
 from trainers.rlkd.preflight import check_batch, check_reading, check_run, check_step_credit, check_teacher_kl
 from trainers.rlkd.resampling import check_resampling
-from trainers.validity_kd.compatibility import check_teacher
+from trainers.teachers.compatibility import check_teacher
 from trainers.validity_kd.preflight import open_top_k
 from trainers.validity_kd.teachers import kind_of_teacher
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlkd.errors import UsageError
 from rlkd.teachers.vocabulary import common_vocabulary
 from trainers.common.student import ModelFacts, read_model
-from trainers.validity_kd.compatibility import read_teacher_tokenizer
+from trainers.teachers.compatibility import read_teacher_tokenizer
 
 if TYPE_CHECKING:
     from trainers.validity_kd.config import ValidityKDConfig

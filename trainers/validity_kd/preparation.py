@@ -21,7 +21,7 @@ from trainers.common.preflight import named_datasets
 from trainers.common.prompts import PromptCheck
 from trainers.common.refusals import Catch
 from trainers.common.student import ModelFacts, model_sources, read_model, read_tokenizer, reading_options
-from trainers.validity_kd.compatibility import check_teacher
+from trainers.teachers.compatibility import check_teacher
 from trainers.validity_kd.context import TeacherContext, context_of
 from trainers.validity_kd.other_tokenizer import other_teacher
 from trainers.validity_kd.preflight import (

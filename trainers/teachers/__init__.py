@@ -1,0 +1,1 @@
+"""The teachers whose log-probabilities a loss reads, in distillation and in RLKD alike."""
