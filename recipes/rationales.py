@@ -35,8 +35,8 @@ from rlkd.errors import UsageError
 from rlkd.rationales.pipeline import load_questions, select_stage, write_stage
 from rlkd.rationales.select.correct import NO_GOLD
 from rlkd.rationales.select.selection import Selection
-from rlkd.rationales.write.teacher import open_teacher
-from rlkd.rationales.write.writing import Writing
+from rlkd.rationales.write.teacher import check_contrast, open_teacher
+from rlkd.rationales.write.writing import CONTRASTIVE, Writing
 from trainers.common.arguments import start
 from trainers.common.data_arguments import RowArguments
 
@@ -56,7 +56,9 @@ class RationalesScriptArguments(RowArguments):
     # Writing
     writers: list[str] = field(
         default_factory=lambda: ["bank"],
-        metadata={"help": "candidates from any of: ready, free, steps, bank, program, student"},
+        metadata={
+            "help": "candidates from any of: ready, free, steps, bank, program, student, contrast, counterfactual"
+        },
     )
     teacher: str = field(
         default="transformers:embedded-warm", metadata={"help": "teacher engine: transformers:FOLDER, http://..."}
@@ -67,6 +69,16 @@ class RationalesScriptArguments(RowArguments):
     max_new_tokens: int = field(default=512, metadata={"help": "teacher max_new_tokens"})
     hinted_retry: bool = field(
         default=False, metadata={"help": "one retry with the answer as a hint if no candidate is right"}
+    )
+    contrast_weight: float = field(
+        default=0.5, metadata={"help": "contrastive decoding: weight of the log-probabilities under the other answer"}
+    )
+    contrast_plausibility: float = field(
+        default=0.1,
+        metadata={"help": "contrastive decoding: minimum probability, as a share of the likeliest token's"},
+    )
+    contrast_answer: str = field(
+        default="wrong", metadata={"help": "contrastive decoding: the other answer, wrong or empty (none is shown)"}
     )
     wave: int = field(default=32, metadata={"help": "questions between two updates of the bank"})
     concurrency: int = field(default=16, metadata={"help": "parallel requests to each server of the teacher"})
@@ -163,9 +175,10 @@ def main(script: RationalesScriptArguments, _others: Any = None, *, stage: str =
     folder, selection = Path(script.output_dir), script.selection()
     if stage != "write":
         selectors, count = selection.open(folder), selection.token_counter()
-        if script.hinted_retry and not selection.has_second_look:
+        if (script.hinted_retry or "contrast" in script.writers) and not selection.has_second_look:
+            what = "hinted_retry" if script.hinted_retry else "the writer contrast"
             print(
-                "WARNING: hinted_retry without a second look: a rationale written to a known answer always agrees "
+                f"WARNING: {what} without a second look: a rationale written to a known answer always agrees "
                 'with it. --selector_kwargs \'{"correct": {"second_look": "SPEC"}}\' lets an engine check whether its '
                 "steps lead there."
             )
@@ -271,6 +284,8 @@ def dry_run(run: "DryRun", script: RationalesScriptArguments, *, stage: str = "a
             with run.catch():
                 engine = open_teacher(script.teacher, concurrency=script.concurrency, deadline=script.deadline)
                 check_ready(engine, "--teacher")
+                if set(CONTRASTIVE) & set(writing.writers):
+                    check_contrast(engine)
         elif "student" not in writing.writers and rows and not any(row["rationales"] for row in rows):
             run.add(f"no row of {script.source_name} has a rationale: name their column, or let a teacher write some")
         if "bank" in writing.writers and script.embedder == DEFAULT:

@@ -9,6 +9,8 @@
 
 from rlkd.engines.base import (
     Completion,
+    Contrast,
+    ContrastiveEngine,
     Engine,
     EngineError,
     Message,
@@ -34,6 +36,8 @@ BUILT_IN = {
 __all__ = [
     "BUILT_IN",
     "Completion",
+    "Contrast",
+    "ContrastiveEngine",
     "Engine",
     "EngineError",
     "EnginePool",

@@ -62,6 +62,23 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """How a second prompt counts in contrastive decoding: log p(token | first) - `weight` * log p(token | second).
+
+    Only tokens with p(token | first) of at least `plausibility` times that of the likeliest one are candidates (Li et
+    al. 2022, arXiv 2210.15097); 0 allows all.
+    """
+
+    weight: float = 0.5
+    plausibility: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "plausibility"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 0 to 1")
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a model wrote after a prompt. `n_tokens` counts every token generated, an end token included."""
 
@@ -206,6 +223,21 @@ class TokenRanksEngine(Protocol):
         self, requests: Sequence[tuple[Prompt, str]], *, deadline: float | None = None
     ) -> list[RankedScores | EngineError]:
         """`score`, with the rank of every token."""
+
+
+@runtime_checkable
+class ContrastiveEngine(Protocol):
+    """The capability of an engine to decode towards one prompt and away from another."""
+
+    async def generate_contrasted(
+        self,
+        pairs: Sequence[tuple[Prompt, Prompt]],
+        sampling: Sampling,
+        contrast: Contrast,
+        *,
+        deadline: float | None = None,
+    ) -> list[Completion | EngineError]:
+        """A completion of the first prompt of each pair, contrasted with the second."""
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
-from rlkd.engines.base import Completion, Sampling
+from rlkd.engines.base import Completion, Contrast, Sampling
 from rlkd.engines.passes import LoadedModel, TimeLimit, TokenRow, pad_left
 
 if TYPE_CHECKING:
@@ -13,13 +14,21 @@ if TYPE_CHECKING:
 
 
 def generate_batch(
-    loaded: LoadedModel, rows: list[TokenRow], *, sampling: Sampling, limit: TimeLimit
+    loaded: LoadedModel,
+    rows: list[TokenRow],
+    *,
+    sampling: Sampling,
+    limit: TimeLimit,
+    contrast: Contrast | None = None,
 ) -> list[Completion | None]:
-    """Complete the rows. None for one that the limit overtook."""
+    """Complete the rows. None for one that the limit overtook. `contrast`: in pairs, see `ContrastivePick`."""
     from rlkd.decoding import decode, greedy
 
     watch = StopCriterion(loaded.tokenizer, limit, max(len(row.ids) for row in rows), sampling.stop)
-    draw = SeededSampling(sampling, rows) if sampling.temperature > 0 else None
+    draws = rows if contrast is None else rows[::2]
+    draw: Any = SeededSampling(sampling, draws) if sampling.temperature > 0 else None
+    if contrast is not None:
+        draw = ContrastivePick(draw.pick if draw else greedy, contrast)
     if loaded.shares_prefixes:
         written = decode(
             loaded.model,
@@ -36,14 +45,14 @@ def generate_batch(
 
 
 def _generated(
-    loaded: LoadedModel, rows: list[TokenRow], sampling: Sampling, watch: StopCriterion, draw: SeededSampling | None
+    loaded: LoadedModel, rows: list[TokenRow], sampling: Sampling, watch: StopCriterion, draw: Any
 ) -> list[list[int]]:
     """The tokens after each row by the model's own `generate`, padded to the longest."""
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     ids, mask = pad_left(loaded, rows)
     settings = GenerationConfig(
-        do_sample=False,  # `SeededSampling` does the sampling
+        do_sample=False,  # `draw` does the sampling
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=sorted(loaded.end_ids) or None,
         pad_token_id=loaded.pad_id,
@@ -113,6 +122,40 @@ class StopCriterion:
                         self.stopped_at[row] = written
                 done[index] |= row in self.stopped_at
         return done
+
+
+class ContrastivePick:
+    """Tokens for pairs of rows 2i and 2i + 1, the same token for both, by log p(2i) - weight * log p(2i + 1).
+
+    Tokens whose p(2i) is below `plausibility` times that of the likeliest token are left out. `pick` chooses by the
+    difference, and is given the rows as 0, 1, 2, ... As a logits processor, it turns greedy decoding into this.
+    """
+
+    def __init__(self, pick: Any, contrast: Contrast) -> None:
+        self.base, self.contrast = pick, contrast
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return log-weights with one possible token a row, (rows, vocabulary)."""
+        import torch
+
+        chosen = self.pick(scores, input_ids, torch.arange(len(scores), device=scores.device))[:, None]
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+    def pick(self, scores: torch.Tensor, input_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return a token of each of these rows, (n,); `rows` are their numbers, in any order, pairs complete."""
+        import torch
+
+        order = rows.argsort()
+        logs = scores[order].float().log_softmax(dim=-1)  # (n, vocabulary)
+        towards, away = logs[0::2], logs[1::2]
+        difference = towards - self.contrast.weight * away
+        if self.contrast.plausibility > 0:
+            least = towards.max(dim=-1, keepdim=True).values + math.log(self.contrast.plausibility)
+            difference = difference.masked_fill(towards < least, -torch.inf)
+        chosen = self.base(difference, input_ids[order][0::2], rows[order][0::2] // 2)
+        tokens = chosen.new_empty(len(rows))
+        tokens[order] = chosen.repeat_interleave(2)
+        return tokens
 
 
 class SeededSampling:

@@ -31,6 +31,7 @@ from rlkd.context import context_length
 from rlkd.devices import own_device
 from rlkd.engines.base import (
     Completion,
+    Contrast,
     EngineError,
     Prompt,
     RankedScores,
@@ -120,6 +121,22 @@ class TransformersEngine(LocalEngine):
         return await answer_distinct(
             check_requests(requests), lambda unique: self._work(len(unique), deadline, partial(ranked, unique))
         )
+
+    async def generate_contrasted(
+        self,
+        pairs: Sequence[tuple[Prompt, Prompt]],
+        sampling: Sampling,
+        contrast: Contrast,
+        *,
+        deadline: float | None = None,
+    ) -> list[Completion | EngineError]:
+        """A completion of the first prompt of each pair, contrasted with the second.
+
+        What the second prompt makes likely too becomes less likely. At weight 0, and with a second prompt equal to the
+        first, greedy completions are those of the first prompt.
+        """
+        work = partial(self._contrast, list(pairs), sampling, contrast)
+        return await self._work(len(pairs), deadline, work)
 
     async def close(self) -> None:
         """Free the weights. A later request reads them again."""
@@ -242,6 +259,35 @@ class TransformersEngine(LocalEngine):
             return len(batch) * (max(len(row.ids) for row in batch) + sampling.max_new_tokens) <= self.batch_tokens
 
         compute = partial(generate_batch, loaded, sampling=sampling, limit=limit)
+        self._run_batches(rows, fits, compute, limit, results)
+        return results
+
+    def _contrast(
+        self,
+        pairs: list[tuple[Prompt, Prompt]],
+        sampling: Sampling,
+        contrast: Contrast,
+        loaded: LoadedModel,
+        limit: TimeLimit,
+    ) -> list[Completion | EngineError | None]:
+        def encode(pair: tuple[Prompt, Prompt]) -> tuple[list[int], list[int]]:
+            first, second = (encode_prompt(loaded.tokenizer, prompt, self.chat_template_kwargs) for prompt in pair)
+            longest = max(len(first), len(second))
+            check_room(loaded.context, longest, sampling.max_new_tokens, "max_new_tokens asks for")
+            return first, second
+
+        # A row holds both prompts of a pair; `prompt` is where the second one begins.
+        rows, results = self._rows(pairs, encode)
+
+        def fits(batch: list[TokenRow]) -> bool:
+            longest = max(max(row.prompt, len(row.ids) - row.prompt) for row in batch)
+            return 2 * len(batch) * (longest + sampling.max_new_tokens) <= self.batch_tokens
+
+        def compute(batch: list[TokenRow]) -> list[Completion | None]:
+            parts = [(row.index, part) for row in batch for part in (row.ids[: row.prompt], row.ids[row.prompt :])]
+            both = [TokenRow(index, ids, len(ids)) for index, ids in parts]
+            return generate_batch(loaded, both, sampling=sampling, limit=limit, contrast=contrast)[::2]
+
         self._run_batches(rows, fits, compute, limit, results)
         return results
 

@@ -20,7 +20,7 @@ from rlkd.answers import extract_answer
 from rlkd.structure import Structure
 
 # Sources of candidates, unless the data name others.
-SOURCES = ("bank", "generated", "hinted", "program", "student", "ready")
+SOURCES = ("bank", "generated", "hinted", "contrast", "counterfactual", "program", "student", "ready")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,10 @@ class Candidate:
 
     `id` is a digest of its question, source and text. `text` is the training text, answer line included. `source` is
     `bank` (written along a path of the bank, unchanged), `generated` (written freely, or along a path that the teacher
-    revised), `hinted` (the teacher was shown the answer), `program` (a program), `student` (by the student itself),
-    `ready` (from the rows), or a name from the data. `answer` is the answer that the text announces. `path` holds its
-    step names if it is step-keyed; `tokens` is the number of tokens that the teacher wrote, if known.
+    revised), `hinted` (the teacher was shown the answer), `contrast` and `counterfactual` (decoded towards the answer,
+    or towards a wrong one), `program` (a program), `student` (by the student itself), `ready` (from the rows), or a
+    name from the data. `answer` is the answer that the text announces. `path` holds its step names if it is
+    step-keyed; `tokens` is the number of tokens that the teacher wrote, if known.
     """
 
     id: str

@@ -20,6 +20,8 @@ UNREADABLE_GOLD = "the right answer cannot be read"
 NOT_COMPARED = "answers could not be compared"
 # A longer text is not an answer, and comparing it takes a worker all its time. Characters.
 MAX_ANSWER = 500
+# Sources of rationales that were written to a known answer.
+KNOWN_ANSWER = ("hinted", "contrast")
 NOT_FOLLOWED = "its steps do not lead to the answer"
 
 
@@ -31,8 +33,8 @@ class Correct:
     """Keeps rationales that announce the right answer (`rlkd.answers`, in workers that are killed if they hang).
 
     Args:
-        second_look: spec of an engine that gets question and rationale of a `hinted` candidate, without its answer,
-            and must find the right one (our choice); None: their announced answer is trusted.
+        second_look: spec of an engine that gets question and rationale of a `hinted` or `contrast` candidate, without
+            its answer, and must find the right one (our choice); None: their announced answer is trusted.
         template: the text before a rationale, with `{question}` in it.
         fallback: `last_number` takes the last number of a rationale that announces no answer (`A: 18`), also of a
             truncated one.
@@ -73,7 +75,7 @@ class Correct:
         answers = [each.answer or extract_answer(each.text, self.fallback) for _, each in pairs]
         reasons = await self.compare([question for question, _ in pairs], answers)
         if self.second_look is not None:
-            hinted = [n for n, (_, each) in enumerate(pairs) if each.source == "hinted" and not reasons[n]]
+            hinted = [n for n, (_, each) in enumerate(pairs) if each.source in KNOWN_ANSWER and not reasons[n]]
             second = await self._look_again(self.second_look, [pairs[n] for n in hinted]) if hinted else []
             for n, reason in zip(hinted, second, strict=True):
                 reasons[n] = reason

@@ -19,6 +19,8 @@ from typing import Any, Literal
 from rlkd.cache import cache_key
 from rlkd.engines import (
     Completion,
+    Contrast,
+    ContrastiveEngine,
     Engine,
     EngineError,
     Prompt,
@@ -53,15 +55,29 @@ def open_teacher(
     return engine
 
 
+def check_contrast(engine: Engine) -> None:
+    """Raise `UsageError` for an engine without contrastive decoding."""
+    if not isinstance(engine, ContrastiveEngine):
+        raise UsageError(
+            f"the writers 'contrast' and 'counterfactual' need the log-probabilities of all tokens at each step, and "
+            f"{engine.name} does not give them. Name a teacher in this process (--teacher transformers:MODEL), or "
+            f"write with 'free' and --hinted_retry true"
+        )
+
+
 @dataclass(frozen=True)
 class Request:
-    """One request. `question_id`, `stage` and `number` name it, and with the run's seed determine its random draw."""
+    """One request. `question_id`, `stage` and `number` name it, and with the run's seed determine its random draw.
+
+    `away`: a prompt whose likely tokens become less likely, and how (`ContrastiveEngine`).
+    """
 
     question_id: str
     stage: str
     number: int
     prompt: Prompt
     sampling: Sampling
+    away: tuple[Prompt, Contrast] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +207,7 @@ class RationaleTeacher:
             named = json.dumps([self.seed, *((each.question_id, each.stage, each.number) for each in requests)])
             # 31 bits: some servers take no more.
             sampling = replace(sampling, seed=int.from_bytes(hashlib.sha256(named.encode()).digest()[:4]) // 2)
-        results = await self.engine.generate([each.prompt for each in requests], sampling, deadline=self.deadline)
+        results = await self._results(requests, sampling)
         self.sent += len(call)
         failures, answers = {}, {}
         for (digest, _), result in zip(call, results, strict=True):
@@ -205,9 +221,20 @@ class RationaleTeacher:
         self.journal.add(answers)
         return failures
 
+    async def _results(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion | EngineError]:
+        pairs = [(each.prompt, each.away[0]) for each in requests if each.away is not None]
+        if not pairs:
+            prompts = [each.prompt for each in requests]
+            return await self.engine.generate(prompts, sampling, deadline=self.deadline)
+        engine, away = self.engine, requests[0].away
+        assert isinstance(engine, ContrastiveEngine)
+        assert away is not None
+        return await engine.generate_contrasted(pairs, sampling, away[1], deadline=self.deadline)
+
     def _calls(self, requests: Sequence[Request], digests: Sequence[str]) -> Iterator[_EngineCall]:
-        """The requests in calls: up to `batch` of them, in order, all with one sampling."""
-        for _, group in groupby(zip(digests, requests, strict=True), key=lambda pair: pair[1].sampling):
+        """The requests in calls: up to `batch` of them, in order, all with one sampling and one contrast, or none."""
+        pairs = zip(digests, requests, strict=True)
+        for _, group in groupby(pairs, key=lambda pair: (pair[1].sampling, pair[1].away and pair[1].away[1])):
             while call := list(islice(group, self.batch)):
                 yield call
 
@@ -215,4 +242,5 @@ class RationaleTeacher:
         sampling = request.sampling
         settings: dict[str, Any] = {**vars(sampling), "stop": list(sampling.stop)}
         drawn = [self.seed, request.question_id, request.stage, request.number] if sampling.temperature > 0 else None
-        return cache_key("answer", 1, self.name, request.prompt, settings, drawn)
+        contrast = () if request.away is None else (request.away[0], vars(request.away[1]))
+        return cache_key("answer", 1, self.name, request.prompt, settings, drawn, *contrast)

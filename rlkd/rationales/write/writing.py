@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any
 from rlkd.answers import equal_pairs
 from rlkd.data.rows import build_prompt
 from rlkd.data.samples import few_shot_examples
-from rlkd.engines import Sampling, run
+from rlkd.engines import Contrast, Sampling, run
 from rlkd.engines.base import Message
 from rlkd.errors import UsageError
 from rlkd.programs import last_program
 from rlkd.rationales.records import Candidate, DroppedCandidate, Question, candidate, storable
 from rlkd.rationales.select.correct import MAX_ANSWER
+from rlkd.rationales.write.contrast import contrasted_prompts
 from rlkd.rationales.write.prompts import (
     SCHEMA,
     StepReply,
@@ -42,7 +43,7 @@ from rlkd.rationales.write.prompts import (
     read_reply,
     step_prompt,
 )
-from rlkd.rationales.write.teacher import Answer, RationaleTeacher, Request
+from rlkd.rationales.write.teacher import Answer, RationaleTeacher, Request, check_contrast
 from rlkd.registry import suggestion
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WRITERS = ("ready", "free", "steps", "bank", "program", "student")
+CONTRASTIVE = ("contrast", "counterfactual")
+WRITERS = ("ready", "free", "steps", "bank", "program", "student", *CONTRASTIVE)
 # Writers without a request to the teacher.
 _OTHERS = ("ready", "student")
 # The stage of a writer's requests in the journal and in the counts.
@@ -63,9 +65,10 @@ _STAGES = {
     "bank": "guided",
     "program": "program",
     "student": "student",
+    **{name: name for name in CONTRASTIVE},
 }
 # The source of a candidate by its stage; others are `generated`.
-_SOURCES = {name: name for name in ("hinted", "program", "student")}
+_SOURCES = {name: name for name in ("hinted", "program", "student", *CONTRASTIVE)}
 # Routed questions after which a low share of offered paths is reported during the run.
 EARLY = 50
 SEEDS_AT_ONCE = 256
@@ -78,8 +81,8 @@ class Writing:
     `candidates` is a number per question and writer; `wave` is the number of questions between two updates of the
     bank. `seed_share` of the questions (proportional to the column `category`, if there is one) get a step-keyed
     rationale first, from which the bank is made; `paths_offered` of its paths are shown to the teacher. `faithful` is
-    the released method where it differs from ours (`docs/rationales.md`); it overrides other settings. Raises
-    `UsageError` for values out of range.
+    the released method where it differs from ours (`docs/rationales.md`); it overrides other settings. Keys that begin
+    with `contrast` are of the contrastive writers. Raises `UsageError` for values out of range.
     """
 
     writers: tuple[str, ...] = ("bank",)
@@ -87,6 +90,9 @@ class Writing:
     temperature: float = 0.7
     top_p: float = 1.0
     max_new_tokens: int = 512
+    contrast_weight: float = 0.5
+    contrast_plausibility: float = 0.1
+    contrast_answer: str = "wrong"
     hinted_retry: bool = False
     wave: int = 32
     faithful: bool = False
@@ -110,6 +116,8 @@ class Writing:
                 "hinted_retry looks for a right answer among the written ones, and a program has none before the "
                 "selector 'program' runs it: leave one of the two out"
             )
+        if self.contrast_answer not in ("wrong", "empty"):
+            raise UsageError(f"contrast_answer={self.contrast_answer!r}: expected wrong or empty")
         if not 0 < self.seed_share <= 1:
             raise UsageError(f"seed_share={self.seed_share}: expected a share above 0 and up to 1")
         if set(self.writers) - {"ready"} and self.candidates > 1 and self.temperature == 0:
@@ -121,6 +129,10 @@ class Writing:
             self.sampling(steps=True)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        try:
+            self.contrast()
+        except ValueError as error:
+            raise UsageError(f"contrast_{error}") from error
 
     @property
     def needs_teacher(self) -> bool:
@@ -135,6 +147,10 @@ class Writing:
             top_p=self.top_p,
             json_schema=SCHEMA if steps else None,
         )
+
+    def contrast(self) -> Contrast:
+        """How the contrastive writers decode."""
+        return Contrast(self.contrast_weight, self.contrast_plausibility)
 
 
 @dataclass
@@ -171,6 +187,7 @@ class _Draft:
     prompt: list[Message]
     steps: bool
     plan: Route | None = None
+    away: tuple[list[Message], Contrast] | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +228,8 @@ class Writer:
             raise UsageError(f"writers {', '.join(settings.writers)} need a teacher: --teacher SPEC names one")
         if "student" in settings.writers and student is None:
             raise UsageError("the writer 'student' needs the student: --student SPEC names it")
+        if teacher is not None and set(CONTRASTIVE) & set(settings.writers):
+            check_contrast(teacher.engine)
         if "bank" in settings.writers:
             if embedder is None:
                 raise UsageError("the writer 'bank' needs an embedder: --embedder hashed-ngrams")
@@ -292,6 +311,9 @@ class Writer:
                 plans = self._plans(questions)
             drafts: list[_Draft] = []
             for index, question in enumerate(questions):
+                if writer in CONTRASTIVE:
+                    drafts += self._contrasted(writer, index, question)
+                    continue
                 first, plan = 0, None
                 if writer == "bank":
                     first, plan = 0 if self._is_open(question) else 1, plans[index]
@@ -310,6 +332,19 @@ class Writer:
             yield self._finished(question, own, right)
         if self.bank is not None and self.embedder is not None:
             self.bank.flush(self.embedder)
+
+    def _contrasted(self, writer: str, index: int, question: Question) -> Iterator[_Draft]:
+        """The drafts of a contrastive writer; none for a question without the answers that it needs."""
+        settings = self.settings
+        prompts = contrasted_prompts(
+            question,
+            settings.seed,
+            counterfactual=writer == "counterfactual",
+            empty=settings.contrast_answer == "empty",
+        )
+        if prompts is not None:
+            for number in range(settings.candidates):
+                yield _Draft(index, number, prompts[0], False, away=(prompts[1], settings.contrast()))
 
     def _prompt(self, writer: str, question: Question, plan: Route | None) -> list[Message]:
         if writer == "student":
@@ -373,7 +408,7 @@ class Writer:
         assert teacher is not None
         sampling = {steps: self.settings.sampling(steps=steps) for steps in (False, True)}
         requests = [
-            Request(questions[each.index].id, stage, each.number, list(each.prompt), sampling[each.steps])
+            Request(questions[each.index].id, stage, each.number, list(each.prompt), sampling[each.steps], each.away)
             for each in drafts
         ]
         answers = run(teacher.ask(requests, self.advance))
@@ -452,7 +487,8 @@ class Writer:
                 kept[text] = each.candidate
                 self.counts.candidates[each.candidate.source] += 1
                 self.counts.right += is_right
-                judged = each.candidate.source != "program"  # what it prints is not known yet
+                # A counterfactual one shall be wrong, and what a program prints is not known yet.
+                judged = each.candidate.source not in ("counterfactual", "program")
                 self.counts.wrong += judged and question.answer is not None and not is_right
             else:
                 discarded.append(DroppedCandidate(question.id, "write", reason, each.candidate))

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.tiny import save_llama
-from rlkd.engines import EngineError, Sampling, TokenScores, open_engine, run
+from rlkd.engines import Contrast, EngineError, Sampling, TokenScores, open_engine, run
 from rlkd.engines.transformers import TransformersEngine
 
 CHAT = [{"role": "user", "content": "How many eggs are left?"}]
@@ -263,6 +263,61 @@ def test_choices_get_the_summed_log_probability_of_their_tokens(engine, referenc
     results = run(engine.choose(["Well?", CHAT], choices))
     for result, prompt in zip(results, ["Well?", CHAT], strict=True):
         assert result == pytest.approx([sum(plain_score(reference, prompt, choice)) for choice in choices], abs=1e-3)
+
+
+PAIRS = [(first, second) for first, second in zip(PROMPTS, PROMPTS[1:] + PROMPTS[:1], strict=True)]
+
+
+def plain_contrast(reference, pair, contrast, new_tokens):
+    """One forward pass a token and prompt, one token of the vocabulary after the other; no cache, batch or padding."""
+    model, tokenizer = reference
+    starts, written = [encode(tokenizer, prompt) for prompt in pair], []
+    with torch.no_grad():
+        while len(written) < new_tokens:
+            towards, away = (model(torch.tensor([start + written])).logits[0, -1].log_softmax(-1) for start in starts)
+            least = contrast.plausibility * float(towards.exp().max())
+            candidates = [token for token in range(len(towards)) if math.exp(towards[token]) >= least]
+            written.append(max(candidates, key=lambda token: float(towards[token] - contrast.weight * away[token])))
+            if written[-1] == tokenizer.eos_token_id:
+                return tokenizer.decode(written[:-1])
+    return tokenizer.decode(written)
+
+
+@pytest.mark.parametrize("shares_prefixes", [True, False])
+@pytest.mark.parametrize("contrast", [Contrast(0.5, 0), Contrast(0.9, 0.7)])
+def test_contrastive_text_is_that_of_the_plainest_loop(
+    model_folder, reference, monkeypatch, shares_prefixes, contrast
+):
+    monkeypatch.setattr("rlkd.decoding.unsupported", lambda model: None if shares_prefixes else "no reason")
+    engine = TransformersEngine(model_folder, device="cpu")
+    found = run(engine.generate_contrasted(PAIRS, GREEDY, contrast))
+    assert [each.text for each in found] == [plain_contrast(reference, pair, contrast, 12) for pair in PAIRS]
+    assert [each.text for each in found] != [each.text for each in run(engine.generate(PROMPTS, GREEDY))]
+
+
+def test_with_a_plausibility_of_1_only_the_likeliest_token_is_a_candidate(engine):
+    sampling = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
+    found = run(engine.generate_contrasted(PAIRS, sampling, Contrast(0.9, 1)))
+    assert found == run(engine.generate(PROMPTS, GREEDY))
+
+
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_without_a_contrast_the_text_is_that_of_the_first_prompt(engine, weight):
+    pairs = [(prompt, prompt if weight else "yes") for prompt in PROMPTS]
+    assert run(engine.generate_contrasted(pairs, GREEDY, Contrast(weight))) == run(engine.generate(PROMPTS, GREEDY))
+
+
+def test_contrastive_sampling_repeats_and_is_another_draw_for_another_pair(engine):
+    sampling = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
+    found = run(engine.generate_contrasted([PAIRS[0]] * 3, sampling, Contrast()))
+    assert run(engine.generate_contrasted([PAIRS[0]] * 2, sampling, Contrast())) == found[:2]
+    assert len({each.text for each in found}) == 3
+
+
+@pytest.mark.parametrize("name", ["weight", "plausibility"])
+def test_a_contrast_out_of_range_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=1.5: expected a number from 0 to 1"):
+        Contrast(**{name: 1.5})
 
 
 @pytest.mark.parametrize("stop", ["e", "\n", "ö"])
