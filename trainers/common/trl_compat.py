@@ -29,7 +29,8 @@ hold tensors with a row per completion, and `num_items_in_batch`.
 
 `trl.generation.vllm_generation`: the names `LLM` and `VLLMClient` are replaced while a trainer is built, and only
 where vLLM runs on a CPU or takes weights without NCCL (`build_vllm_with`); the clients in
-`trainers/vllm/weight_sync.py` override methods of `VLLMClient`.
+`trainers/vllm/weight_sync.py` and `restarts.py` override methods of `VLLMClient`; the second reads the weights again
+(`VLLMGeneration._iter_named_params`).
 
 `AsyncGRPOTrainer` (experimental), for `trainers/async_grpo/trainer.py`: without CUDA, its lookup of the GPU's peak
 FLOPs and its attention kernel are replaced (`async_with`).
@@ -73,6 +74,9 @@ _CLIENT_METHODS = {
     "close_communicator": ["self"],
     "_start_weight_update": ["self"],
     "_finish_weight_update": ["self"],
+    "generate": ["self", "prompts"],
+    "reset_prefix_cache": ["self"],
+    "_post": ["self", "url"],
     "get_world_size": ["self"],
 }
 
@@ -172,7 +176,8 @@ def check_vllm_generation() -> None:
     from trl.generation.vllm_client import VLLMClient
     from trl.generation.vllm_generation import VLLMGeneration
 
-    wrong = _wrong_methods(VLLMClient, _CLIENT_METHODS) + _wrong_methods(VLLMGeneration, {"_init_vllm": ["self"]})
+    generation = {"_init_vllm": ["self"], "_iter_named_params": ["self"]}
+    wrong = _wrong_methods(VLLMClient, _CLIENT_METHODS) + _wrong_methods(VLLMGeneration, generation)
     # Both names are looked up there; `LLM` exists only if vLLM is installed.
     if not hasattr(vllm_generation, "VLLMClient"):
         wrong.append("vllm_generation has no VLLMClient")

@@ -60,7 +60,7 @@ from trainers.rlkd.resampling import Resampling, RolloutCount, Round
 from trainers.rlkd.spread import SpreadWatch
 from trainers.rlkd.step_credit import StepCredit
 from trainers.rlkd.teacher_kl import TeacherKL
-from trainers.vllm.checks import prepare_rollouts
+from trainers.vllm.checks import keep_server_current, prepare_rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         # TRL calls a reward model by the last part of its path; an environment's own reward stands behind these.
         self.reward_func_names[: len(names)] = names
         name_base(self.model, model)
+        keep_server_current(self)
         self._rollout_count = RolloutCount(args.max_rollouts)
         self._resampling = None
         if args.resample_zero_std:

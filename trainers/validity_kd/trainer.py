@@ -75,6 +75,7 @@ from trainers.validity_kd.teachers import (
     rows_of,
 )
 from trainers.validity_kd.token_weights import TokenWeights, WeightedBatch, batch_metrics
+from trainers.vllm.checks import keep_server_current
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
 
@@ -138,6 +139,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                 tools=tools,
                 **kwargs,
             )
+        keep_server_current(self)
         self._width: int | None = None
         self._aligned: Tensor | None = None  # tokens in spans, and tokens, of a micro-batch
         self._base_teaches = False

@@ -52,6 +52,14 @@ def prepare_rollouts(
     return rollout_engine(args)
 
 
+def keep_server_current(trainer: Any) -> None:
+    """Let the rollout server of a trainer, if it has one, have the weights again whenever it was restarted."""
+    if trainer.use_vllm:
+        from trainers.vllm.restarts import give_weights_again
+
+        give_weights_again(trainer)
+
+
 def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Sequence[str] = ()) -> None:
     """Check that vLLM can do the rollouts of this run; raises `UsageError`.
 

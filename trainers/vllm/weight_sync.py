@@ -1,8 +1,8 @@
 """Sends the trainer's weights to a rollout server without NCCL, and builds vLLM in the trainer's process on a CPU.
 
 TRL decides when and which weights go; its `VLLMClient` sends them, here with the transport of `rlkd.weight_transfer`.
-A failed sync ends the run, as training would go on with rollouts of another model, and nothing is retried, as a weight
-update must not arrive twice.
+A refused sync ends the run, as training would go on with rollouts of another model. A server that was restarted gets
+the weights again (`trainers.vllm.restarts`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import httpx
 import torch
 from trl.generation.vllm_client import VLLMClient
 
-from rlkd.errors import UsageError
 from rlkd.serve.vllm_command import vllm_environment
 from rlkd.weight_transfer.live import keep_weights_live
 from rlkd.weight_transfer.transport import TransferFailed, WeightGroup, host, lead
 from trainers.common.trl_compat import build_vllm_with
+from trainers.vllm.errors import ServerLost, SyncFailed
+from trainers.vllm.restarts import RestartSafe
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -44,10 +45,6 @@ SHARD_BYTES = 2**31
 SLOWEST = 10 * 2**20
 # Length of a server's message in an error.
 SHOWN_CHARACTERS = 600
-
-
-class SyncFailed(UsageError):
-    """The rollout server did not take the trainer's weights."""
 
 
 class _HostClient(VLLMClient):
@@ -66,7 +63,7 @@ class _HostClient(VLLMClient):
         try:
             self._connect()
         except TransferFailed as error:
-            raise self._failed("does not join the weight group", error) from error
+            raise ServerLost.of(self.base_url, "does not join the weight group", error) from error
 
     def update_named_params(self, metadata: Metadata, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Send weights. `metadata`: a (name, dtype, shape) for each pair of `named_params`, in the same order."""
@@ -75,7 +72,8 @@ class _HostClient(VLLMClient):
         try:
             self._send(metadata, named_params)
         except TransferFailed as error:
-            raise self._failed("lost the connection in the middle of the weights", error) from error
+            problem = "lost the connection in the middle of the weights"
+            raise ServerLost.of(self.base_url, problem, error) from error
         if not self._updating_weights:
             self._finish_weight_update()
 
@@ -112,15 +110,10 @@ class _HostClient(VLLMClient):
             response = httpx.post(f"{self.base_url}/{endpoint}", json=content, timeout=timeout)
         except httpx.HTTPError as error:
             problem = f"does not answer {endpoint} within {limit:.0f} s (vllm_server_timeout is {self.seconds:g} s)"
-            raise self._failed(problem, error) from error
+            raise ServerLost.of(self.base_url, problem, error) from error
         if response.status_code != 200:
-            raise self._failed(f"refuses {endpoint} (HTTP {response.status_code})", _message(response))
-
-    def _failed(self, problem: str, cause: object) -> SyncFailed:
-        return SyncFailed(
-            f"the rollout server {self.base_url} {problem}: {cause}. See its log. The run continues from its last "
-            f"checkpoint with --resume_from_checkpoint, once the server is up"
-        )
+            problem = f"refuses {endpoint} (HTTP {response.status_code})"
+            raise SyncFailed.of(self.base_url, problem, _message(response))
 
 
 class GlooClient(_HostClient):
@@ -219,14 +212,22 @@ class DiskClient(_HostClient):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class LastingGlooClient(RestartSafe, GlooClient):
+    """As `GlooClient`, for a server that may be restarted."""
+
+
+class LastingDiskClient(RestartSafe, DiskClient):
+    """As `DiskClient`, for a server that may be restarted."""
+
+
 def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
     """The context in which TRL must build its vLLM part for a run with vLLM; no change on a GPU with `nccl`."""
     if args.vllm_mode == "server":
         if args.vllm_weight_transfer == "gloo":
-            return build_vllm_with(VLLMClient=GlooClient)
+            return build_vllm_with(VLLMClient=LastingGlooClient)
         if args.vllm_weight_transfer == "disk":
             folder = Path(args.output_dir or ".") / "weights-for-vllm"
-            return build_vllm_with(VLLMClient=functools.partial(DiskClient, folder=folder))
+            return build_vllm_with(VLLMClient=functools.partial(LastingDiskClient, folder=folder))
         return nullcontext()
     if args.device.type != "cpu":
         return nullcontext()

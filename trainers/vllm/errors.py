@@ -1,0 +1,23 @@
+"""Errors of rollout servers."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from rlkd.errors import UsageError
+
+
+class SyncFailed(UsageError):
+    """The rollout server did not take the trainer's weights."""
+
+    @classmethod
+    def of(cls, url: str, problem: str, cause: object) -> Self:
+        """An error with the server's address, its problem (a verb phrase), the cause and the way out."""
+        return cls(
+            f"the rollout server {url} {problem}: {cause}. See its log. The run continues from its last checkpoint "
+            f"with --resume_from_checkpoint, once the server is up"
+        )
+
+
+class ServerLost(SyncFailed):
+    """The rollout server does not answer, or is another process than the one that got the weights."""
