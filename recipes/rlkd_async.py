@@ -101,7 +101,7 @@ def show_rewards(trainer: "RLKDAsyncTrainer") -> None:
 
 
 if __name__ == "__main__":
-    require_trl()
+    require_trl(asynchronous=True)
     from trainers import RLKDAsyncConfig
 
     start(

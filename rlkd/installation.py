@@ -18,8 +18,10 @@ from rlkd.errors import UsageError
 HOME = Path(rlkd.__file__).resolve().parent.parent
 # The range that TRL 1.16 accepts; it warns about other versions.
 SUPPORTED_VLLM = ("0.22.0", "0.31.0")
-# That of pyproject.toml.
-SUPPORTED_TRL = SpecifierSet(">=1.15,<1.18")
+# That of pyproject.toml: the tests run with the newest and with the oldest of them (`make test-oldest-trl`).
+SUPPORTED_TRL = SpecifierSet(">=1.15,<1.17")
+# Its asynchronous trainer is experimental, and each version has another one.
+SUPPORTED_ASYNC_TRL = SpecifierSet(">=1.16,<1.17")
 
 
 def recipes() -> dict[str, Path]:
@@ -32,18 +34,20 @@ def studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted((HOME / "recipes" / "studies").glob("*.yaml"))}
 
 
-def check_trl_version() -> None:
+def check_trl_version(*, asynchronous: bool = False) -> None:
     """Raise `UsageError` where the installed TRL is outside the tested range, unless RLKD_ALLOW_UNTESTED is 1.
 
-    TRL is not imported: another version may fail in its first import. The start checks the methods that are
-    overridden (`trainers.common.trl_compat`) in any version.
+    `asynchronous`: the range for asynchronous training. TRL is not imported: another version may fail in its first
+    import. The start checks the methods that are overridden (`trainers.common.trl_compat`) in any version.
     """
     version = importlib.metadata.version("trl")
-    if SUPPORTED_TRL.contains(version, prereleases=True) or os.environ.get("RLKD_ALLOW_UNTESTED") == "1":
+    tested = SUPPORTED_ASYNC_TRL if asynchronous else SUPPORTED_TRL
+    if tested.contains(version, prereleases=True) or os.environ.get("RLKD_ALLOW_UNTESTED") == "1":
         return
+    part = "asynchronous training" if asynchronous else "rlkd"
     raise UsageError(
-        f"TRL {version}: rlkd is tested with trl{SUPPORTED_TRL}. Install one of these:  pip install "
-        f'"trl{SUPPORTED_TRL}"  To try this one all the same, set RLKD_ALLOW_UNTESTED=1.'
+        f"TRL {version}: {part} is tested with trl{tested}. Install one of these:  pip install "
+        f'"trl{tested}"  To try this one all the same, set RLKD_ALLOW_UNTESTED=1.'
     )
 
 

@@ -35,6 +35,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        check_trl_version()
+        check_trl_version(asynchronous=name.startswith("RLKDAsync"))
         return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

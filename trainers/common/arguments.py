@@ -32,10 +32,10 @@ from trainers.dry_run.dry_run import dry_run_status, read_mode
 BARE = {"--resume_from_checkpoint": "latest", "--dry_run": "check"}
 
 
-def require_trl() -> None:
+def require_trl(*, asynchronous: bool = False) -> None:
     """End the process with one message where TRL is of an untested version; for a recipe, before it imports TRL."""
     try:
-        check_trl_version()
+        check_trl_version(asynchronous=asynchronous)
     except UsageError as error:
         sys.exit(f"\n{type(error).__name__}: {error}")
 

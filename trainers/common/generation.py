@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig, ProcessorMixin
-from trl.models import unwrap_model_for_generation
 
 from rlkd.answers import ends_in_thought
 from rlkd.rendering import fitted_conversations, prompt_ids
 from trainers.common.fast_generation import fast_generation
+from trainers.common.trl_compat import model_for_generation
 
 
 class FittedPrompts:
@@ -120,8 +120,7 @@ def _written(
         config = GenerationConfig(
             **settings, repetition_penalty=1.0, pad_token_id=pad_id, eos_token_id=ends or None, disable_compile=True
         )
-        unwrapped = unwrap_model_for_generation(trainer.model_wrapped, accelerator)
-        with fast_generation(trainer), unwrapped as model, torch.no_grad():
+        with fast_generation(trainer), model_for_generation(trainer) as model, torch.no_grad():
             for start in range(0, len(own), batch_size):
                 batch = own[start : start + batch_size]
                 width = max(len(shown[i]) for i in batch)

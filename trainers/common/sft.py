@@ -15,6 +15,7 @@ from rlkd.errors import UsageError
 from trainers.common.adapters import name_base, open_student
 from trainers.common.arguments import say
 from trainers.common.run_files import RunFiles
+from trainers.common.trl_compat import check_kernels
 
 
 class RunSFTTrainer(RunFiles, SFTTrainer):
@@ -37,6 +38,7 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ):
+        check_kernels()
         student, peft_config = open_student(model, args, peft_config)
         super().__init__(student, args, peft_config=peft_config, **kwargs)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})

@@ -1,8 +1,8 @@
 """TRL's private surface: every private method and attribute that our trainers use, with checks at start-up.
 
-Checked on TRL 1.16.0. A method with other parameters ends the start (`check_trl`, `check_distillation`,
-`check_vllm_generation`, `check_async_trl`), a value of another shape the first use of it. Besides the methods in the
-tables below, our trainers use:
+Checked on TRL 1.15.0 and 1.16.0, the asynchronous trainer on 1.16.0. A method with other parameters ends the start
+(`check_trl`, `check_distillation`, `check_vllm_generation`, `check_async_trl`), a value of another shape the first use
+of it. Besides the methods in the tables below, our trainers use:
 
 `GRPOTrainer` (since TRL 0.24), for `trainers/rlkd/trainer.py`: `num_generations`, `num_generations_eval`,
 `reward_funcs`, `reward_func_names`; in the config, `_VALID_DICT_FIELDS`. For `trainers/common/generation.py`:
@@ -38,8 +38,11 @@ FLOPs and its attention kernel are replaced (`async_with`).
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from packaging.version import Version
 
 from rlkd.errors import UsageError
 
@@ -88,6 +91,7 @@ def check_trl() -> None:
     """Raise `UsageError` where TRL lacks a method that we override, or has another: TRL would not call ours."""
     import trl
 
+    check_kernels()
     _complain(_wrong_methods(trl.GRPOTrainer, _HOOKS))
 
 
@@ -101,6 +105,7 @@ def check_distillation() -> None:
 
     from rlkd.divergence import Divergence, Head, chunked_divergence
 
+    check_kernels()
     wrong = _wrong_methods(trl.DistillationTrainer, _DISTILLATION_HOOKS)
     if not wrong:
         # A generator of its own: the random state belongs to the run.
@@ -113,6 +118,29 @@ def check_distillation() -> None:
             if not torch.allclose(ours, theirs, atol=1e-5):
                 wrong.append(f"its divergence at beta {beta} is {theirs.tolist()}, ours {ours.tolist()}")
     _complain(wrong)
+
+
+def check_kernels() -> None:
+    """Raise `UsageError` where the loss of TRL's trainers cannot run: before TRL 1.16 it is in Triton, for GPUs."""
+    import torch
+    import trl
+
+    if Version(trl.__version__) >= Version("1.16") or torch.cuda.is_available() or torch.xpu.is_available():
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":  # Triton's own switch for kernels on a CPU
+        raise UsageError(f"TRL {trl.__version__} trains on GPUs only, and this machine has none. {_INSTALL}")
+
+
+@contextlib.contextmanager
+def model_for_generation(trainer: Any) -> Iterator[Any]:
+    """A trainer's model as `generate` needs it; gradient checkpointing is set again afterwards as it was."""
+    from trl.models import unwrap_model_for_generation
+
+    # TRL 1.15 sets it again without arguments.
+    known = "gradient_checkpointing_kwargs" in _parameters(unwrap_model_for_generation)
+    kwargs = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs} if known else {}
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **kwargs) as model:
+        yield model
 
 
 def trl_kernel(student_hidden: Any, student: Any, teacher_hidden: Any, teacher: Any, divergence: Any) -> Any:

@@ -31,7 +31,6 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DistillationTrainer
-from trl.models import unwrap_model_for_generation
 
 from rlkd.divergence import weighted_mean
 from rlkd.engines import Sampling
@@ -54,7 +53,7 @@ from trainers.common.fast_generation import FastRollouts
 from trainers.common.generation import FittedPrompts
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
-from trainers.common.trl_compat import check_distillation, trl_kernel
+from trainers.common.trl_compat import check_distillation, model_for_generation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
 from trainers.validity_kd.context import teacher_prompts
 from trainers.validity_kd.draws import choose_trace, draw, writes_itself
@@ -319,11 +318,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                     self.vllm_generation.sync_weights()
                     self._last_loaded_step = self.state.global_step
                 return write_by_vllm(self.vllm_generation, prefixes, longest)
-            with unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
-            ) as student:
+            with model_for_generation(self) as student:
                 return write_here(student, prefixes, tokenizer, config, longest, device)
 
         return propose(write, self._tokenizer, prefixes, self.accelerator, [self._tokenizer.eos_token_id])

@@ -10,7 +10,7 @@ from rlkd.doctor.versions import check_versions, declared, environment, pinned_v
 @pytest.fixture
 def home(tmp_path) -> Path:
     (tmp_path / "pyproject.toml").write_text(
-        '[project]\nrequires-python = ">=3.11"\ndependencies = ["trl>=1.15,<1.18", "datasets>=4.0"]\n'
+        '[project]\nrequires-python = ">=3.11"\ndependencies = ["trl>=1.15,<1.17", "datasets>=4.0"]\n'
     )
     (tmp_path / "constraints.txt").write_text("# tested\ntrl==1.16.0\ndatasets==5.2.0  # rows\n")
     return tmp_path
@@ -33,15 +33,15 @@ def test_the_name_of_a_build_is_no_difference(home):
 
 
 def test_another_version_in_the_range_is_a_warning_with_the_command_for_the_tested_ones(home):
-    found = texts(home, {"trl": "1.17.0", "datasets": "5.2.0"})
-    assert "trl 1.17.0 (tested: 1.16.0)" in found["warning"]
+    found = texts(home, {"trl": "1.15.0", "datasets": "5.2.0"})
+    assert "trl 1.15.0 (tested: 1.16.0)" in found["warning"]
     assert f"pip install -c {home / 'constraints.txt'}" in found["warning"]
 
 
 @pytest.mark.parametrize(
     ("installed", "words"),
     [
-        ({"trl": "1.14.0", "datasets": "5.2.0"}, "trl 1.14.0: rlkd supports <1.18,>=1.15"),
+        ({"trl": "1.14.0", "datasets": "5.2.0"}, "trl 1.14.0: rlkd supports <1.17,>=1.15"),
         ({"trl": "1.16.0"}, "datasets is not installed"),
     ],
 )

@@ -1,11 +1,21 @@
 """A TRL whose methods have changed is refused, instead of silently training without us."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import trl
 
 from rlkd.errors import UsageError
 from trainers.common import trl_compat
-from trainers.common.trl_compat import build_vllm_with, check_distillation, check_trl, check_vllm_generation
+from trainers.common.trl_compat import (
+    build_vllm_with,
+    check_distillation,
+    check_kernels,
+    check_trl,
+    check_vllm_generation,
+    model_for_generation,
+)
 
 
 def test_the_installed_trl_has_the_methods_that_we_override() -> None:
@@ -22,6 +32,34 @@ def test_a_method_that_is_gone_is_named(monkeypatch) -> None:
     monkeypatch.delattr(trl.GRPOTrainer, "_generate_and_score_completions")
     with pytest.raises(UsageError, match=r"_generate_and_score_completions takes \[\]"):
         check_trl()
+
+
+def test_a_trl_that_trains_on_gpus_only_is_refused_without_one(monkeypatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(trl, "__version__", "1.15.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for check in (check_kernels, check_trl, check_distillation):
+        with pytest.raises(UsageError, match=r"TRL 1.15.0 trains on GPUs only.*pip install"):
+            check()
+    monkeypatch.setattr(trl, "__version__", "1.16.0")
+    assert check_kernels() is None
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["trl 1.16", "trl 1.15"])
+def test_gradient_checkpointing_is_set_again_as_it_was_where_trl_can(monkeypatch, knows) -> None:
+    @contextlib.contextmanager
+    def newer(model, accelerator, gradient_checkpointing_kwargs=None):
+        yield model, gradient_checkpointing_kwargs
+
+    @contextlib.contextmanager
+    def older(model, accelerator):
+        yield model, "nothing"
+
+    monkeypatch.setattr("trl.models.unwrap_model_for_generation", newer if knows else older)
+    args = SimpleNamespace(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainer = SimpleNamespace(model_wrapped="model", accelerator=None, args=args)
+    with model_for_generation(trainer) as given:
+        assert given == ("model", {"use_reentrant": False} if knows else "nothing")
 
 
 def test_the_installed_trl_distils_as_we_know_it() -> None:
