@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 # Keys of the trainers' configs that a card lists where the config has them.
 _SETTINGS = (
     "teacher",
+    "teachers",
+    "teacher_column",
     "validity",
     "validity_kwargs",
     "lmbda",
@@ -125,10 +127,11 @@ def _settings(trainer: Any) -> dict[str, Any]:
     if getattr(args, "step_credit", "none") != "none":
         settings["step_credit"] = args.step_credit
     if hasattr(args, "teacher_kl"):  # the structure reward has a teacher, too
-        settings.pop("teacher", None)
+        named = [settings.pop(name, None) for name in ("teacher", "teachers", "teacher_column")]
         if args.teacher_kl:
             clip = "" if args.teacher_kl_clip is None else f", clipped at {args.teacher_kl_clip:g} nats"
-            settings["teacher_kl"] = f"{args.teacher_kl:g} to {args.teacher}{clip}"
+            teacher = named[0] or f"{named[1]} by the column {named[2]}"
+            settings["teacher_kl"] = f"{args.teacher_kl:g} to {teacher}{clip}"
     for reward in getattr(trainer, "rewards", ()):
         settings |= getattr(getattr(reward, "function", None), "card_settings", {})
     return settings | dict(trainer.origin.settings)

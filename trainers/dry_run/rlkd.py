@@ -13,7 +13,7 @@ from trainers.dry_run.probe import show_probe
 from trainers.dry_run.rows import show_rows
 from trainers.dry_run.scores import show_scores
 from trainers.dry_run.student import check_held_out_prompts, first_prompt, show_lengths, show_student
-from trainers.dry_run.teacher import show_teacher
+from trainers.dry_run.teacher import show_teachers
 from trainers.rlkd.memory import memory_plan
 from trainers.rlkd.preparation import prepare
 from trainers.vllm.checks import asked_once, prepare_rollouts
@@ -49,7 +49,7 @@ def show_rlkd(
     check_held_out_prompts(run, script, student, test_rows, args.max_completion_length, template)
     show_student(run, student, first_prompt(dataset), template)
     if args.teacher_kl:
-        show_teacher(run, args, prepared.teacher, template)
+        show_teachers(run, args, prepared.teachers, template)
     show_lengths(run, student, dataset, completion=args.max_completion_length, template=template)
     plan, factors = rollout_plan(args, 0 if dataset is None else len(dataset))
     show_steps(run, plan, factors)

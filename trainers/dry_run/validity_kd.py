@@ -11,7 +11,7 @@ from trainers.dry_run.memory import show_memory
 from trainers.dry_run.probe import show_probe
 from trainers.dry_run.rows import show_rows
 from trainers.dry_run.student import check_held_out_prompts, first_prompt, show_lengths, show_student
-from trainers.dry_run.teacher import show_teacher
+from trainers.dry_run.teacher import show_teachers
 from trainers.validity_kd.memory import memory_plan
 from trainers.validity_kd.preparation import prepare
 from trainers.vllm.checks import asked_once
@@ -33,7 +33,7 @@ def show_distillation(
         prepared = prepare(
             args,
             model,
-            args.teacher,
+            args.teachers or args.teacher,
             dataset,
             None,
             peft_config=settings["peft_config"],
@@ -43,7 +43,7 @@ def show_distillation(
     student, dataset, template = prepared.student, prepared.train_dataset, args.chat_template_kwargs
     check_held_out_prompts(run, script, student, test_rows, args.max_completion_length, template)
     show_student(run, student, first_prompt(dataset), template)
-    show_teacher(run, args, prepared.opened, template)
+    show_teachers(run, args, prepared.opened, template)
     if prepared.other is not None:
         run.line("tokenizer", "another one than the student's: compared on spans of text")
     if prepared.context is not None:

@@ -14,13 +14,14 @@ from rlkd.weight_transfer import WEIGHT_TRANSFERS
 from trainers.common.failures import check_failure_limits
 from trainers.common.fast_path import FastPath
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
+from trainers.teachers.column import TeachersByColumn
 
 
 @dataclass
-class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
+class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
     """TRL's `GRPOConfig`, and what RLKD adds to it."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS, "teacher_model_init_kwargs"]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS, "teacher_model_init_kwargs", "teachers"]  # noqa: RUF012 (TRL's form)
 
     max_failure_rate: float | None = field(
         default=0.5,
@@ -141,10 +142,11 @@ class RLKDConfig(RewardSettings, FastPath, GRPOConfig):
             raise UsageError(f"teacher_kl_clip {self.teacher_kl_clip}: expected nats above 0, or null for no limit")
         if self.teacher is not None:
             self.teacher = from_environment(self.teacher, "a teacher")
-        elif self.teacher_kl:
+        self.read_teachers(self.teacher)
+        if self.teacher_kl and not (self.teacher or self.teachers):
             raise UsageError(
                 f"teacher_kl {self.teacher_kl:g}: there is no teacher. Set teacher: a model, or "
-                f"http://HOST:PORT/v1#MODEL, or set teacher_kl: 0"
+                f"http://HOST:PORT/v1#MODEL, or several: teachers and teacher_column; or set teacher_kl: 0"
             )
         if self.resample_zero_std < 0:
             raise UsageError(f"resample_zero_std {self.resample_zero_std}: expected a number of rounds, or 0")

@@ -18,7 +18,7 @@ from trainers.common.memory import (
     takes_fast_path_on,
     training_phases,
 )
-from trainers.validity_kd.memory import dense_teacher
+from trainers.validity_kd.memory import dense_teachers
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -86,8 +86,7 @@ def memory_plan(
 
     dense = None
     if args.teacher_kl:
-        dense = dense_teacher(args, args.teacher, device)
-        fixed["teacher weights"] = 0 if dense is None else dense.weights
+        dense, fixed["teacher weights"] = dense_teachers(args, args.teachers or args.teacher, device)
 
     for held in _classifiers(rewards):
         if (held.device or device).partition(":")[0] == device:

@@ -27,6 +27,7 @@ from trainers.common.refusals import Catch
 from trainers.common.student import reading_options
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
 from trainers.rlkd.step_credit import scores_steps
+from trainers.teachers.column import distinct_teachers
 from trainers.validity_kd.preflight import check_sharding, check_teacher_options
 from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
@@ -102,25 +103,28 @@ def check_step_credit(args: RLKDConfig, rewards: Sequence[Any]) -> None:
 def check_teacher_kl(args: RLKDConfig) -> None:
     """Raise `UsageError` where the loss takes no advantages of tokens, or the teacher gives no log-probabilities."""
     if not args.teacher_kl:
-        if args.teacher is not None:
+        if args.teachers or args.teacher:
             logger.warning(
-                "teacher %s is not used: teacher_kl is 0. Set teacher_kl: 0.5 to learn from it", args.teacher
+                "teacher %s is not used: teacher_kl is 0. Set teacher_kl: 0.5 to learn from it",
+                args.teachers or args.teacher,
             )
         return
     _check_token_advantages(args, f"teacher_kl {args.teacher_kl:g}", "teacher_kl: 0")
-    kind = kind_of_teacher(args.teacher)
-    if kind == "self":
-        raise UsageError("teacher: self is for distillation (recipes/validity_kd.py). Name a model as teacher")
-    if kind == "cache":
-        raise UsageError(
-            f"teacher_kl with the teacher cache {args.teacher}: it has no log-probabilities of the student's "
-            f"completions. Name a model, or a server: http://HOST:PORT/v1#MODEL"
-        )
-    if kind != "model":
-        check_temperature(args.temperature)
-    else:
+    kinds = []
+    for teacher in distinct_teachers(args.teachers or args.teacher):
+        kinds.append(kind_of_teacher(teacher))
+        if kinds[-1] == "self":
+            raise UsageError("teacher: self is for distillation (recipes/validity_kd.py). Name a model as teacher")
+        if kinds[-1] == "cache":
+            raise UsageError(
+                f"teacher_kl with the teacher cache {teacher}: it has no log-probabilities of the student's "
+                f"completions. Name a model, or a server: http://HOST:PORT/v1#MODEL"
+            )
+    if "model" in kinds:
         check_sharding(args)
-    check_teacher_options(args, kind)
+    if set(kinds) != {"model"}:
+        check_temperature(args.temperature)
+    check_teacher_options(args, kinds)
 
 
 def _check_token_advantages(args: RLKDConfig, key: str, off: str) -> None:

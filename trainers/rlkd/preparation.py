@@ -24,6 +24,7 @@ from trainers.common.refusals import Catch
 from trainers.common.student import ModelFacts, check_turn_end, model_sources, read_model, reading_options
 from trainers.rlkd.preflight import check_batch, check_reading, check_run, check_step_credit, check_teacher_kl
 from trainers.rlkd.resampling import check_resampling
+from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher
 from trainers.validity_kd.preflight import open_top_k
 from trainers.validity_kd.teachers import kind_of_teacher
@@ -38,7 +39,8 @@ RewardLike = str | Callable[..., Any] | PreTrainedModel
 class RLKDPreparation:
     """Rewards and their names in metrics, the student, and the datasets without rows that are left out.
 
-    `teacher`: the teacher of `teacher_kl` where its weights are not loaded here.
+    `teachers`: for each teacher of `teacher_kl` itself, where its weights are not loaded here. `column`: which of
+    several scores a row.
     """
 
     rewards: list[Any]
@@ -46,7 +48,8 @@ class RLKDPreparation:
     student: ModelFacts
     train_dataset: Any
     eval_dataset: Any
-    teacher: TopKTeacher | None = None
+    teachers: Sequence[TopKTeacher | None] = (None,)
+    column: TeacherColumn | None = None
 
 
 def prepare(
@@ -89,10 +92,14 @@ def prepare(
     with catch():
         source = model_sources(model)[1] if isinstance(model, str) else model
         rewards = list(check_reading(args, rewards, source, reader, train_dataset, eval_dataset))
-    teacher = None
+    column, teachers = None, distinct_teachers(args.teachers or args.teacher)
+    opened: list[TopKTeacher | None] = [None] * len(teachers)
     if args.teacher_kl:
         with catch():
-            facts, teacher = _checked_teacher(args, facts, train_dataset, loads)
+            if (column := args.column_of(args.teachers)) is not None:
+                column.check(train_dataset, "train_dataset")
+            for number, one in enumerate(teachers):
+                facts, opened[number] = _checked_teacher(args, facts, one, train_dataset, loads)
     fit = PromptCheck(
         facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
     )
@@ -100,11 +107,11 @@ def prepare(
         train_dataset, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
         check_batch(args, train_dataset)
     check_turn_end(facts, template)
-    return RLKDPreparation(rewards, names, facts, train_dataset, eval_dataset, teacher)
+    return RLKDPreparation(rewards, names, facts, train_dataset, eval_dataset, opened, column)
 
 
 def _checked_teacher(
-    args: RLKDConfig, student: ModelFacts, train_dataset: Any, loads: bool
+    args: RLKDConfig, student: ModelFacts, teacher: str, train_dataset: Any, loads: bool
 ) -> tuple[ModelFacts, TopKTeacher | None]:
     """The student's facts, with the shorter context of the two, and a teacher whose weights are not loaded here."""
     if student.tokenizer is None:
@@ -112,12 +119,10 @@ def _checked_teacher(
             f"teacher_kl: the student {student.name} has no tokenizer of its own (it takes images, or is not there), "
             f"and the teacher reads the ids of its tokens. Name a model of text, or set teacher_kl: 0"
         )
-    if kind_of_teacher(args.teacher) != "model":
-        return student, open_top_k(args, args.teacher, student.tokenizer, k=1, loads=loads)
-    facts, _ = check_teacher(args, student, args.teacher, train_dataset)
-    check_model(
-        args.teacher, "teacher", revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
-    )
+    if kind_of_teacher(teacher) != "model":
+        return student, open_top_k(args, teacher, student.tokenizer, k=1, loads=loads)
+    facts, _ = check_teacher(args, student, teacher, train_dataset)
+    check_model(teacher, "teacher", revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code)
     return facts, None
 
 

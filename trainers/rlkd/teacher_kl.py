@@ -16,7 +16,7 @@ tensor([[-0.7500,  0.0000,  0.0000]])
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from rlkd.teachers.topk import TopKTeacher
+from trainers.teachers.column import TeacherColumn
+from trainers.validity_kd.several_teachers import NUMBER, open_several
 from trainers.validity_kd.teachers import (
     DenseTeacher,
     KDTeacher,
@@ -74,24 +76,41 @@ class TeacherKL:
     Args:
         args: the run's config, whose `teacher_kl` is above 0.
         teacher: the teacher, as distillation uses it.
+        column: which of several teachers scores a row; None for one teacher.
     """
 
-    def __init__(self, args: RLKDConfig, teacher: KDTeacher):
+    def __init__(self, args: RLKDConfig, teacher: KDTeacher, column: TeacherColumn | None = None):
         self.args = args
         self.teacher = teacher
+        self.column = column
 
     @classmethod
-    def of(cls, trainer: Any, opened: TopKTeacher | None) -> TeacherKL | None:
-        """The signal of a run, if any; loads a teacher whose weights are to be in this process.
+    def of(
+        cls, trainer: Any, teachers: Sequence[TopKTeacher | None], column: TeacherColumn | None = None
+    ) -> TeacherKL | None:
+        """The signal of a run, if any; loads teachers whose weights are to be in this process.
 
-        `opened`: a teacher that gives log-probabilities only. Raises `UsageError` where the teacher does not load or
-        does not fit. A student whose head is wider than the teacher's vocabulary no longer samples the ids beyond it.
+        `teachers`: for each teacher itself, where it gives log-probabilities only. Raises `UsageError` where one does
+        not load or does not fit. A student whose head is wider than a teacher's vocabulary no longer samples the ids
+        beyond it.
         """
         args, tokenizer = trainer.args, getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
         if not args.teacher_kl:
             return None
         width, known = trainer.model.config.get_text_config().vocab_size, 1 + max(tokenizer.get_vocab().values())
-        if opened is not None:
+        if column is not None:
+            several = open_several(
+                args,
+                column,
+                teachers,
+                trainer.accelerator.unwrap_model(trainer.model),
+                tokenizer,
+                reader=lambda model: _hidden_states_of(model, trainer.compute_loss_context_manager),
+                plain_reader=lambda model: _hidden_states_of(model, nullcontext),
+            )
+            _suppress(trainer, several.first_unknown, width)
+            return cls(args, several.teacher, column)
+        if (opened := teachers[0]) is not None:
             _suppress(trainer, known, width)
             return cls(args, SparseTeacher(opened, width))
         model = load_teacher(args, args.teacher, trainer.accelerator.device)
@@ -110,8 +129,10 @@ class TeacherKL:
         )
         return cls(args, teacher)
 
-    def __call__(self, output: Mapping[str, Any], student_BC: Tensor) -> TeacherSignal:
-        """The advantages of the tokens of `output`, TRL's scored batch of this process.
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], output: Mapping[str, Any], student_BC: Tensor
+    ) -> TeacherSignal:
+        """The advantages of the tokens of `output`, TRL's scored batch of these rows of this process.
 
         `student_BC`: log-probabilities of its completions' tokens under the student. Raises the teacher's errors.
         """
@@ -119,6 +140,8 @@ class TeacherKL:
         if "tool_mask" in output:
             mask_BC = mask_BC & output["tool_mask"].bool()
         ids_BC, advantages = output["completion_ids"], output["advantages"]
+        if self.column is not None:
+            output = {**output, NUMBER: torch.tensor(self.column.numbers(rows), device=ids_BC.device)}
         observed = self.teacher.observe(output)
         found = self.teacher.statistics(observed, mask_BC, ids_BC[mask_BC], None, None).teacher_logprob
         teacher_BC = torch.zeros_like(student_BC, dtype=torch.float32)

@@ -140,7 +140,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
             self._resampling = Resampling(args, indexed, pad, self._rollout_count)
         self._live: list[bool] = []
         self._step_credit = StepCredit.of(args, dict(zip(names, self.rewards, strict=True)), self.processing_class)
-        self._teacher_kl = TeacherKL.of(self, prepared.teacher)
+        self._teacher_kl = TeacherKL.of(self, prepared.teachers, prepared.column)
         self.open_run_files(student=model)
         alarms = Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated})
         self.add_callback(self._failures)
@@ -216,7 +216,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
             further = [{"credit": steps} for steps in credited.records]
         if self._teacher_kl is not None:
             try:
-                signal = self._teacher_kl(output, self._student_logprobs(output))
+                signal = self._teacher_kl(rows, output, self._student_logprobs(output))
             except EngineError:
                 self._save_rollouts(self._records(advantages, further))
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,20 @@ def _check_ends(
             student.tokenizer.eos_token,
         )
     return chosen
+
+
+def common_end(ends: Sequence[int | None], tokenizer: Any) -> int | None:
+    """The one token that ends the traces of several teachers, from what `check_teacher` returned for each.
+
+    Raises `UsageError` where they differ.
+    """
+    if len(set(ends)) > 1:
+        named = ["the template's" if end is None else repr(tokenizer.convert_ids_to_tokens(end)) for end in ends]
+        raise UsageError(
+            f"the teachers end a completion with different tokens: {', '.join(named)}. Name teachers of one kind, "
+            f"all base or all instruct models"
+        )
+    return ends[0] if ends else None
 
 
 def check_vocabulary(args: ValidityKDConfig | RLKDConfig, student: Any, teacher: Any) -> Any:

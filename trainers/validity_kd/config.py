@@ -18,6 +18,7 @@ from rlkd.validity.contract import Scale
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
 from trainers.common.failures import check_failure_limits
 from trainers.common.fast_path import FastPath
+from trainers.teachers.column import TeachersByColumn
 
 DEFAULT_TEMPLATE = (
     "{prompt}\n\nThis is known about the solution:\n{context}\n\nWrite the solution in your own words, step by step."
@@ -42,14 +43,14 @@ def _option(default: Any, help: str) -> Any:
 
 
 @dataclass
-class ValidityKDConfig(FastPath, DistillationConfig):
+class ValidityKDConfig(TeachersByColumn, FastPath, DistillationConfig):
     """TRL's `DistillationConfig` with the settings of weighting by validity.
 
     `beta` and `temperature` are TRL's; `beta` applies to the student's rollouts, `beta_off_policy` to the teacher's
     traces.
     """
 
-    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "validity_kwargs"]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "validity_kwargs", "teachers"]  # noqa: RUF012 (TRL's form)
 
     teacher: str | None = _option(
         None,
@@ -178,6 +179,7 @@ class ValidityKDConfig(FastPath, DistillationConfig):
         self.teacher = self.teacher or self.teacher_model_name_or_path
         if self.teacher is not None:
             self.teacher = from_environment(self.teacher, "a teacher")
+        self.read_teachers(self.teacher)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} {getattr(self, name)!r}.{suggestion(str(getattr(self, name)), known)}")

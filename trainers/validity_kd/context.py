@@ -149,13 +149,15 @@ class TeacherContext:
         return _PLACES.sub(lambda found: values[found[1]], self.template)
 
 
-def context_of(args: ValidityKDConfig, kind: str, train_dataset: Any, eval_dataset: Any) -> TeacherContext | None:
-    """The context of a run's teacher, checked against its kind and the rows; None without `teacher_context`."""
+def context_of(
+    args: ValidityKDConfig, kinds: Sequence[str], train_dataset: Any, eval_dataset: Any
+) -> TeacherContext | None:
+    """The context of a run's teachers, checked against their kinds and the rows; None without `teacher_context`."""
     if args.teacher_context is None:
         if args.foreign_context:
             raise UsageError("foreign_context is a control of teacher_context, which is not set")
         return None
-    if kind == "cache":
+    if "cache" in kinds:
         raise UsageError(
             "teacher_context with a teacher cache: its log-probabilities are those after the student's prompt. Name "
             "a model, self, or a server"

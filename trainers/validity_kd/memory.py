@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.memory.plan import MemoryPhase, MemoryPlan
 from trainers.common.memory import generating, read_frozen, read_student, training_phases
+from trainers.teachers.column import distinct_teachers
 
 if TYPE_CHECKING:
     from rlkd.memory.models import WeightlessModel
@@ -40,9 +41,9 @@ def memory_plan(
     tokens = prompt_tokens + completion
 
     fixed = dict(student.fixed)
-    dense = dense_teacher(args, args.teacher if teacher is None else teacher, device)
-    fixed["teacher weights"] = 0 if dense is None else dense.weights
-    if (args.teacher if teacher is None else teacher) == "self":  # a frozen copy, or the base below an adapter
+    teacher = (args.teachers or args.teacher) if teacher is None else teacher
+    dense, fixed["teacher weights"] = dense_teachers(args, teacher, device)
+    if teacher == "self":  # a frozen copy, or the base below an adapter
         dense = student.model
         fixed["teacher weights"] = 0 if student.fixed["adapter"] else student.fixed["student weights"]
     if dense is None:  # k ids of four bytes and k log-probabilities, and the token's own
@@ -84,6 +85,14 @@ def _tiles(model: WeightlessModel, positions: int, device: str) -> int:
 
     most = TILE_ENTRIES["cpu" if device == "cpu" else "other"] // model.vocabulary
     return 2 * 4 * model.vocabulary * min(positions, max(1, most))
+
+
+def dense_teachers(args: Any, teacher: Any, device: str) -> tuple[WeightlessModel | None, int]:
+    """Of the teachers whose weights are in this process the widest, None without any, and the bytes of all of them."""
+    found = [dense_teacher(args, one, device) for one in distinct_teachers(teacher)]
+    dense = [one for one in found if one is not None]
+    widest = max(dense, key=lambda one: one.width * one.number, default=None)
+    return widest, sum(one.weights for one in dense)
 
 
 def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:

@@ -22,6 +22,7 @@ from rlkd.teachers.vocabulary import vocabulary_fingerprint
 from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
 from trainers.common.models import loading_options
 from trainers.common.preflight import check_columns, check_settings, check_size, check_unused_columns, has_images
+from trainers.teachers.column import distinct_teachers
 from trainers.validity_kd.teachers import WITH_WEIGHTS, kind_of_teacher
 from trainers.vllm.checks import check_installed
 
@@ -43,10 +44,14 @@ def check_config(
     peft_config: Any = None,
     model: Any = None,
 ) -> None:
-    """Check the switches against each other, the teacher and the student `model`; raise `UsageError`."""
-    if teacher is None:
+    """Check the switches against each other, the teachers and the student `model`; raise `UsageError`.
+
+    `teacher`: the only one, or a mapping from values to teachers.
+    """
+    if teacher is None or teacher == {}:
         raise UsageError(
-            "there is no teacher. Set teacher: a model, http://HOST:PORT/v1#MODEL, or the folder of a teacher cache"
+            "there is no teacher. Set teacher: a model, http://HOST:PORT/v1#MODEL, or the folder of a teacher cache; "
+            "or teachers and teacher_column"
         )
     check_unused_columns(args, "the teacher's traces")
     check_settings(args, eval_dataset)
@@ -61,7 +66,11 @@ def check_config(
             "False: the trainer restores its state anyway"
         )
     check_sharding(args)
-    check_teacher_options(args, kind_of_teacher(teacher))
+    teachers = distinct_teachers(teacher)
+    kinds = list(map(kind_of_teacher, teachers))
+    check_teacher_options(args, kinds)
+    if len(teachers) > 1 and args.cross_tokenizer == "always":
+        raise UsageError("cross_tokenizer: always with several teachers, which must share the student's. Set auto")
     if args.use_vllm:
         check_installed()
     if tools and args.lmbda < 1:
@@ -70,15 +79,20 @@ def check_config(
         raise UsageError(
             "tools with teacher_context: the teacher's own prompts would not list them. Leave out one of the two"
         )
-    kind = kind_of_teacher(teacher)
+    if args.kernel == "trl" and {args.divergence, args.divergence_off_policy} != {"jsd"}:
+        raise UsageError("kernel: trl has the divergence jsd only. Set kernel: chunked for skewed divergences")
+    for one, kind in zip(teachers, kinds, strict=True):
+        _check_kind(args, one, kind, model, peft_config)
+
+
+def _check_kind(args: ValidityKDConfig, teacher: Any, kind: str, model: Any, peft_config: Any) -> None:
+    """Raise `UsageError` where a teacher of this kind cannot do what the switches ask for."""
     if kind == "self":
         _check_self(args, model, peft_config)
     if kind not in WITH_WEIGHTS:
         check_temperature(args.temperature)
         if args.kernel == "trl":
             raise UsageError("kernel: trl needs a teacher's whole distribution; with a top-k teacher, set chunked")
-    if args.kernel == "trl" and {args.divergence, args.divergence_off_policy} != {"jsd"}:
-        raise UsageError("kernel: trl has the divergence jsd only. Set kernel: chunked for skewed divergences")
     if kind == "cache" and args.lmbda > 0:
         raise UsageError(
             f"lmbda {args.lmbda:g} with the teacher cache {teacher}: it has the teacher's traces, but not the "
@@ -223,13 +237,13 @@ def check_teacher_traces(
         )
 
 
-def check_teacher_options(args: ValidityKDConfig | RLKDConfig, kind: str) -> None:
-    """Put the options of a teacher into the form that transformers takes; raise `UsageError` where it takes none.
+def check_teacher_options(args: ValidityKDConfig | RLKDConfig, kinds: Sequence[str]) -> None:
+    """Put the options of teachers into the form that transformers takes; raise `UsageError` where none takes them.
 
-    `kind`: see `kind_of_teacher`.
+    `kinds`: of the teachers, see `kind_of_teacher`.
     """
     given: Any = args.teacher_model_init_kwargs
-    if given and kind != "model":
+    if given and "model" not in kinds:
         raise UsageError(
             f"teacher_model_init_kwargs {given} with a teacher whose weights are not loaded here. Leave the key out"
         )
@@ -248,8 +262,11 @@ def check_sharding(args: ValidityKDConfig | RLKDConfig) -> None:
         )
 
 
-def ready_scorer(args: ValidityKDConfig, teacher: Any) -> Any | None:
-    """The scorer of the run, checked, or None where its control needs none; raises `UsageError`."""
+def ready_scorer(args: ValidityKDConfig, kinds: Sequence[str]) -> Any | None:
+    """The scorer of the run, checked, or None where its control needs none; raises `UsageError`.
+
+    `kinds`: of the teachers.
+    """
     if not args.needs_scorer:
         return None
     scorer = load_scorer(args.validity, args.scorer_parameters)
@@ -259,7 +276,7 @@ def ready_scorer(args: ValidityKDConfig, teacher: Any) -> Any | None:
             f"compare a step with an expectation over the model's distribution, as likelihood under the run's own "
             f"teacher does. Set proposals: generate, so that there is a step to score"
         )
-    if args.proposals == "generate" and kind_of_teacher(teacher) == "cache" and reads_logprobs(scorer):
+    if args.proposals == "generate" and "cache" in kinds and reads_logprobs(scorer):
         raise UsageError(
             f"proposals: generate with validity: {args.validity} and a teacher cache: the scorer reads the teacher's "
             f"log-probabilities of steps that the student generates, and a cache has none of them. Set proposals: "

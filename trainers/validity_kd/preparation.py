@@ -21,7 +21,8 @@ from trainers.common.preflight import named_datasets
 from trainers.common.prompts import PromptCheck
 from trainers.common.refusals import Catch
 from trainers.common.student import ModelFacts, model_sources, read_model, read_tokenizer, reading_options
-from trainers.teachers.compatibility import check_teacher
+from trainers.teachers.column import TeacherColumn, distinct_teachers
+from trainers.teachers.compatibility import check_teacher, common_end
 from trainers.validity_kd.context import TeacherContext, context_of
 from trainers.validity_kd.other_tokenizer import other_teacher
 from trainers.validity_kd.preflight import (
@@ -45,21 +46,23 @@ if TYPE_CHECKING:
 class KDPreparation:
     """The parts of a run that need no weights.
 
-    `opened`: a teacher whose weights are not loaded here. `trace_end`: the token that ends the teacher's traces where
-    it is not that of the template. `engine`: writes the teacher's steps. `context`: in the teacher's prompts.
-    `other`: the teacher's facts where it has another tokenizer.
+    `opened`: for each teacher itself, where its weights are not loaded here. `trace_end`: the token that ends the
+    teacher's traces where it is not that of the template. `engines`: for each teacher what writes its steps.
+    `context`: in the teacher's prompts. `other`: the teacher's facts where it has another tokenizer. `column`: which
+    of several teachers scores a row.
     """
 
     tokenizer: Any
     student: ModelFacts
     scorer: Any
-    opened: TopKTeacher | None
+    opened: list[TopKTeacher | None]
     trace_end: int | None
-    engine: Engine | None
+    engines: list[Engine | None]
     train_dataset: Any
     eval_dataset: Any
     context: TeacherContext | None = None
     other: ModelFacts | None = None
+    column: TeacherColumn | None = None
 
 
 def prepare(
@@ -77,43 +80,58 @@ def prepare(
 ) -> KDPreparation:
     """Check everything that needs no weights; raises `UsageError`, unless `catch` keeps it.
 
-    `loads`: whether a teacher that is an engine in this process may load its model to be tried.
+    `teacher`: the only one, or a mapping from values of `teacher_column` to teachers. `loads`: whether a teacher that
+    is an engine in this process may load its model to be tried.
     """
+    teachers = distinct_teachers(teacher)
+    kinds = ["model" if one is None else kind_of_teacher(one) for one in teachers]
+    column = None
     with catch():
+        column = args.column_of(teacher)
         check_config(args, teacher, tools, eval_dataset, peft_config, model)
     for part, dataset in named_datasets(train_dataset, eval_dataset):
         with catch():
             check_dataset(args, dataset, part)
-    kind = "model" if teacher is None else kind_of_teacher(teacher)
-    if kind == "cache" and eval_dataset is not None:
+            if column is not None:
+                column.check(dataset, part)
+    if "cache" in kinds and eval_dataset is not None:
         with catch():
             raise UsageError("eval_dataset with a teacher cache: it has no log-probabilities of rollouts")
-    scorer = opened = end = engine = context = other = None
+    scorer = end = context = other = None
+    opened: list[TopKTeacher | None] = [None] * len(teachers)
+    engines: list[Engine | None] = [None] * len(teachers)
     with catch():
-        context = context_of(args, kind, train_dataset, eval_dataset)
+        context = context_of(args, kinds, train_dataset, eval_dataset)
     with catch():
-        scorer = ready_scorer(args, teacher)
+        scorer = ready_scorer(args, kinds)
     with catch():
         check_student(args, model, peft_config)
-        if kind == "self" and peft_config is not None and isinstance(model, str) and is_adapter(model):
+        if "self" in kinds and peft_config is not None and isinstance(model, str) and is_adapter(model):
             logger.warning("teacher: self is the base of %s without this adapter, which is trained further", model)
         tokenizer = tokenizer or read_tokenizer(model, **reading_options(args))
         if isinstance(tokenizer, ProcessorMixin):
             raise UsageError("a student with images: steps exist in text only. Use TRL's DistillationTrainer")
     if tokenizer is None or isinstance(tokenizer, ProcessorMixin):
         facts = ModelFacts(str(model), None, None, frozenset())
-        return KDPreparation(None, facts, scorer, None, None, None, train_dataset, eval_dataset)
+        return KDPreparation(None, facts, scorer, opened, None, engines, train_dataset, eval_dataset, column=column)
     template: Any = args.chat_template_kwargs
     facts = read_model(model, tokenizer, **reading_options(args))
     with catch():
-        if teacher is not None and kind == "model":
-            other = other_teacher(args, facts, teacher, train_dataset, tools)
+        ends = []
+        for number, one in enumerate(teachers):
+            if one is None or kinds[number] == "self":
+                continue
+            if kinds[number] != "model":
+                opened[number] = open_top_k(args, one, tokenizer, k=args.teacher_top_k, loads=loads)
+                continue
+            if column is None:
+                other = other_teacher(args, facts, one, train_dataset, tools)
             if other is None:
-                facts, end = check_teacher(args, facts, teacher, train_dataset)
+                facts, found = check_teacher(args, facts, one, train_dataset)
+                ends.append(found)
             revision, trusts = args.teacher_model_revision, args.trust_remote_code
-            check_model(teacher, "teacher", revision=revision, trust_remote_code=trusts)
-        elif teacher is not None and kind != "self":
-            opened = open_top_k(args, teacher, tokenizer, k=args.teacher_top_k, loads=loads)
+            check_model(one, "teacher", revision=revision, trust_remote_code=trusts)
+        end = common_end(ends, tokenizer)
     fit = PromptCheck(
         facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
     )
@@ -129,11 +147,16 @@ def prepare(
                 prompts.fitted(replace(reads, leave_out=False), dataset, part)
         if kept is not train_dataset:
             check_dataset(args, train_dataset := kept, "train_dataset")
-        check_teacher_traces(args, train_dataset, tokenizer, opened, end)
+        for number, one in enumerate(opened):
+            own = train_dataset
+            if column is not None and hasattr(train_dataset, "__len__"):
+                own = column.own_rows(train_dataset, number)
+            check_teacher_traces(args, own, tokenizer, one, end)
     with catch():
-        engine = open_proposal_engine(args, opened)
+        engines = [open_proposal_engine(args, one) for one in opened]
     if args.use_vllm:
         with catch():
             name = model_sources(model)[0] if isinstance(model, str) else str(model.config._name_or_path)
             check_rollouts(args, name, longest_prompt(train_dataset, tokenizer, template))  # type: ignore[arg-type]
-    return KDPreparation(tokenizer, facts, scorer, opened, end, engine, train_dataset, eval_dataset, context, other)
+    datasets = train_dataset, eval_dataset
+    return KDPreparation(tokenizer, facts, scorer, opened, end, engines, *datasets, context, other, column)

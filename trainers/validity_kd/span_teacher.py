@@ -125,7 +125,9 @@ class SpanTeacher:
         own, _ = self._spans(states, mask)
         return torch.stack([(own[:, 1] - own[:, 0]).sum(), mask.sum()])
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], numbers: Sequence[int] = ()
+    ) -> list[list[float]]:
         """Not of ids of another tokenizer: raises `UsageError`, as the check at the start does."""
         raise UsageError("a teacher with another tokenizer scores no ids of the student. Set proposals: expected")
 

@@ -74,8 +74,13 @@ class KDTeacher(Protocol):
     ) -> TokenStatistics:
         """Statistics of the N tokens `taken` where `mask` is set, under the teacher and, if given, a student."""
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
-        """The teacher's log-probabilities of the tokens `start` to the last of each sequence."""
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], numbers: Sequence[int] = ()
+    ) -> list[list[float]]:
+        """The teacher's log-probabilities of the tokens `start` to the last of each sequence.
+
+        `numbers`: the number of each sequence's teacher, where there are several.
+        """
 
 
 class DenseTeacher:
@@ -128,7 +133,7 @@ class DenseTeacher:
         weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Over the whole vocabulary."""
-        hidden = states["teacher_hidden"].to(student_hidden.device)[mask]
+        hidden = self._states(states, mask)
         teacher = self._head()
         return chunked_divergence(
             student_hidden, head, hidden, teacher, divergence, anticipated_weights=weights, kernel=self.kernel
@@ -139,10 +144,12 @@ class DenseTeacher:
     ) -> TokenStatistics:
         """At the temperature of the run."""
         return token_statistics(
-            student_hidden, head, states["teacher_hidden"][mask], self._head(), taken, self.temperature
+            student_hidden, head, self._states(states, mask), self._head(), taken, self.temperature
         )
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], numbers: Sequence[int] = ()
+    ) -> list[list[float]]:
         """At the temperature of the run; sequences of similar length share a forward pass."""
         result: dict[int, list[float]] = {}
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
@@ -161,6 +168,11 @@ class DenseTeacher:
 
     def _head(self) -> Head:
         return head_of(self.model, self.vocabulary)
+
+    def _states(self, states: Batch, mask: Tensor) -> Tensor:
+        """Its hidden states where `mask` is set, [N, H_t]; beside a wider teacher they are padded."""
+        hidden: Tensor = states["teacher_hidden"].to(mask.device)[mask][:, : self._head().weight.shape[1]]
+        return hidden
 
 
 class SparseTeacher:
@@ -222,7 +234,9 @@ class SparseTeacher:
         student_taken = None if student_hidden is None else taken
         return topk_statistics(ids, logprobs, states["teacher_taken"][mask], student_hidden, head, student_taken)
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], numbers: Sequence[int] = ()
+    ) -> list[list[float]]:
         """At temperature 1."""
         return [top.taken.tolist() for top in self.teacher.top_k(sequences, starts)]
 

@@ -38,11 +38,13 @@ from rlkd.validity import (
     step_means,
 )
 from rlkd.validity.contract import reads_logprobs
+from trainers.validity_kd.several_teachers import NUMBER
 from trainers.validity_kd.teachers import KDTeacher, as_teacher_reads, unpadded
 from trainers.validity_kd.token_steps import TokenStep, token_steps
 
-Proposer = Callable[[bool, Sequence[Sequence[int]]], list[list[int]]]
-"""Whether the traces are the student's, and prefixes, in; the other model's step after each prefix out, as ids."""
+Proposer = Callable[[bool, Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
+"""Whether the traces are the student's, prefixes, and the number of each one's teacher in; the other model's step
+after each prefix out, as ids."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,13 @@ class WeightedBatch:
 
 @dataclass(frozen=True)
 class _PlacedStep:
-    """A step, its row, its relative position there, and the ids of prompt and trace before it, for both models."""
+    """A step, its row, its relative position there, and the ids of prompt and trace before it, for both models.
+
+    `teacher`: the number of the row's teacher, where there are several.
+    """
 
     row: int
+    teacher: int
     position: float
     step: TokenStep
     ids: Sequence[int]
@@ -140,7 +146,7 @@ class TokenWeights:
             validities = score_statistics(self.scorer, tokens, spans, on_policy, tally=tally)
         elif self.scorer is not None:
             prefixes = [one.teacher_prefix_ids if on_policy else one.prefix_ids for one in placed]
-            proposals = self.propose(on_policy, prefixes)
+            proposals = self.propose(on_policy, prefixes, [one.teacher for one in placed])
             validities = self._score(rows, placed, proposals, tokens, spans, on_policy, tally)
         evidence = StepEvidence(
             [one.position for one in placed],
@@ -188,6 +194,7 @@ class TokenWeights:
         teacher_prompts = unpadded(seen["prompt_ids"], seen["prompt_mask"])
         completions = unpadded(batch["completion_ids"], mask)
         written = unpadded(batch.get("tool_mask", batch["completion_mask"]), mask)
+        numbers = batch[NUMBER].tolist() if NUMBER in batch else [0] * len(completions)
         placed = []
         for row, (prompt, ids, own) in enumerate(zip(prompts, completions, written, strict=True)):
             steps = token_steps(self.tokenizer, ids, own)
@@ -196,7 +203,7 @@ class TokenWeights:
                 own_ids = ids[step.start : step.end]
                 before = ids[: step.start]
                 prefixes = [*prompt, *before], [*teacher_prompts[row], *before]
-                placed.append(_PlacedStep(row, position, step, own_ids, *prefixes))
+                placed.append(_PlacedStep(row, numbers[row], position, step, own_ids, *prefixes))
         return placed
 
     def _statistics(
@@ -228,7 +235,8 @@ class TokenWeights:
             taken = tokens.teacher_logprob.tolist()
             prefixes = [placed[index].teacher_prefix_ids for index in whole]
             sequences = [[*before, *proposals[index]] for before, index in zip(prefixes, whole, strict=True)]
-            logprobs = self.teacher.logprobs(sequences, list(map(len, prefixes)))
+            numbers = [placed[index].teacher for index in whole]
+            logprobs = self.teacher.logprobs(sequences, list(map(len, prefixes)), numbers)
             in_trace = [taken[slice(*spans[index])] for index in whole]
             values = score_logprobs(self.scorer, [*in_trace, *logprobs], tally=tally)  # type: ignore[arg-type]
             own, other = values[: len(whole)], values[len(whole) :]

@@ -23,6 +23,7 @@ import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ from trainers.validity_kd.context import teacher_prompts
 from trainers.validity_kd.draws import choose_trace, draw, writes_itself
 from trainers.validity_kd.preparation import prepare
 from trainers.validity_kd.proposals import Written, propose, write_by_engine, write_by_vllm, write_here
+from trainers.validity_kd.several_teachers import NUMBER, open_several
 from trainers.validity_kd.span_teacher import SpanTeacher
 from trainers.validity_kd.teachers import (
     DenseTeacher,
@@ -87,7 +89,8 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
 
     Takes the arguments of `DistillationTrainer`. `model` and the teacher may be embedded models by name (`embedded`).
     `teacher_model` is a model or its name, the spec of an engine, the folder of a teacher cache, or any
-    `rlkd.teachers.topk.TopKTeacher`; by default `args.teacher` names it.
+    `rlkd.teachers.topk.TopKTeacher`, or a mapping from the values of `args.teacher_column` to such teachers; by
+    default `args.teacher` or `args.teachers` names it.
 
     Raises `UsageError` before weights load where the run cannot work (`trainers.validity_kd.preflight`).
     """
@@ -100,7 +103,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
     def __init__(
         self,
         model: str | PreTrainedModel,
-        teacher_model: str | PreTrainedModel | TopKTeacher | None = None,
+        teacher_model: str | PreTrainedModel | TopKTeacher | Mapping[str, Any] | None = None,
         args: ValidityKDConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
@@ -110,7 +113,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
     ):
         check_distillation()
         args = args or ValidityKDConfig("validity-kd-output")
-        teacher = args.teacher if teacher_model is None else teacher_model
+        teacher: Any = (args.teachers or args.teacher) if teacher_model is None else teacher_model
         prepared = prepare(
             args,
             model,
@@ -121,8 +124,9 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             tools=tools,
             peft_config=kwargs.get("peft_config"),
         )
-        tokenizer, opened, scorer = prepared.tokenizer, prepared.opened, prepared.scorer
-        self._trace_end, self._engine, self._context = prepared.trace_end, prepared.engine, prepared.context
+        tokenizer, opened, scorer = prepared.tokenizer, prepared.opened[0], prepared.scorer
+        self._trace_end, self._engines, self._context = prepared.trace_end, prepared.engines, prepared.context
+        self._column = prepared.column
         self._teacher_tokenizer = None if prepared.other is None else prepared.other.tokenizer
         train_dataset, eval_dataset = prepared.train_dataset, prepared.eval_dataset
         student, kwargs["peft_config"] = open_student(model, args, kwargs.get("peft_config"))
@@ -140,11 +144,12 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             )
         keep_server_current(self)
         self._width: int | None = None
+        self._models: list[Any] = []  # of several teachers, None where one's weights are not here
         self._aligned: Tensor | None = None  # tokens in spans, and tokens, of a micro-batch
         self._base_teaches = False
         student_model: Any = self.model
         width = len(student_model.get_output_embeddings().weight)
-        if opened is None:
+        if opened is None and self._column is None:
             # Not by TRL, which refuses heads of different width.
             self._base_teaches = teacher == "self" and hasattr(student_model, "disable_adapter")
             if self._base_teaches:
@@ -155,8 +160,23 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             with torch.no_grad(), self._teacher_alone() as alone:
                 ids = list(range(min(8, len(self._tokenizer))))
                 check_head(alone, lambda batch: self._hidden(alone, batch), ids)
-        if prepared.other is not None:
-            self._teacher: KDTeacher = SpanTeacher(
+        if self._column is not None:
+            several = open_several(
+                args,
+                self._column,
+                prepared.opened,
+                student_model,
+                self._tokenizer,
+                reader=lambda model: partial(self._teacher_hidden, model=model),
+                plain_reader=lambda model: partial(self._hidden, model),
+                kernel=trl_kernel if args.kernel == "trl" else None,
+            )
+            self._teacher: KDTeacher = several.teacher
+            self._models, self._width = several.models, several.width
+            if width > several.first_unknown:  # the rest has no row in a teacher
+                self.generation_config.suppress_tokens = list(range(several.first_unknown, width))
+        elif prepared.other is not None:
+            self._teacher = SpanTeacher(
                 self.teacher_model,
                 self._teacher_hidden,
                 (self._tokenizer, prepared.other.tokenizer),
@@ -185,6 +205,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             if width > known:  # the teacher may have no row for the padding
                 self.generation_config.suppress_tokens = list(range(known, width))
             self._teacher = SparseTeacher(opened, width)
+        self._asks_once = any(one is not None for one in prepared.opened)
         self.token_weights = TokenWeights(
             scorer=scorer,
             expected=args.proposals == "expected",
@@ -225,7 +246,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         self._count_failures(weighted.tally)
         loss_mask = _loss_mask(batch)
         batch |= {"on_policy": self._flag(on_policy), "kd_weights": weighted.weights}
-        if weighted.observed and (self.args.keep_teacher_states or isinstance(self._teacher, SparseTeacher)):
+        if weighted.observed and (self.args.keep_teacher_states or self._asks_once):
             batch |= weighted.observed
         if self.args.normalise == "weights":
             batch["num_items_in_batch"] = gather((weighted.weights * loss_mask).sum()).sum()
@@ -295,13 +316,17 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                 self._logs[column].extend(gather_object(self._tokenizer.batch_decode(ids, skip_special_tokens=True)))
         return batch
 
-    def _propose(self, on_policy: bool, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The other model's step after each prefix: the teacher's on the student's rollouts, and vice versa."""
+    def _propose(self, on_policy: bool, prefixes: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[list[int]]:
+        """The other model's step after each prefix: the teacher's on the student's rollouts, and vice versa.
+
+        `numbers`: the number of each prefix's teacher.
+        """
         longest, device = self.args.max_step_tokens, self.accelerator.device
         tokenizer, config = self._tokenizer, self.generation_config
 
-        def write(prefixes: Sequence[Sequence[int]]) -> list[Written]:
-            if on_policy and self._engine is not None:
+        def write(prefixes: Sequence[Sequence[int]], number: int = 0) -> list[Written]:
+            engine = self._engines[number]
+            if on_policy and engine is not None:
                 sampling = Sampling(
                     max_new_tokens=longest,
                     temperature=self.temperature,
@@ -309,9 +334,9 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                     stop=("\n",),
                     seed=draw(self.args.seed, self.state.global_step, "proposals").getrandbits(31),
                 )
-                return write_by_engine(self._engine, prefixes, tokenizer, sampling, PROPOSAL_DEADLINE)
+                return write_by_engine(engine, prefixes, tokenizer, sampling, PROPOSAL_DEADLINE)
             if on_policy:
-                with self._teacher_alone() as teacher:
+                with self._teacher_alone(number) as teacher:
                     return write_here(teacher, prefixes, tokenizer, config, longest, device)
             if self.use_vllm:
                 if self.state.global_step != self._last_loaded_step:
@@ -321,7 +346,14 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             with model_for_generation(self) as student:
                 return write_here(student, prefixes, tokenizer, config, longest, device)
 
-        return propose(write, self._tokenizer, prefixes, self.accelerator, [self._tokenizer.eos_token_id])
+        steps: dict[int, list[int]] = {}
+        for number in range(len(self._engines) if on_policy else 1):
+            own = [index for index, one in enumerate(numbers) if one == number or not on_policy]
+            chosen = [prefixes[index] for index in own]
+            filler = [tokenizer.eos_token_id]
+            written = propose(partial(write, number=number), tokenizer, chosen, self.accelerator, filler)
+            steps |= dict(zip(own, written, strict=True))
+        return [steps[index] for index in range(len(prefixes))]
 
     def _hidden(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """The head's input at the completion's tokens, [B, C, H]."""
@@ -330,15 +362,21 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         return self._get_last_hidden_state(model, ids, mask, batch["completion_ids"].size(1))
 
     def _teacher_prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The teacher's own prompts, [B, P_t] padded on the left, where they are not the student's."""
+        """The teacher's own prompts, [B, P_t] padded on the left, where they are not the student's.
+
+        With several teachers also the number of each row's.
+        """
+        numbers = {}
+        if self._column is not None:
+            numbers = {NUMBER: torch.tensor(self._column.numbers(rows), device=self.accelerator.device)}
         if self._context is None and self._teacher_tokenizer is None:
-            return {}
+            return numbers
         tokenizer = self._teacher_tokenizer or self._tokenizer
         template: Any = dict(self.chat_template_kwargs)  # type: ignore[arg-type]
         ids = teacher_prompts(self._context, rows, self.state.global_step, tokenizer, template)
         padded_ids, mask = padded(ids, tokenizer.pad_token_id or 0, left=True)
         device = self.accelerator.device
-        return {"teacher_prompt_ids": padded_ids.to(device), "teacher_prompt_mask": mask.to(device)}
+        return {"teacher_prompt_ids": padded_ids.to(device), "teacher_prompt_mask": mask.to(device), **numbers}
 
     def _ends(self, dataset: Any) -> tuple[int, int]:
         """The ids that end completions of the student and of a teacher with another tokenizer."""
@@ -350,15 +388,19 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             raise UsageError("student and teacher need an end token (eos_token) each. Set one")
         return own, other
 
-    def _teacher_hidden(self, batch: Mapping[str, Any]) -> Tensor:
+    def _teacher_hidden(self, batch: Mapping[str, Any], model: Any = None) -> Tensor:
+        """`model`: the teacher that reads the batch, where there are several."""
         with torch.no_grad(), self.compute_loss_context_manager(), self._teacher_alone() as teacher:
-            return self._hidden(teacher, as_teacher_reads(batch))
+            return self._hidden(teacher if model is None else model, as_teacher_reads(batch))
 
     @contextmanager
-    def _teacher_alone(self) -> Iterator[Any]:
-        """The teacher's model, ready to read: if it is the student's base, in evaluation mode without the adapter."""
+    def _teacher_alone(self, number: int = 0) -> Iterator[Any]:
+        """The teacher's model, ready to read: if it is the student's base, in evaluation mode without the adapter.
+
+        `number`: which of several teachers.
+        """
         if not self._base_teaches:
-            yield self.teacher_model
+            yield self._models[number] if self._models else self.teacher_model
             return
         student: Any = self.accelerator.unwrap_model(self.model)
         training = student.training

@@ -166,6 +166,46 @@ def test_a_server_gives_the_signal_of_its_model_and_its_failure_keeps_the_rollou
 
 
 @pytest.mark.slow
+def test_each_row_gets_the_signal_of_its_own_teacher_here_or_on_a_server(tiny_model, teacher_model, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    other = save_llama(tmp_path / "other", tokenizer, seed=6, initializer_range=0.3)
+    server = TopKServer(AutoModelForCausalLM.from_pretrained(other).eval(), tokenizer)
+    rows = Dataset.from_list([{"prompt": f"{n} + 1?", "domain": "ab"[n % 2]} for n in range(2)])
+
+    def advantages(name, **changes) -> dict[str, list[list[float]]]:
+        small = {"max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6}
+        args = RLKDConfig(**training_arguments(tmp_path / name, **small, teacher_kl=1.0, **changes))
+        trainer = RLKDTrainer(tiny_model, reward_funcs=[letters], args=args, train_dataset=rows)
+        ids = [[5 + n, 7, 9 + n % 3, *range(20, 20 + n % 4)] for n in range(8)]
+        trainer._generate_single_turn = lambda *_: (ids, None)
+        found = {}
+
+        def keep(model, inputs, inner=trainer._compute_loss):
+            for prompt, values in zip(inputs["prompt_ids"], inputs["advantages"], strict=True):
+                found.setdefault(tokenizer.decode(prompt[-6:]), []).append(values.tolist())
+            return inner(model, inputs)
+
+        trainer._compute_loss = keep
+        trainer.train()
+        return {prompt: sorted(values) for prompt, values in found.items()}
+
+    try:
+        alone = {"a": advantages("a", teacher=teacher_model), "b": advantages("b", teacher=other)}
+        for name, second in (("here", other), ("served", f"{server.url}#tiny")):
+            teachers = {"a": teacher_model, "b": second}
+            found = advantages(name, teachers=teachers, teacher_column="domain")
+            assert found.keys() == alone["a"].keys()
+            for prompt, values in found.items():
+                own, foreign = (alone["ab"[(int(prompt[0]) + shift) % 2]][prompt] for shift in (0, 1))
+                torch.testing.assert_close(torch.tensor(values), torch.tensor(own), atol=1e-5, rtol=0)
+                assert max(map(abs, torch.tensor(values).sub(torch.tensor(foreign)).flatten().tolist())) > 0.1
+        assert len(server.requests) == 1 + 4  # at the start, and its rows
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+@pytest.mark.slow
 def test_the_signal_joins_the_credit_of_steps_and_the_share_of_clipped_tokens_is_logged(
     tiny_model, teacher_model, tmp_path
 ) -> None:
@@ -219,6 +259,10 @@ def nothing_loads(monkeypatch):
         ({"teacher": "http://127.0.0.1:1/v1#m", "temperature": 0.7}, "temperature 0.7 with a top-k teacher"),
         ({"teacher": "http://127.0.0.1:1/v1#m", "teacher_model_init_kwargs": {"dtype": "float32"}}, "Leave the key"),
         ({"teacher": "no/such/teacher"}, "teacher 'no/such/teacher' cannot be read"),
+        (
+            {"teacher": None, "teachers": {"7": "lab-expert"}, "teacher_column": "answer"},
+            "train_dataset: row 0 has '1' in the column 'answer'.*teachers has '7'",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_model_loads(

@@ -211,10 +211,10 @@ def test_written_steps_and_their_scores_are_the_teachers_with_its_context(tiny_m
     trainer = trainer_of(tiny_model, tmp_path, teacher_context="hint", proposals="generate", max_step_tokens=4)
     seen = []
     scored = trainer._teacher.logprobs
-    monkeypatch.setattr(trainer._teacher, "logprobs", lambda s, starts: seen.extend(s) or scored(s, starts))
+    monkeypatch.setattr(trainer._teacher, "logprobs", lambda s, *rest: seen.extend(s) or scored(s, *rest))
     written = []
     propose = trainer.token_weights.propose
-    monkeypatch.setattr(trainer.token_weights, "propose", lambda on, p: written.extend(p) or propose(on, p))
+    monkeypatch.setattr(trainer.token_weights, "propose", lambda on, p, n: written.extend(p) or propose(on, p, n))
     batch_of(trainer)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     assert written

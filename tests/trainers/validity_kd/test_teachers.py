@@ -286,7 +286,7 @@ def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
             async def generate(self, prompts, sampling, *, deadline, steps=steps):
                 return [Completion(text, "stop", 9) for text in steps]
 
-        def propose(on_policy, prefixes, engine=Engine()):  # noqa: B008
+        def propose(on_policy, prefixes, numbers, engine=Engine()):  # noqa: B008
             written = write_by_engine(engine, prefixes, tokenizer, Sampling(), None)
             return [first_step(tokenizer, *item) for item in written]
 
@@ -301,7 +301,7 @@ def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
 def test_a_truncated_step_is_not_judged(tiny_model, teacher_model, tmp_path) -> None:
     settings = {"proposals": "generate", "validity": f"{__file__}:brevity", "validity_kwargs": {"limit": 200}}
     trainer, _ = run(tiny_model, teacher_model, tmp_path, max_completion_length=30, max_steps=1, **settings)
-    trainer.token_weights.propose = lambda on_policy, prefixes: [[40, 41, 42] for _ in prefixes]
+    trainer.token_weights.propose = lambda on_policy, prefixes, numbers: [[40, 41, 42] for _ in prefixes]
     trainer.model.train()
     asked = [trainer.train_dataset[i] for i in range(4)]
     batch = trainer._generate_and_score_completions(asked)
