@@ -198,5 +198,6 @@ def _joined(parts: Sequence[tuple[Tensor, Tensor]], count: int, fill: float) -> 
     sizes = [max(size) for size in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     whole = tensors[0].new_full((count, *sizes), fill, dtype=dtype)
     for rows, tensor in parts:
-        whole[(rows, *(slice(size) for size in tensor.shape[1:]))] = tensor.to(dtype)
+        place: tuple[Any, ...] = (rows, *(slice(size) for size in tensor.shape[1:]))
+        whole[place] = tensor.to(dtype)
     return whole
