@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rlkd.data.curriculum import in_stages, stages_of_row
+from rlkd.data.example_weights import scaled_weights, weights_of_row
 from rlkd.data.loading import to_dataset
 from rlkd.data.samples import WARM_START
 from rlkd.engines.tokens import template_arguments
@@ -63,6 +64,14 @@ class SFTScriptArguments(DataArguments):
         default=False,
         metadata={"help": "train in the stages of the selector srd (column stages), each with all before it"},
     )
+    weight_column: str | None = field(
+        default=None,
+        metadata={"help": "column with the weight of an example in the loss, a number per row or one per rationale"},
+    )
+    weight_temperature: float | None = field(
+        default=None,
+        metadata={"help": "weight examples by exp(-loss / temperature), by the student's own loss (after CoPeD)"},
+    )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'arguments of the chat template, e.g. {"enable_thinking": false}'}
     )
@@ -76,6 +85,10 @@ class SFTScriptArguments(DataArguments):
     round_adapter: bool = field(
         default=False, metadata={"help": "save the adapter in bfloat16: half the size; evaluated as saved"}
     )
+
+    def _train_rows(self, wrong_rationales: Any, *further_columns: str) -> Sequence[Any]:
+        weights = () if self.weight_column is None else (self.weight_column,)
+        return super()._train_rows(wrong_rationales, *further_columns, *weights)
 
 
 def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:
@@ -110,17 +123,21 @@ def prepare(
 
     Raises `UsageError`, unless `catch` (`trainers.common.refusals`) keeps it.
     """
+    from trainers.common.example_weights import WEIGHT, check_weighting
     from trainers.common.models import check_student
     from trainers.common.preflight import check_settings
     from trainers.common.student import read_model, reading_options
 
     examples: list[dict[str, Any]] = []
     with catch():
-        examples = to_examples(rows, script.prompt_style, staged=script.curriculum)
+        examples = to_examples(rows, script.prompt_style, staged=script.curriculum, weight_column=script.weight_column)
     apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
     with catch():
         check_settings(args, None)
+    with catch():
+        if script.weight_column is not None or script.weight_temperature is not None:
+            check_weighting(args, script.weight_temperature)
     with catch():
         if script.adapter:
             adapter_source(name, script.adapter)
@@ -130,6 +147,9 @@ def prepare(
     with catch():
         if examples:
             examples = fit_examples(examples, student, args, template, leave_out=script.filter_overlong_prompts)
+            if script.weight_column is not None:
+                weights = scaled_weights([example[WEIGHT] for example in examples])
+                examples = [{**each, WEIGHT: weight} for each, weight in zip(examples, weights, strict=True)]
             if script.curriculum:
                 size, order = args.per_device_train_batch_size, by_length if script.similar_lengths else shuffled
                 stages = [example.pop("stage") for example in examples]
@@ -164,6 +184,7 @@ def build(
         base_model=name,
         chat_template_kwargs=template_arguments(script.chat_template_kwargs),
         round_adapter=script.round_adapter,
+        weight_temperature=script.weight_temperature,
     )
 
 
@@ -179,20 +200,28 @@ def dry_run(run: "DryRun", script: SFTScriptArguments, args: "SFTConfig", model:
 
 
 def to_examples(
-    rows: Sequence[Mapping[str, Any]], prompt_style: Mapping[str, Any], *, staged: bool = False
+    rows: Sequence[Mapping[str, Any]],
+    prompt_style: Mapping[str, Any],
+    *,
+    staged: bool = False,
+    weight_column: str | None = None,
 ) -> list[dict[str, Any]]:
     """One example per rationale: `prompt` and `completion`, both conversations or both texts, as the row's prompt is.
 
-    With `staged`, also `stage`. Raises `UsageError` where no row has a rationale, or a rationale no stage.
+    With `staged`, also `stage`; with `weight_column`, also `example_weight`. Raises `UsageError` where no row has a
+    rationale, or a rationale no stage or weight.
     """
     examples = []
     prompts = to_dataset([{k: row.get(k) for k in ("id", "prompt", "question")} for row in rows], **prompt_style)
     for row, prompt in zip(rows, prompts["prompt"], strict=True):
         stages = stages_of_row(row) if staged else [None] * len(row["rationales"])
-        for rationale, stage in zip(row["rationales"], stages, strict=True):
+        weights = weights_of_row(row, weight_column) if weight_column else [None] * len(row["rationales"])
+        for rationale, stage, weight in zip(row["rationales"], stages, weights, strict=True):
             text = trace_text(rationale, row.get("answer"))
             completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            examples.append({"prompt": prompt, "completion": completion, **({"stage": stage} if staged else {})})
+            further = {"stage": stage, "example_weight": weight}
+            known = {name: value for name, value in further.items() if value is not None}
+            examples.append({"prompt": prompt, "completion": completion, **known})
     if not examples:
         raise UsageError(
             f"none of the {len(rows)} rows has a rationale to learn from. Name their column: "

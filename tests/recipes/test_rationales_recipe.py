@@ -360,6 +360,12 @@ def test_hinted_rationales_without_a_second_look_log_a_warning(recipe, arguments
     assert "second look" not in capsys.readouterr().out
 
 
+def test_contrastive_writers_need_a_teacher_in_this_process(recipe, arguments, capsys) -> None:
+    with pytest.raises(UsageError, match="need the log-probabilities of all tokens at each step"):
+        recipe.main(arguments(writers=["contrast"]))
+    assert "WARNING: the writer contrast without a second look" in capsys.readouterr().out
+
+
 def test_the_shipped_configuration_with_hints_has_a_second_look(recipe, root) -> None:
     import yaml
 

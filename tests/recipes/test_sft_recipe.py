@@ -73,6 +73,25 @@ def test_with_a_curriculum_an_example_has_the_stage_of_its_rationale(recipe) -> 
         recipe.to_examples([row(rationales=["one"], stages=[2, 1])], {}, staged=True)
 
 
+def test_with_a_weight_column_an_example_has_the_weight_of_its_rationale(recipe) -> None:
+    rows = [row(rationales=["one", "two"], trust=[2, 0]), row(id="b", rationales=["three"], trust=1.5)]
+    examples = recipe.to_examples(rows, {}, weight_column="trust")
+    assert [example["example_weight"] for example in examples] == [2.0, 0.0, 1.5]
+    assert not any("example_weight" in example for example in recipe.to_examples(rows, {}))
+    with pytest.raises(UsageError, match="row 'c' has the weight -1"):
+        recipe.to_examples([row(id="c", trust=-1)], {}, weight_column="trust")
+
+
+def test_the_weight_column_is_read_beside_other_columns(recipe, tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row(trust=0.5, level=3, place="x")))
+    script = recipe.SFTScriptArguments(
+        dataset_name=str(tmp_path / "rows.jsonl"), other_columns=["level"], weight_column="trust"
+    )
+    (read,) = script.train_rows()
+    assert (read["trust"], read["level"]) == (0.5, 3)
+    assert "place" not in read
+
+
 def test_a_text_prompt_gets_a_text_completion(recipe) -> None:
     (example,) = recipe.to_examples([{"id": "a", "prompt": "Q: ", "answer": None, "rationales": ["A"]}], {})
     assert example == {"prompt": "Q: ", "completion": "A"}

@@ -80,5 +80,6 @@ def training_keys() -> set[str]:
 
     kinds = (DataArguments, ModelConfig, SFTConfig, RLKDConfig, RLKDAsyncConfig, ValidityKDConfig)
     # Keys of the recipes themselves.
-    own = {"similar_lengths", "curriculum", "adapter", "round_adapter", "shuffle_teachers", "shuffle_steps"}
+    own = {"similar_lengths", "curriculum", "weight_column", "weight_temperature", "adapter", "round_adapter"}
+    own |= {"shuffle_teachers", "shuffle_steps"}
     return own | {each.name for kind in kinds for each in dataclasses.fields(kind)}

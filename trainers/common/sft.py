@@ -1,8 +1,9 @@
-"""Supervised fine-tuning with the files of a run, and adapters as they are shipped."""
+"""Supervised fine-tuning with the files of a run, weights of examples, and adapters as they are shipped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from trl import SFTTrainer
 from rlkd.errors import UsageError
 from trainers.common.adapters import name_base, open_student
 from trainers.common.arguments import say
+from trainers.common.example_weights import (
+    RATIONALE_TOKENS,
+    WEIGHT,
+    WeightCollator,
+    WeightedModel,
+    check_weighting,
+    loss_weights,
+    rationale_tokens,
+)
 from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_kernels
 
@@ -24,7 +34,8 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
     `model` may be embedded, or the folder of an adapter (`trainers.common.adapters`). `base_model`: its name in the
     config of an adapter, by default `model`. `chat_template_kwargs`: arguments of the chat template in evaluations; in
     training, each example has its own. `round_adapter`: round a trained adapter to bfloat16 after the last step: half
-    the size.
+    the size. Examples are weighted by the column `WEIGHT` of the training data, if there is one, and by their loss at
+    `weight_temperature` (`trainers.common.example_weights`).
     """
 
     def __init__(
@@ -35,18 +46,49 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
         base_model: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         round_adapter: bool = False,
+        weight_temperature: float | None = None,
         peft_config: Any = None,
         **kwargs: Any,
     ):
         check_kernels()
         student, peft_config = open_student(model, args, peft_config)
         super().__init__(student, args, peft_config=peft_config, **kwargs)
+        self.weight_temperature = weight_temperature
+        if weight_temperature is not None:
+            split = partial(_with_rationale_tokens, self.processing_class)
+            self.train_dataset = self.train_dataset.map(split, num_proc=self.args.dataset_num_proc)
+        if {WEIGHT, RATIONALE_TOKENS} & set(getattr(self.train_dataset, "column_names", None) or ()):
+            check_weighting(args, weight_temperature)
+            self.data_collator = WeightCollator(self.data_collator)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         name_base(self.model, base_model or model)
         self._rounds = bool(round_adapter and getattr(self.model, "peft_config", None))
         self.open_run_files(student=base_model or model)
         if self._rounds:
             self.add_callback(_Rounding(self))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss; in training with weights, that of `trainers.common.example_weights`."""
+        given, parts = inputs.pop(WEIGHT, None), inputs.pop(RATIONALE_TOKENS, None)
+
+        def weights_of(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            weights = log_probs.new_ones(len(log_probs)) if given is None else given
+            if self.weight_temperature is not None:
+                weights = weights * loss_weights(log_probs, mask, parts, self.weight_temperature)
+            mean = self.accelerator.gather_for_metrics(weights.float().mean()).mean()
+            self._metrics["train"]["example_weight"].append(mean.item())
+            return weights
+
+        if self.model.training and (given is not None or parts is not None):
+            model = WeightedModel(model, weights_of)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        self._signature_columns = [*dict.fromkeys([*columns, WEIGHT, RATIONALE_TOKENS])]
 
     def save_final(self) -> None:
         """Save the model or its adapter as safetensors."""
@@ -56,6 +98,10 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
             tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(path).items()}
             save_file(tensors, path, metadata={"format": "pt"})
         self.accelerator.wait_for_everyone()
+
+
+def _with_rationale_tokens(tokenizer: Any, example: Mapping[str, Any]) -> dict[str, int]:
+    return {RATIONALE_TOKENS: rationale_tokens(tokenizer, example["labels"])}
 
 
 class _Rounding(TrainerCallback):

@@ -32,6 +32,10 @@ where vLLM runs on a CPU or takes weights without NCCL (`build_vllm_with`); the 
 `trainers/vllm/weight_sync.py` and `restarts.py` override methods of `VLLMClient`; the second reads the weights again
 (`VLLMGeneration._iter_named_params`).
 
+`SFTTrainer`, for weights of examples (`trainers/common/sft.py`): `_set_signature_columns_if_needed`,
+`_signature_columns`, `_metrics`, and a loss that sums up the `log_probs` of the output of a model called with
+`fused_lm_head`; of this output also `label_mask`.
+
 `AsyncGRPOTrainer` (experimental), for `trainers/async_grpo/trainer.py`: without CUDA, its lookup of the GPU's peak
 FLOPs and its attention kernel are replaced (`async_with`).
 """

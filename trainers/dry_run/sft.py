@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlkd.rendering import prompt_ids, text_ids
+from trainers.common.example_weights import WEIGHT
 from trainers.common.gold import SAMPLED_ROWS
 from trainers.common.student import ModelFacts, check_turn_end
 from trainers.dry_run.batches import example_plan, show_steps
@@ -33,7 +34,19 @@ def show_sft(
     template: Any = script.chat_template_kwargs
     template = template if isinstance(template, dict) else None
     check_held_out_prompts(run, script, student, test_rows, script.max_completion_length, template)
+    _show_weights(run, script, examples)
     show_examples(run, args, student, examples, template, build)
+
+
+def _show_weights(run: DryRun, script: Any, examples: Examples) -> None:
+    weights = [example[WEIGHT] for example in examples if WEIGHT in example]
+    if weights or script.weight_temperature is not None:
+        run.section("weights of examples")
+    if weights:
+        none = f"; {weights.count(0)} are 0" if 0 in weights else ""
+        run.line(script.weight_column, f"{min(weights):.3g} to {max(weights):.3g}, over their mean{none}")
+    if script.weight_temperature is not None:
+        run.line("own loss", f"exp(-loss / {script.weight_temperature:g})")
 
 
 def show_examples(

@@ -1,5 +1,7 @@
 """The dry runs of `recipes/sft.py` and `recipes/gsrm.py`."""
 
+import json
+
 import pytest
 
 from tests.helpers.dry_runs import dry_run_of, plain
@@ -31,6 +33,20 @@ def test_refusals_of_a_fine_tuning_are_listed_together(monkeypatch, capsys, smal
     refused = plain(capsys.readouterr().out).partition("refused (2)")[2]
     assert "--adapter no/adapter: no adapter_config.json there" in refused
     assert "eval_strategy steps without an eval_dataset" in refused
+
+
+def test_weights_of_examples_are_shown(monkeypatch, capsys, small, tmp_path):
+    row = {"question": "1 + 1?", "answer": "2", "rationales": ["1 + 1 = 2"]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({**row, "trust": weight}) + "\n" for weight in (1, 3, 0, 4)))
+    arguments = [*small, "--dataset_name", file, "--weight_column", "trust", "--weight_temperature", 0.5]
+    arguments += ["--eval_rows", 0]
+    assert dry_run_of("sft", monkeypatch, *arguments) == 0
+    shown = plain(capsys.readouterr().out)
+    assert "trust 0 to 2, over their mean; 1 are 0" in shown
+    assert "own loss exp(-loss / 0.5)" in shown
+    assert dry_run_of("sft", monkeypatch, *arguments, "--packing", "true") == 1
+    assert "packing: True puts several examples into a row" in plain(capsys.readouterr().out)
 
 
 @pytest.mark.slow
