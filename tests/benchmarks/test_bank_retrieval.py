@@ -4,6 +4,7 @@ from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_blocks_route_as_a_plain_reference_does_within_little_memory(tmp_path) -> None:
     figures = quick_figures("bank_retrieval.py", tmp_path)
     assert figures["results_equal"] is True

@@ -6,6 +6,7 @@ from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_with_weights_of_1_the_trainer_ends_with_trls_parameters(tmp_path) -> None:
     figures = quick_figures("kd_step.py", tmp_path)
     assert figures["parameter_gap"] < 1e-3

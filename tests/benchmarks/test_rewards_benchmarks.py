@@ -4,6 +4,7 @@ from tests.helpers.scripts import quick_figures
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_accuracy_reward_gives_trls_verdicts_and_checks_each_question_once(tmp_path) -> None:
     figures = quick_figures("rewards_throughput.py", tmp_path, bounds=False)
     for name in ("group", "distinct"):

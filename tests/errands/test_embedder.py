@@ -1,14 +1,12 @@
 """Errand: an embedder in a file outside the repository, named in YAML, builds a path bank and selects by cosine."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.scripted_teacher import ScriptedTeacher
+from tests.helpers.scripts import run_here
 
 EMBEDDER = '''
 import numpy as np
@@ -39,16 +37,14 @@ output_dir: out
 
 
 @pytest.mark.slow
-def test_an_embedder_from_a_file_makes_the_bank_and_compares_rationales(root: Path, tmp_path: Path) -> None:
+def test_an_embedder_from_a_file_makes_the_bank_and_compares_rationales(tmp_path: Path) -> None:
     rows = [{"question": f"What is {n} and {2 * n} together?", "answer": str(3 * n)} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "letters.py").write_text(EMBEDDER)
     teacher = ScriptedTeacher()
     (tmp_path / "rationales.yaml").write_text(CONFIG.format(teacher=teacher.spec))
-    command = [sys.executable, str(root / "recipes/rationales.py"), "--config", "rationales.yaml"]
     try:
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        run = run_here("recipes/rationales.py", ["--config", "rationales.yaml"], tmp_path)
     finally:
         teacher.shut_down()
     assert run.returncode == 0, run.stderr

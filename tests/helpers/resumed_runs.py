@@ -139,20 +139,17 @@ def compare_resumed_runs(
     return found
 
 
-def resume_in_two_processes(model: str, folder: Path, **changes: Any) -> None:
-    """To be called in each of two processes."""
+def resume_in_two_processes(model: str, folder: Path) -> None:
+    """To be called in each of two processes: a run, and one that replaces groups without spread."""
+    for name, changes in {"plain": {}, "resampling": {"reward": odd_rows, "resample_zero_std": 2}}.items():
 
-    def make(output: Path) -> Any:
-        return trainer("rlkd", model, output, rows=5, ddp_backend="gloo", **WINDOW, **changes)
+        def make(output: Path, changes: dict[str, Any] = changes) -> Any:
+            return trainer("rlkd", model, output, rows=5, ddp_backend="gloo", **WINDOW, **changes)
 
-    assert compare_resumed_runs(make, folder, (2, 5), lambda: torch.distributed.barrier()) == {2: [], 5: []}
+        found = compare_resumed_runs(make, folder / name, (2, 5), lambda: torch.distributed.barrier())
+        assert found == {2: [], 5: []}, name
     torch.distributed.destroy_process_group()
     os._exit(0)  # the end of the interpreter may abort in a thread of gloo
-
-
-def resume_resampling_in_two_processes(model: str, folder: Path) -> None:
-    """To be called in each of two processes."""
-    resume_in_two_processes(model, folder, reward=odd_rows, resample_zero_std=2)
 
 
 def resume_after_kills(model: str, folder: Path) -> None:

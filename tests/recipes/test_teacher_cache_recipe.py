@@ -19,7 +19,7 @@ from rlkd.errors import UsageError
 from rlkd.teachers.cache import CachedTeacher, CacheError
 from rlkd.teachers.local import LocalTeacher
 from rlkd.teachers.traces import trace_ids
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import load_script, run_here
 
 PROMPT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is 3 and 4?"}]
 
@@ -169,7 +169,7 @@ def test_rows_without_rationales_are_refused_with_the_way_out(recipe, arguments,
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_with_the_same_bytes(root, rows, tiny_model, tmp_path) -> None:
-    def command(folder: Path) -> list[str]:
+    def words(folder: Path) -> list[str]:
         settings = {
             "--dataset_name": rows,
             "--model_name_or_path": tiny_model,
@@ -178,21 +178,20 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(root, rows, tiny_mode
             "--cache_dir": folder,
             "--shard_mib": 0.005,  # a trace each, so that there is time to kill it
         }
-        pairs = [str(part) for pair in settings.items() for part in pair]
-        return [sys.executable, str(root / "recipes/teacher_cache.py"), *pairs]
+        return [str(part) for pair in settings.items() for part in pair]
 
     def content(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.glob("shard-*")}
 
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = {"cwd": tmp_path, "env": environment, "text": True, "capture_output": True, "timeout": 240}
-    done = subprocess.run(command(tmp_path / "whole"), **run)
+    done = run_here("recipes/teacher_cache.py", words(tmp_path / "whole"), tmp_path)
     assert done.returncode == 0, done.stderr
     whole = content(tmp_path / "whole")
     assert len(whole) > 8
 
     cut = tmp_path / "cut"
-    process = subprocess.Popen(command(cut), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, root / "recipes/teacher_cache.py", *words(cut)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     limit = time.monotonic() + 240
     while len(content(cut)) < 3 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.001)
@@ -201,7 +200,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(root, rows, tiny_mode
     there = len(json.loads((cut / "index.json").read_text())["shards"])
     assert 2 <= there < len(whole)
 
-    again = subprocess.run(command(cut), **run)
+    again = run_here("recipes/teacher_cache.py", words(cut), tmp_path)
     assert again.returncode == 0, again.stderr
     assert "0 cached before" not in again.stdout
     assert content(cut) == whole

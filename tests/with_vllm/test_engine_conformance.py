@@ -67,7 +67,10 @@ def in_process(smollm: str) -> Iterator[VLLMEngine]:
     run(engine.close())
 
 
-@pytest.fixture(params=["transformers", "server", "server, own tokenizer", "vllm"])
+OWN_TOKENIZER = pytest.param("server, own tokenizer", marks=pytest.mark.nightly)
+
+
+@pytest.fixture(params=["transformers", "server", OWN_TOKENIZER, "vllm"])
 def engine(request: pytest.FixtureRequest, smollm: str, reference: TransformersEngine) -> Engine:
     if request.param == "transformers":
         return reference
@@ -266,6 +269,7 @@ def test_an_adapter_in_this_process_gives_the_scores_of_the_merged_weights(smoll
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # tests/rlkd/engines/test_replicas.py has the restart in mid-batch, without vLLM
 def test_a_server_killed_and_started_again_in_mid_batch_costs_nothing_within_the_deadline(
     smollm: str, tmp_path: Path
 ) -> None:

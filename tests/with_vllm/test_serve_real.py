@@ -117,6 +117,7 @@ output_dir: {folder}/run
 """
 
 
+@pytest.mark.nightly  # the test above and that of the recipe against a rollout server, together
 def test_the_recipe_trains_against_the_structure_and_the_rollout_server(root: Path, tmp_path: Path) -> None:
     serve, recipe, reward = tmp_path / "serve.yaml", tmp_path / "run.yaml", tmp_path / "variety.py"
     reward.write_text(REWARD)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.helpers import ROOT
+from tests.helpers.scripts import run_here
 
 STUDY = ROOT / "benchmarks/studies/rationales.py"
 
@@ -74,8 +75,7 @@ def test_a_smoke_study_runs_resumes_after_an_interruption_and_refuses_other_argu
 
     def study(*arguments: str) -> subprocess.CompletedProcess[str]:
         models = ["--teacher", f"transformers:{tiny_model}", "--student", tiny_model]
-        command = [sys.executable, str(STUDY), "--out", str(out), "--smoke", *models, "--arms", "morsd", "drpc"]
-        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=400, cwd=tmp_path)
+        return run_here(STUDY, ["--out", out, "--smoke", *models, "--arms", "morsd", "drpc", *arguments], tmp_path)
 
     done = study()
     assert done.returncode == 0, done.stderr[-3000:]

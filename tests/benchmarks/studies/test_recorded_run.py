@@ -12,6 +12,7 @@ from rlkd.data.samples import sample_rows
 from rlkd.data.shuffle import shuffled_teachers
 from rlkd.errors import UsageError
 from tests.helpers import ROOT
+from tests.helpers.scripts import run_here
 from trainers.common.run_files import StepLog
 
 
@@ -168,14 +169,13 @@ def test_the_command_line_changes_the_settings(study) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_the_study_runs_from_another_folder_and_resumes_without_training_again(root, tmp_path, tiny_model) -> None:
+def test_the_study_runs_from_another_folder_and_resumes_without_training_again(tmp_path, tiny_model) -> None:
     pytest.importorskip("matplotlib")
-    command = [sys.executable, root / "benchmarks/studies/recorded_run.py", "--out", "out", "--smoke", "--parallel"]
     model = ["--", "--model_name_or_path", tiny_model]
 
     def start(*options: str) -> dict:
-        words = list(map(str, [*command, *options, *model]))
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        words = ["--out", "out", "--smoke", "--parallel", *options, *model]
+        done = run_here("benchmarks/studies/recorded_run.py", words, tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import random
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks.tiny import byte_tokenizer, save_llama
 from tests.helpers import ROOT
+from tests.helpers.scripts import run_here
 
 SCRIPT = ROOT / "benchmarks/studies/validity_scorers.py"
 
@@ -59,8 +58,7 @@ def data(tmp_path):
 
 
 def start(data, out, *arguments):
-    command = [sys.executable, str(SCRIPT), "--data", str(data)]
-    return subprocess.run([*command, "--out", str(out), *arguments], capture_output=True, text=True)
+    return run_here(SCRIPT, ["--data", data, "--out", out, *arguments], out.parent)
 
 
 def test_steps_up_to_the_first_error_are_labelled_and_human_ones_are_valid(study, data):

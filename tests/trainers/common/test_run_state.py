@@ -71,9 +71,8 @@ def test_so_does_one_whose_windows_end_inside_a_step_with_rare_logs_a_table_and_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["resume_in_two_processes", "resume_resampling_in_two_processes"])
-def test_so_do_two_processes(tiny_model, tmp_path, function) -> None:
-    done = run_apart(TORCHRUN, function, tiny_model, tmp_path)
+def test_so_do_two_processes(tiny_model, tmp_path) -> None:
+    done = run_apart(TORCHRUN, "resume_in_two_processes", tiny_model, tmp_path)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
 
 

@@ -264,6 +264,7 @@ def test_a_server_that_does_not_come_back_ends_the_run_after_a_checkpoint_that_r
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_live_through_the_restart_of_their_server(tiny_model, tmp_path, start_server) -> None:
     server = start_server(delay=0.3)
     run = tmp_path / "run"

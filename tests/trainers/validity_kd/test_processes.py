@@ -23,7 +23,8 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 from tests.trainers.validity_kd.test_processes import train
 from trainers.common.arguments import end_processes
-train(*sys.argv[2:5], *map(json.loads, sys.argv[5:8]))
+for folder, settings in json.loads(sys.argv[5]).items():
+    train(sys.argv[2], sys.argv[3], folder, json.loads(sys.argv[4]), settings, json.loads(sys.argv[6]))
 end_processes()
 """
 
@@ -54,12 +55,19 @@ def train(model: str, teacher: str, folder: str, rows: list, settings: dict, res
 def train_in_two_processes(
     tmp_path: Path, model: str, teacher: str, rows: list, settings: dict, resume: bool = False
 ) -> list[dict]:
+    (entries,) = train_runs_in_two_processes(tmp_path, model, teacher, rows, {"processes": settings}, resume).values()
+    return entries
+
+
+def train_runs_in_two_processes(
+    tmp_path: Path, model: str, teacher: str, rows: list, runs: dict[str, dict], resume: bool = False
+) -> dict[str, list[dict]]:
+    """Runs after each other, by the names of their folders, in one pair of processes, whose start takes longest."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    folder = tmp_path / "processes"
     torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, "--standalone"]
-    settings = settings | {"ddp_backend": "gloo"}
-    arguments = [ROOT, model, teacher, folder, *map(json.dumps, (rows, settings, resume))]
+    runs = {str(tmp_path / name): settings | {"ddp_backend": "gloo"} for name, settings in runs.items()}
+    arguments = [ROOT, model, teacher, *map(json.dumps, (rows, runs, resume))]
     done = subprocess.run(
         list(map(str, [*torchrun, script, *arguments])),
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
@@ -69,7 +77,10 @@ def train_in_two_processes(
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [entry for entry in read_steps(folder / "metrics.jsonl") if "loss" in entry]
+    return {
+        Path(folder).name: [entry for entry in read_steps(Path(folder) / "metrics.jsonl") if "loss" in entry]
+        for folder in runs
+    }
 
 
 @pytest.fixture(scope="module")
@@ -101,35 +112,36 @@ ROWS = [
 
 
 @pytest.mark.parametrize(
-    ("control", "normalise"),
+    "cases",
     [
-        ("none", "tokens"),
-        ("none", "weights"),
-        pytest.param("shuffled", "tokens", marks=pytest.mark.nightly),
-        pytest.param("teacher_only", "tokens", marks=pytest.mark.nightly),
-        ("position", "tokens"),
+        [("none", "tokens"), ("none", "weights"), ("position", "tokens")],
+        pytest.param([("shuffled", "tokens"), ("teacher_only", "tokens")], marks=pytest.mark.nightly),
     ],
+    ids=["main", "further"],
 )
-def test_a_big_batch_micro_batches_and_two_processes_give_one_loss(
-    tiny_model, teacher, tmp_path, control, normalise
-) -> None:
-    chosen = {"control": control, "normalise": normalise, "v_0": 0.0}
+def test_a_big_batch_micro_batches_and_two_processes_give_one_loss(tiny_model, teacher, tmp_path, cases) -> None:
+    chosen = {f"{c}-{n}": {"control": c, "normalise": n, "v_0": 0.0} for c, n in cases}
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    processes = train_runs_in_two_processes(
+        tmp_path, tiny_model, teacher, ROWS, {name: halves | settings for name, settings in chosen.items()}
+    )
     arms = {
         "one": {"per_device_train_batch_size": 8},
         "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     }
-    found = {name: train(tiny_model, teacher, str(tmp_path / name), ROWS, arm | chosen) for name, arm in arms.items()}
-    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2} | chosen
-    found["processes"] = train_in_two_processes(tmp_path, tiny_model, teacher, ROWS, halves)
-    one = found.pop("one")
-    assert len(one) == 3
-    assert all(entry["kd_weight/q90"] - entry["kd_weight/q10"] > 1e-3 for entry in one)
-    for name, entries in found.items():
-        for expected, entry in zip(one, entries, strict=True):
-            for key in ("loss", "grad_norm", "kd_weight/mean", "traces/tau", "validity/margin", "entropy"):
-                assert entry[key] == pytest.approx(expected[key], rel=1e-5), (name, key)
-            assert entry["num_tokens"] == expected["num_tokens"]
-            assert entry["kd/steps_per_trace"] == expected["kd/steps_per_trace"]
+    for case, settings in chosen.items():
+        folders = {arm: str(tmp_path / f"{case}-{arm}") for arm in arms}
+        found = {arm: train(tiny_model, teacher, folders[arm], ROWS, arms[arm] | settings) for arm in arms}
+        found["processes"] = processes[case]
+        one = found.pop("one")
+        assert len(one) == 3
+        assert all(entry["kd_weight/q90"] - entry["kd_weight/q10"] > 1e-3 for entry in one)
+        for arm, entries in found.items():
+            for expected, entry in zip(one, entries, strict=True):
+                for key in ("loss", "grad_norm", "kd_weight/mean", "traces/tau", "validity/margin", "entropy"):
+                    assert entry[key] == pytest.approx(expected[key], rel=1e-5), (case, arm, key)
+                assert entry["num_tokens"] == expected["num_tokens"]
+                assert entry["kd/steps_per_trace"] == expected["kd/steps_per_trace"]
 
 
 def test_two_processes_resume_to_the_weights_of_an_undisturbed_run(tiny_model, teacher, tmp_path) -> None:
