@@ -37,8 +37,8 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow and not nightly"
 
-# Every test there is, those with a real vLLM too: for every night, and before a release.
-test-all: $(INSTALLED) vllm-env
+# Every test there is, those with a real vLLM and an older TRL too: for every night, and before a release.
+test-all: $(INSTALLED) vllm-env test-oldest-trl
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/with_vllm
 
