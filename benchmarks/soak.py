@@ -11,11 +11,13 @@ answer and another one an error; one in a hundred samples hangs the reward `flak
 times a server is killed (SIGKILL of its process, not of its guard): the rollout server three times, the judge twice.
 `rlkd serve` starts it again, and the trainer must go on by itself.
 
-Every few seconds a line goes to `samples.jsonl`: memory (resident, of each role with all its children), processes,
-CPU time, steps and rollouts. `soak.json` holds the verdict so far. Of the time from the first step to the end, the
-second quarter is compared with the last by medians:
+Every few seconds a line goes to `samples.jsonl`: resident memory of each role, processes,
+CPU time, steps and rollouts. The verdict is printed at the end and stands in `soak.json`; `--summary` judges the files
+of a run that was killed or still goes on. Of the time from the first step to the end, the second quarter is compared
+with the last by medians:
 
-- `memory_growth`: of all processes together, at most 5 %; and of the trainer with its workers;
+- `memory_growth`: of all processes together, and of the trainer's own, at most 5 %. Workers of a reward are started
+  when it needs them for the first time; a short run counts them as growth;
 - `orphans`: processes that outlive `rlkd serve`, 0;
 - `lost_rollouts`: steps from 1 to the last logged one without exactly their rollouts in the file, 0;
 - `stale`: the largest difference between the server's and the trainer's log-probabilities of sampled tokens, at most
@@ -23,7 +25,8 @@ second quarter is compared with the last by medians:
 - `cpu_ratio`: CPU-seconds per completion token of the trainer, 0.95 to 1.05, and `wall_ratio`, the same of the wall
   clock, which counts on a machine without other work only (`--idle`).
 
-Exits with 1 if one does not hold. Ctrl-C ends everything, and the verdict is that of the time so far.
+`restored` counts how often the trainer has sent its weights to a restarted server. Exits with 1 if a bound does not
+hold. Ctrl-C ends everything, and the verdict is that of the time so far.
 """
 
 import harness  # before torch: one thread, no hub
@@ -61,7 +64,7 @@ BATCH, GROUP = 32, 8
 BOUND, STALE = 0.05, 0.01
 # Role and share of the time. The quarters that are compared have one kill of the rollout server each.
 KILLS = (("judge", 0.12), ("rollout", 0.35), ("rollout", 0.55), ("judge", 0.65), ("rollout", 0.85))
-ROLES = ("trainer", "rollout", "judge", "supervisor")
+ROLES = ("trainer", "workers", "rollout", "judge", "supervisor")
 
 FLAKY = f'''
 import time
@@ -185,7 +188,7 @@ class Soak:
             "output_dir": str(self.folder / "run"),
             "logging_steps": 1,
             "save_strategy": "steps",
-            "save_steps": 100,
+            "save_steps": 25,
             "save_total_limit": 2,
             "report_to": "none",
         }
@@ -230,7 +233,7 @@ class Soak:
         print(f"{'':>6} killed: {role}", flush=True)
 
     def by_role(self) -> dict[str, list[psutil.Process]]:
-        """The running processes; what a server or the trainer has started counts as its own."""
+        """The running processes; what a server has started counts as its own, and what the trainer has as a worker."""
         found: dict[str, list[psutil.Process]] = {role: [] for role in ROLES}
         found["supervisor"].append(psutil.Process(self.serve.pid))
         for guard in psutil.Process(self.serve.pid).children():
@@ -238,7 +241,8 @@ class Soak:
                 with contextlib.suppress(psutil.Error):
                     line = " ".join(process.cmdline())
                     role = "trainer" if RECIPE.name in line else "judge" if "--judge" in line else "rollout"
-                    found[role] += [process, *descendants(process.pid)]
+                    found[role].append(process)
+                    found["workers" if role == "trainer" else role] += descendants(process.pid)
             found["supervisor"].append(guard)
         return found
 
@@ -392,6 +396,8 @@ def summary(folder: Path) -> dict[str, Any]:
     events = list(records(folder / "events.jsonl"))
     metrics = list(records(folder / "run" / "metrics.jsonl"))
     end = max((one["at"] for one in samples), default=0.0)
+    log = folder / "serve.log"
+    text = log.read_text(errors="replace") if log.exists() else ""
 
     def quarter(number: int) -> list[dict[str, Any]]:
         return [one for one in samples if (number - 1) * end / 4 <= one["at"] <= number * end / 4]
@@ -431,6 +437,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "cpu_ratio": ratios["cpu"],
         "wall_ratio": ratios["wall"],
         "speed": speeds,
+        "restored": text.count("is back and has the trainer's weights"),
         "longest_step_s": max((one["step_time"] for one in metrics if "step_time" in one), default=None),
     }
 
@@ -441,7 +448,7 @@ def speed(part: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> dict[str
         return {}
     steps = metrics[part[0]["steps"] : part[-1]["steps"]]
     tokens = [BATCH * one["completions/mean_length"] for one in steps]
-    cpu = part[-1]["cpu"]["trainer"] - part[0]["cpu"]["trainer"]
+    cpu = sum(part[-1]["cpu"][role] - part[0]["cpu"][role] for role in ("trainer", "workers"))
     return {
         "steps": len(steps),
         "tokens_per_step": round(sum(tokens) / len(tokens), 1),
