@@ -33,6 +33,9 @@ BUILT_IN = {
     "model": "rlkd.gsrm.judges.ModelJudge",
 }
 
+# Replies of a judge model that stay in memory; a long run has millions.
+REMEMBERED = 2**16
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -179,16 +182,19 @@ class ModelJudge:
             [_questions(own, other) for own, other in zip(student.steps, teacher.steps, strict=False)]
             for student, teacher in pairs
         ]
+        if len(self._log_odds) > REMEMBERED:  # the newest half stays; a call in progress has the old ones
+            self._log_odds = dict(list(self._log_odds.items())[len(self._log_odds) // 2 :])
+        known = self._log_odds
         if self.store is not None:
             every = (question for steps in questions for step in steps for question in step)
-            self._log_odds |= self.store.get(self.engine.name, (q for q in every if q not in self._log_odds))
+            known |= self.store.get(self.engine.name, (q for q in every if q not in known))
         new: dict[FieldQuestion, None] = {}
         for steps in questions:
             for step in steps:
-                if step and step[0][0] == "meta" and self._log_odds.get(step[0], math.inf) <= self.threshold:
+                if step and step[0][0] == "meta" and known.get(step[0], math.inf) <= self.threshold:
                     break  # known to end the chain before anything is sent
-                new |= dict.fromkeys(question for question in step if question not in self._log_odds)
-        errors = await self._send(list(new)) if new else {}
+                new |= dict.fromkeys(question for question in step if question not in known)
+        errors = await self._send(list(new), known) if new else {}
 
         def same(field: Field, student: str, teacher: str) -> bool:
             settled = _settled(field, student, teacher)
@@ -197,7 +203,7 @@ class ModelJudge:
             question = model_question(field, student, teacher)
             if question in errors:
                 raise JudgeError(errors[question])
-            return self._log_odds[question] > self.threshold
+            return known[question] > self.threshold
 
         def compare(student: Step, teacher: Step) -> Verdict:
             if not same("meta", student.purpose, teacher.purpose):
@@ -207,8 +213,10 @@ class ModelJudge:
 
         return [_until_break(student, teacher, compare) for student, teacher in pairs]
 
-    async def _send(self, questions: Sequence[FieldQuestion]) -> dict[FieldQuestion, str]:
-        """Get the replies to these questions in one call; returns the causes of those that failed."""
+    async def _send(
+        self, questions: Sequence[FieldQuestion], known: dict[FieldQuestion, float]
+    ) -> dict[FieldQuestion, str]:
+        """Add the replies to these questions to `known`, by one call; returns the causes of those that failed."""
         replies = await self.engine.choose(
             [verdict_request(question) for question in questions], ("Yes", "No"), deadline=self.deadline
         )
@@ -222,7 +230,7 @@ class ModelJudge:
                 errors[question] = f"{self.engine.name}: no comparable log-probabilities of Yes ({yes}) and No ({no})"
             else:
                 new[question] = log_odds
-        self._log_odds |= new
+        known |= new
         if self.store is not None:
             self.store.put(self.engine.name, new)
         return errors

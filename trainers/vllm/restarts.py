@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
-import httpx
 import requests
 import torch
 from requests.adapters import HTTPAdapter
@@ -126,8 +125,8 @@ class RestartSafe(VLLMClient):
     def _start_time(self) -> str:
         """When the server's process was started, by its metrics; empty where they do not say."""
         try:
-            response = httpx.get(f"{self.base_url}/metrics", timeout=self.seconds, follow_redirects=True)
-        except httpx.HTTPError as error:
+            response = self.session.get(f"{self.base_url}/metrics", timeout=self.seconds)
+        except requests.RequestException as error:
             raise ServerLost.of(self.base_url, "does not answer /metrics", error) from error
         found = STARTED.search(response.text)
         return found[1] if found else ""

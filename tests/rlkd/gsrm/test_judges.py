@@ -240,6 +240,18 @@ def test_every_distinct_question_is_sent_once_in_the_life_of_a_judge(scripted):
     assert len(asked) == len(set(asked)) == 3
 
 
+def test_a_judge_of_a_long_run_remembers_a_limited_number_of_replies(scripted, monkeypatch):
+    monkeypatch.setattr("rlkd.gsrm.judges.REMEMBERED", 6)
+    engine = scripted(prefer=yes)
+    model = ModelJudge(engine)
+    for number in range(20):
+        step = Step(f"Sold in week {number}?", f"halve pile {number}", f"a half of {number} piles")
+        assert judge(model, ([step], [THEIRS])) == [[ALL_AGREE]]
+        assert len(model._log_odds) <= 6 + 3
+    judge(model, ([step], [THEIRS]))  # the newest ones are still there
+    assert len(engine.chosen) == 20
+
+
 def test_all_questions_of_a_batch_go_out_in_one_call(scripted):
     other = (Step("Why is the sky blue?", "rayleigh", "air"), Step("How many in July?", "48/4", "12"))
     engine = scripted(prefer=lambda text: no(text) if "sky" in text else yes(text))
