@@ -10,13 +10,18 @@ from rlkd.errors import UsageError
 class SyncFailed(UsageError):
     """The rollout server did not take the trainer's weights."""
 
+    what = ""
+
     @classmethod
     def of(cls, url: str, problem: str, cause: object) -> Self:
         """An error with the server's address, its problem (a verb phrase), the cause and the way out."""
-        return cls(
-            f"the rollout server {url} {problem}: {cause}. See its log. The run continues from its last checkpoint "
-            f"with --resume_from_checkpoint, once the server is up"
+        what = f"the rollout server {url} {problem}: {cause}"
+        error = cls(
+            f"{what}. See its log. The run continues from its last checkpoint with --resume_from_checkpoint, once the "
+            f"server is up"
         )
+        error.what = what
+        return error
 
 
 class ServerLost(SyncFailed):

@@ -96,12 +96,8 @@ class RestartSafe(VLLMClient):
         if self.weights is None:
             raise error
         deadline = time.monotonic() + self.seconds
-        logger.warning(
-            "%s lost (%s). Waiting up to %g s for it, then it gets the trainer's weights",
-            self.base_url,
-            error,
-            self.seconds,
-        )
+        waiting = "%s. Waiting up to %g s for it (vllm_server_timeout); then it gets the trainer's weights"
+        logger.warning(waiting, error.what, self.seconds)
         while time.monotonic() < deadline:
             if not self._is_healthy():
                 time.sleep(PAUSE)
@@ -114,7 +110,7 @@ class RestartSafe(VLLMClient):
             except ServerLost as again:
                 error = again
                 continue
-            logger.warning("%s is back and has the trainer's weights", self.base_url)
+            logger.warning("the rollout server %s is back and has the trainer's weights", self.base_url)
             return
         raise error
 
