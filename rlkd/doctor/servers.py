@@ -103,7 +103,7 @@ def _vllm(base: str, shown: str) -> Iterator[Finding]:
         yield Finding("servers", "warning", f"{shown} stopped answering: {error}", "See the server's log.")
         return
     uses = ["engine"]
-    uses += [f"rollouts with vllm_weight_transfer: {transfer}"] * bool(transfer)
-    uses += ["asynchronous rollouts (it takes adapters)"] * bool(config.get("lora_config") and adapters)
+    uses += [f"rollouts with vllm_weight_transfer: {transfer}"] * (transfer not in (None, "nccl_adapter"))
+    uses += ["rollouts by adapters (vllm_adapter_sync)"] * bool(config.get("lora_config") and adapters)
     mode = (config.get("model_config") or {}).get("logprobs_mode", "processed_logprobs")
     yield Finding("servers", "ok", f"{text}: {listed(uses)}; logprobs_mode {mode}")

@@ -18,6 +18,7 @@ from rlkd.errors import UsageError
 from rlkd.models import INCLUDED
 from rlkd.process import listeners, title
 from rlkd.serve.config import RoleConfig, ServeConfig, is_path, words
+from rlkd.weight_transfer import BACKENDS
 
 FIRST_AUTO_PORT = 8000
 # Without the current folder, which the command `vllm` does not search either.
@@ -117,7 +118,7 @@ def check_vllm(config: ServeConfig) -> tuple[dict[str, VLLM | None], list[str]]:
                 f"workers.{role}.gpus: {worker.gpus}: vLLM {vllm.version} of {python} is {build}, which needs {way}; "
                 f"another environment:  python: PATH"
             )
-        if worker.weight_transfer in ("gloo", "disk") and "rlkd" not in vllm.plugins:
+        if worker.weight_transfer in BACKENDS and "rlkd" not in vllm.plugins:
             problems.append(
                 f"workers.{role}.weight_transfer: {worker.weight_transfer} is rlkd's plugin for vLLM, and the "
                 f"environment of {python} has no rlkd. Run  {python} -m pip install --no-deps rlkd"

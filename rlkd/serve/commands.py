@@ -181,7 +181,9 @@ def _adapter_config(path: str) -> dict[str, Any]:
 
 
 def _environment(worker: RoleConfig, devices: list[str]) -> dict[str, str]:
-    needed = vllm_environment(on_cpu=False, weight_transfer=worker.weight_transfer)
+    needed = vllm_environment(
+        on_cpu=False, weight_transfer=worker.weight_transfer, takes_adapters=worker.takes_adapters
+    )
     defaults = DEFAULTS | (vllm_environment(on_cpu=True) if worker.on_cpu else {})
     environment = {name: value for name, value in defaults.items() if name not in os.environ}
     if not worker.on_cpu:

@@ -47,7 +47,7 @@ class RoleConfig(_Keys):
     served_model_name: str | None = None
     lora: dict[str, str] = {}
     max_lora_rank: int | None = Field(None, gt=0)
-    weight_transfer: Literal["nccl", "ipc", "gloo", "disk", "lora"] | None = None
+    weight_transfer: Literal["nccl", "ipc", "gloo", "disk", "lora", "nccl_adapter"] | None = None
     extra: list[str | int | float] = []
     environment: dict[str, str | int | float] = {}
     python: str | None = None
@@ -92,19 +92,24 @@ class RoleConfig(_Keys):
                 "memory: is a share of a GPU. On the CPU set the size of the KV cache in GiB:  "
                 "environment: {VLLM_CPU_KVCACHE_SPACE: 2}"
             )
-        if self.weight_transfer is not None and self.replicas > 1:
+        if self.weight_transfer is not None and self.replicas > 1 and not self.takes_adapters:
             yield (
                 f"weight_transfer: a trainer sends its weights to one server, not to {self.replicas}. For several "
-                f"copies of the model behind one address, set  data_parallel: {self.replicas}"
+                f"copies of the model behind one address, set  data_parallel: {self.replicas}; or, for a trainer with "
+                f"vllm_adapter_sync, max_lora_rank"
             )
-        if self.weight_transfer == "lora":
+        if self.weight_transfer in ("lora", "nccl_adapter"):
             if self.data_parallel > 1:
                 yield (
-                    f"weight_transfer: lora loads an adapter into one of the {self.data_parallel} API servers of "
-                    f"data_parallel; the others would not have it. Set data_parallel 1, and use tensor_parallel"
+                    f"weight_transfer: {self.weight_transfer} loads an adapter into one of the {self.data_parallel} "
+                    f"API servers of data_parallel; the others would not have it. Set data_parallel 1, and use "
+                    f"tensor_parallel"
                 )
             if self.max_lora_rank is None and not self.lora:
-                yield "max_lora_rank: weight_transfer lora needs the rank of the trained adapter, such as 16"
+                yield (
+                    f"max_lora_rank: weight_transfer {self.weight_transfer} needs the rank of the trained adapter, "
+                    f"such as 16"
+                )
         if "CUDA_VISIBLE_DEVICES" in self.environment:
             yield "environment: CUDA_VISIBLE_DEVICES is set by the key gpus"
         names = dict.fromkeys(self.lora, "lora")
@@ -118,6 +123,11 @@ class RoleConfig(_Keys):
     def on_cpu(self) -> bool:
         """Whether it has no GPU."""
         return self.gpus == "cpu"
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether a trainer may load adapters into it."""
+        return self.weight_transfer == "lora" or (self.weight_transfer is not None and self.max_lora_rank is not None)
 
     @property
     def devices(self) -> list[str]:

@@ -68,12 +68,14 @@ def vllm_arguments(
     return [*arguments, *extra]
 
 
-def vllm_environment(*, on_cpu: bool, weight_transfer: str | None = None) -> dict[str, str]:
-    """The variables that a server needs."""
+def vllm_environment(
+    *, on_cpu: bool, weight_transfer: str | None = None, takes_adapters: bool = False
+) -> dict[str, str]:
+    """The variables that a server needs. `takes_adapters`: whether a trainer loads adapters into it."""
     environment = {}
     if weight_transfer is not None:
         environment["VLLM_SERVER_DEV_MODE"] = "1"
-    if weight_transfer == "lora":
+    if weight_transfer == "lora" or takes_adapters:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if on_cpu:
         # A KV cache in GiB (else a share of all memory), and threads placed by the system (else vLLM pins a server to

@@ -1,14 +1,20 @@
 """Weight transfer from a trainer to a vLLM server without NCCL: a plugin that vLLM loads where rlkd is installed.
 
-Its backends `gloo` (a TCP connection) and `disk` (files) need only host memory. The trainer's side is
-`trainers/vllm/weight_sync.py`.
+Its backends `gloo` (a TCP connection) and `disk` (files) need only host memory; `nccl_adapter` is vLLM's `nccl`, which
+also takes adapters. The trainer's side is in `trainers/vllm`: `weight_sync.py` for weights, `adapter_clients.py` for
+adapters.
 """
 
 import contextlib
 
-BACKENDS = {"gloo": "GlooEngine", "disk": "DiskEngine"}
-# Values of vllm_weight_transfer: TRL's own backend and those of this package.
-WEIGHT_TRANSFERS = ("nccl", *BACKENDS)
+# Backends by name, with their modules and classes.
+BACKENDS = {
+    "gloo": ("rlkd.weight_transfer.engines", "GlooEngine"),
+    "disk": ("rlkd.weight_transfer.engines", "DiskEngine"),
+    "nccl_adapter": ("rlkd.weight_transfer.nccl", "NCCLAdapterEngine"),
+}
+# Values of vllm_weight_transfer.
+WEIGHT_TRANSFERS = ("nccl", "gloo", "disk")
 
 
 def register() -> None:
@@ -19,6 +25,6 @@ def register() -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     except ImportError:
         return
-    for name, engine in BACKENDS.items():
+    for name, (module, engine) in BACKENDS.items():
         with contextlib.suppress(ValueError):  # registered already
-            WeightTransferEngineFactory.register_engine(name, "rlkd.weight_transfer.engines", engine)
+            WeightTransferEngineFactory.register_engine(name, module, engine)

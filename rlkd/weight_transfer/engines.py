@@ -25,6 +25,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from rlkd.weight_transfer.adapters import ReceivedAdapters, are_files
 from rlkd.weight_transfer.transport import WeightGroup, join
 
 TESTED_VLLM = "0.30.0"
@@ -82,6 +83,8 @@ class _HostEngine(WeightTransferEngine):
 
     def finish_weight_update(self) -> None:
         """Load all received weights into the model; raises `RuntimeError` if a fused layer received only a part."""
+        if not self._arrived:  # an adapter
+            return
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         heads = list(_tied_heads(self.model))  # loading unties them temporarily
@@ -105,24 +108,28 @@ class _HostEngine(WeightTransferEngine):
 
 
 class GlooEngine(_HostEngine):
-    """Weights over a TCP connection."""
+    """Weights over a TCP connection, and adapters, which are stored as files."""
 
     init_info_cls = GlooInit
     update_info_cls = GlooUpdate
 
     _group: WeightGroup | None = None
 
+    def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module):
+        super().__init__(config, vllm_config, device, model)
+        self._adapters = ReceivedAdapters()
+
     def init_transfer_engine(self, init_info: GlooInit) -> None:
         """Join the trainer's group, and leave that of an earlier trainer."""
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
-        self.shutdown()
+        self._leave()
         self._group = join(
             init_info.master_address, init_info.master_port, rank, init_info.world_size, init_info.seconds
         )
 
     def receive_weights(self, update_info: GlooUpdate) -> None:
-        """Receive the announced tensors; they are loaded into the model when the update is finished."""
+        """Receive the announced tensors; weights are loaded into the model when the update is finished."""
         if self._group is None:
             raise RuntimeError("no trainer has called init_weight_transfer_engine, or the connection to it has failed")
         described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
@@ -131,12 +138,19 @@ class GlooEngine(_HostEngine):
                 (name, self._group.receive(shape, getattr(torch, dtype_name))) for name, dtype_name, shape in described
             ]
         except BaseException:
-            self.shutdown()  # the number of tensors still in transit is unknown
+            self._leave()  # the number of tensors still in transit is unknown
             raise
-        self._arrived.append(received)
+        if are_files(update_info.names):
+            self._adapters.store(received)
+        else:
+            self._arrived.append(received)
 
     def shutdown(self) -> None:
-        """Leave the group."""
+        """Leave the group, and remove the adapters."""
+        self._leave()
+        self._adapters.clear()
+
+    def _leave(self) -> None:
         if self._group is not None:
             self._group.close()
         self._group = None

@@ -37,4 +37,9 @@ class RLKDAsyncConfig(RewardSettings, AsyncGRPOConfig):
                 f"completion. Set step_credit: none, or train with recipes/rlkd.py"
             )
         self.vllm_server_base_url = from_environment(self.vllm_server_base_url, "the server's address")
+        if "," in self.vllm_server_base_url:
+            raise UsageError(
+                f"vllm_server_base_url {self.vllm_server_base_url}: the asynchronous trainer takes one server. Name "
+                f"one, or train with recipes/rlkd.py and vllm_adapter_sync: true"
+            )
         super().__post_init__()

@@ -15,7 +15,9 @@ from rlkd.errors import UsageError
 from rlkd.http import get_json, post_json
 from rlkd.installation import installed_vllm
 from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
-from trainers.vllm.checks import longest_prompt, request_server, rounded_length
+from trainers.vllm.adapter_checks import server_problems
+from trainers.vllm.checks import longest_prompt, request_server
+from trainers.vllm.command import rounded_length
 from trainers.vllm.sampling import changed_sampling
 
 if TYPE_CHECKING:
@@ -114,31 +116,18 @@ def _check_server(args: RLKDAsyncConfig, model: str, peft_config: LoraConfig, ne
     except OSError:
         print(f"No rollout server answers at {url} yet. {advice}", flush=True)
     listed, config = request_server(url, args, model, needed, advice)
-    for problem in _problems(config, args, rank):
+    for problem in (*server_problems(url, config, rank), *_problems(config, args)):
         raise UsageError(f"{url} {problem}. {advice}")
-    # If the path exists, GET is the wrong method: 405.
-    if get_json(f"{url}/v1/load_lora_adapter")[0] == 404:
-        raise UsageError(
-            f"{url} was started without VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and takes no adapters. {advice}"
-        )
     if frees:
         _clear_earlier_run(url, listed, Path(args.output_dir or "."))
 
 
-def _problems(config: Mapping[str, Any], args: RLKDAsyncConfig, rank: int) -> Iterator[str]:
-    lora = config.get("lora_config")
-    if not lora:
-        yield "was started without --enable-lora, and takes no adapters"
-        return
-    if lora["max_lora_rank"] < rank:
-        yield f"takes adapters up to rank {lora['max_lora_rank']}, and this one has {rank} (lora_r)"
-    if lora["max_loras"] < _slots(args):
+def _problems(config: Mapping[str, Any], args: RLKDAsyncConfig) -> Iterator[str]:
+    if (lora := config.get("lora_config")) and lora["max_loras"] < _slots(args):
         yield (
             f"holds {lora['max_loras']} adapters at once (--max-loras), and max_staleness {args.max_staleness} needs "
             f"{_slots(args)}: one for each usable policy, and the next one"
         )
-    if (config.get("parallel_config") or {}).get("data_parallel_size", 1) > 1:
-        yield "runs several replicas (--data-parallel-size), and an adapter would reach only one of them"
     mode = (config.get("model_config") or {}).get("logprobs_mode", "processed_logprobs")
     if mode == "processed_logprobs" and (changed := changed_sampling(args)):
         yield (

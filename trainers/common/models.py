@@ -81,10 +81,11 @@ def check_student(args: Any, model: Any, peft_config: Any = None) -> None:
             f"{type(peft_config).__name__} with use_vllm: virtual tokens do not merge into the weights for vLLM. "
             f"Use LoRA, or set use_vllm: false"
         )
-    if quantised and uses_vllm:
+    if quantised and uses_vllm and not getattr(args, "vllm_adapter_sync", False):
         raise UsageError(
             "a student in 4 or 8 bit with use_vllm: TRL would send quantised weights, which vLLM cannot read as the "
-            "model's. Set load_in_4bit: false (LoRA on a bfloat16 model), or use_vllm: false"
+            "model's. With vllm_mode: server, set vllm_adapter_sync: true; else load_in_4bit: false (LoRA on a "
+            "bfloat16 model), or use_vllm: false"
         )
 
 

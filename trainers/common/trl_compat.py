@@ -30,7 +30,9 @@ hold tensors with a row per completion, and `num_items_in_batch`.
 `trl.generation.vllm_generation`: the names `LLM` and `VLLMClient` are replaced while a trainer is built, and only
 where vLLM runs on a CPU or takes weights without NCCL (`build_vllm_with`); the clients in
 `trainers/vllm/weight_sync.py` and `restarts.py` override methods of `VLLMClient`; the second reads the weights again
-(`VLLMGeneration._iter_named_params`).
+(`VLLMGeneration._iter_named_params`). With `vllm_adapter_sync` the client of `trainers/vllm/replicas.py` takes their
+place, and `VLLMGeneration.sync_weights` is replaced (`trainers/vllm/adapter_sync.py`); `model`, `accelerator` and
+`vllm_client` are read.
 
 `SFTTrainer`, for weights of examples (`trainers/common/sft.py`): `_set_signature_columns_if_needed`,
 `_signature_columns`, `_metrics`, and a loss that sums up the `log_probs` of the output of a model called with
@@ -85,6 +87,14 @@ _CLIENT_METHODS = {
     "reset_prefix_cache": ["self"],
     "_post": ["self", "url"],
     "get_world_size": ["self"],
+    "generate": ["self", "prompts"],
+}
+
+_GENERATION_METHODS = {
+    "_init_vllm": ["self"],
+    "_iter_named_params": ["self"],
+    "sync_weights": ["self"],
+    "generate": ["self", "prompts", "images", "num_generations"],
 }
 
 # The arguments of TRL's attention kernel for packed rows.
@@ -208,8 +218,7 @@ def check_vllm_generation() -> None:
     from trl.generation.vllm_client import VLLMClient
     from trl.generation.vllm_generation import VLLMGeneration
 
-    generation = {"_init_vllm": ["self"], "_iter_named_params": ["self"]}
-    wrong = _wrong_methods(VLLMClient, _CLIENT_METHODS) + _wrong_methods(VLLMGeneration, generation)
+    wrong = _wrong_methods(VLLMClient, _CLIENT_METHODS) + _wrong_methods(VLLMGeneration, _GENERATION_METHODS)
     # Both names are looked up there; `LLM` exists only if vLLM is installed.
     if not hasattr(vllm_generation, "VLLMClient"):
         wrong.append("vllm_generation has no VLLMClient")

@@ -16,6 +16,7 @@ from trainers.dry_run.student import check_held_out_prompts, first_prompt, show_
 from trainers.dry_run.teacher import show_teachers
 from trainers.rlkd.memory import memory_plan
 from trainers.rlkd.preparation import prepare
+from trainers.vllm.adapter_checks import adapter_config
 from trainers.vllm.checks import asked_once, prepare_rollouts
 
 
@@ -45,7 +46,8 @@ def show_rlkd(
     dataset = prepared.train_dataset
     if args.use_vllm:
         with run.catch(), asked_once(args):
-            prepare_rollouts(args, model_sources(model)[0], dataset, student.tokenizer)
+            adapter = adapter_config(model, settings["peft_config"])
+            prepare_rollouts(args, model_sources(model)[0], dataset, student.tokenizer, adapter)
     check_held_out_prompts(run, script, student, test_rows, args.max_completion_length, template)
     show_student(run, student, first_prompt(dataset), template)
     if args.teacher_kl:

@@ -108,6 +108,13 @@ class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
             "choices": list(WEIGHT_TRANSFERS),
         },
     )
+    vllm_adapter_sync: bool = field(
+        default=False,
+        metadata={
+            "help": "Send the LoRA adapter alone to the rollout servers (vllm_mode: server), each version under a new "
+            "name; by default all weights are sent. vllm_server_base_url may then list several servers, with commas."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check the values; the error for a batch that does not divide names the way out."""

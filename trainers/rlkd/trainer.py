@@ -119,7 +119,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         student, kwargs["peft_config"] = open_student(model, args, kwargs.get("peft_config"))
         if isinstance(model, str) and not isinstance(student, str):  # its base may have another tokenizer
             kwargs["processing_class"] = kwargs.get("processing_class") or facts.tokenizer
-        with prepare_rollouts(args, student, train_dataset, kwargs.get("processing_class")):
+        with prepare_rollouts(args, student, train_dataset, kwargs.get("processing_class"), kwargs.get("peft_config")):
             super().__init__(
                 model=student,
                 reward_funcs=[self._recorded(reward) for reward in self.rewards],

@@ -155,6 +155,11 @@ class ValidityKDConfig(TeachersByColumn, FastPath, DistillationConfig):
         "Backend that sends the weights to the rollout server (vllm_mode: server): nccl (GPUs, TRL's own), gloo (a "
         "TCP connection) or disk (files that both can read); start the server with the same backend.",
     )
+    vllm_adapter_sync: bool = _option(
+        False,
+        "Send the LoRA adapter alone to the rollout servers (vllm_mode: server), each version under a new name; by "
+        "default all weights are sent. vllm_server_base_url may then list several servers, with commas.",
+    )
 
     vllm_importance_sampling_correction: ClassVar[bool] = False  # read by `trainers.vllm.checks`; TRL's has none here
 

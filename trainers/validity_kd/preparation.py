@@ -34,6 +34,7 @@ from trainers.validity_kd.preflight import (
     ready_scorer,
 )
 from trainers.validity_kd.teachers import kind_of_teacher
+from trainers.vllm.adapter_checks import adapter_config
 from trainers.vllm.checks import check_rollouts, longest_prompt
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,7 @@ def prepare(
     if args.use_vllm:
         with catch():
             name = model_sources(model)[0] if isinstance(model, str) else str(model.config._name_or_path)
-            check_rollouts(args, name, longest_prompt(train_dataset, tokenizer, template))  # type: ignore[arg-type]
+            longest, adapter = longest_prompt(train_dataset, tokenizer, template), adapter_config(model, peft_config)
+            check_rollouts(args, name, longest, adapter=adapter)  # type: ignore[arg-type]
     datasets = train_dataset, eval_dataset
     return KDPreparation(tokenizer, facts, scorer, opened, end, engines, *datasets, context, other, column)

@@ -21,7 +21,8 @@ from rlkd.http import get_json
 from rlkd.installation import SUPPORTED_VLLM, installed_vllm, supports_vllm
 from rlkd.process import is_first_process
 from rlkd.rendering import prompt_ids
-from rlkd.serve.vllm_command import shell_line, vllm_arguments, vllm_environment
+from trainers.vllm.adapter_checks import adapter_config, check_adapter, server_problems
+from trainers.vllm.command import advice_for, rounded_length, server_addresses, server_backend
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -33,9 +34,12 @@ COUNTED_PROMPTS = 16
 
 
 def prepare_rollouts(
-    args: RLKDConfig, model: Any, dataset: Any, tokenizer: Any = None
+    args: RLKDConfig, model: Any, dataset: Any, tokenizer: Any = None, peft_config: Any = None
 ) -> AbstractContextManager[None]:
-    """Check the rollouts of a run; returns the context in which TRL's trainer must be built."""
+    """Check the rollouts of a run; returns the context in which TRL's trainer must be built.
+
+    `peft_config`: the adapter that is trained, as TRL takes it; None where `model` has one.
+    """
     if not args.use_vllm:
         return nullcontext()
     name = model if isinstance(model, str) else str(model.name_or_path)
@@ -46,44 +50,67 @@ def prepare_rollouts(
     options = args.reward_kwargs if isinstance(args.reward_kwargs, dict) else {}
     template: Any = args.chat_template_kwargs
     engines = [str(parameters["engine"]) for parameters in options.values() if parameters.get("engine")]
-    check_rollouts(args, name, longest_prompt(dataset, tokenizer, template) if tokenizer else 0, engines)
+    longest = longest_prompt(dataset, tokenizer, template) if tokenizer else 0
+    check_rollouts(args, name, longest, engines, adapter_config(model, peft_config))
     from trainers.vllm.weight_sync import rollout_engine
 
     return rollout_engine(args)
 
 
 def keep_server_current(trainer: Any) -> None:
-    """Let the rollout server of a trainer, if it has one, have the weights again whenever it was restarted."""
-    if trainer.use_vllm:
+    """Let the rollout servers of a trainer, if it has some, have its adapter, or the weights again after a restart."""
+    if trainer.use_vllm and trainer.args.vllm_adapter_sync:
+        from trainers.vllm.adapter_sync import sync_adapters
+
+        sync_adapters(trainer.vllm_generation, trainer.args.output_dir)
+    elif trainer.use_vllm:
         from trainers.vllm.restarts import give_weights_again
 
         give_weights_again(trainer)
 
 
-def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Sequence[str] = ()) -> None:
+def check_rollouts(
+    args: RLKDConfig, model: str, prompt_tokens: int, engines: Sequence[str] = (), adapter: Any = None
+) -> None:
     """Check that vLLM can do the rollouts of this run; raises `UsageError`.
 
-    `prompt_tokens`: tokens of the longest prompt; `engines`: specs of the engines that rewards use.
+    `prompt_tokens`: tokens of the longest prompt; `engines`: specs of the engines that rewards use; `adapter`: the
+    configuration of the adapter that is trained.
     """
     if not args.use_vllm:
         return
     on_cpu = args.device.type == "cpu"
     needed = prompt_tokens + (args.max_completion_length or 0)
+    urls = server_addresses(args)
+    rank = None
+    if args.vllm_adapter_sync:
+        if args.vllm_mode != "server":
+            raise UsageError(
+                f"vllm_adapter_sync is for vllm_mode: server; this run has vllm_mode: {args.vllm_mode}. Remove it"
+            )
+        check_adapter(adapter)
+        rank = adapter.r
     if args.vllm_mode == "server":
+        if len(urls) > 1 and rank is None:
+            raise UsageError(
+                f"vllm_server_base_url names {len(urls)} servers, and all weights go to one. With LoRA set "
+                f"vllm_adapter_sync: true, which loads the adapter into each, or name one server"
+            )
         if on_cpu and args.vllm_weight_transfer == "nccl":
             raise UsageError(
                 "vllm_weight_transfer: nccl sends the weights between GPUs, and this run is on a CPU. Set "
-                "vllm_weight_transfer: gloo (or disk), and start the server with:\n" + _advice(args, model, needed)
+                "vllm_weight_transfer: gloo (or disk), and start the server with:\n"
+                + advice_for(args, model, needed, rank)
             )
-        if args.process_index == 0:
-            _check_port(args)
-            _check_server(args, model, needed)
+        for index, url in enumerate(urls if args.process_index == 0 else ()):
+            _check_port(args, args.vllm_group_port + index)
+            _check_server(args, url, model, needed, rank)
         return
     if args.vllm_weight_transfer != "nccl":
         raise UsageError(
             f"vllm_weight_transfer: {args.vllm_weight_transfer} is for vllm_mode: server; in vllm_mode: colocate the "
             f"engine is in this process, and nothing is transferred. Remove it, or start a server:\n"
-            + _advice(args, model, needed)
+            + advice_for(args, model, needed)
         )
     if args.vllm_max_model_length is not None and args.vllm_max_model_length < needed:
         raise UsageError(
@@ -93,21 +120,6 @@ def check_rollouts(args: RLKDConfig, model: str, prompt_tokens: int, engines: Se
     if on_cpu and args.vllm_enable_sleep_mode and args.process_index == 0:
         logger.warning("vllm_enable_sleep_mode has no effect on a CPU")
     _check_memory(args, engines, on_cpu)
-
-
-def serve_command(args: RLKDConfig, model: str, max_model_len: int) -> str:
-    """The command, with its environment, that starts a rollout server for this run."""
-    url = urlparse(_url(args))
-    on_cpu, transfer = args.device.type == "cpu", args.vllm_weight_transfer
-    arguments = vllm_arguments(
-        host=url.hostname or "0.0.0.0",
-        port=url.port or 8000,
-        on_cpu=on_cpu,
-        max_model_len=max_model_len,
-        weight_transfer=transfer,
-    )
-    environment = vllm_environment(on_cpu=on_cpu, weight_transfer=transfer)
-    return shell_line(environment, ["vllm", "serve", model, *arguments])
 
 
 def longest_prompt(dataset: Any, tokenizer: Any, template: Mapping[str, Any] | None = None) -> int:
@@ -142,30 +154,31 @@ def check_installed() -> None:
         )
 
 
-def _check_port(args: RLKDConfig) -> None:
+def _check_port(args: RLKDConfig, port: int) -> None:
     if args.vllm_weight_transfer == "disk":
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", args.vllm_group_port))
+            probe.bind(("", port))
         except OSError as error:
             raise UsageError(
-                f"vllm_group_port {args.vllm_group_port}, from which the server fetches the weights, is taken on this "
+                f"vllm_group_port {port}, from which the server fetches the weights, is taken on this "
                 f"machine ({error.strerror}). Set another one, for instance --vllm_group_port {_free_port()}"
             ) from error
 
 
-def _check_server(args: RLKDConfig, model: str, needed: int) -> None:
-    url = _url(args)
-    advice = "Start it with:\n" + _advice(args, model, needed)
+def _check_server(args: RLKDConfig, url: str, model: str, needed: int, rank: int | None) -> None:
+    advice = "Start it with:\n" + advice_for(args, model, needed, rank, url)
     _, config = request_server(url, args, model, needed, advice)
     transfer = (config.get("weight_transfer_config") or {}).get("backend")
-    if transfer != args.vllm_weight_transfer:
+    if (wanted := server_backend(args)) not in (None, transfer):
         raise UsageError(
             f"{url} was started {f'for weights by {transfer}' if transfer else 'without --weight-transfer-config'}, "
-            f"and this run sends them by {args.vllm_weight_transfer} (vllm_weight_transfer). {advice}"
+            f"and this run sends them by {wanted} (vllm_weight_transfer). {advice}"
         )
+    for problem in () if rank is None else server_problems(url, config, rank):
+        raise UsageError(f"{url} {problem} (vllm_adapter_sync). {advice}")
     described = config.get("model_config") or {}
     mode = described.get("logprobs_mode", "processed_logprobs")
     if args.vllm_importance_sampling_correction and mode != "processed_logprobs":
@@ -264,20 +277,6 @@ def wait_for_server(url: str, seconds: float, advice: str) -> None:
             logger.warning("waiting up to %g s for the rollout server at %s (%s)", seconds, url, reason)
             has_warned = True
         time.sleep(min(2.0, max(0.05, deadline - time.monotonic())))
-
-
-def _url(args: RLKDConfig) -> str:
-    given = args.vllm_server_base_url
-    return (given or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
-
-
-def _advice(args: RLKDConfig, model: str, needed: int) -> str:
-    return "  " + serve_command(args, model, rounded_length(needed))
-
-
-def rounded_length(tokens: int) -> int:
-    """Round up to a multiple of 256, with some room for prompts that were not counted."""
-    return -(-(tokens + 64) // 256) * 256
 
 
 def same_model(one: str, other: str) -> bool:

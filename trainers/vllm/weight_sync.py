@@ -47,15 +47,33 @@ SLOWEST = 10 * 2**20
 SHOWN_CHARACTERS = 600
 
 
-class _HostClient(VLLMClient):
-    """TRL's client with weights through host memory; subclasses define the transport."""
-
-    backend = ""
-    _sent = 0  # bytes since the last update was finished
+class ServerClient(VLLMClient):
+    """TRL's client with requests that are sent once, have a time limit, and fail in the server's words."""
 
     def __init__(self, base_url: str, group_port: int = 51216, connection_timeout: float = 240.0):
         self.seconds = max(connection_timeout, 10.0)
         super().__init__(base_url=base_url, group_port=group_port, connection_timeout=connection_timeout)
+
+    def _call(self, endpoint: str, size: int = 0, **content: Any) -> None:
+        """Post once, with a time limit that grows with the `size` in bytes that the server must receive meanwhile."""
+        limit = self.seconds + size / SLOWEST
+        try:
+            # Not TRL's session, which retries failed requests.
+            timeout = httpx.Timeout(limit, connect=10)
+            response = httpx.post(f"{self.base_url}/{endpoint}", json=content, timeout=timeout)
+        except httpx.HTTPError as error:
+            problem = f"does not answer {endpoint} within {limit:.0f} s (vllm_server_timeout is {self.seconds:g} s)"
+            raise ServerLost.of(self.base_url, problem, error) from error
+        if response.status_code != 200:
+            problem = f"refuses {endpoint} (HTTP {response.status_code})"
+            raise SyncFailed.of(self.base_url, problem, _message(response))
+
+
+class _HostClient(ServerClient):
+    """TRL's client with weights through host memory; subclasses define the transport."""
+
+    backend = ""
+    _sent = 0  # bytes since the last update was finished
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
         """Connect to the server's weight-transfer engine; `device` may be any."""
@@ -100,20 +118,6 @@ class _HostClient(VLLMClient):
     def _finish_weight_update(self) -> None:
         self._call("finish_weight_update", size=self._sent)
         self._sent = 0
-
-    def _call(self, endpoint: str, size: int = 0, **content: Any) -> None:
-        """Post once, with a time limit that grows with the `size` in bytes that the server must receive meanwhile."""
-        limit = self.seconds + size / SLOWEST
-        try:
-            # Not TRL's session, which retries failed requests.
-            timeout = httpx.Timeout(limit, connect=10)
-            response = httpx.post(f"{self.base_url}/{endpoint}", json=content, timeout=timeout)
-        except httpx.HTTPError as error:
-            problem = f"does not answer {endpoint} within {limit:.0f} s (vllm_server_timeout is {self.seconds:g} s)"
-            raise ServerLost.of(self.base_url, problem, error) from error
-        if response.status_code != 200:
-            problem = f"refuses {endpoint} (HTTP {response.status_code})"
-            raise SyncFailed.of(self.base_url, problem, _message(response))
 
 
 class GlooClient(_HostClient):
@@ -222,6 +226,11 @@ class LastingDiskClient(RestartSafe, DiskClient):
 
 def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
     """The context in which TRL must build its vLLM part for a run with vLLM; no change on a GPU with `nccl`."""
+    if args.vllm_adapter_sync:
+        from trainers.vllm.adapter_clients import CLIENTS
+        from trainers.vllm.replicas import Replicas
+
+        return build_vllm_with(VLLMClient=functools.partial(Replicas, client=CLIENTS[args.vllm_weight_transfer]))
     if args.vllm_mode == "server":
         if args.vllm_weight_transfer == "gloo":
             return build_vllm_with(VLLMClient=LastingGlooClient)

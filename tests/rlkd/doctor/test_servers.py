@@ -25,7 +25,7 @@ def test_adapters_and_the_mode_of_its_log_probabilities_are_shown(server):
     server.answers["/v1/load_lora_adapter"] = (405, {})
     server.config()["model_config"]["logprobs_mode"] = "raw_logprobs"
     uses = list(check_server(server.url))[-1]
-    assert "asynchronous rollouts" in uses.text
+    assert "rollouts by adapters (vllm_adapter_sync)" in uses.text
     assert "logprobs_mode raw_logprobs" in uses.text
 
 

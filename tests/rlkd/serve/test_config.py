@@ -84,6 +84,15 @@ def test_replicas_share_their_gpus_evenly_and_take_following_ports(place: Place)
     assert found["RLKD_JUDGE_SPEC"] == f"http://127.0.0.1:{first}/v1,http://127.0.0.1:{first + 1}/v1#model"
 
 
+def test_replicas_of_a_rollout_worker_take_adapters_from_a_trainer(place: Place) -> None:
+    rollout = place.worker(weight_transfer="gloo", max_lora_rank=12, replicas=2)
+    for server in servers_of(place.config(workers={"rollout": rollout})):
+        line = shlex.join(server.command)
+        assert """--weight-transfer-config '{"backend": "gloo"}'""" in line
+        assert "--enable-lora --max-lora-rank 16" in line
+        assert server.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+
+
 def test_the_table_gives_each_address_once_and_a_line_for_every_name(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +170,7 @@ def test_an_argument_that_another_key_sets_is_refused(place: Place, extra: list[
         ({"port": True}, "workers.gsrm.port: True: expected a number from 1 to 65535, or auto"),
         (
             {"weight_transfer": "glo"},
-            "workers.gsrm.weight_transfer: 'glo': input should be 'nccl', 'ipc', 'gloo', 'disk' or 'lora'",
+            "workers.gsrm.weight_transfer: 'glo': input should be 'nccl', 'ipc', 'gloo', 'disk', 'lora' or 'nccl_ada",
         ),
         ({"weight_transfer": "lora"}, "workers.gsrm.max_lora_rank: weight_transfer lora needs the rank"),
         (

@@ -1,7 +1,5 @@
 """A rollout server that does not fit the run is refused before any model loads, with the command that would fit."""
 
-import json
-import shlex
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from rlkd.errors import UsageError
@@ -19,9 +18,9 @@ from trainers.vllm.checks import (
     check_rollouts,
     longest_prompt,
     prepare_rollouts,
-    serve_command,
     wait_for_server,
 )
+from trainers.vllm.command import serve_command
 
 
 @pytest.fixture
@@ -112,18 +111,6 @@ def test_a_server_that_does_not_fit_is_refused_with_the_command_that_would(
     assert serve_command(args, tiny_model, 256) in str(refused.value)
 
 
-def test_the_command_holds_all_that_the_checks_require(tiny_model: str, tmp_path: Any) -> None:
-    args = config(tmp_path, "http://127.0.0.1:8123", vllm_weight_transfer="disk")
-    words = shlex.split(serve_command(args, tiny_model, 512))
-    assert words[:3] == ["VLLM_SERVER_DEV_MODE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind"]
-    assert words[3:6] == ["vllm", "serve", tiny_model]
-    options = dict(zip(words[6::2], words[7::2], strict=False))
-    assert options["--port"] == "8123"
-    assert json.loads(options["--weight-transfer-config"]) == {"backend": "disk"}
-    assert options["--logprobs-mode"] == "processed_logprobs"
-    assert options["--max-model-len"] == "512"
-
-
 def test_raw_logprobs_are_accepted_where_nothing_is_corrected_with_them(
     server: PretendedServer, tiny_model: str, tmp_path: Any
 ) -> None:
@@ -200,6 +187,65 @@ def test_a_group_port_that_is_taken_is_refused(server: PretendedServer, tiny_mod
 def test_nccl_is_refused_on_a_cpu(tiny_model: str, tmp_path: Any) -> None:
     with pytest.raises(UsageError, match="vllm_weight_transfer: nccl sends the weights between GPUs"):
         check_rollouts(config(tmp_path, vllm_weight_transfer="nccl"), tiny_model, 50)
+
+
+LORA = LoraConfig(r=16, target_modules="all-linear")
+
+
+def takes_adapters(server: PretendedServer) -> None:
+    server.config()["lora_config"] = {"max_lora_rank": 16, "max_loras": 1}
+    server.answers["/v1/load_lora_adapter"] = (405, None)
+
+
+def test_a_server_for_adapters_needs_no_weight_transfer_where_both_share_a_folder(
+    server: PretendedServer, tiny_model: str, tmp_path: Any
+) -> None:
+    takes_adapters(server)
+    server.config()["weight_transfer_config"] = None
+    options = {"vllm_adapter_sync": True}
+    check_rollouts(config(tmp_path, server.url, vllm_weight_transfer="disk", **options), tiny_model, 50, adapter=LORA)
+    args = config(tmp_path, server.url, vllm_weight_transfer="gloo", **options)
+    with pytest.raises(UsageError, match="without --weight-transfer-config, and this run sends them by gloo"):
+        check_rollouts(args, tiny_model, 50, adapter=LORA)
+
+
+def test_a_server_that_takes_no_adapter_is_refused_with_the_command_for_one_that_does(
+    server: PretendedServer, tiny_model: str, tmp_path: Any
+) -> None:
+    args = config(tmp_path, server.url, vllm_adapter_sync=True)
+    with pytest.raises(UsageError, match=r"without --enable-lora, .*\(vllm_adapter_sync\)") as refused:
+        check_rollouts(args, tiny_model, 50, adapter=LORA)
+    assert serve_command(args, tiny_model, 256, rank=16) in str(refused.value)
+
+
+def test_each_of_several_servers_is_checked_and_has_a_port_of_its_own(
+    server: PretendedServer, tiny_model: str, tmp_path: Any
+) -> None:
+    takes_adapters(server)
+    other = PretendedServer(tiny_model)
+    args = config(tmp_path, f"{server.url},{other.url}/", vllm_adapter_sync=True)
+    with pytest.raises(UsageError, match=rf"{other.url} was started without --enable-lora") as refused:
+        check_rollouts(args, tiny_model, 50, adapter=LORA)
+    assert f"--port {other.url.rpartition(':')[2]}" in str(refused.value)
+    takes_adapters(other)
+    check_rollouts(args, tiny_model, 50, adapter=LORA)
+    with socket.socket() as taken:
+        taken.bind(("", args.vllm_group_port + 1))
+        taken.listen()
+        with pytest.raises(UsageError, match=rf"vllm_group_port {args.vllm_group_port + 1}, .* is taken"):
+            check_rollouts(args, tiny_model, 50, adapter=LORA)
+    other.close()
+
+
+def test_several_servers_are_for_adapters(tiny_model: str, tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match=r"names 2 servers, and all weights go to one.*vllm_adapter_sync: true"):
+        check_rollouts(config(tmp_path, "http://a:1,http://b:2"), tiny_model, 50)
+
+
+def test_adapters_alone_are_not_sent_within_one_process(tiny_model: str, tmp_path: Any) -> None:
+    args = config(tmp_path, vllm_mode="colocate", vllm_weight_transfer="nccl", vllm_adapter_sync=True)
+    with pytest.raises(UsageError, match="vllm_adapter_sync is for vllm_mode: server"):
+        check_rollouts(args, tiny_model, 50, adapter=LORA)
 
 
 def test_a_transfer_makes_no_sense_in_one_process(tiny_model: str, tmp_path: Any) -> None:
