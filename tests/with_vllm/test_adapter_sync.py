@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlkd.data.loading import to_dataset
+from rlkd.data.samples import sample_rows
 from rlkd.weight_transfer.adapters import server_folder
 from tests.helpers.ports import free_port
 from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
 from tests.with_vllm.test_weight_sync import EXACT, TEXT, gap, share_of_letter_e, token_scores
-from trainers import RLKDConfig, RLKDTrainer
+from trainers import RLKDConfig, RLKDTrainer, ValidityKDConfig, ValidityKDTrainer
 from trainers.vllm.adapter_clients import CLIENTS
 from trainers.vllm.adapter_sync import FOLDER, gathered_adapter, write_adapter
 from trainers.vllm.weight_sync import GlooClient
@@ -45,8 +47,9 @@ def base(server: VLLMServer, smollm: str) -> VLLMServer:
     return server
 
 
-def trainer_for(smollm: str, output: Path, urls: list[str], transfer: str, reward: Any, **options: Any) -> RLKDTrainer:
-    defaults = {
+def settings(output: Path, urls: list[str], transfer: str, **options: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(output),
         "use_vllm": True,
         "vllm_mode": "server",
         "vllm_server_base_url": ",".join(urls),
@@ -55,7 +58,6 @@ def trainer_for(smollm: str, output: Path, urls: list[str], transfer: str, rewar
         "vllm_adapter_sync": True,
         "vllm_server_timeout": 120,
         "per_device_train_batch_size": 4,
-        "num_generations": 2,
         "max_completion_length": 8,
         "max_steps": 3,
         "learning_rate": 1e-3,
@@ -68,11 +70,14 @@ def trainer_for(smollm: str, output: Path, urls: list[str], transfer: str, rewar
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "seed": 1,
-    }
+    } | options
+
+
+def trainer_for(smollm: str, reward: Any, *where: Any, **options: Any) -> RLKDTrainer:
     return RLKDTrainer(
         model=smollm,
         reward_funcs=reward,
-        args=RLKDConfig(str(output), **(defaults | options)),
+        args=RLKDConfig(num_generations=2, **settings(*where, **options)),
         train_dataset=Dataset.from_dict({"prompt": [START + word for word in ("cups,", "rakes,")] * 2}),
         peft_config=LoraConfig(**LORA),
     )
@@ -87,7 +92,7 @@ def names(server: VLLMServer) -> list[str]:
 def test_each_sync_is_a_new_adapter_that_the_server_computes_with_as_the_trainer_does(
     base: VLLMServer, smollm: str, token_ids: list[int], tmp_path: Path, transfer: str, capsys: Any
 ) -> None:
-    trainer = trainer_for(smollm, tmp_path / "run", [base.url], transfer, share_of_letter_e)
+    trainer = trainer_for(smollm, share_of_letter_e, tmp_path / "run", [base.url], transfer)
     untrained = base.scores(token_ids)
     assert gap(untrained, token_scores(trainer.model.get_base_model(), token_ids)) < EXACT
     served: list[list[float]] = []
@@ -174,6 +179,49 @@ def test_a_request_in_progress_ends_with_the_adapter_that_it_began_with(
     other.close_communicator()
 
 
+@pytest.mark.nightly
+def test_distillation_sends_its_adapter_as_well(
+    base: VLLMServer, smollm: str, token_ids: list[int], tmp_path: Path
+) -> None:
+    args = ValidityKDConfig(lmbda=1.0, **settings(tmp_path / "run", [base.url], "disk", max_steps=2))
+    rows = to_dataset(sample_rows("train")[:8])
+    trainer = ValidityKDTrainer(smollm, "embedded-warm", args, rows, peft_config=LoraConfig(**LORA))
+    untrained = base.scores(token_ids)
+    trainer.train()
+    assert [name.rpartition("-")[2] for name in names(base)] == ["v2"]
+    trainer.vllm_generation.sync_weights()
+    (name,) = names(base)
+    served = base.scores(token_ids, model=name)
+    assert gap(served, token_scores(trainer.model, token_ids)) < EXACT
+    assert gap(served, untrained) > 1e-2
+    trainer.vllm_generation.vllm_client.close_communicator()
+
+
+@pytest.mark.nightly
+def test_a_student_in_4_bit_has_its_adapter_on_the_servers_full_precision(
+    base: VLLMServer, smollm: str, token_ids: list[int], tmp_path: Path
+) -> None:
+    four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    options = {"model_init_kwargs": four_bit, "max_steps": 2}
+    trainer = trainer_for(smollm, share_of_letter_e, tmp_path / "run", [base.url], "disk", **options)
+    assert trainer.model.is_loaded_in_4bit
+    trainer.train()
+    trainer.vllm_generation.sync_weights()
+    (name,) = names(base)
+    full = AutoModelForCausalLM.from_pretrained(smollm, dtype=torch.float32)
+    served = base.scores(token_ids, model=name)
+    assert (
+        gap(served, token_scores(PeftModel.from_pretrained(full, tmp_path / "run" / FOLDER / name), token_ids)) < EXACT
+    )
+    # The trainer's base is another one.
+    assert gap(served, token_scores(trainer.model, token_ids)) > 1e-2
+    logs = [log for log in trainer.state.log_history if "reward" in log]
+    print("4 bit:", [{key: log[key] for key in log if "sampling" in key or "grad" in key} for log in logs])
+    assert all(log["sampling/sampling_logp_difference/max"] > 1e-2 for log in logs)
+    assert all(log["grad_norm"] > 0 for log in logs)
+    trainer.vllm_generation.vllm_client.close_communicator()
+
+
 @pytest.fixture
 def second(smollm: str, tmp_path: Path) -> Iterator[VLLMServer]:
     started = start_server(smollm, tmp_path / "second.log", "--enable-lora", "--max-lora-rank", "8", backend=None)
@@ -201,7 +249,7 @@ def test_a_run_on_two_servers_goes_on_when_one_is_killed_and_takes_it_back(
             kill(second)
         return share_of_letter_e(completions)
 
-    trainer = trainer_for(smollm, tmp_path / "run", both, "disk", reward, max_steps=4)
+    trainer = trainer_for(smollm, reward, tmp_path / "run", both, "disk", max_steps=4)
     client = trainer.vllm_generation.vllm_client
     assert client.live == both
     trainer.train()
