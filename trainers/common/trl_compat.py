@@ -87,14 +87,12 @@ _CLIENT_METHODS = {
     "reset_prefix_cache": ["self"],
     "_post": ["self", "url"],
     "get_world_size": ["self"],
-    "generate": ["self", "prompts"],
 }
 
 _GENERATION_METHODS = {
     "_init_vllm": ["self"],
     "_iter_named_params": ["self"],
     "sync_weights": ["self"],
-    "generate": ["self", "prompts", "images", "num_generations"],
 }
 
 # The arguments of TRL's attention kernel for packed rows.

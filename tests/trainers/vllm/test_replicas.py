@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers.rollout_server import RolloutServer, client_without_vllm
 from trainers.vllm.adapter_clients import DiskAdapterClient
-from trainers.vllm.replicas import Replicas
 from trainers.vllm.errors import SyncFailed
+from trainers.vllm.replicas import Replicas
 
 FIRST, SECOND = Path("/adapters/rlkd-0a1b2c3d-v1"), Path("/adapters/rlkd-0a1b2c3d-v2")
 PROMPTS = [list(range(length)) for length in range(1, 6)]
