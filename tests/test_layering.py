@@ -130,7 +130,7 @@ def test_what_is_imported_is_required(root: Path) -> None:
             with contextlib.suppress(metadata.PackageNotFoundError):  # of an extra, or for another platform
                 wanted += metadata.requires(name) or []
     owners = metadata.packages_distributions()
-    optional = {"vllm", "jieba", "matplotlib", "PIL", "plotly", "pytest", "sentence_transformers"}
+    optional = {"vllm", "deepspeed", "jieba", "matplotlib", "PIL", "plotly", "pytest", "sentence_transformers"}
     for path in (path for layer in LAYERS for path in (root / layer).rglob("*.py")):
         tops = {module.split(".")[0] for module in imported_modules(path)}
         for top in tops - set(sys.stdlib_module_names) - set(LAYERS) - optional:

@@ -30,9 +30,9 @@ hold tensors with a row per completion, and `num_items_in_batch`.
 `trl.generation.vllm_generation`: the names `LLM` and `VLLMClient` are replaced while a trainer is built, and only
 where vLLM runs on a CPU or takes weights without NCCL (`build_vllm_with`); the clients in
 `trainers/vllm/weight_sync.py` and `restarts.py` override methods of `VLLMClient`; the second reads the weights again
-(`VLLMGeneration._iter_named_params`). With `vllm_adapter_sync` the client of `trainers/vllm/replicas.py` takes their
-place, and `VLLMGeneration.sync_weights` is replaced (`trainers/vllm/adapter_sync.py`); `model`, `accelerator` and
-`vllm_client` are read.
+(`VLLMGeneration._iter_named_params`). With `vllm_adapter_sync` the client of `trainers/vllm/rollout_servers.py` takes
+their place, and `VLLMGeneration.sync_weights` is replaced (`trainers/vllm/adapter_sync.py`); `model`, `accelerator`
+and `vllm_client` are read.
 
 `SFTTrainer`, for weights of examples (`trainers/common/sft.py`): `_set_signature_columns_if_needed`,
 `_signature_columns`, `_metrics`, and a loss that sums up the `log_probs` of the output of a model called with

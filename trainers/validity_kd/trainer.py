@@ -471,6 +471,6 @@ def _loss_mask(batch: Mapping[str, Any]) -> Tensor:
 def _vllm_side(args: ValidityKDConfig) -> Any:
     if not args.use_vllm:
         return nullcontext()
-    from trainers.vllm.weight_sync import rollout_engine
+    from trainers.vllm.rollout_engine import rollout_engine
 
     return rollout_engine(args)  # type: ignore[arg-type]

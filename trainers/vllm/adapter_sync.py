@@ -21,7 +21,7 @@ from rlkd.weight_transfer.adapters import FILES, KEPT
 from trainers.vllm.adapter_checks import adapter_config, check_adapter
 
 if TYPE_CHECKING:
-    from trainers.vllm.replicas import Replicas
+    from trainers.vllm.rollout_servers import RolloutServers
 
 FOLDER = "adapters-for-vllm"
 
@@ -57,7 +57,7 @@ class AdapterSync:
         if self._version == 1:
             shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed run
         write_adapter(model, weights, adapter)
-        client: Replicas = self._generation.vllm_client
+        client: RolloutServers = self._generation.vllm_client
         client.load(adapter)
         shutil.rmtree(self._folder / f"{self._run}-v{self._version - KEPT}", ignore_errors=True)
         if self._version == 1:

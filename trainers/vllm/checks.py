@@ -52,7 +52,7 @@ def prepare_rollouts(
     engines = [str(parameters["engine"]) for parameters in options.values() if parameters.get("engine")]
     longest = longest_prompt(dataset, tokenizer, template) if tokenizer else 0
     check_rollouts(args, name, longest, engines, adapter_config(model, peft_config))
-    from trainers.vllm.weight_sync import rollout_engine
+    from trainers.vllm.rollout_engine import rollout_engine
 
     return rollout_engine(args)
 

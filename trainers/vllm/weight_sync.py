@@ -1,4 +1,4 @@
-"""Sends the trainer's weights to a rollout server without NCCL, and builds vLLM in the trainer's process on a CPU.
+"""Sends the trainer's weights to a rollout server without NCCL.
 
 TRL decides when and which weights go; its `VLLMClient` sends them, here with the transport of `rlkd.weight_transfer`.
 A refused sync ends the run, as training would go on with rollouts of another model. A server that was restarted gets
@@ -11,29 +11,21 @@ import functools
 import json
 import logging
 import math
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlparse
 
 import httpx
 import torch
 from trl.generation.vllm_client import VLLMClient
 
-from rlkd.serve.vllm_command import vllm_environment
-from rlkd.weight_transfer.live import keep_weights_live
 from rlkd.weight_transfer.transport import TransferFailed, WeightGroup, host, lead
-from trainers.common.trl_compat import build_vllm_with
 from trainers.vllm.errors import ServerLost, SyncFailed
 from trainers.vllm.restarts import RestartSafe
-
-if TYPE_CHECKING:
-    from trainers.rlkd.config import RLKDConfig
 
 logger = logging.getLogger(__name__)
 
@@ -222,30 +214,6 @@ class LastingGlooClient(RestartSafe, GlooClient):
 
 class LastingDiskClient(RestartSafe, DiskClient):
     """As `DiskClient`, for a server that may be restarted."""
-
-
-def rollout_engine(args: RLKDConfig) -> AbstractContextManager[None]:
-    """The context in which TRL must build its vLLM part for a run with vLLM; no change on a GPU with `nccl`."""
-    if args.vllm_adapter_sync:
-        from trainers.vllm.adapter_clients import CLIENTS
-        from trainers.vllm.replicas import Replicas
-
-        return build_vllm_with(VLLMClient=functools.partial(Replicas, client=CLIENTS[args.vllm_weight_transfer]))
-    if args.vllm_mode == "server":
-        if args.vllm_weight_transfer == "gloo":
-            return build_vllm_with(VLLMClient=LastingGlooClient)
-        if args.vllm_weight_transfer == "disk":
-            folder = Path(args.output_dir or ".") / "weights-for-vllm"
-            return build_vllm_with(VLLMClient=functools.partial(LastingDiskClient, folder=folder))
-        return nullcontext()
-    if args.device.type != "cpu":
-        return nullcontext()
-    from vllm import LLM
-
-    os.environ |= vllm_environment(on_cpu=True) | os.environ
-    keep_weights_live()
-    # TRL passes neither: vLLM would use bfloat16 and compile for minutes.
-    return build_vllm_with(LLM=functools.partial(LLM, dtype="float32", enforce_eager=True))
 
 
 def own_address(server: str) -> str:

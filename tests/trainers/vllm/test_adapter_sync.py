@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from rlkd.errors import UsageError
 from tests.helpers.rollout_server import RolloutServer, client_without_vllm
+from trainers.common.models import keep_gradients
 from trainers.vllm.adapter_clients import DiskAdapterClient
 from trainers.vllm.adapter_sync import FOLDER, gathered_adapter, sync_adapters, write_adapter
-from trainers.vllm.replicas import Replicas
+from trainers.vllm.rollout_servers import RolloutServers
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -36,7 +37,7 @@ def with_lora(tiny_model: str, **loading: Any) -> Any:
 
 def generation_for(model: Any, server: RolloutServer) -> Any:
     """What `sync_adapters` uses of TRL's `VLLMGeneration`."""
-    client = Replicas(server.url, 1, 1.0, client=functools.partial(DiskAdapterClient))
+    client = RolloutServers(server.url, 1, 1.0, client=functools.partial(DiskAdapterClient))
     return SimpleNamespace(model=model, accelerator=Accelerator(cpu=True), vllm_client=client)
 
 
@@ -83,8 +84,10 @@ def test_the_adapter_of_a_model_in_4_bit_is_written_in_full_precision(tiny_model
     pytest.importorskip("bitsandbytes")
     settings = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)}
     model = with_lora(tiny_model, **settings)
+    keep_gradients(model)
     write_adapter(model, gathered_adapter(model, Accelerator(cpu=True)), tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tiny_model, **settings)
+    keep_gradients(base)
     with torch.no_grad():
         loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
         assert torch.allclose(loaded(IDS).logits, model(IDS).logits, atol=1e-5)

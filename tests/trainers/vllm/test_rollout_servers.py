@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.rollout_server import RolloutServer, client_without_vllm
 from trainers.vllm.adapter_clients import DiskAdapterClient
 from trainers.vllm.errors import SyncFailed
-from trainers.vllm.replicas import Replicas
+from trainers.vllm.rollout_servers import RolloutServers
 
 FIRST, SECOND = Path("/adapters/rlkd-0a1b2c3d-v1"), Path("/adapters/rlkd-0a1b2c3d-v2")
 PROMPTS = [list(range(length)) for length in range(1, 6)]
@@ -24,8 +24,8 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RolloutServer]]:
         server.go_down()
 
 
-def replicas(servers: list[RolloutServer], seconds: float = 0.1) -> Replicas:
-    client = Replicas(",".join(server.url for server in servers), 1, seconds, client=DiskAdapterClient)
+def client_of(servers: list[RolloutServer], seconds: float = 0.1) -> RolloutServers:
+    client = RolloutServers(",".join(server.url for server in servers), 1, seconds, client=DiskAdapterClient)
     client.init_communicator("cpu")
     return client
 
@@ -37,7 +37,7 @@ def check_all_are_there(output: dict[str, list[object]]) -> None:
 
 
 def test_all_servers_share_the_prompts_and_have_each_adapter_under_its_own_name(servers: list[RolloutServer]) -> None:
-    client = replicas(servers)
+    client = client_of(servers)
     for adapter in (FIRST, SECOND):
         client.load(adapter)
         for server in servers:
@@ -53,7 +53,7 @@ def test_all_servers_share_the_prompts_and_have_each_adapter_under_its_own_name(
 def test_a_server_that_dies_under_a_request_is_left_out_and_the_other_takes_its_prompts(
     servers: list[RolloutServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = replicas(servers)
+    client = client_of(servers)
     client.load(FIRST)
     servers[1].goes_down = True
     check_all_are_there(client.generate(PROMPTS, n=2))
@@ -63,7 +63,7 @@ def test_a_server_that_dies_under_a_request_is_left_out_and_the_other_takes_its_
 
 
 def test_a_restarted_server_takes_part_again_from_the_next_sync_on(servers: list[RolloutServer]) -> None:
-    client = replicas(servers)
+    client = client_of(servers)
     client.load(FIRST)
     servers[0].go_down()
     client.load(SECOND)
@@ -81,7 +81,7 @@ def test_a_restarted_server_takes_part_again_from_the_next_sync_on(servers: list
 def test_a_server_that_was_restarted_between_sync_and_request_answers_for_no_other_adapter(
     servers: list[RolloutServer],
 ) -> None:
-    client = replicas(servers)
+    client = client_of(servers)
     client.load(FIRST)
     servers[1].go_down()
     servers[1].come_back()
@@ -93,7 +93,7 @@ def test_a_server_that_was_restarted_between_sync_and_request_answers_for_no_oth
 def test_a_lone_server_that_comes_back_in_time_gets_the_adapter_and_the_run_goes_on(
     servers: list[RolloutServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = replicas(servers[:1], seconds=30)
+    client = client_of(servers[:1], seconds=30)
     client.load(FIRST)
     servers[0].goes_down = True
     waited = []
@@ -102,14 +102,14 @@ def test_a_lone_server_that_comes_back_in_time_gets_the_adapter_and_the_run_goes
         waited.append(seconds)
         servers[0].come_back()
 
-    monkeypatch.setattr("trainers.vllm.replicas.time.sleep", wait)
+    monkeypatch.setattr("trainers.vllm.rollout_servers.time.sleep", wait)
     check_all_are_there(client.generate(PROMPTS, n=2))
     assert waited == [1.0]
     assert servers[0].adapters == {FIRST.name: str(FIRST)}
 
 
 def test_servers_that_stay_away_end_the_run_with_the_way_out(servers: list[RolloutServer]) -> None:
-    client = replicas(servers)
+    client = client_of(servers)
     client.load(FIRST)
     for server in servers:
         server.go_down()
@@ -121,7 +121,7 @@ def test_servers_that_stay_away_end_the_run_with_the_way_out(servers: list[Rollo
 
 
 def test_a_request_that_well_servers_refuse_is_not_sent_again(servers: list[RolloutServer]) -> None:
-    client = replicas(servers)
+    client = client_of(servers)
     client.load(FIRST)
     for server in servers:
         server.refuses = 400
@@ -134,7 +134,7 @@ def test_a_request_that_well_servers_refuse_is_not_sent_again(servers: list[Roll
 def test_an_adapter_that_no_server_takes_ends_the_run_at_once_in_the_servers_words(
     servers: list[RolloutServer],
 ) -> None:
-    client = replicas(servers, seconds=600)
+    client = client_of(servers, seconds=600)
     for server in servers:
         server.takes_no_adapter = True
     with pytest.raises(SyncFailed, match=r"refuses v1/load_lora_adapter \(HTTP 500\): rank 16 is greater .* 8\."):
@@ -142,5 +142,7 @@ def test_an_adapter_that_no_server_takes_ends_the_run_at_once_in_the_servers_wor
 
 
 def test_each_server_connects_to_a_port_of_its_own(servers: list[RolloutServer]) -> None:
-    client = Replicas(",".join(server.url for server in servers), 500, 1, client=functools.partial(DiskAdapterClient))
+    client = RolloutServers(
+        ",".join(server.url for server in servers), 500, 1, client=functools.partial(DiskAdapterClient)
+    )
     assert [one.group_port for one in client._clients.values()] == [500, 501]

@@ -24,7 +24,7 @@ from trainers.vllm.errors import SyncFailed
 logger = logging.getLogger(__name__)
 
 
-class Replicas:
+class RolloutServers:
     """The client of all servers at `base_url`, which lists them with commas.
 
     `client`: makes the client of one of them. The i-th server connects to `group_port` + i.
