@@ -59,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.installed = install.install(given.bundle, Path(site))
             run.site = Path(site)
             print(f"from {given.bundle}: {', '.join(run.installed['wheels']) or 'nothing was missing'}", flush=True)
+            if conflict := run.installed.get("conflict"):
+                print(f"the versions here do not fit together: {conflict}", flush=True)
         status = run.run(given.only or list(PARTS))
-    print(json.dumps(run.results()))
+        print(json.dumps(run.results()))
     return status
 
 
