@@ -55,8 +55,9 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
         super().__init__(student, args, peft_config=peft_config, **kwargs)
         self.weight_temperature = weight_temperature
         if weight_temperature is not None:
+            examples: Any = self.train_dataset
             split = partial(_with_rationale_tokens, self.processing_class)
-            self.train_dataset = self.train_dataset.map(split, num_proc=self.args.dataset_num_proc)
+            self.train_dataset = examples.map(split, num_proc=self.args.dataset_num_proc)
         if {WEIGHT, RATIONALE_TOKENS} & set(getattr(self.train_dataset, "column_names", None) or ()):
             check_weighting(args, weight_temperature)
             self.data_collator = WeightCollator(self.data_collator)
@@ -81,14 +82,15 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
             self._metrics["train"]["example_weight"].append(mean.item())
             return weights
 
-        if self.model.training and (given is not None or parts is not None):
+        student: Any = self.model
+        if student.training and (given is not None or parts is not None):
             model = WeightedModel(model, weights_of)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        self._signature_columns = [*dict.fromkeys([*columns, WEIGHT, RATIONALE_TOKENS])]
+        columns += [name for name in (WEIGHT, RATIONALE_TOKENS) if name not in columns]
 
     def save_final(self) -> None:
         """Save the model or its adapter as safetensors."""
