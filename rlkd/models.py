@@ -13,6 +13,7 @@ model with the adapter merged), or one of these:
 | `lab-expert` | the same trained further, without short cuts: a teacher for it |
 | `lab-expert-slips` | a teacher that gets one kind of calculation wrong, a third of all |
 | `lab-strategies-student` | the student after a first course on problems with several strategies |
+| `lab-context-student` | the student after a course in which half of the questions begin with their solution |
 | `lab-untrained` | the student before its training |
 | `lab-widened` | the student with the words of these problems, before that course |
 
@@ -55,7 +56,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LAB_MODELS = ("lab-student", "lab-expert", "lab-expert-slips", "lab-strategies-student")
+LAB_MODELS = ("lab-student", "lab-expert", "lab-expert-slips", "lab-strategies-student", "lab-context-student")
 LAB_UNTRAINED = "lab-untrained"
 LAB_WIDENED = "lab-widened"
 ADAPTED = ("embedded-warm", "embedded-gsrm", "embedded-expert")

@@ -31,6 +31,7 @@ from rlkd.data.arithmetic import chain_rows, mawps_row, with_other_numbers
 from rlkd.data.correctness import trace_verdicts
 from rlkd.data.rows import Row, split_half
 from rlkd.errors import UsageError
+from rlkd.lab.contexts import context_rows
 from rlkd.lab.problems import ALL_LENGTHS, LENGTHS, Relation, chain_problem, dependency_rows, recall_rows
 from rlkd.lab.strategies import pretraining_rows, strategy_rows
 from rlkd.steps import strip_calculator_marks
@@ -43,7 +44,10 @@ CHAINS_SAMPLE = "chains-sample"
 WARM_START = "warm-start"
 EXPERT = "expert"
 LAB_SAMPLES = ("lab-dependency", "lab-dependency-long", "lab-dependency-slips", "lab-chains", "lab-strategies")
-LAB_PRETRAINING = ("lab-pretraining", "lab-expert", "lab-expert-slips", "lab-strategies-pretraining")
+LAB_PRETRAINING = (
+    *("lab-pretraining", "lab-expert", "lab-expert-slips"),
+    *("lab-strategies-pretraining", "lab-context-pretraining"),
+)
 SAMPLES = (SAMPLE, EASY_SAMPLE, DISTILLATION_SAMPLE, CHAINS_SAMPLE, WARM_START, EXPERT, *LAB_SAMPLES, *LAB_PRETRAINING)
 # Short, typical rows of the half that reinforcement learning never trains on.
 FEW_SHOT_EXAMPLES = ("gsm8k-train-5487", "gsm8k-train-3269")
@@ -64,7 +68,7 @@ LAB_SHORT_CUTS = 0.5
 # The relation that an unreliable teacher gets wrong: about a third of all calculations.
 LAB_SLIP: Relation = "fewer"
 LAB_RECALL_ROWS = 12_000
-LAB_STRATEGIES_ROWS = 8_000
+LAB_STRATEGIES_ROWS = LAB_CONTEXT_ROWS = 8_000
 
 
 def embedded_rows(sample: str, split: str) -> list[Row]:
@@ -98,6 +102,8 @@ def embedded_rows(sample: str, split: str) -> list[Row]:
 def _lab_pretraining_rows(sample: str) -> list[Row]:
     if sample == "lab-strategies-pretraining":
         return pretraining_rows(LAB_STRATEGIES_ROWS)
+    if sample == "lab-context-pretraining":
+        return context_rows(LAB_CONTEXT_ROWS, short_cuts=LAB_SHORT_CUTS)
     student = sample == "lab-pretraining"
     problems = dependency_rows(
         "pretraining",
