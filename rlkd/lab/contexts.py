@@ -1,4 +1,4 @@
-"""Dependency problems whose question begins with their solution, for a student that is to use what its prompt tells."""
+"""Dependency problems that begin with their solution, for a student that is to use what its prompt tells."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from rlkd.lab.problems import dependency_rows
 
 
 def context_rows(count: int, *, short_cuts: float) -> list[dict]:
-    """`count` rows of the split `pretraining`, always the same: half with their solution in the question, half without.
+    """`count` rows of the split `pretraining`, always the same: half of the questions begin with their solution.
 
-    The first half begins with the exact solution, on lines of its own, and has it as its rationale. The second half are
-    plain problems, a share `short_cuts` of whose rationales takes a short cut, so that the student keeps its habits. A
+    These come first; the exact solution, on lines of its own, is their rationale as well. The others are plain
+    problems; a share `short_cuts` of their rationales takes a short cut, so that the student keeps its habits. A
     problem may be in both halves.
     """
     told = [
