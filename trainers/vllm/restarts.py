@@ -148,7 +148,7 @@ class RestartSafe(VLLMClient):
 
 def give_weights_again(trainer: Any) -> None:
     """Let a trainer's rollout server have the weights again after a restart, where one process has all of them."""
-    generation = getattr(trainer, "vllm_generation", None)
+    generation: Any = getattr(trainer, "vllm_generation", None)
     client = getattr(generation, "vllm_client", None)
     if isinstance(client, RestartSafe) and trainer.accelerator.distributed_type.name not in SHARDED:
         client.weights = generation._iter_named_params
