@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -26,6 +28,8 @@ from rlkd.engines import Engine, EnginePool
 from rlkd.engines.base import Completion, EngineError, Message, Sampling
 from rlkd.engines.choice_mass import check_choice_mass
 from rlkd.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 Reply = Literal["grades", "yes_no"]
 Combine = Literal["mean", "median", "min"]
@@ -70,6 +74,9 @@ _COMBINED: dict[Combine, Callable[[list[float]], float]] = {
     "median": statistics.median,
     "min": min,
 }
+# From so many replies on, a judge is warned of if such a share of them repeats the example.
+_ENOUGH_REPLIES = 16
+_MOSTLY = 0.8
 
 
 class JudgeReward:
@@ -142,6 +149,8 @@ class JudgeReward:
         if not specs or len(set(specs)) < len(specs):
             raise ValueError(f"engine {engine!r}: expected a spec, or several different ones")
         self.judges: list[Engine] = [self._pool.open(f"reward {self.__name__!r}", spec) for spec in specs]
+        # Replies read of each judge, until it is warned of; a template of the user's need not show the example.
+        self._copies = {} if template else {judge.name: Counter[str]() for judge in self.judges}
         # Part of the keys of cached scores, beside the parameters: the models themselves, not only their addresses.
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
         self.fingerprint = "/".join([*(str(judge.identity) for judge in self.judges), digest, "2"])
@@ -210,6 +219,7 @@ class JudgeReward:
         sampling = self._sampling if judge.guided else replace(self._sampling, json_schema=None)
         replies = await judge.generate(requests, sampling, deadline=self.deadline)
         grades = [self._read(judge, reply, sample[1]) for reply, sample in zip(replies, samples, strict=True)]
+        self._notice_copies(judge, grades)
         unread = [i for i, found in enumerate(grades) if isinstance(found, str)]
         if unread:
             again = replace(sampling, temperature=0.7, seed=1)
@@ -223,6 +233,22 @@ class JudgeReward:
             return str(reply)
         grades = read_grades(reply.text, self.criteria, self.top, solution)
         return grades or f"{judge.name}: no grades in the reply {reply.text[:120]!r}"
+
+    def _notice_copies(self, judge: Engine, grades: Sequence[dict[str, float] | str]) -> None:
+        """Warn once of a judge whose replies are mostly the grades of the request's example."""
+        counts = self._copies.get(judge.name)
+        if counts is None:
+            return
+        example = {name: grade / self.top for name, grade in json.loads(_example(self.criteria, self.top)).items()}
+        counts["read"] += sum(isinstance(found, dict) for found in grades)
+        counts["same"] += sum(found == example for found in grades)
+        if counts["read"] >= _ENOUGH_REPLIES and counts["same"] >= _MOSTLY * counts["read"]:
+            del self._copies[judge.name]
+            logger.warning(
+                "reward %r: in %d of %d replies, %s repeats the grades of the request's example (%s), so it hardly "
+                "judges. Take a larger model, or reply: yes_no",
+                *(self.__name__, counts["same"], counts["read"], judge.name, _example(self.criteria, self.top)),
+            )
 
     async def _probabilities(
         self, judge: Engine, samples: Sequence[tuple[str, str, dict[str, str]]]

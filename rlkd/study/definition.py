@@ -200,8 +200,17 @@ class _StudyFile:
         """Whether every arm measures what the primary figures need."""
         needs = {"sampled_accuracy": "eval_samples", "rollouts_to_goal": "eval_every"}
         given = [word.removeprefix("--").partition("=")[0] for word in study.words]
-        for figure, key in needs.items():
-            for arm, stages in study.arms.items():
+        for arm, stages in study.arms.items():
+            held_out = any(
+                stages[-1].setting(key) or key in given for key in ("dataset_test_split", "dataset_test_name")
+            )
+            # A recipe of the user's own may evaluate by keys of its own.
+            if stages[-1].recipe in recipes() and (not held_out or stages[-1].setting("eval_rows") == 0):
+                raise self.fail(
+                    f"arm {arm!r} evaluates no held-out rows: add dataset_test_name (or dataset_test_split) and "
+                    f"eval_rows to settings"
+                )
+            for figure, key in needs.items():
                 if figure in study.primary and not stages[-1].setting(key) and key not in given:
                     raise self.fail(
                         f"primary: {figure} needs {key} above 0, and arm {arm!r} has none: add it to settings"

@@ -100,6 +100,17 @@ def test_a_reply_without_grades_is_asked_for_once_more_and_then_a_failure(judge)
     assert found == Failed("""a: no grades in the reply '{"correct": 11, "brief": 5}'""")
 
 
+def test_a_judge_that_repeats_the_example_is_a_warning_once(judge, caplog):
+    copied, full = '{"correct": 3, "brief": 6}', '{"correct": 10, "brief": 10}'
+    judge(copies=always(copied), sometimes=lambda request, sampling: copied if "few" in request else full)
+    reward = JudgeReward(["copies", "sometimes"], CRITERIA)
+    for number in range(3):
+        grade(reward, *(f"{'a few' if place == 3 else 'many'} {number} {place}" for place in range(8)))
+    [record] = caplog.records
+    assert "in 16 of 16 replies, copies repeats the grades of the request's example" in record.getMessage()
+    assert copied in record.getMessage()
+
+
 def test_a_judge_that_fails_is_a_failure_and_an_empty_completion_a_zero_without_a_request(judge):
     judges = judge(a=always(EngineError("a", "is down.")))
     assert grade(JudgeReward("a", CRITERIA), "2 + 3 = 5", " \n") == [

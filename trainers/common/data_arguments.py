@@ -123,7 +123,10 @@ class DataArguments(PromptArguments):
     dataset_test_name: str | None = field(
         default=None, metadata={"help": "dataset of the test rows; default: dataset_name"}
     )
-    dataset_test_split: str | None = field(default=None, metadata={"help": "split to evaluate on; none: skip"})
+    dataset_test_split: str | None = field(
+        default=None,
+        metadata={"help": "split to evaluate on; default: test where dataset_test_name is given, else no evaluation"},
+    )
     eval_rows: int = field(default=24, metadata={"help": "test rows to evaluate on before and after; 0: skip"})
     eval_samples: int = field(
         default=0, metadata={"help": "completions per test row to sample besides the greedy one; 0: none"}
@@ -132,16 +135,23 @@ class DataArguments(PromptArguments):
         default=0, metadata={"help": "optimizer steps between two evaluations; 0: before and after only"}
     )
 
+    @property
+    def test_split(self) -> str | None:
+        """The split to evaluate on; None: no evaluation."""
+        if self.dataset_test_split is None and self.dataset_test_name:
+            return "test"
+        return self.dataset_test_split or None
+
     def test_rows(self) -> Sequence[Row]:
         """The first `eval_rows` rows of the test split; none without such a split.
 
         Raises `UsageError` where no answer of theirs can be read.
         """
-        if not self.dataset_test_split or not self.eval_rows:
+        if not self.test_split or not self.eval_rows:
             return []
         rows = load_rows(
             self.dataset_test_name or self.dataset_name,
-            split=self.dataset_test_split,
+            split=self.test_split,
             max_rows=self.eval_rows,
             wrong_rationales="unchecked",
             **self._reading,

@@ -73,7 +73,7 @@ def origin_of(
     data = [data_facts("training", script.dataset_name, script.dataset_train_split, rows)]
     if test_rows:
         name = script.dataset_test_name or script.dataset_name
-        data.append(data_facts("held out", name, script.dataset_test_split, test_rows))
+        data.append(data_facts("held out", name, script.test_split, test_rows))
     controls = {name: getattr(script, name, None) for name in ("shuffle_teachers", "shuffle_steps")}
     return RunOrigin(
         command=command_line(sys.argv),

@@ -69,6 +69,9 @@ def show_scores(
 ) -> None:
     """Try the rewards and print what each gives; rewards that load a model are tried with the mode `probe` only."""
     run.section("rewards")
+    if not rewards:
+        run.line("", "not tried, since they are refused (below)")
+        return
     usable = [reward for reward in rewards if isinstance(reward, Reward)]
     for reward in rewards:
         if not isinstance(reward, Reward):

@@ -47,6 +47,13 @@ class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
             "at random."
         },
     )
+    step_credit_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest size of what step_credit adds to the advantage of a token; the credit of a completion "
+            "beyond it is made smaller as a whole. null for no limit."
+        },
+    )
     teacher_kl: float = field(
         default=0.0,
         metadata={
@@ -142,6 +149,10 @@ class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
             raise UsageError(
                 f"shuffle_credit {self.shuffle_credit}: without step_credit there is nothing to shuffle. Set "
                 f"step_credit: local (or to_go), or leave shuffle_credit out"
+            )
+        if self.step_credit_clip is not None and not self.step_credit_clip > 0:
+            raise UsageError(
+                f"step_credit_clip {self.step_credit_clip}: expected a number above 0, or null for no limit"
             )
         if not (math.isfinite(self.teacher_kl) and self.teacher_kl >= 0):
             raise UsageError(f"teacher_kl {self.teacher_kl}: expected a weight of at least 0")

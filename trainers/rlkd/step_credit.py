@@ -198,6 +198,8 @@ class StepCredit:
             inside |= owners >= 0
             for record, own, tokens, gains in zip(records, scores, owners.tolist(), credit.tolist(), strict=True):
                 record += _records(reward.__name__, own, tokens, gains)
+        if self.args.step_credit_clip is not None:
+            added = _limited(added, records, self.args.step_credit_clip)
         steps = [step for record in records for step in record]
         aligned = sum(step["tokens"] > 0 for step in steps)
         counts = [len(steps), aligned, int(loss.sum()), int(inside.sum()), float(added.abs().sum())]
@@ -227,6 +229,19 @@ class StepCredit:
         # Of seed and text alone, so that a resumed run repeats it.
         random.Random(f"{self.args.shuffle_credit} {text}").shuffle(values)
         return [StepScore(value, one.place) for value, one in zip(values, scores, strict=True)]
+
+
+def _limited(added_BC: Tensor, records: Sequence[Sequence[dict[str, Any]]], clip: float) -> Tensor:
+    """The credit, made smaller in each completion by the factor that brings its largest size to `clip`; records, too.
+
+    One factor per completion keeps the sum of its tokens.
+    """
+    factors_B = clip / added_BC.abs().amax(dim=1).clamp(min=clip)
+    for record, factor in zip(records, factors_B.tolist(), strict=True):
+        for step in record:
+            if step["credit"] is not None:
+                step["credit"] *= factor
+    return added_BC * factors_B[:, None]
 
 
 def _owners(decoded: str, spans: Sequence[Place], text: str, scores: Sequence[StepScore]) -> list[int]:

@@ -100,6 +100,8 @@ def test_a_study_survives_its_record(read) -> None:
         ({"arms": {"plain": {}, "b": STAGES}}, "arms: b, stage 1: output_dir is set by the study"),
         ({"settings": {"eval_every": 5, "eval_samples": 0}}, "sampled_accuracy needs eval_samples above 0, and arm"),
         ({"settings": {"eval_samples": 4}}, "rollouts_to_goal needs eval_every above 0"),
+        ({"settings": {**GOOD["settings"], "eval_rows": 0}}, "evaluates no held-out rows: add dataset_test_name"),
+        ({"config": "rlkd_lora_1gpu.yaml"}, "arm 'plain' evaluates no held-out rows: add dataset_test_name"),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_the_way_out(read, changes, message) -> None:

@@ -54,6 +54,15 @@ def test_rows_end_with_the_limits_and_bad_ones_are_left_out(read):
         read(keys, "--skip_bad_rows", "false").train_rows()
 
 
+def test_the_test_rows_are_of_the_split_test_where_only_their_dataset_is_named(read):
+    named = {"dataset_name": "a.jsonl", "dataset_test_name": "b.jsonl", "skip_bad_rows": True}
+    assert [row["id"] for row in read(named).test_rows()] == ["b-0", "b-1", "b-2"]
+    assert read(named).test_split == "test"
+    assert read(named, "--dataset_test_split", "train").test_split == "train"
+    assert read(named, "--dataset_test_split", "").test_rows() == []
+    assert read({"dataset_name": "a.jsonl"}).test_rows() == []
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -83,6 +83,7 @@ def test_all_refusals_are_listed(monkeypatch, capsys, small, tmp_path):
     ):
         assert refusal in shown.partition("refused (")[2]
     assert "This run would be refused: 4 reasons above." in shown
+    assert "not tried, since they are refused (below)" in shown
     assert not (tmp_path / "run").exists()
 
 

@@ -148,7 +148,9 @@ def credited(texts, steps, *, advantages=None, scale=1.0, mask=None, tools=None,
     named = SimpleNamespace(
         __name__="r", function=SimpleNamespace(step_scores=lambda text, _: steps[texts.index(text)])
     )
-    args = SimpleNamespace(**{"step_credit": "local", "shuffle_credit": None, "process_index": 0} | changes)
+    args = SimpleNamespace(
+        **{"step_credit": "local", "shuffle_credit": None, "step_credit_clip": None, "process_index": 0} | changes
+    )
     credit = StepCredit(args, {0: named}, tokenizer)
     credit._scales_NF = torch.full((len(texts), 1), scale, dtype=torch.float64)
     outcomes = {"r": [Outcome("score", 1.0)] * len(texts)}
@@ -185,6 +187,19 @@ def test_local_credit_keeps_the_total_of_every_completion(drawn, advantage, scal
     for row, own in enumerate(steps):
         assert len(found.records[row]) == len(own)
         assert (found.advantages[row] != advantage).sum() <= sum(one["tokens"] for one in found.records[row])
+
+
+def test_a_limit_makes_the_credit_of_a_completion_smaller_as_a_whole() -> None:
+    texts = ["aa bb cc", "dd bb cc"]
+    steps = [[StepScore(score, (0, 2)), StepScore(0.0, (3, 8))] for score in (1.0, 0.1)]
+    free, _, _ = credited(texts, steps, advantages=[0.0, 0.0], scale=40.0)
+    found, _, _ = credited(texts, steps, advantages=[0.0, 0.0], scale=40.0, step_credit_clip=5.0)
+    largest = free.advantages[0].abs().max()
+    assert largest > 5 > free.advantages[1].abs().max()
+    torch.testing.assert_close(found.advantages[0], free.advantages[0] * 5 / largest)
+    torch.testing.assert_close(found.advantages[1], free.advantages[1])
+    assert max(abs(one["credit"]) for one in found.records[0]) == pytest.approx(5.0)
+    assert found.records[1] == free.records[1]
 
 
 def test_tokens_outside_steps_keep_the_advantage_and_rows_without_a_score_too() -> None:
