@@ -4,6 +4,7 @@ import pytest
 
 from tests.helpers.dry_runs import dry_run_of, plain
 from trainers.async_grpo import preflight
+from trainers.vllm import adapter_checks
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_a_fitting_server_is_left_as_it_is(monkeypatch, capsys, small):
     monkeypatch.setattr(
         preflight, "request_server", lambda *_: ({}, {"lora_config": {"max_lora_rank": 64, "max_loras": 9}})
     )
-    monkeypatch.setattr(preflight, "get_json", lambda url, **_: (405, {}))
+    monkeypatch.setattr(adapter_checks, "get_json", lambda url, **_: (405, {}))
     monkeypatch.setattr(preflight, "_clear_earlier_run", lambda *_: pytest.fail("the server is changed"))
     assert dry_run_of("rlkd_async", monkeypatch, *small) == 0
     assert "http://127.0.0.1:9 fits this run" in plain(capsys.readouterr().out)
