@@ -69,6 +69,8 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     from trainers.rlkd.progress import step_line
 
     train_rows, test_rows = training_rows(script, args), script.test_rows()
+    if args.control != "none":
+        say(args, f"\n*** A CONTROL RUN: the teacher's weights of steps are those of --control {args.control}. ***\n")
     say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
 
     trainer = RLKDTrainer(**trainer_settings(script, args, model, train_rows))

@@ -132,6 +132,8 @@ def _settings(trainer: Any) -> dict[str, Any]:
             clip = "" if args.teacher_kl_clip is None else f", clipped at {args.teacher_kl_clip:g} nats"
             teacher = named[0] or f"{named[1]} by the column {named[2]}"
             settings["teacher_kl"] = f"{args.teacher_kl:g} to {teacher}{clip}"
+        if args.validity is None:
+            settings.pop("tau", None)
     for reward in getattr(trainer, "rewards", ()):
         settings |= getattr(getattr(reward, "function", None), "card_settings", {})
     return settings | dict(trainer.origin.settings)

@@ -15,13 +15,14 @@ from trainers.common.failures import check_failure_limits
 from trainers.common.fast_path import FastPath
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
 from trainers.teachers.column import TeachersByColumn
+from trainers.teachers.validity_settings import ValiditySettings
 
 
 @dataclass
-class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
+class RLKDConfig(RewardSettings, ValiditySettings, TeachersByColumn, FastPath, GRPOConfig):
     """TRL's `GRPOConfig`, and what RLKD adds to it."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS, "teacher_model_init_kwargs", "teachers"]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS, "teacher_model_init_kwargs"]  # noqa: RUF012 (TRL's form)
 
     max_failure_rate: float | None = field(
         default=0.5,
@@ -72,6 +73,17 @@ class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
     teacher_kl_clip: float | None = field(
         default=None,
         metadata={"help": "Largest size, in nats, of a token's difference in teacher_kl; null for no limit."},
+    )
+    validity: str | None = field(
+        default=None,
+        metadata={
+            "help": "Validity scorer whose weights multiply teacher_kl step by step: likelihood, arithmetic, rollout, "
+            "judge, prm, a dotted path, or path/to/file.py:name. null: no weights."
+        },
+    )
+    teacher_top_k: int = field(
+        default=64,
+        metadata={"help": "With validity, number of tokens per position requested from an engine teacher."},
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained for a teacher whose weights are loaded here."}
@@ -126,6 +138,7 @@ class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
     def __post_init__(self) -> None:
         """Check the values; the error for a batch that does not divide names the way out."""
         self.read_reward_settings()
+        self.read_validity_kwargs()
         self.check_fast_path()
         if self.vllm_server_base_url is not None:
             url = from_environment(self.vllm_server_base_url, "the server's address")
@@ -166,6 +179,13 @@ class RLKDConfig(RewardSettings, TeachersByColumn, FastPath, GRPOConfig):
                 f"teacher_kl {self.teacher_kl:g}: there is no teacher. Set teacher: a model, or "
                 f"http://HOST:PORT/v1#MODEL, or several: teachers and teacher_column; or set teacher_kl: 0"
             )
+        self.check_validity()
+        if self.validity is not None and not self.teacher_kl:
+            raise UsageError(f"validity {self.validity!r}: it weighs teacher_kl, which is 0. Set teacher_kl: 0.5")
+        if self.validity is None and self.control != "none":
+            raise UsageError(f"control {self.control!r}: there are no validity weights. Set validity, or leave it out")
+        if self.teacher_top_k < 1:
+            raise UsageError(f"teacher_top_k {self.teacher_top_k}: expected at least 1")
         if self.resample_zero_std < 0:
             raise UsageError(f"resample_zero_std {self.resample_zero_std}: expected a number of rounds, or 0")
         if self.max_rollouts is not None and self.max_rollouts < 1:

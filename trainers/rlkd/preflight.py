@@ -120,7 +120,7 @@ def check_teacher_kl(args: RLKDConfig) -> None:
                 f"teacher_kl with the teacher cache {teacher}: it has no log-probabilities of the student's "
                 f"completions. Name a model, or a server: http://HOST:PORT/v1#MODEL"
             )
-    if "model" in kinds:
+    if "model" in kinds or (args.validity is not None and args.control in ("entropy", "divergence")):
         check_sharding(args)
     if set(kinds) != {"model"}:
         check_temperature(args.temperature)

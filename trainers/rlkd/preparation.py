@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from rewards import Reward
 from rewards.build import names_model
 from rewards.composite import check_combination, check_gated
+from rlkd.engines import Engine
 from rlkd.errors import UsageError
 from rlkd.registry import split_alias
 from rlkd.teachers.topk import TopKTeacher
@@ -26,7 +27,7 @@ from trainers.rlkd.preflight import check_batch, check_reading, check_run, check
 from trainers.rlkd.resampling import check_resampling
 from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher
-from trainers.validity_kd.preflight import open_top_k
+from trainers.validity_kd.preflight import open_proposal_engine, open_top_k, ready_scorer
 from trainers.validity_kd.teachers import kind_of_teacher
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class RLKDPreparation:
     """Rewards and their names in metrics, the student, and the datasets without rows that are left out.
 
     `teachers`: for each teacher of `teacher_kl` itself, where its weights are not loaded here. `column`: which of
-    several scores a row.
+    several scores a row. `scorer`: that of validity weights. `engines`: for each teacher what writes its steps.
     """
 
     rewards: list[Any]
@@ -50,6 +51,8 @@ class RLKDPreparation:
     eval_dataset: Any
     teachers: Sequence[TopKTeacher | None] = (None,)
     column: TeacherColumn | None = None
+    scorer: Any = None
+    engines: Sequence[Engine | None] = (None,)
 
 
 def prepare(
@@ -94,12 +97,16 @@ def prepare(
         rewards = list(check_reading(args, rewards, source, reader, train_dataset, eval_dataset))
     column, teachers = None, distinct_teachers(args.teachers or args.teacher)
     opened: list[TopKTeacher | None] = [None] * len(teachers)
+    scorer, engines = None, list[Engine | None]([None] * len(teachers))
     if args.teacher_kl:
         with catch():
             if (column := args.column_of(args.teachers)) is not None:
                 column.check(train_dataset, "train_dataset")
             for number, one in enumerate(teachers):
                 facts, opened[number] = _checked_teacher(args, facts, one, train_dataset, loads)
+        with catch():
+            scorer = ready_scorer(args, list(map(kind_of_teacher, teachers)))
+            engines = [open_proposal_engine(args, one) for one in opened]
     fit = PromptCheck(
         facts, args.max_completion_length or 0, template=template, leave_out=args.filter_overlong_prompts
     )
@@ -107,7 +114,8 @@ def prepare(
         train_dataset, eval_dataset = fit.fitted_datasets(train_dataset, eval_dataset)
         check_batch(args, train_dataset)
     check_turn_end(facts, template)
-    return RLKDPreparation(rewards, names, facts, train_dataset, eval_dataset, opened, column)
+    datasets = train_dataset, eval_dataset
+    return RLKDPreparation(rewards, names, facts, *datasets, opened, column, scorer, engines)
 
 
 def _checked_teacher(
@@ -120,7 +128,8 @@ def _checked_teacher(
             f"and the teacher reads the ids of its tokens. Name a model of text, or set teacher_kl: 0"
         )
     if kind_of_teacher(teacher) != "model":
-        return student, open_top_k(args, teacher, student.tokenizer, k=1, loads=loads)
+        k = 1 if args.validity is None else args.teacher_top_k
+        return student, open_top_k(args, teacher, student.tokenizer, k=k, loads=loads)
     facts, _ = check_teacher(args, student, teacher, train_dataset)
     check_model(teacher, "teacher", revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code)
     return facts, None

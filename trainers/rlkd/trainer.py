@@ -43,6 +43,7 @@ from rewards.structure import StructureReward
 from rlkd.data.rows import completion_text
 from rlkd.engines import EngineError
 from rlkd.registry import split_alias
+from rlkd.validity import ValidityError
 from trainers.common.adapters import name_base, open_student
 from trainers.common.alarms import ALL_MASKED, ALL_TRUNCATED, Alarms, all_masked, all_truncated
 from trainers.common.failures import FailureWatch
@@ -59,7 +60,7 @@ from trainers.rlkd.preparation import RewardLike, prepare
 from trainers.rlkd.resampling import Resampling, RolloutCount, Round
 from trainers.rlkd.spread import SpreadWatch
 from trainers.rlkd.step_credit import StepCredit
-from trainers.rlkd.teacher_kl import TeacherKL
+from trainers.rlkd.teacher_kl import TeacherKL, step_records
 from trainers.vllm.checks import keep_server_current, prepare_rollouts
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
             self._resampling = Resampling(args, indexed, pad, self._rollout_count)
         self._live: list[bool] = []
         self._step_credit = StepCredit.of(args, dict(zip(names, self.rewards, strict=True)), self.processing_class)
-        self._teacher_kl = TeacherKL.of(self, prepared.teachers, prepared.column)
+        self._teacher_kl = TeacherKL.of(self, prepared)
         self.open_run_files(student=model)
         alarms = Alarms({ALL_MASKED: all_masked, ALL_TRUNCATED: all_truncated})
         self.add_callback(self._failures)
@@ -150,6 +151,10 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         self.keep("failures", self._failures)
         self.keep("alarms", alarms)
         self.keep("spread", self._spread)
+        if self._teacher_kl is not None and self._teacher_kl.weights is not None:
+            self.add_callback(self._teacher_kl.failures)
+            self.keep("weighting", self._teacher_kl.weights.weighting)
+            self.keep("validity failures", self._teacher_kl.failures)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as `RunFiles.train` does; raise `TooManyFailures` where a reward failed too often."""
@@ -157,6 +162,9 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         if self._failures.error:
             checkpoint = self.metrics_path.parent / f"checkpoint-{self.state.global_step}"
             raise TooManyFailures(self._failures.explain(checkpoint))
+        if self._teacher_kl is not None and self._teacher_kl.failures.error:
+            checkpoint = self.metrics_path.parent / f"checkpoint-{self.state.global_step}"
+            raise ValidityError(self._teacher_kl.failures.explain(checkpoint))
         return result
 
     def reward_names(self) -> list[str]:
@@ -216,13 +224,20 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
             further = [{"credit": steps} for steps in credited.records]
         if self._teacher_kl is not None:
             try:
-                signal = self._teacher_kl(rows, output, self._student_logprobs(output))
-            except EngineError:
+                logprobs = self._student_logprobs(output)
+                signal = self._teacher_kl(rows, output, logprobs, self.state.global_step)
+            except (EngineError, ValidityError):
                 self._save_rollouts(self._records(advantages, further))
                 raise
             output["advantages"] = signal.advantages
             self._log_counts(self._teacher_kl, signal.counts)
             further = [{**one, "teacher_kl": mean} for one, mean in zip(further, signal.means, strict=True)]
+            if signal.weighted is not None:
+                found = self._teacher_kl.weight_metrics(signal, rows, self._batch.texts, output)
+                for name, value in found.items():
+                    self._metrics["train"][name].append(value)
+                steps = step_records(signal.weighted, len(rows))
+                further = [{**one, "kd_steps": own} for one, own in zip(further, steps, strict=True)]
         return Round(output, self._records(advantages, further), self._live)
 
     def _log_counts(self, source: StepCredit | TeacherKL, counts: torch.Tensor) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 from trl import DistillationConfig
 
@@ -13,22 +12,18 @@ from rlkd.engines import from_environment
 from rlkd.engines.server import without_secrets
 from rlkd.errors import UsageError
 from rlkd.registry import suggestion
-from rlkd.validity import CONTROLS, AdaptiveTau, StepWeighting, WeightMap
-from rlkd.validity.contract import Scale
 from rlkd.weight_transfer import WEIGHT_TRANSFERS
 from trainers.common.failures import check_failure_limits
 from trainers.common.fast_path import FastPath
 from trainers.teachers.column import TeachersByColumn
+from trainers.teachers.validity_settings import ValiditySettings
 
 DEFAULT_TEMPLATE = (
     "{prompt}\n\nThis is known about the solution:\n{context}\n\nWrite the solution in your own words, step by step."
 )
 """The teacher's prompt with privileged context (our choice of words)."""
 
-Proposals = Literal["expected", "generate"]
 CHOICES = {
-    "proposals": get_args(Proposals),
-    "control": ("none", *CONTROLS),
     "normalise": ("tokens", "weights"),
     "kernel": ("chunked", "trl"),
     "cross_tokenizer": ("auto", "never", "always"),
@@ -43,14 +38,14 @@ def _option(default: Any, help: str) -> Any:
 
 
 @dataclass
-class ValidityKDConfig(TeachersByColumn, FastPath, DistillationConfig):
+class ValidityKDConfig(ValiditySettings, TeachersByColumn, FastPath, DistillationConfig):
     """TRL's `DistillationConfig` with the settings of weighting by validity.
 
     `beta` and `temperature` are TRL's; `beta` applies to the student's rollouts, `beta_off_policy` to the teacher's
     traces.
     """
 
-    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "validity_kwargs", "teachers"]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "validity_kwargs"]  # noqa: RUF012 (TRL's form)
 
     teacher: str | None = _option(
         None,
@@ -97,42 +92,8 @@ class ValidityKDConfig(TeachersByColumn, FastPath, DistillationConfig):
     kernel: str = _option(
         "chunked", "Implementation of the divergence: chunked (ours) or trl (Triton on a GPU; jsd only)."
     )
-    validity: str = _option(
-        "likelihood",
-        "Validity scorer: likelihood, arithmetic, rollout, judge, prm, a dotted path, or path/to/file.py:name.",
-    )
-    validity_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Parameters of the scorer; on the command line JSON, such as \'{"reduction": "max"}\'.'},
-    )
-    proposals: str = _option(
-        "expected",
-        "Source of the step that is not in the trace: expected (an expectation over the model's distribution, for "
-        "scorers that support it) or generate (the model writes it).",
-    )
-    proposal_engine: str | None = _option(
-        None,
-        "Engine that writes the teacher's steps with proposals: generate (transformers:NAME, "
-        "http://HOST:PORT/v1#MODEL); by default the teacher.",
-    )
-    max_step_tokens: int = _option(96, "Maximum length of a proposed step in tokens.")
-    w_min: float = _option(0.2, "Smallest weight of a valid teacher step.")
-    w_max: float = _option(1.8, "Largest weight.")
-    tau: str = _option(  # a number, or adapt: the command line cannot tell either
-        "0.2",
-        "Margin that moves the weight half way to its bound, in units of the validity; adapt: the median margin so "
-        "far.",
-    )
-    v_0: float = _option(
-        0.2, "Validity of the teacher's step, as a probability, below which its weight shrinks; 0: never."
-    )
     normalise: str = _option(
         "tokens", "Denominator of the loss: tokens (weights change its size) or weights (they do not)."
-    )
-    control: str = _option(
-        "none",
-        "Control to train in place of the method: uniform (weight 1: plain distillation), shuffled, teacher_only, "
-        "position, entropy, divergence.",
     )
     max_failure_rate: float | None = _option(
         0.5,
@@ -165,16 +126,13 @@ class ValidityKDConfig(TeachersByColumn, FastPath, DistillationConfig):
 
     def __post_init__(self) -> None:
         """Check the values; raises `UsageError`."""
-        if isinstance(self.validity_kwargs, str):
-            try:
-                self.validity_kwargs = json.loads(self.validity_kwargs)
-            except ValueError as error:
-                raise UsageError(f"validity_kwargs: {self.validity_kwargs!r} is no JSON object ({error})") from error
-        if not isinstance(self.validity_kwargs, dict | None):
-            raise UsageError(f"validity_kwargs: expected a mapping, found {self.validity_kwargs!r}")
+        self.read_validity_kwargs()
         if self.vllm_server_base_url is not None:
             self.vllm_server_base_url = from_environment(self.vllm_server_base_url, "the server's address")
         super().__post_init__()
+        self.check_validity()
+        if self.validity is None:
+            raise UsageError("validity null: name a scorer, or set control: uniform for plain distillation")
         self.check_fast_path()
         if self.teacher is not None and self.teacher_model_name_or_path not in (None, self.teacher):
             raise UsageError(
@@ -191,16 +149,13 @@ class ValidityKDConfig(TeachersByColumn, FastPath, DistillationConfig):
         for name in ("lmbda", "beta_off_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected a number from 0 to 1")
-        for name in ("teacher_top_k", "max_step_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
+        if self.teacher_top_k < 1:
+            raise UsageError(f"teacher_top_k {self.teacher_top_k}: expected at least 1")
         for place in ("{prompt}", "{context}"):
             if place not in self.teacher_context_template:
                 raise UsageError(f"teacher_context_template {self.teacher_context_template!r} lacks {place}")
         check_failure_limits(self.max_failure_rate, self.failure_window)
-        self.tau = _checked_tau(self.tau)
         try:
-            self.step_weighting("log")
             self.divergence_for(on_policy=True)
             self.divergence_for(on_policy=False)
         except ValueError as error:
@@ -211,35 +166,7 @@ class ValidityKDConfig(TeachersByColumn, FastPath, DistillationConfig):
         kind, beta = (self.divergence, self.beta) if on_policy else (self.divergence_off_policy, self.beta_off_policy)
         return Divergence(kind, beta=beta, skew=self.skew, temperature=self.temperature)  # type: ignore[arg-type]
 
-    def step_weighting(self, scale: Scale) -> StepWeighting:
-        """Turns validities on this scale into weights; raises ValueError for values outside their ranges."""
-        adaptive = AdaptiveTau() if self.tau == "adapt" else None
-        tau = {} if self.tau == "adapt" else {"tau": float(self.tau)}
-        weight_map = WeightMap(w_min=self.w_min, w_max=self.w_max, v_0=self.v_0, scale=scale, **tau)
-        control = None if self.control == "none" else self.control
-        return StepWeighting(weight_map, control=control, adaptive=adaptive, seed=self.seed)  # type: ignore[arg-type]
-
-    @property
-    def scorer_parameters(self) -> dict[str, Any]:
-        """`validity_kwargs` as a mapping."""
-        return self.validity_kwargs if isinstance(self.validity_kwargs, dict) else {}
-
-    @property
-    def needs_scorer(self) -> bool:
-        """Whether a validity scorer is used: some controls need none."""
-        return self.control not in ("uniform", "entropy", "divergence")
-
     @property
     def generation_batch(self) -> int:
         """Rows of one generation batch, over all processes: one optimizer step."""
         return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
-
-
-def _checked_tau(tau: str | float) -> str:
-    """`tau` as text, from text or a number."""
-    if tau != "adapt":
-        try:
-            float(tau)
-        except (TypeError, ValueError):
-            raise UsageError(f"tau {tau!r}: expected a number above 0, or adapt") from None
-    return str(tau)

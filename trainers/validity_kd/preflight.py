@@ -147,7 +147,7 @@ def _trained_further(model: Any, peft_config: Any) -> dict[str, dict[str, Any]]:
     return {f"the adapter {model}": adapter_settings(Path(model).expanduser())}
 
 
-def open_proposal_engine(args: ValidityKDConfig, teacher: TopKTeacher | None) -> Engine | None:
+def open_proposal_engine(args: ValidityKDConfig | RLKDConfig, teacher: TopKTeacher | None) -> Engine | None:
     """The engine that writes the teacher's steps, checked; raises `UsageError`.
 
     None where a teacher in this process writes them, and where none are written.
@@ -262,14 +262,14 @@ def check_sharding(args: ValidityKDConfig | RLKDConfig) -> None:
         )
 
 
-def ready_scorer(args: ValidityKDConfig, kinds: Sequence[str]) -> Any | None:
+def ready_scorer(args: ValidityKDConfig | RLKDConfig, kinds: Sequence[str]) -> Any | None:
     """The scorer of the run, checked, or None where its control needs none; raises `UsageError`.
 
     `kinds`: of the teachers.
     """
     if not args.needs_scorer:
         return None
-    scorer = load_scorer(args.validity, args.scorer_parameters)
+    scorer = load_scorer(str(args.validity), args.scorer_parameters)
     if args.proposals == "expected" and not reads_statistics(scorer):
         raise UsageError(
             f"proposals: expected with validity: {args.validity}: a scorer needs the method from_token_statistics to "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from rlkd.engines import Completion, Engine, EngineError, Sampling, run
 from rlkd.errors import warn_of_failures
+from trainers.validity_kd.draws import draw
 from trainers.validity_kd.teachers import padded
 from trainers.validity_kd.token_steps import token_steps
 
@@ -36,6 +38,37 @@ Writer = Callable[[Sequence[Sequence[int]]], list[Written]]
 
 # Prefixes per batch of a model in this process.
 ROWS = 32
+# Seconds for all steps of a batch that an engine proposes; unfinished ones count as not proposed.
+DEADLINE = 600.0
+
+
+def propose_by_number(
+    write: Callable[[int, Sequence[Sequence[int]]], list[Written]],
+    count: int,
+    tokenizer: Any,
+    prefixes: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    accelerator: Any,
+) -> list[list[int]]:
+    """As `propose`, by the teacher of each prefix: `numbers` has its number, `count` is that of the teachers."""
+    steps: dict[int, list[int]] = {}
+    for number in range(count):
+        own = [index for index, one in enumerate(numbers) if one == number]
+        chosen = [prefixes[index] for index in own]
+        written = propose(partial(write, number), tokenizer, chosen, accelerator, [tokenizer.eos_token_id])
+        steps |= dict(zip(own, written, strict=True))
+    return [steps[index] for index in range(len(prefixes))]
+
+
+def engine_sampling(args: Any, step: int) -> Sampling:
+    """How an engine writes the teacher's steps: sampled as the rollouts are, at most one line."""
+    return Sampling(
+        max_new_tokens=args.max_step_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        stop=("\n",),
+        seed=draw(args.seed, step, "proposals").getrandbits(31),
+    )
 
 
 def propose(

@@ -34,7 +34,6 @@ from transformers import PreTrainedModel
 from trl import DistillationTrainer
 
 from rlkd.divergence import weighted_mean
-from rlkd.engines import Sampling
 from rlkd.errors import UsageError
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_end, trace_ids, trace_text
@@ -57,9 +56,17 @@ from trainers.common.run_files import RunFiles
 from trainers.common.trl_compat import check_distillation, model_for_generation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
 from trainers.validity_kd.context import teacher_prompts
-from trainers.validity_kd.draws import choose_trace, draw, writes_itself
+from trainers.validity_kd.draws import choose_trace, writes_itself
 from trainers.validity_kd.preparation import prepare
-from trainers.validity_kd.proposals import Written, propose, write_by_engine, write_by_vllm, write_here
+from trainers.validity_kd.proposals import (
+    DEADLINE,
+    Written,
+    engine_sampling,
+    propose_by_number,
+    write_by_engine,
+    write_by_vllm,
+    write_here,
+)
 from trainers.validity_kd.several_teachers import NUMBER, open_several
 from trainers.validity_kd.span_teacher import SpanTeacher
 from trainers.validity_kd.teachers import (
@@ -79,9 +86,6 @@ from trainers.validity_kd.token_weights import TokenWeights, WeightedBatch, batc
 from trainers.vllm.checks import keep_server_current
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
-
-# Seconds for all steps of a batch that an engine proposes; unfinished ones count as not proposed.
-PROPOSAL_DEADLINE = 600.0
 
 
 class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, DistillationTrainer):
@@ -324,17 +328,11 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         longest, device = self.args.max_step_tokens, self.accelerator.device
         tokenizer, config = self._tokenizer, self.generation_config
 
-        def write(prefixes: Sequence[Sequence[int]], number: int = 0) -> list[Written]:
+        def write(number: int, prefixes: Sequence[Sequence[int]]) -> list[Written]:
             engine = self._engines[number]
             if on_policy and engine is not None:
-                sampling = Sampling(
-                    max_new_tokens=longest,
-                    temperature=self.temperature,
-                    top_p=self.top_p,
-                    stop=("\n",),
-                    seed=draw(self.args.seed, self.state.global_step, "proposals").getrandbits(31),
-                )
-                return write_by_engine(engine, prefixes, tokenizer, sampling, PROPOSAL_DEADLINE)
+                sampling = engine_sampling(self.args, self.state.global_step)
+                return write_by_engine(engine, prefixes, tokenizer, sampling, DEADLINE)
             if on_policy:
                 with self._teacher_alone(number) as teacher:
                     return write_here(teacher, prefixes, tokenizer, config, longest, device)
@@ -346,14 +344,8 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             with model_for_generation(self) as student:
                 return write_here(student, prefixes, tokenizer, config, longest, device)
 
-        steps: dict[int, list[int]] = {}
-        for number in range(len(self._engines) if on_policy else 1):
-            own = [index for index, one in enumerate(numbers) if one == number or not on_policy]
-            chosen = [prefixes[index] for index in own]
-            filler = [tokenizer.eos_token_id]
-            written = propose(partial(write, number=number), tokenizer, chosen, self.accelerator, filler)
-            steps |= dict(zip(own, written, strict=True))
-        return [steps[index] for index in range(len(prefixes))]
+        count, numbers = (len(self._engines), numbers) if on_policy else (1, [0] * len(prefixes))
+        return propose_by_number(write, count, tokenizer, prefixes, numbers, self.accelerator)
 
     def _hidden(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """The head's input at the completion's tokens, [B, C, H]."""

@@ -49,6 +49,9 @@ def test_a_token_gets_the_weighted_difference_within_the_clip_and_others_nothing
     mask = torch.tensor([[True, True, True, False]])
     assert teacher_advantages(student, teacher, mask, weight=0.5).tolist() == [[-0.5, 1.5, -4.5, 0.0]]
     assert teacher_advantages(student, teacher, mask, weight=0.5, clip=2.0).tolist() == [[-0.5, 1.0, -1.0, 0.0]]
+    validity = torch.tensor([[1.0, 0.5, 2.0, 3.0]])
+    weighted = teacher_advantages(student, teacher, mask, weight=0.5, clip=2.0, validity_BC=validity)
+    assert weighted.tolist() == [[-0.5, 0.5, -2.0, 0.0]]
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_a_row_without_a_teacher_is_named_with_its_value() -> None:
         ({"teachers": {"a": "A"}, "teacher": "B", "teacher_column": "domain"}, "teacher and teachers are both set"),
         ({"teachers": {"a": "self"}, "teacher_column": "domain"}, "teachers: 'a' has 'self'"),
         ({"teachers": {}, "teacher_column": "domain"}, "expected a mapping from values to teachers"),
-        ({"teachers": "math: A", "teacher_column": "domain"}, "'math: A' is no JSON object"),
+        ({"teachers": "{math: A", "teacher_column": "domain"}, "'{math: A' is no JSON object"),
     ],
 )
 def test_settings_that_leave_the_teacher_open_are_refused(tmp_path, config, changes, message) -> None:
