@@ -79,3 +79,7 @@ class FailureWatch(TrainerCallback):
             f"{self.error}. The run ended after a checkpoint, {checkpoint}: fix the cause and continue with "
             f"--resume_from_checkpoint"
         )
+
+
+class ScorerWatch(FailureWatch):
+    """The watch over a validity scorer beside that over rewards: transformers warns of two callbacks of one class."""

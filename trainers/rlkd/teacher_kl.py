@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainers.common.failures import FailureWatch
+from trainers.common.failures import ScorerWatch
 from trainers.rlkd.teacher_weights import teacher_weights
 from trainers.teachers.column import TeacherColumn
 from trainers.validity_kd.several_teachers import NUMBER, open_several
@@ -105,7 +105,7 @@ class TeacherKL:
         self.column = column
         self.weights = weights
         watched = [str(args.validity)] if weights is not None else []
-        self.failures = FailureWatch(watched, args.max_failure_rate, args.failure_window)
+        self.failures = ScorerWatch(watched, args.max_failure_rate, args.failure_window)
 
     @classmethod
     def of(cls, trainer: Any, prepared: RLKDPreparation) -> TeacherKL | None:

@@ -223,7 +223,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         name_base(self.model, model)
         self.open_run_files(student=model)
         alarms = Alarms({EQUAL_WEIGHTS: weights_are_equal, ALL_TRUNCATED: all_truncated, FEW_ALIGNED: few_are_aligned})
-        self._failures = FailureWatch([args.validity], args.max_failure_rate, args.failure_window)
+        self._failures = FailureWatch([str(args.validity)], args.max_failure_rate, args.failure_window)
         self.add_callback(alarms)
         self.add_callback(self._failures)
         self.keep("weighting", self.token_weights.weighting)

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.tiny import save_llama, training_arguments
+from rlkd.engines import Completion, Engine
 from rlkd.errors import UsageError
 from rlkd.steps import sentence_spans
 from rlkd.validity import ValidityError
@@ -122,28 +123,45 @@ def test_with_weight_1_everywhere_a_run_is_the_unweighted_one_to_the_last_bit(ti
 
 
 def by_length(questions):
-    return [min(1.0, 0.2 + len(question.step) / 40) for question in questions]
+    return [0.2 + len(question.step) / 40 for question in questions]
+
+
+class Writer(Engine):
+    """Proposes the same step everywhere."""
+
+    name = "writer"
+
+    async def generate(self, prompts, sampling, *, deadline=None):
+        return [Completion("So it is.", "stop", 9) for _ in prompts]
 
 
 @pytest.mark.slow
-def test_a_scorer_of_texts_reads_the_step_that_the_teacher_writes(tiny_model, models, tmp_path) -> None:
+@pytest.mark.parametrize("writer", ["engine", "model"])
+def test_a_scorer_of_texts_reads_the_step_that_a_teacher_writes(tiny_model, models, tmp_path, writer) -> None:
     settings = {"proposals": "generate", "validity": f"{__file__}:by_length", "max_step_tokens": 8, "tau": "adapt"}
     settings |= {"teachers": models, "teacher_column": "domain"}
+    if writer == "engine":
+        settings["proposal_engine"] = f"{__file__}:Writer"
     trainer = trainer_of(tiny_model, tmp_path, texts=TEXTS * 2, **settings)
     trainer.train()
     steps = [step for record in read_steps(trainer.rollouts_path) for step in record["kd_steps"]]
+    assert len(steps) == 16
+    assert all(step["proposal"] is not None for step in steps)
+    if writer == "model":  # its random text has hardly ever a whole step
+        return
     scored = [step for step in steps if step["teacher"] is not None]
-    assert scored
+    assert len(scored) == 10  # the others reach the limit of the completion
     for step in scored:
-        assert step["student"] == pytest.approx(0.2 + len(step["text"]) / 40, abs=0.03)  # white space before a step
-        assert step["proposal"] is not None
-    assert len({step["weight"] for step in steps}) > 2
+        assert step["proposal"] == "So it is."
+        assert (step["teacher"], step["student"]) == pytest.approx((0.425, 0.2 + len(step["text"]) / 40))
+    order = sorted(scored, key=lambda step: len(step["text"]))
+    assert [step["weight"] for step in order] == sorted((step["weight"] for step in scored), reverse=True)
+    assert order[0]["weight"] > order[-1]["weight"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("control", ["none", "divergence"])
-def test_a_server_with_enough_tokens_weighs_as_its_model_here_does(tiny_model, models, tmp_path, control) -> None:
-    """The control reads the student's own distribution, through its adapter."""
+def test_a_server_with_enough_tokens_weighs_as_its_model_here_does(tiny_model, models, tmp_path) -> None:
+    """The control `divergence` reads the student's own distribution, through its adapter."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     server = TopKServer(AutoModelForCausalLM.from_pretrained(models["a"]).eval(), tokenizer)
     server.max_logprobs = len(tokenizer)
@@ -152,10 +170,9 @@ def test_a_server_with_enough_tokens_weighs_as_its_model_here_does(tiny_model, m
         for name, teacher in (("here", models["a"]), ("served", f"{server.url}#tiny")):
             adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
             settings = {"teacher": teacher, "validity": "likelihood", "teacher_top_k": len(tokenizer) - 1}
+            settings |= {"tau": "2", "control": "divergence"}
             torch.manual_seed(0)
-            trainer = trainer_of(
-                tiny_model, tmp_path / name, texts=TEXTS * 2, peft_config=adapter, control=control, **settings
-            )
+            trainer = trainer_of(tiny_model, tmp_path / name, texts=TEXTS * 2, peft_config=adapter, **settings)
             trainer.train()
             steps = [step["weight"] for one in read_steps(trainer.rollouts_path) for step in one["kd_steps"]]
             found.append(steps)
@@ -172,8 +189,13 @@ def broken(questions):
 
 @pytest.mark.slow
 def test_a_scorer_that_keeps_failing_ends_the_run_after_a_checkpoint(tiny_model, models, tmp_path) -> None:
-    settings = {"proposals": "generate", "validity": f"{__file__}:broken", "max_step_tokens": 8, "max_steps": 4}
-    settings |= {"teacher": models["a"], "failure_window": 1, "save_strategy": "steps", "save_steps": 50}
+    settings = {"proposals": "generate", "validity": f"{__file__}:broken", "max_steps": 4, "failure_window": 1}
+    settings |= {
+        "proposal_engine": f"{__file__}:Writer",
+        "teacher": models["a"],
+        "save_strategy": "steps",
+        "save_steps": 50,
+    }
     trainer = trainer_of(tiny_model, tmp_path, texts=TEXTS * 2, **settings)
     with pytest.raises(ValidityError, match=r"validity scorer .*broken' failed on .*--resume_from_checkpoint"):
         trainer.train()
