@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -75,22 +74,27 @@ def test_parts_that_no_longer_fit_are_listed(stubs, tmp_path) -> None:
     assert parts["good"]["why"] == "no time left of 5 s; run it alone: --only good"
 
 
-@pytest.mark.slow
-def test_what_was_measured_survives_the_end_of_the_whole_and_nothing_keeps_running(root, tmp_path) -> None:
-    out = tmp_path / "out"
-    words = [sys.executable, root / "benchmarks/gpu_day.py", "run", "--smoke", "--out", out, "--only", "device", "lab"]
-    process = subprocess.Popen(
-        list(map(str, words)), stdout=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(tmp_path)}
+def test_what_was_measured_survives_the_end_of_the_whole_and_nothing_keeps_running(stubs, root, tmp_path) -> None:
+    out, script = tmp_path / "out", tmp_path / "with_stubs.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(root / 'benchmarks')!r})\n"
+        "from gpu.parts import PARTS, GpuPart\n"
+        "PARTS.clear()\n"
+        "PARTS.update({name: GpuPart(f'stub_parts:{name}', 60) for name in ('good', 'hang')})\n"
+        "import gpu_day\n"
+        f"sys.exit(gpu_day.main(['run', '--smoke', '--out', {str(out)!r}]))\n"
     )
-    deadline = time.monotonic() + 300
-    while not (saved := out / "running.json").exists() or "study" not in saved.read_text():
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (saved := out / "running.json").exists() or "child" not in saved.read_text():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     below = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
+    assert len(below) == 2
     psutil.wait_procs(below, timeout=10)
     assert not [one for one in below if is_running(one)]
-    assert json.loads((out / "gpu_day.json").read_text())["parts"]["device"]["status"] == "ok"
-    assert json.loads((out / "running.json").read_text())["study"] == "rlkd-lab-seeds"
+    assert json.loads((out / "gpu_day.json").read_text())["parts"]["good"]["status"] == "ok"
+    assert json.loads((out / "running.json").read_text())["measured"] == 3
