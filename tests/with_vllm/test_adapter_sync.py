@@ -125,7 +125,9 @@ def test_each_sync_is_a_new_adapter_that_the_server_computes_with_as_the_trainer
     folders = {path.name for path in (tmp_path / "run" / FOLDER).iterdir()}
     assert folders == {f"{run}-v3", f"{run}-v4"}
     assert [server_folder(f"{run}-v{version}").exists() for version in (2, 3, 4)] == [False, *[transfer == "gloo"] * 2]
-    assert "Each weight sync sends an adapter of 9.8 MB to 1 rollout server(s)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Each weight sync sends an adapter of 9.8 MB to 1 rollout server(s)" in said
+    assert "all weights are 538.1 MB" in said
     trainer.vllm_generation.vllm_client.close_communicator()
     assert not names(base)
 
@@ -145,6 +147,7 @@ def adapters(smollm: str, folder: Path, count: int) -> tuple[list[Path], list[An
     return folders, models
 
 
+@pytest.mark.nightly
 def test_a_request_in_progress_ends_with_the_adapter_that_it_began_with(
     base: VLLMServer, smollm: str, token_ids: list[int], tmp_path: Path
 ) -> None:
