@@ -16,6 +16,7 @@ from rlkd.weight_transfer.adapters import ReceivedAdapters, are_files
 class NCCLAdapterEngine(NCCLWeightTransferEngine):
     """Weights and adapters over NCCL."""
 
+    model: torch.nn.Module
     _adapters: ReceivedAdapters | None = None
     _reloads = False
 
@@ -27,7 +28,8 @@ class NCCLAdapterEngine(NCCLWeightTransferEngine):
         """Receive weights into the model, or files of an adapter."""
         if are_files(update_info.names):
             self._adapters = self._adapters or ReceivedAdapters()
-            model, self.model = self.model, _Files(self._adapters)
+            model: torch.nn.Module = self.model
+            self.model = _Files(self._adapters)
             try:
                 super().receive_weights(update_info)
             finally:

@@ -101,7 +101,7 @@ def _zero3(parameters: list[Any], accelerator: Any) -> AbstractContextManager[An
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters)  # type: ignore[no-any-return]
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def _bytes_of_base(model: Any) -> int:

@@ -103,7 +103,9 @@ class RolloutServers:
                 client, indices = share
                 if not indices:
                     return []
-                images = {} if features is None else {"features": [features[index] for index in indices]}
+                images: dict[str, Any] = (
+                    {} if features is None else {"features": [features[index] for index in indices]}
+                )
                 return _of_prompts(client.generate([prompts[i] for i in indices], n=n, **images, **sampling), n)
 
             for (client, indices), result in zip(shares, _all(request, shares), strict=True):
