@@ -13,6 +13,7 @@ from transformers import GenerationConfig, ProcessorMixin
 from rlkd.answers import ends_in_thought
 from rlkd.rendering import fitted_conversations, prompt_ids
 from trainers.common.fast_generation import fast_generation
+from trainers.common.sharding import is_sharded
 from trainers.common.trl_compat import model_for_generation
 
 
@@ -108,6 +109,8 @@ def _written(
     """One completion per prompt, with these settings of `generate`."""
     accelerator, tokenizer = trainer.accelerator, tokenizer_of(trainer)
     own = list(range(accelerator.process_index, len(prompts), accelerator.num_processes))
+    if is_sharded(trainer) and len(own) * accelerator.num_processes < len(prompts):
+        own.append(0)  # each step of a generation needs all processes: the last ones write a prompt once more
     shown = dict(zip(own, shown_prompts(trainer, [prompts[i] for i in own]), strict=True))
     # Equal lengths next to each other save padding; the numbers restore the order.
     own.sort(key=lambda i: len(shown[i]))
@@ -137,7 +140,7 @@ def _written(
                     done.append((i, replace(_completion(tokenizer, row, ends), in_thought=in_thought)))
     finally:
         trainer.model.train(was_training)
-    return [completion for _, completion in sorted(gather_object(done), key=lambda pair: pair[0])]
+    return [completion for _, completion in sorted(dict(gather_object(done)).items())]
 
 
 def _completion(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> WrittenCompletion:

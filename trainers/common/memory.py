@@ -12,6 +12,7 @@ import psutil
 from rlkd.errors import UsageError
 from rlkd.memory.plan import MemoryPhase
 from rlkd.models import base_of_adapter, is_adapter, resolve_model
+from trainers.common.sharding import sharding_of
 from trainers.common.student import model_sources, reading_options
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def read_student(args: Any, model: Any, peft_config: Any, device: str | None) ->
     device = device or str(args.device.type)
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r}: memory is estimated for 'cpu' and 'cuda'")
-    if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+    if sharding_of(args) is not None or getattr(args, "deepspeed", None):
         raise UsageError(
             "memory is estimated for whole models per process; this run shares weights (fsdp or deepspeed). Remove "
             "these keys for an estimate without sharing"

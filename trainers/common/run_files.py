@@ -24,6 +24,7 @@ from trainers.common.model_card import CARD
 from trainers.common.models import keep_gradients
 from trainers.common.run_state import RunState
 from trainers.common.saving import UNFINISHED
+from trainers.common.sharding import ShardedTraining
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class MetricsCallback(TrainerCallback):
             self.log.append([{"step": state.global_step, **logs}])
 
 
-class RunFiles(ModelCards, RunState):
+class RunFiles(ModelCards, RunState, ShardedTraining):
     """Mixin for a TRL trainer, first among its bases: the files of a run, and a `train` that resumes them exactly.
 
     `open_run_files` is to be called once the trainer is built. `metrics_path` is `metrics.jsonl` in the output folder,
@@ -186,10 +187,6 @@ class RunFiles(ModelCards, RunState):
         self.accelerator.wait_for_everyone()
         self.restore(checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)  # type: ignore[misc]
-
-    def save_final(self) -> None:
-        """Save the trained model."""
-        self.save_model(self.args.output_dir)
 
 
 def _finite(value: Any) -> Any:

@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from trainers.common.sft import RunSFTTrainer
+from trainers.common.sharding import check_sequences
 
 IGNORED = -100
 CHUNK = 1024
@@ -90,6 +91,7 @@ class StructureSFTTrainer(RunSFTTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        check_sequences()
         super().__init__(*args, **kwargs)
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model

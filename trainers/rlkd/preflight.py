@@ -24,11 +24,12 @@ from trainers.common.preflight import (
     named_datasets,
 )
 from trainers.common.refusals import Catch
+from trainers.common.sharding import check_sharding, refuse_sharded
 from trainers.common.student import reading_options
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
 from trainers.rlkd.step_credit import scores_steps
 from trainers.teachers.column import distinct_teachers
-from trainers.validity_kd.preflight import check_sharding, check_teacher_options
+from trainers.validity_kd.preflight import check_teacher_options
 from trainers.validity_kd.teachers import kind_of_teacher
 from trainers.vllm.checks import check_installed
 from trainers.vllm.sampling import check_sampling
@@ -58,6 +59,8 @@ def check_run(
         check_unused_columns(args, "the columns that rewards need")
     with catch():
         check_settings(args, eval_dataset)
+    with catch():
+        check_sharding(args)
     if args.use_vllm:
         with catch():
             check_installed()
@@ -120,8 +123,10 @@ def check_teacher_kl(args: RLKDConfig) -> None:
                 f"teacher_kl with the teacher cache {teacher}: it has no log-probabilities of the student's "
                 f"completions. Name a model, or a server: http://HOST:PORT/v1#MODEL"
             )
-    if "model" in kinds or (args.validity is not None and args.control in ("entropy", "divergence")):
-        check_sharding(args)
+    if args.validity is not None:
+        refuse_sharded(args, "teacher_kl with validity", "Leave validity out")
+    if args.teachers:
+        refuse_sharded(args, "several teachers", "Name one teacher")
     if set(kinds) != {"model"}:
         check_temperature(args.temperature)
     check_teacher_options(args, kinds)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from trainers.common.failures import ScorerWatch
+from trainers.common.sharding import with_whole
 from trainers.rlkd.teacher_weights import teacher_weights
 from trainers.teachers.column import TeacherColumn
 from trainers.validity_kd.several_teachers import NUMBER, open_several
@@ -132,6 +133,7 @@ class TeacherKL:
                 prepared.teachers,
                 trainer.accelerator.unwrap_model(trainer.model),
                 tokenizer,
+                trainer.accelerator,
                 reader=reader,
                 plain_reader=lambda model: _hidden_states_of(model, nullcontext),
             )
@@ -140,7 +142,7 @@ class TeacherKL:
         elif opened is not None:
             first, teacher = known, SparseTeacher(opened, width)
         else:
-            models = [model := load_teacher(args, args.teacher, trainer.accelerator.device)]
+            models = [model := load_teacher(args, args.teacher, trainer.accelerator)]
             # Compared without autocast, whose rounding would count as another head.
             check_head(model, _hidden_states_of(model, nullcontext), list(range(min(8, known))))
             common = common_width(args, trainer.accelerator.unwrap_model(trainer.model), model, tokenizer)
@@ -238,8 +240,12 @@ def _hidden_states_of(model: Any, context: Callable[[], Any]) -> Callable[[Mappi
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         first = batch["prompt_ids"].shape[1] - 1
-        with torch.no_grad(), context():
+
+        def read() -> Tensor:
             states: Tensor = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return states[:, first:-1]
+            return states[:, first:-1]
+
+        with torch.no_grad(), context():
+            return with_whole(model, read)
 
     return hidden_states

@@ -90,7 +90,7 @@ def teacher_weights(
         tokenizer=tokenizer,
         propose=propose,
         student_hidden=student_hidden,
-        student_head=lambda: head_of(student(), width),
+        with_head=lambda compute, hidden: compute(head_of(student(), width), hidden),
     )
 
 

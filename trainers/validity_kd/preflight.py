@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from rlkd.teachers.vocabulary import vocabulary_fingerprint
 from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
 from trainers.common.models import loading_options
 from trainers.common.preflight import check_columns, check_settings, check_size, check_unused_columns, has_images
+from trainers.common.sharding import check_sharding, refuse_sharded
 from trainers.teachers.column import distinct_teachers
 from trainers.validity_kd.teachers import WITH_WEIGHTS, kind_of_teacher
 from trainers.vllm.checks import check_installed
@@ -108,6 +108,8 @@ def _check_kind(args: ValidityKDConfig, teacher: Any, kind: str, model: Any, pef
 
 def _check_self(args: ValidityKDConfig, model: Any, peft_config: Any) -> None:
     """Raise `UsageError` where more than an adapter is trained: its base would be no frozen teacher."""
+    if peft_config is None and not getattr(model, "peft_config", None):
+        refuse_sharded(args, "teacher: self without an adapter", "Name the student's model as teacher")
     if modules := getattr(peft_config, "modules_to_save", None):
         raise UsageError(
             f"teacher: self with trained modules {', '.join(modules)} (lora_modules_to_save): the student's base "
@@ -248,18 +250,9 @@ def check_teacher_options(args: ValidityKDConfig | RLKDConfig, kinds: Sequence[s
             f"teacher_model_init_kwargs {given} with a teacher whose weights are not loaded here. Leave the key out"
         )
     if given:
-        args.teacher_model_init_kwargs = loading_options(given, "teacher_model_init_kwargs")
-
-
-def check_sharding(args: ValidityKDConfig | RLKDConfig) -> None:
-    """Raise `UsageError` where the last layer of a model is split over processes."""
-    stage = args.deepspeed_plugin.zero_stage if args.deepspeed_plugin is not None else 0
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or stage == 3:
-        raise UsageError(
-            "FSDP and ZeRO stage 3 split a model's last layer over the processes, and this trainer reads it whole. "
-            "Use several processes without them (each holds student and teacher), ZeRO stage 1 or 2, or a teacher "
-            "on a server"
-        )
+        args.teacher_model_init_kwargs = options = loading_options(given, "teacher_model_init_kwargs")
+        if options.get("quantization_config"):
+            refuse_sharded(args, "a teacher in 4 or 8 bit", "Load it in bfloat16, or serve it with vLLM")
 
 
 def ready_scorer(args: ValidityKDConfig | RLKDConfig, kinds: Sequence[str]) -> Any | None:

@@ -20,6 +20,7 @@ from trainers.common.models import check_model, check_student
 from trainers.common.preflight import named_datasets
 from trainers.common.prompts import PromptCheck
 from trainers.common.refusals import Catch
+from trainers.common.sharding import refuse_sharded
 from trainers.common.student import ModelFacts, model_sources, read_model, read_tokenizer, reading_options
 from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher, common_end
@@ -119,6 +120,8 @@ def prepare(
     facts = read_model(model, tokenizer, **reading_options(args))
     with catch():
         ends = []
+        if column is not None:
+            refuse_sharded(args, "several teachers", "Name one teacher")
         for number, one in enumerate(teachers):
             if one is None or kinds[number] == "self":
                 continue
@@ -127,7 +130,9 @@ def prepare(
                 continue
             if column is None:
                 other = other_teacher(args, facts, one, train_dataset, tools)
-            if other is None:
+            if other is not None:
+                refuse_sharded(args, "a teacher with another tokenizer", "Take a teacher of the student's family")
+            else:
                 facts, found = check_teacher(args, facts, one, train_dataset)
                 ends.append(found)
             revision, trusts = args.teacher_model_revision, args.trust_remote_code

@@ -140,6 +140,7 @@ def open_several(
     opened: Sequence[TopKTeacher | None],
     student: Any,
     tokenizer: Any,
+    accelerator: Any,
     *,
     reader: Callable[[Any], Callable[[Batch], Tensor]],
     plain_reader: Callable[[Any], Callable[[Batch], Tensor]],
@@ -153,18 +154,18 @@ def open_several(
         opened: those whose weights are not here, None for the others.
         student: the student's model.
         tokenizer: the student's.
+        accelerator: that of the run.
         reader: of a model, what returns its hidden states [B, C, H_t] of a batch's completions.
         plain_reader: the same without autocast, whose rounding would count as another head (`check_head`).
         kernel: replaces `rlkd.divergence`.
     """
-    weight = student.get_output_embeddings().weight
-    full = width = len(weight)
+    full = width = len(student.get_output_embeddings().weight)
     known = 1 + max(tokenizer.get_vocab().values())
     models: list[Any] = []
     for teacher, top_k in zip(column.teachers, opened, strict=True):
         model = None
         if top_k is None:
-            model = load_teacher(args, teacher, weight.device)
+            model = load_teacher(args, teacher, accelerator)
             with torch.no_grad():
                 check_head(model, plain_reader(model), list(range(min(8, known))))
             width = min(width, common_width(args, student, model, tokenizer) or width)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,9 @@ from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from rlkd.teachers.local import check_logits, logit_settings
 from rlkd.teachers.topk import TopKTeacher
+from trainers.common.sharding import rows_of_head, shard_frozen, sharding_of, with_whole_frozen
 
+Result = TypeVar("Result")
 Batch = Mapping[str, Any]
 """Tensors: `prompt_ids`, `prompt_mask` [B, P] padded on the left, `completion_ids`, `completion_mask` [B, C].
 
@@ -133,18 +135,26 @@ class DenseTeacher:
         weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Over the whole vocabulary."""
-        hidden = self._states(states, mask)
-        teacher = self._head()
-        return chunked_divergence(
-            student_hidden, head, hidden, teacher, divergence, anticipated_weights=weights, kernel=self.kernel
+        return self._with_head(
+            lambda teacher: chunked_divergence(
+                student_hidden,
+                head,
+                self._states(states, mask, teacher),
+                teacher,
+                divergence,
+                anticipated_weights=weights,
+                kernel=self.kernel,
+            )
         )
 
     def statistics(
         self, states: Batch, mask: Tensor, taken: Tensor, student_hidden: Tensor | None, head: Head | None
     ) -> TokenStatistics:
         """At the temperature of the run."""
-        return token_statistics(
-            student_hidden, head, self._states(states, mask), self._head(), taken, self.temperature
+        return self._with_head(
+            lambda teacher: token_statistics(
+                student_hidden, head, self._states(states, mask, teacher), teacher, taken, self.temperature
+            )
         )
 
     def logprobs(
@@ -153,7 +163,7 @@ class DenseTeacher:
         """At the temperature of the run; sequences of similar length share a forward pass."""
         result: dict[int, list[float]] = {}
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        device = self._head().weight.device
+        device = self.model.get_output_embeddings().weight.device
         for start in range(0, len(order), self.rows):
             indices = order[start : start + self.rows]
             prompts = [list(sequences[index][: starts[index]]) for index in indices]
@@ -166,12 +176,13 @@ class DenseTeacher:
                 result[index], values = values[: len(step)], values[len(step) :]
         return [result[index] for index in range(len(sequences))]
 
-    def _head(self) -> Head:
-        return head_of(self.model, self.vocabulary)
+    def _with_head(self, compute: Callable[[Head], Result]) -> Result:
+        layer = self.model.get_output_embeddings()
+        return with_whole_frozen(layer, lambda: compute(head_of(self.model, self.vocabulary)))
 
-    def _states(self, states: Batch, mask: Tensor) -> Tensor:
+    def _states(self, states: Batch, mask: Tensor, head: Head) -> Tensor:
         """Its hidden states where `mask` is set, [N, H_t]; beside a wider teacher they are padded."""
-        hidden: Tensor = states["teacher_hidden"].to(mask.device)[mask][:, : self._head().weight.shape[1]]
+        hidden: Tensor = states["teacher_hidden"].to(mask.device)[mask][:, : head.weight.shape[1]]
         return hidden
 
 
@@ -242,7 +253,10 @@ class SparseTeacher:
 
 
 def head_of(model: Any, vocabulary: int | None = None) -> Head:
-    """The last layer of a causal language model, cut to its first `vocabulary` rows if the rest only pads."""
+    """The last layer of a causal language model, cut to its first `vocabulary` rows if the rest only pads.
+
+    Where the model's weights are sharded over processes, only within `trainers.common.sharding.with_whole`.
+    """
     layer = model.get_output_embeddings()
     scale, softcap = logit_settings(model.config)
     bias = getattr(layer, "bias", None)
@@ -259,18 +273,25 @@ def check_head(model: Any, hidden_states: Callable[[Batch], Tensor], ids: Sequen
         hidden_states: as for `DenseTeacher`.
         ids: at least two tokens, any.
     """
-    head = head_of(model)
-    batch = padded_batch([ids[:1]], [ids[1:]], 0, head.weight.device)
-    hidden = hidden_states(batch)[0].to(head.weight.dtype)
-    ours = (hidden @ head.weight.T).float()
-    if head.bias is not None:
-        ours = ours + head.bias.float()
-    ours = ours * head.scale
-    if head.softcap is not None:
-        ours = head.softcap * (ours / head.softcap).tanh()
+    layer = model.get_output_embeddings()
+    device = layer.weight.device
+    batch = padded_batch([ids[:1]], [ids[1:]], 0, device)
+    hidden = hidden_states(batch)[0]
+
+    def logits() -> Tensor:
+        head = head_of(model)
+        product = (hidden.to(head.weight.dtype) @ head.weight.T).float()
+        if head.bias is not None:
+            product = product + head.bias.float()
+        product = product * head.scale
+        return product if head.softcap is None else head.softcap * (product / head.softcap).tanh()
+
     with torch.no_grad():
-        theirs = model(input_ids=torch.tensor([list(ids)], device=head.weight.device)).logits[0, :-1].float()
-    check_logits(ours, theirs, head.weight.dtype, f"{model.config._name_or_path or 'passed'} ({type(model).__name__})")
+        ours = with_whole_frozen(layer, logits)
+        theirs = model(input_ids=torch.tensor([list(ids)], device=device)).logits[0, :-1].float()
+    check_logits(
+        ours, theirs, layer.weight.dtype, f"{model.config._name_or_path or 'passed'} ({type(model).__name__})"
+    )
 
 
 def as_teacher_reads(batch: Batch) -> Batch:
@@ -317,8 +338,12 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def load_teacher(args: Any, teacher: Any, device: torch.device) -> Any:
-    """The teacher, a model or its name, in evaluation mode on the device; raises `UsageError` if it does not load."""
+def load_teacher(args: Any, teacher: Any, accelerator: Any) -> Any:
+    """The teacher, a model or its name, ready to read on the run's device, and sharded if the student is.
+
+    Raises `UsageError` if it does not load.
+    """
+    device = accelerator.device
     if isinstance(teacher, str):
         # On a CPU float32, whatever dtype the checkpoint has, as in `recipes/teacher_cache.py`.
         settings = {
@@ -334,6 +359,8 @@ def load_teacher(args: Any, teacher: Any, device: torch.device) -> Any:
             raise UsageError(f"the teacher {teacher!r} does not load: {error}") from error
     elif args.teacher_model_init_kwargs:
         raise UsageError("teacher_model_init_kwargs are for a teacher by name; this one is a loaded model")
+    if sharding_of(args) is not None:
+        return shard_frozen(teacher.requires_grad_(False), accelerator)
     if getattr(teacher, "hf_device_map", None) is None and not getattr(teacher, "is_quantized", False):
         teacher.to(device)
     own, students = teacher.get_output_embeddings().weight.device, torch.empty(0, device=device).device
@@ -350,7 +377,7 @@ def common_width(args: Any, student: Any, teacher: Any, tokenizer: Any) -> int |
 
     Raises `UsageError` for a head with fewer rows than the tokenizer has ids, and for vLLM with a wider student.
     """
-    widths = [len(model.get_output_embeddings().weight) for model in (student, teacher)]
+    widths = [rows_of_head(model) for model in (student, teacher)]
     if widths[0] == widths[1]:
         return None
     known = 1 + max(tokenizer.get_vocab().values())

@@ -103,7 +103,7 @@ class TokenWeights:
         tokenizer: the student's.
         propose: called on every process, even without prefixes.
         student_hidden: hidden states [B, C, H_s] of a batch's completions under the student, without gradients.
-        student_head: the student's last layer.
+        with_head: computes a function of the student's last layer and of hidden states, while that layer is whole.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class TokenWeights:
         tokenizer: Any,
         propose: Proposer,
         student_hidden: Callable[[Mapping[str, Any]], Tensor],
-        student_head: Callable[[], Head],
+        with_head: Callable[[Callable[[Head, Tensor], TokenStatistics], Tensor], TokenStatistics],
     ):
         self.scorer = scorer
         self.expected = expected
@@ -125,7 +125,7 @@ class TokenWeights:
         self.tokenizer = tokenizer
         self.propose = propose
         self.student_hidden = student_hidden
-        self.student_head = student_head
+        self.with_head = with_head
 
     def __call__(
         self, rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any], *, on_policy: bool, step: int
@@ -211,10 +211,14 @@ class TokenWeights:
     ) -> TokenStatistics:
         """Statistics of all completion tokens, in the order of `mask`; the student's forward only where needed."""
         crossed = self.scorer is not None and self.expected and not on_policy
-        hidden, head = None, None
-        if crossed or self.weighting.needs & {"student_entropy", "kl"}:
-            hidden, head = self.student_hidden(batch)[mask], self.student_head()
-        return self.teacher.statistics(observed, mask, batch["completion_ids"][mask], hidden, head)
+        taken = batch["completion_ids"][mask]
+        if not (crossed or self.weighting.needs & {"student_entropy", "kl"}):
+            return self.teacher.statistics(observed, mask, taken, None, None)
+        with torch.no_grad():
+            return self.with_head(
+                lambda head, hidden: self.teacher.statistics(observed, mask, taken, hidden, head),
+                self.student_hidden(batch)[mask],
+            )
 
     def _score(
         self,

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather, gather_object
@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DistillationTrainer
 
-from rlkd.divergence import weighted_mean
+from rlkd.divergence import Head, weighted_mean
 from rlkd.errors import UsageError
 from rlkd.teachers.topk import TopKTeacher
 from rlkd.teachers.traces import trace_end, trace_ids, trace_text
@@ -53,6 +53,7 @@ from trainers.common.fast_generation import FastRollouts
 from trainers.common.generation import FittedPrompts
 from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
+from trainers.common.sharding import is_sharded, rows_of_head, with_whole
 from trainers.common.trl_compat import check_distillation, model_for_generation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
 from trainers.validity_kd.context import teacher_prompts
@@ -86,6 +87,9 @@ from trainers.validity_kd.token_weights import TokenWeights, WeightedBatch, batc
 from trainers.vllm.checks import keep_server_current
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]
+
+
+Result = TypeVar("Result")
 
 
 class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, DistillationTrainer):
@@ -147,12 +151,13 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                 **kwargs,
             )
         keep_server_current(self)
+        self.redirect_loss()
         self._width: int | None = None
         self._models: list[Any] = []  # of several teachers, None where one's weights are not here
         self._aligned: Tensor | None = None  # tokens in spans, and tokens, of a micro-batch
         self._base_teaches = False
         student_model: Any = self.model
-        width = len(student_model.get_output_embeddings().weight)
+        width = rows_of_head(student_model)
         if opened is None and self._column is None:
             # Not by TRL, which refuses heads of different width.
             self._base_teaches = teacher == "self" and hasattr(student_model, "disable_adapter")
@@ -160,10 +165,11 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                 self.teacher_model = student_model.get_base_model()
             else:
                 teacher = copy.deepcopy(student_model) if teacher == "self" else teacher
-                self.teacher_model = load_teacher(args, teacher, self.accelerator.device)
-            with torch.no_grad(), self._teacher_alone() as alone:
-                ids = list(range(min(8, len(self._tokenizer))))
-                check_head(alone, lambda batch: self._hidden(alone, batch), ids)
+                self.teacher_model = load_teacher(args, teacher, self.accelerator)
+            if not (self._base_teaches and is_sharded(self)):  # it is sharded only later, with the student
+                with torch.no_grad(), self._teacher_alone() as alone:
+                    ids = list(range(min(8, len(self._tokenizer))))
+                    check_head(alone, lambda batch: self._read_apart(alone, batch), ids)
         if self._column is not None:
             several = open_several(
                 args,
@@ -171,6 +177,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
                 prepared.opened,
                 student_model,
                 self._tokenizer,
+                self.accelerator,
                 reader=lambda model: partial(self._teacher_hidden, model=model),
                 plain_reader=lambda model: partial(self._hidden, model),
                 kernel=trl_kernel if args.kernel == "trl" else None,
@@ -218,7 +225,9 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
             tokenizer=self._tokenizer,
             propose=self._propose,
             student_hidden=self._student_hidden,
-            student_head=lambda: head_of(self.accelerator.unwrap_model(self.model), self._width),
+            with_head=lambda compute, hidden: self._with_head(
+                self.accelerator.unwrap_model(self.model), compute, hidden
+            ),
         )
         name_base(self.model, model)
         self.open_run_files(student=model)
@@ -282,8 +291,11 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         weights = inputs["kd_weights"][mask] if "kd_weights" in inputs else torch.ones(len(hidden)).to(hidden.device)
         observed = inputs if self._teacher.fields[0] in inputs else self._teacher.observe(inputs)
         divergence = self.args.divergence_for(on_policy=bool(inputs["on_policy"]))
-        head = head_of(unwrapped_student, self._width)
-        per_token, entropy = self._teacher.compare(observed, mask, hidden, head, divergence, weights)
+        per_token, entropy = self._with_head(
+            unwrapped_student,
+            lambda head, hidden: self._teacher.compare(observed, mask, hidden, head, divergence, weights),
+            hidden,
+        )
         if isinstance(self._teacher, SpanTeacher):
             self._aligned = self._teacher.aligned(observed, mask)
         count = mask.sum()
@@ -353,6 +365,16 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         return self._get_last_hidden_state(model, ids, mask, batch["completion_ids"].size(1))
 
+    def _read_apart(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
+        """`_hidden` outside the loss: in a call of the whole model, which sharded weights need."""
+        called = self.accelerator.unwrap_model(self.model) if self._base_teaches else model
+        return with_whole(called, lambda: self._hidden(model, batch))
+
+    def _with_head(self, model: Any, compute: Callable[[Head, Tensor], Result], hidden: Tensor) -> Result:
+        """`compute` with the head of the student's model, whole meanwhile, and its hidden states."""
+        layer = model.get_output_embeddings()
+        return with_whole(layer, lambda states: compute(head_of(model, self._width), states), hidden)
+
     def _teacher_prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The teacher's own prompts, [B, P_t] padded on the left, where they are not the student's.
 
@@ -383,7 +405,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
     def _teacher_hidden(self, batch: Mapping[str, Any], model: Any = None) -> Tensor:
         """`model`: the teacher that reads the batch, where there are several."""
         with torch.no_grad(), self.compute_loss_context_manager(), self._teacher_alone() as teacher:
-            return self._hidden(teacher if model is None else model, as_teacher_reads(batch))
+            return self._read_apart(teacher if model is None else model, as_teacher_reads(batch))
 
     @contextmanager
     def _teacher_alone(self, number: int = 0) -> Iterator[Any]:
@@ -410,7 +432,7 @@ class ValidityKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, Distill
         student.eval()
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
-                return torch.cat([self._hidden(student, rows_of(batch, i, size)) for i in range(0, count, size)])
+                return torch.cat([self._read_apart(student, rows_of(batch, i, size)) for i in range(0, count, size)])
         finally:
             student.train()
 

@@ -236,8 +236,19 @@ def test_a_teacher_with_another_tokenizer_is_refused_though_its_head_is_as_wide(
         ValidityKDTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(ROWS))
 
 
-def test_sharded_models_are_refused(tiny_model, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kernel": "trl"}, "kernel: trl with FSDP2"),
+        ({"teacher": "self", "teacher_context": "answer"}, "teacher: self without an adapter with FSDP2"),
+        ({"teacher_model_init_kwargs": {"load_in_4bit": True}}, "a teacher in 4 or 8 bit with FSDP2"),
+    ],
+)
+def test_what_needs_whole_models_is_refused_with_sharded_ones(
+    tiny_model, tmp_path, monkeypatch, settings, message
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    args = config(tmp_path, teacher=tiny_model)
-    with pytest.raises(UsageError, match="FSDP and ZeRO stage 3"):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    args = config(tmp_path, **{"teacher": tiny_model} | settings)
+    with pytest.raises(UsageError, match=message):
         ValidityKDTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(ROWS))
