@@ -27,7 +27,7 @@ LONG = {
     "kd-lora": {"trainer": "kd", "lora": True},
     "kd-tied": {"trainer": "kd", "model": "tied"},
     "kd-other": {"trainer": "kd", "teacher": "other"},
-    "kd-self": {"trainer": "kd", "lora": True, "teacher": "self"},
+    "kd-self": {"trainer": "kd", "lora": True, "teacher": "self", "settings": {"teacher_context": "answer"}},
     "rlkd-lora": {"trainer": "rlkd", "lora": True},
     "rlkd-tied": {"trainer": "rlkd", "model": "tied"},
 }
