@@ -66,6 +66,8 @@ def check_config(
             "False: the trainer restores its state anyway"
         )
     check_sharding(args)
+    if args.proposals == "generate" and args.needs_scorer:  # processes score different numbers of steps
+        refuse_sharded(args, "proposals: generate", "Set proposals: expected")
     teachers = distinct_teachers(teacher)
     kinds = list(map(kind_of_teacher, teachers))
     check_teacher_options(args, kinds)

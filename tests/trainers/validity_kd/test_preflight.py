@@ -240,6 +240,7 @@ def test_a_teacher_with_another_tokenizer_is_refused_though_its_head_is_as_wide(
     ("settings", "message"),
     [
         ({"kernel": "trl"}, "kernel: trl with FSDP2"),
+        ({"proposals": "generate"}, "proposals: generate with FSDP2"),
         ({"teacher": "self", "teacher_context": "answer"}, "teacher: self without an adapter with FSDP2"),
         ({"teacher_model_init_kwargs": {"load_in_4bit": True}}, "a teacher in 4 or 8 bit with FSDP2"),
     ],
