@@ -110,12 +110,13 @@ class ShardedTraining:
 
     args: Any
     accelerator: Any
+    _forward_redirection: Any
 
     def create_accelerator_and_postprocess(self) -> None:
         """Keep what models return in float32 in mixed precision: FSDP2 would round losses like activations."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        policy = getattr(plugin, "mixed_precision_policy", None)
+        policy: Any = getattr(plugin, "mixed_precision_policy", None)
         if plugin is not None and getattr(policy, "output_dtype", None) is not None:
             plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
 
