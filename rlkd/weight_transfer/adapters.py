@@ -6,6 +6,7 @@ files, as bytes: `rlkd-1a2b3c4d-v3/adapter_config.json` names a file of the thir
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -32,10 +33,11 @@ def are_files(names: Sequence[str]) -> bool:
 
 
 class ReceivedAdapters:
-    """The adapters of one worker's updates, of which the last ones are kept."""
+    """The adapters of one worker's updates, of which the last ones are kept, and none at the end of the process."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
+        atexit.register(self.clear)
 
     def store(self, files: Iterable[tuple[str, Any]]) -> None:
         """Write files, each a name and a tensor of bytes; raises `ValueError` for a name that is none of an adapter.

@@ -2,13 +2,13 @@
 
 import itertools
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd.data.loading import to_dataset
 from rlkd.data.samples import sample_rows
+from rlkd.process import descendants
 from rlkd.weight_transfer.adapters import server_folder
 from tests.helpers.ports import free_port
 from tests.helpers.vllm_server import VLLMServer, start_server, stop_server
@@ -233,8 +234,9 @@ def second(smollm: str, tmp_path: Path) -> Iterator[VLLMServer]:
 
 
 def kill(server: VLLMServer) -> None:
-    """With SIGKILL, which its guard passes on."""
-    os.kill(server.process.pid, signal.SIGKILL)
+    """With SIGKILL, its engine and workers too."""
+    for process in [psutil.Process(server.process.pid), *descendants(server.process.pid)]:
+        process.kill()
     server.process.wait()
 
 

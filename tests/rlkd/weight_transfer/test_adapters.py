@@ -1,6 +1,8 @@
 """Adapters that arrive as bytes: the last two are kept, and no other file can be written."""
 
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +20,16 @@ def run() -> Iterator[str]:
 
 def files(adapter: str, content: bytes) -> list[tuple[str, torch.Tensor]]:
     return [(f"{adapter}/{name}", torch.frombuffer(bytearray(content), dtype=torch.uint8)) for name in FILES]
+
+
+def test_none_outlives_its_process(run: str) -> None:
+    code = (
+        "import sys, torch; from rlkd.weight_transfer.adapters import ReceivedAdapters, server_folder; "
+        "ReceivedAdapters().store([(sys.argv[1] + '/adapter_config.json', torch.zeros(3, dtype=torch.uint8))]); "
+        "print(server_folder(sys.argv[1]).exists())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, f"{run}-v1"], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_the_last_two_adapters_are_kept_for_the_owner_alone_until_they_are_cleared(run: str) -> None:
