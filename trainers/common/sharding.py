@@ -122,8 +122,9 @@ class ShardedTraining:
 
     def redirect_loss(self) -> None:
         """Have a loss get its arguments as they are, in a call of the student; FSDP2 would round those of a call."""
+        trainer: Any = self
         if is_sharded(self):
-            self._forward_redirection = _redirected
+            trainer._forward_redirection = _redirected
 
     def save_final(self) -> None:
         """Save the trained model, whole also where its checkpoints are sharded."""
