@@ -1,4 +1,4 @@
-"""Dependency problems that begin with their solution, for a student that is to use what its prompt tells."""
+"""Dependency problems that begin with their solution, for a student that is to use the context in its prompt."""
 
 from __future__ import annotations
 
