@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from requests.adapters import HTTPAdapter
 
 from rlkd.http import get_json
 from rlkd.weight_transfer.adapters import ADAPTER, FILES, server_folder
 from trainers.vllm.errors import ServerLost, SyncFailed
+from trainers.vllm.sessions import PATIENCE, is_healthy, send_once
 from trainers.vllm.weight_sync import GlooClient, ServerClient
-
-# Seconds for a server's answer about itself.
-PATIENCE = 10.0
 
 
 class AdapterClient(ServerClient):
@@ -27,9 +24,7 @@ class AdapterClient(ServerClient):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # TRL's session retries for a minute, and another server may take over at once.
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(pool_maxsize=64))
+        send_once(self.session)  # TRL's retries for a minute, and another server may take over at once
 
     def load(self, adapter: Path) -> None:
         """Load the adapter in a folder under the folder's name, and unload those before it of the same run.
@@ -129,14 +124,6 @@ class NCCLAdapterClient(AdapterClient):
 
 # By vllm_weight_transfer.
 CLIENTS = {"disk": DiskAdapterClient, "gloo": GlooAdapterClient, "nccl": NCCLAdapterClient}
-
-
-def is_healthy(url: str) -> bool:
-    """Whether the server answers that it is well."""
-    try:
-        return get_json(f"{url}/health", timeout=PATIENCE)[0] == 200
-    except OSError:
-        return False
 
 
 def _run_of(adapter: str) -> str | None:

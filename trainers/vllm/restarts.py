@@ -3,7 +3,8 @@
 A restarted server has the weights of its model and not those of the trainer: its completions would come from another
 policy. Before each request the client checks that the server is the process that got the last weights, by the start
 time in its metrics. If it is not, or does not answer, the client waits for it, connects again, sends the trainer's
-weights, and repeats the request. A weight update may arrive twice that way, with the same weights both times.
+weights, and repeats the request. A weight update may arrive twice that way, with the same weights both times. Where
+the same process is well, as after a connection that it closed between two requests, only the request is repeated.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from typing import Any, TypeVar
 
 import requests
 import torch
-from requests.adapters import HTTPAdapter
 from trl.generation.vllm_client import VLLMClient
 
-from rlkd.http import get_json
 from trainers.vllm.errors import ServerLost, SyncFailed
+from trainers.vllm.sessions import is_healthy, send_once
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,15 @@ class RestartSafe(VLLMClient):
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
         """Connect, and remember the server's process."""
-        # TRL's session retries for a minute, after which another process may answer.
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(pool_maxsize=64))
+        send_once(self.session)  # TRL's retries for a minute, after which another process may answer
         super().init_communicator(device)
         self._process = self._start_time()
+        if not self._process:
+            logger.warning(
+                "%s does not tell when it was started (/metrics), so a restart between two requests goes unnoticed "
+                "until the next weight update",
+                self.base_url,
+            )
 
     def update_named_params(self, metadata: Any, named_params: Any) -> None:
         """Send weights, and all of the trainer's if the server was lost."""
@@ -63,9 +67,10 @@ class RestartSafe(VLLMClient):
         try:
             self._check_process()
             super().update_named_params(metadata, named_params)
-        except ServerLost as error:
+        except SyncFailed as error:
             if isinstance(named_params, Generator):  # with an adapter, one that was abandoned leaves it merged
                 named_params.close()
+            self._raise_refusal(error)
             self._restore(error)
 
     def generate(self, *arguments: Any, **settings: Any) -> Any:
@@ -88,7 +93,8 @@ class RestartSafe(VLLMClient):
                 self._check_process()
                 return request()
             except ServerLost as error:
-                self._restore(error)
+                if not self._is_well():
+                    self._restore(error)
         return request()
 
     def _restore(self, error: SyncFailed) -> None:
@@ -99,7 +105,7 @@ class RestartSafe(VLLMClient):
         waiting = "%s. Waiting up to %g s for it (vllm_server_timeout); then it gets the trainer's weights"
         logger.warning(waiting, error.what, self.seconds)
         while time.monotonic() < deadline:
-            if not self._is_healthy():
+            if not is_healthy(self.base_url):
                 time.sleep(PAUSE)
                 continue
             try:
@@ -107,12 +113,26 @@ class RestartSafe(VLLMClient):
                 self.init_communicator()
                 super().update_named_params(self._metadata, self.weights())
                 self._reset()
-            except ServerLost as again:
+            except SyncFailed as again:
+                self._raise_refusal(again)
                 error = again
+                time.sleep(PAUSE)
                 continue
             logger.warning("the rollout server %s is back and has the trainer's weights", self.base_url)
             return
         raise error
+
+    def _raise_refusal(self, error: SyncFailed) -> None:
+        """Raise an error that is the answer of the server itself, and not that of one that is about to end."""
+        if not isinstance(error, ServerLost) and self._is_well():
+            raise error
+
+    def _is_well(self) -> bool:
+        """Whether the server is healthy, and the process that got the last weights."""
+        try:
+            return bool(self._process) and is_healthy(self.base_url) and self._start_time() == self._process
+        except ServerLost:
+            return False
 
     def _check_process(self) -> None:
         if self._start_time() != self._process:
@@ -120,23 +140,27 @@ class RestartSafe(VLLMClient):
 
     def _start_time(self) -> str:
         """When the server's process was started, by its metrics; empty where they do not say."""
-        try:
-            response = self.session.get(f"{self.base_url}/metrics", timeout=self.seconds)
-        except requests.RequestException as error:
-            raise ServerLost.of(self.base_url, "does not answer /metrics", error) from error
+        for attempt in (1, 2):  # the server may have closed a connection since the last request
+            try:
+                response = self.session.get(f"{self.base_url}/metrics", timeout=self.seconds)
+            except requests.RequestException as error:
+                if attempt == 2:
+                    raise ServerLost.of(self.base_url, "does not answer /metrics", error) from error
+            else:
+                break
         found = STARTED.search(response.text)
         return found[1] if found else ""
 
-    def _is_healthy(self) -> bool:
-        try:
-            return get_json(f"{self.base_url}/health", timeout=10)[0] == 200
-        except OSError:
-            return False
+    def _get(self, url: str, **settings: Any) -> Any:
+        return self._request("get", url, settings)
 
     def _post(self, url: str, **settings: Any) -> Any:
+        return self._request("post", url, settings)
+
+    def _request(self, method: str, url: str, settings: dict[str, Any]) -> Any:
         name = url.removeprefix(self.base_url)
         try:
-            response = self.session.post(url, **settings)
+            response = self.session.request(method, url, **settings)
         except requests.RequestException as error:
             raise ServerLost.of(self.base_url, f"does not answer {name}", error) from error
         if response.status_code >= 500:

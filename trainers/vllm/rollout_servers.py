@@ -17,9 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from trainers.vllm.adapter_clients import AdapterClient, is_healthy
+import requests
+
+from trainers.vllm.adapter_clients import AdapterClient
 from trainers.vllm.command import addresses
 from trainers.vllm.errors import SyncFailed
+from trainers.vllm.sessions import is_healthy
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +116,9 @@ class RolloutServers:
                     done.update(zip(indices, result, strict=True))
                     continue
                 failures += 1
-                if client.is_well() or failures > 2 * len(self._makes):
+                # A well server may have closed a connection between two requests; it takes part again at once.
+                refused = client.is_well() and not isinstance(result, requests.RequestException)
+                if refused or failures > 2 * len(self._makes):
                     raise result
                 self._leave_out(client, result)
         return _joined([done[index] for index in range(len(prompts))])

@@ -27,6 +27,10 @@ from trainers.vllm.weight_sync import LastingDiskClient, LastingGlooClient
 UPDATE = ["start_weight_update", "update_weights", "finish_weight_update", "reset_prefix_cache"]
 
 
+# Faults that are no status: a connection closed without an answer, and the last answer of an engine that is lost.
+CLOSED, DYING = -1, -2
+
+
 class Restartable:
     """A server that records posts. The next of a path's `faults` is a status, or None for a restart in the middle."""
 
@@ -45,8 +49,11 @@ class Restartable:
                 path = self.path.rpartition("/")[2]
                 server.posted.append(path)
                 fault = server.faults[path].pop(0) if server.faults.get(path) else 200
-                if fault is None:
-                    server.started += "1"  # it died, and was started again
+                if fault == DYING:
+                    server.started += "1"
+                    self.answer(500, "EngineDeadError")
+                elif fault in (None, CLOSED):
+                    server.started += "" if fault else "1"  # it died, and was started again
                     self.close_connection = True
                 elif fault != 200:
                     self.answer(fault, "out of order")
@@ -135,10 +142,44 @@ def test_an_update_that_a_restart_interrupts_is_sent_again_as_a_whole(
 
 
 def test_a_restart_during_the_restoration_starts_another_one(server: Restartable, client: LastingDiskClient) -> None:
-    server.faults = {"completions": [503], "update_weights": [None]}
+    server.faults = {"completions": [None], "update_weights": [None]}
     client.generate([[1]])
     assert server.posted.count("init_weight_transfer_engine") == 2
     assert server.posted[-5:] == [*UPDATE, "completions"]
+
+
+def test_a_connection_that_a_well_server_closes_costs_no_restoration(
+    server: Restartable, client: LastingDiskClient
+) -> None:
+    client.weights = None  # as with sharded models
+    server.faults["completions"] = [CLOSED, 503]
+    assert client.generate([[1]])["completion_ids"] == [[2]]
+    assert server.posted == ["completions"] * 3
+
+
+@pytest.mark.parametrize("place", UPDATE[:3])
+def test_an_update_that_a_dying_engine_refuses_is_sent_again(
+    server: Restartable, client: LastingDiskClient, place: str
+) -> None:
+    server.faults[place] = [DYING]
+    client.update_named_params(METADATA, weights())
+    assert server.posted[-4:] == UPDATE
+    assert "init_weight_transfer_engine" in server.posted
+
+
+def test_an_update_that_a_well_server_refuses_ends_the_run(server: Restartable, client: LastingDiskClient) -> None:
+    server.faults["update_weights"] = [500]
+    with pytest.raises(SyncFailed, match=r"refuses update_weights \(HTTP 500\): out of order"):
+        client.update_named_params(METADATA, weights())
+    assert server.posted == UPDATE[:2]
+
+
+def test_a_server_without_a_start_time_is_a_warning(
+    server: Restartable, client: LastingDiskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.started = ""
+    client.init_communicator()
+    assert "does not tell when it was started" in caplog.text
 
 
 def test_a_refused_request_ends_the_run(server: Restartable, client: LastingDiskClient) -> None:
