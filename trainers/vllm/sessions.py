@@ -19,9 +19,10 @@ LIMITS = (PATIENCE, 3600.0)
 class _LimitedAdapter(HTTPAdapter):
     """Sends a request once, with a time limit where the caller has none."""
 
-    def send(self, request: Any, *arguments: Any, timeout: Any = None, **settings: Any) -> Any:
+    def send(self, *arguments: Any, **settings: Any) -> Any:
         """As `HTTPAdapter`."""
-        return super().send(request, *arguments, timeout=LIMITS if timeout is None else timeout, **settings)
+        settings["timeout"] = settings.get("timeout") or LIMITS
+        return super().send(*arguments, **settings)
 
 
 def send_once(session: requests.Session) -> None:
