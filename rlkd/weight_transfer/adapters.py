@@ -42,6 +42,7 @@ class ReceivedAdapters:
     def store(self, files: Iterable[tuple[str, Any]]) -> None:
         """Write files, each a name and a tensor of bytes; raises `ValueError` for a name that is none of an adapter.
 
+        `PermissionError`: another user has made the folder. All users of a machine may write to /tmp.
         The workers of one machine write the same files, so each is written aside and renamed.
         """
         for name, content in files:
@@ -50,6 +51,8 @@ class ReceivedAdapters:
                 raise ValueError(f"{name!r} is no file of an adapter")
             folder = server_folder(adapter)
             folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                raise PermissionError(f"{folder} belongs to another user")
             written = folder / f".{file}.{os.getpid()}"
             written.write_bytes(content.cpu().numpy().tobytes())
             written.replace(folder / file)

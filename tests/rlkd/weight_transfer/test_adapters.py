@@ -60,6 +60,21 @@ def test_other_files_are_refused(name: str) -> None:
         ReceivedAdapters().store([(name, torch.zeros(1, dtype=torch.uint8))])
 
 
+def test_a_folder_or_link_of_another_user_is_refused(run: str, tmp_path, monkeypatch) -> None:
+    folder = server_folder(f"{run}-v1")
+    folder.symlink_to(tmp_path)
+    with pytest.raises(PermissionError, match=f"{folder} belongs to another user"):
+        ReceivedAdapters().store(files(folder.name, b"x"))
+    folder.unlink()
+    folder.mkdir()
+    owner = folder.stat().st_uid
+    monkeypatch.setattr("os.getuid", lambda: owner + 1)
+    with pytest.raises(PermissionError, match=f"{folder} belongs to another user"):
+        ReceivedAdapters().store(files(folder.name, b"x"))
+    assert not [*tmp_path.iterdir(), *folder.iterdir()]
+    folder.rmdir()
+
+
 def test_weights_are_told_from_files() -> None:
     assert are_files(["rlkd-00000000-v1/adapter_config.json"])
     assert not are_files(["model.embed_tokens.weight"])
