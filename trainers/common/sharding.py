@@ -44,13 +44,16 @@ def sharding_of(args: Any) -> str | None:
     return "zero3" if stage == 3 else None
 
 
-def check_sharding(args: Any) -> None:
-    """Raise `UsageError` where our losses do not work with the way a run shards weights or sequences."""
+def check_sharding(args: Any, *, reads_head: bool = True) -> None:
+    """Raise `UsageError` where our losses do not work with the way a run shards weights or sequences.
+
+    `reads_head`: whether the run reads the last layer by itself.
+    """
     check_sequences()
     kind = sharding_of(args)
     if kind is None:
         return
-    if kind == "fsdp1":
+    if kind == "fsdp1" and reads_head:
         raise UsageError(
             "FSDP version 1 does not let a loss read the last layer. Set fsdp_version: 2, as "
             "recipes/accelerate/fsdp2.yaml has it"

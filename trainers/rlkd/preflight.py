@@ -60,7 +60,7 @@ def check_run(
     with catch():
         check_settings(args, eval_dataset)
     with catch():
-        check_sharding(args)
+        check_sharding(args, reads_head=bool(args.teacher_kl))
     if args.use_vllm:
         with catch():
             check_installed()

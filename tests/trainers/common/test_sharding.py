@@ -192,6 +192,13 @@ def test_what_the_losses_are_not_ready_for_is_refused(monkeypatch, environment, 
         check_sharding(arguments())
 
 
+def test_a_loss_that_does_not_read_the_head_may_run_under_the_first_fsdp(monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_sharding(arguments(), reads_head=False)
+    with pytest.raises(UsageError, match="fast_path: always with FSDP1"):
+        check_sharding(arguments(fast_path="always"), reads_head=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -92,6 +92,14 @@ def test_a_reward_model_is_looked_for_with_the_options_of_the_student(rows, tmp_
     assert asked == [{"revision": "v1", "trust_remote_code": True}]
 
 
+def test_the_first_fsdp_is_refused_with_a_teachers_signal_alone(rows, tmp_path, monkeypatch) -> None:
+    plain, with_teacher = config(tmp_path), config(tmp_path, teacher_kl=0.5, teacher="lab-expert")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_run(plain, [], rows, None)
+    with pytest.raises(UsageError, match="FSDP version 1"):
+        check_run(with_teacher, [], rows, None)
+
+
 def test_answers_that_no_reward_can_read_are_refused(nothing_loads, rows, tmp_path) -> None:
     words = Dataset.from_list([{"prompt": QUESTION, "answer": "many"}] * 8)
     with pytest.raises(UsageError, match="'numeric': 8 of 8 answers cannot be read as gold answers, such as 'many'"):
