@@ -16,6 +16,7 @@ from trainers.common.fast_path import FastPath
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
 from trainers.teachers.column import TeachersByColumn
 from trainers.teachers.validity_settings import ValiditySettings
+from trainers.vllm.adapter_checks import check_adapter_sync
 
 
 @dataclass
@@ -190,4 +191,5 @@ class RLKDConfig(RewardSettings, ValiditySettings, TeachersByColumn, FastPath, G
             raise UsageError(f"resample_zero_std {self.resample_zero_std}: expected a number of rounds, or 0")
         if self.max_rollouts is not None and self.max_rollouts < 1:
             raise UsageError(f"max_rollouts {self.max_rollouts}: expected a number of completions, or null")
+        check_adapter_sync(self)
         check_failure_limits(self.max_failure_rate, self.failure_window)

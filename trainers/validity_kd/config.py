@@ -17,6 +17,7 @@ from trainers.common.failures import check_failure_limits
 from trainers.common.fast_path import FastPath
 from trainers.teachers.column import TeachersByColumn
 from trainers.teachers.validity_settings import ValiditySettings
+from trainers.vllm.adapter_checks import check_adapter_sync
 
 DEFAULT_TEMPLATE = (
     "{prompt}\n\nThis is known about the solution:\n{context}\n\nWrite the solution in your own words, step by step."
@@ -154,6 +155,7 @@ class ValidityKDConfig(ValiditySettings, TeachersByColumn, FastPath, Distillatio
         for place in ("{prompt}", "{context}"):
             if place not in self.teacher_context_template:
                 raise UsageError(f"teacher_context_template {self.teacher_context_template!r} lacks {place}")
+        check_adapter_sync(self)
         check_failure_limits(self.max_failure_rate, self.failure_window)
         try:
             self.divergence_for(on_policy=True)

@@ -26,6 +26,15 @@ def adapter_config(model: Any, peft_config: Any = None) -> Any:
     return configs[model.active_adapters[0]] if configs else peft_config
 
 
+def check_adapter_sync(args: Any) -> None:
+    """Raise `UsageError` for a config with `vllm_adapter_sync` and without rollouts by vLLM."""
+    if args.vllm_adapter_sync and not args.use_vllm:
+        raise UsageError(
+            "vllm_adapter_sync: true without use_vllm: there is no server to send adapters to. Set use_vllm: true and "
+            "vllm_mode: server, or leave vllm_adapter_sync out"
+        )
+
+
 def check_adapter(config: Any) -> None:
     """Raise `UsageError` where vLLM would serve something else than this adapter on its base, or there is none."""
     for problem in _problems(config):
@@ -49,6 +58,10 @@ def _problems(config: Any) -> Iterator[str]:
     for key, value, holds, reason in (
         ("modules_to_save", config.modules_to_save, config.modules_to_save, "modules trained in full are not part"),
         ("use_dora", True, config.use_dora, "vLLM has no DoRA"),
+        ("use_qalora", True, config.use_qalora, "vLLM has no QALoRA"),
+        ("use_bdlora", "...", getattr(config, "use_bdlora", None), "vLLM has no BD-LoRA"),  # peft 0.18 has none either
+        ("arrow_config", "...", config.arrow_config, "vLLM has no routing between adapters"),
+        ("lora_bias", True, config.lora_bias, "vLLM has no biases in adapters"),
         ("bias", config.bias, config.bias != "none", "biases are not part of an adapter"),
         ("rank_pattern", config.rank_pattern, config.rank_pattern, "vLLM scales all layers by one rank"),
         ("alpha_pattern", config.alpha_pattern, config.alpha_pattern, "vLLM scales all layers alike"),

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from peft import LoraConfig, PromptTuningConfig
+from peft import ArrowConfig, LoraConfig, PromptTuningConfig
+from peft.tuners.lora.config import BdLoraConfig
 
+from benchmarks.tiny import training_arguments
 from rlkd.errors import UsageError
 from tests.helpers.pretended_server import PretendedServer
+from trainers import RLKDConfig, ValidityKDConfig
 from trainers.vllm.adapter_checks import adapter_config, check_adapter, server_problems
 
 
@@ -20,6 +23,10 @@ from trainers.vllm.adapter_checks import adapter_config, check_adapter, server_p
     [
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]: modules trained in full"),
         ({"use_dora": True}, "use_dora True: vLLM has no DoRA"),
+        ({"use_qalora": True}, "use_qalora True: vLLM has no QALoRA"),
+        ({"use_bdlora": BdLoraConfig(nblocks=1)}, "use_bdlora .*: vLLM has no BD-LoRA"),
+        ({"arrow_config": ArrowConfig()}, "arrow_config .*: vLLM has no routing"),
+        ({"lora_bias": True}, "lora_bias True: vLLM has no biases"),
         ({"bias": "all"}, "bias all: biases are not part"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern .*: vLLM scales all layers by one rank"),
         ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern .*: vLLM scales all layers alike"),
@@ -32,6 +39,12 @@ from trainers.vllm.adapter_checks import adapter_config, check_adapter, server_p
 def test_what_the_server_would_not_compute_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=rf"vllm_adapter_sync: {message}.*vllm_adapter_sync: false"):
         check_adapter(LoraConfig(**{"r": 4, "target_modules": ["q_proj"]} | changes))
+
+
+@pytest.mark.parametrize("config", [RLKDConfig, ValidityKDConfig])
+def test_adapters_for_servers_need_rollouts_by_vllm(tmp_path: Path, config: Any) -> None:
+    with pytest.raises(UsageError, match=r"without use_vllm: .* Set use_vllm: true and vllm_mode: server, or leave"):
+        config(**training_arguments(tmp_path, vllm_adapter_sync=True))
 
 
 def test_plain_adapters_pass_and_others_do_not() -> None:
