@@ -14,6 +14,7 @@ from rlkd.errors import UsageError
 from rlkd.registry import split_alias
 from rlkd.teachers.topk import check_temperature
 from trainers.common.gold import check_reward_columns
+from trainers.common.model_card import masked
 from trainers.common.models import check_model
 from trainers.common.preflight import (
     check_columns,
@@ -109,7 +110,7 @@ def check_teacher_kl(args: RLKDConfig) -> None:
         if args.teachers or args.teacher:
             logger.warning(
                 "teacher %s is not used: teacher_kl is 0. Set teacher_kl: 0.5 to learn from it",
-                args.teachers or args.teacher,
+                masked(args.teachers or args.teacher),
             )
         return
     _check_token_advantages(args, f"teacher_kl {args.teacher_kl:g}", "teacher_kl: 0")
@@ -120,7 +121,7 @@ def check_teacher_kl(args: RLKDConfig) -> None:
             raise UsageError("teacher: self is for distillation (recipes/validity_kd.py). Name a model as teacher")
         if kinds[-1] == "cache":
             raise UsageError(
-                f"teacher_kl with the teacher cache {teacher}: it has no log-probabilities of the student's "
+                f"teacher_kl with the teacher cache {masked(teacher)}: it has no log-probabilities of the student's "
                 f"completions. Name a model, or a server: http://HOST:PORT/v1#MODEL"
             )
     if args.validity is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlkd.engines import from_environment
 from rlkd.errors import UsageError
+from trainers.common.model_card import masked
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class TeachersByColumn:
             try:
                 self.teachers = json.loads(self.teachers)
             except ValueError as error:
-                raise UsageError(f"teachers: {self.teachers!r} is no JSON object ({error})") from error
+                raise UsageError(f"teachers: {masked(self.teachers)!r} is no JSON object ({error})") from error
         if self.teachers is None:
             if self.teacher_column is not None:
                 raise UsageError(f"teacher_column {self.teacher_column!r} without teachers: set both, or none")
             return
         if not isinstance(self.teachers, dict) or not self.teachers:
-            raise UsageError(f"teachers: expected a mapping from values to teachers, found {self.teachers!r}")
+            raise UsageError(f"teachers: expected a mapping from values to teachers, found {masked(self.teachers)!r}")
         if teacher is not None:
             raise UsageError("teacher and teachers are both set. Leave teacher out, or teachers and teacher_column")
         if self.teacher_column is None:
@@ -110,8 +111,8 @@ class TeachersByColumn:
         for value, name in self.teachers.items():
             if not isinstance(name, str) or not name.strip() or name == "self":
                 raise UsageError(
-                    f"teachers: {value!r} has {name!r}; expected a model, http://HOST:PORT/v1#MODEL, or the folder "
-                    f"of a teacher cache"
+                    f"teachers: {value!r} has {masked(name)!r}; expected a model, http://HOST:PORT/v1#MODEL, or the "
+                    f"folder of a teacher cache"
                 )
         self.teachers = {str(value): from_environment(name, "a teacher") for value, name in self.teachers.items()}
 

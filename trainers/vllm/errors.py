@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+from rlkd.engines.spec import without_secrets
 from rlkd.errors import UsageError
 
 
@@ -15,7 +16,7 @@ class SyncFailed(UsageError):
     @classmethod
     def of(cls, url: str, problem: str, cause: object) -> Self:
         """An error with the server's address, its problem (a verb phrase), the cause and the way out."""
-        what = f"the rollout server {url} {problem}: {cause}"
+        what = f"the rollout server {without_secrets(url)} {problem}: {cause}"
         error = cls(
             f"{what}. See its log. The run continues from its last checkpoint with --resume_from_checkpoint, once the "
             f"server is up"

@@ -322,3 +322,6 @@ def test_the_estimate_of_memory_counts_the_teacher(tiny_model, teacher_model, tm
 def test_a_teacher_without_a_weight_is_named_as_unused(tmp_path, caplog) -> None:
     check_teacher_kl(RLKDConfig(**training_arguments(tmp_path), teacher="lab-expert"))
     assert "teacher lab-expert is not used: teacher_kl is 0. Set teacher_kl: 0.5" in caplog.text
+    check_teacher_kl(RLKDConfig(**training_arguments(tmp_path), teacher="http://me:pw@host/v1#m"))
+    assert "teacher http://***@host/v1#m is not used" in caplog.text
+    assert "pw" not in caplog.text

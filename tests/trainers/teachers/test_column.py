@@ -56,3 +56,10 @@ def test_the_command_line_takes_json_and_addresses_may_stand_in_the_environment(
     assert args.teachers == {"math": "A", "code": "http://127.0.0.1:1/v1#coder"}
     assert args.column_of(args.teachers).teachers == ["A", "http://127.0.0.1:1/v1#coder"]
     assert args.column_of("A") is None
+
+
+@pytest.mark.parametrize("teachers", ['{"a": "http://me:pw@host/v1#m"', ["http://me:pw@host/v1#m"]])
+def test_messages_show_no_password(tmp_path, teachers) -> None:
+    with pytest.raises(UsageError, match=r"http://\*\*\*@host/v1#m") as refused:
+        RLKDConfig(**training_arguments(tmp_path, teachers=teachers, teacher_column="domain"))
+    assert "pw" not in str(refused.value)
