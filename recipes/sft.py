@@ -211,6 +211,8 @@ def to_examples(
     With `staged`, also `stage`; with `weight_column`, also `example_weight`. Raises `UsageError` where no row has a
     rationale, or a rationale no stage or weight.
     """
+    from trainers.common.example_weights import WEIGHT
+
     examples = []
     prompts = to_dataset([{k: row.get(k) for k in ("id", "prompt", "question")} for row in rows], **prompt_style)
     for row, prompt in zip(rows, prompts["prompt"], strict=True):
@@ -219,7 +221,7 @@ def to_examples(
         for rationale, stage, weight in zip(row["rationales"], stages, weights, strict=True):
             text = trace_text(rationale, row.get("answer"))
             completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            further = {"stage": stage, "example_weight": weight}
+            further = {"stage": stage, WEIGHT: weight}
             known = {name: value for name, value in further.items() if value is not None}
             examples.append({"prompt": prompt, "completion": completion, **known})
     if not examples:
