@@ -37,8 +37,9 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow and not nightly"
 
-# Every test there is, those with a real vLLM and an older TRL too: for every night, and before a release.
+# Every test there is, those with a real vLLM, an older TRL and DeepSpeed too: for every night, and before a release.
 test-all: $(INSTALLED) vllm-env test-oldest-trl
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,deepspeed]"
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist worksteal
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/with_vllm
 
@@ -46,6 +47,7 @@ test-all: $(INSTALLED) vllm-env test-oldest-trl
 # first (half a minute, 1 GB). TRL 1.15 has its loss in Triton only, whose interpreter runs it without a GPU.
 OLDEST := .venv-oldest-trl
 TOUCHES_TRL := tests/rlkd/test_installation.py tests/trainers/common/test_trl_compat.py \
+  tests/trainers/common/test_sft.py \
   tests/trainers/rlkd/test_trainer.py tests/trainers/gsrm/test_trainer.py tests/trainers/validity_kd/test_trainer.py
 test-oldest-trl: $(OLDEST)/.installed
 	HF_HUB_OFFLINE=1 TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -m "not nightly" $(TOUCHES_TRL)
