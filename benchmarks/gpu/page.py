@@ -44,7 +44,11 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
     ),
     ("a [study](studies.md) of the laboratory", "yes ([results](results.md))", ("lab",)),
     ("several processes or nodes", "two of each, gloo", ()),
-    ("DeepSpeed, FSDP", "not tried", ()),
+    (
+        "FSDP2, DeepSpeed ZeRO stage 3",
+        "two processes, gloo: losses equal to one process to 1e-5 ([sharding](sharding.md))",
+        (),
+    ),
 ]
 
 
