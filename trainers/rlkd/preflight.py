@@ -218,7 +218,7 @@ def check_reading(
     tokenizer = getattr(reader, "tokenizer", reader)
     if removes_special and args.process_index == 0:
         warn_of_special_tags(tokenizer, name)
-    if not hasattr(train_dataset, "__getitem__") or "prompt" not in train_dataset.column_names:
+    if not hasattr(train_dataset, "__len__") or "prompt" not in train_dataset.column_names:
         return rewards
     opened = opens_thought(tokenizer, train_dataset[0]["prompt"], args.chat_template_kwargs)  # type: ignore[arg-type]
     chosen, notes = fitted_to_prompts(rewards, opened=opened)

@@ -210,6 +210,8 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
 
     def _round(self, rows: list[dict[str, Any]]) -> Round:
         """The scored rollouts of rows, one each."""
+        if self._teacher_kl is not None and self._teacher_kl.column is not None and self._is_training():
+            self._teacher_kl.column.numbers(rows)  # a row of a stream without a teacher ends the run before rollouts
         self._batch = ScoredBatch(rows)
         output = super()._generate_and_score_completions(rows)
         advantages: torch.Tensor = output["advantages"]

@@ -209,6 +209,20 @@ def test_each_row_gets_the_signal_of_its_own_teacher_here_or_on_a_server(tiny_mo
 
 
 @pytest.mark.slow
+def test_a_row_of_a_stream_without_a_teacher_is_refused_before_its_rollouts(
+    tiny_model, teacher_model, tmp_path
+) -> None:
+    rows = Dataset.from_list([{"prompt": f"{n} + 1?", "domain": "math"} for n in range(8)]).to_iterable_dataset()
+    small = {"max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6}
+    teachers = {"teachers": {"law": teacher_model}, "teacher_column": "domain"}
+    args = RLKDConfig(**training_arguments(tmp_path, **small, teacher_kl=1.0, **teachers))
+    trainer = RLKDTrainer(tiny_model, reward_funcs=[letters], args=args, train_dataset=rows)
+    trainer._generate = lambda *_: pytest.fail("it generates")
+    with pytest.raises(UsageError, match="has 'math' in the column 'domain'"):
+        trainer.train()
+
+
+@pytest.mark.slow
 def test_the_signal_joins_the_credit_of_steps_and_the_share_of_clipped_tokens_is_logged(
     tiny_model, teacher_model, tmp_path
 ) -> None:
