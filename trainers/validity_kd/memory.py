@@ -32,6 +32,7 @@ def memory_plan(
     import trainers.validity_kd.trainer  # noqa: F401  (its libraries are part of the process)
     from rlkd.memory.passes import cache_bytes, reading_pass
     from trainers.validity_kd.proposals import ROWS
+    from trainers.validity_kd.teachers import kind_of_teacher
 
     student = read_student(args, model, peft_config, device)
     device, notes = student.device, list(student.notes)
@@ -46,10 +47,13 @@ def memory_plan(
     if teacher == "self":  # a frozen copy, or the base below an adapter
         dense = student.model
         fixed["teacher weights"] = 0 if student.fixed["adapter"] else student.fixed["student weights"]
-    if dense is None:  # k ids of four bytes and k log-probabilities, and the token's own
-        observed = {"teacher top k": rows * completion * (args.teacher_top_k * 8 + 4)}
-    else:
-        observed = {"teacher states": rows * completion * dense.width * dense.number}
+    observed = {}
+    # Where one of several teachers is asked, and does not compute, what all of them observed is kept for the loss.
+    asked = dense is None or any(kind_of_teacher(one) not in ("model", "self") for one in distinct_teachers(teacher))
+    if asked:  # k ids of four bytes and k log-probabilities, and the token's own
+        observed["teacher top k"] = rows * completion * (args.teacher_top_k * 8 + 4)
+    if dense is not None:
+        observed["teacher states"] = rows * completion * dense.width * dense.number
     if args.teacher_context is not None:
         notes.append("the teacher's prompts are longer by the context, which is not counted")
     tiles = _tiles(student.model, micro_batch * completion, device)
@@ -66,7 +70,7 @@ def memory_plan(
         if args.proposals == "generate":
             cache = max(cache_bytes(one, ROWS, tokens + args.max_step_tokens) for one in readers)
             phases.append(MemoryPhase("proposals", {**fixed, **observed, "KV cache": cache}))
-    kept = observed if args.keep_teacher_states or dense is None else {}
+    kept = observed if args.keep_teacher_states or asked else {}
     hidden = 4 * micro_batch * completion * student.model.width  # the gradient of the hidden states, in float32
     phases += training_phases(
         student,

@@ -31,6 +31,15 @@ def test_a_teacher_on_a_server_gives_its_top_k(tiny_model):
     assert found.roles["teacher top k"] == 4 * 32 * (8 * 8 + 4)
 
 
+def test_beside_a_server_the_states_of_a_model_stay_for_the_loss(tiny_model):
+    teachers = {"a": tiny_model, "b": "http://127.0.0.1:1/v1#model"}
+    several = {"teacher": None, "teacher_column": "domain", "keep_teacher_states": False}
+    backward = phases(plan(tiny_model, LORA, teachers=teachers, **several))["backward"]
+    assert backward["teacher states"] == 4 * 32 * 32 * 4
+    assert backward["teacher top k"] > 0
+    assert "teacher states" not in phases(plan(tiny_model, LORA, teachers={"a": tiny_model}, **several))["backward"]
+
+
 def test_traces_alone_need_no_generation(tiny_model):
     assert "generating" in phases(plan(tiny_model))
     assert "generating" not in phases(plan(tiny_model, lmbda=0.0))
