@@ -194,7 +194,7 @@ def check_resampling(args: RLKDConfig, dataset: Any, *, has_environment: bool = 
             "scale_rewards: group and multi_objective_aggregation: sum_then_normalize",
         ),
         (
-            dataset is not None and not hasattr(dataset, "__getitem__"),
+            dataset is not None and not hasattr(dataset, "__len__"),
             "rows of an iterable dataset cannot be drawn",
             "a dataset with random access",
         ),

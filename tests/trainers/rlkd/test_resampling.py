@@ -145,6 +145,7 @@ def test_no_round_follows_a_full_batch_or_the_last_rollout(tmp_path) -> None:
         ({"multi_objective_aggregation": "normalize_then_sum"}, ROWS, "depend on the whole batch"),
         ({"teacher_kl": 0.1, "teacher": "embedded"}, ROWS, "learns from the teacher"),
         ({}, iter(ROWS), "iterable dataset"),
+        ({}, Dataset.from_list([{"prompt": "1?"}]).to_iterable_dataset(), "iterable dataset"),
         ({}, Dataset.from_list([{"prompt": "a", "image": "b"}]), "environments or images"),
     ],
 )
