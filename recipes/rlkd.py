@@ -87,7 +87,7 @@ def training_rows(script: RLKDScriptArguments, args: "RLKDConfig") -> Sequence[d
     """The rows to train on, for a control run with other teachers or other steps."""
     from trainers.rlkd.shuffled import take_steps_from_rows
 
-    train_rows = script.train_rows()
+    train_rows = script.train_rows(*args.columns_read)
     if script.shuffle_teachers is not None:
         train_rows = shuffled_teachers(train_rows, script.shuffle_teachers)
         take_steps_from_rows(args, train_rows)

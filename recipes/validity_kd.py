@@ -56,7 +56,7 @@ def main(script: ValidityKDScriptArguments, args: "ValidityKDConfig", model: "Mo
     from trainers.common.recipes import held_out_accuracy, run
     from trainers.validity_kd.progress import kd_line
 
-    train_rows, test_rows = script.train_rows(), script.test_rows()
+    train_rows, test_rows = script.train_rows(*args.columns_read), script.test_rows()
     if args.control != "none":
         say(args, f"\n*** A CONTROL RUN: the weights of steps are those of --control {args.control}. ***\n")
     say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
@@ -87,7 +87,7 @@ def dry_run(run: "DryRun", script: ValidityKDScriptArguments, args: "ValidityKDC
     """Show what the run would do (`--dry_run`)."""
     from trainers.dry_run.validity_kd import show_distillation
 
-    rows = run.attempt(script.train_rows, [])
+    rows = run.attempt(lambda: script.train_rows(*args.columns_read), [])
     test_rows = run.attempt(script.test_rows, [])
     show_distillation(run, script, trainer_settings(script, args, model, rows), rows, test_rows)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tiny import training_arguments
 from rlkd.data.samples import sample_rows
 from rlkd.data.shuffle import shuffled_teachers
-from tests.helpers.scripts import run_here, run_script
+from tests.helpers.scripts import load_script, run_here, run_script
+from trainers import RLKDConfig
 from trainers.common.run_files import read_steps
 
 BIN = Path(sys.executable).parent
@@ -237,6 +239,17 @@ def test_a_row_that_does_not_fit_is_named_by_file_line_and_field(tmp_path) -> No
     done = run_here("recipes/rlkd.py", arguments, tmp_path)
     assert done.returncode != 0
     assert "rows.jsonl, line 2, field 'rationales'" in done.stderr
+
+
+def test_the_column_of_teachers_is_read_beside_other_columns(tmp_path) -> None:
+    row = {"question": "1 + 1?", "answer": "2", "domain": "math", "level": 1, "place": "x"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    recipe = load_script("recipes/rlkd.py")
+    script = recipe.RLKDScriptArguments(dataset_name=str(tmp_path / "rows.jsonl"), other_columns=["level"])
+    args = RLKDConfig(**training_arguments(tmp_path, teachers={"math": "A"}, teacher_column="domain"))
+    (read,) = recipe.training_rows(script, args)
+    assert (read["domain"], read["level"]) == ("math", 1)
+    assert "place" not in read
 
 
 def test_an_installed_wheel_runs_the_recipe_from_another_folder(root, tmp_path, quick) -> None:

@@ -94,12 +94,15 @@ class TraceArguments(RowArguments):
         metadata={"help": "lowest and highest pass_rate (column) of a row to train on, e.g. 0.1 0.9; default: all"},
     )
 
-    def train_rows(self) -> Sequence[Row]:
-        """The rows to train on; how many of their rationales are right, and rows of that difficulty, is logged."""
+    def train_rows(self, *further_columns: str) -> Sequence[Row]:
+        """The rows to train on; how many of their rationales are right, and rows of that difficulty, is logged.
+
+        `further_columns` are read beside `other_columns`.
+        """
         if self.keep_pass_rate is None:
-            return self._train_rows(self.wrong_rationales)
+            return self._train_rows(self.wrong_rationales, *further_columns)
         low, high = check_bounds(self.keep_pass_rate)
-        rows = self._train_rows(self.wrong_rationales, PASS_RATE)
+        rows = self._train_rows(self.wrong_rationales, PASS_RATE, *further_columns)
         return rows_between(rows, low, high, source=self.source_name)
 
 

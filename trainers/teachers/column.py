@@ -116,6 +116,11 @@ class TeachersByColumn:
                 )
         self.teachers = {str(value): from_environment(name, "a teacher") for value, name in self.teachers.items()}
 
+    @property
+    def columns_read(self) -> list[str]:
+        """The columns of the data that say which teacher scores a row."""
+        return [] if self.teacher_column is None else [self.teacher_column]
+
     def column_of(self, teacher: Any) -> TeacherColumn | None:
         """The teachers by the column's values where `teacher` is a mapping; None for one teacher."""
         if not isinstance(teacher, Mapping):

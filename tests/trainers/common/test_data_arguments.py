@@ -77,6 +77,13 @@ def test_a_value_of_a_wrong_type_is_named_with_its_key(read, config, message):
         read(config)
 
 
+def test_further_columns_are_read_beside_other_columns(read):
+    config = {"dataset_name": "a.jsonl", "other_columns": [], "skip_bad_rows": True}
+    assert read(config).train_rows("level")[0]["level"] == 0
+    with pytest.raises(UsageError, match="no row has a column 'domain'"):
+        read(config).train_rows("domain")
+
+
 def test_rows_of_other_pass_rates_are_left_out_and_the_column_is_read(read, tmp_path):
     rows = ({"question": f"{i}?", "answer": i, "pass_rate": i / 4, "level": 1, "other": 2} for i in range(5))
     jsonl(tmp_path / "rates.jsonl", *rows)

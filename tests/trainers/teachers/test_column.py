@@ -56,6 +56,8 @@ def test_the_command_line_takes_json_and_addresses_may_stand_in_the_environment(
     assert args.teachers == {"math": "A", "code": "http://127.0.0.1:1/v1#coder"}
     assert args.column_of(args.teachers).teachers == ["A", "http://127.0.0.1:1/v1#coder"]
     assert args.column_of("A") is None
+    assert args.columns_read == ["domain"]
+    assert config(**training_arguments(tmp_path)).columns_read == []
 
 
 @pytest.mark.parametrize("teachers", ['{"a": "http://me:pw@host/v1#m"', ["http://me:pw@host/v1#m"]])
