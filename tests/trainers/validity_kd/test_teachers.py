@@ -275,7 +275,7 @@ def test_the_same_step_in_the_trace_and_from_an_engine_is_the_same_question(
 
         asked = [trainer.train_dataset[i] for i in range(4)]
         trainer.model.train()
-        trainer.token_weights.propose = lambda on_policy, prefixes: [[] for _ in prefixes]
+        trainer.token_weights.propose = lambda on_policy, prefixes, numbers: [[] for _ in prefixes]
         batch = trainer._generate_and_score_completions(asked)
         ids = unpadded(batch["completion_ids"], batch["completion_mask"])
         traces = [token_steps(tokenizer, row) for row in ids]
