@@ -93,7 +93,7 @@ def names(server: VLLMServer) -> list[str]:
 def test_each_sync_is_a_new_adapter_that_the_server_computes_with_as_the_trainer_does(
     base: VLLMServer, smollm: str, token_ids: list[int], tmp_path: Path, transfer: str, capsys: Any
 ) -> None:
-    trainer = trainer_for(smollm, share_of_letter_e, tmp_path / "run", [base.url], transfer)
+    trainer = trainer_for(smollm, share_of_letter_e, tmp_path / "run", [base.url], transfer, max_steps=2)
     untrained = base.scores(token_ids)
     assert gap(untrained, token_scores(trainer.model.get_base_model(), token_ids)) < EXACT
     served: list[list[float]] = []
@@ -114,18 +114,18 @@ def test_each_sync_is_a_new_adapter_that_the_server_computes_with_as_the_trainer
     changes = [gap(before, after) for before, after in itertools.pairwise(served)]
     print(f"adapter by {transfer}: gaps {gaps}, changes {changes}")
     run = seen[0][0].removesuffix("-v1")
-    assert seen == [[f"{run}-v{version}"] for version in (1, 2, 3, 4)]
+    assert seen == [[f"{run}-v{version}"] for version in (1, 2, 3)]
     assert max(gaps) < EXACT, gaps
     assert min(changes) > 1e-2, changes
     # What was sampled is of the adapter of its step, not continued from a prefix of the step before.
     sampled = [log["sampling/sampling_logp_difference/max"] for log in trainer.state.log_history if "reward" in log]
-    assert len(sampled) == 3
+    assert len(sampled) == 2
     assert max(sampled) < EXACT, sampled
     assert gap(base.scores(token_ids), untrained) == 0
     # Two versions are kept where the server reads them.
     folders = {path.name for path in (tmp_path / "run" / FOLDER).iterdir()}
-    assert folders == {f"{run}-v3", f"{run}-v4"}
-    assert [server_folder(f"{run}-v{version}").exists() for version in (2, 3, 4)] == [False, *[transfer == "gloo"] * 2]
+    assert folders == {f"{run}-v2", f"{run}-v3"}
+    assert [server_folder(f"{run}-v{version}").exists() for version in (1, 2, 3)] == [False, *[transfer == "gloo"] * 2]
     said = capsys.readouterr().out
     assert "Each weight sync sends an adapter of 9.8 MB to 1 rollout server(s)" in said
     assert "all weights are 538.1 MB" in said
