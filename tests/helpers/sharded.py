@@ -57,6 +57,21 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def save_other_weights(model: str, folder: Path) -> str:
+    """Save a model with the tokenizer and the shapes of another one, as a teacher; returns the folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = AutoModelForCausalLM.from_pretrained(model)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(5)
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    made.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return str(folder)
+
+
 def environment_of(config: Path) -> dict[str, str]:
     """What `accelerate launch` tells its processes of a config file, for two of them on a CPU."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser

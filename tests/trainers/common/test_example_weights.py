@@ -63,11 +63,6 @@ def plain(**changes) -> SimpleNamespace:
     return SimpleNamespace(**settings | {"parallelism_config": None} | changes)
 
 
-def test_the_defaults_can_have_weights() -> None:
-    check_weighting(plain(), 1.0)
-    check_weighting(plain(), None)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -78,12 +73,14 @@ def test_the_defaults_can_have_weights() -> None:
         {"parallelism_config": SimpleNamespace(sp_enabled=True)},
     ],
 )
-def test_a_loss_without_examples_is_refused(changes) -> None:
+def test_a_loss_without_examples_is_refused_and_the_default_is_not(changes) -> None:
+    check_weighting(plain(), None)
     with pytest.raises(UsageError, match=f"and {next(iter(changes))}: .* Leave one of the two out"):
         check_weighting(plain(**changes), None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_of_0_or_less_is_refused(temperature) -> None:
+def test_a_temperature_of_0_or_less_is_refused_and_one_above_is_not(temperature) -> None:
+    check_weighting(plain(), 1.0)
     with pytest.raises(UsageError, match="expected a number above 0"):
         check_weighting(plain(), temperature)

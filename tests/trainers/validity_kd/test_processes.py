@@ -11,9 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import ROOT
+from tests.helpers.sharded import ROWS, save_other_weights
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
 
@@ -85,30 +85,7 @@ def train_runs_in_two_processes(
 
 @pytest.fixture(scope="module")
 def teacher(tiny_model, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    return str(folder)
-
-
-# Traces of different lengths, two per row, with two steps each at least.
-ROWS = [
-    {
-        "id": f"row-{i}",
-        "prompt": f"{i} apples?",
-        "answer": str(2 * i),
-        "rationales": [
-            f"There are {i} apples{' and pears' * (i % 3)}. Twice that is {2 * i}.",
-            f"First {i}.\nThen {i} + {i} = {2 * i}{'!' * (i % 4 + 1)}",
-        ],
-    }
-    for i in range(16)
-]
+    return save_other_weights(tiny_model, tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.mark.parametrize(

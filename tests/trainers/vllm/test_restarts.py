@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from rlkd.http import get_json
 from tests.helpers import ROOT
+from tests.helpers.local_server import LocalServer
 from tests.helpers.ports import free_port
 from trainers.vllm import restarts
 from trainers.vllm.errors import ServerLost, SyncFailed
@@ -31,52 +30,29 @@ UPDATE = ["start_weight_update", "update_weights", "finish_weight_update", "rese
 CLOSED, DYING = -1, -2
 
 
-class Restartable:
+class Restartable(LocalServer):
     """A server that records posts. The next of a path's `faults` is a status, or None for a restart in the middle."""
 
     def __init__(self) -> None:
         self.posted: list[str] = []
         self.started = "1.0"
         self.faults: dict[str, list[int | None]] = {}
-        server = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.answer(200, f"# HELP\nprocess_start_time_seconds {server.started}\nother 2\n")
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length") or 0))
-                path = self.path.rpartition("/")[2]
-                server.posted.append(path)
-                fault = server.faults[path].pop(0) if server.faults.get(path) else 200
-                if fault == DYING:
-                    server.started += "1"
-                    self.answer(500, "EngineDeadError")
-                elif fault in (None, CLOSED):
-                    server.started += "" if fault else "1"  # it died, and was started again
-                    self.close_connection = True
-                elif fault != 200:
-                    self.answer(fault, "out of order")
-                else:
-                    choice = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": None}
-                    self.answer(200, json.dumps({"choices": [choice], "success": True}))
-
-            def answer(self, status: int, body: str) -> None:
-                self.send_response(status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def answer(self, method: str, path: str, content: bytes) -> tuple[int, str] | None:
+        if method == "GET":
+            return 200, f"# HELP\nprocess_start_time_seconds {self.started}\nother 2\n"
+        name = path.rpartition("/")[2]
+        self.posted.append(name)
+        fault = self.faults[name].pop(0) if self.faults.get(name) else 200
+        if fault in (None, DYING):
+            self.started += "1"  # it died, and was started again
+        if fault in (None, CLOSED):
+            return None
+        if fault == DYING:
+            return 500, "EngineDeadError"
+        choice = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": None}
+        return (200, json.dumps({"choices": [choice], "success": True})) if fault == 200 else (fault, "out of order")
 
 
 @pytest.fixture

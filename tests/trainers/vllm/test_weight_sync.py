@@ -1,9 +1,7 @@
 """What the trainer's side of a weight sync does when the server refuses, and what it writes to disk."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.local_server import LocalServer
 from trainers.vllm.weight_sync import DiskClient, SyncFailed, _write, own_address
 
 
-class Recorder:
+class Recorder(LocalServer):
     """A server that records posts and answers 200, or with the next of `answers` for a path."""
 
     def __init__(self) -> None:
         self.posted: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, list[tuple[int, str]]] = {}
-        recorder = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                content = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
-                recorder.posted.append((self.path[1:], content))
-                waiting = recorder.answers.get(self.path[1:])
-                status, body = waiting.pop(0) if waiting else (200, "{}")
-                self.send_response(status)
-                self.send_header("content-length", str(len(body.encode())))
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def answer(self, method: str, path: str, content: bytes) -> tuple[int, str]:
+        self.posted.append((path[1:], json.loads(content or b"{}")))
+        waiting = self.answers.get(path[1:])
+        return waiting.pop(0) if waiting else (200, "{}")
 
 
 @pytest.fixture
