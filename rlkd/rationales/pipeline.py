@@ -32,7 +32,8 @@ from rlkd.rationales.select.correct import WRONG
 from rlkd.rationales.summary import SelectionTally, update_summary
 from rlkd.rationales.write.journal import Journal
 from rlkd.rationales.write.teacher import RationaleTeacher
-from rlkd.rationales.write.writing import Writer, Writing
+from rlkd.rationales.write.writer import Writer
+from rlkd.rationales.write.writing import Writing
 
 if TYPE_CHECKING:
     from rlkd.embedders import Embedder

@@ -12,7 +12,8 @@ from rlkd.rationales.write.contrast import contrasted_prompts, other_answer
 from rlkd.rationales.write.journal import Journal
 from rlkd.rationales.write.prompts import HINT, free_prompt
 from rlkd.rationales.write.teacher import RationaleTeacher
-from rlkd.rationales.write.writing import Writer, Writing
+from rlkd.rationales.write.writer import Writer
+from rlkd.rationales.write.writing import Writing
 
 QUESTIONS = [
     Question("number", "How many are 3 and 4?", "7"),
