@@ -72,6 +72,9 @@ class SFTScriptArguments(DataArguments):
         default=None,
         metadata={"help": "weight examples by exp(-loss / temperature), by the student's own loss (after CoPeD)"},
     )
+    shuffle_weights: bool = field(
+        default=False, metadata={"help": "a control: each example has the weight of its neighbour in the batch"}
+    )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'arguments of the chat template, e.g. {"enable_thinking": false}'}
     )
@@ -105,6 +108,8 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
         f"{len(examples)} examples from {len(train_rows)} rows of {script.source_name}, "
         f"{len(test_rows)} rows for evaluation.",
     )
+    if script.shuffle_weights:
+        say(args, "*** A CONTROL RUN: each example has the weight of its neighbour (--shuffle_weights). ***")
     trainer = build(script, args, model, examples, student)
     check_examples(trainer, len(examples))
     held_out = held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length)
@@ -137,7 +142,9 @@ def prepare(
         check_settings(args, None)
     with catch():
         if script.weight_column is not None or script.weight_temperature is not None:
-            check_weighting(args, script.weight_temperature)
+            check_weighting(args, script.weight_temperature, script.shuffle_weights)
+        elif script.shuffle_weights:
+            raise UsageError("shuffle_weights: there are no weights. Set weight_column or weight_temperature")
     with catch():
         if script.adapter:
             adapter_source(name, script.adapter)
@@ -185,6 +192,7 @@ def build(
         chat_template_kwargs=template_arguments(script.chat_template_kwargs),
         round_adapter=script.round_adapter,
         weight_temperature=script.weight_temperature,
+        shuffle_weights=script.shuffle_weights,
     )
 
 

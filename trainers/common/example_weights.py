@@ -34,10 +34,17 @@ RATIONALE_TOKENS = "rationale_tokens"
 IGNORED = -100
 
 
-def check_weighting(args: Any, temperature: float | None) -> None:
-    """Raise `UsageError` for settings of `SFTConfig` without a loss per example, and for a bad temperature."""
+def check_weighting(args: Any, temperature: float | None, shuffle: bool = False) -> None:
+    """Raise `UsageError` for settings of `SFTConfig` without a loss per example, and for a bad temperature.
+
+    `shuffle`: the weights change places within a batch, which needs more than one example.
+    """
     if temperature is not None and not temperature > 0:
         raise UsageError(f"weight_temperature={temperature:g}: expected a number above 0, or none for no such weights")
+    if shuffle and args.per_device_train_batch_size < 2:
+        raise UsageError(
+            "shuffle_weights: weights change places within a batch, and per_device_train_batch_size is 1. Raise it"
+        )
     parallelism = getattr(args, "parallelism_config", None)
     for name, value, why in (
         ("packing", args.packing, "puts several examples into a row"),

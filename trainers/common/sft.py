@@ -35,7 +35,8 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
     config of an adapter, by default `model`. `chat_template_kwargs`: arguments of the chat template in evaluations; in
     training, each example has its own. `round_adapter`: round a trained adapter to bfloat16 after the last step: half
     the size. Examples are weighted by the column `WEIGHT` of the training data, if there is one, and by their loss at
-    `weight_temperature` (`trainers.common.example_weights`).
+    `weight_temperature` (`trainers.common.example_weights`); with `shuffle_weights`, a control, each
+    has the weight of its neighbour in the batch.
     """
 
     def __init__(
@@ -47,19 +48,20 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         round_adapter: bool = False,
         weight_temperature: float | None = None,
+        shuffle_weights: bool = False,
         peft_config: Any = None,
         **kwargs: Any,
     ):
         check_kernels()
         student, peft_config = open_student(model, args, peft_config)
         super().__init__(student, args, peft_config=peft_config, **kwargs)
-        self.weight_temperature = weight_temperature
+        self.weight_temperature, self.shuffle_weights = weight_temperature, shuffle_weights
         if weight_temperature is not None:
             examples: Any = self.train_dataset
             split = partial(_with_rationale_tokens, self.processing_class)
             self.train_dataset = examples.map(split, num_proc=self.args.dataset_num_proc)
         if {WEIGHT, RATIONALE_TOKENS} & set(getattr(self.train_dataset, "column_names", None) or ()):
-            check_weighting(args, weight_temperature)
+            check_weighting(args, weight_temperature, shuffle_weights)
             self.data_collator = WeightCollator(self.data_collator)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         name_base(self.model, base_model or model)
@@ -80,7 +82,7 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
                 weights = weights * loss_weights(log_probs, mask, parts, self.weight_temperature)
             mean = self.accelerator.gather_for_metrics(weights.float().mean()).mean()
             self._metrics["train"]["example_weight"].append(mean.item())
-            return weights
+            return weights.roll(1) if self.shuffle_weights else weights
 
         student: Any = self.model
         if student.training and (given is not None or parts is not None):

@@ -47,6 +47,8 @@ def _show_weights(run: DryRun, script: Any, examples: Examples) -> None:
         run.line(script.weight_column, f"{min(weights):.3g} to {max(weights):.3g}, over their mean{none}")
     if script.weight_temperature is not None:
         run.line("own loss", f"exp(-loss / {script.weight_temperature:g})")
+    if script.shuffle_weights:
+        run.line("a control run", "each example has the weight of its neighbour in the batch")
 
 
 def show_examples(

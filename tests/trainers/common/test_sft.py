@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig
 
 from rlkd.data.example_weights import scaled_weights
+from rlkd.errors import UsageError
 from trainers.common.example_weights import IGNORED, WEIGHT
 from trainers.common.run_files import read_steps
 from trainers.common.sft import RunSFTTrainer
@@ -110,6 +111,14 @@ def test_the_weighted_loss_and_its_gradient_are_those_of_a_loop_over_rows(
     if column or temperature:
         [line] = read_steps(trainer.metrics_path)
         assert line["example_weight"] == pytest.approx(sum(weights) / 4, abs=1e-5)
+
+
+def test_in_a_control_run_an_example_has_the_weight_of_its_neighbour(tiny_model, tmp_path) -> None:
+    control = trained(trainer_of(tiny_model, tmp_path / "control", WEIGHTS, shuffle_weights=True))
+    rolled = trained(trainer_of(tiny_model, tmp_path / "rolled", [WEIGHTS[-1], *WEIGHTS[:-1]]))
+    assert all(control[name].equal(rolled[name]) for name in rolled)
+    with pytest.raises(UsageError, match="per_device_train_batch_size is 1"):
+        trainer_of(tiny_model, tmp_path, WEIGHTS, batch=1, shuffle_weights=True)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.1])

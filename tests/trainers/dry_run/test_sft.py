@@ -47,6 +47,12 @@ def test_weights_of_examples_are_shown(monkeypatch, capsys, small, tmp_path):
     assert "own loss exp(-loss / 0.5)" in shown
     assert dry_run_of("sft", monkeypatch, *arguments, "--packing", "true") == 1
     assert "packing: True puts several examples into a row" in plain(capsys.readouterr().out)
+    control = [*arguments, "--shuffle_weights", "true"]
+    assert dry_run_of("sft", monkeypatch, *control) == 0
+    assert "a control run each example has the weight of its neighbour" in plain(capsys.readouterr().out)
+    without = [*small, "--dataset_name", file, "--eval_rows", 0, "--shuffle_weights", "true"]
+    assert dry_run_of("sft", monkeypatch, *without) == 1
+    assert "there are no weights. Set weight_column" in plain(capsys.readouterr().out)
 
 
 @pytest.mark.slow
