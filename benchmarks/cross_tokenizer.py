@@ -29,8 +29,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from rlkd.divergence import Divergence
 from tiny import byte_tokenizer, save_llama
 from trainers.common.token_spans import token_spans
-from trainers.validity_kd.span_teacher import SpanTeacher
-from trainers.validity_kd.teachers import head_of, padded_batch
+from trainers.teachers.span_teacher import SpanTeacher
+from trainers.teachers.teachers import head_of, padded_batch
 
 PROMPT = "Sum:"
 ROWS = 16

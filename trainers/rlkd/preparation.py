@@ -28,7 +28,7 @@ from trainers.rlkd.resampling import check_resampling
 from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher
 from trainers.validity_kd.preflight import open_proposal_engine, open_top_k, ready_scorer
-from trainers.validity_kd.teachers import kind_of_teacher
+from trainers.teachers.teachers import kind_of_teacher
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig

@@ -29,8 +29,8 @@ from trainers.common.failures import ScorerWatch
 from trainers.common.sharding import with_whole
 from trainers.rlkd.teacher_weights import teacher_weights
 from trainers.teachers.column import TeacherColumn
-from trainers.validity_kd.several_teachers import NUMBER, open_several
-from trainers.validity_kd.teachers import (
+from trainers.teachers.several_teachers import NUMBER, open_several
+from trainers.teachers.teachers import (
     DenseTeacher,
     KDTeacher,
     SparseTeacher,
@@ -38,7 +38,7 @@ from trainers.validity_kd.teachers import (
     common_width,
     load_teacher,
 )
-from trainers.validity_kd.token_weights import TokenWeights, WeightedBatch, batch_metrics
+from trainers.teachers.token_weights import TokenWeights, WeightedBatch, batch_metrics
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig

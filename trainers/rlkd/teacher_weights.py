@@ -2,7 +2,7 @@
 
     steps of the completions -> validities of both models' proposals -> a weight per step -> weights per token (B, C)
 
-The weights are those of distillation on the student's rollouts (`trainers.validity_kd.token_weights`); tokens outside
+The weights are those of distillation on the student's rollouts (`trainers.teachers.token_weights`); tokens outside
 steps have weight 1.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from trainers.validity_kd.proposals import (
+from trainers.teachers.proposals import (
     DEADLINE,
     Written,
     engine_sampling,
@@ -23,8 +23,8 @@ from trainers.validity_kd.proposals import (
     write_by_engine,
     write_here,
 )
-from trainers.validity_kd.teachers import KDTeacher, head_of, rows_of
-from trainers.validity_kd.token_weights import TokenWeights
+from trainers.teachers.teachers import KDTeacher, head_of, rows_of
+from trainers.teachers.token_weights import TokenWeights
 
 if TYPE_CHECKING:
     from trainers.rlkd.preparation import RLKDPreparation

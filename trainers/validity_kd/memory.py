@@ -31,8 +31,8 @@ def memory_plan(
     """
     import trainers.validity_kd.trainer  # noqa: F401  (its libraries are part of the process)
     from rlkd.memory.passes import cache_bytes, reading_pass
-    from trainers.validity_kd.proposals import ROWS
-    from trainers.validity_kd.teachers import kind_of_teacher
+    from trainers.teachers.proposals import ROWS
+    from trainers.teachers.teachers import kind_of_teacher
 
     student = read_student(args, model, peft_config, device)
     device, notes = student.device, list(student.notes)
@@ -102,7 +102,7 @@ def dense_teachers(args: Any, teacher: Any, device: str) -> tuple[WeightlessMode
 def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:
     """The teacher whose weights are in this process, without them; None for a server, a cache or other top-k ones."""
     from rlkd.memory.models import WeightlessModel
-    from trainers.validity_kd.teachers import kind_of_teacher
+    from trainers.teachers.teachers import kind_of_teacher
 
     if teacher is None or kind_of_teacher(teacher) != "model":
         return None

@@ -23,7 +23,7 @@ from trainers.common.models import loading_options
 from trainers.common.preflight import check_columns, check_settings, check_size, check_unused_columns, has_images
 from trainers.common.sharding import check_sharding, refuse_sharded
 from trainers.teachers.column import distinct_teachers
-from trainers.validity_kd.teachers import WITH_WEIGHTS, kind_of_teacher
+from trainers.teachers.teachers import WITH_WEIGHTS, kind_of_teacher
 from trainers.vllm.checks import check_installed
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from trainers.common.sharding import refuse_sharded
 from trainers.common.student import ModelFacts, model_sources, read_model, read_tokenizer, reading_options
 from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher, common_end
-from trainers.validity_kd.context import TeacherContext, context_of
+from trainers.teachers.context import TeacherContext, context_of
 from trainers.validity_kd.other_tokenizer import other_teacher
 from trainers.validity_kd.preflight import (
     check_config,
@@ -34,7 +34,7 @@ from trainers.validity_kd.preflight import (
     open_top_k,
     ready_scorer,
 )
-from trainers.validity_kd.teachers import kind_of_teacher
+from trainers.teachers.teachers import kind_of_teacher
 from trainers.vllm.adapter_checks import adapter_config
 from trainers.vllm.checks import check_rollouts, longest_prompt
 

@@ -56,10 +56,10 @@ from trainers.common.run_files import RunFiles
 from trainers.common.sharding import is_sharded, rows_of_head, with_whole
 from trainers.common.trl_compat import check_distillation, model_for_generation, trl_kernel
 from trainers.validity_kd.config import ValidityKDConfig
-from trainers.validity_kd.context import teacher_prompts
+from trainers.teachers.context import teacher_prompts
 from trainers.validity_kd.draws import choose_trace, writes_itself
 from trainers.validity_kd.preparation import prepare
-from trainers.validity_kd.proposals import (
+from trainers.teachers.proposals import (
     DEADLINE,
     Written,
     engine_sampling,
@@ -68,9 +68,9 @@ from trainers.validity_kd.proposals import (
     write_by_vllm,
     write_here,
 )
-from trainers.validity_kd.several_teachers import NUMBER, open_several
-from trainers.validity_kd.span_teacher import SpanTeacher
-from trainers.validity_kd.teachers import (
+from trainers.teachers.several_teachers import NUMBER, open_several
+from trainers.teachers.span_teacher import SpanTeacher
+from trainers.teachers.teachers import (
     DenseTeacher,
     KDTeacher,
     SparseTeacher,
@@ -83,7 +83,7 @@ from trainers.validity_kd.teachers import (
     padded_batch,
     rows_of,
 )
-from trainers.validity_kd.token_weights import TokenWeights, WeightedBatch, batch_metrics
+from trainers.teachers.token_weights import TokenWeights, WeightedBatch, batch_metrics
 from trainers.vllm.checks import keep_server_current
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]

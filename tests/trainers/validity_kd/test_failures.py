@@ -63,7 +63,7 @@ def trainer(tiny_model, tmp_path):
 def proposed(monkeypatch) -> None:
     """A whole step as every proposal; the tiny model writes none."""
     monkeypatch.setattr(
-        "trainers.validity_kd.proposals.propose",
+        "trainers.teachers.proposals.propose",
         lambda writer, tokenizer, prefixes, *rest: [list(tokenizer("1 + 1 = 2\n")["input_ids"])] * len(prefixes),
     )
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from benchmarks.tiny import byte_tokenizer
 from rlkd.models import resolve_model
 from trainers.common.token_spans import token_spans
-from trainers.validity_kd.alignment import aligned_spans, shared_tokens
+from trainers.teachers.alignment import aligned_spans, shared_tokens
 
 TEXTS = [
     "The answer is 12345.",

@@ -38,9 +38,9 @@ from rlkd.validity import (
     step_means,
 )
 from rlkd.validity.contract import reads_logprobs
-from trainers.validity_kd.several_teachers import NUMBER
-from trainers.validity_kd.teachers import KDTeacher, as_teacher_reads, unpadded
-from trainers.validity_kd.token_steps import TokenStep, token_steps
+from trainers.teachers.several_teachers import NUMBER
+from trainers.teachers.teachers import KDTeacher, as_teacher_reads, unpadded
+from trainers.teachers.token_steps import TokenStep, token_steps
 
 Proposer = Callable[[bool, Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
 """Whether the traces are the student's, prefixes, and the number of each one's teacher in; the other model's step

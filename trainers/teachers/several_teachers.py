@@ -18,7 +18,7 @@ from torch import Tensor
 from rlkd.divergence import Divergence, DivergenceKernel, Head, TokenStatistics
 from rlkd.teachers.topk import TopKTeacher
 from trainers.teachers.column import TeacherColumn
-from trainers.validity_kd.teachers import (
+from trainers.teachers.teachers import (
     Batch,
     DenseTeacher,
     KDTeacher,

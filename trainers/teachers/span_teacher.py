@@ -16,8 +16,8 @@ from rlkd.divergence import Divergence, Head, TokenStatistics
 from rlkd.divergence.spans import SharedTokens, SpannedTokens, span_divergence, span_statistics
 from rlkd.errors import UsageError
 from trainers.common.token_spans import token_spans
-from trainers.validity_kd.alignment import Span, aligned_spans, shared_tokens
-from trainers.validity_kd.teachers import Batch, head_of, padded_batch, rows_of, unpadded
+from trainers.teachers.alignment import Span, aligned_spans, shared_tokens
+from trainers.teachers.teachers import Batch, head_of, padded_batch, rows_of, unpadded
 
 
 class SpanTeacher:

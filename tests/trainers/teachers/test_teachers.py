@@ -20,9 +20,9 @@ from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
-from trainers.validity_kd.proposals import first_step, write_by_engine
-from trainers.validity_kd.teachers import common_width, unpadded
-from trainers.validity_kd.token_steps import token_steps
+from trainers.teachers.proposals import first_step, write_by_engine
+from trainers.teachers.teachers import common_width, unpadded
+from trainers.teachers.token_steps import token_steps
 
 ROWS = [
     {

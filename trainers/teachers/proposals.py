@@ -20,8 +20,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from rlkd.engines import Completion, Engine, EngineError, Sampling, run
 from rlkd.errors import warn_of_failures
 from trainers.validity_kd.draws import draw
-from trainers.validity_kd.teachers import padded
-from trainers.validity_kd.token_steps import token_steps
+from trainers.teachers.teachers import padded
+from trainers.teachers.token_steps import token_steps
 
 logger = logging.getLogger(__name__)
 

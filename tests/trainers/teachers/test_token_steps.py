@@ -14,8 +14,8 @@ from rlkd.engines import Completion, EngineError, Sampling
 from rlkd.engines.transformers import TransformersEngine
 from rlkd.steps import sentences
 from trainers.common.token_spans import token_spans
-from trainers.validity_kd.proposals import first_step, prefix_text, propose, write_by_engine, write_by_vllm, write_here
-from trainers.validity_kd.token_steps import token_steps
+from trainers.teachers.proposals import first_step, prefix_text, propose, write_by_engine, write_by_vllm, write_here
+from trainers.teachers.token_steps import token_steps
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
 from trainers.validity_kd.memory import memory_plan
-from trainers.validity_kd.several_teachers import NUMBER, SeveralTeachers
-from trainers.validity_kd.teachers import DenseTeacher, SparseTeacher, head_of, padded_batch
+from trainers.teachers.several_teachers import NUMBER, SeveralTeachers
+from trainers.teachers.teachers import DenseTeacher, SparseTeacher, head_of, padded_batch
 
 ROWS = [
     {

@@ -11,8 +11,8 @@ from rlkd.errors import UsageError
 from rlkd.rendering import prompt_ids
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
-from trainers.validity_kd.span_teacher import SpanTeacher
-from trainers.validity_kd.teachers import DenseTeacher
+from trainers.teachers.span_teacher import SpanTeacher
+from trainers.teachers.teachers import DenseTeacher
 
 ROWS = [
     {
