@@ -29,8 +29,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from rlkd.divergence import Divergence
 from tiny import byte_tokenizer, save_llama
 from trainers.common.token_spans import token_spans
+from trainers.teachers.batches import padded_batch
+from trainers.teachers.models import head_of
 from trainers.teachers.span_teacher import SpanTeacher
-from trainers.teachers.teachers import head_of, padded_batch
 
 PROMPT = "Sum:"
 ROWS = 16

@@ -75,6 +75,26 @@ def test_imports_form_no_circle(root: Path) -> None:
     assert not graph, f"these modules import each other, directly or by way of others: {graph}"
 
 
+# Each trainer's package, and the packages beside it that import it. Any may be shown by a dry run.
+IMPORTERS = {"async_grpo": set(), "gsrm": set(), "rlkd": {"async_grpo", "vllm"}, "validity_kd": set()}
+
+
+@pytest.mark.parametrize("package", IMPORTERS)
+def test_what_trainers_share_is_in_no_trainers_package(root: Path, package: str) -> None:
+    graph = import_graph(root)
+    found = {
+        name
+        for name, imported in graph.items()
+        if name.startswith("trainers.")
+        and name.split(".")[1] not in IMPORTERS[package] | {package, "dry_run"}
+        and any(module.startswith(f"trainers.{package}.") for module in imported)
+    }
+    assert any(module.startswith(f"trainers.{package}.") for module in graph)
+    assert not found, (
+        f"{found} import trainers.{package}: what they share belongs in trainers.common or trainers.teachers"
+    )
+
+
 def test_a_class_name_means_one_thing(root: Path) -> None:
     places: dict[str, list[str]] = {}
     for path in (path for top in (*LAYERS, "benchmarks") for path in (root / top).rglob("*.py")):

@@ -90,3 +90,9 @@ def trace_text(rationale: str, answer: str | None = None) -> str:
     text = strip_calculator_marks(rationale).strip()
     announces = answer is not None and extract_answer(text) is None and trace_verdicts([(rationale, answer)]) == [True]
     return f"{text}\n#### {extract_answer(answer or '') or answer}" if announces else text
+
+
+def usable_traces(traces: Any) -> list[str]:
+    """The traces of a row that are not blank; a single text is one trace."""
+    listed = [traces] if isinstance(traces, str) else traces or []
+    return [trace for trace in listed if isinstance(trace, str) and trace.strip()]

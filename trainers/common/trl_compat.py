@@ -21,7 +21,7 @@ hold tensors with a row per completion, and `num_items_in_batch`.
 
 - of the `RepeatSampler` that `_get_train_sampler` returns: `data_source`, `shuffle` and `generator`;
 - read: `_tokenizer`, `eos_token_ids`, `chat_template_kwargs`, `model_wrapped`, `vllm_generation` (of it, in
-  `trainers/validity_kd/proposals.py`, `max_completion_length`, `generation_kwargs`, `sync_weights`, `generate`);
+  `trainers/teachers/proposals.py`, `max_completion_length`, `generation_kwargs`, `sync_weights`, `generate`);
 - read and written: `_metrics`, `_logs` (with `log_completions`), `generation_config`, `_last_loaded_step`,
   `teacher_model`;
 - keys of a batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `tool_mask`, `num_items_in_batch`;

@@ -10,7 +10,7 @@ from rlkd.teachers.topk import TopKTeacher
 from trainers.common.student import read_model
 from trainers.dry_run.dry_run import DryRun
 from trainers.dry_run.student import end_line
-from trainers.teachers.teachers import kind_of_teacher
+from trainers.teachers.kinds import kind_of_teacher
 
 
 def show_teachers(

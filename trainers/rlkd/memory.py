@@ -18,7 +18,7 @@ from trainers.common.memory import (
     takes_fast_path_on,
     training_phases,
 )
-from trainers.validity_kd.memory import dense_teachers
+from trainers.teachers.memory import dense_teachers
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig

@@ -30,8 +30,8 @@ from trainers.common.student import reading_options
 from trainers.common.think_tags import fitted_to_prompts, opens_thought, warn_of_special_tags
 from trainers.rlkd.step_credit import scores_steps
 from trainers.teachers.column import distinct_teachers
-from trainers.validity_kd.preflight import check_teacher_options
-from trainers.teachers.teachers import kind_of_teacher
+from trainers.teachers.kinds import kind_of_teacher
+from trainers.teachers.preflight import check_teacher_options
 from trainers.vllm.checks import check_installed
 from trainers.vllm.sampling import check_sampling
 

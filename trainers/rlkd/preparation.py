@@ -27,8 +27,8 @@ from trainers.rlkd.preflight import check_batch, check_reading, check_run, check
 from trainers.rlkd.resampling import check_resampling
 from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher
-from trainers.validity_kd.preflight import open_proposal_engine, open_top_k, ready_scorer
-from trainers.teachers.teachers import kind_of_teacher
+from trainers.teachers.kinds import kind_of_teacher
+from trainers.teachers.preflight import open_proposal_engine, open_top_k, ready_scorer
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig

@@ -29,15 +29,9 @@ from trainers.common.failures import ScorerWatch
 from trainers.common.sharding import with_whole
 from trainers.rlkd.teacher_weights import teacher_weights
 from trainers.teachers.column import TeacherColumn
+from trainers.teachers.models import check_head, common_width, load_teacher
 from trainers.teachers.several_teachers import NUMBER, open_several
-from trainers.teachers.teachers import (
-    DenseTeacher,
-    KDTeacher,
-    SparseTeacher,
-    check_head,
-    common_width,
-    load_teacher,
-)
+from trainers.teachers.teachers import DenseTeacher, KDTeacher, SparseTeacher
 from trainers.teachers.token_weights import TokenWeights, WeightedBatch, batch_metrics
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from trainers.teachers.batches import rows_of
+from trainers.teachers.models import head_of
 from trainers.teachers.proposals import (
     DEADLINE,
     Written,
@@ -23,7 +25,7 @@ from trainers.teachers.proposals import (
     write_by_engine,
     write_here,
 )
-from trainers.teachers.teachers import KDTeacher, head_of, rows_of
+from trainers.teachers.teachers import KDTeacher
 from trainers.teachers.token_weights import TokenWeights
 
 if TYPE_CHECKING:

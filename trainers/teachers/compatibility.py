@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlkd.errors import UsageError
 from rlkd.rendering import conversation_text
 from rlkd.teachers.traces import trace_end
 from rlkd.teachers.vocabulary import common_vocabulary
 from trainers.common.student import ModelFacts, model_sources, read_model
-
-if TYPE_CHECKING:
-    from trainers.rlkd.config import RLKDConfig
-    from trainers.validity_kd.config import ValidityKDConfig
+from trainers.teachers.arguments import TeacherArguments
 
 logger = logging.getLogger(__name__)
 
 
 def check_teacher(
-    args: ValidityKDConfig | RLKDConfig, student: ModelFacts, teacher: Any, dataset: Any
+    args: TeacherArguments, student: ModelFacts, teacher: Any, dataset: Any
 ) -> tuple[ModelFacts, int | None]:
     """Compare a teacher in this process with the student; raise `UsageError` where it would score another language.
 
@@ -43,9 +40,7 @@ def check_teacher(
     return replace(student, context=min((each.context for each in known if each.context), default=None)), end
 
 
-def _check_rendering(
-    args: ValidityKDConfig | RLKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any
-) -> None:
+def _check_rendering(args: TeacherArguments, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> None:
     template: Any = args.chat_template_kwargs
     if args.allow_other_template or isinstance(prompt, str):
         return
@@ -69,9 +64,7 @@ def _check_rendering(
         )
 
 
-def _check_ends(
-    args: ValidityKDConfig | RLKDConfig, student: ModelFacts, teacher: ModelFacts, prompt: Any
-) -> int | None:
+def _check_ends(args: TeacherArguments, student: ModelFacts, teacher: ModelFacts, prompt: Any) -> int | None:
     """Compare the tokens that end completions; returns the one for traces where it is not the template's.
 
     Two base models may have the template of their family, whose end of a turn ends a generation of neither.
@@ -116,7 +109,7 @@ def common_end(ends: Sequence[int | None], tokenizer: Any) -> int | None:
     return ends[0] if ends else None
 
 
-def check_vocabulary(args: ValidityKDConfig | RLKDConfig, student: Any, teacher: Any) -> Any:
+def check_vocabulary(args: TeacherArguments, student: Any, teacher: Any) -> Any:
     """Compare the tokenizers of the student and of a teacher in this process; raise `UsageError` where they differ.
 
     `student`: its tokenizer. `teacher`: a model, or its name. A model whose tokenizer cannot be found passes with a
@@ -135,7 +128,7 @@ def check_vocabulary(args: ValidityKDConfig | RLKDConfig, student: Any, teacher:
     return tokenizer
 
 
-def read_teacher_tokenizer(args: ValidityKDConfig | RLKDConfig, teacher: Any) -> Any:
+def read_teacher_tokenizer(args: TeacherArguments, teacher: Any) -> Any:
     """The tokenizer of a teacher, a model or its name; None for a model whose tokenizer cannot be found.
 
     Raises `UsageError` for a name that cannot be read.

@@ -20,19 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.errors import UsageError
 from rlkd.rendering import prompt_ids
-from rlkd.teachers.traces import trace_text
+from rlkd.teachers.traces import trace_text, usable_traces
 from trainers.common.prompts import PromptCheck
-from trainers.validity_kd.draws import draw
-from trainers.validity_kd.preflight import usable_traces
+from trainers.teachers.draws import draw
 
 if TYPE_CHECKING:
     from rlkd.engines import Prompt
-    from trainers.validity_kd.config import ValidityKDConfig
 
 logger = logging.getLogger(__name__)
 
 _PLACES = re.compile(r"\{(prompt|context)\}")
-_COLUMNS = {"rationale": "rationales", "answer": "answer"}
 
 
 @dataclass(frozen=True)
@@ -147,34 +144,6 @@ class TeacherContext:
     def _text(self, prompt: str, context: str) -> str:
         values = {"prompt": prompt, "context": context}
         return _PLACES.sub(lambda found: values[found[1]], self.template)
-
-
-def context_of(
-    args: ValidityKDConfig, kinds: Sequence[str], train_dataset: Any, eval_dataset: Any
-) -> TeacherContext | None:
-    """The context of a run's teachers, checked against their kinds and the rows; None without `teacher_context`."""
-    if args.teacher_context is None:
-        if args.foreign_context:
-            raise UsageError("foreign_context is a control of teacher_context, which is not set")
-        return None
-    if "cache" in kinds:
-        raise UsageError(
-            "teacher_context with a teacher cache: its log-probabilities are those after the student's prompt. Name "
-            "a model, self, or a server"
-        )
-    column = _COLUMNS.get(args.teacher_context, args.teacher_context)
-    if column == "rationales" and args.lmbda < 1:
-        raise UsageError(
-            f"teacher_context: {args.teacher_context} with lmbda {args.lmbda:g}: on the teacher's traces the teacher "
-            f"would read the trace that it scores. Set lmbda: 1, or teacher_context: answer"
-        )
-    foreign = train_dataset if args.foreign_context else None
-    context = TeacherContext(column, args.teacher_context_template, args.seed, foreign)
-    context.check(train_dataset, "train_dataset")
-    parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for part, dataset in parts.items():
-        context.check(dataset, part)
-    return context
 
 
 def teacher_prompts(

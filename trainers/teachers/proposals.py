@@ -19,8 +19,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from rlkd.engines import Completion, Engine, EngineError, Sampling, run
 from rlkd.errors import warn_of_failures
-from trainers.validity_kd.draws import draw
-from trainers.teachers.teachers import padded
+from trainers.teachers.batches import padded
+from trainers.teachers.draws import draw
 from trainers.teachers.token_steps import token_steps
 
 logger = logging.getLogger(__name__)

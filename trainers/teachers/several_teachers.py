@@ -17,16 +17,10 @@ from torch import Tensor
 
 from rlkd.divergence import Divergence, DivergenceKernel, Head, TokenStatistics
 from rlkd.teachers.topk import TopKTeacher
+from trainers.teachers.batches import Batch
 from trainers.teachers.column import TeacherColumn
-from trainers.teachers.teachers import (
-    Batch,
-    DenseTeacher,
-    KDTeacher,
-    SparseTeacher,
-    check_head,
-    common_width,
-    load_teacher,
-)
+from trainers.teachers.models import check_head, common_width, load_teacher
+from trainers.teachers.teachers import DenseTeacher, KDTeacher, SparseTeacher
 
 NUMBER = "teacher_number"
 """The tensor [B] of a batch that says which teacher scores a row."""

@@ -17,7 +17,8 @@ from rlkd.divergence.spans import SharedTokens, SpannedTokens, span_divergence, 
 from rlkd.errors import UsageError
 from trainers.common.token_spans import token_spans
 from trainers.teachers.alignment import Span, aligned_spans, shared_tokens
-from trainers.teachers.teachers import Batch, head_of, padded_batch, rows_of, unpadded
+from trainers.teachers.batches import Batch, padded_batch, rows_of, unpadded
+from trainers.teachers.models import head_of
 
 
 class SpanTeacher:

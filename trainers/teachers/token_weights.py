@@ -38,8 +38,9 @@ from rlkd.validity import (
     step_means,
 )
 from rlkd.validity.contract import reads_logprobs
+from trainers.teachers.batches import as_teacher_reads, unpadded
 from trainers.teachers.several_teachers import NUMBER
-from trainers.teachers.teachers import KDTeacher, as_teacher_reads, unpadded
+from trainers.teachers.teachers import KDTeacher
 from trainers.teachers.token_steps import TokenStep, token_steps
 
 Proposer = Callable[[bool, Sequence[Sequence[int]], Sequence[int]], list[list[int]]]

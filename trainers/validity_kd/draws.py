@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 from collections.abc import Mapping
 from typing import Any
 
 from rlkd.errors import UsageError
-from trainers.validity_kd.preflight import usable_traces
+from rlkd.teachers.traces import usable_traces
+from trainers.teachers.draws import draw
 
 
 def writes_itself(lmbda: float, seed: int, step: int) -> bool:
@@ -26,8 +25,3 @@ def choose_trace(row: Mapping[str, Any], seed: int, step: int) -> str:
     if not traces:
         raise UsageError(f"row {row.get('id')!r} has no teacher trace in 'rationales'")
     return draw(seed, step, str(row.get("id")), json.dumps(row["prompt"])).choice(traces)
-
-
-def draw(seed: int, step: int, *what: str) -> random.Random:
-    """A source of random numbers for one purpose of one step."""
-    return random.Random(hashlib.sha256(json.dumps(["validity-kd", seed, step, *what]).encode()).digest())

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlkd.memory.plan import MemoryPhase, MemoryPlan
-from trainers.common.memory import generating, read_frozen, read_student, training_phases
+from trainers.common.memory import generating, read_student, training_phases
 from trainers.teachers.column import distinct_teachers
+from trainers.teachers.kinds import kind_of_teacher
+from trainers.teachers.memory import dense_teachers
 
 if TYPE_CHECKING:
     from rlkd.memory.models import WeightlessModel
@@ -32,7 +34,6 @@ def memory_plan(
     import trainers.validity_kd.trainer  # noqa: F401  (its libraries are part of the process)
     from rlkd.memory.passes import cache_bytes, reading_pass
     from trainers.teachers.proposals import ROWS
-    from trainers.teachers.teachers import kind_of_teacher
 
     student = read_student(args, model, peft_config, device)
     device, notes = student.device, list(student.notes)
@@ -89,30 +90,3 @@ def _tiles(model: WeightlessModel, positions: int, device: str) -> int:
 
     most = TILE_ENTRIES["cpu" if device == "cpu" else "other"] // model.vocabulary
     return 2 * 4 * model.vocabulary * min(positions, max(1, most))
-
-
-def dense_teachers(args: Any, teacher: Any, device: str) -> tuple[WeightlessModel | None, int]:
-    """Of the teachers whose weights are in this process the widest, None without any, and the bytes of all of them."""
-    found = [dense_teacher(args, one, device) for one in distinct_teachers(teacher)]
-    dense = [one for one in found if one is not None]
-    widest = max(dense, key=lambda one: one.width * one.number, default=None)
-    return widest, sum(one.weights for one in dense)
-
-
-def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:
-    """The teacher whose weights are in this process, without them; None for a server, a cache or other top-k ones."""
-    from rlkd.memory.models import WeightlessModel
-    from trainers.teachers.teachers import kind_of_teacher
-
-    if teacher is None or kind_of_teacher(teacher) != "model":
-        return None
-    if not isinstance(teacher, str):
-        return WeightlessModel(teacher.config, dtype=str(teacher.dtype).removeprefix("torch."), trains=False)
-    given = dict(args.teacher_model_init_kwargs or {})
-    return read_frozen(
-        teacher,
-        dtype=str(given.get("dtype") or "auto").removeprefix("torch."),
-        device=device,
-        revision=args.teacher_model_revision,
-        trust_remote_code=args.trust_remote_code,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections import deque
@@ -10,30 +9,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkd.engines import Engine, EngineError, check_ready, open_engine
 from rlkd.errors import UsageError
 from rlkd.models import adapter_settings, is_adapter
 from rlkd.teachers.cache import CachedTeacher, CachedTrace
-from rlkd.teachers.engine import EngineTeacher
 from rlkd.teachers.topk import TopKTeacher, check_temperature
-from rlkd.teachers.traces import trace_end, trace_ids, trace_text
-from rlkd.teachers.vocabulary import vocabulary_fingerprint
-from rlkd.validity.contract import load_scorer, reads_logprobs, reads_statistics
-from trainers.common.models import loading_options
+from rlkd.teachers.traces import trace_end, trace_ids, trace_text, usable_traces
 from trainers.common.preflight import check_columns, check_settings, check_size, check_unused_columns, has_images
 from trainers.common.sharding import check_sharding, refuse_sharded
 from trainers.teachers.column import distinct_teachers
-from trainers.teachers.teachers import WITH_WEIGHTS, kind_of_teacher
+from trainers.teachers.context import TeacherContext
+from trainers.teachers.kinds import WITH_WEIGHTS, kind_of_teacher
+from trainers.teachers.preflight import check_teacher_options
 from trainers.vllm.checks import check_installed
 
 if TYPE_CHECKING:
-    from trainers.rlkd.config import RLKDConfig
     from trainers.validity_kd.config import ValidityKDConfig
 
 logger = logging.getLogger(__name__)
 
 # Rows whose traces are tokenised at the start to see how many are truncated: enough for a share, in seconds.
 SAMPLED_ROWS = 256
+_CONTEXTS = {"rationale": "rationales", "answer": "answer"}
 
 
 def check_config(
@@ -151,53 +147,6 @@ def _trained_further(model: Any, peft_config: Any) -> dict[str, dict[str, Any]]:
     return {f"the adapter {model}": adapter_settings(Path(model).expanduser())}
 
 
-def open_proposal_engine(args: ValidityKDConfig | RLKDConfig, teacher: TopKTeacher | None) -> Engine | None:
-    """The engine that writes the teacher's steps, checked; raises `UsageError`.
-
-    None where a teacher in this process writes them, and where none are written.
-    """
-    if args.proposals != "generate" or not args.needs_scorer:
-        return None
-    if args.proposal_engine is None:
-        return getattr(teacher, "engine", None)
-    try:
-        engine = open_engine(args.proposal_engine)
-    except ValueError as error:
-        raise UsageError(f"proposal_engine: {error}") from error
-    if args.process_index == 0:
-        check_ready(engine, "proposal_engine")
-    return engine
-
-
-def open_top_k(
-    args: ValidityKDConfig | RLKDConfig, teacher: Any, tokenizer: Any, *, k: int, loads: bool = True
-) -> TopKTeacher:
-    """A teacher that is an engine, a cache or a `TopKTeacher`, checked; raises `UsageError`.
-
-    `k`: tokens per position requested from an engine.
-
-    An engine gets a request for one token, so that a wrong address, model, tokenizer or k shows at once; without
-    `loads` only a server, since an engine in this process would load its model.
-    """
-    kind = kind_of_teacher(teacher)
-    if kind == "engine":
-        opened = EngineTeacher(teacher, k, tokenizer=tokenizer)
-        if args.process_index == 0 and (loads or opened.engine.is_remote):
-            try:
-                opened.top_k([[0, 1]], [1])
-            except EngineError as error:
-                raise UsageError(f"teacher check failed: {error}") from error
-        return opened
-    if kind == "cache":
-        return CachedTeacher(Path(teacher).expanduser(), tokenizer=tokenizer)
-    if teacher.vocabulary != vocabulary_fingerprint(tokenizer):
-        raise UsageError(
-            f"the teacher {teacher.name} was made for a tokenizer of fingerprint {teacher.vocabulary}, and the "
-            f"student's has {vocabulary_fingerprint(tokenizer)}: their ids mean different tokens"
-        )
-    return teacher
-
-
 def check_teacher_traces(
     args: ValidityKDConfig, dataset: Any, tokenizer: Any, teacher: TopKTeacher | None, end: int | None = None
 ) -> None:
@@ -239,47 +188,6 @@ def check_teacher_traces(
             "" if stride == 1 else "sampled ",
             longest,
         )
-
-
-def check_teacher_options(args: ValidityKDConfig | RLKDConfig, kinds: Sequence[str]) -> None:
-    """Put the options of teachers into the form that transformers takes; raise `UsageError` where none takes them.
-
-    `kinds`: of the teachers, see `kind_of_teacher`.
-    """
-    given: Any = args.teacher_model_init_kwargs
-    if given and "model" not in kinds:
-        raise UsageError(
-            f"teacher_model_init_kwargs {given} with a teacher whose weights are not loaded here. Leave the key out"
-        )
-    if given:
-        args.teacher_model_init_kwargs = options = loading_options(given, "teacher_model_init_kwargs")
-        if options.get("quantization_config"):
-            refuse_sharded(args, "a teacher in 4 or 8 bit", "Load it in bfloat16, or serve it with vLLM")
-
-
-def ready_scorer(args: ValidityKDConfig | RLKDConfig, kinds: Sequence[str]) -> Any | None:
-    """The scorer of the run, checked, or None where its control needs none; raises `UsageError`.
-
-    `kinds`: of the teachers.
-    """
-    if not args.needs_scorer:
-        return None
-    scorer = load_scorer(str(args.validity), args.scorer_parameters)
-    if args.proposals == "expected" and not reads_statistics(scorer):
-        raise UsageError(
-            f"proposals: expected with validity: {args.validity}: a scorer needs the method from_token_statistics to "
-            f"compare a step with an expectation over the model's distribution, as likelihood under the run's own "
-            f"teacher does. Set proposals: generate, so that there is a step to score"
-        )
-    if args.proposals == "generate" and "cache" in kinds and reads_logprobs(scorer):
-        raise UsageError(
-            f"proposals: generate with validity: {args.validity} and a teacher cache: the scorer reads the teacher's "
-            f"log-probabilities of steps that the student generates, and a cache has none of them. Set proposals: "
-            f"expected, or a scorer with an engine of its own (validity_kwargs: {{engine: ...}})"
-        )
-    if callable(ready := getattr(scorer, "check_ready", None)) and not inspect.signature(ready).parameters:
-        ready()
-    return scorer
 
 
 def check_dataset(args: ValidityKDConfig, dataset: Any, part: str) -> None:
@@ -331,7 +239,29 @@ def _check_traces(args: ValidityKDConfig, dataset: Any, part: str) -> None:
         )
 
 
-def usable_traces(traces: Any) -> list[str]:
-    """The traces of a row that are not blank; a single text is one trace."""
-    listed = [traces] if isinstance(traces, str) else traces or []
-    return [trace for trace in listed if isinstance(trace, str) and trace.strip()]
+def context_of(
+    args: ValidityKDConfig, kinds: Sequence[str], train_dataset: Any, eval_dataset: Any
+) -> TeacherContext | None:
+    """The context of a run's teachers, checked against their kinds and the rows; None without `teacher_context`."""
+    if args.teacher_context is None:
+        if args.foreign_context:
+            raise UsageError("foreign_context is a control of teacher_context, which is not set")
+        return None
+    if "cache" in kinds:
+        raise UsageError(
+            "teacher_context with a teacher cache: its log-probabilities are those after the student's prompt. Name "
+            "a model, self, or a server"
+        )
+    column = _CONTEXTS.get(args.teacher_context, args.teacher_context)
+    if column == "rationales" and args.lmbda < 1:
+        raise UsageError(
+            f"teacher_context: {args.teacher_context} with lmbda {args.lmbda:g}: on the teacher's traces the teacher "
+            f"would read the trace that it scores. Set lmbda: 1, or teacher_context: answer"
+        )
+    foreign = train_dataset if args.foreign_context else None
+    context = TeacherContext(column, args.teacher_context_template, args.seed, foreign)
+    context.check(train_dataset, "train_dataset")
+    parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for part, dataset in parts.items():
+        context.check(dataset, part)
+    return context

@@ -24,17 +24,11 @@ from trainers.common.sharding import refuse_sharded
 from trainers.common.student import ModelFacts, model_sources, read_model, read_tokenizer, reading_options
 from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher, common_end
-from trainers.teachers.context import TeacherContext, context_of
+from trainers.teachers.context import TeacherContext
+from trainers.teachers.kinds import kind_of_teacher
+from trainers.teachers.preflight import open_proposal_engine, open_top_k, ready_scorer
 from trainers.validity_kd.other_tokenizer import other_teacher
-from trainers.validity_kd.preflight import (
-    check_config,
-    check_dataset,
-    check_teacher_traces,
-    open_proposal_engine,
-    open_top_k,
-    ready_scorer,
-)
-from trainers.teachers.teachers import kind_of_teacher
+from trainers.validity_kd.preflight import check_config, check_dataset, check_teacher_traces, context_of
 from trainers.vllm.adapter_checks import adapter_config
 from trainers.vllm.checks import check_rollouts, longest_prompt
 

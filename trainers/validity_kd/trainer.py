@@ -55,10 +55,9 @@ from trainers.common.row_order import RowOrder
 from trainers.common.run_files import RunFiles
 from trainers.common.sharding import is_sharded, rows_of_head, with_whole
 from trainers.common.trl_compat import check_distillation, model_for_generation, trl_kernel
-from trainers.validity_kd.config import ValidityKDConfig
+from trainers.teachers.batches import as_teacher_reads, padded, padded_batch, rows_of
 from trainers.teachers.context import teacher_prompts
-from trainers.validity_kd.draws import choose_trace, writes_itself
-from trainers.validity_kd.preparation import prepare
+from trainers.teachers.models import check_head, common_width, head_of, load_teacher
 from trainers.teachers.proposals import (
     DEADLINE,
     Written,
@@ -70,20 +69,11 @@ from trainers.teachers.proposals import (
 )
 from trainers.teachers.several_teachers import NUMBER, open_several
 from trainers.teachers.span_teacher import SpanTeacher
-from trainers.teachers.teachers import (
-    DenseTeacher,
-    KDTeacher,
-    SparseTeacher,
-    as_teacher_reads,
-    check_head,
-    common_width,
-    head_of,
-    load_teacher,
-    padded,
-    padded_batch,
-    rows_of,
-)
+from trainers.teachers.teachers import DenseTeacher, KDTeacher, SparseTeacher
 from trainers.teachers.token_weights import TokenWeights, WeightedBatch, batch_metrics
+from trainers.validity_kd.config import ValidityKDConfig
+from trainers.validity_kd.draws import choose_trace, writes_itself
+from trainers.validity_kd.preparation import prepare
 from trainers.vllm.checks import keep_server_current
 
 __all__ = ["ValidityKDConfig", "ValidityKDTrainer"]

@@ -15,10 +15,10 @@ from tests.helpers.adapters import save_adapter
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.prompts import PromptCheck
 from trainers.common.student import read_model
+from trainers.teachers.batches import unpadded
 from trainers.teachers.context import TeacherContext
 from trainers.validity_kd.preflight import check_config
 from trainers.validity_kd.preparation import prepare
-from trainers.teachers.teachers import unpadded
 
 ROWS = [
     {

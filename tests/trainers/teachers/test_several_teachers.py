@@ -14,9 +14,11 @@ from rlkd.teachers.traces import trace_ids, trace_text
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
-from trainers.validity_kd.memory import memory_plan
+from trainers.teachers.batches import padded_batch
+from trainers.teachers.models import head_of
 from trainers.teachers.several_teachers import NUMBER, SeveralTeachers
-from trainers.teachers.teachers import DenseTeacher, SparseTeacher, head_of, padded_batch
+from trainers.teachers.teachers import DenseTeacher, SparseTeacher
+from trainers.validity_kd.memory import memory_plan
 
 ROWS = [
     {

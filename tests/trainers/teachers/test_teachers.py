@@ -20,8 +20,9 @@ from tests.helpers.quick_retries import shorten_pauses
 from tests.helpers.top_k_server import TopKServer
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
+from trainers.teachers.batches import unpadded
+from trainers.teachers.models import common_width
 from trainers.teachers.proposals import first_step, write_by_engine
-from trainers.teachers.teachers import common_width, unpadded
 from trainers.teachers.token_steps import token_steps
 
 ROWS = [

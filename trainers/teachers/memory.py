@@ -1,0 +1,38 @@
+"""The memory of teachers before a run starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainers.common.memory import read_frozen
+from trainers.teachers.column import distinct_teachers
+from trainers.teachers.kinds import kind_of_teacher
+
+if TYPE_CHECKING:
+    from rlkd.memory.models import WeightlessModel
+
+
+def dense_teachers(args: Any, teacher: Any, device: str) -> tuple[WeightlessModel | None, int]:
+    """Of the teachers whose weights are in this process the widest, None without any, and the bytes of all of them."""
+    found = [dense_teacher(args, one, device) for one in distinct_teachers(teacher)]
+    dense = [one for one in found if one is not None]
+    widest = max(dense, key=lambda one: one.width * one.number, default=None)
+    return widest, sum(one.weights for one in dense)
+
+
+def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:
+    """The teacher whose weights are in this process, without them; None for a server, a cache or other top-k ones."""
+    from rlkd.memory.models import WeightlessModel
+
+    if teacher is None or kind_of_teacher(teacher) != "model":
+        return None
+    if not isinstance(teacher, str):
+        return WeightlessModel(teacher.config, dtype=str(teacher.dtype).removeprefix("torch."), trains=False)
+    given = dict(args.teacher_model_init_kwargs or {})
+    return read_frozen(
+        teacher,
+        dtype=str(given.get("dtype") or "auto").removeprefix("torch."),
+        device=device,
+        revision=args.teacher_model_revision,
+        trust_remote_code=args.trust_remote_code,
+    )
