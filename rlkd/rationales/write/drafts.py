@@ -37,7 +37,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenDraft:
     """A candidate with its reply and plan. `feeds`: whether its path may enter the bank; `late`: see `Answer`."""
 
     candidate: Candidate
@@ -65,9 +65,9 @@ class DraftSender:
         self.teacher, self.student, self.advance = teacher, student, advance
         self.paths_used: list[tuple[str, ...]] = []
 
-    def send(self, stage: str, questions: Sequence[Question], drafts: Sequence[Draft]) -> list[list[Written]]:
+    def send(self, stage: str, questions: Sequence[Question], drafts: Sequence[Draft]) -> list[list[WrittenDraft]]:
         """The teacher's candidates by question; failed requests are left out and counted."""
-        results: list[list[Written]] = [[] for _ in questions]
+        results: list[list[WrittenDraft]] = [[] for _ in questions]
         if not drafts:
             return results
         teacher = self.student if stage == "student" else self.teacher
@@ -87,7 +87,7 @@ class DraftSender:
                 results[each.index].append(self._written(stage, questions[each.index], each, answer))
         return results
 
-    def _written(self, stage: str, question: Question, draft: Draft, answer: Answer) -> Written:
+    def _written(self, stage: str, question: Question, draft: Draft, answer: Answer) -> WrittenDraft:
         assert answer.completion is not None
         completion = answer.completion
         text = storable(completion.text)
@@ -101,17 +101,17 @@ class DraftSender:
         if reply is None:
             self.counts.unusable += draft.steps
             plain = candidate(question.id, text.strip(), source, tokens=completion.n_tokens)
-            return Written(plain, plan=draft.plan, late=answer.late)
+            return WrittenDraft(plain, plan=draft.plan, late=answer.late)
         if source != "hinted" and draft.plan is not None and reply.path in draft.plan.paths:
             source = "bank"
         self.paths_used.append(reply.path)
         known = {"path": reply.path, "structure": reply.structure(), "tokens": completion.n_tokens}
         feeds = source != "hinted" and not answer.late
         keyed = candidate(question.id, reply.text(), source, **known)
-        return Written(keyed, reply, draft.plan, feeds=feeds, late=answer.late)
+        return WrittenDraft(keyed, reply, draft.plan, feeds=feeds, late=answer.late)
 
 
-def verdicts(questions: Sequence[Question], written: Sequence[Sequence[Written]]) -> list[list[bool]]:
+def verdicts(questions: Sequence[Question], written: Sequence[Sequence[WrittenDraft]]) -> list[list[bool]]:
     """Whether each candidate's answer is right; False if that is unknown."""
     answers = [[each.candidate.answer or "" for each in own] for own in written]
     pairs = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkd.errors import UsageError
 from rlkd.rationales.records import Question
-from rlkd.rationales.write.drafts import Draft, DraftSender, Written, verdicts
+from rlkd.rationales.write.drafts import Draft, DraftSender, WrittenDraft, verdicts
 from rlkd.rationales.write.prompts import step_prompt
 from rlkd.rationales.write.seeds import seed_set
 from rlkd.rationales.write.writing import Writing
@@ -52,7 +52,7 @@ class Guide:
         self.route_threshold = route_threshold
         self.routes: list[Route] = []
         self._router: Router | None = None
-        self._seeds: dict[str, Written] = {}
+        self._seeds: dict[str, WrittenDraft] = {}
 
     def make_bank(self, questions: Sequence[Question]) -> None:
         """Write rationales for the seed set, and make the bank from the right ones. They remain candidates."""
@@ -111,11 +111,11 @@ class Guide:
         seed = self._seeds.get(question.id)
         return seed is None or seed.late
 
-    def take_seed(self, question: Question) -> list[Written]:
+    def take_seed(self, question: Question) -> list[WrittenDraft]:
         """The seed rationale of a question, once."""
         return [self._seeds.pop(question.id)] if question.id in self._seeds else []
 
-    def feed(self, question: Question, written: Sequence[Written], right: Sequence[bool]) -> None:
+    def feed(self, question: Question, written: Sequence[WrittenDraft], right: Sequence[bool]) -> None:
         """Enter the paths of a question that led to the right answer; each path once."""
         if self.bank is None:
             return
@@ -137,7 +137,7 @@ class Guide:
 
         return coverage(self.routes, self.sender.paths_used) if self.routes else None
 
-    def _entry(self, question: Question, written: Written) -> RouteEntry | None:
+    def _entry(self, question: Question, written: WrittenDraft) -> RouteEntry | None:
         """The bank entry of a right rationale; None if it breaks the contract, which is counted."""
         from rlkd.rationales.bank.entries import RouteEntry, violations
 

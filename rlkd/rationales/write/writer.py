@@ -22,7 +22,7 @@ from rlkd.errors import UsageError
 from rlkd.rationales.records import Candidate, DroppedCandidate, Question
 from rlkd.rationales.write.contrast import contrasted_prompts
 from rlkd.rationales.write.counts import WritingCounts
-from rlkd.rationales.write.drafts import Draft, DraftSender, Written, verdicts
+from rlkd.rationales.write.drafts import Draft, DraftSender, WrittenDraft, verdicts
 from rlkd.rationales.write.guide import Guide
 from rlkd.rationales.write.prompts import free_prompt, hinted_prompt, program_prompt, step_prompt
 from rlkd.rationales.write.teacher import RationaleTeacher, check_contrast
@@ -111,12 +111,12 @@ class Writer:
         return self._guide.coverage()
 
     def _wave(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[DroppedCandidate]]]:
-        written: list[list[Written]] = [[] for _ in questions]
+        written: list[list[WrittenDraft]] = [[] for _ in questions]
         plans: list[Route | None] = [None] * len(questions)
         for writer in self.settings.writers:
             if writer == "ready":
                 for own, question in zip(written, questions, strict=True):
-                    own += map(Written, question.candidates)
+                    own += map(WrittenDraft, question.candidates)
                 continue
             if writer == "bank":
                 plans = self._guide.plans(questions)
@@ -168,7 +168,7 @@ class Writer:
         self,
         questions: Sequence[Question],
         plans: Sequence[Route | None],
-        written: list[list[Written]],
+        written: list[list[WrittenDraft]],
         right: list[list[bool]],
     ) -> None:
         """Retry with the answer as a hint where no candidate is right; adds to `written` and `right`."""
@@ -184,7 +184,7 @@ class Writer:
             right[index] += retried_right
 
     def _finished(
-        self, question: Question, written: Sequence[Written], right: Sequence[bool]
+        self, question: Question, written: Sequence[WrittenDraft], right: Sequence[bool]
     ) -> tuple[Question, list[DroppedCandidate]]:
         """The question with its distinct candidates; the first of several with one text stays."""
         self.counts.questions += 1

@@ -1,4 +1,4 @@
-"""The verdict of `benchmarks/soak.py` on the files of a run, with one thing wrong at a time."""
+"""The verdict (`soak.py --summary`) on the files of a run, with one thing wrong at a time."""
 
 import json
 import subprocess
