@@ -33,6 +33,7 @@ from rlkd.data.rows import Row, split_half
 from rlkd.errors import UsageError
 from rlkd.lab.contexts import context_rows
 from rlkd.lab.problems import ALL_LENGTHS, LENGTHS, Relation, chain_problem, dependency_rows, recall_rows
+from rlkd.lab.relations import relation_rows
 from rlkd.lab.strategies import pretraining_rows, strategy_rows
 from rlkd.steps import strip_calculator_marks
 from rlkd.structure import from_gsm8k_socratic
@@ -43,9 +44,12 @@ DISTILLATION_SAMPLE = "distillation-sample"
 CHAINS_SAMPLE = "chains-sample"
 WARM_START = "warm-start"
 EXPERT = "expert"
-LAB_SAMPLES = ("lab-dependency", "lab-dependency-long", "lab-dependency-slips", "lab-chains", "lab-strategies")
+LAB_SAMPLES = (
+    *("lab-dependency", "lab-dependency-long", "lab-dependency-slips", "lab-dependency-relations"),
+    *("lab-chains", "lab-strategies"),
+)
 LAB_PRETRAINING = (
-    *("lab-pretraining", "lab-expert", "lab-expert-slips"),
+    *("lab-pretraining", "lab-expert", "lab-expert-slips", "lab-expert-slips-more"),
     *("lab-strategies-pretraining", "lab-context-pretraining"),
 )
 SAMPLES = (SAMPLE, EASY_SAMPLE, DISTILLATION_SAMPLE, CHAINS_SAMPLE, WARM_START, EXPERT, *LAB_SAMPLES, *LAB_PRETRAINING)
@@ -63,10 +67,14 @@ EXPERT_GSM8K = 150
 DISTILLATION_CHAINS = 600
 # Of the laboratory: rows by split; rows that its models are trained on, and the share of short cuts in the student's.
 LAB_ROWS = {"train": 2000, "test": 600}
-LAB_PRETRAINING_ROWS = {"lab-pretraining": 72_000, "lab-expert": 24_000, "lab-expert-slips": 24_000}
+LAB_PRETRAINING_ROWS, LAB_EXPERT_ROWS = 72_000, 24_000
 LAB_SHORT_CUTS = 0.5
-# The relation that an unreliable teacher gets wrong: about a third of all calculations.
-LAB_SLIP: Relation = "fewer"
+# The relation that an unreliable teacher gets wrong: a third of all calculations, or somewhat less (`more`).
+LAB_SLIPS: dict[str, Relation] = {
+    "lab-dependency-slips": "fewer",
+    "lab-expert-slips": "fewer",
+    "lab-expert-slips-more": "more",
+}
 LAB_RECALL_ROWS = 12_000
 LAB_STRATEGIES_ROWS = LAB_CONTEXT_ROWS = 8_000
 
@@ -87,9 +95,11 @@ def embedded_rows(sample: str, split: str) -> list[Row]:
             return strategy_rows(split, LAB_ROWS[split])
         if sample == "lab-chains":
             return dependency_rows(split, LAB_ROWS[split], steps=LENGTHS["chain"], make=chain_problem)
+        if sample == "lab-dependency-relations":
+            return relation_rows(split, LAB_ROWS[split])
         if sample in LAB_SAMPLES:
             steps = LENGTHS["long" if sample == "lab-dependency-long" else "short"]
-            slip = LAB_SLIP if sample == "lab-dependency-slips" and split == "train" else None
+            slip = LAB_SLIPS.get(sample) if split == "train" else None
             return dependency_rows(split, LAB_ROWS[split], steps=steps, slip=slip)
         return chain_rows("rl", DISTILLATION_CHAINS) if split == "train" else chain_rows("test")
     if split != "train":
@@ -107,10 +117,10 @@ def _lab_pretraining_rows(sample: str) -> list[Row]:
     student = sample == "lab-pretraining"
     problems = dependency_rows(
         "pretraining",
-        LAB_PRETRAINING_ROWS[sample],
+        LAB_PRETRAINING_ROWS if student else LAB_EXPERT_ROWS,
         steps=ALL_LENGTHS,
         short_cuts=LAB_SHORT_CUTS if student else 0.0,
-        slip=LAB_SLIP if sample == "lab-expert-slips" else None,
+        slip=LAB_SLIPS.get(sample),
     )
     return [*problems, *recall_rows(LAB_RECALL_ROWS)] if student else problems
 

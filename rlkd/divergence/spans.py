@@ -8,24 +8,26 @@ ends at a token boundary of both:
 
 At the start of a span both models have a distribution of the next token after the same text. They are compared over
 
-- the span itself: the product of its tokens' probabilities (chain rule), plus that of a token with its whole text;
-- each shared token: a pair of tokens of the same text. The first token of a span counts without the span;
-- the others, which have no partner: the k likeliest of each side, matched by rank, whatever their texts (ULD, Boizard
-  et al., 2402.12030), and one outcome for the rest.
+- the span itself: the product of its tokens' probabilities (chain rule), plus those of tokens with its whole text;
+- each shared token: a pair of tokens of the same text. The first token of a span counts without the span. A token
+  without a partner counts with the shared token that its text begins with: " Ben has" with " Ben", after which the
+  other side goes on with " has";
+- the others, for which there is none: the k likeliest of each side, matched by rank, whatever their texts (ULD,
+  Boizard et al., 2402.12030), and one outcome for the rest.
 
 The probabilities of each side sum to 1, so all of `rlkd.divergence.Divergence` applies. With one tokenizer all tokens
 are shared and each span is one of them: the result is `chunked_divergence`. Matching shared tokens by id and sorting
-the rest is the idea of GOLD; taking the span out of its first token, and one divergence for all outcomes, are our
-choices.
+the rest is the idea of GOLD; the others are our choices: taking the span out of its first token, joining tokens by how
+they begin, and one divergence for all outcomes.
 
-A shared token may begin a longer one that only the other side has (" un" and " unquestionably"): at the start of such
-a word the two distributions differ although the models agree. The span as an outcome corrects this for the text that
-was written, not for its alternatives.
+Without the joining, models that agree would differ wherever one side has longer tokens, and the student would lose its
+longer tokens for it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,8 @@ from rlkd.divergence.tiles import Head, add_product, product_dtype_of, slices, t
 
 _IMPOSSIBLE = -1e4
 """The log-probability of a token whose mass the span has taken, finite so that 0 times it is 0."""
+_SMALLEST = 1e-30
+"""Probability of joined tokens whose own is 0, so that its logarithm is finite."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +52,50 @@ class SharedTokens:
     """Which tokens of two vocabularies have the same text.
 
     `student`, `teacher` [M]: the ids of each pair. `student_only`, `teacher_only`: ids without a partner.
-    `partner_of_student` [V_S], `partner_of_teacher` [V_T]: the other side's id, -1 without.
+    `pair_of_student` [V_S], `pair_of_teacher` [V_T]: the place of an id's pair, -1 without. `student_prefixed`,
+    `teacher_prefixed` [2, F]: ids without a partner that begin with the text of a pair, and the place of that pair;
+    they are not in `student_only` and `teacher_only`.
     """
 
     student: Tensor
     teacher: Tensor
     student_only: Tensor
     teacher_only: Tensor
-    partner_of_student: Tensor
-    partner_of_teacher: Tensor
+    pair_of_student: Tensor
+    pair_of_teacher: Tensor
+    student_prefixed: Tensor
+    teacher_prefixed: Tensor
 
     @classmethod
-    def of(cls, pairs: list[tuple[int, int]], student_size: int, teacher_size: int, device: Any) -> SharedTokens:
-        """From pairs of ids and the number of rows of both heads; pairs beyond them are left out."""
-        kept = [(one, other) for one, other in pairs if one < student_size and other < teacher_size]
+    def of(
+        cls,
+        pairs: Sequence[tuple[int, int]],
+        student_size: int,
+        teacher_size: int,
+        device: Any,
+        prefixed: Sequence[Mapping[int, int]] = ({}, {}),
+    ) -> SharedTokens:
+        """From pairs of ids and the number of rows of both heads; ids beyond them are left out.
+
+        `prefixed`: for each side, ids without a partner and the place of the pair that they begin with.
+        """
+        sizes = (student_size, teacher_size)
+        places = [place for place, (one, other) in enumerate(pairs) if one < student_size and other < teacher_size]
+        kept, now = [pairs[place] for place in places], {place: new for new, place in enumerate(places)}
         student, teacher = torch.tensor(kept, dtype=torch.long).reshape(-1, 2).unbind(1)
-        partners = torch.full((student_size,), -1), torch.full((teacher_size,), -1)
-        partners[0][student], partners[1][teacher] = teacher, student
-        only = [(partner < 0).nonzero().squeeze(1) for partner in partners]
-        return cls(*(ids.to(device) for ids in (student, teacher, *only, *partners)))
+        of_pairs = torch.full((student_size,), -1), torch.full((teacher_size,), -1)
+        of_pairs[0][student], of_pairs[1][teacher] = torch.arange(len(kept)), torch.arange(len(kept))
+        joined = [
+            torch.tensor([(i, now[place]) for i, place in side.items() if i < size and place in now], dtype=torch.long)
+            for side, size in zip(prefixed, sizes, strict=True)
+        ]
+        joined = [ids.reshape(-1, 2).t() for ids in joined]
+        only = []
+        for own, ids in zip(of_pairs, joined, strict=True):
+            alone = own < 0
+            alone[ids[0]] = False
+            only.append(alone.nonzero().squeeze(1))
+        return cls(*(ids.to(device) for ids in (student, teacher, *only, *of_pairs, *joined)))
 
 
 @dataclass(frozen=True)
@@ -249,7 +278,7 @@ def _outcomes(
     """
     own, other = (student, teacher) if is_student else (teacher, student)
     ids, only = (shared.student, shared.student_only) if is_student else (shared.teacher, shared.teacher_only)
-    partner = shared.partner_of_teacher if is_student else shared.partner_of_student
+    prefixed = shared.student_prefixed if is_student else shared.teacher_prefixed
     first = own.taken[own.spans[rows, 0]]
     logprobs = _logits(hidden, head, temperature).log_softmax(-1)
     start = logprobs.gather(1, first.unsqueeze(1)).squeeze(1)
@@ -258,7 +287,8 @@ def _outcomes(
     left = torch.where(several, start + torch.log1p(-safe.exp()), _IMPOSSIBLE)
     # A token with the whole text of the span, the partner of the other side's only token.
     alone = (other.spans[rows, 1] - other.spans[rows, 0]) == 1
-    whole = torch.where(alone, partner[other.taken[other.spans[rows, 0]]], -1)
+    pair = (shared.pair_of_teacher if is_student else shared.pair_of_student)[other.taken[other.spans[rows, 0]]]
+    whole = torch.where(alone & (pair >= 0), ids[pair.clamp(min=0)], -1)
     apart = (whole >= 0) & (whole != first)
     at = whole.clamp(min=0).unsqueeze(1)
     further = torch.where(apart, logprobs.gather(1, at).squeeze(1), _IMPOSSIBLE)
@@ -266,7 +296,18 @@ def _outcomes(
     logprobs = logprobs.scatter(1, first.unsqueeze(1), left.unsqueeze(1))
     kept = logprobs.gather(1, at).squeeze(1)
     logprobs = logprobs.scatter(1, at, torch.where(apart, _IMPOSSIBLE, kept).unsqueeze(1))
-    outcomes = [span.unsqueeze(1), logprobs[:, ids]]
+    paired = logprobs[:, ids]
+    if shared.student_prefixed.numel() or shared.teacher_prefixed.numel():
+        paired = _joined(paired, logprobs[:, prefixed[0]], prefixed[1])
+        # Where the whole span is one token of a pair, what begins as that token begins as the span.
+        own_pair = (shared.pair_of_student if is_student else shared.pair_of_teacher)[first]
+        begun = torch.where(several, -1, own_pair)
+        begun = torch.where(alone & (begun < 0), pair, begun)
+        at = begun.clamp(min=0).unsqueeze(1)
+        inside = paired.gather(1, at).squeeze(1)
+        span = torch.logaddexp(span, torch.where(begun >= 0, inside, _IMPOSSIBLE))
+        paired = paired.scatter(1, at, torch.where(begun >= 0, _IMPOSSIBLE, inside).unsqueeze(1))
+    outcomes = [span.unsqueeze(1), paired]
     if len(shared.student_only) or len(shared.teacher_only):
         lowest = math.log(SMALLEST_TAIL)
         free = logprobs[:, only]
@@ -274,6 +315,16 @@ def _outcomes(
         tail = (free.exp().sum(1) - top.exp().sum(1)).clamp(min=SMALLEST_TAIL).log()
         outcomes += [top.clamp(min=lowest), tail.unsqueeze(1)]
     return torch.cat(outcomes, dim=1)
+
+
+def _joined(shared: Tensor, prefixed: Tensor, places: Tensor) -> Tensor:
+    """Log-probabilities [n, M] of shared tokens with those of the tokens [n, F] that count with them."""
+    if not len(places):
+        return shared
+    further = torch.zeros_like(shared).index_add(1, places, prefixed.exp())
+    reached = torch.zeros(shared.shape[1], dtype=torch.bool, device=shared.device)
+    reached[places] = True
+    return torch.where(reached, torch.logaddexp(shared, further.clamp(min=_SMALLEST).log()), shared)
 
 
 def _rests(side: SpannedTokens, temperature: float) -> tuple[Tensor, Tensor]:

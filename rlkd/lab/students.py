@@ -70,26 +70,45 @@ def tokenizer(further: Sequence[str] = ()) -> Any:
 
     `further` words come after the others.
     """
-    from tokenizers import Regex, Tokenizer, decoders, normalizers
+    from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
-    from transformers import PreTrainedTokenizerFast
 
     tokens = [*vocabulary(), *(f" {word}" for word in further)]
     words = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     words.pre_tokenizer = Split(Regex(PIECE), "isolated")
-    words.normalizer = normalizers.Sequence([normalizers.Replace("\n", "\n "), normalizers.Prepend(" ")])
-    words.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=words,
+    words.normalizer, words.decoder = line_starts(), whole_text()
+    return finished(words)
+
+
+def line_starts() -> Any:
+    """The normalizer after which a word at the start of a line has a space before it, as any other."""
+    from tokenizers import normalizers
+
+    return normalizers.Sequence([normalizers.Replace("\n", "\n "), normalizers.Prepend(" ")])
+
+
+def whole_text() -> Any:
+    """The decoder that takes these spaces away."""
+    from tokenizers import decoders
+
+    return decoders.Sequence([decoders.Fuse(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
+
+
+def finished(made: Any) -> Any:
+    """A tokenizer of this laboratory as transformers takes it, with its special tokens and chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    finished = PreTrainedTokenizerFast(
+        tokenizer_object=made,
         eos_token=END,
         pad_token=PAD,
         unk_token=UNKNOWN,
         additional_special_tokens=list(SPECIAL_TOKENS[3:]),
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = CHAT_TEMPLATE
-    return made
+    finished.chat_template = CHAT_TEMPLATE
+    return finished
 
 
 def identity() -> str:

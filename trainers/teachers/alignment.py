@@ -64,6 +64,50 @@ def shared_tokens(student: Any, teacher: Any) -> list[tuple[int, int]]:
     return sorted(pairs.items())
 
 
+def prefixed_tokens(student: Any, teacher: Any, pairs: Sequence[tuple[int, int]]) -> tuple[dict[int, int], ...]:
+    """Of each side the tokens without a partner that begin as a pair's: id -> place in `pairs`.
+
+    Where the student has " Ben has" and the teacher " Ben" and " has", the student's token counts with the pair of
+    " Ben": whatever text follows, both models begin it with a token of that pair's. The longest beginning counts. If
+    that token of the other side has no partner, its own beginning among the student's tokens counts, and so on.
+    """
+    sides = [_plain_texts(tokenizer) for tokenizer in (student, teacher)]
+    by_text: list[dict[str, int]] = [{text: index for index, text in reversed(side.items())} for side in sides]
+    places = [{pair[side]: place for place, pair in enumerate(pairs)} for side in (0, 1)]
+    for texts, side, known in zip(by_text, sides, places, strict=True):
+        texts.update({side[index]: index for index in known if index in side})
+
+    def place_of(side: int, index: int) -> int | None:
+        while index not in places[side]:
+            text, side = sides[side][index], 1 - side
+            found = next(
+                (i for end in range(len(text) - 1, 0, -1) if (i := by_text[side].get(text[:end])) is not None), None
+            )
+            if found is None:
+                return None
+            index = found
+        return places[side][index]
+
+    return tuple(
+        {
+            index: place
+            for index in sides[side]
+            if index not in places[side] and (place := place_of(side, index)) is not None
+        }
+        for side in (0, 1)
+    )
+
+
+def _plain_texts(tokenizer: Any) -> dict[int, str]:
+    """The text of each id, of those that have one and are not special."""
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    return {
+        index: text
+        for index, (_, text) in _texts(tokenizer).items()
+        if text and _UNKNOWN not in text and index not in special
+    }
+
+
 def _texts(tokenizer: Any) -> dict[int, tuple[str, str]]:
     """The entry and the text of each id."""
     [anchor] = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]

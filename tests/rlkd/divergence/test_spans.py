@@ -83,7 +83,11 @@ TAKEN = (
 SPANS = [[[0, 1], [1, 3], [3, 4], [4, 6]], [[0, 2], [2, 3], [3, 4], [4, 6]]]
 
 
-def slow(student, teacher, span, divergence, k):
+# Tokens that begin as a pair's: the place of that pair.
+PREFIXED = {STUDENT.index("ca"): 2}, {TEACHER.index("abc"): 3}
+
+
+def slow(student, teacher, span, divergence, k, prefixed=({}, {})):
     """The divergence of one span, outcome by outcome, and both distributions."""
     (a, b), (c, d) = (tuple(side.spans[span].tolist()) for side in (student, teacher))
     distributions = []
@@ -104,8 +108,19 @@ def slow(student, teacher, span, divergence, k):
             here[partner] = torch.zeros(())
         distributions.append((path, here))
     (path_s, s), (path_t, t) = distributions
-    outcomes = [(path_s, path_t), *((s[i], t[j]) for i, j in PAIRS)]
-    unshared = [s[i] for i in s if i not in dict(PAIRS)], [t[j] for j in t if j not in dict(PAIRS).values()]
+    joined = [
+        [sum((p[i] for i, pair in own.items() if pair == place), start=p[ids[place]]) for place in range(len(PAIRS))]
+        for p, own, ids in zip((s, t), prefixed, zip(*PAIRS, strict=True), strict=True)
+    ]
+    for place, (i, j) in enumerate(PAIRS):
+        if (a + 1, i) == (b, int(student.taken[a])) or (c + 1, j) == (d, int(teacher.taken[c])):
+            path_s, path_t = path_s + joined[0][place], path_t + joined[1][place]
+            joined[0][place] = joined[1][place] = torch.zeros(())
+    outcomes = [(path_s, path_t), *zip(*joined, strict=True)]
+    unshared = [
+        [p[i] for i in p if i not in ids and i not in own]
+        for p, own, ids in zip((s, t), prefixed, zip(*PAIRS, strict=True), strict=True)
+    ]
     rest = [sorted(values, reverse=True, key=lambda value: float(value.detach())) for values in unshared]
     unmatched = [*zip(rest[0][:k], rest[1][:k], strict=True), (sum(rest[0][k:]), sum(rest[1][k:]))]
     outcomes += [tuple(torch.as_tensor(value).clamp(min=1e-7) for value in pair) for pair in unmatched]
@@ -120,19 +135,45 @@ def slow(student, teacher, span, divergence, k):
     return divergence.beta * (q * (q / m).log()).sum() + (1 - divergence.beta) * (p * (p / m).log()).sum()
 
 
+@pytest.mark.parametrize("prefixed", [({}, {}), PREFIXED], ids=["pairs", "prefixed"])
 @pytest.mark.parametrize("divergence", KINDS[:3], ids=str)
-def test_with_two_vocabularies_it_is_the_slow_sum_over_outcomes(divergence) -> None:
+def test_with_two_vocabularies_it_is_the_slow_sum_over_outcomes(divergence, prefixed) -> None:
     student, teacher = sides((7, 6), (9, 8), SPANS)
     student.taken[:], teacher.taken[:] = (torch.tensor(ids) for ids in TAKEN)
-    shared = SharedTokens.of(PAIRS, 9, 8, "cpu")
+    shared = SharedTokens.of(PAIRS, 9, 8, "cpu", prefixed)
     found, _ = span_divergence(student, teacher, shared, divergence, k=2)
-    expected = torch.stack([slow(student, teacher, span, divergence, 2) for span in range(4)])
+    expected = torch.stack([slow(student, teacher, span, divergence, 2, prefixed) for span in range(4)])
     torch.testing.assert_close(found[[0, 1, 3, 4]], expected, atol=1e-5, rtol=1e-4)
     assert found[[2, 5, 6]].tolist() == [0, 0, 0]
     inputs = (student.hidden, student.head.weight)
     gradients = [torch.autograd.grad(loss.sum(), inputs) for loss in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["ab", "a"])
+@pytest.mark.parametrize("divergence", KINDS, ids=str)
+def test_models_that_agree_have_no_divergence_though_one_has_longer_tokens(divergence, text) -> None:
+    """The student's tokens are ab, cb, a, c; the teacher's a, c, b."""
+    zero = 1e-9
+
+    def side(rows, taken, trained=False):
+        powers = torch.tensor(rows) ** divergence.temperature
+        hidden = (powers / powers.sum(1, keepdim=True)).log().requires_grad_(trained)
+        return SpannedTokens(
+            hidden, Head(torch.eye(hidden.shape[1])), torch.tensor(taken), torch.tensor([[0, len(taken)]])
+        )
+
+    if text == "ab":
+        student, teacher = side([[0.6, 0.4, zero, zero]], [0], True), side([[0.6, 0.4, zero], [zero, zero, 1]], [0, 2])
+    else:  # a third of what begins with a goes on with b
+        student, teacher = side([[0.2, 0.4, 0.4, zero]], [2], True), side([[0.6, 0.4, zero]], [0])
+    pairs = [(2, 0), (3, 1)]
+    apart, joined = (SharedTokens.of(pairs, 4, 3, "cpu", prefixed) for prefixed in (({}, {}), ({0: 0, 1: 1}, {})))
+    found, _ = span_divergence(student, teacher, joined, divergence, k=4)
+    assert float(found[0]) == pytest.approx(0, abs=1e-4)
+    assert torch.autograd.grad(found.sum(), student.hidden)[0].abs().max() < 1e-3
+    assert float(span_divergence(student, teacher, apart, divergence, k=4)[0][0]) > 0.01
 
 
 def test_a_spans_log_probability_is_that_of_its_tokens_shared_out() -> None:

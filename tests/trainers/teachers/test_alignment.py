@@ -5,9 +5,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks.tiny import byte_tokenizer
+from rlkd.lab.byte_pairs import byte_pair_tokenizer
+from rlkd.lab.students import tokenizer
 from rlkd.models import resolve_model
 from trainers.common.token_spans import token_spans
-from trainers.teachers.alignment import aligned_spans, shared_tokens
+from trainers.teachers.alignment import aligned_spans, prefixed_tokens, shared_tokens
 
 TEXTS = [
     "The answer is 12345.",
@@ -90,3 +92,31 @@ def test_special_tokens_within_a_completion_belong_to_no_span(smol) -> None:
     spans = aligned_spans(smol, ids, other, written(other, "ab c"), {})
     assert [(a, b) for a, b, _, _ in spans] == [(0, 1), (2, 3)]
     assert [(c, d) for _, _, c, d in spans] == [(0, 2), (2, 4)]
+
+
+def test_a_token_without_a_partner_counts_with_the_pair_that_begins_it() -> None:
+    one, other = tokenizer(), byte_pair_tokenizer()
+    pairs = shared_tokens(one, other)
+    texts = [one.convert_ids_to_tokens(first) for first, _ in pairs]
+    student, teacher = prefixed_tokens(one, other, pairs)
+    with_pair = {one.convert_ids_to_tokens(index): texts[place] for index, place in student.items()}
+    assert (with_pair[" Ida has"], with_pair[" 2 more than"]) == (" Ida", " 2")
+    assert all(token.startswith(pair) for token, pair in with_pair.items())
+    assert not {*student} & {first for first, _ in pairs}
+    assert not {*student} & {*one.all_special_ids}
+    # " has 2 more than" begins as the student's " " alone.
+    assert texts[teacher[other.convert_tokens_to_ids(" has 2 more than")]] == " "
+
+
+def test_with_one_tokenizer_no_token_is_without_a_partner() -> None:
+    one = byte_pair_tokenizer()
+    assert prefixed_tokens(one, one, shared_tokens(one, one)) == ({}, {})
+
+
+def test_every_plain_token_of_a_vocabulary_begins_with_a_byte(smol, partners) -> None:
+    other, pairs = byte_tokenizer(), sorted(partners.items())
+    student, teacher = prefixed_tokens(smol, other, pairs)
+    assert not teacher
+    for index in written(smol, "The answer unquestionably"):
+        first, _ = pairs[student[index]]
+        assert smol.decode([first]) == smol.decode([index])[0]
