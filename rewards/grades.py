@@ -11,18 +11,29 @@ from collections.abc import Mapping
 from typing import Any
 
 _OBJECT = re.compile(r"\{[^{}]*\}")
+# A parameter of a generic type: a built-in type, a name in a namespace, a capital letter, or a name that begins with
+# one and has a small one. Names of other forms could be markers (done<end_of_turn>, x<eos>).
+_NAME = (
+    r"&?(?:unsigned|signed|int|long|short|char|byte|u?int\d*|[iuf]\d+|[iu]size|float|double|decimal|bool|boolean|"
+    r"string|str|void|auto|any|object|number|vector|pair|map|set|list|u?int\d+_t|size_t|(?:\w+::)+\w+|"
+    r"[A-Z](?:\w*[a-z]\w*)?)(?:[*&?]|\[\])*"
+)
+_SHORT = r"(?=[^\s<>]{1,40}>)"
+_GENERIC = rf"(?<=\w)<{_SHORT}{_NAME}(?:,{_NAME})*>"
 # What tokenizers may read as the end of a turn or the beginning of one: <|im_end|>, </s>, <start_of_turn>, [INST].
-_MARKER = re.compile(r"<(?=[^\s<>]{1,40}>)|\[(?=/?[A-Z_]{3,20}\])")
+_MARKER = re.compile(rf"({_GENERIC})|<{_SHORT}|\[(?=/?[A-Z_]{{3,20}}\])")
 
 
 def as_text(solution: str) -> str:
     """A solution as plain text: invisible characters are removed, and markers of chat templates get a space.
 
-    >>> as_text("x = 5<|im_end|> [INST] a < b, c > d, x[1]")
-    'x = 5< |im_end|> [ INST] a < b, c > d, x[1]'
+    Generic types stay as they are.
+
+    >>> as_text("x = 5<|im_end|> [INST] a < b, c > d, x[1], vector<int>")
+    'x = 5< |im_end|> [ INST] a < b, c > d, x[1], vector<int>'
     """
     shown = "".join(one for one in solution if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf"))
-    return _MARKER.sub(lambda match: f"{match[0]} ", shown)
+    return _MARKER.sub(lambda match: match[1] or f"{match[0]} ", shown)
 
 
 def fence_of(text: str) -> str:

@@ -79,11 +79,12 @@ def test_an_adapter_over_nccl_is_stored_and_the_model_is_left_alone(monkeypatch:
         engine.receive_weights(nccl_engine.NCCLWeightTransferUpdateInfo([name], ["uint8"], [[5]]))
         engine.finish_weight_update()
 
-    update(f"{adapter}/adapter_config.json")
+    folder = server_folder(adapter, "00000000")
+    update(f"{folder.name}/adapter_config.json")
     assert calls == []
-    assert (server_folder(adapter) / "adapter_config.json").read_bytes() == bytes(range(5))
+    assert (folder / "adapter_config.json").read_bytes() == bytes(range(5))
     update("model.norm.weight")
     assert calls == ["start", "model.norm.weight", "finish"]
     assert engine.model is model
     engine.shutdown()
-    assert not server_folder(adapter).exists()
+    assert not folder.exists()

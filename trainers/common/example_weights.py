@@ -4,7 +4,8 @@ With n_i tokens in the completion of example i, N in those of the whole optimize
 
     L = 1/N * sum over i of  w_i * sum over t of  -log p(token t of example i)
 
-N counts tokens, not weights, as in TRL: accumulated batches and several processes have the loss of one batch.
+N counts tokens, not weights, as in TRL: accumulated batches and several processes have the loss of one batch. The
+auxiliary loss of a mixture of experts is added as it is.
 
 `loss_weights` is after CoPeD (arXiv 2509.05602), which weights an example by the combined loss of its rationale and
 its answer, in favour of rationales that support their answer. The formula is our choice:
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,10 +36,11 @@ RATIONALE_TOKENS = "rationale_tokens"
 IGNORED = -100
 
 
-def check_weighting(args: Any, temperature: float | None, shuffle: bool = False) -> None:
+def check_weighting(args: Any, temperature: float | None, shuffle: bool = False, trainer: Any = None) -> None:
     """Raise `UsageError` for settings of `SFTConfig` without a loss per example, and for a bad temperature.
 
-    `shuffle`: the weights change places within a batch, which needs more than one example.
+    `shuffle`: the weights change places within a batch, which needs more than one example. `trainer`, once it is
+    there, knows more than its `args`: what `accelerate` was configured with elsewhere.
     """
     if temperature is not None and not temperature > 0:
         raise UsageError(f"weight_temperature={temperature:g}: expected a number above 0, or none for no such weights")
@@ -45,18 +48,51 @@ def check_weighting(args: Any, temperature: float | None, shuffle: bool = False)
         raise UsageError(
             "shuffle_weights: weights change places within a batch, and per_device_train_batch_size is 1. Raise it"
         )
-    parallelism = getattr(args, "parallelism_config", None)
+    parallelism = (
+        getattr(args, "parallelism_config", None) if trainer is None else trainer.accelerator.parallelism_config
+    )
+    divided = any(getattr(parallelism, name, False) for name in ("sp_enabled", "cp_enabled"))
     for name, value, why in (
         ("packing", args.packing, "puts several examples into a row"),
         ("padding_free", args.padding_free, "puts several examples into a row"),
         ("loss_type", args.loss_type if args.loss_type != "nll" else None, "has weights of its own for tokens"),
         ("label_smoothing_factor", args.label_smoothing_factor, "makes TRL compute another loss"),
-        ("parallelism_config", bool(getattr(parallelism, "sp_enabled", False)), "splits an example over processes"),
+        ("parallelism_config", divided, "splits an example over processes"),
+        ("compute_loss_func", getattr(trainer, "compute_loss_func", None), "computes another loss"),
     ):
         if value:
             raise UsageError(
                 f"weight_column and weight_temperature give whole examples a weight, and {name}: {value} {why}. Leave "
                 f"one of the two out"
+            )
+
+
+def check_weighted_loss(loss_of: Callable[[Any], Tensor], device: Any = "cpu") -> None:
+    """Raise `UsageError` where a loss does not follow the weights of examples.
+
+    `loss_of` computes the loss of a batch of two examples, by the model that it is given. This one answers with
+    log-probabilities that are known, so that no weights of a real model are read: milliseconds.
+    """
+    log_probs = torch.tensor([[-1.0, -2.0, 0.0], [-4.0, 0.0, 0.0]], device=device)
+    mask = log_probs != 0
+
+    def known(**inputs: Any) -> Any:
+        return SimpleNamespace(
+            log_probs=log_probs, label_mask=mask, entropy=-log_probs, is_top1=mask, aux_loss=log_probs.new_zeros(())
+        )
+
+    for weights in (None, [1.0, 1.0], [0.5, 1.5]):
+        rows = log_probs.new_tensor(weights or [1.0, 1.0])
+        model = known if weights is None else WeightedModel(known, lambda *_, rows=rows: rows)
+        expected = float(-(log_probs * rows[:, None]).sum() / mask.sum())
+        found = float(loss_of(model))
+        if not abs(found - expected) < 1e-5:
+            import trl
+
+            raise UsageError(
+                f"weight_column and weight_temperature: the loss of TRL {trl.__version__} is {found:g} for two "
+                f"examples {f'with weights {weights}' if weights else 'without weights'}, and not {expected:g}. Leave "
+                f"the weights out, or install a TRL that rlkd is tested with"
             )
 
 

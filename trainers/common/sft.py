@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainers.common.example_weights import (
     WEIGHT,
     WeightCollator,
     WeightedModel,
+    check_weighted_loss,
     check_weighting,
     loss_weights,
     rationale_tokens,
@@ -61,7 +63,8 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
             split = partial(_with_rationale_tokens, self.processing_class)
             self.train_dataset = examples.map(split, num_proc=self.args.dataset_num_proc)
         if {WEIGHT, RATIONALE_TOKENS} & set(getattr(self.train_dataset, "column_names", None) or ()):
-            check_weighting(args, weight_temperature, shuffle_weights)
+            check_weighting(args, weight_temperature, shuffle_weights, self)
+            self._check_weighted_loss()
             self.data_collator = WeightCollator(self.data_collator)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         name_base(self.model, base_model or model)
@@ -88,6 +91,22 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
         if student.training and (given is not None or parts is not None):
             model = WeightedModel(model, weights_of)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _check_weighted_loss(self) -> None:
+        """Check that TRL's loss follows weights, on known numbers in place of the student's; see there."""
+        student: Any = self.model
+        before = student.training, self._metrics, self._total_train_tokens
+        device = self.accelerator.device
+
+        def loss_of(model: Any) -> torch.Tensor:
+            batch = {"attention_mask": torch.ones(2, 4, dtype=torch.long, device=device)}
+            return SFTTrainer.compute_loss(self, model, batch)
+
+        student.training, self._metrics = True, {"train": defaultdict(list), "eval": defaultdict(list)}
+        try:
+            check_weighted_loss(loss_of, device)
+        finally:
+            student.training, self._metrics, self._total_train_tokens = before
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

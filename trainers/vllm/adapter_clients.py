@@ -7,6 +7,7 @@ earlier adapter has computed, and a request in progress ends with the adapter th
 from __future__ import annotations
 
 import contextlib
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class AdapterClient(ServerClient):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         send_once(self.session)  # TRL's retries for a minute, and another server may take over at once
+        self._place = secrets.token_hex(4)  # in the names of folders: servers of one machine must not share them
 
     def load(self, adapter: Path) -> None:
         """Load the adapter in a folder under the folder's name, and unload those before it of the same run.
@@ -71,13 +73,14 @@ class AdapterClient(ServerClient):
 
     def _broadcast(self, adapter: Path, device: Any) -> str:
         """Send the files as a weight update of bytes, which the server stores."""
+        folder = server_folder(adapter.name, self._place)
         files = {
-            f"{adapter.name}/{name}": torch.frombuffer(bytearray((adapter / name).read_bytes()), dtype=torch.uint8)
+            f"{folder.name}/{name}": torch.frombuffer(bytearray((adapter / name).read_bytes()), dtype=torch.uint8)
             for name in FILES
         }
         metadata = [(name, "uint8", list(content.shape)) for name, content in files.items()]
         self.update_named_params(metadata, ((name, content.to(device)) for name, content in files.items()))
-        return str(server_folder(adapter.name))
+        return str(folder)
 
 
 class DiskAdapterClient(AdapterClient):

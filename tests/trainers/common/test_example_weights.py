@@ -8,7 +8,13 @@ import torch
 from transformers import AutoTokenizer
 
 from rlkd.errors import UsageError
-from trainers.common.example_weights import IGNORED, check_weighting, loss_weights, rationale_tokens
+from trainers.common.example_weights import (
+    IGNORED,
+    check_weighted_loss,
+    check_weighting,
+    loss_weights,
+    rationale_tokens,
+)
 
 
 def slow_weight(losses: list[float], rationale: int, temperature: float) -> float:
@@ -70,13 +76,52 @@ def plain(**changes) -> SimpleNamespace:
         {"padding_free": True},
         {"loss_type": "dft"},
         {"label_smoothing_factor": 0.1},
-        {"parallelism_config": SimpleNamespace(sp_enabled=True)},
+        {"parallelism_config": SimpleNamespace(sp_enabled=True, cp_enabled=False)},
+        {"parallelism_config": SimpleNamespace(sp_enabled=False, cp_enabled=True)},
     ],
 )
 def test_a_loss_without_examples_is_refused_and_the_default_is_not(changes) -> None:
     check_weighting(plain(), None)
     with pytest.raises(UsageError, match=f"and {next(iter(changes))}: .* Leave one of the two out"):
         check_weighting(plain(**changes), None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes"),
+    [
+        ("compute_loss_func", {"compute_loss_func": print}),
+        ("parallelism_config", {"accelerator": SimpleNamespace(parallelism_config=SimpleNamespace(sp_enabled=True))}),
+    ],
+)
+def test_what_only_the_trainer_knows_is_refused_there(setting, changes) -> None:
+    known = {"compute_loss_func": None, "accelerator": SimpleNamespace(parallelism_config=None)}
+    check_weighting(plain(), None, trainer=SimpleNamespace(**known))
+    with pytest.raises(UsageError, match=f"and {setting}: .* Leave one of the two out"):
+        check_weighting(plain(), None, trainer=SimpleNamespace(**known | changes))
+
+
+def mean_of_tokens(model) -> torch.Tensor:
+    output = model(fused_lm_head=True)
+    return -output.log_probs.sum() / output.label_mask.sum()
+
+
+def mean_of_examples(model) -> torch.Tensor:
+    output = model(fused_lm_head=True)
+    return (-output.log_probs.sum(dim=1) / output.label_mask.sum(dim=1)).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "found"),
+    [
+        (lambda model: -model().log_probs.sum() / model().label_mask.sum(), "2.33333 .* not 2.5"),  # no fused head
+        (lambda model: mean_of_tokens(model) * 2, "4.66667 .* not 2.33333"),
+        (mean_of_examples, "2.75 .* not 2.33333"),
+    ],
+)
+def test_a_loss_that_does_not_follow_the_weights_is_refused(loss_of, found) -> None:
+    check_weighted_loss(mean_of_tokens)
+    with pytest.raises(UsageError, match=found):
+        check_weighted_loss(loss_of)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from rlkd.data.example_weights import scaled_weights
 from rlkd.errors import UsageError
@@ -130,6 +130,39 @@ def test_equal_weights_are_the_plain_loss_bit_for_bit(tiny_model, tmp_path, weig
         [line["loss"] for line in read_steps(tmp_path / name / "metrics.jsonl")] for name in ("plain", "weighted")
     ]
     assert losses[0] == losses[1]
+
+
+def test_the_check_of_the_loss_leaves_no_trace_in_the_trainer(tiny_model, tmp_path) -> None:
+    trainer = trainer_of(tiny_model, tmp_path, WEIGHTS)
+    assert not trainer.model.training
+    assert not any(trainer._metrics.values())
+    assert trainer._total_train_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("patched", "message"),
+    [
+        (lambda trl_loss: lambda *args, **kwargs: trl_loss(*args, **kwargs) * 3, "is 7 .* not 2.33333"),
+        (
+            lambda trl_loss: (
+                lambda self, model, *args, **kwargs: trl_loss(self, getattr(model, "model", model), *args, **kwargs)
+            ),
+            "is 2.33333 .*0.5, 1.5.* not 2.5",
+        ),
+    ],
+)
+def test_a_trl_with_another_loss_is_refused_before_training(
+    tiny_model, tmp_path, monkeypatch, patched, message
+) -> None:
+    monkeypatch.setattr(SFTTrainer, "compute_loss", patched(SFTTrainer.compute_loss))
+    trainer_of(tiny_model, tmp_path / "plain")
+    with pytest.raises(UsageError, match=message):
+        trainer_of(tiny_model, tmp_path / "weighted", WEIGHTS)
+
+
+def test_a_loss_of_the_callers_is_refused_with_weights(tiny_model, tmp_path) -> None:
+    with pytest.raises(UsageError, match="compute_loss_func"):
+        trainer_of(tiny_model, tmp_path, WEIGHTS, compute_loss_func=lambda outputs, labels, **_: outputs.logits.sum())
 
 
 def test_accumulated_batches_train_as_one_batch(tiny_model, tmp_path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlkd.weight_transfer.adapters import server_folder
+from rlkd.weight_transfer.adapters import ReceivedAdapters, server_folder
 from tests.helpers.rollout_server import RolloutServer, client_without_vllm
 from trainers.vllm.adapter_clients import CLIENTS, DiskAdapterClient, GlooAdapterClient
 from trainers.vllm.errors import SyncFailed
@@ -69,10 +69,25 @@ def test_both_ways_through_a_weight_update_announce_and_send_the_bytes_of_the_fi
     client._device = "cpu"
     client.load(adapter)
     ((metadata, sent),) = updates
-    weights = f"{adapter.name}/adapter_model.safetensors"
-    assert metadata == [(f"{adapter.name}/adapter_config.json", "uint8", [2]), (weights, "uint8", [7])]
+    folder = server_folder(adapter.name, client._place)
+    weights = f"{folder.name}/adapter_model.safetensors"
+    assert metadata == [(f"{folder.name}/adapter_config.json", "uint8", [2]), (weights, "uint8", [7])]
     assert bytes(sent[weights].tolist()) == bytes(range(7))
-    assert server.adapters == {adapter.name: str(server_folder(adapter.name))}
+    assert server.adapters == {adapter.name: str(folder)}
+    ReceivedAdapters().store(sent.items())
+    assert {path.read_bytes() for path in folder.iterdir()} == {b"{}", bytes(range(7))}
+
+
+def test_two_servers_of_one_machine_have_folders_of_their_own(
+    server: RolloutServer, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GlooAdapterClient, "update_named_params", lambda self, metadata, tensors: None)
+    other = RolloutServer()
+    for each in (server, other):
+        GlooAdapterClient(each.url).load(adapter)
+    other.go_down()
+    assert set(server.adapters) == set(other.adapters) == {adapter.name}
+    assert server.adapters != other.adapters
 
 
 def test_a_server_without_its_adapter_is_not_well(server: RolloutServer, adapter: Path) -> None:
