@@ -1,12 +1,15 @@
 """A real `vllm serve` for tests, on a free port, below a guard that ends it with all its processes."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from rlkd.http import get_json, post_json
 from rlkd.process import python_command
@@ -38,6 +41,19 @@ class VLLMServer:
         status, reply = post_json(self.url + path, content, timeout=300)
         assert status == 200, (path, status, reply)
         return reply
+
+    def wait_for_requests(self, seconds: float = 120) -> None:
+        """Wait until the server generates for at least one request."""
+        deadline = time.monotonic() + seconds
+        while not self._requests_running():
+            assert time.monotonic() < deadline, f"no request is running after {seconds} s"
+            time.sleep(0.01)
+
+    def _requests_running(self) -> float:
+        shown = httpx.get(f"{self.url}/metrics", timeout=60).text
+        values = re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", shown, re.MULTILINE)
+        assert values, f"no vllm:num_requests_running in {self.url}/metrics"
+        return sum(map(float, values))
 
     def scores(self, token_ids: list[int], model: str | None = None) -> list[float]:
         """The log-probability of each token but the first, given those before it."""

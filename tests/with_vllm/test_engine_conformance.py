@@ -10,7 +10,6 @@ import pickle
 import random
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -280,9 +279,12 @@ def test_a_server_killed_and_started_again_in_mid_batch_costs_nothing_within_the
     expected = run(engine.generate(prompts, GREEDY))
     assert [item for item in expected if isinstance(item, EngineError)] == []
     again: list[VLLMServer] = []
+    is_over = threading.Event()
+    in_mid_batch: list[bool] = []
 
     def restart() -> None:
-        time.sleep(0.3)
+        server.wait_for_requests()
+        in_mid_batch.append(not is_over.is_set())
         server.process.send_signal(signal.SIGUSR1)  # its guard kills everything at once
         server.process.wait()
         port = int(server.url.rpartition(":")[2])
@@ -293,7 +295,9 @@ def test_a_server_killed_and_started_again_in_mid_batch_costs_nothing_within_the
     try:
         results = run(engine.generate(prompts * 2, Sampling(max_new_tokens=12), deadline=GUARD))
     finally:
+        is_over.set()
         restarter.join()
         for started in again:
             stop_server(started)
+    assert in_mid_batch == [True], "the batch had ended before the kill: nothing was tested"
     assert results == expected * 2
