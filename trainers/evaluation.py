@@ -22,7 +22,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from rlkd.steps import calculations
 from trainers.common.evaluation_settings import RECORD
 from trainers.common.generation import WrittenCompletion, greedy_completions, sampled_completions
 from trainers.common.overoptimisation import overoptimisation
+from trainers.common.progress import Tenths
 from trainers.common.prompts import PromptCheck
 from trainers.common.run_files import StepLog, read_steps
 from trainers.common.student import ModelFacts
@@ -135,12 +137,21 @@ class HeldOutAccuracy(TrainerCallback):
     def _records(self) -> list[dict[str, Any]]:
         return read_steps(self.path) if self.path.exists() else []
 
+    def _progress(self, args: Any, state: Any) -> Callable[[int], object]:
+        """Takes the number of completions that are done, and logs each tenth of them."""
+        if args.disable_tqdm or not state.is_world_process_zero:
+            return lambda count: None
+        processes = self.trainer.accelerator.num_processes
+        own = sum(ceil(len(self.rows) * number / processes) for number in (1, self.samples))
+        return Tenths("evaluation", own, tqdm.write)
+
     def _measure(self, args: Any, state: Any, control: Any) -> None:
         self._last_step = state.global_step
         if state.is_world_process_zero:
             tqdm.write(f"evaluating accuracy on {len(self.rows)} test rows ...")
         start = time.perf_counter()
-        completions = greedy_completions(self.trainer, self.prompts, max_new_tokens=self.limit)
+        advance = self._progress(args, state)
+        completions = greedy_completions(self.trainer, self.prompts, max_new_tokens=self.limit, advance=advance)
         drawn = None
         if self.samples:
             drawn = sampled_completions(
@@ -150,6 +161,7 @@ class HeldOutAccuracy(TrainerCallback):
                 temperature=self.temperature,
                 max_new_tokens=self.limit,
                 seed=args.seed,
+                advance=advance,
             )
         if not state.is_world_process_zero:
             return

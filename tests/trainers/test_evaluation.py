@@ -73,6 +73,17 @@ def test_it_measures_before_after_and_every_n_steps(run) -> None:
     assert [step for step, _ in held_out.estimates()] == [0, 2, 4, 5]
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_long_evaluation_says_how_far_it_is(run, capsys, silent) -> None:
+    trainer, held_out = run(1, every=0, samples=30, disable_tqdm=silent, max_completion_length=2)
+    held_out.rows, held_out.prompts = held_out.rows * 7, held_out.prompts * 7
+    trainer.train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation: ")]
+    # Of 21 greedy completions and 630 samples in batches of 64, before and after the only step.
+    shares = [13, 23, 33, 43, 52, 62, 72, 82, 92]
+    assert lines == ([] if silent else [f"evaluation: {share}% done" for share in shares] * 2)
+
+
 def test_samples_are_drawn_besides_the_greedy_answers_and_again_the_same_from_the_same_model(run) -> None:
     trainer, held_out = run(2, every=0, samples=3, learning_rate=0.0)
     trainer.train()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,15 +69,20 @@ def end_ids(trainer: Any) -> list[int]:
 
 
 def greedy_completions(
-    trainer: Any, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int = 16
+    trainer: Any,
+    prompts: Sequence[Any],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> list[WrittenCompletion]:
     """One greedy completion per prompt, in order, at most `max_new_tokens` tokens long.
 
     To be called on every process; they share the prompts, and all get all completions. Neither the random state of the
-    run nor the mode of the model is changed.
+    run nor the mode of the model is changed. `advance` is called with the number of completions that this process did.
     """
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return _written(trainer, prompts, greedy | {"max_new_tokens": max_new_tokens}, batch_size)
+    return _written(trainer, prompts, greedy | {"max_new_tokens": max_new_tokens}, batch_size, advance)
 
 
 def sampled_completions(
@@ -89,6 +94,7 @@ def sampled_completions(
     max_new_tokens: int,
     seed: int = 0,
     batch_size: int = 64,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[WrittenCompletion]]:
     """`samples` completions per prompt, drawn at `temperature` from the whole vocabulary; else as the greedy ones.
 
@@ -99,12 +105,16 @@ def sampled_completions(
     devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed + trainer.accelerator.process_index)
-        written = _written(trainer, repeated, drawn | {"max_new_tokens": max_new_tokens}, batch_size)
+        written = _written(trainer, repeated, drawn | {"max_new_tokens": max_new_tokens}, batch_size, advance)
     return [written[start : start + samples] for start in range(0, len(written), samples)]
 
 
 def _written(
-    trainer: Any, prompts: Sequence[Any], settings: Mapping[str, Any], batch_size: int
+    trainer: Any,
+    prompts: Sequence[Any],
+    settings: Mapping[str, Any],
+    batch_size: int,
+    advance: Callable[[int], object],
 ) -> list[WrittenCompletion]:
     """One completion per prompt, with these settings of `generate`."""
     accelerator, tokenizer = trainer.accelerator, tokenizer_of(trainer)
@@ -138,6 +148,7 @@ def _written(
                 for i, row in zip(batch, written[:, width:].tolist(), strict=True):
                     in_thought = ends_in_thought(tokenizer.decode(shown[i][-20:]))
                     done.append((i, replace(_completion(tokenizer, row, ends), in_thought=in_thought)))
+                advance(len(batch))
     finally:
         trainer.model.train(was_training)
     return [completion for _, completion in sorted(dict(gather_object(done)).items())]

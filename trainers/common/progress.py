@@ -1,4 +1,4 @@
-"""The progress bar of a training run, with one readable line per step."""
+"""The progress bar of a training run, with one readable line per step, and lines for what takes minutes within one."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ class StepLine(ProgressCallback):
         text = self.line(state.global_step, state.max_steps, logs) if logs else None
         if text is not None and state.is_world_process_zero and self.training_bar is not None:
             self.training_bar.write(text)
+
+
+class Tenths:
+    """Says how far a long job is: calls `write` whenever another tenth of `total` items is done, but the last."""
+
+    def __init__(self, what: str, total: int, write: Callable[[str], object]):
+        self.what, self.total, self.write = what, total, write
+        self.done = 0
+
+    def __call__(self, count: int) -> None:
+        """Another `count` items are done."""
+        before, self.done = self.done, self.done + count
+        if 10 * self.done // self.total > 10 * before // self.total and self.done < self.total:
+            self.write(f"{self.what}: {self.done / self.total:.0%} done")
