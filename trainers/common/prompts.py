@@ -123,6 +123,12 @@ class PromptCheck:
                 found[index] = tokens
         return found
 
+    def size(self, text: str) -> int:
+        """The tokens of a text; its characters where nothing is compared, without a tokenizer or a context."""
+        if self.student.context is None or self.student.tokenizer is None:
+            return len(text)
+        return len(text_ids(self.student.tokenizer, text, special=False))
+
     def _ids(self, prompt: Any) -> list[int]:
         return prompt_ids(self.student.tokenizer, prompt, self.template)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +60,11 @@ class TeacherContext:
             raise UsageError(f"row {lender.get('id')!r} has no text in {self.column!r} (teacher_context)")
         return self._filled(row["prompt"], random.choice(texts))
 
-    def longest(self, rows: Iterable[Mapping[str, Any]]) -> list[Prompt]:
+    def longest(self, rows: Iterable[Mapping[str, Any]], size: Callable[[str], int]) -> list[Prompt]:
         """The teacher's prompt of each row with the longest text that it may hold: the row's own, or of any lender."""
         if self.foreign is None:
-            return [self._filled(row["prompt"], max(self.texts(row), key=len, default="")) for row in rows]
-        longest = max((text for lender in self.foreign for text in self.texts(lender)), key=len, default="")
+            return [self._filled(row["prompt"], _longest(self.texts(row), size)) for row in rows]
+        longest = _longest([text for lender in self.foreign for text in self.texts(lender)], size)
         return [self._filled(row["prompt"], longest) for row in rows]
 
     def texts(self, row: Mapping[str, Any]) -> list[str]:
@@ -106,7 +106,7 @@ class TeacherContext:
         if self.template == "{prompt}":
             prompts = list(dataset["prompt"])
         else:
-            prompts = self.longest(dataset)
+            prompts = self.longest(dataset, fit.size)
         long = fit.too_long(prompts) if prompts else {}
         if fit.leave_out and 0 < len(long) < len(dataset):
             logger.warning("%s: left out %d rows whose prompt with context does not fit", part, len(long))
@@ -144,6 +144,10 @@ class TeacherContext:
     def _text(self, prompt: str, context: str) -> str:
         values = {"prompt": prompt, "context": context}
         return _PLACES.sub(lambda found: values[found[1]], self.template)
+
+
+def _longest(texts: Sequence[str], size: Callable[[str], int]) -> str:
+    return max(texts, key=size) if len(texts) > 1 else "".join(texts)
 
 
 def teacher_prompts(

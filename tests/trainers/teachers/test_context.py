@@ -178,6 +178,19 @@ def test_the_longest_prompt_has_to_fit_with_the_longest_context_of_any_row(templ
         context.fitted_lenders(fit, rows, "train_dataset")
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_of_several_texts_that_with_the_most_tokens_has_to_fit_not_that_with_the_most_characters(
+    template_model, foreign
+) -> None:
+    fit = fit_of(template_model)
+    texts = ["h" * 60, "漢" * 45]
+    assert [fit.size(text) for text in texts] == [60, 135]
+    rows = Dataset.from_list([row | {"hint": texts} for row in LENDERS])
+    context = TeacherContext("hint", "{prompt} {context}", foreign=rows if foreign else None)
+    with pytest.raises(UsageError, match="a prompt of 138 tokens and max_completion_length 8 do not fit"):
+        context.fitted(fit, rows, "train_dataset")
+
+
 def test_a_single_prompt_that_fits_has_no_other_row_to_borrow_from(template_model) -> None:
     rows = Dataset.from_list([LENDERS[0], LENDERS[1] | {"prompt": "p" * 125}])
     context = TeacherContext("hint", "{prompt} {context}", foreign=rows)
