@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, first_line
 
 DESCRIPTION = """\
 Ask a model questions: one per line, the answer appears as it is generated. Ctrl-D ends.
@@ -120,9 +120,8 @@ class Chat:
         except UsageError:
             raise
         except Exception as error:  # each library has its own errors
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UsageError(
-                f"the model {model!r} cannot be read: {reason.rstrip('.')}. Name a folder written by save_pretrained, "
+                f"the model {model!r} cannot be read: {first_line(error)}. Name a folder written by save_pretrained, "
                 f"the folder of an adapter, a reachable hub id, or an embedded model"
             ) from error
         finally:

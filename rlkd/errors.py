@@ -14,6 +14,15 @@ class UsageError(ValueError):
     """A config, row, spec or file is invalid."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, to be quoted in a sentence: its first line without a full stop, or else its class.
+
+    >>> first_line(OSError("no such model.\\nTry another one.")), first_line(TimeoutError())
+    ('no such model', 'TimeoutError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def warn_of_failures(logger: Logger, what: str, consequence: str, causes: Sequence[str], total: int) -> None:
     """Log the share of `total` items that failed and the most frequent of the `causes`; nothing without causes.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.chat import run_records
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, first_line
 from rlkd.merging import TOLERANCE, MergeCheck, merge, tokenizer_source
 from rlkd.models import ADAPTED, adapter_folder, base_of_adapter, is_adapter, resolve_model
 from rlkd.rendering import prompt_ids
@@ -140,9 +140,8 @@ def _base_folder(adapter: Path, base: str, trust_remote_code: bool) -> str:
     except UsageError:
         raise
     except Exception as error:  # each library has its own errors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"the base {base!r} of the adapter {adapter} cannot be read: {reason.rstrip('.')}. Name where it is here: "
+            f"the base {base!r} of the adapter {adapter} cannot be read: {first_line(error)}. Name where it is here: "
             f"--base FOLDER_OR_HUB_ID"
         ) from error
     if (stored := getattr(config, "quantization_config", None)) is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, first_line
 from rlkd.memory.plan import MemoryPhase
 from rlkd.models import base_of_adapter, is_adapter, resolve_model
 from trainers.common.sharding import sharding_of
@@ -249,5 +249,4 @@ def _config(source: str, **options: Any) -> Any:
     try:
         return AutoConfig.from_pretrained(source, **options)
     except Exception as error:  # OSError, ValueError, and whatever the hub's client raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the model {source!r} cannot be read: {reason.rstrip('.')}") from error
+        raise UsageError(f"the model {source!r} cannot be read: {first_line(error)}") from error

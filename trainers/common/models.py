@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, first_line
 from rlkd.models import INCLUDED, base_of_adapter, is_adapter, resolve_model
 from rlkd.weights import AGAIN, weights_fault
 
@@ -46,14 +46,14 @@ def check_model(name: Any, key: str, *, revision: str | None = None, trust_remot
         try:
             AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=trust_remote_code)
         except Exception as error:  # OSError, ValueError, and whatever the hub's client raises
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
         else:
             if (fault := weights_fault(resolved, revision)) is None:
                 return
             raise UsageError(f"{key} {name!r}: {fault}. {AGAIN}")
     raise UsageError(
-        f"{key} {name!r} cannot be read: {reason.rstrip('.')}. Name a folder written by save_pretrained, a reachable "
-        f"hub id, or an embedded model ({', '.join(INCLUDED)})"
+        f"{key} {name!r} cannot be read: {reason}. Name a folder written by save_pretrained, a reachable hub "
+        f"id, or an embedded model ({', '.join(INCLUDED)})"
     )
 
 

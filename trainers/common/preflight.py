@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.data.rows import RESERVED_COLUMNS
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, first_line
 from rlkd.registry import suggestion
 
 
@@ -77,9 +77,8 @@ def _check_hub(args: Any) -> None:
     try:
         user = HfApi().whoami(token=args.hub_token)
     except Exception as error:  # no connection, no token, or offline mode: each has its own class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"push_to_hub: the hub cannot be used ({reason.rstrip('.')}). Connect and run  hf auth login  or set "
+            f"push_to_hub: the hub cannot be used ({first_line(error)}). Connect and run  hf auth login  or set "
             f"push_to_hub: false and upload {args.output_dir} later:  hf upload REPO {args.output_dir}"
         ) from error
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd.context import context_length
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, first_line
 from rlkd.merging import tokenizer_source
 from rlkd.models import base_of_adapter, is_adapter, resolve_model
 from rlkd.process import is_first_process
@@ -72,10 +72,9 @@ def read_tokenizer(model: Any, *, revision: str | None = None, trust_remote_code
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(
-            f"the tokenizer of {source!r} cannot be read: {reason}. Save one beside the model (save_pretrained of the "
-            f"tokenizer)"
+            f"the tokenizer of {source!r} cannot be read: {first_line(error)}. Save one beside the model "
+            f"(save_pretrained of the tokenizer)"
         ) from error
 
 

@@ -21,6 +21,22 @@ from rlkd.errors import UsageError
 from trainers.common.model_card import masked
 
 
+def has_column(dataset: Any, part: str, column: str, setting: str) -> bool:
+    """Whether a dataset has a column; False where its columns are not known.
+
+    Raises `UsageError` where it has others only; `part` is its name there, `setting` the key that names the column.
+    """
+    names = getattr(dataset, "column_names", None)
+    if dataset is None or names is None:
+        return False
+    if column not in names:
+        raise UsageError(
+            f"{part} has no column {column!r}, which {setting} names; the columns are {', '.join(names)}. Name one of "
+            f"them, or rename with --columns"
+        )
+    return True
+
+
 @dataclass(frozen=True)
 class TeacherColumn:
     """The column and the teacher of each of its values: a model, its name, an engine's spec or a cache's folder."""
@@ -46,16 +62,8 @@ class TeacherColumn:
 
         The rows of a stream are checked as they come, by `numbers`.
         """
-        names = getattr(dataset, "column_names", None)
-        if dataset is None or names is None:
-            return
-        if self.column not in names:
-            raise UsageError(
-                f"{part} has no column {self.column!r}, which teacher_column names; the columns are "
-                f"{', '.join(names)}. Name one of them, or rename with --columns"
-            )
-        if hasattr(dataset, "__len__"):
-            shown = dataset.select_columns([name for name in names if name in (self.column, "id")])
+        if has_column(dataset, part, self.column, "teacher_column") and hasattr(dataset, "__len__"):
+            shown = dataset.select_columns([name for name in dataset.column_names if name in (self.column, "id")])
             for index, row in enumerate(shown):
                 own = f" (id {row['id']!r})" if "id" in row else ""
                 self._number(row, f"{part}: row {index}{own}")

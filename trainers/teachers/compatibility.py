@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlkd.errors import UsageError
+from rlkd.errors import UsageError, first_line
 from rlkd.rendering import conversation_text
 from rlkd.teachers.traces import trace_end
 from rlkd.teachers.vocabulary import common_vocabulary
@@ -147,7 +147,7 @@ def read_teacher_tokenizer(args: TeacherArguments, teacher: Any) -> Any:
     except Exception as error:
         if isinstance(teacher, str):
             raise UsageError(
-                f"teacher {teacher!r} cannot be read: {str(error).splitlines()[0]}. Name a folder written by "
+                f"teacher {teacher!r} cannot be read: {first_line(error)}. Name a folder written by "
                 f"save_pretrained, a reachable hub id, an embedded model, an engine (http://HOST:PORT/v1#MODEL), or "
                 f"the folder of a teacher cache (it has index.json)"
             ) from error

@@ -22,6 +22,7 @@ from rlkd.errors import UsageError
 from rlkd.rendering import prompt_ids
 from rlkd.teachers.traces import trace_text, usable_traces
 from trainers.common.prompts import PromptCheck
+from trainers.teachers.column import has_column
 from trainers.teachers.draws import draw
 
 if TYPE_CHECKING:
@@ -75,14 +76,8 @@ class TeacherContext:
 
     def check(self, dataset: Any, part: str) -> None:
         """Raise `UsageError` for a dataset without the column, or with rows that have no text there."""
-        names = getattr(dataset, "column_names", None)
-        if dataset is None or names is None:
+        if not has_column(dataset, part, self.column, "teacher_context"):
             return
-        if self.column not in names:
-            raise UsageError(
-                f"{part} has no column {self.column!r}, which teacher_context names; the columns are "
-                f"{', '.join(names)}. Name one of them, or rename with --columns"
-            )
         if not hasattr(dataset, "__len__"):
             if self.foreign is not None:
                 raise UsageError("foreign_context draws from all rows, and a stream has no length. Load the rows")
