@@ -77,6 +77,7 @@ lint: $(INSTALLED)
 	$(PYTHON) -m ruff format --check .
 	"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/hadolint" docker/Dockerfile.*
 	$(PYTHON) -m check_jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(PYTHON) -m kubernetes_validate --strict --quiet docker/kubernetes.yaml
 
 types: $(INSTALLED)
 	$(PYTHON) -m mypy

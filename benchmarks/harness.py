@@ -44,7 +44,10 @@ def parse(
     given = parser.parse_args()
     if child and given.child:
         result = child(json.loads((given.child / "task.json").read_text()))
-        (given.child / "result.json").write_text(json.dumps(result))
+        if os.environ.get("RANK", "0") == "0":
+            (given.child / "result.json").write_text(json.dumps(result))
+        if "RANK" in os.environ:
+            os._exit(0)  # threads of gloo can abort the interpreter as it ends
         sys.exit()
     return given
 
@@ -58,10 +61,11 @@ def report(figures: Mapping[str, Any], bounds: Mapping[str, bool]) -> int:
     return int(bool(broken))
 
 
-def in_child(task: Any, **environment: str) -> Any:
+def in_child(task: Any, *, processes: int = 1, **environment: str) -> Any:
     """The result of `child` (see `parse`) for a task, from a new process of this script; both are JSON.
 
-    Raises RuntimeError with the end of its stderr if it fails.
+    `processes`: several that torch's launcher starts, whose results are equal. Raises RuntimeError with the end of
+    its stderr if it fails.
     """
     script = sys.modules["__main__"].__file__
     with tempfile.TemporaryDirectory(prefix="rlkd-benchmark-") as name:
@@ -69,7 +73,8 @@ def in_child(task: Any, **environment: str) -> Any:
         (folder / "task.json").write_text(json.dumps(task))
         with (folder / "log.txt").open("wb") as log:
             # Into a file: a process that outlives its parent would keep a pipe open.
-            command = [sys.executable, str(script), "--child", name]
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            command = [sys.executable, *(launcher if processes > 1 else []), str(script), "--child", name]
             done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | environment)
         if done.returncode:
             tail = (folder / "log.txt").read_text(errors="replace")[-2000:]

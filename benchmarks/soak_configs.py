@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from soak_server import pretend_vllm
 from soak_verdict import BATCH, GROUP
 
 SERVER = Path(__file__).resolve().parent / "soak_server.py"
@@ -96,25 +97,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def pretend_vllm(folder: Path) -> Path:
-    """A package `vllm` with the names that TRL imports; a run with gloo or disk never uses them."""
-    names = {
-        "__init__": "LLM = RequestOutput = SamplingParams = None",
-        "sampling_params": "StructuredOutputsParams = None",
-        "utils/network_utils": "get_ip = None",
-        "distributed/weight_transfer/nccl_common": "trainer_init = None",
-        "distributed/weight_transfer/packed_tensor": "packed_nccl_broadcast_producer = None",
-    }
-    for name, content in names.items():
-        path = folder / "vllm" / f"{name}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for parent in path.relative_to(folder).parents[:-1]:
-            (folder / parent / "__init__.py").touch()
-        path.write_text(content + "\n")
-    metadata = folder / "vllm-0.30.0.dist-info"
-    metadata.mkdir(exist_ok=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.30.0\n")
-    (metadata / "top_level.txt").write_text("vllm\n")
-    return folder

@@ -17,6 +17,7 @@ import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -235,6 +236,28 @@ class StandIn(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         """Nothing: clients hang up."""
+
+
+def pretend_vllm(folder: Path) -> Path:
+    """A package `vllm` with the names that TRL imports; a run with gloo or disk never uses them."""
+    names = {
+        "__init__": "LLM = RequestOutput = SamplingParams = None",
+        "sampling_params": "StructuredOutputsParams = None",
+        "utils/network_utils": "get_ip = None",
+        "distributed/weight_transfer/nccl_common": "trainer_init = None",
+        "distributed/weight_transfer/packed_tensor": "packed_nccl_broadcast_producer = None",
+    }
+    for name, content in names.items():
+        path = folder / "vllm" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for parent in path.relative_to(folder).parents[:-1]:
+            (folder / parent / "__init__.py").touch()
+        path.write_text(content + "\n")
+    metadata = folder / "vllm-0.30.0.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.30.0\n")
+    (metadata / "top_level.txt").write_text("vllm\n")
+    return folder
 
 
 def main() -> None:

@@ -1,27 +1,24 @@
-"""Short runs of the trainers in two processes on a CPU, with weights sharded as files of `recipes/accelerate` say.
-
-accelerate (1.15) shards weights on GPUs only. FSDP2 and DeepSpeed themselves work on a CPU with gloo, so these
-processes tell accelerate that theirs are GPUs named `cpu` (`allow_cpu`); everything else is as a user starts it.
-"""
+"""Short runs of the trainers in two processes on a CPU, with weights sharded as files of `recipes/accelerate` say."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.two_processes import CONFIGS, LAUNCHER, environment_of
 from tests.helpers import ROOT
 
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from tests.helpers.sharded import allow_cpu, train
+from benchmarks.two_processes import allow_cpu
+from tests.helpers.sharded import train
 allow_cpu()
 for job in json.load(open(sys.argv[2])):
     train(**job)
@@ -70,31 +67,6 @@ def save_other_weights(model: str, folder: Path) -> str:
     made.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     return str(folder)
-
-
-def environment_of(config: Path) -> dict[str, str]:
-    """What `accelerate launch` tells its processes of a config file, for two of them on a CPU."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    words = ["--config_file", str(config), "--num_processes", "2", "--num_machines", "1", "script.py"]
-    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-    prepared = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
-    told = {key: value for key, value in prepared.items() if key.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_"))}
-    return told | {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-
-
-def allow_cpu() -> None:
-    """Have accelerate shard weights with gloo on the CPU, and DeepSpeed build no C++ of its own."""
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType, is_deepspeed_available
-
-    PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
-    if is_deepspeed_available():
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__ = {}
 
 
 def train(
@@ -158,14 +130,15 @@ def score(completions: Sequence[str], **_: Any) -> list[float]:
     return [sum(letter > "b" for letter in text) / 12 + place % 2 for place, text in enumerate(completions)]
 
 
-def train_in_two_processes(config: Path, jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def train_in_two_processes(config: Path, jobs: Sequence[Mapping[str, Any]], folder: Path, **environment: str) -> None:
     """Run `train` with each job's arguments in two processes that `accelerate launch` has told of `config`."""
     (folder / "train.py").write_text(SCRIPT)
     (folder / "jobs.json").write_text(json.dumps(list(jobs)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [*command, str(folder / "train.py"), str(ROOT), str(folder / "jobs.json")],
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment_of(config),
+        [*LAUNCHER, str(folder / "train.py"), str(ROOT), str(folder / "jobs.json")],
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        | environment_of(config)
+        | environment,
         capture_output=True,
         text=True,
         timeout=550,
@@ -176,7 +149,7 @@ def train_in_two_processes(config: Path, jobs: Sequence[Mapping[str, Any]], fold
 
 def with_keys(config: str, folder: Path, **changes: Any) -> Path:
     """A copy of a file of `recipes/accelerate`, with other keys in its section for FSDP or DeepSpeed."""
-    values = yaml.safe_load((ROOT / "recipes" / "accelerate" / config).read_text())
+    values = yaml.safe_load((CONFIGS / config).read_text())
     section = next(name for name in ("fsdp_config", "deepspeed_config") if name in values)
     values[section] |= changes
     path = folder / config

@@ -90,13 +90,20 @@ def read_student(args: Any, model: Any, peft_config: Any, device: str | None) ->
     return StudentMemory(student, device, fixed, setting, tuple(notes))
 
 
-def read_frozen(name: str, *, dtype: str, device: str, **options: Any) -> WeightlessModel:
-    """A model that is not trained, by name; on a CPU `auto` is float32, as everywhere here."""
+def read_frozen(
+    name: str, *, dtype: str, device: str, settings: Mapping[str, Any] | None = None, **options: Any
+) -> WeightlessModel:
+    """A model that is not trained, by name; on a CPU `auto` is float32, as everywhere here.
+
+    `settings`: the arguments of `from_pretrained` that may say how its weights are quantised.
+    """
     from rlkd.memory.models import WeightlessModel
 
     path = resolve_model(base_of_adapter(Path(name).expanduser())) if is_adapter(name) else resolve_model(name)
     chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
-    return WeightlessModel(_config(path, **options), dtype=chosen, trains=False)
+    bits, double = quantisation(settings or {})
+    config = _config(path, **options)
+    return WeightlessModel(config, dtype=chosen, bits=bits, double_quantised=double, trains=False)
 
 
 def quantisation(settings: Mapping[str, Any]) -> tuple[int | None, bool]:

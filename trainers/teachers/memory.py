@@ -33,6 +33,7 @@ def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | Non
         teacher,
         dtype=str(given.get("dtype") or "auto").removeprefix("torch."),
         device=device,
+        settings=given,
         revision=args.teacher_model_revision,
         trust_remote_code=args.trust_remote_code,
     )

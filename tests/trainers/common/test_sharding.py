@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.two_processes import CONFIGS, environment_of
 from rlkd.errors import UsageError
-from tests.helpers import ROOT
-from tests.helpers.sharded import environment_of, save_other_weights, train, train_in_two_processes, with_keys
+from tests.helpers.sharded import save_other_weights, train, train_in_two_processes, with_keys
 from tests.helpers.tiny_configs import tiny_config, tiny_model_of
 from trainers.common.run_files import read_steps
 from trainers.common.sharding import check_sharding, refuse_sharded, sharding_of, within
 
-CONFIGS = ROOT / "recipes" / "accelerate"
 WHOLE = {"per_device_train_batch_size": 8, "use_cpu": True}
 SHARDED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SHORT = {"kd": {"trainer": "kd"}, "rlkd": {"trainer": "rlkd"}}
@@ -153,6 +152,31 @@ def test_sharded_students_write(kind, models, tmp_path) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
         trained = dict(AutoModelForCausalLM.from_pretrained(models["student"]).named_parameters())
         assert any(not torch.equal(weight, trained[key]) for key, weight in loaded.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["fsdp2", zero3])
+def test_adapters_on_sharded_weights_in_4_bit_train_as_on_whole_ones(kind, models, tmp_path) -> None:
+    """The adapter is in bfloat16, as TRL has it on quantised weights, and so are its gradients."""
+    pytest.importorskip("bitsandbytes")
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "float32"}
+    case = {"4-bit": {"trainer": "kd", "lora": True, "settings": {"model_init_kwargs": four}}}
+    [job] = jobs_of(case, models, tmp_path / "whole", WHOLE)
+    expected = train(**job)
+    train_in_two_processes(config_of(kind, tmp_path), jobs_of(case, models, tmp_path, SHARDED), tmp_path)
+    found = [entry for entry in read_steps(tmp_path / "4-bit" / "metrics.jsonl") if "loss" in entry]
+    assert len(found) == len(expected) == 3
+    for one, two in zip(expected, found, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.02)
+    name = "adapter_model.safetensors"
+    whole, sharded = (load_file(folder / "4-bit" / name) for folder in (tmp_path / "whole", tmp_path))
+    assert whole.keys() == sharded.keys()
+    for key in (key for key in whole if "lora_B" in key):  # zero before the first step
+        assert (sharded[key] - whole[key]).norm() < 0.02 * whole[key].norm(), key
+    share = json.loads((tmp_path / "4-bit" / "share.json").read_text())
+    assert max(share["held"]) < 0.55 * share["whole"]
 
 
 def arguments(**values: Any) -> Any:

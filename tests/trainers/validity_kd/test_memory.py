@@ -25,6 +25,13 @@ def test_a_teacher_in_this_process_has_weights_and_states(tiny_model):
     assert "teacher states" not in phases(plan(tiny_model, LORA, keep_teacher_states=False))["backward"]
 
 
+def test_a_teacher_in_4_bit_has_the_bytes_of_a_student_in_4_bit(tiny_model):
+    four = {"load_in_4bit": True}
+    found = plan(tiny_model, LORA, model_init_kwargs=four, teacher_model_init_kwargs=four)
+    assert found.roles["teacher weights"] == found.roles["student weights"]
+    assert found.roles["teacher weights"] < plan(tiny_model, LORA).roles["teacher weights"]
+
+
 def test_a_teacher_on_a_server_gives_its_top_k(tiny_model):
     found = plan(tiny_model, LORA, teacher="http://127.0.0.1:1/v1#model", teacher_top_k=8)
     assert found.roles["teacher weights"] == 0

@@ -1,16 +1,23 @@
-"""What the trainer's side of a weight sync does when the server refuses, and what it writes to disk."""
+"""A weight sync that the server refuses, what it writes to disk, and weights that several processes share."""
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from benchmarks.soak_server import SampledRollouts, StandIn, handler, pretend_vllm
 from tests.helpers.local_server import LocalServer
+from tests.helpers.ports import free_port
+from tests.helpers.sharded import train_in_two_processes, with_keys
 from trainers.vllm.weight_sync import DiskClient, SyncFailed, _write, own_address
 
 
@@ -145,3 +152,48 @@ def test_weights_that_share_memory_are_written_in_full(tmp_path: Path) -> None:
 
 def test_this_machine_is_known_by_the_address_the_server_can_reach() -> None:
     assert own_address("http://127.0.0.1:8000/v1") == "127.0.0.1"
+
+
+@contextmanager
+def serving(model: str, transfer: str) -> Iterator[tuple[SampledRollouts, str]]:
+    """A server of this process that samples from a model and takes weights, with its address."""
+    server = SampledRollouts(model, model, transfer)
+    http = StandIn(("127.0.0.1", 0), handler(server))
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield server, f"http://127.0.0.1:{http.server_port}"
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "lora", "transfer"),
+    [
+        ("fsdp2", False, "gloo"),
+        pytest.param("fsdp2", True, "disk", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_server_gets_the_whole_weights_of_two_processes_that_share_them(
+    kind: str, lora: bool, transfer: str, tiny_model: str, tmp_path: Path
+) -> None:
+    """Its weights are those after the first step, from which the completions of the second one come."""
+    settings = {"use_vllm": True, "vllm_mode": "server", "vllm_weight_transfer": transfer, "generate": True}
+    settings |= {"vllm_group_port": free_port(), "vllm_server_timeout": 60}
+    settings |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4}
+    with serving(tiny_model, transfer) as (server, address):
+        before = {name: value.detach().clone() for name, value in server.model.named_parameters()}
+        job = {"trainer": "rlkd", "model": tiny_model, "lora": lora, "folder": str(tmp_path / "run"), "save": False}
+        job["settings"] = settings | {"vllm_server_base_url": address}
+        packages = str(pretend_vllm(tmp_path / "packages"))
+        train_in_two_processes(with_keys(f"{kind}.yaml", tmp_path), [job], tmp_path, PYTHONPATH=packages)
+        received = dict(server.model.named_parameters())
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model if lora else tmp_path / "run" / "checkpoint-1")
+    if lora:
+        model = PeftModel.from_pretrained(model, tmp_path / "run" / "checkpoint-1").merge_and_unload()
+    expected = dict(model.named_parameters())
+    assert received.keys() == expected.keys()
+    assert all(torch.allclose(received[name], value, atol=1e-6) for name, value in expected.items())
+    changed = [name for name, value in received.items() if not torch.allclose(value, before[name], atol=1e-5)]
+    assert len(changed) >= 14  # the linear layers of two decoder layers
