@@ -16,6 +16,7 @@ from rlkd.gsrm.alignment import Alignment, BranchScore, best_branch
 from rlkd.gsrm.decomposers import Level
 from rlkd.gsrm.factory import default_alignment, make
 from rlkd.gsrm.places import step_places
+from rlkd.gsrm.teacher_steps import path_steps
 from rlkd.models import cache_folder
 from rlkd.registry import SpecError
 from rlkd.structure import Structure
@@ -45,6 +46,8 @@ class StructureReward:
             decomposed rationale; `decompose`: the rationale where there is one, by the same decomposer as the
             student's trace. Default: `decompose` for `rules` and `generative`, whose steps look different from those
             of the data, else `rows`.
+        teacher_steps: which of the teacher's steps count. `all`; `path`: those that the final result rests on
+            (`rlkd.gsrm.teacher_steps`), for long traces with checks, restatements and abandoned attempts.
         threshold: threshold of the judge; default: the judge's own.
         level: level of the rules decomposer.
         max_new_tokens: maximum tokens per structure; default: 1,024 for `prompted`, 256 for `generative`.
@@ -68,6 +71,7 @@ class StructureReward:
         judge_engine: str | None = None,
         embedding_model: str | None = None,
         teacher: Literal["rows", "decompose"] | None = None,
+        teacher_steps: Literal["all", "path"] = "all",
         threshold: float | None = None,
         level: Level | None = None,
         max_new_tokens: int | None = None,
@@ -76,6 +80,8 @@ class StructureReward:
     ):
         if teacher not in (None, "rows", "decompose"):
             raise ValueError(f"teacher {teacher!r}: expected 'rows' or 'decompose'")
+        if teacher_steps not in ("all", "path"):
+            raise ValueError(f"teacher_steps {teacher_steps!r}: expected 'all' or 'path'")
         folder = Path(store).expanduser() if store else cache_folder()
         self._engines = EnginePool(deadline)
         if decomposer == "generative":
@@ -108,6 +114,7 @@ class StructureReward:
         self._parts = f"decomposer {decomposer}, judge {judge}"
         decompose = getattr(structures, "decomposes_teachers", False)
         self.teacher = teacher or ("decompose" if decompose else "rows")
+        self.teacher_steps = teacher_steps
         self.card_settings = {
             "teacher": "the traces of the rows",
             "structure model": f"{decomposer} ({engine})" if structures.costly and engine else decomposer,
@@ -115,6 +122,8 @@ class StructureReward:
             "alignment": alignment,
         }
         """What the model card of a run lists."""
+        if teacher_steps == "path":
+            self.card_settings["teacher's steps"] = "those that the final result rests on"
         self._warned: set[ReasoningTrace] = set()
         # A dry run tries no reward that would load a model.
         self.loads_models = self._engines.loads_models or judge == "embedding" or embedding_model is not None
@@ -122,7 +131,8 @@ class StructureReward:
     def describe(self) -> str:
         """What computes this reward, in a line."""
         rule = self.gsrm.alignment
-        return f"{self._parts}, alignment {rule.name} ({getattr(rule, 'source', Alignment.source)})"
+        steps = ", the teacher's steps on the path to the final result" if self.teacher_steps == "path" else ""
+        return f"{self._parts}, alignment {rule.name} ({getattr(rule, 'source', Alignment.source)}){steps}"
 
     def check_ready(self) -> None:
         """Raise `RewardError` where an engine that this reward needs cannot answer."""
@@ -162,7 +172,9 @@ class StructureReward:
         for i, trace in enumerate(traces[: len(completions)]):
             student = found[trace]
             teachers = [found[branch] if isinstance(branch, ReasoningTrace) else branch for branch in branches[i]]
-            usable = [t for t in teachers if isinstance(t, Structure) and self.gsrm.alignment.comparable(t)]
+            whole = [t for t in teachers if isinstance(t, Structure)]
+            chosen = map(path_steps, whole) if self.teacher_steps == "path" else whole
+            usable = [t for t in chosen if self.gsrm.alignment.comparable(t)]
             broken = [t for t in teachers if isinstance(t, DecompositionError)]
             if not usable:
                 # Without a teacher's steps there is nothing to follow, which is not the student's fault. A failed

@@ -113,6 +113,30 @@ def test_the_student_may_take_any_of_the_teachers_ways():
     assert [result.detail["branch"] for result in taken] == [0, 1]
 
 
+def test_with_path_steps_a_student_that_solves_it_directly_takes_all_steps_of_a_long_trace():
+    tried = "In May she sold 48-2 = 46 clips. In all she sold 48+46 = 94 clips. Wait, that is not half."
+    long = f"{tried} {TEACHER} Check: In May she sold 48/2 = 24 clips. In all she sold 48+24 = 72 clips."
+    for rule in ("ordered", "teacher", "answers"):
+        [whole] = values(score(StructureReward(alignment=rule), [TEACHER], rationales=[long]))
+        [chosen] = score(StructureReward(alignment=rule, teacher_steps="path"), [TEACHER], rationales=[long])
+        assert whole <= 0.5
+        assert chosen.value == 1.0
+        assert len(chosen.detail["teacher"]) == 2
+    assert "path to the final result" in StructureReward(teacher_steps="path").describe()
+
+
+def test_path_steps_also_choose_among_the_steps_of_the_rows():
+    rows = Structure([Step("Eggs?", "3+4", "7"), *STEPS, Step("Check", "48/2", "24")])
+    reward = StructureReward("native", teacher_steps="path", alignment="teacher")
+    [found] = score(reward, [render(STEPS)], structures=[rows.to_list()])
+    assert (found.value, len(found.detail["teacher"])) == (1.0, 2)
+
+
+def test_an_unknown_choice_of_the_teachers_steps_is_refused():
+    with pytest.raises(ValueError, match="teacher_steps 'shortest': expected 'all' or 'path'"):
+        StructureReward(teacher_steps="shortest")
+
+
 def test_the_worth_of_further_branches_is_that_of_the_best_one_over_the_first() -> None:
     logged: dict[str, float] = {}
     half = OTHER_WAY.replace("= 72", "= 96")
