@@ -126,7 +126,7 @@ def kd(day: GpuDay) -> Iterator[dict[str, Any]]:
     Both start from the same student and traces, so their first losses should agree up to rounding. Raises
     `AssertionError` where they do not, or where a loss or a gradient is no number.
     """
-    from trainers.validity_kd.trainer import writes_itself
+    from trainers.validity_kd.draws import writes_itself
 
     # Two steps on traces, then two on rollouts: the first one of each warms up.
     coins = [False, False, True, True]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.helpers import ROOT
 from tests.helpers.scripts import run_here, run_script
 from trainers.common.run_files import read_steps
-from trainers.validity_kd.trainer import writes_itself
+from trainers.validity_kd.draws import writes_itself
 
 BIN = Path(sys.executable).parent
 RECIPES = ROOT / "recipes"

@@ -17,7 +17,7 @@ With a teacher (`trainers/rlkd/teacher_kl.py`): `generation_config`; keys of a b
 With resampling (`trainers/rlkd/resampling.py`): `_metrics`, `reward_weights`, `_step`, `_tokenizer`, and batches that
 hold tensors with a row per completion, and `num_items_in_batch`.
 
-`DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/trainer.py`:
+`DistillationTrainer` (since TRL 1.12), for `trainers/validity_kd/{trainer,reader,teacher,step_weights,traces}.py`:
 
 - of the `RepeatSampler` that `_get_train_sampler` returns: `data_source`, `shuffle` and `generator`;
 - read: `_tokenizer`, `eos_token_ids`, `chat_template_kwargs`, `model_wrapped`, `vllm_generation` (of it, in

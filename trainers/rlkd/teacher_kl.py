@@ -32,7 +32,8 @@ from trainers.teachers.column import TeacherColumn
 from trainers.teachers.models import check_head, common_width, load_teacher
 from trainers.teachers.several_teachers import NUMBER, open_several
 from trainers.teachers.teachers import DenseTeacher, KDTeacher, SparseTeacher
-from trainers.teachers.token_weights import TokenWeights, WeightedBatch, batch_metrics
+from trainers.teachers.token_weights import TokenWeights
+from trainers.teachers.weighted_batch import WeightedBatch, batch_metrics
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -216,15 +217,6 @@ class TeacherKL:
         loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
         found = batch_metrics(signal.weighted, rows, texts, loss_mask, True)
         return {name: value for name, value in found.items() if name.startswith(("kd_weight/", "validity/"))}
-
-
-def step_records(weighted: WeightedBatch, rows: int) -> list[list[dict[str, Any]]]:
-    """For each row the records of its steps: text, tokens, weight, margin, validities and proposal."""
-    records: list[list[dict[str, Any]]] = [[] for _ in range(rows)]
-    for step in weighted.records:
-        shown = {name: value for name, value in vars(step).items() if name not in ("row", "position")}
-        records[step.row].append(shown)
-    return records
 
 
 def _hidden_states_of(model: Any, context: Callable[[], Any]) -> Callable[[Mapping[str, Any]], Tensor]:

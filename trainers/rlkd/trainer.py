@@ -60,7 +60,8 @@ from trainers.rlkd.preparation import RewardLike, prepare
 from trainers.rlkd.resampling import Resampling, RolloutCount, Round
 from trainers.rlkd.spread import SpreadWatch
 from trainers.rlkd.step_credit import StepCredit
-from trainers.rlkd.teacher_kl import TeacherKL, step_records
+from trainers.rlkd.teacher_kl import TeacherKL
+from trainers.teachers.weighted_batch import step_records
 from trainers.vllm.checks import keep_server_current, prepare_rollouts
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from rlkd.errors import UsageError
 from trainers import ValidityKDConfig, ValidityKDTrainer
+from trainers.validity_kd.traces import trace_batch
 
 ASK = [{"role": "user", "content": "1+1?"}]
 
@@ -71,5 +72,5 @@ def test_two_base_models_with_the_template_of_their_family_end_traces_with_their
     trainer = trainer_of(base, base, tmp_path, lmbda=0.0, max_completion_length=32)
     assert "the teacher's traces end with '<|endoftext|>' instead" in caplog.text
     row = {"prompt": ASK, "answer": "2", "rationales": ["2"]}
-    [ids] = trainer._teacher_traces([row], 0)["completion_ids"].tolist()
+    [ids] = trace_batch(trainer, [row], 0, trainer._trace_end)["completion_ids"].tolist()
     assert ids[-1] == trainer.processing_class.eos_token_id

@@ -18,7 +18,6 @@ from rlkd.teachers.local import LocalTeacher
 from rlkd.teachers.traces import trace_ids, trace_text
 from trainers import ValidityKDConfig, ValidityKDTrainer
 from trainers.common.run_files import read_steps
-from trainers.validity_kd.trainer import choose_trace, writes_itself
 
 
 @pytest.fixture(scope="module")
@@ -176,22 +175,6 @@ def test_a_trace_beyond_the_limit_is_truncated_and_does_not_end(tiny_model, teac
     (entry,) = [entry for entry in read_steps(trainer.metrics_path) if "loss" in entry]
     assert entry["traces/clipped_ratio"] == 1.0
     assert entry["traces/mean_length"] == 16
-
-
-def test_the_coin_is_the_same_wherever_it_is_thrown_and_has_the_share_that_lmbda_says() -> None:
-    thrown = [writes_itself(0.3, 7, step) for step in range(4000)]
-    assert thrown == [writes_itself(0.3, 7, step) for step in range(4000)]
-    assert sum(thrown) / 4000 == pytest.approx(0.3, abs=0.03)
-    assert thrown != [writes_itself(0.3, 8, step) for step in range(4000)]
-    assert all(writes_itself(1.0, 7, step) for step in range(100))
-    assert not any(writes_itself(0.0, 7, step) for step in range(100))
-
-
-def test_of_several_traces_each_is_used_whatever_the_place_of_its_row() -> None:
-    row = {"id": "a", "prompt": "1 + 1?", "rationales": ["one", " ", "two", "three"]}
-    chosen = {choose_trace(row, 3, step) for step in range(50)}
-    assert chosen == {"one", "two", "three"}
-    assert choose_trace(row, 3, 5) == choose_trace(dict(row), 3, 5)
 
 
 def test_a_step_that_the_student_gets_worse_than_expected_pulls_harder(
