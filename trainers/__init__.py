@@ -2,8 +2,8 @@
 
 Each trainer has a package of its own: `rlkd`, `async_grpo`, `validity_kd` and `gsrm`. `evaluation` measures held-out
 accuracy. `common` holds what they share (arguments, run files, checkpoints, and the one module for TRL's private
-surface), `vllm` what concerns rollout servers. TRL and torch are imported when a trainer is first asked for, not with
-this package.
+surface), `teachers` what those with a teacher share, `vllm` what concerns rollout servers. TRL and torch are imported
+when a trainer is first asked for, not with this package.
 """
 
 import importlib
