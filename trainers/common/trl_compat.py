@@ -35,8 +35,8 @@ their place, and `VLLMGeneration.sync_weights` is replaced (`trainers/vllm/adapt
 and `vllm_client` are read.
 
 `SFTTrainer`, for weights of examples (`trainers/common/sft.py`): `_set_signature_columns_if_needed`,
-`_signature_columns`, `_metrics`, and a loss that sums up the `log_probs` of the output of a model called with
-`fused_lm_head`; of this output also `label_mask`.
+`_signature_columns`, `_metrics`, `_total_train_tokens`, and a loss that sums up the `log_probs` of the output of a
+model called with `fused_lm_head` (`check_weighted_loss`); of this output also `label_mask`.
 
 `AsyncGRPOTrainer` (experimental), for `trainers/async_grpo/trainer.py`: without CUDA, its lookup of the GPU's peak
 FLOPs and its attention kernel are replaced (`async_with`).
