@@ -1,6 +1,6 @@
 """What is left of the structure reward when the teacher's trace is long? Rules and divisors on lengthened traces.
 
-    python benchmarks/studies/long_traces.py --rationales rated.jsonl --out runs/long-traces             # four minutes
+    python benchmarks/studies/long_traces.py --rationales rated.jsonl --out runs/long-traces             # a minute
     python benchmarks/studies/long_traces.py --rationales rated.jsonl --out /tmp/quick --quick
 
 Data: JSON lines as for `rlkd gsrm evaluate --rationales` (its `--help` has the format), people's solutions and models'
