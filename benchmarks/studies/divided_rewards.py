@@ -2,7 +2,7 @@
 
 The points are those of `rlkd.gsrm.alignment`, computed for many teachers of the same students at once.
 
-Suffixes of arrays: S the student's steps, T the teacher's, C solutions of some group, Q groups, P pairs of solutions.
+Suffixes of arrays: S the student's steps, T the teacher's.
 """
 
 from __future__ import annotations
