@@ -71,6 +71,9 @@ def main(script: RLKDScriptArguments, args: "RLKDConfig", model: "ModelConfig") 
     train_rows, test_rows = training_rows(script, args), script.test_rows()
     if args.control != "none":
         say(args, f"\n*** A CONTROL RUN: the teacher's weights of steps are those of --control {args.control}. ***\n")
+    if args.shuffle_rewards:
+        names = ", ".join(args.shuffle_rewards)
+        say(args, f"\n*** A CONTROL RUN: the values of {names} change places within each group of completions. ***\n")
     say(args, f"{len(train_rows)} training rows of {script.source_name}, {len(test_rows)} rows for evaluation.")
 
     trainer = RLKDTrainer(**trainer_settings(script, args, model, train_rows))

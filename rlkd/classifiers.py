@@ -105,6 +105,8 @@ def load_classifier(
     import torch
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+    import rlkd.lfm2  # noqa: F401 (a head that transformers lacks)
+
     kind: Any = AutoModelForTokenClassification if facts.per_token else AutoModelForSequenceClassification
     chosen = torch.device(device or own_device())
     if dtype == "auto" and chosen.type == "cpu":

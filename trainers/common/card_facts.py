@@ -31,6 +31,7 @@ _SETTINGS = (
     "beta",
     "reward_gates",
     "multi_objective_aggregation",
+    "shuffle_rewards",
     "shuffle_credit",
     "learning_rate",
     "lr_scheduler_type",

@@ -14,6 +14,7 @@ from rlkd.weight_transfer import WEIGHT_TRANSFERS
 from trainers.common.failures import check_failure_limits
 from trainers.common.fast_path import FastPath
 from trainers.common.reward_settings import MAPPINGS, RewardSettings
+from trainers.rlkd.shuffled_rewards import read_shuffled
 from trainers.teachers.column import TeachersByColumn
 from trainers.teachers.validity_settings import ValiditySettings
 from trainers.vllm.adapter_checks import check_adapter_sync
@@ -23,7 +24,12 @@ from trainers.vllm.adapter_checks import check_adapter_sync
 class RLKDConfig(RewardSettings, ValiditySettings, TeachersByColumn, FastPath, GRPOConfig):
     """TRL's `GRPOConfig`, and what RLKD adds to it."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, *MAPPINGS, "teacher_model_init_kwargs"]  # noqa: RUF012 (TRL's form)
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 (TRL's form)
+        *GRPOConfig._VALID_DICT_FIELDS,
+        *MAPPINGS,
+        "shuffle_rewards",
+        "teacher_model_init_kwargs",
+    ]
 
     max_failure_rate: float | None = field(
         default=0.5,
@@ -40,6 +46,13 @@ class RLKDConfig(RewardSettings, ValiditySettings, TeachersByColumn, FastPath, G
         metadata={
             "help": "Compute rewards while the model computes log-probabilities (beta > 0, or several steps per "
             "generation). The rewards are the same either way."
+        },
+    )
+    shuffle_rewards: dict[str, int] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Control run: {reward: seed}. The values of these rewards change places among the completions of "
+            "each group, at random."
         },
     )
     shuffle_credit: int | None = field(
@@ -158,6 +171,12 @@ class RLKDConfig(RewardSettings, ValiditySettings, TeachersByColumn, FastPath, G
         if self.vllm_weight_transfer not in WEIGHT_TRANSFERS:
             raise UsageError(
                 f"vllm_weight_transfer {self.vllm_weight_transfer!r}: expected {' or '.join(WEIGHT_TRANSFERS)}"
+            )
+        self.shuffle_rewards = read_shuffled(self.shuffle_rewards)
+        if self.shuffle_rewards and self.step_credit != "none":
+            raise UsageError(
+                f"shuffle_rewards {self.shuffle_rewards} with step_credit {self.step_credit!r}: the scores of steps "
+                f"would not be those of the completion. Set step_credit: none, or shuffle_credit instead"
             )
         if self.shuffle_credit is not None and self.step_credit == "none":
             raise UsageError(

@@ -25,6 +25,7 @@ from trainers.common.refusals import Catch
 from trainers.common.student import ModelFacts, check_turn_end, model_sources, read_model, reading_options
 from trainers.rlkd.preflight import check_batch, check_reading, check_run, check_step_credit, check_teacher_kl
 from trainers.rlkd.resampling import check_resampling
+from trainers.rlkd.shuffled_rewards import check_shuffled
 from trainers.teachers.column import TeacherColumn, distinct_teachers
 from trainers.teachers.compatibility import check_teacher
 from trainers.teachers.kinds import kind_of_teacher
@@ -81,6 +82,7 @@ def prepare(
         check_combination(names, args.reward_weights, args.gates())
         check_gated(rewards, args.gates())
         check_step_credit(args, rewards)
+        check_shuffled(args.shuffle_rewards, names)  # type: ignore[arg-type]  # __post_init__ has read the text
     with catch():
         check_teacher_kl(args)
     with catch():
