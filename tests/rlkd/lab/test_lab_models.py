@@ -1,9 +1,11 @@
 """The laboratory's models as they come with the package."""
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkd.answers import extract_answer
+from rlkd.lab.byte_pairs import byte_pair_tokenizer
 from rlkd.lab.problems import dependency_rows
 from rlkd.lab.strategies import strategy_rows
 from rlkd.lab.students import STRATEGY_WORDS, tokenizer
@@ -13,11 +15,13 @@ STRATEGIES_STUDENT = "lab-strategies-student"
 
 
 @pytest.mark.parametrize("name", [name for name in LAB_MODELS if name != STRATEGIES_STUDENT])
-def test_a_model_has_the_laboratorys_tokenizer_and_writes_steps_of_the_question(name) -> None:
+def test_a_model_has_a_tokenizer_of_the_laboratory_and_writes_steps_of_the_question(name) -> None:
     folder = resolve_model(name)
     model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert words.get_vocab() == tokenizer().get_vocab()
+    expected = byte_pair_tokenizer() if name.endswith("-bpe") else tokenizer()
+    assert words.get_vocab() == expected.get_vocab()
     assert model.num_parameters() < 1e6
+    assert model.dtype == torch.float32
     rows = dependency_rows("test", 8)
     answers = greedy_answers(model, words, rows)
     assert sum(text.endswith(words.eos_token) for text in answers) >= 7
