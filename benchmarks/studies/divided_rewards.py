@@ -49,7 +49,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Target:
+class TeacherPoints:
     """Some steps of a teacher's trace, ready to be compared with."""
 
     n: int
@@ -58,16 +58,18 @@ class Target:
     lenient: np.ndarray
 
 
-def target(teacher: Structure, points: Points) -> Target:
-    return Target(len(teacher), results(teacher.steps), *points.against(teacher))
+def teacher_points(teacher: Structure, points: Points) -> TeacherPoints:
+    return TeacherPoints(len(teacher), results(teacher.steps), *points.against(teacher))
 
 
-def rewards(student: Sequence[Step], whole: Target, parts: Mapping[str, Target], points: Points) -> dict[str, float]:
+def rewards(
+    student: Sequence[Step], whole: TeacherPoints, parts: Mapping[str, TeacherPoints], points: Points
+) -> dict[str, float]:
     """Every rule with every divisor, by the name `rule / divisor`, with `, path steps` for a part of the teacher's."""
     rows = [points.row[step] for step in student]
     own = results(student)
 
-    def earned(rule: str, teacher: Target) -> float:
+    def earned(rule: str, teacher: TeacherPoints) -> float:
         if rule == "answers":
             return float((own & teacher.results).total())
         return in_order(teacher.strict[rows]) if rule == "ordered" else until_break(teacher.strict[rows])
@@ -75,7 +77,7 @@ def rewards(student: Sequence[Step], whole: Target, parts: Mapping[str, Target],
     found = {"sum": until_break(whole.lenient[rows])}
     for rule, usual in USUAL.items():
 
-        def count(teacher: Target, rule: str = rule) -> int:
+        def count(teacher: TeacherPoints, rule: str = rule) -> int:
             return teacher.results.total() if rule == "answers" else teacher.n
 
         s = own.total() if rule == "answers" else len(student)
@@ -156,10 +158,10 @@ class Condition:
         parts = {"distinct": distinct_steps(teacher), "path": path_steps(teacher)}
         self.lengths.append((len(teacher), *map(len, parts.values())))
         final = next((value(step.answer) for step in reversed(teacher.steps) if step.answer is not None), None)
-        whole = target(teacher, points), {name: target(part, points) for name, part in parts.items()}
+        whole = teacher_points(teacher, points), {name: teacher_points(part, points) for name, part in parts.items()}
         rest = (
-            target(without_answer(teacher, final), points),
-            {name: target(without_answer(part, final), points) for name, part in parts.items()},
+            teacher_points(without_answer(teacher, final), points),
+            {name: teacher_points(without_answer(part, final), points) for name, part in parts.items()},
         )
         for student in students:
             self.group.append(index)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from divided_rewards import Points, divisors, rewards, target, without_answer
+from divided_rewards import Points, divisors, rewards, teacher_points, without_answer
 from lengthening import WAYS, Material
 from rlkd.engines import run
 from rlkd.gsrm import GSRM, DeterministicJudge, RulesDecomposer
@@ -32,8 +32,8 @@ def test_the_usual_divisors_give_the_rules_of_the_library(way, name, rule) -> No
     points, parts = Points(STUDENTS), {"distinct": distinct_steps(teacher), "path": path_steps(teacher)}
     gsrm = GSRM(RulesDecomposer(), DeterministicJudge(), alignment=rule)
     for student in STUDENTS:
-        targets = {key: target(part, points) for key, part in parts.items()}
-        found = rewards(student.steps, target(teacher, points), targets, points)
+        targets = {key: teacher_points(part, points) for key, part in parts.items()}
+        found = rewards(student.steps, teacher_points(teacher, points), targets, points)
         [score] = run(gsrm.reward([student], [[teacher]]))
         assert found[name] == pytest.approx(score.value)
         if name in ("cascade / teacher", "ordered / mean", "answers / mean"):
