@@ -2,22 +2,22 @@
 
     python benchmarks/memory_peaks.py                       # all cases
     python benchmarks/memory_peaks.py --only kd sharded     # some of them
+    python benchmarks/memory_peaks.py --arms "4 bit"        # some of their runs
     python benchmarks/memory_peaks.py --quick               # tiny random models
 
 | case | run |
 | --- | --- |
 | `rlkd` | RLKD, LoRA on SmolLM2-135M, 4 completions of 32 tokens |
-| `wide` | the same, 2 completions, a random model with the shape of SmolLM2-360M, gradient checkpointing |
 | `kd` | validity-calibrated distillation on the teacher's traces, LoRA on SmolLM2-135M, a teacher of that size |
 | `gsrm` | a structure model, LoRA on SmolLM2-135M |
 | `sharded` | distillation, all weights of SmolLM2-135M, in one process and in two (FSDP2, ZeRO stage 3) |
 
-The first four run in full precision (float32) and with the student in 4 bit (bitsandbytes, nf4), `kd` with its teacher
-in 4 bit, too. All runs of a case take the same steps on the same rows in the same order; in RLKD the completions are
-the run's own. A run has a process of its own, whose largest resident size is its peak (VmHWM), `loaded` of it when
-training begins. `held` are the bytes of the model's parameters, buffers and scales of 4-bit weights, counted tensor by
-tensor. `text_loss` is the cross-entropy of the same solutions after training, in nats per token. Estimates are those
-of `--dry_run`.
+The first three run in full precision (float32) and with the student in 4 bit (bitsandbytes, nf4), `kd` with its
+teacher in 4 bit, too. All runs of a case take the same steps on the same rows in the same order; in RLKD the
+completions are the run's own. A run has a process of its own, whose largest resident size is its peak (VmHWM);
+`loaded` is the peak before the first step. `held` are the bytes of the model's parameters, buffers and scales of 4-bit
+weights, counted tensor by tensor. `text_loss` is the cross-entropy of the same solutions after training, in nats per
+token. Estimates are those of `--dry_run`.
 
 `sharded` counts, in each process at the end of its last step, the bytes of its parameters, gradients and optimizer's
 states. accelerate shards on GPUs only: the two processes tell it that theirs are GPUs (`two_processes.py`). ZeRO is
@@ -45,7 +45,6 @@ from two_processes import CONFIGS, allow_cpu, environment_of
 
 ARMS = {
     "rlkd": ("full", "4 bit"),
-    "wide": ("full", "4 bit"),
     "kd": ("full", "4 bit", "both 4 bit"),
     "gsrm": ("full", "4 bit"),
     "sharded": ("one process", "fsdp2", "zero3"),
@@ -56,12 +55,14 @@ FOUR_BIT = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure peaks of memory.")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), help="run only these cases")
+    every = list(dict.fromkeys(arm for arms in ARMS.values() for arm in arms))
+    parser.add_argument("--arms", nargs="+", choices=every, default=every, help="run only these of each case")
     given = harness.parse(parser, quick="tiny random models, without bounds", child=work)
     figures: dict[str, dict[str, Any]] = {}
     bounds: dict[str, bool] = {}
     for case in given.only:
         figures[case] = {}
-        for arm in ARMS[case]:
+        for arm in (arm for arm in ARMS[case] if arm in given.arms):
             if arm == "zero3" and importlib.util.find_spec("deepspeed") is None:
                 print(f"{case:<8} {arm:<12} left out: DeepSpeed is not installed", flush=True)
                 continue
@@ -93,7 +94,9 @@ def estimate_bounds(case: str, arms: dict[str, Any]) -> dict[str, bool]:
 
 def sharded_bounds(arms: dict[str, Any]) -> dict[str, bool]:
     """Whether sharded weights have the losses of whole ones, and each process under FSDP2 its half of all bytes."""
-    whole = arms["one process"]
+    whole = arms.get("one process")
+    if whole is None:
+        return {}
     bounds = {
         f"{arm}: {key} within {limit:g}": all(
             math.isclose(one, two, rel_tol=limit) for one, two in zip(found[key], whole[key], strict=True)
@@ -114,23 +117,20 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         folder, quick = Path(name), task["quick"]
         if task["case"] == "sharded":
             return sharded_run(task["arm"], folder, quick)
-        made = {"rlkd": rlkd_run, "wide": rlkd_run, "kd": kd_run, "gsrm": gsrm_run}[task["case"]]
-        return made(task["case"], task["arm"], folder, quick, task.get("plans", False))
+        made = {"rlkd": rlkd_run, "kd": kd_run, "gsrm": gsrm_run}[task["case"]]
+        return made(task["arm"], folder, quick, task.get("plans", False))
 
 
 # 4 bit against full precision
 
 
-def rlkd_run(case: str, arm: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any]:
+def rlkd_run(arm: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any]:
     """RLKD with completions of its own."""
     from trainers import RLKDConfig, RLKDTrainer
     from trainers.rlkd.memory import memory_plan
 
     sizes: dict[str, Any] = {"per_device_train_batch_size": 4, "max_completion_length": 32, "num_generations": 4}
-    if case == "wide":
-        sizes = {"per_device_train_batch_size": 2, "max_completion_length": 32, "num_generations": 2}
-        sizes["gradient_checkpointing"] = True
-    model, tokenizer = student_of("full" if case == "wide" else "lora", folder, quick)
+    model, tokenizer = student_of("lora", folder, quick)
     dataset, longest = some_prompts("gsm8k-sample", tokenizer)
     sizes |= {"generation_kwargs": {"suppress_tokens": [tokenizer.eos_token_id]}, "beta": 0.0, "reward_cache": "off"}
     args = RLKDConfig(**arguments(folder, arm, reward_funcs=["structure"], **sizes))
@@ -139,7 +139,7 @@ def rlkd_run(case: str, arm: str, folder: Path, quick: bool, plans: bool) -> dic
     return measured(RLKDTrainer(model, [letters], args=args, train_dataset=dataset, peft_config=lora()), dataset)
 
 
-def kd_run(case: str, arm: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any]:
+def kd_run(arm: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any]:
     """Distillation on the teacher's traces."""
     from trainers import ValidityKDConfig, ValidityKDTrainer
     from trainers.validity_kd.memory import memory_plan
@@ -156,7 +156,7 @@ def kd_run(case: str, arm: str, folder: Path, quick: bool, plans: bool) -> dict[
     return measured(ValidityKDTrainer(model, args=args, train_dataset=dataset, peft_config=lora()), dataset)
 
 
-def gsrm_run(case: str, arm: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any]:
+def gsrm_run(arm: str, folder: Path, quick: bool, plans: bool) -> dict[str, Any]:
     """Fine-tuning of a structure model with the fine-grained loss."""
     from trl import ModelConfig, SFTConfig
 
@@ -256,20 +256,30 @@ def sharded_run(arm: str, folder: Path, quick: bool) -> dict[str, Any]:
     class Counting(TrainerCallback):
         """Counts after an optimizer step, before its gradients go."""
 
+        loaded = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not self.loaded:
+                self.loaded = harness.peak_mib()
+                harness.reset_peak()
+
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
             counted.update(held_bytes(trainer))
 
-    trainer.add_callback(Counting())
+    counting = Counting()
+    trainer.add_callback(counting)
     trainer.train()
-    own = [harness.peak_mib(), *(value / 2**20 for value in counted.values())]
+    own = [harness.peak_mib(), counting.loaded, *(value / 2**20 for value in counted.values())]
     every = trainer.accelerator.gather(torch.tensor([own])).reshape(processes, -1).T.tolist()
     rounded = [[round(value, 1) for value in values] for values in every]
     steps = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     trainer.accelerator.wait_for_everyone()
     return {
-        "peak_gib": [round(peak / 1024, 3) for peak in every[0]],
-        "held_mib": [round(sum(values), 1) for values in zip(*every[1:], strict=True)],
-        **{f"{name}_mib": values for name, values in zip(counted, rounded[1:], strict=True)},
+        "peak_gib": [round(max(pair) / 1024, 3) for pair in zip(*every[:2], strict=True)],
+        "loaded_gib": [round(peak / 1024, 3) for peak in every[1]],
+        "steps_gib": [round(peak / 1024, 3) for peak in every[0]],
+        "held_mib": [round(sum(values), 1) for values in zip(*every[2:], strict=True)],
+        **{f"{name}_mib": values for name, values in zip(counted, rounded[2:], strict=True)},
         "loss": [entry["loss"] for entry in steps],
         "grad_norm": [float(entry["grad_norm"]) for entry in steps],
     }

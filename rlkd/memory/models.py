@@ -65,6 +65,7 @@ class WeightlessModel:
                 layers = [] if bits is None else quantised_layers(model)
                 # A pass turns one layer after the other into plain numbers.
                 self.dequantised = max((layer.weight.numel() * self.number for layer in layers), default=0)
+                self.quantised_from = _bytes(layer.weight for layer in layers)
                 if adapter is not None:
                     model = _adapted(model, adapter, half=bits is not None)
                 elif not trains:

@@ -78,7 +78,7 @@ def read_student(args: Any, model: Any, peft_config: Any, device: str | None) ->
     notes = []
     fixed = {"student weights": student.base_weights, "adapter": student.adapter_weights}
     if device == "cpu":
-        fixed = {"process": resident_bytes(), **fixed}
+        fixed = {"process": resident_bytes(), **fixed, "file of full weights": file_bytes(student, device)}
         notes.append("process is this interpreter with its libraries now; worker processes of rewards are not counted")
     else:
         notes.append(
@@ -104,6 +104,15 @@ def read_frozen(
     bits, double = quantisation(settings or {})
     config = _config(path, **options)
     return WeightlessModel(config, dtype=chosen, bits=bits, double_quantised=double, trains=False)
+
+
+def file_bytes(model: WeightlessModel, device: str) -> int:
+    """Bytes of a quantised model's file in full precision that are resident besides its weights.
+
+    On a CPU the embedding stays where the file is mapped, and keeps the pages from which the other weights were read.
+    (The system may take them back. A file of another dtype than the model's is closed.)
+    """
+    return model.quantised_from if device == "cpu" else 0
 
 
 def quantisation(settings: Mapping[str, Any]) -> tuple[int | None, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.common.memory import read_frozen
+from trainers.common.memory import file_bytes, read_frozen
 from trainers.teachers.column import distinct_teachers
 from trainers.teachers.kinds import kind_of_teacher
 
@@ -17,7 +17,7 @@ def dense_teachers(args: Any, teacher: Any, device: str) -> tuple[WeightlessMode
     found = [dense_teacher(args, one, device) for one in distinct_teachers(teacher)]
     dense = [one for one in found if one is not None]
     widest = max(dense, key=lambda one: one.width * one.number, default=None)
-    return widest, sum(one.weights for one in dense)
+    return widest, sum(one.weights + file_bytes(one, device) for one in dense)
 
 
 def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | None:

@@ -27,9 +27,14 @@ def test_a_teacher_in_this_process_has_weights_and_states(tiny_model):
 
 def test_a_teacher_in_4_bit_has_the_bytes_of_a_student_in_4_bit(tiny_model):
     four = {"load_in_4bit": True}
-    found = plan(tiny_model, LORA, model_init_kwargs=four, teacher_model_init_kwargs=four)
-    assert found.roles["teacher weights"] == found.roles["student weights"]
-    assert found.roles["teacher weights"] < plan(tiny_model, LORA).roles["teacher weights"]
+    found, full = (
+        plan(tiny_model, LORA, model_init_kwargs=four, teacher_model_init_kwargs=four),
+        plan(tiny_model, LORA),
+    )
+    student, pages = found.roles["student weights"], found.roles["file of full weights"]
+    assert found.roles["teacher weights"] == student + pages  # on a CPU the file stays mapped
+    assert student + pages > full.roles["student weights"] > student
+    assert full.roles["file of full weights"] == 0
 
 
 def test_a_teacher_on_a_server_gives_its_top_k(tiny_model):
