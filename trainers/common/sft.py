@@ -100,7 +100,8 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
 
         def loss_of(model: Any) -> torch.Tensor:
             batch = {"attention_mask": torch.ones(2, 4, dtype=torch.long, device=device)}
-            return SFTTrainer.compute_loss(self, model, batch)
+            loss: torch.Tensor = SFTTrainer.compute_loss(self, model, batch)
+            return loss
 
         student.training, self._metrics = True, {"train": defaultdict(list), "eval": defaultdict(list)}
         try:
