@@ -188,6 +188,8 @@ def main(script: RationalesScriptArguments, _others: Any = None, *, stage: str =
         further: Any = {"further": selection.further_examples, "seed": selection.seed}
         part = select_stage(folder, selectors, selection.limits(), count=count, **further)
         print(f"{part['kept']} rationales of {part['questions']} questions are selected.")
+        if "near_copies" in part:
+            print(f"WARNING: {part['near_copies']}")
         if selection.further_examples:
             made = part.get("further", {})
             print(f"Further examples: {', '.join(f'{made.get(kind, 0)} {kind}' for kind in further['further'])}.")
@@ -245,6 +247,7 @@ def read_questions(script: RationalesScriptArguments) -> "list[Question]":
         max_rows=script.max_rows,
         other_columns=script.other_columns,
         skip_bad_rows=script.skip_bad_rows,
+        join_questions=script.join_questions,
     )
 
 

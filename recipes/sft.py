@@ -89,9 +89,12 @@ class SFTScriptArguments(DataArguments):
         default=False, metadata={"help": "save the adapter in bfloat16: half the size; evaluated as saved"}
     )
 
-    def _train_rows(self, wrong_rationales: Any, *further_columns: str) -> Sequence[Any]:
+    def _train_rows(
+        self, wrong_rationales: Any, *further_columns: str, per_rationale: Sequence[str] = ()
+    ) -> Sequence[Any]:
         weights = () if self.weight_column is None else (self.weight_column,)
-        return super()._train_rows(wrong_rationales, *further_columns, *weights)
+        read = (*further_columns, *weights)
+        return super()._train_rows(wrong_rationales, *read, per_rationale=(*per_rationale, *weights))
 
 
 def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") -> None:

@@ -8,10 +8,12 @@ import importlib.util
 import inspect
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,10 @@ contract, one line per requirement:
 
 The exit code is 1 if the contract is violated. Failures of single samples are shown and are not a violation.
 
+All this scores the samples eight times or more, with a line on stderr before each time. For a reward whose requests
+cost time or money, --scores-only scores each different completion once and checks no contract; the exit code is then
+1 if all samples fail.
+
 The data are rows as a run takes them (a .jsonl or .parquet file, {SAMPLE}, ...) or the rollouts of a run
 (OUTPUT_DIR/rollouts/rank0.jsonl). Completions are in the field `completion` or `completions`. If there are none, they
 are made from each row's rationale and answer: as written, a duplicate, the first half, with another answer, and empty.
@@ -75,6 +81,9 @@ def main(arguments: Sequence[str]) -> int:
     tested.add_argument("--rows", type=_count, metavar="N", help="number of rows (default: enough for 20 samples)")
     tested.add_argument("--kwargs", type=_mapping, default={}, metavar="JSON", help="parameters, as in reward_kwargs")
     tested.add_argument("--options", type=_mapping, default={}, metavar="JSON", help="options, as in reward_options")
+    tested.add_argument(
+        "--scores-only", action="store_true", help="score the samples once, without the checks of the contract"
+    )
     tested.add_argument("--json", action="store_true", help="JSON output")
 
     created = command("new", new, "write a reward file to edit, and its test")
@@ -192,10 +201,13 @@ def test(options: argparse.Namespace) -> int:
     from rewards.testing.runner import samples_from, score_samples
 
     samples = samples_from(options.data, split=options.split, field=options.completions, rows=options.rows)
+    progress = partial(print, file=sys.stderr, flush=True)
     with _without_failure_warnings():
-        scored = score_samples(options.spec, samples, options.kwargs, options.options)
+        scored = score_samples(
+            options.spec, samples, options.kwargs, options.options, once=options.scores_only, progress=progress
+        )
         reward = build_reward(options.spec, options.kwargs, options.options, cache=False)
-        checks = check_contract(reward, samples)
+        checks = None if options.scores_only else check_contract(reward, samples, progress=progress)
     if options.json:
         outcomes = zip(samples.names, scored.outcomes, strict=False)  # a broken reward has none
         found = {
@@ -203,11 +215,13 @@ def test(options: argparse.Namespace) -> int:
             "samples_from": samples.origin,
             **{name: value for name, value in asdict(scored).items() if name != "outcomes"},
             "samples": [{"id": name, **asdict(outcome)} for name, outcome in outcomes],
-            "checks": [asdict(check) for check in checks],
+            "checks": [asdict(check) for check in checks or ()],
         }
         print(json.dumps(found, indent=1, default=str))
     else:
         _render_test(reward.__name__, samples, scored, checks)
+    if checks is None:
+        return int(all(outcome.status == "failed" for outcome in scored.outcomes))
     return 1 if violations(checks) else 0
 
 
@@ -223,7 +237,7 @@ def _without_failure_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _render_test(name: str, samples: Samples, scored: ScoredSamples, checks: Sequence[Check]) -> None:
+def _render_test(name: str, samples: Samples, scored: ScoredSamples, checks: Sequence[Check] | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -245,6 +259,8 @@ def _render_test(name: str, samples: Samples, scored: ScoredSamples, checks: Seq
         _print_pairs(_costs(scored))
     else:
         console.print(Text(f"No scores: {scored.broken}"))
+    if checks is None:
+        return
     console.print("\ncontract", highlight=False)
     styles = {"holds": "green", "violated": "bold red", "note": "cyan", "skipped": "dim"}
     table = Table(box=None, show_header=False, padding=(0, 1))
@@ -257,13 +273,15 @@ def _render_test(name: str, samples: Samples, scored: ScoredSamples, checks: Seq
 def _costs(scored: ScoredSamples) -> dict[str, str]:
     count, distinct = len(scored.outcomes), scored.distinct
     statuses = Counter(outcome.status.replace("_", " ") for outcome in scored.outcomes)
-    again = f"{scored.seconds_second_run / count:.2g} s per sample"
-    return {
+    costs = {
         "outcomes": ", ".join(f"{n} {status}" for status, n in statuses.items()),
         "distinct inputs": "not counted: it takes whole batches" if distinct is None else f"{distinct} of {count}",
         "seconds per sample": f"{scored.seconds / count:.2g} ({scored.seconds:.2g} for all)",
-        "second run": f"{again}, cache hits {scored.cache_hits} of {count}",
     }
+    if scored.seconds_second_run is not None:
+        again = f"{scored.seconds_second_run / count:.2g} s per sample"
+        costs["second run"] = f"{again}, cache hits {scored.cache_hits} of {count}"
+    return costs
 
 
 def new(options: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ class HttpReward:
 
     __name__ = "http"
     reward_options = RewardOptions(isolate=False, timeout=None)
+    asks_servers = True
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from rewards.build import wrap
 from rewards.contract import Failed, Outcome, RewardError
 from rewards.runner import AsyncReward, Reward
-from rewards.testing.runner import Samples, samples_from, trl_extras
+from rewards.testing.runner import Progress, Samples, samples_from, silent, trl_extras
 from rlkd.registry import SpecError, registry, settable_parameters, split_alias
 from rlkd.workers.pool import Fault, IsolationError, WorkerPool
 
@@ -51,10 +51,13 @@ class Check:
         return f"{self.verdict:<9} {self.name:<14} {self.note}".rstrip()
 
 
-def check_contract(reward: Reward | Callable[..., Any], samples: Samples | None = None) -> list[Check]:
+def check_contract(
+    reward: Reward | Callable[..., Any], samples: Samples | None = None, *, progress: Progress = silent
+) -> list[Check]:
     """Check every requirement of the contract, by default on completions made from the embedded GSM8K sample.
 
-    Raises `RewardError` if the samples lack a required column, or a server of the reward is down.
+    The samples are scored six times or more; `progress` gets a line before each time. Raises `RewardError` if the
+    samples lack a required column, or a server of the reward is down.
     """
     reward = wrap(reward, cache=False)
     samples = samples_from() if samples is None else samples
@@ -65,7 +68,7 @@ def check_contract(reward: Reward | Callable[..., Any], samples: Samples | None 
         reward.check_ready()
         caller = _Caller(reward, samples)
         try:
-            return _Checker(reward, samples, caller).checks()
+            return _Checker(reward, samples, caller, progress).checks()
         finally:
             caller.close()
     finally:
@@ -78,14 +81,20 @@ def violations(checks: Sequence[Check]) -> list[str]:
 
 
 class _Checker:
-    def __init__(self, reward: Reward, samples: Samples, caller: _Caller):
+    def __init__(self, reward: Reward, samples: Samples, caller: _Caller, progress: Progress):
         self.reward, self.samples, self.caller = reward, samples, caller
+        self.progress = progress
         self.per_sample = reward.options.per_sample
+        self._say("one by one", len(samples))
         self.alone = caller.call_each([[i] for i in range(len(samples))])
         # A sample that breaks its call breaks a batch too. The runner calls such samples of a `per_sample` reward
         # separately; for others they are part of the batch.
         self.sound = [call.indices[0] for call in self.alone if call.error is None or not self.per_sample]
+        self._say("together", len(self.sound))
         self.whole = self._batch(self.sound) if self.sound else _FunctionCall((), outcomes=())
+
+    def _say(self, how: str, count: int) -> None:
+        self.progress(f"contract, {how}: {count} samples")
 
     def checks(self) -> list[Check]:
         empty = self.caller.call_each([[]])[0]
@@ -163,6 +172,7 @@ class _Checker:
         if all(outcome.status == "failed" for outcome in self.whole.outcomes or ()):
             return skipped("there are no scores of a whole batch", "repetition", "order", "batching")
         first = self.whole.scores
+        self._say("a second time", len(sound))
         repeated = ("first", first, "then", self._batch(sound).scores)
         repetition = self._compared("repetition", "equal in two calls", "differs between calls", repeated)
         if repetition.verdict != "holds":
@@ -173,11 +183,13 @@ class _Checker:
         shuffled, draw = list(sound), random.Random(0)
         while shuffled == sound:
             draw.shuffle(shuffled)
+        self._say("in another order", len(sound))
         reordered = ("in order", first, "shuffled", self._batch(shuffled).scores)
         order = self._compared("order", "equal in any order of the batch", "depends on the order", reordered)
 
         singles = {i: outcome for i in sound for outcome in self.alone[i].outcomes or ()}
         middle = len(sound) // 2
+        self._say("in halves", len(sound))
         halves = {**self._batch(sound[:middle]).scores, **self._batch(sound[middle:]).scores}
         together = f"among all {len(sound)}"
         batching = self._compared(
@@ -204,6 +216,7 @@ class _Checker:
 
     def _paired(self, singles: _Scores) -> Check | None:
         few = self.sound[:PAIRED]
+        self._say("in pairs", len(few))
         for one in few:
             for other in few:
                 if one == other:
@@ -223,6 +236,7 @@ class _Checker:
         if not repeatable:
             return Check("pickles", "holds", "scores were not compared")
         caller = _Caller(copied, self.samples)
+        self._say("by a copy", len(self.sound))
         try:
             call = self._batch(self.sound, caller)
         finally:

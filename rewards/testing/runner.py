@@ -12,7 +12,7 @@ import contextlib
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +33,13 @@ FIELDS = ("completion", "completions")
 
 ENOUGH = 20
 """Number of samples after which no more rows are taken by default."""
+
+Progress = Callable[[str], object]
+"""Takes a line before each pass over the samples."""
+
+
+def silent(line: str) -> None:
+    """Shows no progress."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +138,14 @@ def samples_from(
 class ScoredSamples:
     """Outcomes of samples (none if the reward is `broken`, which says how), and their cost.
 
-    `seconds`: for all samples, from an empty cache, with workers and models started. `distinct`: number of different
-    inputs; None for a reward of whole batches. `cache_hits`: of the second run.
+    `seconds`: for all samples, from an empty cache; with a second run, after workers and models have started.
+    `seconds_second_run`: None where there was one run only. `distinct`: number of different inputs; None for a reward
+    of whole batches. `cache_hits`: of the second run.
     """
 
     outcomes: list[Outcome]
     seconds: float = 0.0
-    seconds_second_run: float = 0.0
+    seconds_second_run: float | None = None
     distinct: int | None = None
     cache_hits: int = 0
     broken: str | None = None
@@ -148,19 +156,25 @@ def score_samples(
     samples: Samples,
     arguments: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
+    once: bool = False,
+    progress: Progress = silent,
 ) -> ScoredSamples:
     """Score samples twice, as a run does, with a temporary cache.
 
-    Raises `RewardError` if the reward cannot be built or needs a missing column.
+    `once`: score them in one run, and nothing else; then times include the start of workers and models. `progress`
+    gets a line before each run. Raises `RewardError` if the reward cannot be built or needs a missing column.
     """
     with TemporaryDirectory(prefix="rlkd-rewards-") as folder:
         runs = []
-        for _ in range(2):
+        for what in ("scores",) if once else ("scores", "scores, second run"):
             reward = build_reward(spec, arguments, options, cache=Path(folder) / "rewards.sqlite")
             reward.check_columns(samples.columns)
             try:
                 reward.check_ready()
-                _warm_up(reward, samples)
+                if not once:
+                    _warm_up(reward, samples)
+                progress(f"{what}: {len(samples)} samples")
                 started = time.perf_counter()
                 try:
                     outcomes = reward.score(**samples.batch, **trl_extras())
@@ -169,7 +183,8 @@ def score_samples(
                 runs.append((outcomes, time.perf_counter() - started))
             finally:
                 reward.close()
-        (outcomes, seconds), (repeated, seconds_second_run) = runs
+        outcomes, seconds = runs[0]
+        repeated, seconds_second_run = runs[1] if not once else ([], None)
         return ScoredSamples(
             outcomes,
             seconds,

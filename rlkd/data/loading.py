@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlkd.data.bad_rows import BadRows
 from rlkd.data.columns import check_columns, columns_to_read, renamed
 from rlkd.data.correctness import trace_verdicts
+from rlkd.data.joining import CheckedRow, QuestionJoin
 from rlkd.data.row_table import WAY_OUT, RowTable, TableFile, Unstorable, mixed_types
 from rlkd.data.rows import Row, RowError, build_prompt, check_row, shown
 from rlkd.data.samples import SAMPLES, few_shot_examples
@@ -44,6 +45,8 @@ def load_rows(
     max_rationales: int | None = None,
     wrong_rationales: WrongRationales = "drop",
     skip_bad_rows: bool = False,
+    join_questions: bool = False,
+    per_rationale: Collection[str] = (),
     revision: str | None = None,
 ) -> Sequence[Row]:
     """Load and check rows.
@@ -65,6 +68,9 @@ def load_rows(
             them out, and rows that then have none; `keep` only counts them; `unchecked` does not compare. Rationales
             with a flag are not compared, those without a readable answer are kept.
         skip_bad_rows: leave out malformed rows, with a warning, instead of ending at the first one.
+        join_questions: join the rows of a question into one with all their rationales (`rlkd.data.joining`). Then all
+            rows are read and held in memory before, and `max_rows` and `max_rationales` count joined ones.
+        per_rationale: with `join_questions`, further columns that have a value for each rationale.
         revision: of a hub dataset, by default the newest.
 
     A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. From `LARGE`
@@ -84,18 +90,22 @@ def load_rows(
     kept = _Kept(name, stores=not is_sample)
     counts: Counter[str] = Counter()
     names = columns_to_read(columns, other_columns)
-    found = records(source, split, config, revision, names=names, streams=max_rows is not None, on_error=bad.add)
+    streams = max_rows is not None and not join_questions
+    found = records(source, split, config, revision, names=names, streams=streams, on_error=bad.add)
     there: dict[str, None] = {}
     checked = _checked(_noting_columns(found, there), columns, bad)
+    join = QuestionJoin(name, bad, per_rationale)
+    if join_questions:
+        checked = join.join(checked)
     read = 0
     while chunk := list(
         islice(checked, COMPARED_ROWS if max_rows is None else min(COMPARED_ROWS, max_rows - len(kept)))
     ):
         read += len(chunk)
-        brought = [len(row["rationales"]) for _, row, _ in chunk]
+        brought = [len(each.row["rationales"]) for each in chunk]
         if compares:
-            _compare([row for _, row, flagged in chunk if not flagged], wrong_rationales, counts)
-        for (made, row, _), number in zip(chunk, brought, strict=True):
+            _compare([each.row for each in chunk if not each.flagged], wrong_rationales, counts)
+        for (_, made, row, _), number in zip(chunk, brought, strict=True):
             if number and not row["rationales"]:
                 counts["rows without another"] += 1
             elif not number and "correct" in columns:
@@ -107,7 +117,7 @@ def load_rows(
     if there and (missing := [name for name in other_columns or () if name not in there]):
         which = "no row has" if max_rows is None else f"none of the rows read (max_rows {max_rows}) has"
         raise UsageError(f"other_columns: {which} a column {missing[0]!r}; there are {', '.join(there)}")
-    bad.report(read)
+    bad.report(read + join.joined)
     if (left_out := counts["rows without a flag"]) and is_first_process():
         logger.warning("%s: left out %d rows without a rationale flagged as correct", name, left_out)
     _report(name, counts, wrong_rationales)
@@ -175,8 +185,8 @@ def _noting_columns(found: Iterable[Record], there: dict[str, None]) -> Iterator
         yield record
 
 
-def _checked(found: Iterable[Record], columns: Mapping[str, str], bad: BadRows) -> Iterator[tuple[str, Row, bool]]:
-    """For each record that is a row: a name, the row, and whether its rationales have flags."""
+def _checked(found: Iterable[Record], columns: Mapping[str, str], bad: BadRows) -> Iterator[CheckedRow]:
+    """Each record that is a row."""
     for where, made, record in found:
         try:
             row, flagged = renamed(record, columns, where)
@@ -184,7 +194,7 @@ def _checked(found: Iterable[Record], columns: Mapping[str, str], bad: BadRows) 
         except RowError as error:
             bad.add(error)
         else:
-            yield made, checked, flagged
+            yield CheckedRow(where, made, checked, flagged)
 
 
 def _compare(rows: Sequence[Row], wrong_rationales: WrongRationales, counts: Counter[str]) -> None:

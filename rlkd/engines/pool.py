@@ -36,6 +36,11 @@ class EnginePool:
         """Whether an engine runs in this process."""
         return any(not engine.is_remote for engine in self._opened.values())
 
+    @property
+    def asks_servers(self) -> bool:
+        """Whether an engine is a server."""
+        return any(engine.is_remote for engine in self._opened.values())
+
     def check_ready(self) -> None:
         """Raise `UsageError` for an engine that cannot answer."""
         for engine in self._opened.values():

@@ -228,6 +228,7 @@ def _selected(
         with_candidates = [question for question in block if question.candidates]
         tally.enter(stage, with_candidates)
         kept, dropped = divide(with_candidates)
+        tally.compare(stage, with_candidates, kept, dropped)
         for each in dropped:
             drop(replace(each, stage=stage))
         failed = sum(each.reason == NOT_MEASURED for each in dropped)

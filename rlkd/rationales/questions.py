@@ -29,6 +29,7 @@ def load_questions(
     max_rows: int | None = None,
     other_columns: Collection[str] | None = None,
     skip_bad_rows: bool = False,
+    join_questions: bool = False,
 ) -> list[Question]:
     """Questions with the rationales of their rows, from any source of `rlkd.data.loading.load_rows`.
 
@@ -41,6 +42,11 @@ def load_questions(
         raise UsageError(f"max_rows={max_rows}: expected at least 1, or nothing for all rows")
     path = Path(source).expanduser() if isinstance(source, str) else Path()
     if path.suffix == ".jsonl" and path.is_file() and _has_objects(path, columns or {}):
+        if join_questions:
+            raise UsageError(
+                f"join_questions: the rationales of {path} are objects, whose rows are not joined. Give texts, or all "
+                f"rationales of a question in one row"
+            )
         questions = list(islice(_from_objects(path, columns or {}, max_rationales), max_rows))
     else:
         try:
@@ -52,6 +58,7 @@ def load_questions(
                 other_columns=other_columns,
                 max_rows=max_rows,
                 skip_bad_rows=skip_bad_rows,
+                join_questions=join_questions,
                 max_rationales=max_rationales,
                 wrong_rationales="unchecked",
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlkd.files import write_atomically
 from rlkd.rationales.records import Candidate, DroppedCandidate, Question
+from rlkd.rationales.select.clean import NEAR_COPY
 
 # Upper ends of the classes of log RD (nats per token of the answer); the last class is open.
 RD_EDGES = (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
@@ -72,6 +73,10 @@ Right, but kept out of the bank: {{ counts.barred | listed }}.
 {% endfor %}
 
 Kept: {{ select.kept }} rationales of {{ select.questions }} questions, {{ select.characters }} characters.
+{% if select.near_copies %}
+
+**{{ select.near_copies }}**
+{% endif %}
 {% if select.sources %}
 Sources: {{ select.sources | listed }}.
 {% endif %}
@@ -144,6 +149,8 @@ class SelectionTally:
         self.entered: dict[str, Counter[str]] = defaultdict(Counter)
         self.kept = Counter[str]()
         self.sources = Counter[str]()
+        self.copied: dict[str, Counter[str]] = defaultdict(Counter)
+        """Of each stage: questions with several candidates, and those that near copies leave one (`alone`)."""
         self.further = Counter[str]()
         """Further examples by kind."""
         self.score_names: set[str] = set()
@@ -160,6 +167,25 @@ class SelectionTally:
         """Count a candidate that a stage dropped."""
         self.dropped[each.stage][each.reason] += 1
         self._measure(each.candidate, kept=False)
+
+    def compare(
+        self, stage: str, before: Sequence[Question], after: Sequence[Question], dropped: Sequence[DroppedCandidate]
+    ) -> None:
+        """Count the questions that enter a stage with several candidates, and those that near copies leave one."""
+        copied = {each.question_id for each in dropped if each.reason == NEAR_COPY}
+        self.copied[stage]["several"] += sum(len(question.candidates) > 1 for question in before)
+        self.copied[stage]["alone"] += sum(len(each.candidates) == 1 and each.id in copied for each in after)
+
+    def near_copies(self) -> str | None:
+        """A warning where near copies leave one rationale to most questions that had several; else None."""
+        for stage, counts in self.copied.items():
+            if 2 * counts["alone"] > counts["several"]:
+                return (
+                    f"{stage}: {counts['alone']} of {counts['several']} questions with several rationales keep one, "
+                    f"since the others are near copies of it, such as the same steps in another order. To keep these, "
+                    f"as branches for example: selector_kwargs: {{clean: {{near_copy: 1.0}}}}"
+                )
+        return None
 
     def keep(self, question: Question) -> None:
         """Count a question of the result."""
@@ -194,6 +220,7 @@ class SelectionTally:
             "kept": self.kept["rationales"],
             "characters": self.kept["characters"],
             "sources": dict(sorted(self.sources.items())),
+            **({"near_copies": message} if (message := self.near_copies()) else {}),
             **({"further": dict(sorted(self.further.items()))} if self.further else {}),
             "rationale_difficulty": difficulty,
         }

@@ -92,6 +92,16 @@ def test_the_weight_column_is_read_beside_other_columns(recipe, tmp_path) -> Non
     assert "place" not in read
 
 
+def test_rows_of_one_question_are_joined_with_their_weights(recipe, tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [row(rationales=["one"], trust=0.5), row(rationales=["two", "three"], trust=[0.25, 1])]
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    script = recipe.SFTScriptArguments(dataset_name=str(path), join_questions=True, weight_column="trust")
+    examples = recipe.to_examples(script.train_rows(), {}, weight_column="trust")
+    assert [example["completion"][0]["content"] for example in examples] == ["one", "two", "three"]
+    assert [example["example_weight"] for example in examples] == [0.5, 0.25, 1.0]
+
+
 def test_a_text_prompt_gets_a_text_completion(recipe) -> None:
     (example,) = recipe.to_examples([{"id": "a", "prompt": "Q: ", "answer": None, "rationales": ["A"]}], {})
     assert example == {"prompt": "Q: ", "completion": "A"}

@@ -191,10 +191,57 @@ def test_failures_of_single_samples_are_shown_and_violate_nothing(capsys, some, 
     assert not caplog.records  # the table shows it
 
 
+COUNTED = """
+from pathlib import Path
+
+from rewards import Failed, RewardOptions
+
+
+def counted(completions, *, answers=True, **columns):
+    with Path(__file__).with_name("calls").open("a") as calls:
+        calls.write("x" * len(completions))
+    return [1.0 if answers else Failed("no answer")] * len(completions)
+
+
+counted.reward_options = RewardOptions(per_sample=True, isolate=False)
+"""
+
+
+def test_with_scores_only_each_different_completion_is_scored_once(capsys, tmp_path):
+    (tmp_path / "counted.py").write_text(COUNTED)
+    arguments = ["test", f"{tmp_path / 'counted.py'}:counted", "--rows", "2"]
+    code, shown = run(capsys, *arguments, "--scores-only")
+    # Of each row: as written, the first half, with another answer, and empty; the duplicate is not scored again.
+    assert (tmp_path / "calls").read_text() == "x" * 8
+    assert code == 0
+    assert "scores: 10 samples" in shown
+    assert "8 of 10" in shown
+    assert "contract" not in shown
+    assert "second run" not in shown
+    assert run(capsys, *arguments, "--scores-only", "--kwargs", '{"answers": false}')[0] == 1
+
+
+def test_a_line_before_each_pass_says_what_is_scored(capsys, tmp_path):
+    (tmp_path / "counted.py").write_text(COUNTED)
+    cli.main(["rewards", "test", f"{tmp_path / 'counted.py'}:counted", "--rows", "1"])
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        f"{what}: 5 samples"
+        for what in (
+            "scores",
+            "scores, second run",
+            *(f"contract, {how}" for how in ("one by one", "together", "a second time", "in another order")),
+            *(f"contract, {how}" for how in ("in halves", "by a copy")),
+        )
+    ]
+    # 4 different ones, one to start, and 5 in each of six passes of the contract; the second run reads the cache.
+    assert (tmp_path / "calls").read_text() == "x" * (4 + 1 + 6 * 5)
+
+
 @pytest.mark.slow
 def test_json_has_samples_checks_and_costs(capsys, some):
-    code, shown = run(capsys, "test", f"{some}:half", "--rows", "1", "--json")
-    found = json.loads(shown)
+    code = cli.main(["rewards", "test", f"{some}:half", "--rows", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
     assert code == 0
     assert [sample["status"] for sample in found["samples"]] == ["score"] * 4 + ["failed"]
     assert found["samples"][0]["id"] == "gsm8k-train-39 (as written)"
@@ -207,8 +254,8 @@ def test_rows_of_a_file_are_scored_with_their_own_completions(capsys, some, tmp_
     rows = [{"id": name, "question": "1 + 1?", "answer": "2", "mine": [f"It is {name}.", "2"]} for name in "123"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["--data", str(tmp_path / "rows.jsonl"), "--completions", "mine", "--json"]
-    _, shown = run(capsys, "test", f"{some}:sound", *data)
-    found = json.loads(shown)
+    cli.main(["rewards", "test", f"{some}:sound", *data])
+    found = json.loads(capsys.readouterr().out)
     assert [sample["value"] for sample in found["samples"]] == [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
     assert found["samples"][1]["id"] == "1 (1)"
 

@@ -41,6 +41,10 @@ class RowArguments:
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "leave out malformed rows, count them and show the first three"}
     )
+    join_questions: bool = field(
+        default=False,
+        metadata={"help": "join training rows with the same question and answer into one row with all their traces"},
+    )
     dry_run: str | None = field(
         default=None,
         metadata={
@@ -57,7 +61,9 @@ class RowArguments:
         """The rows to train on, with all their rationales."""
         return self._train_rows("unchecked")
 
-    def _train_rows(self, wrong_rationales: WrongRationales, *further_columns: str) -> Sequence[Row]:
+    def _train_rows(
+        self, wrong_rationales: WrongRationales, *further_columns: str, per_rationale: Sequence[str] = ()
+    ) -> Sequence[Row]:
         reading = self._reading
         if self.other_columns is not None:
             reading["other_columns"] = [*self.other_columns, *further_columns]
@@ -67,6 +73,8 @@ class RowArguments:
             max_rows=self.max_rows,
             max_rationales=self.max_rationales,
             wrong_rationales=wrong_rationales,
+            join_questions=self.join_questions,
+            per_rationale=per_rationale,
             **reading,
         )
 

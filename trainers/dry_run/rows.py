@@ -47,8 +47,8 @@ def read_facts(rows: Rows) -> RowFacts:
     return facts
 
 
-def show_rows(run: DryRun, train: Rows, test: Rows = (), *, source: str, tests: str = "") -> None:
-    """Print what the rows have. `source`, `tests`: the names of their datasets."""
+def show_rows(run: DryRun, train: Rows, test: Rows = (), *, source: str, tests: str = "", joins: bool = True) -> None:
+    """Print what the rows have. `source`, `tests`: names of their datasets; `joins`: there is `join_questions`."""
     run.section("rows")
     run.line("train", f"{len(train)} of {source}")
     facts = read_facts(train)
@@ -56,7 +56,7 @@ def show_rows(run: DryRun, train: Rows, test: Rows = (), *, source: str, tests: 
         run.line("fields", field_list(facts))
         run.line("rationales", rationale_counts(facts))
         run.line("answers", answer_counts(facts))
-        _show_repeats(run, facts)
+        _show_repeats(run, facts, joins)
     if len(test):
         others = read_facts(test)
         run.line("test", f"{others.count} of {tests}; answers: {answer_counts(others)}")
@@ -80,7 +80,9 @@ def rationale_counts(facts: RowFacts) -> str:
     having = len(facts.traces)
     if not having:
         return "no row has one"
-    known = f"; {facts.structures} rows have their structures" if facts.structures else ""
+    several = sum(count > 1 for count in facts.traces)
+    known = f"; {several} rows have several" if several else ""
+    known += f"; {facts.structures} rows have their structures" if facts.structures else ""
     return f"{having} of {facts.count} rows, {sum(facts.traces) / having:.1f} each{known}"
 
 
@@ -138,7 +140,7 @@ def _key(asked: str) -> tuple[str, ...]:
     return tuple(words(asked, signs=True))
 
 
-def _show_repeats(run: DryRun, train: RowFacts) -> None:
+def _show_repeats(run: DryRun, train: RowFacts, joins: bool) -> None:
     repeats = repeated_questions(train)
     if not repeats:
         run.line("duplicates", "no question occurs twice")
@@ -146,7 +148,12 @@ def _show_repeats(run: DryRun, train: RowFacts) -> None:
     extra = sum(len(ids) - 1 for ids in repeats.values())
     first = next(iter(repeats.values()))
     run.line("duplicates", f"{extra} rows have the question of an earlier row, such as {' and '.join(first[:2])}")
-    run.warn(f"{extra} of {train.count} training rows have the question of an earlier row (same words)")
+    way_out = (
+        ". Traces of one question in several rows are no branches: join_questions: true makes one row of them"
+        if train.traces and joins
+        else ""
+    )
+    run.warn(f"{extra} of {train.count} training rows have the question of an earlier row (same words){way_out}")
 
 
 def _show_overlap(run: DryRun, train: RowFacts, test: RowFacts) -> None:

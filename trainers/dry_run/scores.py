@@ -22,6 +22,8 @@ from trainers.dry_run.dry_run import DryRun
 from trainers.dry_run.rows import spread
 
 ROWS = 32
+# For rewards that ask a server: it may be slow, or charge each request.
+SERVER_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ def show_scores(
     tokenizer: Any,
     template: Mapping[str, Any] | None = None,
 ) -> None:
-    """Try the rewards and print what each gives; rewards that load a model are tried with the mode `probe` only."""
+    """Try the rewards and print what each gives.
+
+    Rewards that load a model or ask a server are tried with the mode `probe` only, where nothing is refused.
+    """
     run.section("rewards")
     if not rewards:
         run.line("", "not tried, since they are refused (below)")
@@ -76,9 +81,9 @@ def show_scores(
     for reward in rewards:
         if not isinstance(reward, Reward):
             run.line(str(reward).rpartition("/")[2], "a reward model, which is not loaded here")
-        elif run.mode != "probe" and getattr(reward.function, "loads_models", False):
-            held = getattr(reward.function, "in_process", None)
-            run.line(reward.__name__, f"loads {held.model if held else 'a model'}: tried by --dry_run probe")
+        elif (cost := _cost(reward)) is not None and (run.mode != "probe" or run.messages):
+            when = "not tried, since the run is refused (below)" if run.mode == "probe" else "tried by --dry_run probe"
+            run.line(reward.__name__, f"{cost}: {when}")
             usable.remove(reward)
     rows = [] if dataset is None else solved_rows(dataset)
     if not rows:
@@ -91,12 +96,27 @@ def show_scores(
     run.line("", f"tried on {len(rows)} rows: {what}, and those of other rows")
     for reward in usable:
         with run.catch():
-            trial = try_reward(reward, rows, encode, opened=opened)
+            few = rows[:SERVER_ROWS] if _says(reward, "asks_servers") else rows
+            trial = try_reward(reward, few, encode, opened=opened)
             run.line(reward.__name__, trial.line())
             if (message := trial.warning()) is not None:
                 run.warn(message)
     for reward in usable:
         reward.close()
+
+
+def _cost(reward: Reward) -> str | None:
+    """What makes it costly to try a reward; None for one that only computes."""
+    if _says(reward, "loads_models"):
+        held = getattr(reward.function, "in_process", None)
+        return f"loads {held.model if held else 'a model'}"
+    return "asks a server" if _says(reward, "asks_servers") else None
+
+
+def _says(reward: Reward, name: str) -> bool:
+    """An attribute of a reward's function, whose parameters may be set."""
+    function = reward.function.func if isinstance(reward.function, partial) else reward.function
+    return bool(getattr(function, name, False))
 
 
 def solved_rows(dataset: Any, count: int = ROWS) -> list[dict[str, Any]]:

@@ -136,6 +136,25 @@ def test_repeated_rows_and_unreadable_answers_are_counted(monkeypatch, capsys, s
     assert "4 of 4 test questions are training questions" in shown
 
 
+def test_the_rows_of_two_teachers_are_joined_to_branches(monkeypatch, capsys, small, tmp_path):
+    files = []
+    for name in ("first", "second"):
+        lines = [
+            {"question": f"{n} + 1?", "answer": str(n + 1), "rationales": [f"By the {name} way.\n{n} + 1 = {n + 1}"]}
+            for n in range(8)
+        ]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dry_run_of("rlkd", monkeypatch, *small, "--dataset_name", *files)
+    shown = plain(capsys.readouterr().out)
+    assert "rationales 16 of 16 rows, 1.0 each" in shown
+    assert "join_questions: true makes one row of them" in shown
+    dry_run_of("rlkd", monkeypatch, *small, "--dataset_name", *files, "--join_questions", "true")
+    shown = plain(capsys.readouterr().out)
+    assert "rationales 8 of 8 rows, 2.0 each; 8 rows have several" in shown
+    assert "no question occurs twice" in shown
+
+
 def test_an_unknown_mode_is_refused(monkeypatch, capsys, small):
     assert dry_run_of("rlkd", monkeypatch, *small, "--dry_run", "fast") == 1
     assert "dry_run 'fast': expected nothing (--dry_run), or probe" in capsys.readouterr().out

@@ -30,7 +30,8 @@ def test_fields_and_columns_for_rewards_are_told_apart():
 
 
 def test_rationales_and_structures_are_counted():
-    assert rationale_counts(read_facts(ROWS)) == "2 of 4 rows, 1.5 each; 1 rows have their structures"
+    counts = "2 of 4 rows, 1.5 each; 1 rows have several; 1 rows have their structures"
+    assert rationale_counts(read_facts(ROWS)) == counts
     assert rationale_counts(read_facts(ROWS[2:3])) == "no row has one"
 
 
@@ -66,6 +67,19 @@ def test_rows_are_shown_with_duplicates_within_and_between(capsys):
     assert "1 of 2 test questions are training questions, such as t and c" in shown
     assert "1 others share 13 words in a row with one" in shown
     assert len(run.warnings) == 2
+    assert run.warnings[0].endswith(
+        "(same words). Traces of one question in several rows are no branches: join_questions: true makes one row of "
+        "them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "joins"), [(ROWS[:2], False), ([{**row, "rationales": []} for row in ROWS[:2]], True)]
+)
+def test_rows_that_cannot_be_joined_to_branches_are_only_counted(rows, joins):
+    run = DryRun()
+    show_rows(run, rows, source="mine", joins=joins)
+    assert run.warnings == ["1 of 2 training rows have the question of an earlier row (same words)"]
 
 
 def test_rows_without_duplicates_say_so(capsys):
