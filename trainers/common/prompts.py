@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ WORD_ROWS = 64
 """Rows in which words without a token are looked for."""
 MOST_UNKNOWN = 0.02
 """The share of unknown tokens from which on the log says so (our choice)."""
+SHOWN_WORDS = 5
+"""Texts of unknown tokens that the log names, the most frequent ones."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,25 @@ class PromptCheck:
         ids = [token for prompt in prompts for token in self._ids(prompt)]
         share = ids.count(unknown) / max(1, len(ids))
         if share > MOST_UNKNOWN:
-            words = dict.fromkeys(word for prompt in prompts for word in _said(prompt).split())
-            shown = [word for word in words if unknown in text_ids(tokenizer, word, special=False)][:5]
+            shown = [text for text, _ in Counter(self._unread(prompts, unknown)).most_common(SHOWN_WORDS)]
             self._warn(
                 f"{part}: {share:.0%} of the prompts' tokens are unknown to {self.student.name}, which cannot read "
-                f"words such as {', '.join(map(repr, shown))}. Name a student whose vocabulary has them "
-                f"(model_name_or_path)"
+                f"{', '.join(map(repr, shown))}. Name a student whose vocabulary has them (model_name_or_path), or "
+                f"write the questions in its words"
             )
+
+    def _unread(self, prompts: Sequence[Any], unknown: int) -> Iterator[str]:
+        """The parts of the prompts that become the unknown token: words, or phrases where a token is one."""
+        tokenizer = self.student.tokenizer
+        for prompt in prompts:
+            said = _said(prompt)
+            if not getattr(tokenizer, "is_fast", False):  # without places in the text
+                yield from (word for word in said.split() if unknown in text_ids(tokenizer, word, special=False))
+                continue
+            read = tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)
+            for token, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+                if token == unknown and (text := said[start:end].strip()):
+                    yield text
 
     def _warn(self, message: str) -> None:
         """Log a warning in the first process, and once for all datasets of a run."""

@@ -1,5 +1,8 @@
 """The laboratory's tokenizer and untrained student."""
 
+import json
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,6 +19,20 @@ from rlkd.lab.students import (
     widened_student,
 )
 from rlkd.models import resolve_model
+from tests.helpers import ROOT
+
+
+def test_the_page_lists_the_words_and_its_row_is_made_of_them() -> None:
+    words = tokenizer()
+    page = (ROOT / "docs/laboratory.md").read_text().partition("### Its words")[2].partition("\n## ")[0]
+    listed = re.findall(r"[A-Za-z]+|#+|[-+*=.:?,]|[0-9]+", page)
+    spoken = {piece for token in vocabulary()[5:] for piece in re.findall(r"[A-Za-z]+|#+|[-+*=.:?,]", token)}
+    assert spoken <= set(listed)
+    row = json.loads(page.partition("```json\n")[2].partition("\n```")[0])
+    for text in (row["question"], *row["rationales"]):
+        assert words.unk_token_id not in words(text).input_ids
+    assert {" 0", " 90", " 2 more than", " 9 fewer than"} <= set(vocabulary())
+    assert not {" 91", " 10 more than", " has"} & set(vocabulary())
 
 
 def test_every_text_of_the_task_is_made_of_known_tokens_and_decodes_exactly() -> None:

@@ -7,7 +7,7 @@ from rlkd.data.loading import load_rows
 from rlkd.errors import UsageError
 from rlkd.models import resolve_model
 from trainers.common.prompts import PromptCheck, fitted_dataset
-from trainers.common.student import read_model
+from trainers.common.student import ModelFacts, read_model
 
 ASK = [{"role": "user", "content": "1+1?"}]
 SOLVE = [{"role": "system", "content": "Solve it."}, *ASK]
@@ -120,9 +120,37 @@ def test_words_without_a_token_are_named_once(caplog) -> None:
     own = load_rows("lab-dependency")[0]["question"]
     check.fitted(dataset([{"role": "user", "content": own}]), "train_dataset")
     assert not caplog.records
-    other = dataset([{"role": "user", "content": "Mia has 15 beads and gives 6 away."}])
+    other = dataset(
+        [{"role": "user", "content": "Mia has 15 beads. Ben has 3 more than Mia. How many beads does Ben have?"}]
+    )
     check.fitted(other, "train_dataset")
     check.fitted(other, "train_dataset")
     [record] = caplog.records
     assert "% of the prompts' tokens are unknown to " in record.message
-    assert "cannot read words such as 'Mia', 'has', 'beads'" in record.message
+    # A name with its verb is one token; what is read in a phrase, such as "3 more than", is not named.
+    assert "cannot read 'beads', 'Mia has', 'Mia'. Name a student" in record.message
+
+
+def test_words_of_a_tokenizer_without_places_in_the_text_are_named_too(caplog) -> None:
+    from transformers import PreTrainedTokenizer
+
+    class Slow(PreTrainedTokenizer):
+        """Knows "is", and what its template puts around it."""
+
+        vocab_size = 3
+
+        def get_vocab(self):
+            return {"?": 0, "is": 1, "<e>": 2}
+
+        def _tokenize(self, text, **options):
+            return text.split()
+
+        def _convert_token_to_id(self, token):
+            return self.get_vocab().get(token, 0)
+
+        def _convert_id_to_token(self, index):
+            return list(self.get_vocab())[index]
+
+    check = PromptCheck(ModelFacts("slow", Slow(unk_token="?", eos_token="<e>"), None, frozenset()), 8)
+    check.check_words(["It is it"], "train_dataset")
+    assert "unknown to slow, which cannot read 'It', 'it'." in caplog.text
