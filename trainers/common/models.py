@@ -75,6 +75,11 @@ def check_student(args: Any, model: Any, peft_config: Any = None) -> None:
     quantised = (args.model_init_kwargs or {}).get("quantization_config") or getattr(model, "is_quantized", False)
     if quantised and peft_config is None and not getattr(model, "peft_config", None):
         raise UsageError("a student in 4 or 8 bit cannot be trained without an adapter. Set use_peft: true")
+    if isinstance(quantised, Mapping) and quantised.get("load_in_8bit"):
+        from trainers.common.sharding import refuse_sharded
+
+        way_out = "Set load_in_4bit and bnb_4bit_quant_storage: bfloat16, or load it in bfloat16"
+        refuse_sharded(args, "a student in 8 bit", way_out)
     uses_vllm = getattr(args, "use_vllm", False)
     if uses_vllm and getattr(peft_config, "is_prompt_learning", False):
         raise UsageError(

@@ -146,3 +146,13 @@ def test_weights_that_are_not_whole_are_named_before_they_load(tiny_model, tmp_p
     for name in ("model", "adapter"):
         with pytest.raises(UsageError, match=r"model\.safetensors is truncated: .* bytes.*hf download"):
             check_model(str(tmp_path / name), "teacher")
+
+
+def test_a_student_in_8_bit_is_not_sharded(tiny_model, with_bitsandbytes, monkeypatch) -> None:
+    adapter = SimpleNamespace(is_prompt_learning=False)
+    eight = {"model_init_kwargs": {"load_in_8bit": True}, "fsdp": None, "deepspeed_plugin": None}
+    check_student(settings(**eight), tiny_model, adapter)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UsageError, match=r"a student in 8 bit with FSDP2: .* Set load_in_4bit"):
+        check_student(settings(**eight), tiny_model, adapter)

@@ -1,5 +1,6 @@
 """A weight sync that the server refuses, what it writes to disk, and weights that several processes share."""
 
+import importlib.util
 import json
 import threading
 from collections.abc import Iterator
@@ -154,6 +155,11 @@ def test_this_machine_is_known_by_the_address_the_server_can_reach() -> None:
     assert own_address("http://127.0.0.1:8000/v1") == "127.0.0.1"
 
 
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install rlkd[deepspeed]"
+)
+
+
 @contextmanager
 def serving(model: str, transfer: str) -> Iterator[tuple[SampledRollouts, str]]:
     """A server of this process that samples from a model and takes weights, with its address."""
@@ -173,6 +179,7 @@ def serving(model: str, transfer: str) -> Iterator[tuple[SampledRollouts, str]]:
     [
         ("fsdp2", False, "gloo"),
         pytest.param("fsdp2", True, "disk", marks=pytest.mark.nightly),
+        pytest.param("zero3", False, "gloo", marks=[pytest.mark.nightly, needs_deepspeed]),
     ],
 )
 def test_a_server_gets_the_whole_weights_of_two_processes_that_share_them(
