@@ -16,6 +16,7 @@ model with the adapter merged), or one of these:
 | `lab-expert-bpe` | an expert with another tokenizer, byte pairs (`rlkd.lab.byte_pairs`) |
 | `lab-strategies-student` | the student after a first course on problems with several strategies |
 | `lab-context-student` | the student after a course in which half of the questions begin with their solution |
+| `lab-prm` | a process reward model of these problems: the expert with a classification head |
 | `lab-untrained` | the student before its training |
 | `lab-widened` | the student with the words of the problems with several strategies, before that course |
 | `lab-respelled` | `lab-expert` with byte pairs as tokens, before it learns them |
@@ -61,7 +62,7 @@ EMBEDDED_TITLE = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LAB_MODELS = (
     *("lab-student", "lab-expert", "lab-expert-slips", "lab-expert-slips-more", "lab-expert-bpe"),
-    *("lab-strategies-student", "lab-context-student"),
+    *("lab-strategies-student", "lab-context-student", "lab-prm"),
 )
 LAB_UNTRAINED = "lab-untrained"
 LAB_WIDENED = "lab-widened"
