@@ -163,7 +163,7 @@ def dependency_rows(
     A hash of the question assigns the split, so no question is in two of them. `short_cuts`: probability that the
     rationale of a row takes a short cut (`short_cut`) instead of the exact steps. `slip`: see `DependencyProblem`. The
     answer is then often wrong, and the row has the one that its rationale reaches. `make`: makes a problem
-    (`chain_problem`); None: one with its sentences in any order. Raises `UsageError` for an unknown split.
+    (as `chain_problem`); None: one with its sentences in any order. Raises `UsageError` for an unknown split.
     """
     if split not in SPLITS:
         raise UsageError(f"split {split!r} of the dependency problems: expected one of {', '.join(SPLITS)}")
@@ -171,7 +171,7 @@ def dependency_rows(
     draw = random.Random(f"dependency problems {split} {tuple(steps)}")
     rows: dict[str, dict] = {}
     while len(rows) < count:
-        problem = replace((make or dependency_problem)(draw, steps), slip=slip)
+        problem = replace((make or random_problem)(draw, steps), slip=slip)
         question = problem.question
         if split_of(question) != split or question in rows:
             continue
@@ -196,7 +196,7 @@ def recall_rows(count: int) -> list[dict]:
     draw = random.Random("recall")
     rows = []
     for index in range(count):
-        problem = dependency_problem(draw, ALL_LENGTHS)
+        problem = random_problem(draw, ALL_LENGTHS)
         told = draw.sample(problem.quantities, len(problem.quantities))
         names = ", ".join(quantity.name for quantity in told)
         sentences = [f"{problem.quantities[place].statement(problem.thing)}." for place in problem.order]
@@ -241,7 +241,7 @@ def chain_problem(draw: random.Random, steps: Sequence[int]) -> DependencyProble
             return DependencyProblem(tuple(quantities), quantities[-1].name, draw.choice(THINGS), order)
 
 
-def dependency_problem(draw: random.Random, steps: Sequence[int]) -> DependencyProblem:
+def random_problem(draw: random.Random, steps: Sequence[int]) -> DependencyProblem:
     """A random problem that needs one of `steps` calculations, with one or two quantities that are not needed."""
     while True:
         names = draw.sample(NAMES, len(NAMES))

@@ -22,7 +22,7 @@ from rlkd.lab.problems import (
     DependencyProblem,
     Holding,
     Relation,
-    dependency_problem,
+    random_problem,
     split_of,
 )
 
@@ -76,7 +76,7 @@ def faulty_solutions(count: int, *, faults: float, flawless: float) -> list[tupl
     draw = random.Random("faulty solutions")
     found = []
     while len(found) < count:
-        problem = dependency_problem(draw, ALL_LENGTHS)
+        problem = random_problem(draw, ALL_LENGTHS)
         if split_of(problem.question) == "pretraining":
             found.append((problem, faulty_steps(problem, 0.0 if draw.random() < flawless else faults, draw)))
     return found

@@ -13,10 +13,10 @@ from rlkd.lab.problems import (
     SPLITS,
     chain_problem,
     dependency_rows,
+    random_problem,
     recall_rows,
     short_cut,
 )
-from rlkd.lab.problems import dependency_problem as random_problem
 from rlkd.steps import calculations
 
 
