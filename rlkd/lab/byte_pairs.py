@@ -56,11 +56,8 @@ def respelled_model(folder: Path, source: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, words, pairs = (
-        AutoModelForCausalLM.from_pretrained(source),
-        AutoTokenizer.from_pretrained(source),
-        byte_pair_tokenizer(),
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(source)
+    words, pairs = AutoTokenizer.from_pretrained(source), byte_pair_tokenizer()
     before = model.get_input_embeddings().weight.detach().clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
