@@ -182,7 +182,7 @@ def dry_run(run: DryRun, script: EvaluateScriptArguments) -> None:
         show_lengths(
             run, read_model(engine.tokenizer), dataset, completion=script.max_completion_length, template=template
         )
-    show_scores(run, rewards, dataset if rows else None, tokenizer, engine.chat_template_kwargs)
+    show_scores(run, rewards, dataset if rows else None, tokenizer, engine.chat_template_kwargs, has_probe=False)
 
 
 def check_prompts(engine: Engine, prompts: Sequence[Any], limit: int) -> tuple[Any, bool]:

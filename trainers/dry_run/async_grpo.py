@@ -46,4 +46,4 @@ def show_async(run: DryRun, script: Any, settings: Mapping[str, Any], rows: Sequ
             check_async(args, model_sources(model)[0], adapter, dataset, prepared.tokenizer, frees=False)
             run.line("", f"{args.vllm_server_base_url} fits this run")
     rewards = prepared.composite.rewards if prepared.composite is not None else []
-    show_scores(run, rewards, dataset, student.tokenizer, template)
+    show_scores(run, rewards, dataset, student.tokenizer, template, has_probe=False)

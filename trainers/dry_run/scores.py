@@ -68,10 +68,13 @@ def show_scores(
     dataset: Any,
     tokenizer: Any,
     template: Mapping[str, Any] | None = None,
+    *,
+    has_probe: bool = True,
 ) -> None:
     """Try the rewards and print what each gives.
 
     Rewards that load a model or ask a server are tried with the mode `probe` only, where nothing is refused.
+    `has_probe`: whether the recipe has this mode.
     """
     run.section("rewards")
     if not rewards:
@@ -82,8 +85,9 @@ def show_scores(
         if not isinstance(reward, Reward):
             run.line(str(reward).rpartition("/")[2], "a reward model, which is not loaded here")
         elif (cost := _cost(reward)) is not None and (run.mode != "probe" or run.messages):
-            when = "not tried, since the run is refused (below)" if run.mode == "probe" else "tried by --dry_run probe"
-            run.line(reward.__name__, f"{cost}: {when}")
+            when = f"tried by {'--dry_run probe' if has_probe else 'rlkd rewards test'}"
+            refused = "not tried, since the run is refused (below)"
+            run.line(reward.__name__, f"{cost}: {refused if run.mode == 'probe' else when}")
             usable.remove(reward)
     rows = [] if dataset is None else solved_rows(dataset)
     if not rows:

@@ -104,6 +104,8 @@ def test_a_reward_that_asks_a_server_waits_for_the_probe_and_is_tried_on_two_row
     assert "http asks a server: tried by --dry_run probe" in text
     assert "accuracy right solution 1.00 (0 for 0 of 12)" in text
     assert scorer.requests == []
+    show_scores(DryRun(), rewards(), dataset, None, has_probe=False)
+    assert "http asks a server: tried by rlkd rewards test" in plain(capsys.readouterr().out)
     _, text = shown(rewards(), dataset, capsys, mode="probe")
     assert "http right solution 1.00 (0 for 0 of 2)" in text
     assert scorer.requests == [4]
