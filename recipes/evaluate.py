@@ -2,7 +2,7 @@
 
     rlkd evaluate --model_name_or_path FOLDER_OR_HUB_ID --dataset_name gsm8k --samples 8 --out evals/model
     rlkd evaluate --config recipes/evaluate.yaml --out evals/warm           # the embedded student, on a laptop
-    rlkd evaluate --run runs/rlkd                                           # as the run's own training evaluated
+    rlkd evaluate --run runs/rlkd                                           # on the held-out rows of its training
     rlkd evaluate --config recipes/rlkd_smollm2.yaml --engine http://127.0.0.1:8000/v1#MODEL --out evals/served
     rlkd evaluate --config my.yaml --metrics accuracy structure my.py:brevity --out evals/metrics
     rlkd evaluate compare evals/warm evals/model                            # paired by row

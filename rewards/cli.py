@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -176,6 +177,8 @@ def show(options: argparse.Namespace) -> int:
     _print_pairs(columns)
     print("\noptions (reward_options)")
     _print_pairs({name: repr(value) for name, value in asdict(declared_options(target)).items()})
+    for name, text in getattr(target, "templates", {}).items():
+        print(f"\ndefault template, {name}\n{textwrap.indent(text, '  ')}")
     return 0
 
 

@@ -16,7 +16,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -95,13 +95,17 @@ class JudgeReward:
             where the engine supports it). `yes_no`: one request per criterion, and the probability of Yes against No.
         top: the highest grade.
         combine: the panel's grades of a criterion together: `mean`, `median` or `min`.
-        template: jinja2 text of the request, with `problem`, `solution`, `shown`, `fence`, `criteria`, `top` and
-            `example`; default: `GRADES` or `YES_NO`.
+        template: jinja2 text of the request; default: that of `templates` for `reply`. It has the texts `problem`,
+            `solution`, `fence` (a line around the solution that is not in it) and `example` (JSON of grades), the
+            mappings `shown` ({column: text}) and `criteria` ({name: text}; with `yes_no` the one asked for), and the
+            whole number `top`.
         max_new_tokens: limit of a reply; default: 24 and 16 for each criterion.
         deadline: seconds for one request.
     """
 
     __name__ = "judge"
+    # Default templates by `reply`; `rlkd rewards show judge` prints them.
+    templates: ClassVar = {"grades": GRADES, "yes_no": YES_NO}
     # Asynchronous: many requests at once. Equal completions are graded once, and grades are kept across runs.
     reward_options = RewardOptions(per_sample=True, timeout=None)
 
@@ -135,7 +139,7 @@ class JudgeReward:
         self.top = top
         self.combine = combine
         self.deadline = deadline
-        source = template or (GRADES if reply == "grades" else YES_NO)
+        source = template or self.templates[reply]
         try:
             self._template = _ENVIRONMENT.from_string(source)
             self._request("2 + 3?", "5", dict.fromkeys(self.show, "an example"), self.criteria)

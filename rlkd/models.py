@@ -111,6 +111,17 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> str:
     return str(merged_model(Path(name).expanduser(), trust_remote_code)) if is_adapter(name) else name
 
 
+def included_folder(name: str) -> tuple[Path, bool]:
+    """The folder of a model of `INCLUDED`, and whether the model is there; nothing is created.
+
+    Raises `UsageError` for an adapter that this installation lacks.
+    """
+    if name in LAB_MODELS:
+        return _lab_folder(name), _lab_folder(name).is_dir()
+    folder, source = (cache_folder() / _FOLDER, _SOURCE) if name == EMBEDDED else _adapted_folder(name)
+    return folder, _is_complete(folder, source)
+
+
 def is_adapter(name: str) -> bool:
     """Whether a name is the folder of an adapter, not of a whole model."""
     folder = Path(name).expanduser()
@@ -216,17 +227,22 @@ def adapted_model(name: str) -> Path:
     in this installation, and `ModelUnavailable` if the embedded model is unavailable.
     """
     adapter = adapter_folder(name)
-    digest = hashlib.sha256()
-    for part in _ADAPTER_FILES:
-        digest.update((adapter / part).read_bytes())
-    folder = cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
+    folder, source = _adapted_folder(name)
 
     def write(scratch: Path, out: Path) -> None:
         base = embedded_model()
         _say(f"{name}: merging the adapter into {EMBEDDED_TITLE}, in {folder} (seconds, once) ...")
         merge(base, adapter, out)
 
-    return _created(folder, _SOURCE | {"adapter_sha256": digest.hexdigest()}, write)
+    return _created(folder, source, write)
+
+
+def _adapted_folder(name: str) -> tuple[Path, dict[str, str]]:
+    """Where `adapted_model` creates a model, and what its manifest says of the source."""
+    digest = hashlib.sha256()
+    for part in _ADAPTER_FILES:
+        digest.update((adapter_folder(name) / part).read_bytes())
+    return cache_folder() / f"{name}-{digest.hexdigest()[:16]}", _SOURCE | {"adapter_sha256": digest.hexdigest()}
 
 
 def _created(folder: Path, source: Mapping[str, str], write: Callable[[Path, Path], None]) -> Path:

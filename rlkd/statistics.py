@@ -48,6 +48,13 @@ class Interval:
         """Whether 0 lies outside."""
         return self.low > 0 or self.high < 0
 
+    def within(self, least: float, most: float) -> Interval:
+        """The same with its bounds no further than the figure can be; infinite bounds stay."""
+        low, high = (
+            min(max(bound, least), most) if math.isfinite(bound) else bound for bound in (self.low, self.high)
+        )
+        return Interval(self.value, low, high, self.n)
+
     def short(self, spec: str = ".3f") -> str:
         """The figure in a cell of a table: `0.300 (0.100 to 0.500)`."""
         return self._render(spec, "", "")
@@ -241,8 +248,10 @@ def auroc_within(scores_C: np.ndarray, right_C: np.ndarray, question_C: np.ndarr
 # Seeds and rows
 
 
-def crossed_mean(values_SR: np.ndarray) -> Interval | None:
+def crossed_mean(values_SR: np.ndarray, least: float = -math.inf, most: float = math.inf) -> Interval | None:
     """The mean of a study's values, its seeds x the rows of its test set; None without a value.
+
+    `least` and `most`: what the mean can be, such as 0 and 1 for shares; finite bounds end there.
 
     Every seed is measured on the same rows, so a row that is easy for one seed is easy for all: the variance of the
     mean is that of the seeds' means, plus that of the rows' means, less what both contain. Student's quantile has the
@@ -259,7 +268,7 @@ def crossed_mean(values_SR: np.ndarray) -> Interval | None:
     from scipy.stats import t  # slow to import, and few callers need it
 
     half = float(t.ppf(0.975, freedom)) * error if math.isfinite(error) else math.inf
-    return Interval(value, value - half, value + half, n)
+    return Interval(value, value - half, value + half, n).within(least, most)
 
 
 def crossed_p(values_SR: np.ndarray) -> float | None:

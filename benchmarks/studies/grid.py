@@ -167,9 +167,12 @@ def gains(arm: Mapping[int, Run], control: Mapping[int, Run]) -> list[float] | N
     return interval([differences(one["after"], other["after"]) for one, other in pairs])
 
 
-def interval(seeds: Sequence[Mapping[str, float]]) -> list[float] | None:
-    """Mean and 95 % interval over seeds and the rows that all of them have; None without a value."""
-    figure = crossed_mean(matrix(seeds))
+def interval(seeds: Sequence[Mapping[str, float]], least: float = -1, most: float = 1) -> list[float] | None:
+    """Mean and 95 % interval over seeds and the rows that all of them have; None without a value.
+
+    `least` and `most`: what the mean can be; by default those of a difference of shares.
+    """
+    figure = crossed_mean(matrix(seeds), least, most)
     return None if figure is None else [figure.value, figure.low, figure.high]
 
 

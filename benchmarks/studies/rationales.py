@@ -212,8 +212,8 @@ def analyse(runs: Sequence[Run]) -> dict[str, Any]:
         found[arm] = {
             "seeds": sorted(of_seed),
             "control": ARMS[arm][2],
-            "before": interval([differences(one["before"]) for one in of_seed.values()]),
-            "after": interval([differences(one["after"]) for one in of_seed.values()]),
+            "before": interval([differences(one["before"]) for one in of_seed.values()], 0),
+            "after": interval([differences(one["after"]) for one in of_seed.values()], 0),
             "over_control": gains(of_seed, arms.get(ARMS[arm][2] or "", {})),
             "tokens": mean([one["data"]["tokens"] for one in of_seed.values()]),
             "share_of_budget": mean([one["data"]["tokens"] / one["data"]["budget"] for one in of_seed.values()]),

@@ -180,7 +180,13 @@ def check_row(row: Row, where: str) -> Row:
     if isinstance(rationales, str):
         rationales = [rationales]
     if not isinstance(rationales, list) or not all(isinstance(text, str | None) for text in rationales):
-        raise RowError(f"{where}, field 'rationales': expected a list of texts, found {shown(rationales)}")
+        each_one = rationales if isinstance(rationales, list) else [rationales]
+        objects = any(isinstance(each, dict) for each in each_one)
+        way = "; such objects are read by recipes/rationales.py (writers: [ready]) from a .jsonl file, and its "
+        way += "output can be trained on"
+        raise RowError(
+            f"{where}, field 'rationales': expected a list of texts, found {shown(rationales)}{way * objects}"
+        )
     if rationales and structures and len(structures) != len(rationales):
         raise RowError(
             f"{where}, field 'structures': {len(structures)} for {len(rationales)} rationales; expected one each"

@@ -116,7 +116,9 @@ def public(version: str) -> str:
 def _vllm() -> Finding:
     found, (low, high) = installed_vllm(), SUPPORTED_VLLM
     if found is None:
-        return Finding("versions", "ok", "vLLM is not installed here (needed for use_vllm and rlkd serve)")
+        return Finding(
+            "versions", "ok", "vLLM is not installed here (use_vllm needs it; rlkd serve takes that of `python:`)"
+        )
     if not supports_vllm(found):
         return Finding(
             "versions",

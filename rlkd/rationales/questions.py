@@ -49,23 +49,18 @@ def load_questions(
             )
         questions = list(islice(_from_objects(path, columns or {}, max_rationales), max_rows))
     else:
-        try:
-            rows = load_rows(
-                source,
-                split=split,
-                config=config,
-                columns=columns,
-                other_columns=other_columns,
-                max_rows=max_rows,
-                skip_bad_rows=skip_bad_rows,
-                join_questions=join_questions,
-                max_rationales=max_rationales,
-                wrong_rationales="unchecked",
-            )
-        except RowError as error:
-            if "field 'rationales'" not in str(error) or path.suffix == ".jsonl":
-                raise
-            raise RowError(f"{error}. Rationales as objects are read from .jsonl files only") from error
+        rows = load_rows(
+            source,
+            split=split,
+            config=config,
+            columns=columns,
+            other_columns=other_columns,
+            max_rows=max_rows,
+            skip_bad_rows=skip_bad_rows,
+            join_questions=join_questions,
+            max_rationales=max_rationales,
+            wrong_rationales="unchecked",
+        )
         questions = [_from_row(row, source_name(source)) for row in rows]
     for question_id, times in Counter(question.id for question in questions).items():
         if times > 1:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkd.errors import UsageError
-from rlkd.models import INCLUDED
+from rlkd.models import INCLUDED, included_folder
 from rlkd.process import listeners, title
 from rlkd.serve.config import RoleConfig, ServeConfig, is_path, words
 from rlkd.weight_transfer import BACKENDS
@@ -126,14 +126,26 @@ def check_vllm(config: ServeConfig) -> tuple[dict[str, VLLM | None], list[str]]:
     return found, problems
 
 
-def resolve_models(config: ServeConfig) -> tuple[dict[str, str], list[str]]:
-    """The model argument for vLLM of each model, and all problems. Models of rlkd are created if they are missing."""
+def resolve_models(config: ServeConfig, *, create: bool = True) -> tuple[dict[str, str], list[str]]:
+    """The model argument for vLLM of each model, and all problems.
+
+    Missing models of rlkd are created; without `create` they are problems, and have the folder they would get.
+    """
     found: dict[str, str] = {}
     problems = []
     for role, worker in config.workers.items():
         if worker.model not in found:
             try:
-                found[worker.model] = _resolve(worker.model)
+                if worker.model in INCLUDED and not create:
+                    folder, is_there = included_folder(worker.model)
+                    found[worker.model] = str(folder)
+                    if not is_there:
+                        problems.append(
+                            f"workers.{role}.model: {worker.model} is not in {folder} yet; rlkd serve without --print "
+                            f"creates it, and so does  rlkd fetch-model"
+                        )
+                else:
+                    found[worker.model] = _resolve(worker.model)
             except UsageError as error:
                 problems.append(f"workers.{role}.model: {error}")
         for name, path in worker.lora.items():

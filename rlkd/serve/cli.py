@@ -27,7 +27,8 @@ Start the model servers of a run (rollout, GSRM, judge, teacher, ...), each a `v
   rlkd serve --config serve.yaml                        until Ctrl-C; twice to kill
   rlkd serve --config serve.yaml -- COMMAND [ARG ...]   with a trainer: the servers end with it, with its exit code.
                                                         Its environment has RLKD_<ROLE>_URL and RLKD_<ROLE>_SPEC
-  rlkd serve --config serve.yaml --print                print the exact commands, and start nothing
+  rlkd serve --config serve.yaml --print                print the exact commands; start, download and
+                                                        create nothing
   rlkd serve --status | --stop [--config serve.yaml]    show or end a running one
 
 Each server writes to OUTPUT_DIR/logs/ROLE.log; its lines are also shown here, with the role as prefix."""
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--config", type=Path, metavar="FILE", help="config of the servers; see recipes/serve.yaml")
     parser.add_argument("--quiet", action="store_true", help="server output in the log files only")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--print", action="store_true", help="print the commands, and start nothing")
+    action.add_argument("--print", action="store_true", help="print the commands; start, download and create nothing")
     action.add_argument("--status", action="store_true", help="show what runs, and whether it is ready")
     action.add_argument("--stop", action="store_true", help="stop a running `rlkd serve` and wait for its end")
     options = parser.parse_args(arguments)
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 def print_commands(path: Path) -> int:
     """`rlkd serve --print`. Problems of this machine are only notes: the commands may be for another one."""
     config = read_config(path)
-    servers, problems = _place(config, StateFile.of(path), _prepare(config))
+    servers, problems = _place(config, StateFile.of(path), _prepare(config, create=False))
     for problem in problems:
         print(f"# here: {problem}", file=sys.stderr)
     for server in servers:
@@ -112,10 +113,10 @@ def serve(path: Path, trainer: Sequence[str], *, quiet: bool) -> int:
         file.release()
 
 
-def _prepare(config: ServeConfig) -> tuple[dict[str, VLLM | None], dict[str, str], list[str]]:
-    """The vLLM of each role, the model arguments, and all problems of this machine."""
+def _prepare(config: ServeConfig, *, create: bool = True) -> tuple[dict[str, VLLM | None], dict[str, str], list[str]]:
+    """The vLLM of each role, the model arguments, and all problems; `create`: missing models of rlkd are created."""
     vllms, problems = check_vllm(config)
-    models, unknown = resolve_models(config)
+    models, unknown = resolve_models(config, create=create)
     return vllms, models, [*problems, *check_gpus(config), *unknown]
 
 

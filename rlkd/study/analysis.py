@@ -120,7 +120,7 @@ def over(name: str, arm: Seeds, base: Seeds, goal: float | None) -> tuple[Interv
         return ratio_of([(rollouts_to(curve_of(arm[s]), goal), rollouts_to(curve_of(base[s]), goal)) for s in both])
     pairs = [(_held_out(name, arm[seed]), _held_out(name, base[seed])) for seed in both]
     values = matrix([differences(own.after, other.after) for own, other in pairs if own and other])
-    return crossed_mean(values), crossed_p(values)
+    return crossed_mean(values, -1, 1), crossed_p(values)
 
 
 def curve_of(run: StudyRun) -> Sequence[tuple[float, float]]:
@@ -155,9 +155,9 @@ def _answers(name: str, arm: Seeds, control: Seeds) -> AnswerFigures | None:
     if not runs:
         return None
     return AnswerFigures(
-        before=crossed_mean(matrix([differences(run.before) for run in runs])),
-        after=crossed_mean(matrix([differences(run.after) for run in runs])),
-        gain=crossed_mean(matrix([differences(run.after, run.before) for run in runs])),
+        before=crossed_mean(matrix([differences(run.before) for run in runs]), 0, 1),
+        after=crossed_mean(matrix([differences(run.after) for run in runs]), 0, 1),
+        gain=crossed_mean(matrix([differences(run.after, run.before) for run in runs]), -1, 1),
         over_control=over(name, arm, control, None)[0],
     )
 

@@ -88,6 +88,13 @@ def run_study(options: argparse.Namespace, words: Sequence[str]) -> int:
         arms = [study.control, *arms]
     failed = []
     if not options.analyse:
+        # On stderr: the output of --dry_run is commands. Each recipe takes seconds to list its keys.
+        print(
+            f"{study.name}: {len(arms)} arms x {len(seeds)} seeds, {len(arms) * len(seeds)} runs in {out}; checking "
+            f"their keys with the recipes ({', '.join(study.recipes())}) ...",
+            file=sys.stderr,
+            flush=True,
+        )
         runs = plan(study, out, arms, seeds, read_options(study.recipes()))
         if options.dry_run:
             print(*(shlex.join(command.words) for run in runs for command in run.commands), sep="\n")

@@ -11,6 +11,7 @@ from rlkd.study.definition import FIGURES, Study
 from rlkd.study.measures import StudyRun
 
 NONE = "-"
+NO_GOAL = "the interval of the control's gain contains 0"
 
 
 def render(
@@ -21,6 +22,7 @@ def render(
     smoke = ["**A smoke test: these figures mean nothing.**", ""] if study.smoke else []
     lines = [f"## {study.title}", "", study.question, "", *smoke, "```bash", command, "```", "", _size(runs, unit), ""]
     lines += _missing(missing)
+    lines += _few_seeds(figures)
     lines += _primary(study, figures, unit)
     lines += ["All arms; 95 % intervals over seeds and rows, which are crossed; not adjusted for their number:", ""]
     if any(arm.sampled for arm in figures.arms.values()):
@@ -47,6 +49,21 @@ def _missing(missing: Mapping[str, Sequence[int]]) -> list[str]:
     return [f"**Not finished, and so not in these figures** (arm and seeds): {'; '.join(gone)}.", ""] if gone else []
 
 
+def _few_seeds(figures: StudyFigures) -> list[str]:
+    """What one to three seeds do to the intervals; quantiles are those of 1, 2 and 7 degrees of freedom."""
+    fewest = min(len(arm.seeds) for arm in figures.arms.values())
+    if fewest == 1:
+        return ["**One seed**: these intervals are over rows only, and do not cover other seeds.", ""]
+    if fewest in (2, 3):
+        return [
+            f"**{fewest} seeds only**: an interval has up to {12.7 if fewest == 2 else 4.3} standard errors on each "
+            "side (Student's quantile; 2.4 with eight seeds). Wide intervals here say that seeds are few. They end "
+            "where a share or a difference of shares must.",
+            "",
+        ]
+    return []
+
+
 def _primary(study: Study, figures: StudyFigures, unit: str) -> list[str]:
     count = len(figures.comparisons)
     lines = [
@@ -68,7 +85,7 @@ def _primary(study: Study, figures: StudyFigures, unit: str) -> list[str]:
 
 def _goal(figures: StudyFigures) -> str:
     if figures.goal is None:
-        return "which has no value here: the interval of the control's gain contains 0"
+        return f"which has no value here: {NO_GOAL}"
     return f"here {figures.goal:.1%}"
 
 
@@ -112,7 +129,9 @@ def _training(study: Study, figures: StudyFigures, unit: str) -> list[str]:
             _number(found.minutes, ".1f"),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "Calculations and tokens are those of an answer to a held-out row after training."]
+    why = NO_GOAL if study.control in figures.arms else "no run of the control has finished"
+    no_goal = f"There is no goal, so {unit} to it are `{NONE}`: {why}. " if figures.goal is None else ""
+    return [*lines, "", f"{no_goal}Calculations and tokens are those of an answer to a held-out row after training."]
 
 
 def _needed(arm: ArmFigures) -> str:

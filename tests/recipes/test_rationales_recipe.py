@@ -280,6 +280,10 @@ def test_a_bank_that_offers_too_little_logs_a_warning(recipe, arguments, tmp_pat
         ),
         ({"limit_by": "log_rdd", "per_question": 1}, r"limit_by=log_rdd: no selector gives this score"),
         (
+            {"limit_by": "log_rd", "keep_ratio": 0.5, "selectors": ["clean", "correct"]},
+            r"Add 'difficulty' to the selectors, or remove limit_by and keep_ratio from the config",
+        ),
+        (
             {
                 "limit_by": "log_rdd",
                 "per_question": 1,

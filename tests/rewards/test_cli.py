@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from rewards import BUILT_IN
+from rewards.judge import GRADES, YES_NO
 from rewards.testing.runner import samples_from, score_samples
 from rlkd import cli
 
@@ -107,6 +109,14 @@ def test_alternative_columns_are_shown(capsys):
     _, shown = run(capsys, "show", "structure")
     assert "rationales  one of rationales and structures is required" in shown
     assert "question    optional" in shown
+
+
+def test_the_default_templates_of_a_judge_are_shown_with_their_variables(capsys):
+    _, shown = run(capsys, "show", "judge")
+    assert "mappings `shown` ({column: text}) and `criteria`" in shown
+    grades, yes_no = shown.partition("default template, grades\n")[2].split("\ndefault template, yes_no\n")
+    assert textwrap.dedent(grades).strip() == GRADES
+    assert textwrap.dedent(yes_no).strip() == YES_NO
 
 
 def test_a_function_in_a_file_is_shown(capsys, some):

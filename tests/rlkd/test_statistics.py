@@ -235,6 +235,16 @@ def test_rows_with_a_gap_are_left_out_and_without_values_there_is_no_figure() ->
     assert crossed_mean(np.ones((3, 1))).low == -math.inf
 
 
+def test_the_interval_of_a_share_ends_where_shares_do() -> None:
+    apart = np.repeat([[0.1], [0.5]], 50, axis=1)
+    free, share = crossed_mean(apart), crossed_mean(apart, 0, 1)
+    assert free.low < 0 < 1 < free.high
+    assert (share.value, share.low, share.high, share.n) == (free.value, 0, 1, free.n)
+    inside = np.array([[0.2, 0.4, 0.3]] * 4)
+    assert crossed_mean(inside, 0, 1) == crossed_mean(inside)
+    assert crossed_mean(np.ones((3, 1)), 0, 1).low == -math.inf  # too few rows for any interval
+
+
 def test_the_p_value_of_a_study_fits_its_interval() -> None:
     draw = np.random.default_rng(5)
     for _ in range(40):

@@ -39,11 +39,12 @@ class Clean:
     __name__ = "clean"
 
     def __init__(self, *, max_characters: int = 8000, max_foreign: float = 0.2, near_copy: float = 0.9) -> None:
-        if max_characters < 1 or not 0 <= max_foreign <= 1 or not 0 < near_copy <= 1:
-            raise ValueError(
-                f"max_characters={max_characters}, max_foreign={max_foreign}, near_copy={near_copy}: expected at "
-                "least 1, 0 to 1, and above 0 up to 1"
-            )
+        if max_characters < 1:
+            raise ValueError(f"max_characters={max_characters}: expected at least 1")
+        if not 0 <= max_foreign <= 1:
+            raise ValueError(f"max_foreign={max_foreign}: expected a share from 0 to 1")
+        if not 0 < near_copy <= 1:
+            raise ValueError(f"near_copy={near_copy}: expected a share above 0 and at most 1")
         self.max_characters = max_characters
         self.max_foreign = max_foreign
         self.near_copy = near_copy

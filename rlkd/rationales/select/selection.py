@@ -69,7 +69,17 @@ class Selection:
             name = self.limit_by.removeprefix("-")
             known = {"flagged", *(score for spec in specs for score in SCORES[spec])}
             if name not in known:
-                raise UsageError(f"limit_by={self.limit_by}: no selector gives this score.{suggestion(name, known)}")
+                givers = [spec for spec, scores in SCORES.items() if name in scores]
+                add = f"Add {' or '.join(map(repr, givers))} to the selectors, or remove" if givers else "Or remove"
+                raise UsageError(
+                    f"limit_by={self.limit_by}: no selector gives this score.{suggestion(name, known)} {add} "
+                    f"{self._named_limits()} from the config"
+                )
+
+    def _named_limits(self) -> str:
+        """The keys of the limits that are set."""
+        names = ("limit_by", "keep_ratio", "per_question", "token_budget")
+        return " and ".join(name for name in names if getattr(self, name) is not None)
 
     @property
     def has_second_look(self) -> bool:

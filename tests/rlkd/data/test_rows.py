@@ -180,6 +180,11 @@ def test_a_single_rationale_may_be_plain_text(tmp_path):
             "field 'answer': expected text, a number, a boolean, or a list of these, found float",
         ),
         ({"question": "a?", "rationales": ["r", 5]}, "field 'rationales': expected a list of texts, found list"),
+        (
+            {"question": "a?", "rationales": [{"source": "a", "text": "r"}]},
+            "such objects are read by recipes/rationales.py (writers: [ready]) from a .jsonl file, and its output can "
+            "be trained on. Mend the row",
+        ),
         ({"question": "a?", "rationales": {"r": 1}}, "field 'rationales': expected a list of texts, found dict"),
         ({"question": "a?", "structures": {"r": 1}}, "field 'structures': expected a list, found dict"),
         (

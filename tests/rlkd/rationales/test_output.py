@@ -304,7 +304,7 @@ def test_a_selection_ends_where_not_one_candidate_of_all_blocks_could_be_measure
 def test_objects_in_a_file_of_another_kind_are_refused_with_the_kind_that_works(tmp_path) -> None:
     rows = [{"question": "What?", "answer": "1", "rationales": [{"text": "#### 1"}]}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    with pytest.raises(RowError, match=r"Rationales as objects are read from .jsonl files only"):
+    with pytest.raises(RowError, match=r"such objects are read by recipes/rationales.py .* from a .jsonl file"):
         load_questions(str(tmp_path / "rows.parquet"))
 
 

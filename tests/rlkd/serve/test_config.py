@@ -43,6 +43,18 @@ def test_printed_commands_start_nothing_and_work_in_a_shell(place: Place, capsys
         process.kill()
 
 
+def test_printing_creates_no_model(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = Path(os.environ["RLKD_CACHE"])
+    workers = {name: place.worker(model=name, port="auto") for name in ("embedded-gsrm", "embedded", "lab-student")}
+    config = place.config(workers={name.replace("-", "_"): worker for name, worker in workers.items()})
+    assert main(["--config", str(config), "--print"]) == 0
+    shown = capsys.readouterr()
+    assert f"{cache}/embedded-gsrm-" in shown.out
+    assert f"workers.embedded.model: embedded is not in {cache}/smollm2-135m-instruct-v1 yet" in shown.err
+    assert "lab_student" not in shown.err  # part of the installation
+    assert list(cache.rglob("*.safetensors")) == []
+
+
 def test_a_cpu_worker_gets_what_the_cpu_build_needs(place: Place) -> None:
     (server,) = servers_of(place.config(command=None, workers={"gsrm": place.worker(max_model_len=512)}))
     line = shlex.join(server.command)

@@ -68,3 +68,25 @@ def test_without_the_control_arms_are_shown_uncompared(runs) -> None:
     lines = table([run for run in runs if run.arm == "fast"], plain=[1])
     assert "| sampled_accuracy | fast | plain | - | - | - |" in lines
     assert any(line.startswith("| fast | 8 | 20.0%") and line.endswith("| - |") for line in lines)
+
+
+def test_few_seeds_are_said_and_their_intervals_end_where_shares_do(runs) -> None:
+    apart = {1: 0.1, 2: 0.9}
+    lines = table([made_up(arm, seed, 0.3, apart[seed] / 2) for arm in ("plain", "fast") for seed in apart])
+    assert any(line.startswith("**2 seeds only**: an interval has up to 12.7 standard errors") for line in lines)
+    # Student's interval alone: 50.0% (-458.2% to 558.2%).
+    assert any("| 50.0% (0.0% to 100.0%) | -10.0% (-100.0% to +100.0%) |" in line for line in lines)
+    assert any(
+        line.startswith("**3 seeds only**: an interval has up to 4.3")
+        for line in table([run for run in runs if run.seed < 4])
+    )
+    assert any(line.startswith("**One seed**") for line in table([run for run in runs if run.seed == 1]))
+    assert not any("seeds only" in line or "One seed" in line for line in table(runs))
+
+
+def test_columns_without_a_goal_are_explained(runs) -> None:
+    flat = table([made_up(arm, seed, 0.2, 0.2) for arm in ("plain", "fast") for seed in (1, 2)])
+    assert any(line.startswith("There is no goal, so rollouts to it are `-`: the interval of the") for line in flat)
+    alone = table([run for run in runs if run.arm == "fast"], plain=[1])
+    assert any("`-`: no run of the control has finished." in line for line in alone)
+    assert not any("There is no goal" in line for line in table(runs))
