@@ -259,7 +259,9 @@ def test_arms_seeds_words_and_smoke_choose_what_runs(counting, tmp_path, capsys)
 
 def test_a_key_that_the_recipe_lacks_stops_the_study_before_its_first_run(counting, tmp_path, capsys) -> None:
     assert cli.main(counting(arms={"plain": {}, "more": {"gian": 4}})) == 1
-    assert "arms: more: 'gian' is no key of the recipe" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("counting: 2 arms x 3 seeds, 6 runs in out; checking their keys with the recipes (")
+    assert "arms: more: 'gian' is no key of the recipe" in error
     assert not (tmp_path / "out").exists()
 
 
