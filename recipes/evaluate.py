@@ -147,7 +147,7 @@ def dry_run(run: DryRun, script: EvaluateScriptArguments) -> None:
     """Show what would be evaluated (`--dry_run`)."""
     rows, answers = run.attempt(script.test_rows, ([], "exact"))
     name = script.dataset_test_name or script.dataset_name or "nothing"
-    show_rows(run, rows, source=name, joins=False)
+    show_rows(run, rows, source=name, joins=False, split="train" if script.pass_rates else "test")
     if not script.evaluates:
         run.line("", "no model to evaluate (model_name_or_path, engine or run)")
         return

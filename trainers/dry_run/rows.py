@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rlkd.answers import VerificationError, are_correct
 from rlkd.data.rows import FIELDS, question_of
@@ -47,16 +47,28 @@ def read_facts(rows: Rows) -> RowFacts:
     return facts
 
 
-def show_rows(run: DryRun, train: Rows, test: Rows = (), *, source: str, tests: str = "", joins: bool = True) -> None:
-    """Print what the rows have. `source`, `tests`: names of their datasets; `joins`: there is `join_questions`."""
+def show_rows(
+    run: DryRun,
+    train: Rows,
+    test: Rows = (),
+    *,
+    source: str,
+    tests: str = "",
+    joins: bool = True,
+    split: Literal["train", "test"] = "train",
+) -> None:
+    """Print what the rows have.
+
+    `source`, `tests`: names of their datasets; `joins`: there is `join_questions`; `split`: what `train` is.
+    """
     run.section("rows")
-    run.line("train", f"{len(train)} of {source}")
+    run.line(split, f"{len(train)} of {source}")
     facts = read_facts(train)
     if facts.count:
         run.line("fields", field_list(facts))
         run.line("rationales", rationale_counts(facts))
         run.line("answers", answer_counts(facts))
-        _show_repeats(run, facts, joins)
+        _show_repeats(run, facts, joins, "training" if split == "train" else "test")
     if len(test):
         others = read_facts(test)
         run.line("test", f"{others.count} of {tests}; answers: {answer_counts(others)}")
@@ -140,7 +152,7 @@ def _key(asked: str) -> tuple[str, ...]:
     return tuple(words(asked, signs=True))
 
 
-def _show_repeats(run: DryRun, train: RowFacts, joins: bool) -> None:
+def _show_repeats(run: DryRun, train: RowFacts, joins: bool, kind: str) -> None:
     repeats = repeated_questions(train)
     if not repeats:
         run.line("duplicates", "no question occurs twice")
@@ -153,7 +165,7 @@ def _show_repeats(run: DryRun, train: RowFacts, joins: bool) -> None:
         if train.traces and joins
         else ""
     )
-    run.warn(f"{extra} of {train.count} training rows have the question of an earlier row (same words){way_out}")
+    run.warn(f"{extra} of {train.count} {kind} rows have the question of an earlier row (same words){way_out}")
 
 
 def _show_overlap(run: DryRun, train: RowFacts, test: RowFacts) -> None:

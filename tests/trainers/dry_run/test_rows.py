@@ -54,6 +54,13 @@ def test_questions_of_the_same_words_are_repeated_and_signs_count():
     assert question({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}) == "Hi"
 
 
+def test_rows_of_an_evaluation_are_called_test_rows(capsys):
+    run = DryRun()
+    show_rows(run, ROWS, source="test.jsonl", joins=False, split="test")
+    assert "test 4 of test.jsonl" in " ".join(capsys.readouterr().out.split())
+    assert run.warnings == ["1 of 4 test rows have the question of an earlier row (same words)"]
+
+
 def test_rows_are_shown_with_duplicates_within_and_between(capsys):
     run = DryRun()
     long = "a b c d e f g h i j k l m n o p"
