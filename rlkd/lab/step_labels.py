@@ -74,7 +74,7 @@ def faulty_solutions(count: int, *, faults: float, flawless: float) -> list[tupl
     A share `flawless` has no fault; in the others each step has one with probability `faults`.
     """
     draw = random.Random("faulty solutions")
-    found = []
+    found: list[tuple[DependencyProblem, list[str]]] = []
     while len(found) < count:
         problem = random_problem(draw, ALL_LENGTHS)
         if split_of(problem.question) == "pretraining":
