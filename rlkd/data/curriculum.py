@@ -24,9 +24,8 @@ def stages_of_row(row: Mapping[str, Any]) -> list[int]:
         )
     if len(stages) != len(rationales):
         raise UsageError(
-            f"curriculum: row {row['id']!r} has {len(stages)} {STAGES} for {len(rationales)} rationales. Where "
-            f"wrong ones were left out when the rows were loaded, select right ones before srd, or set "
-            f"wrong_rationales: keep and no max_rationales"
+            f"curriculum: row {row['id']!r} has {len(stages)} {STAGES} for {len(rationales)} rationales; "
+            f"expected one each. Where flags (columns: correct) leave rationales out, select right ones before srd"
         )
     if not all(isinstance(stage, int) and stage >= 1 for stage in stages):
         raise UsageError(f"curriculum: row {row['id']!r} has the {STAGES} {stages}; expected numbers from 1")

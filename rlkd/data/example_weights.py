@@ -24,8 +24,8 @@ def weights_of_row(row: Mapping[str, Any], column: str) -> list[float]:
     weights = [value] * len(rationales) if not isinstance(value, list | tuple) else list(value)
     if len(weights) != len(rationales):
         raise UsageError(
-            f"{where} has {len(weights)} weights for {len(rationales)} rationales. Where some were left out when the "
-            f"rows were loaded, set wrong_rationales: keep and no max_rationales, or give one weight per row"
+            f"{where} has {len(weights)} weights for {len(rationales)} rationales. Give one per rationale, or one for "
+            f"the row, as where flags (columns: correct) leave rationales out"
         )
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 # What a student sees of a row: rows that differ here are different questions.
 _ASKED = ("prompt", "choices", "options", "image", "images")
-# Columns of `recipes/rationales.py` with one entry for each rationale.
-_ALIGNED = ("sources", "paths", "scores", "stages")
+ALIGNED = ("sources", "paths", "scores", "stages")
+"""Columns of `recipes/rationales.py` with one entry for each rationale."""
 
 
 class CheckedRow(NamedTuple):
@@ -51,14 +51,16 @@ class QuestionJoin:
         self._bad = bad
         self._per_rationale = per_rationale
         self._differing: Counter[str] = Counter()
+        self._partly_structured = 0
         self.joined = 0
 
     def join(self, rows: Iterable[CheckedRow]) -> Iterator[CheckedRow]:
         """One row for each question, in the order of their first rows; reads all `rows` first.
 
-        Rationales stand in the order of the rows, and with them structures and columns with a value for each. Of
-        another column, the first value counts. Structures stay where each rationale has one. A joined row is flagged
-        if all its parts are. A row with another answer than the one before it is bad (`RowError`).
+        Rationales stand in the order of the rows, and with them structures and columns with a value for each, None
+        where a row has no such list. Of another column, the first value counts. Structures stay where each rationale
+        has one. A joined row is flagged if all its parts are. A row with another answer than the one before it is bad
+        (`RowError`).
         """
         found: dict[str, list[CheckedRow]] = {}
         for each in rows:
@@ -80,7 +82,7 @@ class QuestionJoin:
 
     def _one(self, same: Sequence[CheckedRow]) -> CheckedRow:
         rows = [each.row for each in same]
-        aligned = [name for name in _ALIGNED if all(isinstance(row.get(name), list) for row in rows)]
+        aligned = [name for name in ALIGNED if any(_is_aligned(row, name) for row in rows)]
         aligned += [name for name in self._per_rationale if any(name in row for row in rows)]
         if len(same) == 1:
             listed = {name: _values(rows[0], name) for name in aligned if name in self._per_rationale}
@@ -95,8 +97,16 @@ class QuestionJoin:
         row["rationales"] = [text for each in rows for text in each["rationales"]]
         whole = all(len(each["structures"]) == len(each["rationales"]) for each in rows)
         row["structures"] = [steps for each in rows for steps in each["structures"]] if whole else []
+        self._partly_structured += not whole and any(each["structures"] for each in rows)
         for name in aligned:
-            row[name] = [value for each in rows for value in _values(each, name)]
+            listed = name in self._per_rationale
+            row[name] = [
+                value
+                for each in rows
+                for value in (
+                    _values(each, name) if listed or _is_aligned(each, name) else [None] * len(each["rationales"])
+                )
+            ]
         return same[0]._replace(row=row, flagged=all(each.flagged for each in same))
 
     def _report(self, questions: int) -> None:
@@ -105,6 +115,14 @@ class QuestionJoin:
         logger.info(
             "%s: %s rows joined to %s questions", self._source, f"{questions + self.joined:,}", f"{questions:,}"
         )
+        if self._partly_structured:
+            logger.warning(
+                "%s: join_questions: %s of %s questions have structures for some of their rationales only; these are "
+                "left out, and all rationales are decomposed again",
+                self._source,
+                f"{self._partly_structured:,}",
+                f"{questions:,}",
+            )
         if differing := +self._differing:
             name, times = differing.most_common(1)[0]
             logger.warning(
@@ -134,6 +152,11 @@ def _agree(answer: str, other: str | None) -> bool:
 def _final(answer: str) -> str:
     """The answer at the end of a gold answer that is a whole solution."""
     return answer if number(answer) is not None else extract_answer(answer) or answer
+
+
+def _is_aligned(row: Row, name: str) -> bool:
+    value = row.get(name)
+    return isinstance(value, list) and len(value) == len(row["rationales"])
 
 
 def _values(row: Row, name: str) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlkd.data.bad_rows import BadRows
 from rlkd.data.columns import check_columns, columns_to_read, renamed
 from rlkd.data.correctness import trace_verdicts
-from rlkd.data.joining import CheckedRow, QuestionJoin
+from rlkd.data.joining import ALIGNED, CheckedRow, QuestionJoin
 from rlkd.data.row_table import WAY_OUT, RowTable, TableFile, Unstorable, mixed_types
 from rlkd.data.rows import Row, RowError, build_prompt, check_row, shown
 from rlkd.data.samples import SAMPLES, few_shot_examples
@@ -70,7 +70,8 @@ def load_rows(
         skip_bad_rows: leave out malformed rows, with a warning, instead of ending at the first one.
         join_questions: join the rows of a question into one with all their rationales (`rlkd.data.joining`). Then all
             rows are read and held in memory before, and `max_rows` and `max_rationales` count joined ones.
-        per_rationale: with `join_questions`, further columns that have a value for each rationale.
+        per_rationale: columns that may have a list with a value for each rationale; one whose rationale is left out
+            goes with it. With `join_questions`, a single value of a row holds for all its rationales.
         revision: of a hub dataset, by default the newest.
 
     A row without an id gets one from source and position; ids that repeat get a suffix, with a warning. From `LARGE`
@@ -95,6 +96,7 @@ def load_rows(
     there: dict[str, None] = {}
     checked = _checked(_noting_columns(found, there), columns, bad)
     join = QuestionJoin(name, bad, per_rationale)
+    aligned = dict.fromkeys(("structures", *ALIGNED, *per_rationale))
     if join_questions:
         checked = join.join(checked)
     read = 0
@@ -104,15 +106,16 @@ def load_rows(
         read += len(chunk)
         brought = [len(each.row["rationales"]) for each in chunk]
         if compares:
-            _compare([each.row for each in chunk if not each.flagged], wrong_rationales, counts)
+            _compare([each.row for each in chunk if not each.flagged], wrong_rationales, counts, aligned)
         for (_, made, row, _), number in zip(chunk, brought, strict=True):
             if number and not row["rationales"]:
                 counts["rows without another"] += 1
             elif not number and "correct" in columns:
                 counts["rows without a flag"] += 1
             else:
-                for field in ("rationales", "structures"):
-                    row[field] = row[field][:max_rationales]
+                if max_rationales is not None:
+                    count = len(row["rationales"] or row["structures"])
+                    _select(row, [place < max_rationales for place in range(count)], aligned)
                 kept.add(row, made)
     if there and (missing := [name for name in other_columns or () if name not in there]):
         which = "no row has" if max_rows is None else f"none of the rows read (max_rows {max_rows}) has"
@@ -197,8 +200,10 @@ def _checked(found: Iterable[Record], columns: Mapping[str, str], bad: BadRows) 
             yield CheckedRow(where, made, checked, flagged)
 
 
-def _compare(rows: Sequence[Row], wrong_rationales: WrongRationales, counts: Counter[str]) -> None:
-    """Count the rationales that are right and wrong; `drop` removes the wrong ones with their structures."""
+def _compare(
+    rows: Sequence[Row], wrong_rationales: WrongRationales, counts: Counter[str], aligned: Collection[str]
+) -> None:
+    """Count the rationales that are right and wrong; `drop` removes the wrong ones, with their values in `aligned`."""
     rows = [row for row in rows if row["answer"] is not None and row["rationales"]]
     verdicts = iter(
         trace_verdicts(
@@ -210,9 +215,15 @@ def _compare(rows: Sequence[Row], wrong_rationales: WrongRationales, counts: Cou
         own = list(islice(verdicts, len(row["rationales"])))
         counts.update({"right": own.count(True), "wrong": own.count(False), "unreadable": own.count(None)})
         if wrong_rationales == "drop" and False in own:
-            for name in ("structures", "rationales"):
-                if len(row[name]) == len(own):
-                    row[name] = [value for value, verdict in zip(row[name], own, strict=True) if verdict is not False]
+            _select(row, [verdict is not False for verdict in own], aligned)
+
+
+def _select(row: Row, stays: Sequence[bool], aligned: Collection[str]) -> None:
+    """Keep some of a row's rationales, and their values in those columns of `aligned` that have one for each."""
+    for name in ("rationales", *aligned):
+        value = row.get(name)
+        if isinstance(value, list | tuple) and len(value) == len(stays):
+            row[name] = [each for each, kept in zip(value, stays, strict=True) if kept]
 
 
 def _report(source: str, counts: Counter[str], wrong_rationales: WrongRationales) -> None:

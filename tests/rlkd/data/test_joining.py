@@ -4,6 +4,7 @@ import pytest
 
 from rlkd.data.loading import load_rows
 from rlkd.data.rows import RowError
+from rlkd.rationales.questions import load_questions
 from tests.helpers.json_lines import write_json_lines as jsonl
 
 STEPS = [{"meta": "?", "question": "1 + 1", "answer": "2"}]
@@ -91,9 +92,33 @@ def test_what_belongs_to_a_rationale_is_joined_with_it(teachers):
     assert joined.keys() == single.keys() | own.keys()
 
 
-def test_structures_of_some_rationales_only_are_left_to_the_decomposer(teachers):
+@pytest.mark.parametrize("limits", [{}, {"max_rationales": 1, "wrong_rationales": "keep"}])
+def test_what_belongs_to_a_rationale_that_is_left_out_goes_with_it(teachers, limits):
+    own = [{"sources": [name], "scores": [{"log_rd": 1.5}], "structures": [STEPS]} for name in ("ready", "free")]
+    texts = ["#### 2", "#### 3"] if limits else ["#### 3", "#### 2"]
+    files = teachers([row(texts[0], trust=0.1, **own[0])], [row(texts[1], trust=0.9, **own[1])])
+    [each] = load_rows(files, join_questions=True, per_rationale=["trust"], **limits)
+    place = texts.index("#### 2")
+    assert (each["rationales"], each["trust"]) == (["#### 2"], [[0.1], [0.9]][place])
+    assert {name: each[name] for name in own[0]} == own[place]
+
+
+def test_a_row_without_what_belongs_to_a_rationale_has_none_of_it_there(teachers):
+    own = {"sources": ["ready"], "paths": [["add"]], "scores": [{"log_rd": 1.5}], "stages": [1]}
+    for first, second in ((own, {}), ({}, own)):
+        files = teachers([row("2", **first)], [row("two", **second)])
+        [each] = load_rows(files, join_questions=True)
+        values = {name: [*value, None] if first else [None, *value] for name, value in own.items()}
+        assert {name: each[name] for name in own} == values
+    [question] = load_questions(files, join_questions=True)
+    assert [(one.source, one.path) for one in question.candidates] == [("ready", ()), ("ready", ("add",))]
+    assert not own.keys() & question.columns.keys()
+
+
+def test_structures_of_some_rationales_only_are_left_to_the_decomposer(teachers, caplog):
     [each] = load_rows(teachers([row("2", structures=[STEPS])], [row("two")]), join_questions=True)
     assert (each["rationales"], each["structures"]) == (["2", "two"], [])
+    assert "1 of 1 questions have structures for some of their rationales only" in caplog.text
 
 
 def test_of_other_columns_the_first_value_counts_and_a_warning_names_them(teachers, caplog):
@@ -120,3 +145,9 @@ def test_traces_of_a_row_without_flags_are_compared_after_joining(tmp_path):
 def test_without_the_key_rows_stay_as_they_are(teachers):
     files = teachers([row("2", trust=0.5)], [row("two", trust=0.25)])
     assert [json.dumps(each["trust"]) for each in load_rows(files, per_rationale=["trust"])] == ["0.5", "0.25"]
+
+
+def test_without_the_key_a_list_of_values_follows_its_rationales_too(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", row("#### 3", trust=[0.1, 0.9]) | {"rationales": ["#### 3", "#### 2"]})
+    [each] = load_rows(str(path), per_rationale=["trust"])
+    assert (each["rationales"], each["trust"]) == (["#### 2"], [0.9])
