@@ -46,8 +46,9 @@ class StructureReward:
             decomposed rationale; `decompose`: the rationale where there is one, by the same decomposer as the
             student's trace. Default: `decompose` for `rules` and `generative`, whose steps look different from those
             of the data, else `rows`.
-        teacher_steps: which of the teacher's steps count. `all`; `path`: those that the final result rests on
-            (`rlkd.gsrm.teacher_steps`), for long traces with checks, restatements and abandoned attempts.
+        teacher_steps: which of the teacher's steps count. `all`; `path`: those that the last calculation of the
+            row's `answer` rests on (`rlkd.gsrm.teacher_steps`), for long traces with checks, restatements and
+            abandoned attempts.
         threshold: threshold of the judge; default: the judge's own.
         level: level of the rules decomposer.
         max_new_tokens: maximum tokens per structure; default: 1,024 for `prompted`, 256 for `generative`.
@@ -151,6 +152,7 @@ class StructureReward:
         rationales: Sequence[Sequence[str] | None] | None = None,
         structures: Sequence[Sequence[Any] | None] | None = None,
         question: Sequence[str | None] | None = None,
+        answer: Sequence[Any] | None = None,
         **columns: Any,
     ) -> list[float | Scored | Failed | None]:
         """Score a batch: one decomposer call for all distinct traces, one judge call for all distinct pairs."""
@@ -174,8 +176,10 @@ class StructureReward:
             student = found[trace]
             teachers = [found[branch] if isinstance(branch, ReasoningTrace) else branch for branch in branches[i]]
             whole = [t for t in teachers if isinstance(t, Structure)]
-            chosen = map(path_steps, whole) if self.teacher_steps == "path" else whole
-            usable = [t for t in chosen if self.gsrm.alignment.comparable(t)]
+            if self.teacher_steps == "path":
+                gold = None if answer is None or answer[i] is None else str(answer[i])
+                whole = [path_steps(each, gold) for each in whole]
+            usable = [t for t in whole if self.gsrm.alignment.comparable(t)]
             broken = [t for t in teachers if isinstance(t, DecompositionError)]
             if not usable:
                 # Without a teacher's steps there is nothing to follow, which is not the student's fault. A failed

@@ -155,9 +155,10 @@ class Condition:
         self, index: int, teacher: Structure, students: Sequence[Structure], right: Sequence[bool], points: Points
     ) -> None:
         """Score the solutions of a group."""
-        parts = {"distinct": distinct_steps(teacher), "path": path_steps(teacher)}
+        stated = next((step.answer for step in reversed(teacher.steps) if step.answer is not None), None)
+        final = None if stated is None else value(stated)
+        parts = {"distinct": distinct_steps(teacher), "path": path_steps(teacher, stated)}
         self.lengths.append((len(teacher), *map(len, parts.values())))
-        final = next((value(step.answer) for step in reversed(teacher.steps) if step.answer is not None), None)
         whole = teacher_points(teacher, points), {name: teacher_points(part, points) for name, part in parts.items()}
         rest = (
             teacher_points(without_answer(teacher, final), points),

@@ -132,6 +132,15 @@ def test_path_steps_also_choose_among_the_steps_of_the_rows():
     assert (found.value, len(found.detail["teacher"])) == (1.0, 2)
 
 
+def test_with_path_steps_a_check_at_the_end_does_not_replace_the_answer_of_the_row():
+    checked = f"{TEACHER} Check: If she had 3 more in May, she had 24+3 = 27 clips."
+    reward = StructureReward(teacher_steps="path")
+    [known], [unknown] = (score(reward, [TEACHER], rationales=[checked], answer=gold) for gold in ("72", None))
+    assert [step["question"] for step in known.detail["teacher"]] == ["48/2", "48+24"]
+    assert [step["question"] for step in unknown.detail["teacher"]] == ["48/2", "24+3"]
+    assert known.value == 1.0 > unknown.value
+
+
 def test_an_unknown_choice_of_the_teachers_steps_is_refused():
     with pytest.raises(ValueError, match="teacher_steps 'shortest': expected 'all' or 'path'"):
         StructureReward(teacher_steps="shortest")
