@@ -12,9 +12,9 @@ from tests.helpers import ROOT
 from trainers.common.evaluation_settings import training_keys
 
 RECIPES = ROOT / "recipes"
-# Those of `rlkd serve` belong to no recipe (tests/rlkd/serve/test_config.py checks them).
+# Those of `rlkd serve` (tests/rlkd/serve/test_config.py), Compose and Kubernetes (tests/docker) belong to no recipe.
 FILES = sorted([*RECIPES.glob("*.yaml"), *(ROOT / "docker").glob("*.yaml")])
-CONFIGS = [path for path in FILES if not path.stem.startswith(("serve", "compose"))]
+CONFIGS = [path for path in FILES if not path.stem.startswith(("serve", "compose", "kubernetes"))]
 
 
 def recipe_of(config: Path) -> str:
