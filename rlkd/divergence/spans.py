@@ -124,7 +124,7 @@ def span_divergence(
         _, entropy = _tokens(student.hidden, student.head, student.taken, temperature)
     per_token = student.hidden.new_zeros(len(student.hidden), dtype=torch.float32)
     values = []
-    for rows in _parts(student, teacher):
+    for rows in _parts(student, teacher, shared):
 
         def part(hidden: Tensor, rest: Tensor, weight: Tensor, bias: Tensor | None, rows: slice = rows) -> Tensor:
             head = Head(weight, bias, student.head.scale, student.head.softcap)
@@ -183,7 +183,7 @@ def span_statistics(
     logprob, entropy = _tokens(student.hidden, student.head, student.taken, temperature)
     rests = [_rests(side, temperature)[0] for side in (student, teacher)]
     crossed, divergences = [], []
-    for rows in _parts(student, teacher):
+    for rows in _parts(student, teacher, shared):
         s, t = (
             _outcomes(
                 side.hidden[side.spans[rows, 0]],
@@ -299,14 +299,14 @@ def _outcomes(
     paired = logprobs[:, ids]
     if shared.student_prefixed.numel() or shared.teacher_prefixed.numel():
         paired = _joined(paired, logprobs[:, prefixed[0]], prefixed[1])
-        # Where the whole span is one token of a pair, what begins as that token begins as the span.
+        # Where the whole span is one token of a pair, what begins as that token begins as the span. Two pairs may have
+        # the text of the span, one token of each side: both count with it, on both sides.
         own_pair = (shared.pair_of_student if is_student else shared.pair_of_teacher)[first]
-        begun = torch.where(several, -1, own_pair)
-        begun = torch.where(alone & (begun < 0), pair, begun)
-        at = begun.clamp(min=0).unsqueeze(1)
-        inside = paired.gather(1, at).squeeze(1)
-        span = torch.logaddexp(span, torch.where(begun >= 0, inside, _IMPOSSIBLE))
-        paired = paired.scatter(1, at, torch.where(begun >= 0, _IMPOSSIBLE, inside).unsqueeze(1))
+        for begun in (torch.where(several, -1, own_pair), torch.where(alone, pair, -1)):
+            at = begun.clamp(min=0).unsqueeze(1)
+            inside = paired.gather(1, at).squeeze(1)
+            span = torch.logaddexp(span, torch.where(begun >= 0, inside, _IMPOSSIBLE))
+            paired = paired.scatter(1, at, torch.where(begun >= 0, _IMPOSSIBLE, inside).unsqueeze(1))
     outcomes = [span.unsqueeze(1), paired]
     if len(shared.student_only) or len(shared.teacher_only):
         lowest = math.log(SMALLEST_TAIL)
@@ -371,7 +371,8 @@ def _sums(values: Tensor, spans: Tensor) -> Tensor:
     return (running[spans[:, 1]] - running[spans[:, 0]]).float()
 
 
-def _parts(student: SpannedTokens, teacher: SpannedTokens) -> list[slice]:
-    """Slices of the spans whose logits are in memory together."""
+def _parts(student: SpannedTokens, teacher: SpannedTokens, shared: SharedTokens) -> list[slice]:
+    """Slices of the spans whose logits are in memory together: half as many where tokens are joined, which copies."""
     size = min(tiling_of(None, None, side.head).tokens for side in (student, teacher))
-    return list(slices(len(student.spans), max(1, size // 2)))
+    joins = shared.student_prefixed.numel() or shared.teacher_prefixed.numel()
+    return list(slices(len(student.spans), max(1, size // (4 if joins else 2))))

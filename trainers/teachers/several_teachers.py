@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlkd.divergence import Divergence, DivergenceKernel, Head, TokenStatistics
 from rlkd.teachers.topk import TopKTeacher
+from trainers.common.sharding import rows_of_head
 from trainers.teachers.batches import Batch
 from trainers.teachers.column import TeacherColumn
 from trainers.teachers.models import check_head, common_width, load_teacher
@@ -153,7 +154,7 @@ def open_several(
         plain_reader: the same without autocast, whose rounding would count as another head (`check_head`).
         kernel: replaces `rlkd.divergence`.
     """
-    full = width = len(student.get_output_embeddings().weight)
+    full = width = rows_of_head(student)
     known = 1 + max(tokenizer.get_vocab().values())
     models: list[Any] = []
     for teacher, top_k in zip(column.teachers, opened, strict=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rlkd.memory.plan import MemoryPhase, MemoryPlan
 from trainers.common.memory import generating, read_student, training_phases
 from trainers.teachers.column import distinct_teachers
-from trainers.teachers.kinds import kind_of_teacher
+from trainers.teachers.kinds import WITH_WEIGHTS, kind_of_teacher
 from trainers.teachers.memory import dense_teachers
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def memory_plan(
         fixed["teacher weights"] = 0 if student.fixed["adapter"] else student.fixed["student weights"]
     observed = {}
     # Where one of several teachers is asked, and does not compute, what all of them observed is kept for the loss.
-    asked = dense is None or any(kind_of_teacher(one) not in ("model", "self") for one in distinct_teachers(teacher))
+    asked = dense is None or any(kind_of_teacher(one) not in WITH_WEIGHTS for one in distinct_teachers(teacher))
     if asked:  # k ids of four bytes and k log-probabilities, and the token's own
         observed["teacher top k"] = rows * completion * (args.teacher_top_k * 8 + 4)
     if dense is not None:

@@ -176,6 +176,20 @@ def test_models_that_agree_have_no_divergence_though_one_has_longer_tokens(diver
     assert float(span_divergence(student, teacher, apart, divergence, k=4)[0][0]) > 0.01
 
 
+@pytest.mark.parametrize("taken", [(1, 0), (0, 1), (0, 0), (1, 1)])
+@pytest.mark.parametrize("divergence", KINDS, ids=str)
+def test_models_that_agree_have_no_divergence_where_two_pairs_have_one_text(divergence, taken) -> None:
+    """The tokens are A, its byte <0x41> and z, and the student's Abc."""
+    made = []
+    for rows, token in zip(([0.5, 0.2, 0.1, 0.2], [0.7, 0.2, 0.1]), taken, strict=True):
+        logits = (torch.tensor([rows]).log() * divergence.temperature).requires_grad_(len(rows) == 4)
+        made.append(SpannedTokens(logits, Head(torch.eye(len(rows))), torch.tensor([token]), torch.tensor([[0, 1]])))
+    shared = SharedTokens.of([(0, 0), (1, 1), (2, 2)], 4, 3, "cpu", ({3: 0}, {}))
+    found, _ = span_divergence(*made, shared, divergence, k=4)
+    assert float(found[0]) == pytest.approx(0, abs=1e-4)
+    assert torch.autograd.grad(found.sum(), made[0].hidden)[0].abs().max() < 1e-3
+
+
 def test_a_spans_log_probability_is_that_of_its_tokens_shared_out() -> None:
     student, teacher = sides((7, 6), (9, 8), SPANS)
     shared = SharedTokens.of(PAIRS, 9, 8, "cpu")
