@@ -8,7 +8,7 @@ from transformers import AutoModelForTokenClassification, Lfm2Config, Lfm2PreTra
 from transformers.modeling_layers import GenericForTokenClassification
 
 
-class Lfm2ForTokenClassification(GenericForTokenClassification, Lfm2PreTrainedModel):  # type: ignore[misc]
+class Lfm2ForTokenClassification(GenericForTokenClassification, Lfm2PreTrainedModel):
     """LFM2 and a linear layer on its last hidden states."""
 
 

@@ -99,12 +99,12 @@ class QuestionJoin:
         row["structures"] = [steps for each in rows for steps in each["structures"]] if whole else []
         self._partly_structured += not whole and any(each["structures"] for each in rows)
         for name in aligned:
-            listed = name in self._per_rationale
+            given = name in self._per_rationale
             row[name] = [
                 value
                 for each in rows
                 for value in (
-                    _values(each, name) if listed or _is_aligned(each, name) else [None] * len(each["rationales"])
+                    _values(each, name) if given or _is_aligned(each, name) else [None] * len(each["rationales"])
                 )
             ]
         return same[0]._replace(row=row, flagged=all(each.flagged for each in same))

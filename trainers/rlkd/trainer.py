@@ -58,7 +58,7 @@ from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
 from trainers.rlkd.preparation import RewardLike, prepare
 from trainers.rlkd.resampling import Resampling, RolloutCount, Round
-from trainers.rlkd.shuffled_rewards import shuffled_in_groups
+from trainers.rlkd.shuffled_rewards import read_shuffled, shuffled_in_groups
 from trainers.rlkd.spread import SpreadWatch
 from trainers.rlkd.step_credit import StepCredit
 from trainers.rlkd.teacher_kl import TeacherKL
@@ -289,10 +289,10 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         failed_NF = gather(torch.tensor(batch.failed(names), dtype=torch.bool, device=rewards_NF.device))
         group_size = self.num_generations if self._is_training() else self.num_generations_eval
         assert group_size is not None
-        if self.args.shuffle_rewards and self._is_training():
-            rewards_NF, failed_NF = shuffled_in_groups(
-                rewards_NF, failed_NF, names, self.args.shuffle_rewards, group_size, self.state.global_step
-            )
+        seeds = read_shuffled(self.args.shuffle_rewards)
+        if seeds and self._is_training():
+            step = self.state.global_step
+            rewards_NF, failed_NF = shuffled_in_groups(rewards_NF, failed_NF, names, seeds, group_size, step)
         self._log_reward_metrics(rewards_NF, group_size)
         if self._is_training():
             worst = self._failures.add(failed_NF.sum(dim=0).tolist(), len(failed_NF))
