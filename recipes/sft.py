@@ -73,7 +73,8 @@ class SFTScriptArguments(DataArguments):
         metadata={"help": "weight examples by exp(-loss / temperature), by the student's own loss (after CoPeD)"},
     )
     shuffle_weights: bool = field(
-        default=False, metadata={"help": "a control: each example has the weight of its neighbour in the batch"}
+        default=False,
+        metadata={"help": "a control: each example has the weight of its neighbour in its batch, if there is one"},
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'arguments of the chat template, e.g. {"enable_thinking": false}'}
@@ -144,10 +145,8 @@ def prepare(
     with catch():
         check_settings(args, None)
     with catch():
-        if script.weight_column is not None or script.weight_temperature is not None:
-            check_weighting(args, script.weight_temperature, script.shuffle_weights)
-        elif script.shuffle_weights:
-            raise UsageError("shuffle_weights: there are no weights. Set weight_column or weight_temperature")
+        column = script.weight_column is not None
+        check_weighting(args, script.weight_temperature, script.shuffle_weights, column=column)
     with catch():
         if script.adapter:
             adapter_source(name, script.adapter)

@@ -31,8 +31,6 @@ _SETTINGS = (
     "beta",
     "reward_gates",
     "multi_objective_aggregation",
-    "shuffle_rewards",
-    "shuffle_credit",
     "learning_rate",
     "lr_scheduler_type",
     "seed",
@@ -92,7 +90,7 @@ def facts_of(trainer: Any, name: str | None = None) -> CardFacts:
         quantized=_quantized(model.config),
         settings=_settings(trainer),
         rewards=_rewards(trainer),
-        origin=_with_control(origin, getattr(args, "control", "none")),
+        origin=RunOrigin(origin.command, origin.data, {**origin.controls, **_controls(trainer)}, origin.settings),
         evaluations=list(read_records(evaluations)) if evaluations.exists() else [],
     )
 
@@ -106,10 +104,16 @@ def _base(trainer: Any) -> str | None:
     return name
 
 
-def _with_control(origin: RunOrigin, control: str) -> RunOrigin:
-    if control == "none":
-        return origin
-    return RunOrigin(origin.command, origin.data, {**origin.controls, "control": control}, origin.settings)
+def _controls(trainer: Any) -> dict[str, Any]:
+    """The controls that a trainer itself has, as far as they are set."""
+    args = trainer.args
+    controls = {
+        "control": getattr(args, "control", "none"),
+        "shuffle_rewards": getattr(args, "shuffle_rewards", None) or None,
+        "shuffle_credit": getattr(args, "shuffle_credit", None),
+        "shuffle_weights": getattr(trainer, "shuffle_weights", False) or None,
+    }
+    return {name: value for name, value in controls.items() if value not in (None, "none")}
 
 
 def _settings(trainer: Any) -> dict[str, Any]:

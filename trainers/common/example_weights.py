@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rlkd.answers import announcement
 from rlkd.errors import UsageError
+from trainers.common.sharding import launched_size
 
 WEIGHT = "example_weight"
 """The column of weights, with mean 1."""
@@ -36,29 +37,39 @@ RATIONALE_TOKENS = "rationale_tokens"
 IGNORED = -100
 
 
-def check_weighting(args: Any, temperature: float | None, shuffle: bool = False, trainer: Any = None) -> None:
+def check_weighting(
+    args: Any,
+    temperature: float | None,
+    shuffle: bool = False,
+    *,
+    column: bool = True,
+    compute_loss_func: Any = None,
+) -> None:
     """Raise `UsageError` for settings of `SFTConfig` without a loss per example, and for a bad temperature.
 
-    `shuffle`: the weights change places within a batch, which needs more than one example. `trainer`, once it is
-    there, knows more than its `args`: what `accelerate` was configured with elsewhere.
+    `shuffle`: the weights change places within a batch, which needs weights, and more than one example. `column`:
+    whether the examples have a column of weights; without it and a temperature all other settings pass.
+    `compute_loss_func`: as for the trainer.
     """
+    if not column and temperature is None:
+        if shuffle:
+            raise UsageError("shuffle_weights: there are no weights. Set weight_column or weight_temperature")
+        return
     if temperature is not None and not temperature > 0:
         raise UsageError(f"weight_temperature={temperature:g}: expected a number above 0, or none for no such weights")
     if shuffle and args.per_device_train_batch_size < 2:
         raise UsageError(
             "shuffle_weights: weights change places within a batch, and per_device_train_batch_size is 1. Raise it"
         )
-    parallelism = (
-        getattr(args, "parallelism_config", None) if trainer is None else trainer.accelerator.parallelism_config
-    )
-    divided = any(getattr(parallelism, name, False) for name in ("sp_enabled", "cp_enabled"))
+    parallelism = getattr(args, "parallelism_config", None)
+    divided = any(getattr(parallelism, f"{name}_enabled", False) or launched_size(name) != 1 for name in ("sp", "cp"))
     for name, value, why in (
         ("packing", args.packing, "puts several examples into a row"),
         ("padding_free", args.padding_free, "puts several examples into a row"),
         ("loss_type", args.loss_type if args.loss_type != "nll" else None, "has weights of its own for tokens"),
         ("label_smoothing_factor", args.label_smoothing_factor, "makes TRL compute another loss"),
         ("parallelism_config", divided, "splits an example over processes"),
-        ("compute_loss_func", getattr(trainer, "compute_loss_func", None), "computes another loss"),
+        ("compute_loss_func", compute_loss_func, "computes another loss"),
     ):
         if value:
             raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
     training, each example has its own. `round_adapter`: round a trained adapter to bfloat16 after the last step: half
     the size. Examples are weighted by the column `WEIGHT` of the training data, if there is one, and by their loss at
     `weight_temperature` (`trainers.common.example_weights`); with `shuffle_weights`, a control, each
-    has the weight of its neighbour in the batch.
+    has the weight of its neighbour in the batch (the only example of a last batch, its own).
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
         **kwargs: Any,
     ):
         check_kernels()
+        column, loss = WEIGHT in _columns(kwargs.get("train_dataset")), kwargs.get("compute_loss_func")
+        check_weighting(args, weight_temperature, shuffle_weights, column=column, compute_loss_func=loss)
         student, peft_config = open_student(model, args, peft_config)
         super().__init__(student, args, peft_config=peft_config, **kwargs)
         self.weight_temperature, self.shuffle_weights = weight_temperature, shuffle_weights
@@ -63,7 +65,6 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
             split = partial(_with_rationale_tokens, self.processing_class)
             self.train_dataset = examples.map(split, num_proc=self.args.dataset_num_proc)
         if {WEIGHT, RATIONALE_TOKENS} & set(getattr(self.train_dataset, "column_names", None) or ()):
-            check_weighting(args, weight_temperature, shuffle_weights, self)
             self._check_weighted_loss()
             self.data_collator = WeightCollator(self.data_collator)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
@@ -122,6 +123,13 @@ class RunSFTTrainer(RunFiles, SFTTrainer):
             tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(path).items()}
             save_file(tensors, path, metadata={"format": "pt"})
         self.accelerator.wait_for_everyone()
+
+
+def _columns(examples: Any) -> Collection[str]:
+    names = getattr(examples, "column_names", None)
+    if names is None:  # a list, or a stream, which may not know its columns
+        return next(iter(() if examples is None else examples), ())
+    return list(names)
 
 
 def _with_rationale_tokens(tokenizer: Any, example: Mapping[str, Any]) -> dict[str, int]:

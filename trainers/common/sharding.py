@@ -76,19 +76,24 @@ def check_sharding(args: Any, *, reads_head: bool = True) -> None:
 
 
 def check_sequences() -> None:
-    """Raise `UsageError` where `accelerate launch` was told to divide sequences or layers.
+    """Raise `UsageError` where `accelerate launch` was configured to divide sequences or layers.
 
     TRL refuses its own keys for that, and does not see these.
     """
-    if not _is_set("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        return
-    for name, what in (("CP", "context"), ("SP", "sequence"), ("TP", "tensor")):
-        size = os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE", "1")
-        if size != "1":
+    for name, what in (("cp", "context"), ("sp", "sequence"), ("tp", "tensor")):
+        size = launched_size(name)
+        if size != 1:
             raise UsageError(
-                f"parallelism_config_{name.lower()}_size {size}: the loss reads whole completions and layers, so "
+                f"parallelism_config_{name}_size {size}: the loss reads whole completions and layers, so "
                 f"{what} parallelism does not work here. Set it to 1; recipes/sft.py can divide sequences"
             )
+
+
+def launched_size(kind: str) -> int:
+    """`parallelism_config_{kind}_size` of `accelerate launch`, 1 without. `kind`: `cp`, `sp` or `tp`."""
+    if not _is_set("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return 1
+    return int(os.environ.get(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE", "1"))
 
 
 def refuse_sharded(args: Any, what: str, way_out: str) -> None:

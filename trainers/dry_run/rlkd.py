@@ -57,6 +57,8 @@ def show_rlkd(
     show_steps(run, plan, factors)
     show_memory(run, memory_plan, args, model, settings["peft_config"], student, dataset, rewards=prepared.rewards)
     show_scores(run, prepared.rewards, dataset, student.tokenizer, template)
+    if args.shuffle_rewards:
+        run.line("a control run", f"the values of {', '.join(args.shuffle_rewards)} change places within each group")
     if run.mode == "probe" and not run.messages:
         from trainers.rlkd.trainer import RLKDTrainer
 

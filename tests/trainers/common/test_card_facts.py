@@ -42,7 +42,9 @@ def settings(tmp_path):
 
 def test_rewards_structure_model_and_teacher_of_rlkd_are_on_the_card(settings, template_model, tmp_path) -> None:
     distils = {"teacher_kl": 0.5, "teacher_kl_clip": 3.0, "teacher": template_model("chatml")}
-    args = RLKDConfig(**settings, **REWARDS, **distils, num_generations=4, max_completion_length=4)
+    args = RLKDConfig(
+        **settings, **REWARDS, **distils, num_generations=4, max_completion_length=4, shuffle_rewards={"accuracy": 7}
+    )
     trainer = RLKDTrainer(
         template_model("chatml"),
         args=args,
@@ -53,6 +55,7 @@ def test_rewards_structure_model_and_teacher_of_rlkd_are_on_the_card(settings, t
     trainer.save_final()
     text = (tmp_path / "run" / "README.md").read_text()
     for shown in (
+        "**A control run** (`shuffle_rewards: {'accuracy': 7}`)",
         "| `accuracy` | 1 | - |",
         "| `structure` | 0.5 | `alignment: ordered` |",
         "| structure model | rules |",

@@ -86,18 +86,21 @@ def test_a_loss_without_examples_is_refused_and_the_default_is_not(changes) -> N
         check_weighting(plain(**changes), None)
 
 
-@pytest.mark.parametrize(
-    ("setting", "changes"),
-    [
-        ("compute_loss_func", {"compute_loss_func": print}),
-        ("parallelism_config", {"accelerator": SimpleNamespace(parallelism_config=SimpleNamespace(sp_enabled=True))}),
-    ],
-)
-def test_what_only_the_trainer_knows_is_refused_there(setting, changes) -> None:
-    known = {"compute_loss_func": None, "accelerator": SimpleNamespace(parallelism_config=None)}
-    check_weighting(plain(), None, trainer=SimpleNamespace(**known))
-    with pytest.raises(UsageError, match=f"and {setting}: .* Leave one of the two out"):
-        check_weighting(plain(), None, trainer=SimpleNamespace(**known | changes))
+@pytest.mark.parametrize("name", ["CP", "SP"])
+def test_sequences_that_the_launcher_divides_are_refused(monkeypatch, name) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}_SIZE", "1")
+    check_weighting(plain(), None)
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}_SIZE", "2")
+    check_weighting(plain(), None, column=False)
+    with pytest.raises(UsageError, match=r"and parallelism_config: .* Leave one of the two out"):
+        check_weighting(plain(), None)
+
+
+def test_weights_that_are_not_there_cannot_change_places() -> None:
+    check_weighting(plain(per_device_train_batch_size=2), 1.0, True, column=False)
+    with pytest.raises(UsageError, match="shuffle_weights: there are no weights"):
+        check_weighting(plain(per_device_train_batch_size=2), None, True, column=False)
 
 
 def mean_of_tokens(model) -> torch.Tensor:

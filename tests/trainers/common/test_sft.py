@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlkd.data.example_weights import scaled_weights
 from rlkd.errors import UsageError
+from trainers.common.card_facts import facts_of
 from trainers.common.example_weights import IGNORED, WEIGHT
 from trainers.common.run_files import read_steps
 from trainers.common.sft import RunSFTTrainer
@@ -114,7 +115,9 @@ def test_the_weighted_loss_and_its_gradient_are_those_of_a_loop_over_rows(
 
 
 def test_in_a_control_run_an_example_has_the_weight_of_its_neighbour(tiny_model, tmp_path) -> None:
-    control = trained(trainer_of(tiny_model, tmp_path / "control", WEIGHTS, shuffle_weights=True))
+    trainer = trainer_of(tiny_model, tmp_path / "control", WEIGHTS, shuffle_weights=True)
+    assert facts_of(trainer).origin.controls == {"shuffle_weights": True}
+    control = trained(trainer)
     rolled = trained(trainer_of(tiny_model, tmp_path / "rolled", [WEIGHTS[-1], *WEIGHTS[:-1]]))
     assert all(control[name].equal(rolled[name]) for name in rolled)
     with pytest.raises(UsageError, match="per_device_train_batch_size is 1"):
@@ -160,9 +163,12 @@ def test_a_trl_with_another_loss_is_refused_before_training(
         trainer_of(tiny_model, tmp_path / "weighted", WEIGHTS)
 
 
-def test_a_loss_of_the_callers_is_refused_with_weights(tiny_model, tmp_path) -> None:
+def test_what_does_not_go_with_weights_is_refused_before_the_model_loads(tiny_model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("trainers.common.sft.open_student", None)
     with pytest.raises(UsageError, match="compute_loss_func"):
         trainer_of(tiny_model, tmp_path, WEIGHTS, compute_loss_func=lambda outputs, labels, **_: outputs.logits.sum())
+    with pytest.raises(UsageError, match="shuffle_weights: there are no weights"):
+        trainer_of(tiny_model, tmp_path, shuffle_weights=True)
 
 
 def test_accumulated_batches_train_as_one_batch(tiny_model, tmp_path) -> None:

@@ -52,8 +52,11 @@ def test_the_default_could_start_and_writes_nothing(monkeypatch, capsys, tmp_pat
 
 def test_a_folder_whose_weights_are_no_weights_passes(monkeypatch, capsys, tmp_path, small, template_model):
     folder = without_weights(template_model("chatml"), tmp_path / "model")
-    assert dry_run_of("rlkd", monkeypatch, *small, "--model_name_or_path", folder) == 0
-    assert "could start" in capsys.readouterr().out
+    control = ["--shuffle_rewards", '{"accuracy": 7}']
+    assert dry_run_of("rlkd", monkeypatch, *small, "--model_name_or_path", folder, *control) == 0
+    shown = plain(capsys.readouterr().out)
+    assert "could start" in shown
+    assert "a control run the values of accuracy change places within each group" in shown
 
 
 def test_a_teacher_is_named_and_its_bytes_are_counted(monkeypatch, capsys, small, template_model):
