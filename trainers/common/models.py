@@ -75,7 +75,7 @@ def check_student(args: Any, model: Any, peft_config: Any = None) -> None:
     quantised = (args.model_init_kwargs or {}).get("quantization_config") or getattr(model, "is_quantized", False)
     if quantised and peft_config is None and not getattr(model, "peft_config", None):
         raise UsageError("a student in 4 or 8 bit cannot be trained without an adapter. Set use_peft: true")
-    if isinstance(quantised, Mapping) and quantised.get("load_in_8bit"):
+    if _in_8_bit(quantised) or _in_8_bit(_stored_quantisation(model, args)):
         from trainers.common.sharding import refuse_sharded
 
         way_out = "Set load_in_4bit and bnb_4bit_quant_storage: bfloat16, or load it in bfloat16"
@@ -130,6 +130,26 @@ def keep_gradients(model: Any) -> None:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+
+
+def _in_8_bit(config: Any) -> bool:
+    given = config.get("load_in_8bit") if isinstance(config, Mapping) else getattr(config, "load_in_8bit", False)
+    return bool(given)
+
+
+def _stored_quantisation(model: Any, args: Any) -> Any:
+    """The `quantization_config` of a model, loaded or in its folder or on the hub; None without one."""
+    config = getattr(model, "config", None)
+    if isinstance(model, str):
+        from transformers import AutoConfig
+
+        base = base_of_adapter(Path(model).expanduser()) if is_adapter(model) else model
+        settings = args.model_init_kwargs or {}
+        trusted = bool(settings.get("trust_remote_code") or getattr(args, "trust_remote_code", False))
+        config = AutoConfig.from_pretrained(
+            resolve_model(base), revision=settings.get("revision"), trust_remote_code=trusted
+        )
+    return getattr(config, "quantization_config", None)
 
 
 def _is_bitsandbytes(config: Any) -> bool:

@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from transformers import BitsAndBytesConfig
 
 from rlkd.errors import UsageError
 from trainers.common import models
@@ -148,11 +149,27 @@ def test_weights_that_are_not_whole_are_named_before_they_load(tiny_model, tmp_p
             check_model(str(tmp_path / name), "teacher")
 
 
-def test_a_student_in_8_bit_is_not_sharded(tiny_model, with_bitsandbytes, monkeypatch) -> None:
+def test_a_student_in_8_bit_is_not_sharded(tiny_model, tmp_path, with_bitsandbytes, monkeypatch) -> None:
     adapter = SimpleNamespace(is_prompt_learning=False)
     eight = {"model_init_kwargs": {"load_in_8bit": True}, "fsdp": None, "deepspeed_plugin": None}
     check_student(settings(**eight), tiny_model, adapter)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(UsageError, match=r"a student in 8 bit with FSDP2: .* Set load_in_4bit"):
-        check_student(settings(**eight), tiny_model, adapter)
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    stored = tmp_path / "model"
+    shutil.copytree(tiny_model, stored)
+    facts = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps({**facts, "quantization_config": config.to_dict()}))
+    loaded = SimpleNamespace(
+        is_quantized=True, peft_config={"default": 1}, config=SimpleNamespace(quantization_config=config)
+    )
+    plain = {**eight, "model_init_kwargs": None}
+    for changes, model in (
+        (eight, tiny_model),
+        ({**eight, "model_init_kwargs": {"quantization_config": config}}, tiny_model),
+        (plain, str(stored)),
+        (plain, loaded),
+    ):
+        with pytest.raises(UsageError, match=r"a student in 8 bit with FSDP2: .* Set load_in_4bit"):
+            check_student(settings(**changes), model, adapter)
+    check_student(settings(**plain), tiny_model, adapter)
