@@ -55,6 +55,7 @@ def verdict(folder: Path, kills: int, *, idle: bool) -> int:
 
 
 def within(value: float | None, low: float, high: float) -> bool:
+    """Whether a figure is there and from `low` to `high`."""
     return value is not None and low <= value <= high
 
 

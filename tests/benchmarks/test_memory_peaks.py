@@ -1,5 +1,6 @@
 """The quick form of `benchmarks/memory_peaks.py`, one case, and its count of bytes."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -28,3 +29,15 @@ def test_parameters_gradients_and_states_are_counted_each_once() -> None:
     found = load_script("benchmarks/memory_peaks.py").held_bytes(trainer)
     count = 4 * (8 * 4 + 4 * 4 + 4)
     assert found == {"parameters": count, "gradients": count, "optimizer": count}
+
+
+def test_sharded_weights_are_compared_with_whole_ones_or_not_measured(monkeypatch, capsys) -> None:
+    script = load_script("benchmarks/memory_peaks.py")
+    whole = {"loss": [2.0], "grad_norm": [1.0], "held_mib": [100.0]}
+    assert script.sharded_bounds({"one process": whole}) == {}
+    found = script.sharded_bounds({"one process": whole, "fsdp2": {**whole, "loss": [2.1], "held_mib": [50.0, 51.0]}})
+    assert list(found.values()) == [False, True, True]
+    monkeypatch.setattr(sys, "argv", ["memory_peaks.py", "--only", "sharded", "--arms", "fsdp2"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "name 'one process', too" in capsys.readouterr().err
