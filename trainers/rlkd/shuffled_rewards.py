@@ -25,9 +25,11 @@ def read_shuffled(given: Any) -> dict[str, int]:
             found = json.loads(given)
         except ValueError as error:
             raise UsageError(f"shuffle_rewards: {given!r} is not a JSON object ({error})") from error
-    if not isinstance(found or {}, Mapping) or not all(isinstance(seed, int) for seed in (found or {}).values()):
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or not all(type(seed) is int for seed in found.values()):
         raise UsageError(f"shuffle_rewards: expected {{reward: seed}}, such as {{prm: 7}}; found {given!r}")
-    return dict(found or {})
+    return dict(found)
 
 
 def check_shuffled(seeds: Mapping[str, int], names: Sequence[str]) -> None:
@@ -42,6 +44,7 @@ def shuffled_in_groups(
 ) -> tuple[Tensor, Tensor]:
     """Rewards (N completions, F rewards) and which of them failed; those in `seeds` in another order in each group.
 
+    `group_size`: completions of a prompt, which stand together; N is a multiple of it.
     The order depends on seed, name, `step` and place of the group alone, so a resumed run repeats it, and all
     processes have the same.
     """

@@ -39,7 +39,7 @@ def test_a_mapping_or_its_json_is_read(given, found) -> None:
     assert read_shuffled(given) == found
 
 
-@pytest.mark.parametrize("given", ["prm", '["prm"]', {"prm": "x"}])
+@pytest.mark.parametrize("given", ["prm", '["prm"]', {"prm": "x"}, {"prm": True}, [], "", "[]", 0])
 def test_anything_else_is_refused(given) -> None:
     with pytest.raises(UsageError, match="shuffle_rewards: "):
         read_shuffled(given)
