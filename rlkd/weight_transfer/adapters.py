@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class ReceivedAdapters:
             if not _FOLDER.fullmatch(place) or file not in FILES:
                 raise ValueError(f"{name!r} is no file of an adapter")
             folder = Path("/tmp") / place
-            folder.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):  # a file, or a link to nowhere
+                folder.mkdir(mode=0o700, exist_ok=True)
             _check_private(folder)
             written = folder / f".{file}.{os.getpid()}"
             written.write_bytes(content.cpu().numpy().tobytes())

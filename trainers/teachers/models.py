@@ -20,7 +20,8 @@ from trainers.teachers.batches import Batch, padded_batch
 def load_teacher(args: Any, teacher: Any, accelerator: Any) -> Any:
     """The teacher, a model or its name, ready to read on the run's device, and sharded if the student is.
 
-    Raises `UsageError` if it does not load.
+    Raises `UsageError` if it does not load, for `teacher_model_init_kwargs` with a loaded model, and for a last layer
+    that is on another device than the student's.
     """
     device = accelerator.device
     if isinstance(teacher, str):

@@ -85,10 +85,11 @@ def test_a_folder_that_is_not_this_users_alone_is_refused(run: str, tmp_path, mo
     folder = server_folder(f"{run}-v1", FIRST)
     refused = pytest.raises(PermissionError, match=f"{folder} is not a folder of this user alone")
     tmp_path.chmod(0o700)
-    folder.symlink_to(tmp_path)
-    with refused:
-        ReceivedAdapters().store(files(f"{run}-v1", b"x"))
-    folder.unlink()
+    for target in (tmp_path, tmp_path / "none"):
+        folder.symlink_to(target)
+        with refused:
+            ReceivedAdapters().store(files(f"{run}-v1", b"x"))
+        folder.unlink()
     folder.mkdir()
     folder.chmod(0o750)
     with refused:
