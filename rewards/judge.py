@@ -153,7 +153,7 @@ class JudgeReward:
         if not specs or len(set(specs)) < len(specs):
             raise ValueError(f"engine {engine!r}: expected a spec, or several different ones")
         self.judges: list[Engine] = [self._pool.open(f"reward {self.__name__!r}", spec) for spec in specs]
-        self.loads_models, self.asks_servers = self._pool.loads_models, self._pool.asks_servers
+        self.loads_models, self.sends_requests = self._pool.loads_models, self._pool.sends_requests
         # Replies read of each judge, until it is warned of; a template of the user's need not show the example.
         self._copies = {} if template else {judge.name: Counter[str]() for judge in self.judges}
         # Part of the keys of cached scores, beside the parameters: the models themselves, not only their addresses.

@@ -37,7 +37,7 @@ class HttpReward:
 
     __name__ = "http"
     reward_options = RewardOptions(isolate=False, timeout=None)
-    asks_servers = True
+    sends_requests = True
 
     def __init__(
         self,

@@ -126,8 +126,8 @@ class StructureReward:
         if teacher_steps == "path":
             self.card_settings["teacher's steps"] = "those that the final result rests on"
         self._warned: set[ReasoningTrace] = set()
-        # A dry run tries no reward that would load a model or ask a server.
-        self.asks_servers = self._engines.asks_servers
+        # A dry run tries no reward that would load a model or send requests to a server.
+        self.sends_requests = self._engines.sends_requests
         self.loads_models = self._engines.loads_models or judge == "embedding" or embedding_model is not None
 
     def describe(self) -> str:

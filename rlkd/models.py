@@ -430,14 +430,14 @@ def _widened_lab_student() -> Path:
     from rlkd.lab.students import STRATEGY_WORDS, widened_student
 
     student = _lab_folder("lab-student")
-    told = hashlib.sha256(" ".join([_sha256(student / "model.safetensors"), *STRATEGY_WORDS]).encode()).hexdigest()
+    digest = hashlib.sha256(" ".join([_sha256(student / "model.safetensors"), *STRATEGY_WORDS]).encode()).hexdigest()
     write = lambda scratch, out: widened_student(out, student)  # noqa: E731
-    return _created(cache_folder() / f"{LAB_WIDENED}-{told[:8]}", {}, write)
+    return _created(cache_folder() / f"{LAB_WIDENED}-{digest[:8]}", {}, write)
 
 
 def _respelled_lab_expert() -> Path:
     from rlkd.lab.byte_pairs import identity, respelled_model
 
     expert = _lab_folder("lab-expert")
-    told = identity(_sha256(expert / "model.safetensors"))
-    return _created(cache_folder() / f"{LAB_RESPELLED}-{told}", {}, lambda scratch, out: respelled_model(out, expert))
+    name = identity(_sha256(expert / "model.safetensors"))
+    return _created(cache_folder() / f"{LAB_RESPELLED}-{name}", {}, lambda scratch, out: respelled_model(out, expert))

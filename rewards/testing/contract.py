@@ -85,15 +85,15 @@ class _Checker:
         self.reward, self.samples, self.caller = reward, samples, caller
         self.progress = progress
         self.per_sample = reward.options.per_sample
-        self._say("one by one", len(samples))
+        self._show("one by one", len(samples))
         self.alone = caller.call_each([[i] for i in range(len(samples))])
         # A sample that breaks its call breaks a batch too. The runner calls such samples of a `per_sample` reward
         # separately; for others they are part of the batch.
         self.sound = [call.indices[0] for call in self.alone if call.error is None or not self.per_sample]
-        self._say("together", len(self.sound))
+        self._show("together", len(self.sound))
         self.whole = self._batch(self.sound) if self.sound else _FunctionCall((), outcomes=())
 
-    def _say(self, how: str, count: int) -> None:
+    def _show(self, how: str, count: int) -> None:
         self.progress(f"contract, {how}: {count} samples")
 
     def checks(self) -> list[Check]:
@@ -172,7 +172,7 @@ class _Checker:
         if all(outcome.status == "failed" for outcome in self.whole.outcomes or ()):
             return skipped("there are no scores of a whole batch", "repetition", "order", "batching")
         first = self.whole.scores
-        self._say("a second time", len(sound))
+        self._show("a second time", len(sound))
         repeated = ("first", first, "then", self._batch(sound).scores)
         repetition = self._compared("repetition", "equal in two calls", "differs between calls", repeated)
         if repetition.verdict != "holds":
@@ -183,13 +183,13 @@ class _Checker:
         shuffled, draw = list(sound), random.Random(0)
         while shuffled == sound:
             draw.shuffle(shuffled)
-        self._say("in another order", len(sound))
+        self._show("in another order", len(sound))
         reordered = ("in order", first, "shuffled", self._batch(shuffled).scores)
         order = self._compared("order", "equal in any order of the batch", "depends on the order", reordered)
 
         singles = {i: outcome for i in sound for outcome in self.alone[i].outcomes or ()}
         middle = len(sound) // 2
-        self._say("in halves", len(sound))
+        self._show("in halves", len(sound))
         halves = {**self._batch(sound[:middle]).scores, **self._batch(sound[middle:]).scores}
         together = f"among all {len(sound)}"
         batching = self._compared(
@@ -216,7 +216,7 @@ class _Checker:
 
     def _paired(self, singles: _Scores) -> Check | None:
         few = self.sound[:PAIRED]
-        self._say("in pairs", len(few))
+        self._show("in pairs", len(few))
         for one in few:
             for other in few:
                 if one == other:
@@ -236,7 +236,7 @@ class _Checker:
         if not repeatable:
             return Check("pickles", "holds", "scores were not compared")
         caller = _Caller(copied, self.samples)
-        self._say("by a copy", len(self.sound))
+        self._show("by a copy", len(self.sound))
         try:
             call = self._batch(self.sound, caller)
         finally:

@@ -37,7 +37,7 @@ class EnginePool:
         return any(not engine.is_remote for engine in self._opened.values())
 
     @property
-    def asks_servers(self) -> bool:
+    def sends_requests(self) -> bool:
         """Whether an engine is a server."""
         return any(engine.is_remote for engine in self._opened.values())
 

@@ -43,8 +43,8 @@ def byte_pair_tokenizer() -> Any:
 
 def identity(source: str) -> str:
     """Eight characters that differ if a respelled model differs; `source` identifies the model that it begins with."""
-    told = json.dumps([source, SIZE, TEXTS, PIECE, SEED])
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+    parts = json.dumps([source, SIZE, TEXTS, PIECE, SEED])
+    return hashlib.sha256(parts.encode()).hexdigest()[:8]
 
 
 def respelled_model(folder: Path, source: Path) -> None:

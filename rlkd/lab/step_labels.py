@@ -105,14 +105,14 @@ def _faulty(
     problem: DependencyProblem, quantity: Holding, values: dict[str, int], fault: str | None, draw: random.Random
 ) -> tuple[str, int]:
     """The line of a step, with a fault in its sentence, a value or the result; and the value that it states."""
-    told = _misread(quantity, draw) if fault == "sentence" else quantity
-    values = values | {name: draw.randint(1, 20) for name in told.parents if name not in values}
+    read = _misread(quantity, draw) if fault == "sentence" else quantity
+    values = values | {name: draw.randint(1, 20) for name in read.parents if name not in values}
     if fault == "value":
-        values[draw.choice(told.parents)] = draw.choice([*values.values(), draw.randint(1, 20)])
-    text, result = told.calculation(values)
+        values[draw.choice(read.parents)] = draw.choice([*values.values(), draw.randint(1, 20)])
+    text, result = read.calculation(values)
     if fault == "result" or not 0 <= result <= _LARGEST_WRITTEN:
         result = max(0, min(_LARGEST_WRITTEN, result) + draw.choice((-3, -2, -1, 1, 1, 2, 3)))
-    return _step(problem, told, text, result), result
+    return _step(problem, read, text, result), result
 
 
 def _step(problem: DependencyProblem, quantity: Holding, calculation: str, result: int) -> str:

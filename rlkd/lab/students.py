@@ -113,8 +113,8 @@ def finished(made: Any) -> Any:
 
 def identity() -> str:
     """Eight characters that differ if the untrained student differs in shape, vocabulary or seed."""
-    told = json.dumps([SHAPE, vocabulary(), PIECE, CHAT_TEMPLATE, SEED])
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+    parts = json.dumps([SHAPE, vocabulary(), PIECE, CHAT_TEMPLATE, SEED])
+    return hashlib.sha256(parts.encode()).hexdigest()[:8]
 
 
 def widened_student(folder: Path, student: Path) -> None:

@@ -150,7 +150,7 @@ class SelectionTally:
         self.kept = Counter[str]()
         self.sources = Counter[str]()
         self.copied: dict[str, Counter[str]] = defaultdict(Counter)
-        """Of each stage: questions with several candidates, and those that near copies leave one (`alone`)."""
+        """Of each stage: questions with several candidates, and those that near copies leave one (`one left`)."""
         self.further = Counter[str]()
         """Further examples by kind."""
         self.score_names: set[str] = set()
@@ -174,12 +174,12 @@ class SelectionTally:
         """Count the questions that enter a stage with several candidates, and those that near copies leave one."""
         copied = {each.question_id for each in dropped if each.reason == NEAR_COPY}
         self.copied[stage]["several"] += sum(len(question.candidates) > 1 for question in before)
-        self.copied[stage]["alone"] += sum(len(each.candidates) == 1 and each.id in copied for each in after)
+        self.copied[stage]["one left"] += sum(len(each.candidates) == 1 and each.id in copied for each in after)
 
     def near_copies(self) -> str | None:
         """A warning where near copies leave one rationale to most questions that had several; else None."""
         for stage, counts in self.copied.items():
-            if 2 * counts["alone"] > counts["several"]:
+            if 2 * counts["one left"] > counts["several"]:
                 return (
                     f"{stage}: {counts['alone']} of {counts['several']} questions with several rationales keep one, "
                     f"since the others are near copies of it, such as the same steps in another order. To keep these, "

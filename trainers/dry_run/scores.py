@@ -22,7 +22,7 @@ from trainers.dry_run.dry_run import DryRun
 from trainers.dry_run.rows import spread
 
 ROWS = 32
-# For rewards that ask a server: it may be slow, or charge each request.
+# For rewards that send requests to a server: it may be slow, or charge each request.
 SERVER_ROWS = 2
 
 
@@ -73,8 +73,8 @@ def show_scores(
 ) -> None:
     """Try the rewards and print what each gives.
 
-    Rewards that load a model or ask a server are tried with the mode `probe` only, where nothing is refused.
-    `has_probe`: whether the recipe has this mode.
+    Rewards that load a model or send requests to a server are tried with the mode `probe` only, where nothing is
+    refused. `has_probe`: whether the recipe has this mode.
     """
     run.section("rewards")
     if not rewards:
@@ -100,7 +100,7 @@ def show_scores(
     run.line("", f"tried on {len(rows)} rows: {what}, and those of other rows")
     for reward in usable:
         with run.catch():
-            few = rows[:SERVER_ROWS] if _says(reward, "asks_servers") else rows
+            few = rows[:SERVER_ROWS] if _has(reward, "sends_requests") else rows
             trial = try_reward(reward, few, encode, opened=opened)
             run.line(reward.__name__, trial.line())
             if (message := trial.warning()) is not None:
@@ -111,13 +111,13 @@ def show_scores(
 
 def _cost(reward: Reward) -> str | None:
     """What makes it costly to try a reward; None for one that only computes."""
-    if _says(reward, "loads_models"):
+    if _has(reward, "loads_models"):
         held = getattr(reward.function, "in_process", None)
         return f"loads {held.model if held else 'a model'}"
-    return "asks a server" if _says(reward, "asks_servers") else None
+    return "sends requests to a server" if _has(reward, "sends_requests") else None
 
 
-def _says(reward: Reward, name: str) -> bool:
+def _has(reward: Reward, name: str) -> bool:
     """An attribute of a reward's function, whose parameters may be set."""
     function = reward.function.func if isinstance(reward.function, partial) else reward.function
     return bool(getattr(function, name, False))

@@ -74,7 +74,7 @@ def test_a_reward_that_loads_a_model_waits_for_the_probe(dataset, capsys):
     served = {"structure": {"decomposer": "generative", "engine": "http://127.0.0.1:9/v1#m", "deadline": 1}}
     [reward] = build_rewards(["structure"], served, cache=False)
     assert not reward.function.loads_models
-    assert reward.function.asks_servers
+    assert reward.function.sends_requests
 
 
 class Scorer(LocalServer):
@@ -101,11 +101,11 @@ def test_a_reward_that_asks_a_server_waits_for_the_probe_and_is_tried_on_two_row
         return build_rewards(["http", "accuracy"], {"http": {"url": scorer.url}}, cache=False)
 
     _, text = shown(rewards(), dataset, capsys)
-    assert "http asks a server: tried by --dry_run probe" in text
+    assert "http sends requests to a server: tried by --dry_run probe" in text
     assert "accuracy right solution 1.00 (0 for 0 of 12)" in text
     assert scorer.requests == []
     show_scores(DryRun(), rewards(), dataset, None, has_probe=False)
-    assert "http asks a server: tried by rlkd rewards test" in plain(capsys.readouterr().out)
+    assert "http sends requests to a server: tried by rlkd rewards test" in plain(capsys.readouterr().out)
     _, text = shown(rewards(), dataset, capsys, mode="probe")
     assert "http right solution 1.00 (0 for 0 of 2)" in text
     assert scorer.requests == [4]
@@ -115,12 +115,17 @@ def test_after_a_refusal_no_server_is_asked(dataset, capsys, scorer):
     run = DryRun("probe")
     run.add("the server has no model 'mine'")
     show_scores(run, build_rewards(["http"], {"http": {"url": scorer.url}}, cache=False), dataset, None)
-    assert "http asks a server: not tried, since the run is refused (below)" in plain(capsys.readouterr().out)
+    assert "http sends requests to a server: not tried, since the run is refused (below)" in plain(
+        capsys.readouterr().out
+    )
     assert scorer.requests == []
 
 
 def test_a_judge_says_whether_it_asks_a_server_or_loads_a_model(dataset, capsys):
-    for engine, line in (("http://127.0.0.1:9/v1#m", "asks a server"), ("transformers:no/model", "loads a model")):
+    for engine, line in (
+        ("http://127.0.0.1:9/v1#m", "sends requests to a server"),
+        ("transformers:no/model", "loads a model"),
+    ):
         judge = build_rewards(["judge"], {"judge": {"engine": engine, "criteria": "Is it right?"}}, cache=False)
         _, text = shown(judge, dataset, capsys)
         assert f"judge {line}: tried by --dry_run probe" in text
@@ -130,13 +135,13 @@ def asking(completions, *, url="", **columns):
     pytest.fail("a server is asked")
 
 
-asking.asks_servers = True
+asking.sends_requests = True
 
 
 def test_a_reward_of_your_own_says_that_it_asks_a_server(dataset, capsys):
     for arguments in ({}, {"asking": {"url": "http://127.0.0.1:9"}}):
         _, text = shown(build_rewards([f"{__name__}.asking"], arguments, cache=False), dataset, capsys)
-        assert "asking asks a server: tried by --dry_run probe" in text
+        assert "asking sends requests to a server: tried by --dry_run probe" in text
 
 
 def test_a_reward_model_is_not_loaded(dataset, capsys):
