@@ -48,7 +48,8 @@ def path_steps(structure: Structure, answer: str | None = None) -> Structure:
 
     `answer`: the problem's, where known. The final result is that of the last step with a readable calculation whose
     result is this answer. Where there is none it is that of the last new calculation, or of a repetition that uses
-    that one's result; then a check at the end counts. A structure without a readable calculation is returned as it is.
+    that one's result; then a check at the end counts. Without a readable calculation all distinct steps
+    count.
 
     A step rests on the latest earlier steps whose results are numbers of its calculation, one that only states a
     result on the latest earlier step with that result; and so on backwards. Signs do not count, 25 % is 25 and 0.25,
@@ -63,7 +64,7 @@ def path_steps(structure: Structure, answer: str | None = None) -> Structure:
     results = [None if step.answer is None else _result(step.answer) for step in steps]
     calculated = [i for i, step in enumerate(steps) if results[i] is not None and _calculation(step) is not None]
     if not calculated:
-        return structure
+        return distinct_steps(structure)
     final = _final(steps, results, calculated, None if answer is None else _result(answer))
     kept, waiting = {final}, [final]
     while waiting:
