@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trainers.common.token_spans import token_spans
@@ -47,13 +48,39 @@ def aligned_spans(
     return spans
 
 
-def shared_tokens(student: Any, teacher: Any) -> list[tuple[int, int]]:
+@dataclass(frozen=True)
+class TokenTexts:
+    """The entry and the text of each id of a tokenizer, and its special and added ids.
+
+    A text is what the token adds to a text before it.
+    """
+
+    texts: Mapping[int, tuple[str, str]]
+    special: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TokenTexts:
+        """Decodes the whole vocabulary: once for each tokenizer."""
+        special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+        return cls(_texts(tokenizer), frozenset(special))
+
+    @property
+    def plain(self) -> dict[int, str]:
+        """The text of each id, of those that have one and are not special."""
+        return {
+            index: text
+            for index, (_, text) in self.texts.items()
+            if text and _UNKNOWN not in text and index not in self.special
+        }
+
+
+def shared_tokens(student: TokenTexts, teacher: TokenTexts) -> list[tuple[int, int]]:
     """Pairs of ids, student's and teacher's, of tokens with the same text; each id is in one pair at most.
 
     A token's text is what it adds to a text before it, so that both notations of a leading space agree. Tokens that
     are parts of a character are the same where their entries in the vocabulary are.
     """
-    sides = [_texts(tokenizer) for tokenizer in (student, teacher)]
+    sides = [side.texts for side in (student, teacher)]
     exact = {key: index for index, key in sides[1].items()}
     pairs = {index: exact[key] for index, key in sides[0].items() if key in exact}
     taken = set(pairs.values())
@@ -64,14 +91,16 @@ def shared_tokens(student: Any, teacher: Any) -> list[tuple[int, int]]:
     return sorted(pairs.items())
 
 
-def prefixed_tokens(student: Any, teacher: Any, pairs: Sequence[tuple[int, int]]) -> tuple[dict[int, int], ...]:
+def prefixed_tokens(
+    student: TokenTexts, teacher: TokenTexts, pairs: Sequence[tuple[int, int]]
+) -> tuple[dict[int, int], ...]:
     """Of each side the tokens without a partner that begin as a pair's: id -> place in `pairs`.
 
     Where the student has " Ben has" and the teacher " Ben" and " has", the student's token counts with the pair of
     " Ben": whatever text follows, both models begin it with a token of that pair's. The longest beginning counts. If
     that token of the other side has no partner, its own beginning among the student's tokens counts, and so on.
     """
-    sides = [_plain_texts(tokenizer) for tokenizer in (student, teacher)]
+    sides = [side.plain for side in (student, teacher)]
     by_text: list[dict[str, int]] = [{text: index for index, text in reversed(side.items())} for side in sides]
     places = [{pair[side]: place for place, pair in enumerate(pairs)} for side in (0, 1)]
     for texts, side, known in zip(by_text, sides, places, strict=True):
@@ -96,16 +125,6 @@ def prefixed_tokens(student: Any, teacher: Any, pairs: Sequence[tuple[int, int]]
         }
         for side in (0, 1)
     )
-
-
-def _plain_texts(tokenizer: Any) -> dict[int, str]:
-    """The text of each id, of those that have one and are not special."""
-    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
-    return {
-        index: text
-        for index, (_, text) in _texts(tokenizer).items()
-        if text and _UNKNOWN not in text and index not in special
-    }
 
 
 def _texts(tokenizer: Any) -> dict[int, tuple[str, str]]:

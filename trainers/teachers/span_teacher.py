@@ -16,7 +16,7 @@ from rlkd.divergence import Divergence, Head, TokenStatistics
 from rlkd.divergence.spans import SharedTokens, SpannedTokens, span_divergence, span_statistics
 from rlkd.errors import UsageError
 from trainers.common.token_spans import token_spans
-from trainers.teachers.alignment import Span, aligned_spans, prefixed_tokens, shared_tokens
+from trainers.teachers.alignment import Span, TokenTexts, aligned_spans, prefixed_tokens, shared_tokens
 from trainers.teachers.batches import Batch, padded_batch, rows_of, unpadded
 from trainers.teachers.models import head_of
 
@@ -56,9 +56,10 @@ class SpanTeacher:
         self.student, self.teacher = tokenizers
         self.student_ends, self.teacher_end = set(student_ends), ends[1]
         self.k, self.temperature, self.rows = k, temperature, rows
-        pairs = [pair for pair in shared_tokens(*tokenizers) if pair[0] != ends[0] and pair[1] != ends[1]] + [ends]
+        texts = [TokenTexts.of(tokenizer) for tokenizer in tokenizers]
+        pairs = [pair for pair in shared_tokens(*texts) if pair[0] != ends[0] and pair[1] != ends[1]] + [ends]
         head = head_of(model)
-        prefixed = prefixed_tokens(*tokenizers, pairs)
+        prefixed = prefixed_tokens(*texts, pairs)
         self.shared = SharedTokens.of(pairs, student_rows, len(head.weight), head.weight.device, prefixed)
         self._partners = dict(pairs)
 

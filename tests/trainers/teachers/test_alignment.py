@@ -9,7 +9,7 @@ from rlkd.lab.byte_pairs import byte_pair_tokenizer
 from rlkd.lab.students import tokenizer
 from rlkd.models import resolve_model
 from trainers.common.token_spans import token_spans
-from trainers.teachers.alignment import aligned_spans, prefixed_tokens, shared_tokens
+from trainers.teachers.alignment import TokenTexts, aligned_spans, prefixed_tokens, shared_tokens
 
 TEXTS = [
     "The answer is 12345.",
@@ -42,7 +42,7 @@ def written(tokenizer, text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def partners(smol) -> dict[int, int]:
-    return dict(shared_tokens(smol, byte_tokenizer()))
+    return dict(shared_tokens(TokenTexts.of(smol), TokenTexts.of(byte_tokenizer())))
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -62,7 +62,7 @@ def test_a_span_has_one_text_in_both_tokenisations(smol, partners, text) -> None
 @pytest.mark.parametrize("which", ["smol", "bytes"])
 def test_with_one_tokenizer_each_token_is_a_span(smol, which) -> None:
     tokenizer = smol if which == "smol" else byte_tokenizer()
-    pairs = shared_tokens(tokenizer, tokenizer)
+    pairs = shared_tokens(*[TokenTexts.of(tokenizer)] * 2)
     assert pairs == [(index, index) for index in sorted(tokenizer.get_vocab().values())]
     for text in TEXTS:
         ids = written(tokenizer, text)
@@ -72,7 +72,7 @@ def test_with_one_tokenizer_each_token_is_a_span(smol, which) -> None:
 
 def test_other_notations_of_a_space_are_the_same_text(smol) -> None:
     other = metaspace()
-    pairs = dict(shared_tokens(smol, other))
+    pairs = dict(shared_tokens(TokenTexts.of(smol), TokenTexts.of(other)))
     entry = pairs[smol.get_vocab()["Ġis"]]
     assert other.convert_ids_to_tokens(entry) == "▁is"
     assert len(set(pairs.values())) == len(pairs)
@@ -96,9 +96,10 @@ def test_special_tokens_within_a_completion_belong_to_no_span(smol) -> None:
 
 def test_a_token_without_a_partner_counts_with_the_pair_that_begins_it() -> None:
     one, other = tokenizer(), byte_pair_tokenizer()
-    pairs = shared_tokens(one, other)
+    sides = TokenTexts.of(one), TokenTexts.of(other)
+    pairs = shared_tokens(*sides)
     texts = [one.convert_ids_to_tokens(first) for first, _ in pairs]
-    student, teacher = prefixed_tokens(one, other, pairs)
+    student, teacher = prefixed_tokens(*sides, pairs)
     with_pair = {one.convert_ids_to_tokens(index): texts[place] for index, place in student.items()}
     assert (with_pair[" Ida has"], with_pair[" 2 more than"]) == (" Ida", " 2")
     assert all(token.startswith(pair) for token, pair in with_pair.items())
@@ -109,13 +110,13 @@ def test_a_token_without_a_partner_counts_with_the_pair_that_begins_it() -> None
 
 
 def test_with_one_tokenizer_no_token_is_without_a_partner() -> None:
-    one = byte_pair_tokenizer()
+    one = TokenTexts.of(byte_pair_tokenizer())
     assert prefixed_tokens(one, one, shared_tokens(one, one)) == ({}, {})
 
 
 def test_every_plain_token_of_a_vocabulary_begins_with_a_byte(smol, partners) -> None:
     other, pairs = byte_tokenizer(), sorted(partners.items())
-    student, teacher = prefixed_tokens(smol, other, pairs)
+    student, teacher = prefixed_tokens(TokenTexts.of(smol), TokenTexts.of(other), pairs)
     assert not teacher
     for index in written(smol, "The answer unquestionably"):
         first, _ = pairs[student[index]]
