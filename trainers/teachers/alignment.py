@@ -55,7 +55,7 @@ class TokenTexts:
     A text is what the token adds to a text before it.
     """
 
-    texts: Mapping[int, tuple[str, str]]
+    texts: dict[int, tuple[str, str]]
     special: frozenset[int]
 
     @classmethod

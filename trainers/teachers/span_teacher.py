@@ -56,7 +56,7 @@ class SpanTeacher:
         self.student, self.teacher = tokenizers
         self.student_ends, self.teacher_end = set(student_ends), ends[1]
         self.k, self.temperature, self.rows = k, temperature, rows
-        texts = [TokenTexts.of(tokenizer) for tokenizer in tokenizers]
+        texts = TokenTexts.of(tokenizers[0]), TokenTexts.of(tokenizers[1])
         pairs = [pair for pair in shared_tokens(*texts) if pair[0] != ends[0] and pair[1] != ends[1]] + [ends]
         head = head_of(model)
         prefixed = prefixed_tokens(*texts, pairs)
