@@ -179,9 +179,10 @@ class SelectionTally:
     def near_copies(self) -> str | None:
         """A warning where near copies leave one rationale to most questions that had several; else None."""
         for stage, counts in self.copied.items():
-            if 2 * counts["one left"] > counts["several"]:
+            left, several = counts["one left"], counts["several"]
+            if 2 * left > several:
                 return (
-                    f"{stage}: {counts['alone']} of {counts['several']} questions with several rationales keep one, "
+                    f"{stage}: {left} of {several} questions with several rationales keep one, "
                     f"since the others are near copies of it, such as the same steps in another order. To keep these, "
                     f"as branches for example: selector_kwargs: {{clean: {{near_copy: 1.0}}}}"
                 )
