@@ -289,9 +289,8 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         failed_NF = gather(torch.tensor(batch.failed(names), dtype=torch.bool, device=rewards_NF.device))
         group_size = self.num_generations if self._is_training() else self.num_generations_eval
         assert group_size is not None
-        seeds = read_shuffled(self.args.shuffle_rewards)
-        if seeds and self._is_training():
-            step = self.state.global_step
+        if self.args.shuffle_rewards and self._is_training():
+            seeds, step = read_shuffled(self.args.shuffle_rewards), self.state.global_step
             rewards_NF, failed_NF = shuffled_in_groups(rewards_NF, failed_NF, names, seeds, group_size, step)
         self._log_reward_metrics(rewards_NF, group_size)
         if self._is_training():
