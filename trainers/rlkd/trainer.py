@@ -58,7 +58,7 @@ from trainers.rlkd.fast_loss import FastLoss
 from trainers.rlkd.prefetch import prefetched_rewards
 from trainers.rlkd.preparation import RewardLike, prepare
 from trainers.rlkd.resampling import Resampling, RolloutCount, Round
-from trainers.rlkd.shuffled_rewards import read_shuffled, shuffled_in_groups
+from trainers.rlkd.shuffled_rewards import shuffled_in_groups
 from trainers.rlkd.spread import SpreadWatch
 from trainers.rlkd.step_credit import StepCredit
 from trainers.rlkd.teacher_kl import TeacherKL
@@ -290,7 +290,8 @@ class RLKDTrainer(RowOrder, RunFiles, FittedPrompts, FastRollouts, FastLoss, GRP
         group_size = self.num_generations if self._is_training() else self.num_generations_eval
         assert group_size is not None
         if self.args.shuffle_rewards and self._is_training():
-            seeds, step = read_shuffled(self.args.shuffle_rewards), self.state.global_step
+            seeds: Any = self.args.shuffle_rewards  # the config has read it
+            step = self.state.global_step
             rewards_NF, failed_NF = shuffled_in_groups(rewards_NF, failed_NF, names, seeds, group_size, step)
         self._log_reward_metrics(rewards_NF, group_size)
         if self._is_training():
