@@ -25,7 +25,8 @@ from rewards.contract import Failed, Scored
 from rewards.judge import JudgeReward
 from rlkd.data.loading import load_rows
 from rlkd.files import write_atomically
-from rlkd.statistics import mean_share, series_mean
+from rlkd.series import series_mean
+from rlkd.statistics import mean_share
 from rlkd.steps import strip_calculator_marks
 
 Injection = Callable[[str], str]

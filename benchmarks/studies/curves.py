@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlkd.errors import UsageError
-from rlkd.statistics import slope
+from rlkd.series import slope
 
 # Okabe and Ito's colours, which most colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

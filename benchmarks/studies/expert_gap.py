@@ -37,7 +37,8 @@ from rlkd.data.rows import build_prompt
 from rlkd.engines import Engine, EngineError, Sampling, is_engine_spec, open_engine, run
 from rlkd.errors import UsageError
 from rlkd.files import append_records, read_records, remove_truncated_line
-from rlkd.statistics import Interval, estimate, mcnemar, series_mean
+from rlkd.series import series_mean
+from rlkd.statistics import Interval, estimate, mcnemar
 
 # Chosen before the first run.
 BOOTSTRAP_SEED = 17

@@ -43,7 +43,8 @@ from rlkd.data.shuffle import shuffled_teachers
 from rlkd.engines import run
 from rlkd.errors import UsageError
 from rlkd.files import lock_file, read_records
-from rlkd.statistics import Interval, block_length, series_mean, trend
+from rlkd.series import block_length, series_mean, trend
+from rlkd.statistics import Interval
 from rlkd.structure import Structure
 from trainers.common.data_arguments import DataArguments
 

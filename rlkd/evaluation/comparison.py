@@ -11,7 +11,8 @@ from typing import Any
 
 from rlkd.evaluation.folder import EvaluationError, FinishedEvaluation, RecordedCompletion, different_row
 from rlkd.evaluation.summary import ACCURACY, figure, score
-from rlkd.statistics import Interval, mcnemar, paired_shares, series_mean, sign_flip
+from rlkd.series import series_mean
+from rlkd.statistics import Interval, mcnemar, paired_shares, sign_flip
 
 
 @dataclass(frozen=True)

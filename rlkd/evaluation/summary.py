@@ -14,7 +14,8 @@ from typing import Any
 
 from rlkd.evaluation.folder import RecordedCompletion
 from rlkd.evaluation.measures import majority_at_k, pass_at_k, powers, same_answers
-from rlkd.statistics import Interval, mean_share, series_mean
+from rlkd.series import series_mean
+from rlkd.statistics import Interval, mean_share
 from rlkd.steps import calculations
 
 Figure = dict[str, float | int | None]

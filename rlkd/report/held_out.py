@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlkd.statistics import Interval, paired_shares, series_mean
+from rlkd.series import series_mean
+from rlkd.statistics import Interval, paired_shares
 
 Record = Mapping[str, Any]
 # Of each row in `eval.jsonl`.

@@ -10,7 +10,8 @@ from rlkd.errors import UsageError
 from rlkd.report.held_out import GREEDY, SAMPLED, interval_of, paired_change
 from rlkd.report.records import RunRecords
 from rlkd.report.rewards import read_report
-from rlkd.statistics import Interval, trend
+from rlkd.series import trend
+from rlkd.statistics import Interval
 
 MEASURES = {"greedy": (GREEDY, None), "sampled": (SAMPLED, "sampled")}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlkd.report.held_out import GREEDY, SAMPLED, paired_change
-from rlkd.statistics import trend
+from rlkd.series import trend
 
 FEWEST_STEPS = 20
 """Logged steps below which no trend is looked for (our choice)."""

@@ -3,7 +3,7 @@
 import pytest
 
 from rlkd.report.held_out import held_out_report, paired_change, sparkline
-from rlkd.statistics import series_mean
+from rlkd.series import series_mean
 
 
 def record(step: int, correct: list, sampled: list | None = None) -> dict:
