@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from rlkd.data.pass_rates import PASS_RATE, SAMPLES
+from rlkd.data.per_rationale import keep_rationales
 from rlkd.data.rows import FIELDS, Row, RowError, listed, shown
 from rlkd.errors import UsageError
 
@@ -42,11 +43,13 @@ def columns_to_read(columns: Mapping[str, str], others: Collection[str] | None) 
     return {*own, *columns.values(), *READ_BESIDE, *others}
 
 
-def renamed(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[Row, bool]:
+def renamed(
+    record: Mapping[str, Any], columns: Mapping[str, str], aligned: Collection[str], where: str
+) -> tuple[Row, bool]:
     """A record under the names of our fields, without the traces flagged wrong, and whether it has flags.
 
-    `columns`: our field -> its column; not of a record with measured pass rates, which has our names. Raises
-    `RowError`.
+    `columns`: our field -> its column; not of a record with measured pass rates, which has our names. `aligned`:
+    columns with an entry for each rationale; it goes with its rationale. Raises `RowError`.
     """
     if SAMPLES in record:
         columns = {}
@@ -61,7 +64,7 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -
         _take_apart(row, where)
     if "correct" not in columns or _is_null(flags := row.pop("correct")):
         return row, False
-    _drop_flagged(row, flags, where)
+    _drop_flagged(row, flags, aligned, where)
     return row, True
 
 
@@ -85,7 +88,7 @@ def _take_apart(row: Row, where: str) -> None:
     row["prompt"] = messages
 
 
-def _drop_flagged(row: Row, flags: Any, where: str) -> None:
+def _drop_flagged(row: Row, flags: Any, aligned: Collection[str], where: str) -> None:
     flags = listed(flags, bool | int | float | str | None)
     row["rationales"] = listed(row.get("rationales"), str | None)
     traces = [row["rationales"]] if isinstance(row["rationales"], str) else row["rationales"]
@@ -96,9 +99,7 @@ def _drop_flagged(row: Row, flags: Any, where: str) -> None:
         raise RowError(f"{where}, field 'correct': expected {expected} flags, found {shown(flags)}")
     right = [_flag(flag, where) for flag in flags]
     row["rationales"] = traces
-    for name in ("rationales", "structures"):
-        if isinstance(row.get(name), list) and len(row[name]) == len(right):
-            row[name] = [value for value, flag in zip(row[name], right, strict=True) if flag]
+    keep_rationales(row, right, aligned)
 
 
 def _is_null(flag: Any) -> bool:

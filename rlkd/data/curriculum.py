@@ -25,7 +25,7 @@ def stages_of_row(row: Mapping[str, Any]) -> list[int]:
     if len(stages) != len(rationales):
         raise UsageError(
             f"curriculum: row {row['id']!r} has {len(stages)} {STAGES} for {len(rationales)} rationales; "
-            f"expected one each. Where flags (columns: correct) leave rationales out, select right ones before srd"
+            f"expected one each"
         )
     if not all(isinstance(stage, int) and stage >= 1 for stage in stages):
         raise UsageError(f"curriculum: row {row['id']!r} has the {STAGES} {stages}; expected numbers from 1")

@@ -25,7 +25,7 @@ def weights_of_row(row: Mapping[str, Any], column: str) -> list[float]:
     if len(weights) != len(rationales):
         raise UsageError(
             f"{where} has {len(weights)} weights for {len(rationales)} rationales. Give one per rationale, or one for "
-            f"the row, as where flags (columns: correct) leave rationales out"
+            f"the row"
         )
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:

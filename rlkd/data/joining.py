@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from rlkd.answers import extract_answer, number
 from rlkd.data.bad_rows import BadRows
+from rlkd.data.per_rationale import ALIGNED
 from rlkd.data.rows import Row, RowError, shown
 from rlkd.process import is_first_process
 
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 # What a student sees of a row: rows that differ here are different questions.
 _ASKED = ("prompt", "choices", "options", "image", "images")
-ALIGNED = ("sources", "paths", "scores", "stages")
-"""Columns of `recipes/rationales.py` with one entry for each rationale."""
 
 
 class CheckedRow(NamedTuple):

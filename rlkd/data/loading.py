@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlkd.data.bad_rows import BadRows
 from rlkd.data.columns import check_columns, columns_to_read, renamed
 from rlkd.data.correctness import trace_verdicts
-from rlkd.data.joining import ALIGNED, CheckedRow, QuestionJoin
+from rlkd.data.joining import CheckedRow, QuestionJoin
+from rlkd.data.per_rationale import columns_per_rationale, keep_rationales
 from rlkd.data.row_table import WAY_OUT, RowTable, TableFile, Unstorable, mixed_types
 from rlkd.data.rows import Row, RowError, build_prompt, check_row, shown
 from rlkd.data.samples import SAMPLES, few_shot_examples
@@ -94,9 +95,9 @@ def load_rows(
     streams = max_rows is not None and not join_questions
     found = records(source, split, config, revision, names=names, streams=streams, on_error=bad.add)
     there: dict[str, None] = {}
-    checked = _checked(_noting_columns(found, there), columns, bad)
+    aligned = columns_per_rationale(per_rationale)
+    checked = _checked(_noting_columns(found, there), columns, aligned, bad)
     join = QuestionJoin(name, bad, per_rationale)
-    aligned = dict.fromkeys(("structures", *ALIGNED, *per_rationale))
     if join_questions:
         checked = join.join(checked)
     read = 0
@@ -115,7 +116,7 @@ def load_rows(
             else:
                 if max_rationales is not None:
                     count = len(row["rationales"] or row["structures"])
-                    _select(row, [place < max_rationales for place in range(count)], aligned)
+                    keep_rationales(row, [place < max_rationales for place in range(count)], aligned)
                 kept.add(row, made)
     if there and (missing := [name for name in other_columns or () if name not in there]):
         which = "no row has" if max_rows is None else f"none of the rows read (max_rows {max_rows}) has"
@@ -188,11 +189,13 @@ def _noting_columns(found: Iterable[Record], there: dict[str, None]) -> Iterator
         yield record
 
 
-def _checked(found: Iterable[Record], columns: Mapping[str, str], bad: BadRows) -> Iterator[CheckedRow]:
+def _checked(
+    found: Iterable[Record], columns: Mapping[str, str], aligned: Collection[str], bad: BadRows
+) -> Iterator[CheckedRow]:
     """Each record that is a row."""
     for where, made, record in found:
         try:
-            row, flagged = renamed(record, columns, where)
+            row, flagged = renamed(record, columns, aligned, where)
             checked = check_row(row, where)
         except RowError as error:
             bad.add(error)
@@ -215,15 +218,7 @@ def _compare(
         own = list(islice(verdicts, len(row["rationales"])))
         counts.update({"right": own.count(True), "wrong": own.count(False), "unreadable": own.count(None)})
         if wrong_rationales == "drop" and False in own:
-            _select(row, [verdict is not False for verdict in own], aligned)
-
-
-def _select(row: Row, stays: Sequence[bool], aligned: Collection[str]) -> None:
-    """Keep some of a row's rationales, and their values in those columns of `aligned` that have one for each."""
-    for name in ("rationales", *aligned):
-        value = row.get(name)
-        if isinstance(value, list | tuple) and len(value) == len(stays):
-            row[name] = [each for each, kept in zip(value, stays, strict=True) if kept]
+            keep_rationales(row, [verdict is not False for verdict in own], aligned)
 
 
 def _report(source: str, counts: Counter[str], wrong_rationales: WrongRationales) -> None:

@@ -151,3 +151,10 @@ def test_without_the_key_a_list_of_values_follows_its_rationales_too(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", row("#### 3", trust=[0.1, 0.9]) | {"rationales": ["#### 3", "#### 2"]})
     [each] = load_rows(str(path), per_rationale=["trust"])
     assert (each["rationales"], each["trust"]) == (["#### 2"], [0.9])
+
+
+def test_a_list_of_values_follows_the_rationales_that_flags_leave(tmp_path):
+    given = row("#### 3", trust=[0.1, 0.9], stages=[1, 2], right=[False, True]) | {"rationales": ["#### 3", "#### 2"]}
+    path = jsonl(tmp_path / "rows.jsonl", given)
+    [each] = load_rows(str(path), columns={"correct": "right"}, per_rationale=["trust"])
+    assert (each["rationales"], each["trust"], each["stages"]) == (["#### 2"], [0.9], [2])
