@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from packaging.utils import canonicalize_name
 LAYERS = ["rlkd", "rewards", "trainers", "recipes"]
 
 
+@cache
+def syntax(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported_modules(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -36,13 +42,14 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
+@cache
 def import_graph(root: Path) -> dict[str, set[str]]:
     """Module -> modules of ours that it imports, inside functions and under TYPE_CHECKING too."""
     known = modules(root)
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
         imported = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax(path)):
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -98,7 +105,7 @@ def test_what_trainers_share_is_in_no_trainers_package(root: Path, package: str)
 def test_a_class_name_means_one_thing(root: Path) -> None:
     places: dict[str, list[str]] = {}
     for path in (path for top in (*LAYERS, "benchmarks") for path in (root / top).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(root)))
     assert len(places) > 100
@@ -133,7 +140,7 @@ def test_only_engines_know_what_an_engine_is(root: Path) -> None:
     assert engine_tests(ast.parse("spec.startswith(('http://', 'https://'))"))
     for name, path in modules(root).items():
         if not name.startswith("rlkd.engines"):
-            found = engine_tests(ast.parse(path.read_text()))
+            found = engine_tests(syntax(path))
             assert not found, f"{path}, lines {found}: use a capability of rlkd.engines.base.Engine"
 
 
