@@ -32,7 +32,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rlkd.data.curriculum import in_stages, stages_of_row
+from rlkd.data.curriculum import exchanged_stages, in_stages, stages_of_row
 from rlkd.data.example_weights import scaled_weights, weights_of_row
 from rlkd.data.loading import to_dataset
 from rlkd.data.samples import WARM_START
@@ -63,6 +63,9 @@ class SFTScriptArguments(DataArguments):
     curriculum: bool = field(
         default=False,
         metadata={"help": "train in the stages of the selector srd (column stages), each with all before it"},
+    )
+    shuffle_stages: int | None = field(
+        default=None, metadata={"help": "a control: the examples exchange their stages, in an order of this seed"}
     )
     weight_column: str | None = field(
         default=None,
@@ -114,6 +117,8 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     )
     if script.shuffle_weights:
         say(args, "*** A CONTROL RUN: each example has the weight of its neighbour (--shuffle_weights). ***")
+    if script.shuffle_stages is not None:
+        say(args, "*** A CONTROL RUN: each example has the stage of another one (--shuffle_stages). ***")
     trainer = build(script, args, model, examples, student)
     check_examples(trainer, len(examples))
     held_out = held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length)
@@ -139,6 +144,9 @@ def prepare(
 
     examples: list[dict[str, Any]] = []
     with catch():
+        if script.shuffle_stages is not None and not script.curriculum:
+            raise UsageError("shuffle_stages: there are no stages. Set curriculum")
+    with catch():
         examples = to_examples(rows, script.prompt_style, staged=script.curriculum, weight_column=script.weight_column)
     apply_model_config(args, model)
     name = model.model_name_or_path or EMBEDDED
@@ -162,6 +170,8 @@ def prepare(
             if script.curriculum:
                 size, order = args.per_device_train_batch_size, by_length if script.similar_lengths else shuffled
                 stages = [example.pop("stage") for example in examples]
+                if script.shuffle_stages is not None:
+                    stages = exchanged_stages(stages, script.shuffle_stages)
                 examples = in_stages(examples, stages, size, lambda own, s: order(own, size, args.seed + s))
     return examples, student
 

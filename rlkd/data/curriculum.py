@@ -5,6 +5,7 @@ SRD (arXiv 2508.06135) trains stage by stage on nested subsets. The selector `sr
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -30,6 +31,11 @@ def stages_of_row(row: Mapping[str, Any]) -> list[int]:
     if not all(isinstance(stage, int) and stage >= 1 for stage in stages):
         raise UsageError(f"curriculum: row {row['id']!r} has the {STAGES} {stages}; expected numbers from 1")
     return list(stages)
+
+
+def exchanged_stages(stages: Sequence[int], seed: int) -> list[int]:
+    """The stages on other examples: the control for what a curriculum owes to its order. As many of each stage."""
+    return random.Random(seed).sample(stages, len(stages))
 
 
 def in_stages(

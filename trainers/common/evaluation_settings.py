@@ -81,5 +81,5 @@ def training_keys() -> set[str]:
     kinds = (DataArguments, ModelConfig, SFTConfig, RLKDConfig, RLKDAsyncConfig, ValidityKDConfig)
     # Keys of the recipes themselves.
     own = {"similar_lengths", "curriculum", "weight_column", "weight_temperature", "adapter", "round_adapter"}
-    own |= {"shuffle_teachers", "shuffle_steps", "shuffle_weights"}
+    own |= {"shuffle_teachers", "shuffle_steps", "shuffle_weights", "shuffle_stages"}
     return own | {each.name for kind in kinds for each in dataclasses.fields(kind)}

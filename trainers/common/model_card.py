@@ -74,7 +74,7 @@ def origin_of(
     if test_rows:
         name = script.dataset_test_name or script.dataset_name
         data.append(data_facts("held out", name, script.test_split, test_rows))
-    controls = {name: getattr(script, name, None) for name in ("shuffle_teachers", "shuffle_steps")}
+    controls = {name: getattr(script, name, None) for name in ("shuffle_teachers", "shuffle_steps", "shuffle_stages")}
     return RunOrigin(
         command=command_line(sys.argv),
         data=tuple(data),

@@ -35,6 +35,9 @@ def show_sft(
     template = template if isinstance(template, dict) else None
     check_held_out_prompts(run, script, student, test_rows, script.max_completion_length, template)
     _show_weights(run, script, examples)
+    if script.shuffle_stages is not None:
+        run.section("curriculum")
+        run.line("a control run", f"the examples exchange their stages (seed {script.shuffle_stages})")
     show_examples(run, args, student, examples, template, build)
 
 

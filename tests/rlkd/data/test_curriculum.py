@@ -1,6 +1,6 @@
 import pytest
 
-from rlkd.data.curriculum import in_stages, stages_of_row
+from rlkd.data.curriculum import exchanged_stages, in_stages, stages_of_row
 from rlkd.errors import UsageError
 
 EXAMPLES, STAGES = list("abcdefg"), [2, 1, 3, 1, 2, 1, 3]
@@ -21,6 +21,13 @@ def test_stages_are_whole_batches_and_what_is_over_comes_in_the_next_one() -> No
 
 def test_one_stage_is_the_data_themselves() -> None:
     assert in_stages(EXAMPLES, [1] * 7, 2, lambda examples, stage: examples) == EXAMPLES
+
+
+def test_exchanged_stages_are_the_same_ones_on_other_examples_and_the_seed_says_on_which() -> None:
+    found = exchanged_stages(STAGES, 7)
+    assert sorted(found) == sorted(STAGES)
+    assert found != STAGES
+    assert found == exchanged_stages(STAGES, 7) != exchanged_stages(STAGES, 8)
 
 
 def test_a_row_has_a_stage_for_each_rationale() -> None:

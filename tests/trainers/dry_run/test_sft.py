@@ -55,6 +55,16 @@ def test_weights_of_examples_are_shown(monkeypatch, capsys, small, tmp_path):
     assert "there are no weights. Set weight_column" in plain(capsys.readouterr().out)
 
 
+def test_exchanged_stages_are_a_control_of_the_curriculum_alone(monkeypatch, capsys, small, tmp_path):
+    row = {"question": "1 + 1?", "answer": "2", "rationales": ["1 + 1 = 2", "2"], "stages": [2, 1]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    arguments = [*small, "--dataset_name", tmp_path / "rows.jsonl", "--eval_rows", 0, "--shuffle_stages", 7]
+    assert dry_run_of("sft", monkeypatch, *arguments, "--curriculum", "true") == 0
+    assert "a control run the examples exchange their stages (seed 7)" in plain(capsys.readouterr().out)
+    assert dry_run_of("sft", monkeypatch, *arguments) == 1
+    assert "shuffle_stages: there are no stages. Set curriculum" in plain(capsys.readouterr().out)
+
+
 @pytest.mark.slow
 def test_pairs_of_a_structure_model_are_measured(monkeypatch, capsys, small):
     assert dry_run_of("gsrm", monkeypatch, *small) == 0
