@@ -49,7 +49,7 @@ contract, one line per requirement:
 
 The exit code is 1 if the contract is violated. Failures of single samples are shown and are not a violation.
 
-All this scores the samples eight times or more, with a line on stderr before each time. For a reward whose requests
+All this scores the samples seven to nine times, with a line on stderr before each time. For a reward whose requests
 cost time or money, --scores-only scores each different completion once and checks no contract; the exit code is then
 1 if all samples fail.
 

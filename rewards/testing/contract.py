@@ -56,7 +56,7 @@ def check_contract(
 ) -> list[Check]:
     """Check every requirement of the contract, by default on completions made from the embedded GSM8K sample.
 
-    The samples are scored six times or more; `progress` gets a line before each time. Raises `RewardError` if the
+    The samples are scored six or seven times; `progress` gets a line before each time. Raises `RewardError` if the
     samples lack a required column, or a server of the reward is down.
     """
     reward = wrap(reward, cache=False)

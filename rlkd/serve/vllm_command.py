@@ -63,7 +63,7 @@ def vllm_arguments(
             arguments += ["--weight-transfer-config", json.dumps({"backend": weight_transfer})]
         # TRL needs log-probabilities of the distribution that was sampled from, any number of them.
         arguments += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
-    if scale_out:  # from 0.30 on: TRL's endpoints for token ids
+    if scale_out:  # from 0.30 on: the endpoints that TRL needs for prompts with images
         arguments += ["--enable-scale-out"]
     return [*arguments, *extra]
 

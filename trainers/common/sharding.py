@@ -58,6 +58,8 @@ def check_sharding(args: Any, *, reads_head: bool = True) -> None:
             "FSDP version 1 does not let a loss read the last layer. Set fsdp_version: 2, as "
             "recipes/accelerate/fsdp2.yaml has it"
         )
+    if kind == "fsdp1" and getattr(args, "vllm_adapter_sync", False):
+        raise UsageError("vllm_adapter_sync with FSDP version 1: adapters cannot be gathered. Set fsdp_version: 2")
     if kind == "fsdp2" and Version(version("accelerate")) < Version(OLDEST_ACCELERATE):
         raise UsageError(
             f"FSDP2 with accelerate {version('accelerate')}: the last layer is sharded together with others. Run  "

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlkd.errors import UsageError
 from rlkd.weight_transfer.adapters import FILES, KEPT
 from trainers.vllm.adapter_checks import adapter_config, check_adapter
 
@@ -27,10 +26,7 @@ FOLDER = "adapters-for-vllm"
 
 
 def sync_adapters(generation: Any, output_dir: str | None) -> None:
-    """Have TRL's `VLLMGeneration` send the adapter only, through `output_dir`; raises `UsageError` under FSDP 1."""
-    plugin = getattr(generation.accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.fsdp_version == 1:
-        raise UsageError("vllm_adapter_sync under FSDP 1: adapters cannot be gathered. Set fsdp_version: 2")
+    """Have TRL's `VLLMGeneration` send the adapter only, through `output_dir`."""
     check_adapter(adapter_config(generation.model))
     generation.sync_weights = AdapterSync(generation, Path(output_dir or ".") / FOLDER)
 

@@ -222,6 +222,8 @@ def test_what_the_losses_are_not_ready_for_is_refused(monkeypatch, environment, 
 def test_a_loss_that_does_not_read_the_head_may_run_under_the_first_fsdp(monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_sharding(arguments(), reads_head=False)
+    with pytest.raises(UsageError, match=r"vllm_adapter_sync with FSDP version 1.* Set fsdp_version: 2"):
+        check_sharding(arguments(vllm_adapter_sync=True), reads_head=False)
     with pytest.raises(UsageError, match="fast_path: always with FSDP1"):
         check_sharding(arguments(fast_path="always"), reads_head=False)
 
