@@ -3,6 +3,7 @@
 import dataclasses
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from rewards import build_rewards
 from tests.helpers import ROOT
 from trainers.common.evaluation_settings import training_keys
+from trainers.common.recipes import say_rewards
 
 RECIPES = ROOT / "recipes"
 # Those of `rlkd serve` (tests/rlkd/serve/test_config.py), Compose and Kubernetes (tests/docker) belong to no recipe.
@@ -58,6 +60,63 @@ def test_a_config_opens_with_the_command_that_uses_it(path: Path) -> None:
     recipe = recipe_of(path)
     assert f"recipes/{recipe}.py" in header
     assert path == RECIPES / f"{recipe}.yaml" or f"--config {path.relative_to(ROOT)}" in header
+
+
+PAPER, ZERO, GSRM = (
+    yaml.safe_load((RECIPES / f"{name}_paper.yaml").read_text()) for name in ("rlkd", "rlkd_zero", "gsrm")
+)
+
+
+@pytest.mark.parametrize("config", [PAPER, ZERO], ids=["RLKD", "RLKD-Zero"])
+def test_a_config_of_the_rlkd_paper_has_its_rewards_and_its_schedule(config) -> None:
+    assert config["reward_funcs"] == ["accuracy", "structure", "format", "tag_count"]
+    assert config["reward_weights"] == [15, 15, 10, 10]
+    assert config["reward_kwargs"]["structure"]["alignment"] == "sum"
+    completions = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"] * 4  # GPUs
+    assert completions / config["num_generations"] * config["max_steps"] == 3200  # questions
+    # A tenth of the 10,625 steps of one epoch: the run ends within it, at the rate that the config's head names.
+    assert (config["warmup_steps"], config["lr_scheduler_type"]) == (1060, "constant_with_warmup")
+    assert config["learning_rate"] == 5e-5
+    assert f"{config['learning_rate'] * config['max_steps'] / config['warmup_steps']:.1e}" == "1.9e-05"
+
+
+def test_rlkd_zero_is_the_setting_of_rlkd_on_another_model() -> None:
+    other = {key for key in PAPER.keys() | ZERO.keys() if PAPER.get(key) != ZERO.get(key)}
+    assert other == {"model_name_or_path", "max_completion_length", "output_dir", "reward_kwargs"}
+    assert PAPER["reward_kwargs"]["structure"] == ZERO["reward_kwargs"]["structure"]
+    assert (ZERO["model_name_or_path"], ZERO["max_completion_length"]) == ("Qwen/Qwen2.5-Math-7B", 3072)
+
+
+@pytest.mark.parametrize("name", ["rlkd_paper", "rlkd_zero_paper"])
+def test_the_structures_of_the_rlkd_paper_come_from_the_model_that_gsrm_paper_trains(name: str) -> None:
+    text = (RECIPES / f"{name}.yaml").read_text()
+    structure = yaml.safe_load(text)["reward_kwargs"]["structure"]
+    assert (structure["decomposer"], structure["judge"]) == ("generative", "model")
+    assert structure["engine"] == "http://127.0.0.1:8001/v1#gsrm-paper"
+    assert structure["judge_engine"] == f"http://127.0.0.1:8002/v1#{GSRM['model_name_or_path']}"
+    # The servers that the config's head starts.
+    assert f"vllm serve {GSRM['output_dir']} --served-model-name gsrm-paper --port 8001 " in text
+    assert f"vllm serve {GSRM['model_name_or_path']} --port 8002 " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("rlkd", "alignment ordered (our choice, not the paper's rule)"),
+        ("rlkd_paper", "alignment sum (the paper's rule, arXiv 2505.16142)"),
+        ("rlkd_zero_paper", "alignment sum (the paper's rule, arXiv 2505.16142)"),
+    ],
+    ids=["default", "RLKD", "RLKD-Zero"],
+)
+def test_a_run_says_by_which_rule_structures_are_compared_and_whose_it_is(name: str, shown: str, capsys) -> None:
+    config = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    rewards = build_rewards(config["reward_funcs"], config["reward_kwargs"])
+    say_rewards(SimpleNamespace(process_index=1), rewards)
+    assert capsys.readouterr().out == ""
+    say_rewards(SimpleNamespace(process_index=0), rewards)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("structure: decomposer ")
+    assert line.endswith(f", {shown}")
 
 
 # Programs are selected by what they print, and of contrastive rationales there is one a question.

@@ -43,6 +43,8 @@ def test_the_default_trains_the_laboratorys_student_and_reports_its_change(root,
     assert [entry["step"] for entry in read_steps(run / "metrics.jsonl")] == [1, 2]
     assert "zero-std groups" in done.stdout + done.stderr
     assert "(accuracy alone" in done.stdout + done.stderr
+    start = done.stdout[: done.stdout.index("evaluating accuracy on")]
+    assert "\nstructure: decomposer rules, judge deterministic, alignment ordered (our choice, not" in start
     before, after = read_steps(run / "eval.jsonl")
     assert 0 < before["sampled"]["accuracy"]["mean"] < 1
     assert after["sampled"]["samples"] == 2

@@ -1,6 +1,7 @@
 """Held-out accuracy along a run: at the right steps, once each, and without a trace in the run."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ HELD_OUT = load_rows("gsm8k-sample", split="test")[:3]
 def run(tiny_model, tmp_path):
     """Makes a trainer of `steps` steps, with the callback unless `every` is None."""
 
-    def make(steps: int, every: int | None = 2, model: str = tiny_model, samples: int = 0, **options):
+    def make(steps: int, every: int | None = 2, model: str = tiny_model, samples: int = 0, reward=None, **options):
         args = RLKDConfig(
             output_dir=str(tmp_path / "run"),
             use_cpu=True,
@@ -36,7 +37,7 @@ def run(tiny_model, tmp_path):
             logging_steps=1,
         )
         rows = to_dataset(load_rows("gsm8k-sample")[:8])
-        trainer = RLKDTrainer(model, reward_funcs=letters, args=args, train_dataset=rows)
+        trainer = RLKDTrainer(model, reward_funcs=reward or letters, args=args, train_dataset=rows)
         held_out = None
         if every is not None:
             held_out = HeldOutAccuracy(trainer, HELD_OUT, to_dataset(HELD_OUT)["prompt"], every=every, samples=samples)
@@ -115,6 +116,40 @@ def test_a_run_trains_the_same_with_and_without_samples(run) -> None:
         trainer.train()
         trained.append(parameters(trainer))
     assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
+
+
+class Structure:
+    """A reward whose mean rises by 0.01 a step."""
+
+    __name__ = "structure"
+    calls = 0
+
+    def __call__(self, completions, **columns) -> list[float]:
+        self.calls += 1
+        return [0.01 * self.calls + 0.1 * place for place in range(len(completions))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("later", "steps"), [("8", [21]), ("7", [])], ids=["falls", "stays"])
+def test_the_log_warns_once_of_a_reward_that_rises_where_accuracy_falls(
+    run, monkeypatch, caplog, later, steps
+) -> None:
+    trainer, held_out = run(23, every=1, reward=Structure(), max_completion_length=2, save_strategy="no")
+    held_out.rows = [{"id": str(number), "answer": "7"} for number in range(40)]
+
+    def answers(trainer, prompts, **settings) -> list[WrittenCompletion]:
+        return [WrittenCompletion(f"#### {later if trainer.state.global_step else 7}", 3, True)] * 40
+
+    monkeypatch.setattr("trainers.evaluation.greedy_completions", answers)
+    with caplog.at_level(logging.WARNING, logger="trainers.evaluation"):
+        trainer.train()
+    # A step is logged after its evaluation, so at step 21 there are 20, the fewest of which a trend is taken.
+    assert len(read_steps(held_out.path)) == 24
+    said = [record.message for record in caplog.records if record.name == "trainers.evaluation"]
+    assert [message.partition(": ")[0] for message in said] == [f"step {step}" for step in steps]
+    for message in said:
+        assert "held-out accuracy has changed by -100.0% " in message
+        assert "since step 0, while 'structure' rose in training" in message
 
 
 def test_zero_means_before_and_after_only_and_the_last_step_is_measured_once(run) -> None:

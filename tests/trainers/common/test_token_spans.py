@@ -2,52 +2,11 @@
 
 import random
 from itertools import pairwise
-from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import rlkd.assets
-from rlkd.models import cache_folder
 from trainers.common.token_spans import token_owners, token_spans
-
-# How Qwen's vocabularies divide a text: single digits, and punctuation together with the line ends behind it.
-QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def like_qwen() -> PreTrainedTokenizerFast:
-    text = "She has 3 + 4 = 7 teachers.\n\nSo each is 70 / 7 = 10 dollars.\nThen the cost is 10.\n\n#### 10\n é 漢"
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|endoftext|>", "<|im_end|>"]
-    made.train_from_iterator(
-        [text] * 5, trainers.BpeTrainer(vocab_size=360, initial_alphabet=alphabet, special_tokens=special)
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|endoftext|>", eos_token="<|im_end|>")
-
-
-@pytest.fixture(scope="module", params=["like Qwen", "SmolLM2", "the laboratory"])
-def tokenizer(request) -> PreTrainedTokenizerFast:
-    if request.param == "like Qwen":
-        return like_qwen()
-    if request.param == "the laboratory":
-        return AutoTokenizer.from_pretrained(Path(rlkd.assets.__file__).parent / "lab-student")
-    folder = cache_folder() / "smollm2-135m-instruct-v1"
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip("the embedded SmolLM2 has not been downloaded")
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def ids_of(tokenizer, text: str) -> list[int]:

@@ -7,9 +7,11 @@ import random
 import pytest
 
 from rlkd.cache import Cache
-from rlkd.engines import EngineError, Sampling, run
+from rlkd.data.curriculum import in_stages, stages_of_row
+from rlkd.engines import Completion, EngineError, Sampling, TokenScores, run
 from rlkd.engines.transformers import TransformersEngine
-from rlkd.rationales.records import Question, candidate
+from rlkd.rationales.output import row_of
+from rlkd.rationales.records import Candidate, Question, candidate
 from rlkd.rationales.select import apply, load_selector
 from rlkd.rationales.select.engine import TEMPLATE
 from rlkd.rationales.select.judge import log_share
@@ -119,6 +121,67 @@ def test_a_cached_answer_of_the_student_is_not_requested_again(student, tmp_path
         score = generate
 
     assert asyncio.run(apply(load_selector("srd", {"student": Silent(), **settings}), questions()))[0] == kept
+
+
+# The student answers "p q r s t" to every question, so the ROUGE-L of five words is the share of its words in them.
+#
+# rationale      ROUGE-L  rank  mean surprisal  rank  score                   order  stage
+# a1  p q r s t    1.0     1         3.0         5    1/61 + 1/65 = 0.031778    2      1
+# a2  p q x x x    0.4     4         1.0         2    1/64 + 1/62 = 0.031754    3      2
+# b1  p q r s x    0.8     2         0.5         1    1/62 + 1/61 = 0.032522    1      1
+# b2  x x x x x    0.0     6         2.0         4    1/66 + 1/64 = 0.030777    6      3
+# c1  p q r x x    0.6     3         5.0         6    1/63 + 1/66 = 0.031025    5      3
+# c2  p x x x x    0.2     5         1.5         3    1/65 + 1/63 = 0.031258    4      2
+BY_HAND = {
+    "a1": ("p q r s t", (-1.0, -5.0), 0.031778, 1),
+    "a2": ("p q x x x", (-1.0,), 0.031754, 2),
+    "b1": ("p q r s x", (-0.75, -0.5, -0.25), 0.032522, 1),
+    "b2": ("x x x x x", (-1.0, -2.0, -3.0), 0.030777, 3),
+    "c1": ("p q r x x", (-5.0,), 0.031025, 3),
+    "c2": ("p x x x x", (-1.5,), 0.031258, 2),
+}
+
+
+class Scripted:
+    """A student that writes and finds likely what stands in `BY_HAND`."""
+
+    name, tokenizer = "scripted", None
+
+    async def generate(self, prompts, sampling, *, deadline=None):
+        return [Completion("p q r s t", "stop", 5) for _ in prompts]
+
+    async def score(self, requests, *, deadline=None):
+        logprobs = {text: given for text, given, *_ in BY_HAND.values()}
+        return [TokenScores(logprobs[text.strip()]) for _, text in requests]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batches"),
+    [
+        # Within a stage in the order of the data, backwards.
+        (2, "b1 a1 | c2 b1 | a2 a1 | c2 c1 | b2 b1 | a2 a1"),
+        # The first stage is half a batch, so it comes with the second; of the six there, a1 and b1 are left over.
+        (4, "c2 b1 a2 a1 | c2 c1 b2 b1 | a2 a1 b1 a1"),
+    ],
+    ids=["2", "4"],
+)
+def test_examples_come_in_the_batches_worked_out_by_hand(batch_size, batches):
+    given = [
+        Question(name, f"What is {name}?", "7", tuple(Candidate(each, BY_HAND[each][0], "ready") for each in both))
+        for name, both in {"a": ("a1", "a2"), "b": ("b1", "b2"), "c": ("c1", "c2")}.items()
+    ]
+    selector = load_selector("srd", {"student": Scripted(), "stages": 3, "template": TEMPLATE})
+    kept, dropped = asyncio.run(apply(selector, given))
+    assert dropped == []
+    rows = [row_of(question, ("srd", "stage")) for question in kept]
+    scores = [each["srd"] for row in rows for each in row["scores"]]
+    assert scores == pytest.approx([score for *_, score, _ in BY_HAND.values()], abs=5e-7)
+    assert [text for row in rows for text in row["rationales"]] == [text for text, *_ in BY_HAND.values()]
+    stages = [stage for row in rows for stage in stages_of_row(row)]
+    assert stages == [stage for *_, stage in BY_HAND.values()]
+    order = in_stages(list(BY_HAND), stages, batch_size, lambda own, stage: own[::-1])
+    found = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    assert " | ".join(map(" ".join, found)) == batches
 
 
 # judge
