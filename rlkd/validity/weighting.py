@@ -72,7 +72,15 @@ class WeightMap:
 
     def is_floored(self, teacher: float | None) -> bool:
         """Whether the second factor lowers the weight of a step with this V_T."""
-        return teacher is not None and math.isfinite(teacher) and self._trust(teacher) < 1
+        return self.trust(teacher) < 1
+
+    def trust(self, validity: float | None) -> float:
+        """The factor of a step by its own validity V: min(1, V / v_0), and 1 where the scorer failed."""
+        if self.v_0 == 0 or validity is None or not math.isfinite(validity):
+            return 1.0
+        if self.scale == "log":
+            return math.exp(min(0.0, validity - math.log(self.v_0)))
+        return min(1.0, validity / self.v_0)
 
     def _weight(self, teacher: float | None, student: float | None, tau: float) -> float:
         if teacher is None or student is None or not (math.isfinite(teacher) and math.isfinite(student)):
@@ -85,14 +93,7 @@ class WeightMap:
         # By sigmoid(x) = (1 + tanh(x / 2)) / 2, so that a tie is exactly the middle.
         middle, half = (self.w_min + self.w_max) / 2, (self.w_max - self.w_min) / 2
         compared = middle + half * math.tanh((teacher - student) / tau / 2)
-        return min(max(compared, self.w_min), self.w_max) * self._trust(teacher)
-
-    def _trust(self, teacher: float) -> float:
-        if self.v_0 == 0:
-            return 1.0
-        if self.scale == "log":
-            return math.exp(min(0.0, teacher - math.log(self.v_0)))
-        return min(1.0, teacher / self.v_0)
+        return min(max(compared, self.w_min), self.w_max) * self.trust(teacher)
 
 
 class AdaptiveTau:
@@ -178,6 +179,8 @@ def joined(parts: Sequence[StepEvidence]) -> StepEvidence:
 class WeightedSteps:
     """The weights of a batch's steps (1 where the scorer failed), with the values they were made from.
 
+    `raising`: the weights of a signal that makes the student's own step likelier, and so should not where that step is
+    invalid: with the further factor min(1, V_S / v_0).
     `margins`: V_T - V_S as the map saw them; None where the scorer failed, and throughout under `uniform`. `failed`,
     `floored`: number of steps without validity, and of those whose weight the teacher's own validity lowered (`v_0`).
     """
@@ -187,6 +190,7 @@ class WeightedSteps:
     tau: float
     failed: int
     floored: int
+    raising: list[float]
 
 
 class StepWeighting:
@@ -239,7 +243,7 @@ class StepWeighting:
         """
         count = len(evidence.positions)
         if self.control == "uniform":
-            return WeightedSteps([1.0] * count, [None] * count, self.weight_map.tau, 0, 0)
+            return WeightedSteps([1.0] * count, [None] * count, self.weight_map.tau, 0, 0, [1.0] * count)
         pairs = self._compared(evidence)
         margins = [None if t is None or s is None else t - s for t, s in pairs]
         weight_map = replace(self.weight_map, v_0=0.0) if evidence.teacher_is_expected else self.weight_map
@@ -248,11 +252,12 @@ class StepWeighting:
         valid = [margin is not None for margin in margins]
         weights = weight_map([t for t, _ in pairs], [s for _, s in pairs], tau=tau)
         floored = sum(weight_map.is_floored(t) for t, _ in pairs)
+        raising = [weight * weight_map.trust(s) for weight, (_, s) in zip(weights, pairs, strict=True)]
         if self.control == "shuffled":
-            weights = shuffled(weights, valid, seed=self.seed, step=step)
+            weights, raising = (shuffled(values, valid, seed=self.seed, step=step) for values in (weights, raising))
         elif self.control == "position":
-            weights = self._profile(weights, evidence.positions, valid)
-        return WeightedSteps(weights, margins, tau, valid.count(False), floored)
+            weights = raising = self._profile(weights, evidence.positions, valid)
+        return WeightedSteps(weights, margins, tau, valid.count(False), floored, raising)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: plain numbers."""

@@ -48,6 +48,7 @@ def teacher_advantages(
     weight: float,
     clip: float | None = None,
     validity_BC: Tensor | None = None,
+    raising_BC: Tensor | None = None,
 ) -> Tensor:
     """What each token gets beside the advantage of its completion, (B, C); 0 for tokens outside the mask.
 
@@ -57,12 +58,15 @@ def teacher_advantages(
         weight: factor of the difference.
         clip: largest size of the difference, in nats; None for no limit.
         validity_BC: a further factor of each token's difference; None for 1.
+        raising_BC: the same for tokens that become likelier, whose difference is positive; None for `validity_BC`.
     """
     gap_BC = teacher_BC - student_BC
     if clip is not None:
         gap_BC = gap_BC.clamp(-clip, clip)
     added_BC = weight * gap_BC.masked_fill(~mask_BC, 0.0)
-    return added_BC if validity_BC is None else validity_BC * added_BC
+    if validity_BC is None:
+        return added_BC
+    return added_BC * (validity_BC if raising_BC is None else torch.where(gap_BC > 0, raising_BC, validity_BC))
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,7 @@ class TeacherKL:
             weight=self.args.teacher_kl,
             clip=self.args.teacher_kl_clip,
             validity_BC=None if weighted is None else weighted.weights,
+            raising_BC=None if weighted is None else weighted.raising,
         )
         kl_BC = (student_BC.float() - teacher_BC).masked_fill(~mask_BC, 0.0)
         tokens_B = mask_BC.sum(dim=1)

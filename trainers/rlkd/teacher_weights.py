@@ -93,6 +93,7 @@ def teacher_weights(
         propose=propose,
         student_hidden=student_hidden,
         with_head=lambda compute, hidden: compute(head_of(student(), width), hidden),
+        resumes=True,
     )
 
 

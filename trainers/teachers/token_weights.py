@@ -36,6 +36,7 @@ from rlkd.validity import (
 )
 from rlkd.validity.contract import reads_logprobs
 from trainers.teachers.batches import as_teacher_reads, unpadded
+from trainers.teachers.proposals import first_step
 from trainers.teachers.several_teachers import NUMBER
 from trainers.teachers.teachers import KDTeacher
 from trainers.teachers.token_steps import TokenStep, token_steps
@@ -74,6 +75,8 @@ class TokenWeights:
         propose: called on every process, even without prefixes.
         student_hidden: hidden states [B, C, H_s] of a batch's completions under the student, without gradients.
         with_head: computes a function of the student's last layer and of hidden states, while that layer is whole.
+        resumes: whether a teacher that writes goes on within the step of a rollout, from the token that it finds least
+            likely there; else it begins the step anew, and may write another one.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class TokenWeights:
         propose: Proposer,
         student_hidden: Callable[[Mapping[str, Any]], Tensor],
         with_head: Callable[[Callable[[Head, Tensor], TokenStatistics], Tensor], TokenStatistics],
+        resumes: bool = False,
     ):
         self.scorer = scorer
         self.expected = expected
@@ -96,6 +100,7 @@ class TokenWeights:
         self.propose = propose
         self.student_hidden = student_hidden
         self.with_head = with_head
+        self.resumes = resumes
 
     def __call__(
         self, rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any], *, on_policy: bool, step: int
@@ -115,8 +120,7 @@ class TokenWeights:
         if self.scorer is not None and self.expected:
             validities = score_statistics(self.scorer, tokens, spans, on_policy, tally=tally)
         elif self.scorer is not None:
-            prefixes = [one.teacher_prefix_ids if on_policy else one.prefix_ids for one in placed]
-            proposals = self.propose(on_policy, prefixes, [one.teacher for one in placed])
+            proposals = self._proposals(placed, tokens, spans, on_policy)
             validities = self._score(rows, placed, proposals, tokens, spans, on_policy, tally)
         evidence = StepEvidence(
             [one.position for one in placed],
@@ -132,11 +136,12 @@ class TokenWeights:
         parts = [part for part, _ in gathered]
         weighted = self.weighting(joined(parts), step)
         first = sum(len(part.positions) for part in parts[: PartialState().process_index])
-        weights = torch.ones(mask.shape)
+        weights, raising = torch.ones(mask.shape), torch.ones(mask.shape)
         records = []
         for index, one in enumerate(placed):
             weight = weighted.weights[first + index]
             weights[one.row, one.step.start : one.step.stop] = weight
+            raising[one.row, one.step.start : one.step.stop] = weighted.raising[first + index]
             records.append(
                 StepRecord(
                     row=one.row,
@@ -155,7 +160,23 @@ class TokenWeights:
             failed=sum(one.failed for _, one in gathered),
             cause=next((one.cause for _, one in gathered if one.cause), ""),
         )
-        return WeightedBatch(weights.to(mask.device), records, weighted, observed, tally)
+        return WeightedBatch(
+            weights.to(mask.device), records, weighted, observed, tally, raising=raising.to(mask.device)
+        )
+
+    def _proposals(
+        self, placed: Sequence[_PlacedStep], tokens: TokenStatistics, spans: Sequence[tuple[int, int]], on_policy: bool
+    ) -> list[list[int]]:
+        """The other model's step in the place of each, as ids; empty where it wrote no whole one."""
+        prefixes = [one.teacher_prefix_ids if on_policy else one.prefix_ids for one in placed]
+        numbers = [one.teacher for one in placed]
+        if not (self.resumes and on_policy):
+            return self.propose(on_policy, prefixes, numbers)
+        begun = []
+        for one, (start, end) in zip(placed, spans, strict=True):
+            begun.append(list(one.ids[: int(tokens.teacher_logprob[start:end].argmin())]))
+        written = self.propose(on_policy, [[*p, *b] for p, b in zip(prefixes, begun, strict=True)], numbers)
+        return [first_step(self.tokenizer, [*b, *w]) if w else [] for b, w in zip(begun, written, strict=True)]
 
     def _steps(self, batch: Mapping[str, Any], mask: Tensor) -> list[_PlacedStep]:
         """The steps of all traces, in order."""

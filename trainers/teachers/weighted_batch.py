@@ -33,7 +33,8 @@ class StepRecord:
 class WeightedBatch:
     """The weights of a batch's tokens (B, C), the steps behind them, and the tensors of the teacher's forward pass.
 
-    `steps` and `tally` cover all processes, `records` this one.
+    `steps` and `tally` cover all processes, `records` this one. `raising` (B, C): the weights of signals that make the
+    tokens of a trace likelier; None for `weights`.
     """
 
     weights: Tensor
@@ -41,6 +42,7 @@ class WeightedBatch:
     steps: WeightedSteps | None = None
     observed: dict[str, Tensor] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    raising: Tensor | None = None
 
 
 def step_records(weighted: WeightedBatch, rows: int) -> list[list[dict[str, Any]]]:

@@ -188,6 +188,29 @@ def test_an_uncertain_teacher_is_no_invalid_one_where_its_validity_is_an_expecta
         assert (found.weights, found.floored) == ([1.0], 0), control
 
 
+VALID = StepEvidence(positions=[0.0, 0.25, 0.5, 0.75, 1.0], teacher=[1, 1, 0.5, 0.1, None], student=[0, 0.1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("control", [None, "shuffled"])
+def test_a_signal_that_raises_a_step_has_less_weight_where_the_students_own_step_is_invalid(control):
+    found = StepWeighting(WeightMap(v_0=0.2), control=control)(VALID, 0)
+    factors = [0, 0.5, 1, 1, 1]
+    if control == "shuffled":  # the factors change places together with the weights
+        factors = shuffled(factors, [True] * 4 + [False], seed=0, step=0)
+    assert found.raising == pytest.approx([w * f for w, f in zip(found.weights, factors, strict=True)])
+
+
+@pytest.mark.parametrize("control", ["uniform", "position", "entropy", "divergence"])
+def test_controls_without_validities_of_steps_have_one_weight_for_both_signs(control):
+    found = weights_of(control)
+    assert found.raising == found.weights
+
+
+def test_an_expected_validity_takes_nothing_from_a_signal_that_raises():
+    found = StepWeighting(LOG)(replace(EVIDENCE, teacher_is_expected=True), 0)
+    assert found.raising == found.weights
+
+
 def test_missing_evidence_is_named():
     with pytest.raises(ValueError, match="'divergence' needs kl of all 1 steps; found none"):
         weights_of("divergence", StepEvidence([0.0], teacher_entropy=[1.0]))

@@ -52,6 +52,12 @@ def test_a_token_gets_the_weighted_difference_within_the_clip_and_others_nothing
     validity = torch.tensor([[1.0, 0.5, 2.0, 3.0]])
     weighted = teacher_advantages(student, teacher, mask, weight=0.5, clip=2.0, validity_BC=validity)
     assert weighted.tolist() == [[-0.5, 0.5, -2.0, 0.0]]
+    # Only the second token becomes likelier.
+    raising = torch.tensor([[0.0, 0.25, 0.0, 0.0]])
+    weighted = teacher_advantages(
+        student, teacher, mask, weight=0.5, clip=2.0, validity_BC=validity, raising_BC=raising
+    )
+    assert weighted.tolist() == [[-0.5, 0.25, -2.0, 0.0]]
 
 
 @pytest.mark.slow

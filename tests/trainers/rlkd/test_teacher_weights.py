@@ -152,11 +152,37 @@ def test_a_scorer_of_texts_reads_the_step_that_a_teacher_writes(tiny_model, mode
     scored = [step for step in steps if step["teacher"] is not None]
     assert len(scored) == 10  # the others reach the limit of the completion
     for step in scored:
-        assert step["proposal"] == "So it is."
-        assert (step["teacher"], step["student"]) == pytest.approx((0.425, 0.2 + len(step["text"]) / 40))
-    order = sorted(scored, key=lambda step: len(step["text"]))
-    assert [step["weight"] for step in order] == sorted((step["weight"] for step in scored), reverse=True)
-    assert order[0]["weight"] > order[-1]["weight"]
+        # The teacher goes on within the step; a token is a character here.
+        begun = step["proposal"].removesuffix("So it is.")
+        assert step["text"].startswith(begun.strip())
+        assert len(begun) < len(step["text"])
+        values = (0.2 + len(step["proposal"]) / 40, 0.2 + len(step["text"]) / 40)
+        assert (step["teacher"], step["student"]) == pytest.approx(values)
+        assert step["margin"] == pytest.approx(values[0] - values[1])
+    order = sorted(scored, key=lambda step: step["margin"])
+    assert [step["weight"] for step in order] == sorted(step["weight"] for step in scored)
+    assert order[0]["weight"] < order[-1]["weight"]
+
+
+@pytest.mark.slow
+def test_the_teacher_goes_on_from_the_token_of_the_step_that_it_finds_least_likely(tiny_model, models, tmp_path):
+    settings = {"proposals": "generate", "validity": f"{__file__}:by_length", "max_step_tokens": 8}
+    settings |= {"teacher": models["a"], "proposal_engine": f"{__file__}:Writer", "temperature": 0.7}
+    trainer = trainer_of(tiny_model, tmp_path, texts=["ab cd ef gh.\n"] * 8, max_completion_length=20, **settings)
+    trainer.train()
+    teacher, tokenizer = AutoModelForCausalLM.from_pretrained(models["a"]).eval(), trainer.processing_class
+    found = set()
+    for record in read_steps(trainer.rollouts_path):
+        prompt = tokenizer(record["prompt"], add_special_tokens=False)["input_ids"]
+        ids = tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
+        every = [*prompt, *ids]
+        places = range(len(prompt), len(prompt) + len("ab cd ef gh."))
+        logprobs = [float(distribution(teacher, every, place, 0.7)[every[place]]) for place in places]
+        begun = record["completion"][: logprobs.index(min(logprobs))]
+        [step] = record["kd_steps"]
+        assert step["proposal"] == (begun + "So it is.").strip()
+        found.add(begun)
+    assert found != {""}
 
 
 @pytest.mark.slow
