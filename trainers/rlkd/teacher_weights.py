@@ -3,9 +3,9 @@
     steps of the completions -> validities of both models' proposals -> a weight per step -> weights per token (B, C)
 
 The weights are those of distillation on the student's rollouts (`trainers.teachers.token_weights`), with two
-differences, both our choice, since the signal is on the sampled token and not on the whole distribution. A teacher that
-writes goes on within the student's step, at the token that it finds least likely there: a step of its own could be
-another one. And a signal that makes a token likelier has the further factor min(1, V_S / v_0): it reinforces the
+differences, both our choice, since the signal is on the sampled token and not on the whole distribution. A teacher
+that writes goes on within the student's step, at the token that it finds least likely there: a step of its own could
+be another one. And a signal that makes a token likelier has the further factor min(1, V_S / v_0): it reinforces the
 student's own step. Tokens outside steps have weight 1.
 """
 
