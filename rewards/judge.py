@@ -27,6 +27,7 @@ from rlkd.data.rows import completion_text, question_of
 from rlkd.engines import Engine, EnginePool
 from rlkd.engines.base import Completion, EngineError, Message, Sampling
 from rlkd.engines.choice_mass import check_choice_mass
+from rlkd.engines.local import ModelUse, models_used
 from rlkd.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,13 @@ class JudgeReward:
         # Part of the keys of cached scores, beside the parameters: the models themselves, not only their addresses.
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
         self.fingerprint = "/".join([*(str(judge.identity) for judge in self.judges), digest, "2"])
+
+    @property
+    def models_in_process(self) -> list[ModelUse]:
+        """The judges' models that are in this process."""
+        if self.reply == "yes_no":
+            return models_used("judge", [(judge, 1) for judge in self.judges], requests=len(self.criteria))
+        return models_used("judge", [(judge, self._sampling.max_new_tokens) for judge in self.judges])
 
     def describe(self) -> str:
         """What computes this reward, in a line."""

@@ -19,7 +19,7 @@ from rewards.contract import Failed, RewardError, RewardOptions, Scored
 from rlkd.classifiers import Classifier, ClassifierFacts, load_classifier, read_classifier
 from rlkd.data.rows import completion_text, question_of
 from rlkd.engines.base import identified
-from rlkd.engines.local import Dtype, ModelInProcess
+from rlkd.engines.local import Dtype, ModelInProcess, ModelUse
 from rlkd.engines.tokens import batches_by_length
 from rlkd.errors import UsageError
 from rlkd.gsrm.traces import reasoning_part
@@ -96,7 +96,8 @@ class ProcessReward:
         self.layout = layout
         self.system_prompt = system_prompt
         self.deadline = deadline
-        self.in_process = ModelInProcess(str(model), dtype, device, batch_tokens)
+        self._model = ModelInProcess(str(model), dtype, device, batch_tokens)
+        self.models_in_process = [ModelUse("process reward model", self._model)]
         # Part of the keys of cached scores, beside the parameters: the weights, not only the name.
         self.fingerprint = f"{identified(str(model))}/1"
         self.card_settings = {"process reward model": str(model), "reduce": reduce}
@@ -116,7 +117,7 @@ class ProcessReward:
 
     def describe(self) -> str:
         """What computes this reward, in a line."""
-        return f"{self.in_process.model}, {self.reduce} over the steps"
+        return f"{self._model.model}, {self.reduce} over the steps"
 
     def check_ready(self) -> None:
         """Raise `RewardError` where the checkpoint is no such model, or its tokenizer does not fit; no weights."""
@@ -126,7 +127,7 @@ class ProcessReward:
         if self._facts is None:
             role = f"reward {self.__name__!r}"
             try:
-                facts = read_classifier(self.in_process.model, self.good, role=role)
+                facts = read_classifier(self._model.model, self.good, role=role)
             except UsageError as error:
                 raise RewardError(str(error)) from error
             if fault := self._fault(facts):
@@ -214,12 +215,12 @@ class ProcessReward:
         if self._loaded is None:
             try:
                 self._loaded = load_classifier(
-                    facts, device=self.in_process.device, dtype=self.in_process.dtype, role=f"reward {self.__name__!r}"
+                    facts, device=self._model.device, dtype=self._model.dtype, role=f"reward {self.__name__!r}"
                 )
             except UsageError as error:
                 raise RewardError(str(error)) from error
         found: list[list[float] | str] = [[] for _ in rows]
-        limit = 0 if self._loaded.pad_id is None else self.in_process.batch_tokens
+        limit = 0 if self._loaded.pad_id is None else self._model.batch_tokens
         for batch in batches_by_length([len(ids) for _, (ids, _) in rows], limit):
             if time.monotonic() >= end:
                 values: Sequence[list[float] | str] = [f"the deadline of {self.deadline} s passed"] * len(batch)

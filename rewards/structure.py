@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rewards.contract import Failed, Outcome, RewardError, RewardOptions, Scored, StepScore
 from rlkd.data.rows import completion_text, question_of
 from rlkd.engines import EnginePool
+from rlkd.engines.local import ModelUse, models_used
 from rlkd.errors import UsageError
 from rlkd.gsrm import GSRM, DecompositionError, JudgeError, ReasoningTrace, UnreadableReply
 from rlkd.gsrm.alignment import Alignment, BranchScore, best_branch
@@ -129,6 +130,12 @@ class StructureReward:
         # A dry run tries no reward that would load a model or send requests to a server.
         self.sends_requests = self._engines.sends_requests
         self.loads_models = self._engines.loads_models or judge == "embedding" or embedding_model is not None
+
+    @property
+    def models_in_process(self) -> list[ModelUse]:
+        """The models of the decomposer and the judge that are in this process."""
+        parts = [part for part in (self.gsrm.decomposer, self.gsrm.judge) if hasattr(part, "engine")]
+        return models_used("structure model", [(part.engine, getattr(part, "max_new_tokens", 1)) for part in parts])
 
     def describe(self) -> str:
         """What computes this reward, in a line."""

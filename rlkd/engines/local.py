@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rlkd.engines.base import CheckedEngine, EngineError, identified
+from rlkd.engines.base import CheckedEngine, Engine, EngineError, identified
 from rlkd.engines.tokens import template_arguments, template_suffix
 from rlkd.models import is_adapter, resolve_model
 from rlkd.weights import AGAIN, weights_fault
@@ -18,15 +19,48 @@ WAY_OUT = "Give a folder written by save_pretrained, or a hub id in the local ca
 
 @dataclass(frozen=True)
 class ModelInProcess:
-    """The model of an engine that takes memory of this process or its GPU, as far as known before it loads.
+    """A model that takes memory of this process or its GPU, as far as known before it loads.
 
     `dtype` may be `auto`. `device`: None for the best one. `batch_tokens`: limit of rows x (prompt + new tokens).
+    `column_major`: whether its matrices are stored anew for generation where that helps (float32 on a CPU).
     """
 
     model: str
     dtype: str
     device: str | None
     batch_tokens: int
+    column_major: bool = False
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """A model in this process, and the requests that its owner sends it: rewards and scorers list theirs.
+
+    The attribute is `models_in_process`; the estimate of memory reads it.
+
+    Args:
+        role: what the model is for, in plain words.
+        new_tokens: most tokens that a request adds to its prompt; 0 for a model that keeps no states of tokens.
+        requests: most requests for one completion; None where their number is unknown, and full batches are likely.
+    """
+
+    role: str
+    model: ModelInProcess
+    new_tokens: int = 0
+    requests: int | None = 1
+
+
+def models_used(role: str, engines: Iterable[tuple[Engine, int]], *, requests: int | None = 1) -> list[ModelUse]:
+    """The models of those engines that hold one in this process; an engine that is given twice counts once.
+
+    `engines`: each with the most new tokens of a request (1 where texts are scored or chosen).
+    """
+    uses: dict[int, ModelUse] = {}
+    for engine, new_tokens in engines:
+        model = getattr(engine, "in_process", None)
+        if model is not None:
+            uses.setdefault(id(engine), ModelUse(role, model, new_tokens, requests))
+    return list(uses.values())
 
 
 class LocalEngine(CheckedEngine):

@@ -101,7 +101,7 @@ class TransformersEngine(LocalEngine):
     @property
     def in_process(self) -> ModelInProcess:
         """What is known of the model before it loads."""
-        return ModelInProcess(self.model, self.dtype, self.device, self.batch_tokens)
+        return ModelInProcess(self.model, self.dtype, self.device, self.batch_tokens, self.column_major)
 
     async def _complete_all(
         self, sampling: Sampling, deadline: float | None, prompts: list[Prompt]

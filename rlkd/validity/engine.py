@@ -6,9 +6,13 @@ import asyncio
 from typing import Any
 
 from rlkd.engines import Engine, EnginePool
+from rlkd.engines.local import ModelUse, models_used
 from rlkd.engines.tokens import load_tokenizer
 from rlkd.rendering import engine_text
 from rlkd.validity.contract import StepQuestion, ValidityError
+
+ROLE = "validity scorer"
+"""What the model of a scorer is for, in the estimate of memory."""
 
 
 class EngineScorer:
@@ -18,17 +22,26 @@ class EngineScorer:
         spec: spec of the engine (`rlkd.engines.open_engine`); a server needs the name of its model.
         deadline: seconds for one call of the scorer.
         tokenizer: name of the tokenizer whose chat template renders messages; by default that of the engine's model.
+        new_tokens: most tokens that a request writes; 1 where it scores a text.
     """
 
     __name__: str
 
-    def __init__(self, spec: str, deadline: float | None, tokenizer: str | None = None) -> None:
+    def __init__(
+        self, spec: str, deadline: float | None, tokenizer: str | None = None, *, new_tokens: int = 1
+    ) -> None:
         self.role = f"validity scorer {self.__name__!r}"
         self._engines = EnginePool(deadline)
         self.engine: Engine = self._engines.open(self.role, spec)
         self.deadline = deadline
+        self._new_tokens = new_tokens
         self._tokenizer_name = tokenizer
         self._tokenizer: Any = None
+
+    @property
+    def models_in_process(self) -> list[ModelUse]:
+        """The engine's model, if it is in this process."""
+        return models_used(ROLE, [(self.engine, self._new_tokens)], requests=None)
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond or lacks the model."""

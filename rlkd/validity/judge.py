@@ -74,7 +74,7 @@ class JudgeScorer(EngineScorer):
         self.template = TEMPLATE if template is None else template
         compiled(self.template)
         self.sampling = Sampling(max_new_tokens, json_schema=SCHEMA)
-        super().__init__(engine, deadline)
+        super().__init__(engine, deadline, new_tokens=max_new_tokens)
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | None]:
         """As `ValidityScorer`."""

@@ -18,9 +18,11 @@ from rlkd.data.rows import question_of
 from rlkd.engines import EnginePool
 from rlkd.engines.base import EngineError
 from rlkd.engines.choice_mass import check_choice_mass
+from rlkd.engines.local import ModelInProcess, ModelUse, models_used
 from rlkd.engines.tokens import batches_by_length
 from rlkd.errors import UsageError
 from rlkd.validity.contract import Scale, StepQuestion, ValidityError, warn_of_failed_steps
+from rlkd.validity.engine import ROLE
 from rlkd.validity.templates import compiled, render, rendered_example
 
 # As in TRL's PRMTrainer: a line end after the problem and each step, and the prediction is read there. A step comes
@@ -93,6 +95,13 @@ class PRMScorer:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_loaded": None}
+
+    @property
+    def models_in_process(self) -> list[ModelUse]:
+        """The model, unless it is an engine's elsewhere."""
+        if self.engine is not None:
+            return models_used(ROLE, [(self.engine, 1)], requests=None)
+        return [ModelUse(ROLE, ModelInProcess(str(self.model), "auto", self.device, self.batch_tokens))]
 
     def check_ready(self) -> None:
         """Raise `UsageError` where the engine does not respond, a label is not what it replies, or the model fails."""

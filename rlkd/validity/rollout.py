@@ -59,7 +59,7 @@ class RolloutScorer(EngineScorer):
         self.samples = samples
         self.sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
         self.fallback: Literal["none", "last_number"] = fallback
-        super().__init__(engine, deadline, tokenizer)
+        super().__init__(engine, deadline, tokenizer, new_tokens=max_new_tokens)
 
     async def __call__(self, questions: Sequence[StepQuestion]) -> list[float | Undecided | None]:
         """As `ValidityScorer`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from trainers.common.sharding import sharding_of
 from trainers.common.student import model_sources, reading_options
 
 if TYPE_CHECKING:
+    from rlkd.engines.local import ModelUse
     from rlkd.memory.models import WeightlessModel
 
 # Bytes per entry of the logits while a token is drawn: the scores in float32, a copy at the sampling temperature,
@@ -257,6 +258,37 @@ def reward_model_bytes(names: Sequence[str], args: Any, device: str) -> int:
     given = dict(args.model_init_kwargs or {})
     dtype = str(given.get("dtype") or "auto").removeprefix("torch.")
     return sum(read_frozen(name, dtype=dtype, device=device, **reading_options(args)).weights for name in names)
+
+
+def used_model_bytes(
+    uses: Iterable[ModelUse], device: str, *, rows: int, tokens: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of the weights of models that rewards or scorers hold on this device, and of their caches, by role.
+
+    `rows`: completions that are scored at a time. `tokens`: of a prompt with its completion, which is what a request
+    is taken to hold.
+    """
+    from rlkd.memory.passes import cache_bytes
+
+    weights: dict[str, int] = {}
+    caches: dict[str, int] = {}
+    for use in uses:
+        held, cache = use.model, f"{use.role}'s cache"
+        if (held.device or device).partition(":")[0] != device:
+            continue
+        # A classifier counts with the head of a language model, which is at least as large as its own.
+        frozen = read_frozen(held.model, dtype=held.dtype, device=device)
+        # On a CPU in float32 matrices are stored anew for generation, and the pages of the file stay mapped.
+        copies = 2 if held.column_major and device == "cpu" and held.dtype in ("auto", "float32") else 1
+        weights[use.role] = weights.get(use.role, 0) + copies * frozen.weights
+        if use.new_tokens:
+            whole = tokens + use.new_tokens
+            # A batch fits batch_tokens; the states of its prompts are there twice, as read and as they are continued.
+            batch = max(1, held.batch_tokens // whole)
+            batch = batch if use.requests is None else min(batch, rows * use.requests)
+            states = cache_bytes(frozen, batch, whole) + cache_bytes(frozen, batch, tokens)
+            caches[cache] = caches.get(cache, 0) + states
+    return weights, caches
 
 
 def _config(source: str, **options: Any) -> Any:

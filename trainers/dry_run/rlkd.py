@@ -55,7 +55,8 @@ def show_rlkd(
     show_lengths(run, student, dataset, completion=args.max_completion_length, template=template)
     plan, factors = rollout_plan(args, 0 if dataset is None else len(dataset))
     show_steps(run, plan, factors)
-    show_memory(run, memory_plan, args, model, settings["peft_config"], student, dataset, rewards=prepared.rewards)
+    built = {"rewards": prepared.rewards, "scorer": prepared.scorer}
+    show_memory(run, memory_plan, args, model, settings["peft_config"], student, dataset, **built)
     show_scores(run, prepared.rewards, dataset, student.tokenizer, template)
     if args.shuffle_rewards:
         run.line("a control run", f"the values of {', '.join(args.shuffle_rewards)} change places within each group")

@@ -112,8 +112,8 @@ def show_scores(
 def _cost(reward: Reward) -> str | None:
     """What makes it costly to try a reward; None for one that only computes."""
     if _has(reward, "loads_models"):
-        held = getattr(reward.function, "in_process", None)
-        return f"loads {held.model if held else 'a model'}"
+        uses = getattr(reward.function, "models_in_process", ())
+        return f"loads {' and '.join(use.model.model for use in uses) or 'a model'}"
     return "sends requests to a server" if _has(reward, "sends_requests") else None
 
 

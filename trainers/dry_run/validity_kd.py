@@ -55,7 +55,8 @@ def show_distillation(
     show_lengths(run, student, dataset, completion=args.max_completion_length, template=template)
     plan, factors = distillation_plan(args, 0 if dataset is None else len(dataset))
     show_steps(run, plan, factors)
-    show_memory(run, memory_plan, args, model, settings["peft_config"], student, dataset)
+    adapter, scorer = settings["peft_config"], prepared.scorer
+    show_memory(run, memory_plan, args, model, adapter, student, dataset, scorer=scorer)
     if run.mode == "probe" and not run.messages:
         from trainers.validity_kd.trainer import ValidityKDTrainer
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewards.build import names_model
-from rlkd.engines.local import ModelInProcess
+from rlkd.engines.local import ModelUse
 from rlkd.memory.plan import MemoryPhase, MemoryPlan
 from rlkd.registry import split_alias
 from trainers.common.memory import (
     generating,
     logprob_logits,
-    read_frozen,
     read_student,
     reward_model_bytes,
     takes_fast_path_on,
     training_phases,
+    used_model_bytes,
 )
-from trainers.teachers.memory import dense_teachers
+from trainers.teachers.memory import dense_teachers, scorer_bytes
 
 if TYPE_CHECKING:
     from trainers.rlkd.config import RLKDConfig
@@ -31,6 +31,7 @@ def memory_plan(
     *,
     prompt_tokens: int,
     rewards: Sequence[Any] | None = None,
+    scorer: Any = None,
     device: str | None = None,
     gpu_bytes: int | None = None,
 ) -> MemoryPlan:
@@ -42,6 +43,7 @@ def memory_plan(
         peft_config: the adapter to train.
         prompt_tokens: length of the longest prompt in tokens.
         rewards: the rewards as they were built; by default those that the config names.
+        scorer: the validity scorer of `teacher_kl` as it was built; by default that of the config.
         device: `cpu` or `cuda`; by default the run's.
         gpu_bytes: memory of the GPU, of which vLLM in the same process takes its share; by default that of this
             machine's.
@@ -50,7 +52,7 @@ def memory_plan(
     close where completions run to the limit. Raises `UsageError` where there is no estimate.
     """
     import trainers.rlkd.trainer  # noqa: F401  (its libraries are part of the process)
-    from rlkd.memory.passes import cache_bytes, reading_pass
+    from rlkd.memory.passes import reading_pass
 
     student = read_student(args, model, peft_config, device)
     device, notes = student.device, list(student.notes)
@@ -71,32 +73,20 @@ def memory_plan(
     else:
         models = [split_alias(one)[1] for one in rewards if isinstance(one, str)]
     fixed["reward models"] = reward_model_bytes(models, args, device)
-    caches = 0
-    for engine, new in _engines(rewards):
-        held = getattr(engine, "in_process", None)
-        if held is None or (held.device or device).partition(":")[0] != device:
-            continue
-        frozen = read_frozen(held.model, dtype=held.dtype, device=device)
-        # On a CPU in float32 its matrices are stored anew for generation, and the pages of the file stay mapped.
-        copies = 2 if device == "cpu" and held.dtype in ("auto", "float32") else 1
-        fixed["structure model"] = fixed.get("structure model", 0) + copies * frozen.weights
-        # A batch fits batch_tokens; the states of its prompts are there twice, as read and as they are continued.
-        batch = max(1, min(rows, held.batch_tokens // (tokens + new)))
-        caches += cache_bytes(frozen, batch, tokens + new) + cache_bytes(frozen, batch, tokens)
+    uses = [use for reward in rewards for use in _models_of(reward)]
+    weights, caches = used_model_bytes(uses, device, rows=rows, tokens=tokens)
+    fixed |= weights
 
     dense = None
+    scorer_caches: dict[str, int] = {}
     if args.teacher_kl:
         dense, fixed["teacher weights"] = dense_teachers(args, args.teachers or args.teacher, device)
-
-    for held in _classifiers(rewards):
-        if (held.device or device).partition(":")[0] == device:
-            # With the head of a language model, which is at least as large as that of a classifier.
-            weights = read_frozen(held.model, dtype=held.dtype, device=device).weights
-            fixed["process reward model"] = fixed.get("process reward model", 0) + weights
+        weights, scorer_caches = scorer_bytes(args, scorer, device, rows=rows, tokens=tokens)
+        fixed |= weights
 
     phases = [
         generating(student, args, fixed, notes, shape=(rows, groups, prompt_tokens, completion), gpu_bytes=gpu_bytes),
-        MemoryPhase("rewards", {**fixed, "structure model's cache": caches}),
+        MemoryPhase("rewards", {**fixed, **caches}),
     ]
     corrects = args.use_vllm and args.vllm_importance_sampling_correction
     if (
@@ -108,10 +98,13 @@ def memory_plan(
         read = reading_pass(student.model, micro_batch, tokens).most
         logits = logprob_logits(student.model, micro_batch * tokens, device, trains=False)
         phases.append(MemoryPhase("log-probabilities", {**fixed, "activations": read, "logits": logits}))
+    observed = {}
     if dense is not None:
-        states = rows * completion * dense.width * dense.number
+        observed["teacher states"] = rows * completion * dense.width * dense.number
         read = reading_pass(dense, micro_batch, tokens).most
-        phases.append(MemoryPhase("teacher", {**fixed, "teacher states": states, "activations": read}))
+        phases.append(MemoryPhase("teacher", {**fixed, **observed, "activations": read}))
+    if scorer_caches:
+        phases.append(MemoryPhase("weighting", {**fixed, **observed, **scorer_caches}))
     shape, positions = _micro_batch(args, device, micro_batch, rows, groups, prompt_tokens, student.model.width)
     phases += training_phases(
         student,
@@ -148,19 +141,7 @@ def _micro_batch(
     return plain, micro_batch * (completion if device != "cpu" else prompt + completion)
 
 
-def _engines(rewards: Sequence[Any]) -> Iterable[tuple[Any, int]]:
-    """The engines of structure rewards, each once, with the most tokens that a request writes."""
-    found: dict[int, tuple[Any, int]] = {}
-    for reward in rewards:
-        gsrm = getattr(getattr(reward, "function", None), "gsrm", None)
-        for part in (getattr(gsrm, "decomposer", None), getattr(gsrm, "judge", None)):
-            engine = getattr(part, "engine", None)
-            if engine is not None:
-                found.setdefault(id(engine), (engine, getattr(part, "max_new_tokens", 1)))
-    return found.values()
-
-
-def _classifiers(rewards: Sequence[Any]) -> list[ModelInProcess]:
-    """The models that rewards hold in this process themselves, such as `prm`."""
-    held = [getattr(getattr(reward, "function", None), "in_process", None) for reward in rewards]
-    return [one for one in held if isinstance(one, ModelInProcess)]
+def _models_of(reward: Any) -> Sequence[ModelUse]:
+    """The models that a reward holds in this process."""
+    uses: Sequence[ModelUse] = getattr(getattr(reward, "function", reward), "models_in_process", ())
+    return uses

@@ -1,10 +1,12 @@
-"""The memory of teachers before a run starts."""
+"""The memory of teachers and of validity scorers before a run starts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.common.memory import file_bytes, read_frozen
+from rlkd.validity.contract import load_scorer
+from trainers.common.memory import file_bytes, read_frozen, used_model_bytes
+from trainers.teachers.arguments import TeacherArguments
 from trainers.teachers.column import distinct_teachers
 from trainers.teachers.kinds import kind_of_teacher
 
@@ -37,3 +39,15 @@ def dense_teacher(args: Any, teacher: Any, device: str) -> WeightlessModel | Non
         revision=args.teacher_model_revision,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def scorer_bytes(
+    args: TeacherArguments, scorer: Any, device: str, *, rows: int, tokens: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of the weights of a scorer's models in this process, and of their caches, as `used_model_bytes`.
+
+    `scorer`: None for the one that the config names, if it needs one.
+    """
+    if scorer is None and args.needs_scorer:
+        scorer = load_scorer(str(args.validity), args.scorer_parameters)
+    return used_model_bytes(getattr(scorer, "models_in_process", ()), device, rows=rows, tokens=tokens)

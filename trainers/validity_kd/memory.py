@@ -8,7 +8,7 @@ from rlkd.memory.plan import MemoryPhase, MemoryPlan
 from trainers.common.memory import generating, read_student, training_phases
 from trainers.teachers.column import distinct_teachers
 from trainers.teachers.kinds import WITH_WEIGHTS, kind_of_teacher
-from trainers.teachers.memory import dense_teachers
+from trainers.teachers.memory import dense_teachers, scorer_bytes
 
 if TYPE_CHECKING:
     from rlkd.memory.models import WeightlessModel
@@ -22,14 +22,15 @@ def memory_plan(
     *,
     prompt_tokens: int,
     teacher: Any = None,
+    scorer: Any = None,
     device: str | None = None,
     gpu_bytes: int | None = None,
 ) -> MemoryPlan:
     """The estimate for a run with these arguments of `ValidityKDTrainer`; no weights are loaded.
 
     Arguments as for `trainers.rlkd.memory.memory_plan`; `teacher`: as `teacher_model` of the trainer, by default
-    `args.teacher`. Completions and traces are taken to be as long as `max_completion_length`. Raises `UsageError`
-    where there is no estimate.
+    `args.teacher`; `scorer`: the validity scorer as it was built, by default that of the config. Completions and
+    traces are taken to be as long as `max_completion_length`. Raises `UsageError` where there is no estimate.
     """
     import trainers.validity_kd.trainer  # noqa: F401  (its libraries are part of the process)
     from rlkd.memory.passes import cache_bytes, reading_pass
@@ -48,6 +49,8 @@ def memory_plan(
     if teacher == "self":  # a frozen copy, or the base below an adapter
         dense = student.model
         fixed["teacher weights"] = 0 if student.fixed["adapter"] else student.fixed["student weights"]
+    scorer_weights, scorer_caches = scorer_bytes(args, scorer, device, rows=rows, tokens=tokens)
+    fixed |= scorer_weights
     observed = {}
     # Where one of several teachers is asked, and does not compute, what all of them observed is kept for the loss.
     asked = dense is None or any(kind_of_teacher(one) not in WITH_WEIGHTS for one in distinct_teachers(teacher))
@@ -67,7 +70,7 @@ def memory_plan(
     own = {"student states": rows * completion * student.model.width * student.model.number}
     phases.append(MemoryPhase("reading", {**fixed, **observed, **own, "activations": read}))
     if args.needs_scorer:
-        phases.append(MemoryPhase("weighting", {**fixed, **observed, **own, "logits": tiles}))
+        phases.append(MemoryPhase("weighting", {**fixed, **observed, **own, "logits": tiles, **scorer_caches}))
         if args.proposals == "generate":
             cache = max(cache_bytes(one, ROWS, tokens + args.max_step_tokens) for one in readers)
             phases.append(MemoryPhase("proposals", {**fixed, **observed, "KV cache": cache}))

@@ -70,7 +70,7 @@ def test_a_reward_that_breaks_the_contract_is_refused(dataset, capsys):
 def test_a_reward_that_loads_a_model_waits_for_the_probe(dataset, capsys):
     arguments = {"structure": {"decomposer": "generative", "engine": "transformers:no/model"}}
     _, text = shown(build_rewards(["structure"], arguments, cache=False), dataset, capsys)
-    assert "structure loads a model: tried by --dry_run probe" in text
+    assert "structure loads no/model: tried by --dry_run probe" in text
     served = {"structure": {"decomposer": "generative", "engine": "http://127.0.0.1:9/v1#m", "deadline": 1}}
     [reward] = build_rewards(["structure"], served, cache=False)
     assert not reward.function.loads_models
@@ -124,7 +124,7 @@ def test_after_a_refusal_no_server_is_asked(dataset, capsys, scorer):
 def test_a_judge_says_whether_it_asks_a_server_or_loads_a_model(dataset, capsys):
     for engine, line in (
         ("http://127.0.0.1:9/v1#m", "sends requests to a server"),
-        ("transformers:no/model", "loads a model"),
+        ("transformers:no/model", "loads no/model"),
     ):
         judge = build_rewards(["judge"], {"judge": {"engine": engine, "criteria": "Is it right?"}}, cache=False)
         _, text = shown(judge, dataset, capsys)

@@ -1,8 +1,11 @@
 import pytest
 from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.tiny import save_llama
+from rlkd.engines.local import ModelInProcess, ModelUse
 from rlkd.errors import UsageError
+from rlkd.validity import load_scorer
 from trainers import RLKDConfig
 from trainers.rlkd.memory import memory_plan
 
@@ -114,6 +117,85 @@ def test_a_server_takes_no_memory_here(tiny_model):
         reward_funcs=["structure"], reward_kwargs={"structure": {"decomposer": "prompted", "engine": engine}}
     )
     assert "structure model" not in memory_plan(args, tiny_model, prompt_tokens=16).roles
+
+
+def parameter_bytes(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def states_per_token(folder):
+    given = AutoConfig.from_pretrained(folder)
+    return 2 * 4 * given.num_hidden_layers * given.num_key_value_heads * given.head_dim  # keys and values, float32
+
+
+def judged(model, engine, *, device=None, **parameters):
+    given = {"engine": engine, "criteria": {"right": "Is it right?", "short": "Is it short?"}, **parameters}
+    args = config(reward_funcs=["judge"], reward_kwargs={"judge": given})
+    return memory_plan(args, model, prompt_tokens=16, device=device)
+
+
+def test_a_judge_in_this_process_has_weights_and_a_cache_on_its_device(tiny_model):
+    spec, own = f"transformers:{tiny_model}", parameter_bytes(tiny_model)
+    found = judged(tiny_model, spec, max_new_tokens=10)
+    assert found.roles["judge"] == pytest.approx(2 * own, rel=0.01)  # as read, and as stored for generation
+    # The states of four requests of 16 + 32 tokens, as they are read and with the ten tokens of the reply.
+    assert phases(found)["rewards"]["judge's cache"] == 4 * (48 + 58) * states_per_token(tiny_model)
+    assert "judge" in phases(found)["backward"]
+    assert "judge's cache" not in phases(found)["backward"]
+    assert judged(tiny_model, f"{spec}?column_major=false").roles["judge"] == pytest.approx(own, rel=0.01)
+    assert judged(tiny_model, spec, device="cuda").roles["judge"] == pytest.approx(own, rel=0.01)
+    assert "judge" not in judged(tiny_model, f"{spec}?device=cpu", device="cuda").roles
+
+
+def test_a_judge_that_says_yes_or_no_gets_a_request_for_each_criterion(tiny_model):
+    found = judged(tiny_model, f"transformers:{tiny_model}", reply="yes_no")
+    assert phases(found)["rewards"]["judge's cache"] == 2 * 4 * (48 + 49) * states_per_token(tiny_model)
+
+
+def test_each_judge_of_a_panel_counts_and_servers_do_not(tiny_model, tmp_path):
+    other, server = save_llama(tmp_path, hidden_size=64), "http://127.0.0.1:1/v1#model"
+    panel = judged(tiny_model, [f"transformers:{tiny_model}", f"transformers:{other}", server])
+    both = parameter_bytes(tiny_model) + parameter_bytes(other)
+    assert panel.roles["judge"] == pytest.approx(2 * both, rel=0.01)
+    remote = judged(tiny_model, server)
+    assert not {"judge", "judge's cache"} & set(remote.roles)
+
+
+def test_an_engine_counts_once_in_a_reward_and_again_in_another_reward(tiny_model):
+    spec = f"transformers:{tiny_model}"
+    shared = {"decomposer": "prompted", "judge": "model", "engine": spec}
+    given = {"structure": shared, "judge": {"engine": spec, "criteria": "Is it right?"}}
+    args = config(reward_funcs=["structure", "judge"], reward_kwargs=given)
+    roles = memory_plan(args, tiny_model, prompt_tokens=16).roles
+    assert roles["structure model"] == roles["judge"] == pytest.approx(2 * parameter_bytes(tiny_model), rel=0.01)
+
+
+def test_the_validity_scorer_of_teacher_kl_has_weights_and_a_cache_where_it_is_in_this_process(tiny_model):
+    def planned(engine, **given):
+        kl = {"teacher_kl": 0.5, "teacher": tiny_model, "proposals": "generate", "validity": "judge"}
+        args = config(**kl, validity_kwargs={"engine": engine})
+        return memory_plan(args, tiny_model, rewards=[letters], prompt_tokens=16, **given)
+
+    found = planned(f"transformers:{tiny_model}")
+    assert found.roles["validity scorer"] == pytest.approx(2 * parameter_bytes(tiny_model), rel=0.01)
+    assert phases(found)["weighting"]["validity scorer's cache"] > 0
+    assert phases(found)["weighting"]["teacher states"] == phases(found)["teacher"]["teacher states"]
+    served = planned("http://127.0.0.1:1/v1#model")
+    assert "validity scorer" not in served.roles
+    assert "weighting" not in phases(served)
+    built = load_scorer("judge", {"engine": f"transformers:{tiny_model}"})
+    assert planned("http://127.0.0.1:1/v1#model", scorer=built).roles["validity scorer"] > 0
+
+
+def test_a_reward_of_your_own_lists_its_models(tiny_model):
+    def own(completions, **columns):
+        return [0.0 for _ in completions]
+
+    own.models_in_process = [ModelUse("critic", ModelInProcess(tiny_model, "float32", None, 512))]
+    roles = memory_plan(config(), tiny_model, rewards=[own], prompt_tokens=16).roles
+    assert roles["critic"] == pytest.approx(parameter_bytes(tiny_model), rel=0.01)
+    assert "critic's cache" not in roles
 
 
 def test_a_run_on_a_gpu_is_planned_without_one(tmp_path):
