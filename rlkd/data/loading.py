@@ -196,6 +196,8 @@ def _checked(
     for where, made, record in found:
         try:
             row, flagged = renamed(record, columns, aligned, where)
+            if isinstance(texts := row.get("rationales"), list) and None in texts:  # a null is no trace
+                keep_rationales(row, [text is not None for text in texts], aligned)
             checked = check_row(row, where)
         except RowError as error:
             bad.add(error)

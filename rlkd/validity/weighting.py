@@ -223,7 +223,7 @@ class StepWeighting:
         self.adaptive = adaptive
         self.adaptive_off_policy = copy.deepcopy(adaptive)
         self.seed = seed
-        self._profile = PositionProfile()
+        self._profile, self._raising_profile = PositionProfile(), PositionProfile()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -252,17 +252,20 @@ class StepWeighting:
         valid = [margin is not None for margin in margins]
         weights = weight_map([t for t, _ in pairs], [s for _, s in pairs], tau=tau)
         floored = sum(weight_map.is_floored(t) for t, _ in pairs)
-        raising = [weight * weight_map.trust(s) for weight, (_, s) in zip(weights, pairs, strict=True)]
+        own = [None] * count if self.control == "teacher_only" else [s for _, s in pairs]  # which sees no student
+        raising = [weight * weight_map.trust(value) for weight, value in zip(weights, own, strict=True)]
         if self.control == "shuffled":
             weights, raising = (shuffled(values, valid, seed=self.seed, step=step) for values in (weights, raising))
         elif self.control == "position":
-            weights = raising = self._profile(weights, evidence.positions, valid)
+            weights = self._profile(weights, evidence.positions, valid)
+            raising = self._raising_profile(raising, evidence.positions, valid)
         return WeightedSteps(weights, margins, tau, valid.count(False), floored, raising)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: plain numbers."""
         taus = [None if tau is None else tau.state_dict() for tau in (self.adaptive, self.adaptive_off_policy)]
-        return {"tau": taus[0], "tau_off_policy": taus[1], "profile": self._profile.state_dict()}
+        profiles = {"profile": self._profile.state_dict(), "profile_raising": self._raising_profile.state_dict()}
+        return {"tau": taus[0], "tau_off_policy": taus[1], **profiles}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a checkpoint's `state_dict`."""
@@ -271,6 +274,7 @@ class StepWeighting:
             if tau is not None and (saved := state.get(name)) is not None:
                 tau.load_state_dict(saved)
         self._profile.load_state_dict(state["profile"])
+        self._raising_profile.load_state_dict(state.get("profile_raising", state["profile"]))
 
     def _compared(self, evidence: StepEvidence) -> list[tuple[float | None, float | None]]:
         given = {}

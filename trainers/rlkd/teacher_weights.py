@@ -75,7 +75,7 @@ def teacher_weights(
             trainer.model.train()
 
     def propose(
-        on_policy: bool, prefixes: Sequence[Sequence[int]], numbers: Sequence[int]
+        on_policy: bool, prefixes: Sequence[Sequence[int]], numbers: Sequence[int], begun: Sequence[Sequence[int]]
     ) -> list[list[int]]:  # the teachers' steps: all completions are the student's
         def write(number: int, prefixes: Sequence[Sequence[int]]) -> list[Written]:
             engine = prepared.engines[number]
@@ -85,7 +85,7 @@ def teacher_weights(
             device = trainer.accelerator.device
             return write_here(models[number], prefixes, tokenizer, _sampling(trainer), args.max_step_tokens, device)
 
-        return propose_by_number(write, len(models), tokenizer, prefixes, numbers, trainer.accelerator)
+        return propose_by_number(write, len(models), tokenizer, prefixes, numbers, trainer.accelerator, begun)
 
     return TokenWeights(
         scorer=scorer,

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
-    """A model's text after a prefix, and whether the token limit truncated it."""
+    """A model's text after a prefix, and whether the token limit truncated it; a request that failed is such, too."""
 
     ids: list[int]
     truncated: bool = False
@@ -49,13 +49,15 @@ def propose_by_number(
     prefixes: Sequence[Sequence[int]],
     numbers: Sequence[int],
     accelerator: Any,
+    begun: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """As `propose`, by the teacher of each prefix: `numbers` has its number, `count` is that of the teachers."""
     steps: dict[int, list[int]] = {}
     for number in range(count):
         own = [index for index, one in enumerate(numbers) if one == number]
         chosen = [prefixes[index] for index in own]
-        written = propose(partial(write, number), tokenizer, chosen, accelerator, [tokenizer.eos_token_id])
+        parts = None if begun is None else [begun[index] for index in own]
+        written = propose(partial(write, number), tokenizer, chosen, accelerator, [tokenizer.eos_token_id], parts)
         steps |= dict(zip(own, written, strict=True))
     return [steps[index] for index in range(len(prefixes))]
 
@@ -72,9 +74,17 @@ def engine_sampling(args: Any, step: int) -> Sampling:
 
 
 def propose(
-    writer: Writer, tokenizer: Any, prefixes: Sequence[Sequence[int]], accelerator: Any, filler: Sequence[int]
+    writer: Writer,
+    tokenizer: Any,
+    prefixes: Sequence[Sequence[int]],
+    accelerator: Any,
+    filler: Sequence[int],
+    begun: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """The step that `writer` proposes after each prefix, as ids; empty where it wrote no whole one.
+
+    `begun`: for each prefix the ids with which the step begins, and from which `writer` goes on; it may end the step
+    there. None: it begins each step itself.
 
     Must be called on every process. Processes have different numbers of boundaries, and a rollout server splits its
     completions evenly: processes with fewer add `filler` (ids of any prompt) and drop the results.
@@ -83,8 +93,12 @@ def propose(
     most = int(gather(count).max())
     if most == 0:
         return []
-    padded = [*map(list, prefixes), *[list(filler)] * (most - len(prefixes))]
-    return [first_step(tokenizer, *written) for written in writer(padded)[: len(prefixes)]]
+    parts = [()] * len(prefixes) if begun is None else begun
+    whole = [[*prefix, *part] for prefix, part in zip(prefixes, parts, strict=True)]
+    texts = writer([*whole, *[list(filler)] * (most - len(prefixes))])[: len(prefixes)]
+    return [
+        first_step(tokenizer, [*part, *ids], truncated) for part, (ids, truncated) in zip(parts, texts, strict=True)
+    ]
 
 
 def first_step(tokenizer: Any, ids: Sequence[int], truncated: bool = False) -> list[int]:
@@ -200,7 +214,9 @@ class _AfterOneLine(StoppingCriteria):
 
 
 def _written(tokenizer: Any, item: Completion | EngineError) -> Written:
-    if isinstance(item, EngineError) or not item.text.strip():
+    if isinstance(item, EngineError):
+        return Written([], truncated=True)
+    if not item.text.strip():
         return Written([])
     truncated = item.finish_reason == "length"
     # The engine's text lacks the line end that stopped it. Some vocabularies have one token for the full stop and the

@@ -36,15 +36,14 @@ from rlkd.validity import (
 )
 from rlkd.validity.contract import reads_logprobs
 from trainers.teachers.batches import as_teacher_reads, unpadded
-from trainers.teachers.proposals import first_step
 from trainers.teachers.several_teachers import NUMBER
 from trainers.teachers.teachers import KDTeacher
 from trainers.teachers.token_steps import TokenStep, token_steps
 from trainers.teachers.weighted_batch import StepRecord, WeightedBatch
 
-Proposer = Callable[[bool, Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
+Proposer = Callable[..., list[list[int]]]
 """Whether the traces are the student's, prefixes, and the number of each one's teacher in; the other model's step
-after each prefix out, as ids."""
+after each prefix out, as ids. With `resumes`, a fourth argument: the ids with which each step begins."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,7 @@ class TokenWeights:
                     teacher=None if validities is None else validities.teacher[index],
                     student=None if validities is None else validities.student[index],
                     proposal=None if proposals is None else self._text(proposals[index]).strip(),
+                    raising=weighted.raising[first + index] if self.resumes else None,
                 )
             )
         tally = Tally(
@@ -172,11 +172,12 @@ class TokenWeights:
         numbers = [one.teacher for one in placed]
         if not (self.resumes and on_policy):
             return self.propose(on_policy, prefixes, numbers)
+        logprobs = tokens.teacher_logprob.tolist()
         begun = []
         for one, (start, end) in zip(placed, spans, strict=True):
-            begun.append(list(one.ids[: int(tokens.teacher_logprob[start:end].argmin())]))
-        written = self.propose(on_policy, [[*p, *b] for p, b in zip(prefixes, begun, strict=True)], numbers)
-        return [first_step(self.tokenizer, [*b, *w]) if w else [] for b, w in zip(begun, written, strict=True)]
+            own = logprobs[start:end]
+            begun.append(one.ids[: own.index(min(own))])
+        return self.propose(on_policy, prefixes, numbers, begun)
 
     def _steps(self, batch: Mapping[str, Any], mask: Tensor) -> list[_PlacedStep]:
         """The steps of all traces, in order."""

@@ -16,7 +16,10 @@ from rlkd.validity import Tally, WeightedSteps
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step with its weight and scores; `teacher` and `student` are validities, None where there are none."""
+    """A step with its weight and scores; `teacher` and `student` are validities, None where there are none.
+
+    `raising`: the weight of a signal that makes its tokens likelier, where that has one of its own.
+    """
 
     row: int
     position: float
@@ -27,6 +30,7 @@ class StepRecord:
     teacher: float | None = None
     student: float | None = None
     proposal: str | None = None
+    raising: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def step_records(weighted: WeightedBatch, rows: int) -> list[list[dict[str, Any]
     """For each row the records of its steps: text, tokens, weight, margin, validities and proposal."""
     records: list[list[dict[str, Any]]] = [[] for _ in range(rows)]
     for step in weighted.records:
-        shown = {name: value for name, value in vars(step).items() if name not in ("row", "position")}
+        hidden = {"row", "position"} | ({"raising"} if step.raising is None else set())
+        shown = {name: value for name, value in vars(step).items() if name not in hidden}
         records[step.row].append(shown)
     return records
 

@@ -158,3 +158,10 @@ def test_a_list_of_values_follows_the_rationales_that_flags_leave(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", given)
     [each] = load_rows(str(path), columns={"correct": "right"}, per_rationale=["trust"])
     assert (each["rationales"], each["trust"], each["stages"]) == (["#### 2"], [0.9], [2])
+
+
+def test_a_list_of_values_follows_the_rationales_that_are_no_nulls(tmp_path):
+    given = row("", trust=[0.1, 0.9], stages=[1, 2]) | {"rationales": [None, "#### 2"]}
+    path = jsonl(tmp_path / "rows.jsonl", given)
+    [each] = load_rows(str(path), per_rationale=["trust"])
+    assert (each["rationales"], each["trust"], each["stages"]) == (["#### 2"], [0.9], [2])

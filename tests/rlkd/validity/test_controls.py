@@ -200,10 +200,24 @@ def test_a_signal_that_raises_a_step_has_less_weight_where_the_students_own_step
     assert found.raising == pytest.approx([w * f for w, f in zip(found.weights, factors, strict=True)])
 
 
-@pytest.mark.parametrize("control", ["uniform", "position", "entropy", "divergence"])
-def test_controls_without_validities_of_steps_have_one_weight_for_both_signs(control):
+@pytest.mark.parametrize("control", ["uniform", "teacher_only", "entropy", "divergence"])
+def test_controls_that_see_no_validity_of_the_student_have_one_weight_for_both_signs(control):
     found = weights_of(control)
     assert found.raising == found.weights
+    if control == "teacher_only":
+        found = StepWeighting(WeightMap(v_0=0.2), control=control)(replace(VALID, student=None), 0)
+        assert found.raising == found.weights
+
+
+def test_position_has_the_methods_mean_weights_for_both_signs_and_resumes_with_them():
+    method = StepWeighting(WeightMap(v_0=0.2))(VALID, 0)
+    weighting = StepWeighting(WeightMap(v_0=0.2), control="position")
+    found = weighting(VALID, 0)
+    assert (sum(found.weights), sum(found.raising)) == pytest.approx((sum(method.weights), sum(method.raising)))
+    assert found.raising != found.weights
+    resumed = StepWeighting(WeightMap(v_0=0.2), control="position")
+    resumed.load_state_dict(json.loads(json.dumps(weighting.state_dict())))
+    assert resumed(VALID, 1) == weighting(VALID, 1)
 
 
 def test_an_expected_validity_takes_nothing_from_a_signal_that_raises():

@@ -7,7 +7,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from rlkd.engines import Completion, EngineError, Sampling
 from rlkd.engines.transformers import TransformersEngine
-from trainers.teachers.proposals import first_step, prefix_text, propose, write_by_engine, write_by_vllm, write_here
+from trainers.teachers.proposals import (
+    Written,
+    first_step,
+    prefix_text,
+    propose,
+    write_by_engine,
+    write_by_vllm,
+    write_here,
+)
 from trainers.teachers.token_steps import token_steps
 
 
@@ -90,6 +98,32 @@ class OneProcess:
 
 def test_a_process_without_boundaries_writes_nothing(tokenizer) -> None:
     assert propose(lambda prefixes: pytest.fail("asked"), tokenizer, [], OneProcess(), [1]) == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "written", "step"),
+    [
+        ("", Written("So 3."), "So 3."),
+        ("3 + 4 is ", Written("7.\nNext."), "3 + 4 is 7."),
+        ("3 + 4 is 7", Written(". Then she has 4 apples left in the", truncated=True), "3 + 4 is 7."),
+        ("She has 3 apples", Written("\nNext."), "She has 3 apples"),
+        ("She has 3 apples", Written(""), "She has 3 apples"),  # ended there
+        ("She has 3", Written(" apples in", truncated=True), ""),
+        ("She has 3", Written("", truncated=True), ""),  # as a request that failed
+    ],
+)
+def test_a_step_that_is_begun_goes_on_and_may_end_at_once(tokenizer, monkeypatch, begun, written, step) -> None:
+    monkeypatch.setattr("trainers.teachers.proposals.gather", lambda count: count)
+    asked = []
+
+    def writer(prefixes):
+        asked.extend(prefixes)
+        return [Written(ids_of(tokenizer, written.ids), written.truncated)]
+
+    prefix, part = ids_of(tokenizer, "How many?"), ids_of(tokenizer, begun)
+    [found] = propose(writer, tokenizer, [prefix], OneProcess(), [1], [part])
+    assert asked == [[*prefix, *part]]
+    assert tokenizer.decode(found) == step
 
 
 def test_a_model_in_this_process_writes_a_line_after_each_prefix_whatever_the_batch(tiny_model) -> None:
