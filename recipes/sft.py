@@ -118,7 +118,7 @@ def main(script: SFTScriptArguments, args: "SFTConfig", model: "ModelConfig") ->
     if script.shuffle_weights:
         say(args, "*** A CONTROL RUN: each example has the weight of its neighbour (--shuffle_weights). ***")
     if script.shuffle_stages is not None:
-        say(args, "*** A CONTROL RUN: each example has the stage of another one (--shuffle_stages). ***")
+        say(args, "*** A CONTROL RUN: the examples exchange their stages (--shuffle_stages). ***")
     trainer = build(script, args, model, examples, student)
     check_examples(trainer, len(examples))
     held_out = held_out_accuracy(trainer, script, test_rows, limit=script.max_completion_length)

@@ -1,4 +1,4 @@
-"""Columns with one entry for each rationale of a row: where a rationale is left out, its entries are too."""
+"""Columns of ours with one entry for each rationale of a row: where a rationale is left out, its entries are too."""
 
 from __future__ import annotations
 

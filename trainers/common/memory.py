@@ -260,6 +260,11 @@ def reward_model_bytes(names: Sequence[str], args: Any, device: str) -> int:
     return sum(read_frozen(name, dtype=dtype, device=device, **reading_options(args)).weights for name in names)
 
 
+def joined(fixed: Mapping[str, int], further: Mapping[str, int]) -> dict[str, int]:
+    """The bytes by role of both; a role that is in both counts twice."""
+    return {role: fixed.get(role, 0) + further.get(role, 0) for role in {**fixed, **further}}
+
+
 def used_model_bytes(
     uses: Iterable[ModelUse], device: str, *, rows: int, tokens: int
 ) -> tuple[dict[str, int], dict[str, int]]:

@@ -11,6 +11,7 @@ from rlkd.memory.plan import MemoryPhase, MemoryPlan
 from rlkd.registry import split_alias
 from trainers.common.memory import (
     generating,
+    joined,
     logprob_logits,
     read_student,
     reward_model_bytes,
@@ -52,7 +53,8 @@ def memory_plan(
     close where completions run to the limit. Raises `UsageError` where there is no estimate.
     """
     import trainers.rlkd.trainer  # noqa: F401  (its libraries are part of the process)
-    from rlkd.memory.passes import reading_pass
+    from rlkd.memory.passes import cache_bytes, reading_pass
+    from trainers.teachers.proposals import ROWS
 
     student = read_student(args, model, peft_config, device)
     device, notes = student.device, list(student.notes)
@@ -75,14 +77,14 @@ def memory_plan(
     fixed["reward models"] = reward_model_bytes(models, args, device)
     uses = [use for reward in rewards for use in _models_of(reward)]
     weights, caches = used_model_bytes(uses, device, rows=rows, tokens=tokens)
-    fixed |= weights
+    fixed = joined(fixed, weights)
 
     dense = None
     scorer_caches: dict[str, int] = {}
     if args.teacher_kl:
         dense, fixed["teacher weights"] = dense_teachers(args, args.teachers or args.teacher, device)
         weights, scorer_caches = scorer_bytes(args, scorer, device, rows=rows, tokens=tokens)
-        fixed |= weights
+        fixed = joined(fixed, weights)
 
     phases = [
         generating(student, args, fixed, notes, shape=(rows, groups, prompt_tokens, completion), gpu_bytes=gpu_bytes),
@@ -105,6 +107,9 @@ def memory_plan(
         phases.append(MemoryPhase("teacher", {**fixed, **observed, "activations": read}))
     if scorer_caches:
         phases.append(MemoryPhase("weighting", {**fixed, **observed, **scorer_caches}))
+    if dense is not None and args.needs_scorer and args.proposals == "generate":
+        cache = cache_bytes(dense, ROWS, tokens + args.max_step_tokens)
+        phases.append(MemoryPhase("proposals", {**fixed, **observed, "KV cache": cache}))
     shape, positions = _micro_batch(args, device, micro_batch, rows, groups, prompt_tokens, student.model.width)
     phases += training_phases(
         student,

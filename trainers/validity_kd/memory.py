@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlkd.memory.plan import MemoryPhase, MemoryPlan
-from trainers.common.memory import generating, read_student, training_phases
+from trainers.common.memory import generating, joined, read_student, training_phases
 from trainers.teachers.column import distinct_teachers
 from trainers.teachers.kinds import WITH_WEIGHTS, kind_of_teacher
 from trainers.teachers.memory import dense_teachers, scorer_bytes
@@ -50,7 +50,7 @@ def memory_plan(
         dense = student.model
         fixed["teacher weights"] = 0 if student.fixed["adapter"] else student.fixed["student weights"]
     scorer_weights, scorer_caches = scorer_bytes(args, scorer, device, rows=rows, tokens=tokens)
-    fixed |= scorer_weights
+    fixed = joined(fixed, scorer_weights)
     observed = {}
     # Where one of several teachers is asked, and does not compute, what all of them observed is kept for the loss.
     asked = dense is None or any(kind_of_teacher(one) not in WITH_WEIGHTS for one in distinct_teachers(teacher))

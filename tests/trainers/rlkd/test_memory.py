@@ -181,6 +181,7 @@ def test_the_validity_scorer_of_teacher_kl_has_weights_and_a_cache_where_it_is_i
     assert found.roles["validity scorer"] == pytest.approx(2 * parameter_bytes(tiny_model), rel=0.01)
     assert phases(found)["weighting"]["validity scorer's cache"] > 0
     assert phases(found)["weighting"]["teacher states"] == phases(found)["teacher"]["teacher states"]
+    assert phases(found)["proposals"]["KV cache"] > 0  # the teacher writes its steps
     served = planned("http://127.0.0.1:1/v1#model")
     assert "validity scorer" not in served.roles
     assert "weighting" not in phases(served)
@@ -196,6 +197,10 @@ def test_a_reward_of_your_own_lists_its_models(tiny_model):
     roles = memory_plan(config(), tiny_model, rewards=[own], prompt_tokens=16).roles
     assert roles["critic"] == pytest.approx(parameter_bytes(tiny_model), rel=0.01)
     assert "critic's cache" not in roles
+    alone = roles["student weights"]
+    own.models_in_process = [ModelUse("student weights", ModelInProcess(tiny_model, "float32", None, 512))]
+    roles = memory_plan(config(), tiny_model, rewards=[own], prompt_tokens=16).roles
+    assert roles["student weights"] > 1.5 * alone
 
 
 def test_a_run_on_a_gpu_is_planned_without_one(tmp_path):
