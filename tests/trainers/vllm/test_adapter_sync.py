@@ -100,10 +100,3 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused_also_where_the_student_cam
     generation = SimpleNamespace(model=model, accelerator=Accelerator(cpu=True))
     with pytest.raises(UsageError, match="vllm_adapter_sync: bias all"):
         sync_adapters(generation, str(tmp_path))
-
-
-def test_fsdp_1_is_refused(tmp_path: Path) -> None:
-    plugin = SimpleNamespace(fsdp_version=1)
-    generation = SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
-    with pytest.raises(UsageError, match="Set fsdp_version: 2"):
-        sync_adapters(generation, str(tmp_path))
