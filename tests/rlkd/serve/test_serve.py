@@ -169,9 +169,9 @@ def test_a_server_that_dies_before_it_was_ready_is_not_tried_again(place: Place)
 def test_a_server_that_is_not_ready_in_time_ends_all_and_reports_its_answer(
     place: Place, stub: str, found: str
 ) -> None:
-    started = place.serve(stub, "grandchildren", start_timeout=2)
+    started = place.serve(stub, "grandchildren", start_timeout=6)
     assert started.code() == 1
-    assert f"is not ready after 2 s (start_timeout; {found})" in started.text
+    assert f"is not ready after 6 s (start_timeout; {found})" in started.text
     assert "stub for" in started.text
     started.gone()
 
