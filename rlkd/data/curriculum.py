@@ -34,7 +34,14 @@ def stages_of_row(row: Mapping[str, Any]) -> list[int]:
 
 
 def exchanged_stages(stages: Sequence[int], seed: int) -> list[int]:
-    """The stages on other examples: the control for what a curriculum owes to its order. As many of each stage."""
+    """The stages on other examples: the control for what a curriculum owes to its order. As many of each stage.
+
+    Raises `UsageError` where all have one stage, which leaves nothing to exchange.
+    """
+    if len(set(stages)) < 2:
+        raise UsageError(
+            "shuffle_stages: all examples have one stage. Rank them in two or more (selector srd, stages)"
+        )
     return random.Random(seed).sample(stages, len(stages))
 
 

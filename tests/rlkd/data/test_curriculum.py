@@ -28,6 +28,8 @@ def test_exchanged_stages_are_the_same_ones_on_other_examples_and_the_seed_says_
     assert sorted(found) == sorted(STAGES)
     assert found != STAGES
     assert found == exchanged_stages(STAGES, 7) != exchanged_stages(STAGES, 8)
+    with pytest.raises(UsageError, match="all examples have one stage"):
+        exchanged_stages([2, 2], 7)
 
 
 def test_a_row_has_a_stage_for_each_rationale() -> None:
