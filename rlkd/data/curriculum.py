@@ -39,9 +39,7 @@ def exchanged_stages(stages: Sequence[int], seed: int) -> list[int]:
     Raises `UsageError` where all have one stage, which leaves nothing to exchange.
     """
     if len(set(stages)) < 2:
-        raise UsageError(
-            "shuffle_stages: all examples have one stage. Rank them in two or more (selector srd, stages)"
-        )
+        raise UsageError("shuffle_stages: all examples have one stage. Rank them in more (selector srd, stages)")
     return random.Random(seed).sample(stages, len(stages))
 
 
